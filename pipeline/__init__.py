@@ -1,0 +1,1 @@
+"""Data-free synthesis, quantization and distillation of Vision Transformers on Ray."""

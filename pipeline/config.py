@@ -1,0 +1,62 @@
+"""Configs: from files and flags to frozen dataclasses, and back to plain data and a digest."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jsonargparse
+
+from pipeline.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
+    """Read a config from `--config FILE.yaml` and `--section.key value` flags; later ones win.
+
+    `--help` and `--print_config` print and exit with 0, as on any command line.
+
+    Raises:
+        ConfigError: an unknown key, an ill-typed value, a missing file, or values that do not go together.
+    """
+    parser = jsonargparse.ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    parser.add_class_arguments(config_class, fail_untyped=True)
+    return _build(parser, lambda: parser.parse_args(list(sys.argv[1:] if argv is None else argv)), config_class)
+
+
+def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
+    """Build a config from plain data, as `to_dict` gives it or as YAML holds it.
+
+    Raises:
+        ConfigError: as `parse_config`.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, fail_untyped=True)
+    return _build(parser, lambda: parser.parse_object(dict(values)), config_class)
+
+
+def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C]) -> C:
+    try:
+        namespace = parser.instantiate_classes(parse())
+        return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_one_line(str(error))) from error
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON data: tuples as lists, nested configs as mappings."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of plain data; the order of keys does not matter."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

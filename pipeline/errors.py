@@ -1,0 +1,49 @@
+"""What can go wrong in the world outside, as one family of exceptions.
+
+Every message names the thing and the value received. All of them survive pickling, because Ray carries them from
+an actor to the driver: they keep to positional arguments that `Exception` itself stores.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that a user can mend; a job prints it as one line."""
+
+
+class ConfigError(PipelineError):
+    """A setting is unknown, ill-typed, or impossible together with another."""
+
+
+class ModelError(PipelineError):
+    """A model is unknown, of a family that cannot be run on a token subset, or does not fit what is asked of it."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is missing, corrupt, unsafe to read, or belongs to another model."""
+
+
+class DatasetError(PipelineError):
+    """A dataset is missing, truncated, foreign, of another config, or cannot be written."""
+
+
+class NonFiniteError(PipelineError):
+    """A value became NaN or infinite during inversion: running it again would end the same way.
+
+    Args:
+        step: iteration, counted from 0.
+        term: name of the loss term, or `pixels`.
+        shard_id: the shard it happened in, where one is known.
+    """
+
+    def __init__(self, step: int, term: str, shard_id: int | None = None) -> None:
+        super().__init__(step, term, shard_id)
+        self.step = step
+        self.term = term
+        self.shard_id = shard_id
+
+    def __str__(self) -> str:
+        place = "" if self.shard_id is None else f"shard {self.shard_id}: "
+        return f"{place}{self.term} is not finite at step {self.step}"
+
+
+class IncompleteError(PipelineError):
+    """A job ended with work left undone; the message says what is missing."""
