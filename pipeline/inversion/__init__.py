@@ -1,0 +1,17 @@
+"""Inverting a frozen teacher into images: pure tensors, without Ray and without files."""
+
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.engine import Inversion, InversionResult, invert, score, start_images
+from pipeline.inversion.losses import FeaturePrior
+from pipeline.inversion.teacher import Teacher
+
+__all__ = [
+    "FeaturePrior",
+    "Inversion",
+    "InversionConfig",
+    "InversionResult",
+    "Teacher",
+    "invert",
+    "score",
+    "start_images",
+]

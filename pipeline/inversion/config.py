@@ -1,0 +1,81 @@
+"""The settings of an inversion."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from pipeline.inversion.schedule import check_stops, survivors
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """How images are optimised from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
+
+    Args:
+        iterations: optimisation steps.
+        lr: Adam's learning rate, in normalised pixels.
+        betas: Adam's.
+        jitter: largest shift on each axis, as a share of the image's side.
+        flip: probability of a mirrored view.
+        stop_steps: at these iterations patches are stopped; none for a dense inversion.
+        stop_fractions: share of the patches then alive that each stop ends.
+        scope: `image` takes every loss an image and sums, and draws jitter an image, so that an image does not depend
+            on its neighbours; `published` averages the class loss, takes the total variation over the whole batch and
+            draws one jitter a batch.
+        class_weight: of the class loss.
+        tv_l2: weight of the L2 total variation. With scope `image`, λ·√B of a published λ at batch B weighs the same.
+        tv_l1: weight of the L1 total variation.
+        l2: weight of the pixels' Euclidean norm.
+        patch_similarity: weight of the patch similarity entropy, which is maximised (PSAQ-ViT).
+        feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean colour.
+        micro_batch: images in one forward and backward; the whole batch by default. Halved when memory runs out.
+        dtype: of the teacher's forward and backward; pixels and optimiser stay float32.
+    """
+
+    iterations: int = 4000
+    lr: float = 0.25
+    betas: tuple[float, float] = (0.5, 0.99)
+    jitter: float = 0.125
+    flip: float = 0.5
+    stop_steps: list[int] = field(default_factory=lambda: [50, 100, 200, 300])
+    stop_fractions: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
+    scope: Literal["image", "published"] = "image"
+    class_weight: float = 1.0
+    # 1e-4 over a batch of 32, as published, an image: 1e-4 * sqrt(32).
+    tv_l2: float = 5.66e-4
+    tv_l1: float = 0.0
+    l2: float = 0.0
+    patch_similarity: float = 0.0
+    feature_prior: float = 0.0
+    micro_batch: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ConfigError(f"iterations must be at least 1, not {self.iterations}")
+        if self.lr <= 0:
+            raise ConfigError(f"lr must be positive, not {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must lie in [0, 1), not {self.betas}")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"jitter must lie in [0, 1), not {self.jitter}")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip must lie in [0, 1], not {self.flip}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"micro_batch must be at least 1, not {self.micro_batch}")
+        for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        check_stops(self.stop_steps, self.stop_fractions, self.iterations)
+
+    def check(self, num_patches: int) -> None:
+        """Refuse a schedule that leaves a teacher of that many patches none, or too few for a loss.
+
+        Raises:
+            ConfigError: fewer than one patch would survive, or one under a patch similarity.
+        """
+        left = [num_patches, *survivors(num_patches, self.stop_fractions)][-1]
+        if self.patch_similarity and left < 3:
+            raise ConfigError(
+                f"patch_similarity compares patches: it needs 3 or more survivors, stop_fractions leave {left}"
+            )

@@ -1,0 +1,310 @@
+"""Sparse model inversion of one batch: from noise to images that the teacher gives their class.
+
+Source: Hu et al., Sparse Model Inversion, ICML 2024 (arXiv 2510.27186), sections 3 and 4. The order of a step, where
+the paper leaves it open, follows the published run described in tests/data/README.md.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.inversion import losses
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.patches import (
+    all_patches,
+    cut_patches,
+    draw_jitter,
+    jitter_images,
+    move_patches,
+    select_best,
+)
+from pipeline.inversion.schedule import survivors
+from pipeline.inversion.teacher import Teacher
+
+# Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
+CHECK_EVERY = 25
+
+
+@dataclass(frozen=True)
+class InversionResult:
+    """What one inversion made.
+
+    Attributes:
+        images: float32 [B, C, H, W] in normalised space, before stopped patches are filled.
+        keep_indices: int64 [B, K], ascending.
+        losses: each term's value at every step [iterations], on the CPU; `class_loss` is the mean over the batch.
+        micro_batch: images in one forward at the end; less than asked for where memory ran out.
+    """
+
+    images: Tensor
+    keep_indices: Tensor
+    losses: dict[str, Tensor]
+    micro_batch: int
+
+
+def invert(
+    teacher: Teacher,
+    targets: Tensor,
+    config: InversionConfig,
+    *,
+    seeds: Sequence[int],
+    init: Tensor | None = None,
+    jitter: Tensor | None = None,
+    feature_prior: losses.FeaturePrior | None = None,
+) -> InversionResult:
+    """Invert the teacher into one image for each target.
+
+    Args:
+        teacher: on the device to run on.
+        targets: classes, int64 [B].
+        config: losses, schedule and optimiser.
+        seeds: one an image; with scope `image` it alone decides the image's start and jitter.
+        init: starting images [B, C, H, W] in normalised space, instead of noise from the seeds.
+        jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
+        feature_prior: needed where its weight is not 0.
+
+    Raises:
+        NonFiniteError: a loss term or the pixels became NaN or infinite.
+        ConfigError: the schedule leaves the teacher no patch.
+        torch.OutOfMemoryError: not even one image fits.
+    """
+    run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, feature_prior=feature_prior)
+    for _ in range(config.iterations):
+        run.step()
+    return run.result()
+
+
+def start_images(teacher: Teacher, seeds: Sequence[int]) -> Tensor:
+    """The noise inversion starts from: N(0, 1) in normalised space [B, C, H, W], each image's from its own seed."""
+    return _start(teacher, _generators(seeds))
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _start(teacher: Teacher, generators: Sequence[torch.Generator]) -> Tensor:
+    # On the CPU on every device: an image's start does not depend on where it is made.
+    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
+
+
+class Inversion:
+    """One inversion under way; `step` it, look at it, take its `result`.
+
+    Attributes:
+        images: float32 [B, C, H, W], the leaf that is optimised; `.grad` holds the last step's gradient.
+        keep_indices: int64 [B, K], the patches alive.
+        num_steps: steps done.
+        micro_batch: images in one forward and backward.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        targets: Tensor,
+        config: InversionConfig,
+        *,
+        seeds: Sequence[int],
+        init: Tensor | None = None,
+        jitter: Tensor | None = None,
+        feature_prior: losses.FeaturePrior | None = None,
+    ) -> None:
+        config.check(teacher.num_patches)
+        assert len(seeds) == len(targets), "one seed for each target"
+        assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
+        self.micro_batch = min(config.micro_batch or len(targets), len(targets))
+        device = teacher.mean.device
+        generators = _generators(seeds)
+        start = _start(teacher, generators)
+        self.teacher = teacher
+        self.config = config
+        self.targets = targets.to(device)
+        self.feature_prior = feature_prior
+        self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
+        self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
+        self.num_steps = 0
+        counts = survivors(teacher.num_patches, config.stop_fractions)
+        self._stops = dict(zip(config.stop_steps, counts, strict=True))
+        self._jitter = (self._draw(generators) if jitter is None else jitter).to(device)
+        self._optimizer = torch.optim.Adam([self.images], lr=config.lr, betas=config.betas)
+        self._weights = _weights(config)
+        self._history = torch.zeros(config.iterations, len(self._weights), device=device)
+        self._scores: Tensor | None = None
+        if self._couples_images() and self.micro_batch < len(targets):
+            raise ConfigError(
+                f"micro_batch {self.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
+                "is defined on the whole batch: use scope image"
+            )
+        self._checked = 0
+
+    def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """[iterations, B, 3]; the steps that rank or stop patches see the image as it is."""
+        config = self.config
+        published = config.scope == "published"
+        table = draw_jitter(
+            generators[:1] if published else generators,
+            config.iterations,
+            largest_shift=int(self.teacher.image_size * config.jitter),
+            flip_probability=config.flip,
+        )
+        for stop in self._stops:
+            table[stop - 1 : stop + 1] = 0
+        return table.expand(-1, len(self.images), -1)
+
+    def step(self) -> None:
+        """One step of the optimiser, after stopping what the schedule stops here.
+
+        Raises:
+            NonFiniteError: within `CHECK_EVERY` steps of the first value that is not finite.
+        """
+        stop = self._stops.get(self.num_steps)
+        if stop is not None:
+            assert self._scores is not None, "the step before a stop ranks the patches"
+            self.keep_indices = select_best(self.keep_indices, self._scores, stop)
+        values = self._backward()
+        self._history[self.num_steps] = torch.stack([values[name] for name in self._weights])
+        self._optimizer.step()
+        with torch.no_grad():
+            self.images.clamp_(self.teacher.low, self.teacher.high)
+        self.num_steps += 1
+        if self.num_steps - self._checked >= CHECK_EVERY:
+            self._check_finite()
+
+    def result(self) -> InversionResult:
+        """The images so far.
+
+        Raises:
+            NonFiniteError: a loss term or the pixels are not finite.
+        """
+        self._check_finite()
+        if not bool(torch.isfinite(self.images).all()):
+            raise NonFiniteError(self.num_steps - 1, "pixels")
+        history = self._history[: self.num_steps].cpu()
+        return InversionResult(
+            images=self.images.detach(),
+            keep_indices=self.keep_indices,
+            losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
+            micro_batch=self.micro_batch,
+        )
+
+    def _check_finite(self) -> None:
+        finite = torch.isfinite(self._history[: self.num_steps])
+        if not bool(finite.all()):
+            step, term = (~finite).nonzero()[0].tolist()
+            raise NonFiniteError(step, list(self._weights)[term])
+        self._checked = self.num_steps
+
+    def _backward(self) -> dict[str, Tensor]:
+        """Fill in the gradient; the value of each term, detached."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._view_terms() | self._image_terms()
+            except torch.OutOfMemoryError:
+                # The step has changed nothing yet: run it again in smaller pieces, and stay there.
+                if self.micro_batch == 1 or self._couples_images():
+                    raise
+                self.micro_batch = (self.micro_batch + 1) // 2
+
+    def _couples_images(self) -> bool:
+        """Whether a term is defined on the whole batch alone."""
+        return bool(self.config.feature_prior) and self.config.scope == "published"
+
+    def _view_terms(self) -> dict[str, Tensor]:
+        """Terms on what networks see of the images, micro-batch by micro-batch."""
+        config = self.config
+        share = 1 / len(self.images) if config.scope == "published" else 1.0
+        parts: list[dict[str, Tensor]] = []
+        scores: list[Tensor] = []
+        for start in range(0, len(self.images), self.micro_batch):
+            terms = self._look(slice(start, start + self.micro_batch), scores)
+            loss = sum((self._weights[name] * value.sum() for name, value in terms.items()), self.images.new_zeros(()))
+            (share * loss).backward()
+            parts.append({name: value.detach() for name, value in terms.items()})
+        self._scores = torch.cat(scores) if scores else None
+        return {name: torch.cat([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _look(self, rows: slice, scores: list[Tensor]) -> dict[str, Tensor]:
+        """Show some of the images, jittered; the terms of each [b]. Steps that rank append the patches' scores."""
+        config = self.config
+        outputs: list[Tensor] = []
+        watch = self.teacher.attention_outputs() if config.patch_similarity else nullcontext(outputs)
+        precision = torch.autocast(self.images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+        with precision, watch as outputs:
+            logits = self._logits(rows, scores)
+        terms = {"class_loss": losses.class_loss(logits.float(), self.targets[rows])}
+        if config.patch_similarity:
+            terms["patch_similarity"] = -losses.patch_similarity_entropy(outputs)
+        if self.feature_prior is not None:
+            # What the image will be: the patches alive, over mean colour.
+            filled = self.teacher.fill_stopped(self.images[rows], self.keep_indices[rows])
+            value = self.feature_prior(jitter_images(filled, self._jitter[self.num_steps, rows]))
+            terms["feature_prior"] = value.expand(len(filled))
+        return terms
+
+    def _logits(self, rows: slice, scores: list[Tensor]) -> Tensor:
+        """The teacher's logits [b, classes] of the patches alive, jittered."""
+        teacher = self.teacher
+        grid, side = teacher.grid_size, teacher.patch_size
+        images, jitter = self.images[rows], self._jitter[self.num_steps, rows]
+        positions = move_patches(self.keep_indices[rows], jitter, grid_size=grid, patch_size=side)
+        if teacher.embeds_subsets:
+            view = cut_patches(images, positions, jitter, patch_size=side)
+            look, look_and_score = teacher.forward_patches, teacher.forward_patches_scores
+        else:
+            view = jitter_images(images, jitter)
+            look, look_and_score = teacher.forward, teacher.forward_scores
+        if self.num_steps + 1 not in self._stops:
+            return look(view, positions)
+        logits, ranking = look_and_score(view, positions)
+        scores.append(ranking.float())
+        return logits
+
+    def _image_terms(self) -> dict[str, Tensor]:
+        """Terms on the pixels of the whole batch, un-jittered; they act on stopped patches too, as published."""
+        published = self.config.scope == "published"
+        priors = {
+            "tv_l2": losses.tv_l2_batch if published else losses.tv_l2,
+            "tv_l1": losses.tv_l1,
+            "l2": losses.pixel_l2,
+        }
+        values = {name: prior(self.images) for name, prior in priors.items() if name in self._weights}
+        if values:
+            reduced = [self._weights[n] * (v.mean() if published else v.sum()) for n, v in values.items()]
+            torch.stack(reduced).sum().backward()
+        return {name: value.detach().mean() for name, value in values.items()}
+
+
+def _weights(config: InversionConfig) -> dict[str, float]:
+    """The terms of a run; the class loss always, that it can be read."""
+    terms = {
+        "class_loss": config.class_weight,
+        "patch_similarity": config.patch_similarity,
+        "feature_prior": config.feature_prior,
+        "tv_l2": config.tv_l2,
+        "tv_l1": config.tv_l1,
+        "l2": config.l2,
+    }
+    return {name: weight for name, weight in terms.items() if weight or name == "class_loss"}
+
+
+@torch.no_grad()
+def score(teacher: Teacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the teacher makes of stored images, read over CLS and kept tokens.
+
+    Args:
+        pixels: 8-bit [B, H, W, C].
+        keep_indices: int64 [B, K].
+        targets: int64 [B].
+
+    Returns:
+        Class loss [B], probability of the target [B], most probable class int64 [B].
+    """
+    logits = teacher(teacher.from_uint8(pixels), keep_indices)
+    probabilities = logits.softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    return losses.class_loss(logits, targets), probabilities, logits.argmax(dim=1)

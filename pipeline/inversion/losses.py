@@ -1,0 +1,128 @@
+"""Loss terms of the inversion.
+
+Each returns one value an image, [B]; `published` ones couple the images of a batch, as the published code does. Images
+are normalised float32 [B, C, H, W].
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A zero difference has no direction: its norm gets the subgradient 0, not 0/0.
+_SMALLEST = 1e-12
+
+
+def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy [B] of logits [B, classes] against int64 [B]."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def tv_l2(images: Tensor) -> Tensor:
+    """L2 total variation [B]: the norms of the four neighbour differences (DeepInversion; Yin et al., CVPR 2020)."""
+    return sum((_norm(difference.flatten(1)) for difference in _differences(images)), images.new_zeros(()))
+
+
+def tv_l2_batch(images: Tensor) -> Tensor:
+    """The published L2 total variation, a scalar: each norm runs over the whole batch at once."""
+    return sum((_norm(difference.reshape(1, -1)) for difference in _differences(images)), images.new_zeros(())).sum()
+
+
+def tv_l1(images: Tensor) -> Tensor:
+    """L1 total variation [B]: the mean absolute values of the four neighbour differences."""
+    return sum((difference.abs().flatten(1).mean(dim=1) for difference in _differences(images)), images.new_zeros(()))
+
+
+def pixel_l2(images: Tensor) -> Tensor:
+    """Euclidean norm of the pixels [B]."""
+    return _norm(images.flatten(1))
+
+
+def _differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Between each pixel and its neighbour to the right, below, and on the two diagonals."""
+    return (
+        images[..., :, :-1] - images[..., :, 1:],
+        images[..., :-1, :] - images[..., 1:, :],
+        images[..., :-1, :-1] - images[..., 1:, 1:],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    )
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return rows.square().sum(dim=1).clamp_min(_SMALLEST**2).sqrt()
+
+
+def patch_similarity_entropy(outputs: Sequence[Tensor], *, bandwidth: float = 0.01, points: int = 10) -> Tensor:
+    """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximised.
+
+    Noise has patches that all look alike; a picture has like and unlike ones. The density is a Gaussian kernel
+    estimate at `points` places between the smallest and the largest similarity (PSAQ-ViT; Li et al., ECCV 2022,
+    section 3.2).
+
+    Args:
+        outputs: each block's attention @ value [B, K, d], mean over heads, without prefix tokens; two patches or more.
+    """
+    return torch.stack([_similarity_entropy(output, bandwidth, points) for output in outputs]).mean(dim=0)
+
+
+def _similarity_entropy(output: Tensor, bandwidth: float, points: int) -> Tensor:
+    vectors = F.normalize(output.float(), dim=-1)
+    row, column = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
+    similarities = (vectors @ vectors.transpose(1, 2))[:, row, column]
+    low = similarities.detach().amin(dim=1, keepdim=True)
+    high = similarities.detach().amax(dim=1, keepdim=True)
+    places = low + (high - low) * torch.linspace(0, 1, points, device=vectors.device)
+    # [B, points, pairs] is summed place by place: whole, it would be the largest tensor of the run.
+    density = torch.stack([_kernel(place, similarities, bandwidth) for place in places.split(1, dim=1)], dim=1)
+    integrand = -density * density.clamp_min(_SMALLEST).log()
+    return torch.trapezoid(integrand, places, dim=1)
+
+
+def _kernel(place: Tensor, similarities: Tensor, bandwidth: float) -> Tensor:
+    """Gaussian kernel density [B] at one place an image [B, 1]."""
+    scaled = (place - similarities) / bandwidth
+    return torch.exp(-0.5 * scaled.square()).mean(dim=1) / (bandwidth * (2 * torch.pi) ** 0.5)
+
+
+class FeaturePrior:
+    """Distance of feature statistics to those a CNN's BatchNorm layers saw in training.
+
+    Sum over layers of the norms of the differences in mean and variance (DeepInversion; Yin et al., CVPR 2020,
+    equation 4). The statistics are each image's own; with `batch_statistics` they are the batch's, as published, and
+    the images depend on each other.
+
+    Args:
+        network: a CNN with BatchNorm2d layers that reads images normalised as the teacher's; it is frozen.
+
+    Raises:
+        ValueError: the network has no BatchNorm2d layer.
+    """
+
+    def __init__(self, network: nn.Module, *, batch_statistics: bool = False) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.batch_statistics = batch_statistics
+        self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+        if not self._layers:
+            raise ValueError(f"feature prior: {type(network).__name__} has no BatchNorm2d layer")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B], or a scalar with batch statistics."""
+        distances: list[Tensor] = []
+        handles = [layer.register_forward_pre_hook(self._measure(distances)) for layer in self._layers]
+        try:
+            self.network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack(distances).sum(dim=0)
+
+    def _measure(self, distances: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        dims = (0, 2, 3) if self.batch_statistics else (2, 3)
+
+        def measure(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            variance, mean = torch.var_mean(args[0], dim=dims, correction=0)
+            away = (mean - layer.running_mean).norm(dim=-1) + (variance - layer.running_var).norm(dim=-1)  # type: ignore[operator]
+            distances.append(away)
+
+        return measure

@@ -1,0 +1,92 @@
+"""Patch geometry: which patches survive, how a jitter moves them, and where their pixels lie.
+
+A jitter is three integers an image, [B, 3]: the image is rolled by (dy, dx) pixels, wrapping round, and then, where
+flip is 1, mirrored left-right. Patches are numbered row by row; `keep_indices` is int64 [B, K], ascending.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def all_patches(batch: int, num_patches: int, device: torch.device | str = "cpu") -> Tensor:
+    """`keep_indices` of whole images [B, N]."""
+    return torch.arange(num_patches, device=device).expand(batch, -1).clone()
+
+
+def select_best(keep_indices: Tensor, scores: Tensor, count: int) -> Tensor:
+    """The `count` patches of highest score, ascending [B, count]; of equal scores the first survives.
+
+    Args:
+        keep_indices: the patches alive [B, K].
+        scores: theirs, in the same order [B, K].
+    """
+    best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
+    return keep_indices.gather(1, best).sort(dim=1).values
+
+
+def draw_jitter(
+    generators: Sequence[torch.Generator], steps: int, *, largest_shift: int, flip_probability: float
+) -> Tensor:
+    """Random jitter for every step and image, int64 [steps, B, 3], each image's from its own generator.
+
+    Args:
+        generators: one an image, on the CPU.
+        largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
+        flip_probability: of a mirrored view.
+    """
+    tables = []
+    for generator in generators:
+        shifts = torch.randint(-largest_shift, largest_shift + 1, (steps, 2), generator=generator)
+        flips = torch.rand(steps, 1, generator=generator) < flip_probability
+        tables.append(torch.cat([shifts, flips.long()], dim=1))
+    return torch.stack(tables, dim=1)
+
+
+def move_patches(keep_indices: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:
+    """Grid positions [B, K] of the surviving patches in the jittered image.
+
+    A patch moves with the content of its image by the nearest whole number of patches: `floor(offset / patch + 0.5)`
+    rows and columns, wrapping round, then mirrored where flipped.
+    """
+    dy, dx, flip = (column.unsqueeze(1) for column in jitter.unbind(dim=1))
+    row = (keep_indices // grid_size + _nearest_patches(dy, patch_size)) % grid_size
+    column = (keep_indices % grid_size + _nearest_patches(dx, patch_size)) % grid_size
+    column = torch.where(flip.bool(), grid_size - 1 - column, column)
+    return row * grid_size + column
+
+
+def _nearest_patches(offset: Tensor, patch_size: int) -> Tensor:
+    """floor(offset / patch + 1/2), in integers."""
+    return torch.div(2 * offset + patch_size, 2 * patch_size, rounding_mode="floor")
+
+
+def cut_patches(images: Tensor, positions: Tensor, jitter: Tensor, *, patch_size: int) -> Tensor:
+    """The pixels that the jittered images show at `positions` [B, K], as patches [B, K, C, p, p].
+
+    Reads, and on the way back writes, those pixels alone; equals jittering the whole image and cutting it up.
+    """
+    batch, channels, _height, width = images.shape
+    y, x = _source_pixels(positions, jitter, grid_size=width // patch_size, patch_size=patch_size)
+    flat = (y.unsqueeze(-1) * width + x.unsqueeze(-2)).view(batch, 1, -1)
+    patches = images.flatten(2).gather(2, flat.expand(-1, channels, -1))
+    return patches.view(batch, channels, -1, patch_size, patch_size).transpose(1, 2)
+
+
+def jitter_images(images: Tensor, jitter: Tensor) -> Tensor:
+    """Roll and mirror whole images [B, C, H, W], each by its own jitter [B, 3]."""
+    size = images.shape[-1]
+    whole = torch.zeros(images.shape[0], 1, dtype=torch.int64, device=images.device)
+    return cut_patches(images, whole, jitter, patch_size=size).squeeze(1)
+
+
+def _source_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Rows [B, K, p] and columns [B, K, p] of the un-jittered image that land in the patches at `positions`."""
+    size = grid_size * patch_size
+    dy, dx, flip = (column.view(-1, 1, 1) for column in jitter.unbind(dim=1))
+    inside = torch.arange(patch_size, device=positions.device)
+    y = (positions // grid_size).unsqueeze(-1) * patch_size + inside
+    x = (positions % grid_size).unsqueeze(-1) * patch_size + inside
+    x = torch.where(flip.bool(), size - 1 - x, x)
+    return (y - dy) % size, (x - dx) % size

@@ -1,0 +1,294 @@
+"""timm models for teachers and students: made by name, with weights from timm, a checkpoint or a folder."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.checkpoints import read_state_dict
+from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
+from pipeline.storage import read_bytes
+
+LOCAL_DIR = "local-dir:"
+# What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
+# (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded.
+_TIMM_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and where its weights come from.
+
+    Args:
+        name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
+        pretrained: take timm's own weights for that name (downloaded).
+        checkpoint: weights at any fsspec URI, `.safetensors` or `.pth`.
+        use_ema: prefer averaged weights where a checkpoint has both.
+        num_classes: width of the classifier; by default the model's own.
+        in_chans: channels of the images, 1 or 3; by default the model's own.
+        model_args: further arguments of `timm.create_model`, such as `{img_size: 32, patch_size: 4}`.
+        class_names: a list, or the URI of a file (JSON list, or one name a line); by default timm's names where
+            the model says so, else numbers.
+        mean: of the pixels in [0, 1], one a channel; by default the model's own.
+        std: likewise.
+    """
+
+    name: str
+    pretrained: bool = False
+    checkpoint: str | None = None
+    use_ema: bool = True
+    num_classes: int | None = None
+    in_chans: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.in_chans not in (None, 1, 3):
+            raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ConfigError(f"num_classes must be at least 1, not {self.num_classes}")
+        if self.pretrained and self.checkpoint:
+            raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
+        if self.std is not None and min(self.std, default=0.0) <= 0:
+            raise ConfigError(f"std must be positive, not {self.std}")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, on the CPU, in float32, with all that is needed to feed it and to name its classes.
+
+    Attributes:
+        class_names: one for each class, all different.
+        mean, std: of pixels in [0, 1], one for each channel.
+        input_size: channels, height and width in pixels.
+        digest: SHA-256 of the weights.
+        data_config: timm's resolved data config (interpolation, crop_pct, ...).
+    """
+
+    model: nn.Module
+    name: str
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    digest: str
+    data_config: dict[str, Any]
+
+
+def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
+    """Make a model and fill in its weights.
+
+    Args:
+        config: which one.
+        trained: the whole model must come from a file, as a teacher's does. A student may start from random weights
+            or with a new head.
+
+    Raises:
+        ModelError: unknown name, arguments the family does not take, or another class count than its weights have.
+        CheckpointError: weights missing, corrupt, unsafe or of another model.
+        ConfigError: class names or normalisation that do not fit the model.
+    """
+    model = _create(config, trained).eval()
+    data_config = timm.data.resolve_data_config({}, model=model)
+    channels, height, width = _input_size(model, data_config)
+    mean = _per_channel("mean", config.mean, data_config["mean"], channels)
+    std = _per_channel("std", config.std, data_config["std"], channels)
+    data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std}
+    return LoadedModel(
+        model=model,
+        name=config.name,
+        class_names=_class_names(config, model),
+        mean=mean,
+        std=std,
+        input_size=(channels, height, width),
+        digest=weight_digest(model),
+        data_config=data_config,
+    )
+
+
+def save_model(
+    model: nn.Module, folder: str | Path, *, class_names: list[str], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Write a local folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, weights as safetensors.
+
+    Args:
+        model: made by `timm.create_model`, which recorded the arguments to make it again.
+    """
+    data_config = {"mean": mean, "std": std, "input_size": _input_size(model, timm.data.resolve_data_config({}, model))}
+    timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
+        model,
+        str(folder),
+        model_config={"label_names": list(class_names)},
+        safe_serialization=True,
+        data_config=data_config,
+    )
+
+
+def weight_digest(model: nn.Module) -> str:
+    """SHA-256, in hex, of a model's weights: names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+class RealImageTransform:
+    """timm's evaluation transform of a model's own config, for images of any size and mode."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._mode = "L" if loaded.input_size[0] == 1 else "RGB"
+        self._transform: Callable[[Image.Image], Tensor] = timm.data.create_transform(  # type: ignore[assignment]
+            **loaded.data_config, is_training=False
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Normalised float32 [C, H, W]."""
+        return self._transform(image.convert(self._mode))
+
+
+def real_image_transform(loaded: LoadedModel) -> RealImageTransform:
+    """The transform that real images go through on their way to a model."""
+    return RealImageTransform(loaded)
+
+
+def _create(config: ModelConfig, trained: bool) -> nn.Module:
+    from_folder = config.name.startswith(LOCAL_DIR) and config.checkpoint is None
+    if trained and not (from_folder or config.pretrained or config.checkpoint):
+        raise ModelError(
+            f"model {config.name!r} has no trained weights: set pretrained, checkpoint, or a {LOCAL_DIR} name"
+        )
+    if config.checkpoint is not None:
+        return _create_with_checkpoint(config, config.checkpoint)
+    model = _create_timm(config, pretrained=from_folder or config.pretrained)
+    if trained:
+        _check_own_head(config, model)
+    return model
+
+
+def _create_timm(config: ModelConfig, **arguments: Any) -> nn.Module:
+    explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
+    explicit = {name: value for name, value in explicit.items() if value is not None}
+    try:
+        return timm.create_model(config.name, **{**config.model_args, **explicit, **arguments})
+    except _TIMM_ERRORS as error:
+        raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}") from error
+
+
+def _create_with_checkpoint(config: ModelConfig, uri: str) -> nn.Module:
+    """Through timm's own loading, which knows how each family's published checkpoints are laid out."""
+    with torch.device("meta"):
+        outline = _create_timm(config, pretrained=False)
+    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
+    _check_heads(uri, weights, outline)
+    overlay = {
+        "state_dict": weights,
+        "num_classes": outline.num_classes,
+        "input_size": _input_size(outline, dict(outline.pretrained_cfg)),  # type: ignore[arg-type]
+        "label_offset": 0,
+        "custom_load": False,
+    }
+    try:
+        model = _create_timm(config, pretrained=True, pretrained_cfg_overlay=overlay)
+    except ModelError as error:
+        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {error}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
+    return model
+
+
+def _check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
+    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
+    for head in (classifier,) if isinstance(classifier, str) else classifier:
+        weight = weights.get(f"{head}.weight")
+        if weight is not None and weight.shape[0] != model.num_classes:
+            raise CheckpointError(
+                f"checkpoint {uri!r} has {weight.shape[0]} classes, the model has {model.num_classes}: "
+                f"set num_classes to {weight.shape[0]}"
+            )
+
+
+def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
+    """timm gives a pretrained model a fresh random head when asked for another class count; a teacher needs its own."""
+    own = model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
+    if own is not None and own != model.num_classes:
+        raise ModelError(f"model {config.name!r} was trained for {own} classes, num_classes says {model.num_classes}")
+
+
+def _input_size(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:
+    """Of the model as it was made; timm's config may still tell the size it was trained at."""
+    channels, height, width = data_config["input_size"]
+    embed = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None)
+    if isinstance(size, tuple):
+        height, width = size
+    return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
+
+
+def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    values = tuple(float(v) for v in (given if given is not None else own))
+    if len(values) == channels:
+        return values
+    if given is None and channels == 1:
+        # timm states three for a model that it made for one channel: grey is their mean.
+        return (sum(values) / len(values),)
+    raise ConfigError(f"{name} has {len(values)} values, the model reads {channels} channels: {list(values)}")
+
+
+def _class_names(config: ModelConfig, model: nn.Module) -> list[str]:
+    count = int(model.num_classes)  # type: ignore[arg-type]
+    given = config.class_names
+    names = _read_names(given) if isinstance(given, str) else given if given is not None else _own_names(model, count)
+    if len(names) != count:
+        raise ConfigError(f"class_names has {len(names)} names, model {config.name!r} has {count} classes")
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ConfigError(f"class_names must differ; repeated: {repeated[:5]}")
+    return list(names)
+
+
+def _read_names(uri: str) -> list[str]:
+    try:
+        text = read_bytes(uri).decode()
+    except (DatasetError, UnicodeDecodeError) as error:
+        raise ConfigError(f"class_names: {error}") from error
+    if text.lstrip().startswith("["):
+        try:
+            return [str(name) for name in json.loads(text)]
+        except ValueError as error:
+            raise ConfigError(f"class_names: {uri!r} is not a JSON list: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _own_names(model: nn.Module, count: int) -> list[str]:
+    own = model.pretrained_cfg  # type: ignore[assignment]
+    labels = own.get("label_names")  # type: ignore[union-attr]
+    if labels:
+        ordered = [labels[key] for key in sorted(labels, key=int)] if isinstance(labels, dict) else list(labels)
+        if len(ordered) == count:
+            return [str(name) for name in ordered]
+    subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None  # type: ignore[union-attr]
+    if subset is None:
+        return [str(index) for index in range(count)]
+    info = timm.data.ImageNetInfo(subset)
+    described = list(info.label_descriptions())
+    times = Counter(described)
+    # Two synsets may share a description ("crane"): the synset tells them apart.
+    return [
+        text if times[text] == 1 else f"{text} ({synset})"
+        for text, synset in zip(described, info.label_names(), strict=True)
+    ]
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -1,0 +1,70 @@
+"""A tiny teacher that takes milliseconds, as a module, as a folder, and one Ray session for the whole suite."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before Ray is imported: no token file in the user's home directory, and no usage pings or colour codes.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pipeline.inversion import Teacher
+from pipeline.models import save_model
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def make_tiny_model(seed: int = 0, **changes: object) -> nn.Module:
+    """A ViT of 10 classes that reads 32 × 32 pixels in 16 patches."""
+    torch.manual_seed(seed)
+    return timm.create_model("vit_tiny_patch16_224", **{**TINY, **changes}).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def tiny_model() -> nn.Module:
+    return make_tiny_model()
+
+
+@pytest.fixture
+def tiny_teacher(tiny_model: nn.Module) -> Teacher:
+    return Teacher(tiny_model, mean=HALF, std=HALF)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as `timm.create_model("local-dir:...")` loads it."""
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    names = [f"class {letter}" for letter in "abcdefghij"]
+    save_model(make_tiny_model(), folder, class_names=names, mean=HALF, std=HALF)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local cluster with 8 logical CPUs and 2 logical GPUs."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=8,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=150 * 2**20,
+            logging_level=logging.WARNING,
+        )
+    yield
+    ray.shutdown()
