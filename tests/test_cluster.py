@@ -1,0 +1,111 @@
+"""cluster.yaml: Ray's own validation of the launcher's part, EC2's own of what Ray passes on unread."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[1]
+EC2 = botocore.session.get_session().get_service_model("ec2")
+
+
+def load() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def node_config_errors(node_config: dict[str, Any]) -> list[str]:
+    """What EC2 would say to a request for such a machine: unknown keys, wrong types, values outside an enumeration."""
+    request = {**node_config, "MinCount": 1, "MaxCount": 1}
+    report = ParamValidator().validate(request, EC2.operation_model("RunInstances").input_shape)
+    errors = [report.generate_report()] if report.has_errors() else []
+    market = node_config.get("InstanceMarketOptions", {})
+    chosen = {
+        "InstanceType": node_config.get("InstanceType"),
+        "MarketType": market.get("MarketType"),
+        "SpotInstanceType": market.get("SpotOptions", {}).get("SpotInstanceType"),
+        "InstanceInterruptionBehavior": market.get("SpotOptions", {}).get("InstanceInterruptionBehavior"),
+    }
+    for shape, value in chosen.items():
+        if value is not None and value not in EC2.shape_for(shape).enum:  # type: ignore[attr-defined]
+            errors.append(f"{shape} is {value!r}")
+    if chosen["InstanceType"] is None:
+        errors.append("InstanceType is missing")
+    return errors
+
+
+def test_ray_accepts_the_cluster() -> None:
+    prepared = prepare_config(load())
+    validate_config(prepared)
+    # Left out, it would be Ray's default: a nightly wheel.
+    assert not any("ray-wheels" in command for command in prepared["setup_commands"])
+
+
+@pytest.mark.parametrize("node_type", ["head", "gpu"])
+def test_ec2_accepts_the_node(node_type: str) -> None:
+    assert node_config_errors(load()["available_node_types"][node_type]["node_config"]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"InstanceType": "g6.huge"}, "g6.huge"),
+        ({"InstanceTyp": "g6.xlarge"}, "InstanceTyp"),
+        ({"InstanceMarketOptions": {"MarketType": "sport"}}, "sport"),
+        ({"BlockDeviceMappings": [{"Ebs": {"VolumeSize": "150"}}]}, "VolumeSize"),
+    ],
+)
+def test_the_check_sees_mistakes(change: dict[str, Any], said: str) -> None:
+    node_config = load()["available_node_types"]["gpu"]["node_config"] | change
+    assert said in " ".join(node_config_errors(node_config))
+
+
+def test_head_is_on_demand_and_takes_no_work() -> None:
+    cluster = load()
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    assert head["resources"] == {"CPU": 0}
+    assert "InstanceMarketOptions" not in head["node_config"]
+
+
+def test_workers_are_spot_and_come_only_when_asked_for() -> None:
+    cluster = load()
+    gpu = cluster["available_node_types"]["gpu"]
+    assert gpu["min_workers"] == 0
+    assert gpu["max_workers"] == cluster["max_workers"] > 0
+    assert gpu["resources"]["GPU"] == 1
+    assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert cluster["provider"]["cache_stopped_nodes"] is False
+
+
+def test_every_node_asks_for_the_token() -> None:
+    cluster = load()
+    token = next(remote for remote, local in cluster["file_mounts"].items() if local == "~/.ray/auth_token")
+    options = cluster["docker"]["run_options"]
+    assert "-e RAY_AUTH_MODE=token" in options
+    assert f"-e RAY_AUTH_TOKEN_PATH={token}" in options
+    assert "--dashboard-host=127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
+
+
+def test_every_node_has_the_pinned_ray() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    cluster = load()
+    assert cluster["docker"]["image"] == f"rayproject/ray:{pins['ray']}-py311"
+    assert "-c constraints.txt" in cluster["setup_commands"][0]
+    assert f"ray[default]=={pins['ray']}" in (ROOT / "cluster.yaml").read_text()
+
+
+def submitted_commands(text: str) -> list[list[str]]:
+    """The entry points of the `ray job submit` commands in a text, comment signs and line ends taken away."""
+    plain = re.sub(r"\\\n#?\s*", " ", text)
+    return [shlex.split(line.split(" -- ", 1)[1]) for line in re.findall(r"ray job submit .* -- .*", plain)]
+
+
+def test_the_command_it_shows_writes_to_an_object_store() -> None:
+    (command,) = submitted_commands((ROOT / "cluster.yaml").read_text())
+    assert command[:3] == ["python", "-m", "jobs.synthesize"]
+    assert command[command.index("--output") + 1].startswith("s3://")
