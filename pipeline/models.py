@@ -125,7 +125,11 @@ def save_model(
     Args:
         model: made by `timm.create_model`, which recorded the arguments to make it again.
     """
-    data_config = {"mean": mean, "std": std, "input_size": _input_size(model, timm.data.resolve_data_config({}, model))}
+    data_config = {
+        "mean": mean,
+        "std": std,
+        "input_size": _input_size(model, timm.data.resolve_data_config({}, model=model)),
+    }
     timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
         model,
         str(folder),

@@ -3,9 +3,10 @@
 import json
 import os
 import posixpath
+import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +16,21 @@ from pipeline.errors import DatasetError
 # What the storage backends raise for a location that cannot be read or written. FileNotFoundError and
 # PermissionError are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
 _LOCATION_ERRORS = (OSError, ValueError, ImportError)
+# What the drivers of object stores let through without turning it into an OSError: no credentials, no endpoint.
+_DRIVER_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+
+
+def _driver_errors() -> tuple[type[BaseException], ...]:
+    """Of the drivers in use: an error cannot come from a module that nobody has imported."""
+    return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
+
+
+def _location_errors() -> tuple[type[BaseException], ...]:
+    return (*_LOCATION_ERRORS, *_driver_errors())
 
 
 def join(uri: str, *names: str) -> str:
@@ -30,26 +46,36 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         return fsspec.core.url_to_fs(uri)
-    except _LOCATION_ERRORS as error:
+    except _location_errors() as error:
         raise DatasetError(f"cannot open {uri!r}: {error}") from error
 
 
-def write_bytes(uri: str, content: bytes) -> None:
+def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:
     """Write a file at once: moved into place on a local disk, one request on an object store.
 
     A process killed at any moment leaves the old file or the new one. What a kill leaves of a local temporary file
     is named `.NAME.HEX.tmp`, and readers of datasets never look at it.
+
+    Args:
+        uri: the file.
+        content: all of it.
+        temporary_in: folder on the same disk for the temporary file of a local write; by default the file's own.
 
     Raises:
         OSError: the disk is full, the store refuses, or the network fails; worth another try.
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, content)
+        try:
+            fs.pipe_file(path, content)
+        except _driver_errors() as error:
+            raise OSError(_reason(error)) from error
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    folder = target.parent if temporary_in is None else Path(filesystem(temporary_in)[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -60,9 +86,10 @@ def write_bytes(uri: str, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(uri: str, value: Any) -> None:
-    """Write plain data as indented JSON, at once."""
-    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+def write_json(uri: str, value: Any, *, temporary_in: str | None = None) -> None:
+    """Write plain data as indented JSON, at once; see `write_bytes`."""
+    content = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_bytes(uri, content.encode(), temporary_in=temporary_in)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -73,8 +100,8 @@ def read_bytes(uri: str) -> bytes:
     """
     fs, path = filesystem(uri)
     try:
-        return fs.cat_file(path)
-    except _LOCATION_ERRORS as error:
+        return fs.cat_file(path)  # type: ignore[return-value]
+    except _location_errors() as error:
         raise DatasetError(f"cannot read {uri!r}: {_reason(error)}") from error
 
 
@@ -91,28 +118,87 @@ def read_json(uri: str) -> Any:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        DatasetError: that cannot be found out.
+    """
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    fs.invalidate_cache()
+    try:
+        return bool(fs.exists(path))
+    except _location_errors() as error:
+        raise DatasetError(f"cannot read {uri!r}: {_reason(error)}") from error
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """Names (not paths) of the files right under a folder, sorted; none where there is no such folder."""
+    """Names (not paths) of the files right under a folder, sorted; none where there is no such folder.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
         entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return []
+    except _location_errors() as error:
+        raise DatasetError(f"cannot list {uri!r}: {_reason(error)}") from error
     names = (posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "file")
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
 
-def remove(uri: str) -> None:
-    """Delete a file if it is there."""
+def find_files(uri: str) -> list[tuple[str, int]]:
+    """Name below the folder and size in bytes of every file in it and in its subfolders, sorted, without hidden ones.
+
+    A file instead of a folder gives one entry whose name is empty.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm_file(path)
+    fs.invalidate_cache()
+    root = path.rstrip("/")
+    try:
+        found: Any = fs.find(path, detail=True)
+    except _location_errors() as error:
+        raise DatasetError(f"cannot list {uri!r}: {_reason(error)}") from error
+    names = {name.removeprefix(root).lstrip("/"): int(entry["size"] or 0) for name, entry in found.items()}
+    return sorted((name, size) for name, size in names.items() if not any(map(_is_hidden, name.split("/"))))
+
+
+def _is_hidden(segment: str) -> bool:
+    return segment.startswith(".")
+
+
+def open_file(uri: str) -> IO[bytes]:
+    """A file to be read in pieces, as the footer of a Parquet file is.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    fs, path = filesystem(uri)
+    try:
+        return fs.open(path, "rb")  # type: ignore[return-value]
+    except _driver_errors() as error:
+        raise OSError(_reason(error)) from error
+
+
+def remove(uri: str) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        OSError: it could not be deleted.
+    """
+    fs, path = filesystem(uri)
+    try:
+        if fs.exists(path):
+            fs.rm_file(path)
+    except FileNotFoundError:
+        return  # somebody else was faster
+    except _driver_errors() as error:
+        raise OSError(_reason(error)) from error
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
@@ -132,7 +218,7 @@ def check_writable(uri: str) -> None:
     try:
         write_bytes(probe, b"")
         remove(probe)
-    except _LOCATION_ERRORS as error:
+    except _location_errors() as error:
         raise DatasetError(f"cannot write to {uri!r}: {_reason(error)}") from error
 
 

@@ -1,0 +1,19 @@
+"""The synthetic dataset as files: the Parquet contract, what is done and what is missing, reading it back on Ray."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dataset.store import write_images
+
+if TYPE_CHECKING:
+    from pipeline.dataset.reader import read_images
+
+__all__ = ["read_images", "write_images"]
+
+
+def __getattr__(name: str) -> Any:
+    # The reader brings Ray Data with it, seconds of import that the status of a dataset does not need.
+    if name == "read_images":
+        from pipeline.dataset.reader import read_images
+
+        return read_images
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""URI → ray.data.Dataset of images."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+from ray.data.extensions import ArrowTensorArray
+
+from pipeline import storage
+from pipeline.dataset import schema
+from pipeline.dataset.sources import ImageFiles, RowRange, Source, Unit, find_source
+from pipeline.errors import DatasetError
+
+Convert = Callable[[pa.Table], pa.Table]
+# Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
+_ROWS_AT_ONCE = 64
+
+
+def read_images(
+    uri: str, *, columns: Sequence[str] | None = None, decode: bool = True, override_num_blocks: int | None = None
+) -> ray.data.Dataset:
+    """Images, and what is known of each, as a Ray Dataset.
+
+    Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for greys and 3 for colours; `image_id`, which
+    derives from file and row where the source has none; `label` int64 where there are labels; of a synthetic dataset
+    all other columns of the contract.
+
+    Args:
+        uri: a synthetic dataset, a Parquet file or a folder of them with a column `image` (binary, or
+            struct<bytes, path>), or a folder of images with one subfolder a class, or none.
+        columns: which ones; further columns of a Parquet file must be named here.
+        decode: decode the images.
+        override_num_blocks: into how many blocks to read, for parallelism.
+
+    Raises:
+        DatasetError: nothing there, no images in it, a truncated or foreign file, a missing column; the message names
+            it. An image that cannot be decoded raises when it is read.
+    """
+    wanted = list(columns or ())
+    derived = {"image", "image_id"}
+    source = find_source(uri, [name for name in wanted if name not in schema.COLUMNS])
+    absent = [name for name in wanted if name not in source.columns and name not in derived]
+    if absent:
+        raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {sorted(derived | set(source.columns))}")
+    return read_source(source, columns=columns, convert=_decode if decode else None, num_blocks=override_num_blocks)
+
+
+def read_source(
+    source: Source,
+    *,
+    columns: Sequence[str] | None = None,
+    convert: Convert | None = None,
+    num_blocks: int | None = None,
+) -> ray.data.Dataset:
+    """The rows of a source, with encoded images, as `convert` makes them over."""
+    datasource = _ImagesDatasource(source, columns, convert, num_blocks)
+    return ray.data.read_datasource(datasource, override_num_blocks=num_blocks)
+
+
+class _ImagesDatasource(Datasource):
+    """Our own instead of Ray's Parquet reader, because the id of an image derives from its file and row."""
+
+    def __init__(
+        self, source: Source, columns: Sequence[str] | None, convert: Convert | None, num_blocks: int | None
+    ) -> None:
+        super().__init__()
+        self._source, self._columns, self._convert = source, columns, convert
+        self._units = list(source.units) if num_blocks is None else _split(source.units, num_blocks)
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(unit.size for unit in self._units)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any | None = None
+    ) -> list[ReadTask]:
+        return [self._read_task(units, per_task_row_limit) for units in _groups(self._units, parallelism)]
+
+    def _read_task(self, units: list[Unit], row_limit: int | None) -> ReadTask:
+        columns, convert, types = self._columns, self._convert, self._source.columns
+        metadata = BlockMetadata(
+            num_rows=sum(unit.num_rows for unit in units),
+            size_bytes=sum(unit.size for unit in units),
+            input_files=None,
+            exec_stats=None,
+        )
+        return ReadTask(lambda: _read(units, types, columns, convert), metadata, per_task_row_limit=row_limit)
+
+
+def _split(units: Sequence[Unit], num_blocks: int) -> list[Unit]:
+    """Cut row groups so that there are as many blocks as asked for, where there are as many rows."""
+    rows = sum(unit.num_rows for unit in units)
+    return [part for unit in units for part in unit.split(-(-num_blocks * unit.num_rows // max(1, rows)))]
+
+
+def _groups(units: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Neighbouring units in at most `count` groups of about equal numbers of rows."""
+    rows = sum(unit.num_rows for unit in units)
+    groups: dict[int, list[Unit]] = {}
+    before = 0
+    for unit in units:
+        # By the middle of the unit, so that one large unit does not drag its successors along.
+        groups.setdefault(int((before + unit.num_rows / 2) * count / max(1, rows)), []).append(unit)
+        before += unit.num_rows
+    return list(groups.values())
+
+
+def _read(
+    units: list[Unit], types: dict[str, pa.DataType], columns: Sequence[str] | None, convert: Convert | None
+) -> Iterable[pa.Table]:
+    for unit in units:
+        table = _read_rows(unit, types, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            rows = table.slice(start, _ROWS_AT_ONCE)
+            yield convert(rows) if convert is not None else rows
+
+
+def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
+    wanted = [name for name in types if columns is None or name in columns]
+    try:
+        with storage.open_file(unit.uri) as file:
+            group = pq.ParquetFile(file).read_row_group(unit.row_group, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"cannot read {unit.uri!r}: {' '.join(str(error).split())}") from error
+    group = group.slice(unit.start, unit.num_rows)
+    arrays = {name: _encoded(group[name]) if name == "image" else group[name].cast(types[name]) for name in wanted}
+    if "image_id" not in types and (columns is None or "image_id" in columns):
+        stem = unit.name.removesuffix(".parquet")
+        first = unit.first_row + unit.start
+        ids = [f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + unit.num_rows)]
+        arrays["image_id"] = pa.chunked_array([pa.array(ids, pa.string())])
+    if "image" in arrays and arrays["image"].null_count:
+        raise DatasetError(f"{unit.uri!r} has an image without bytes in row group {unit.row_group}")
+    return pa.table(arrays)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_struct(column.type):
+        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=None)
+    return column.cast(pa.binary())
+
+
+def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> pa.Table:
+    arrays: dict[str, pa.Array] = {
+        "image": pa.array([storage.read_bytes(uri) for uri, _, _ in unit.files], pa.binary()),
+        "image_id": pa.array([name for _, name, _ in unit.files], pa.string()),
+    }
+    if unit.files[0][2] is not None:
+        arrays["label"] = pa.array([label for _, _, label in unit.files], pa.int64())
+    return pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    if "image" not in table.column_names:
+        return table
+    codes = table["image"].to_pylist()
+    named = "image_id" in table.column_names
+    names = table["image_id"].to_pylist() if named else [f"row {row}" for row in range(len(table))]
+    pixels = [schema.decode_image(code, name) for code, name in zip(codes, names, strict=True)]
+    return with_tensors(table.drop_columns(["image"]), {"image": pixels})
+
+
+def with_tensors(table: pa.Table, tensors: Mapping[str, list[np.ndarray]]) -> pa.Table:
+    """A block with tensor columns, each of one shape or of several, beside the columns of a table."""
+    for name, arrays in tensors.items():
+        table = table.append_column(name, ArrowTensorArray.from_numpy(arrays, column_name=name))
+    return table

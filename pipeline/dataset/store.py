@@ -1,0 +1,208 @@
+"""The dataset as files: names, what is done and what is missing, the manifest, failures.
+
+- `<output>/manifest.json`: what the dataset is to hold.
+- `<output>/data/part-NNNNN-<digest8>.parquet`: one a shard; it exists if and only if the shard is done.
+- `<output>/failed/shard-NNNNN.json`: why a shard is not.
+- `<output>/.tmp/`: what a killed local write leaves; emptied by the next run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.dataset import schema
+from pipeline.errors import DatasetError
+
+_PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
+_FAILURE = re.compile(r"shard-(\d{5,})\.json")
+_TEMPORARY = ".tmp"
+
+
+def part_name(shard_id: int, digest: str) -> str:
+    """The file name of a shard's part; `digest` is the config's."""
+    return f"part-{shard_id:05d}-{digest[:8]}.parquet"
+
+
+def parse_part_name(name: str) -> tuple[int, str] | None:
+    """Shard id and first 8 digits of the digest; None for another file's name."""
+    match = _PART.fullmatch(name)
+    return None if match is None else (int(match[1]), match[2])
+
+
+def part_uri(output: str, shard_id: int, digest: str) -> str:
+    return storage.join(output, "data", part_name(shard_id, digest))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the files of a dataset say about its shards.
+
+    Attributes:
+        done: ids of the shards whose part exists.
+        failed: shard id → failure record, of shards that are not done.
+        missing: ids of the others; they were never tried, or are being worked on.
+    """
+
+    done: list[int]
+    failed: dict[int, dict[str, Any]]
+    missing: list[int]
+
+    @property
+    def complete(self) -> bool:
+        return not self.failed and not self.missing
+
+
+def read_progress(output: str, num_shards: int, digest: str) -> Progress:
+    """Compare the files of a dataset with what it should hold.
+
+    Raises:
+        DatasetError: files lie under `data/` that are not parts of this dataset.
+    """
+    done = done_shards(output, digest)
+    beyond = [shard_id for shard_id in done if shard_id >= num_shards]
+    if beyond:
+        raise DatasetError(f"{output!r} has {num_shards} shards, but holds {part_name(beyond[0], digest)!r}")
+    known = set(done)
+    failed = {
+        shard_id: storage.read_json(_failure_uri(output, shard_id))
+        for shard_id in failed_shards(output)
+        if shard_id not in known
+    }
+    missing = [shard_id for shard_id in range(num_shards) if shard_id not in known and shard_id not in failed]
+    return Progress(done, failed, missing)
+
+
+def done_shards(output: str, digest: str) -> list[int]:
+    """Ids of the shards whose part exists, in order.
+
+    Raises:
+        DatasetError: files lie under `data/` that are not parts of this dataset.
+    """
+    done = []
+    for name in storage.list_files(storage.join(output, "data")):
+        parsed = parse_part_name(name)
+        if parsed is None:
+            raise DatasetError(f"{storage.join(output, 'data')!r} holds a file that is not a part: {name!r}")
+        if parsed[1] != digest[:8]:
+            raise DatasetError(f"{storage.join(output, 'data')!r} holds a part of another config: {name!r}")
+        done.append(parsed[0])
+    return sorted(done)
+
+
+def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
+    """Put a shard's part in its place, and strike the shard off the failures.
+
+    Raises:
+        OSError: it could not be written; nothing is left behind.
+    """
+    storage.write_bytes(part_uri(output, shard_id, digest), content, temporary_in=_temporary_folder(output))
+    storage.remove(_failure_uri(output, shard_id))
+
+
+def write_failure(output: str, shard_id: int, record: Mapping[str, Any]) -> None:
+    """Record why a shard could not be done.
+
+    Args:
+        record: `error` (a type's name), `reason` and whatever helps to find out more.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    _write_json(output, _failure_uri(output, shard_id), {"shard_id": shard_id, **record})
+
+
+def failed_shards(output: str) -> list[int]:
+    """Ids of the shards that have a failure record."""
+    names = storage.list_files(storage.join(output, "failed"))
+    return sorted(int(match[1]) for match in map(_FAILURE.fullmatch, names) if match)
+
+
+def remove_failure(output: str, shard_id: int) -> None:
+    storage.remove(_failure_uri(output, shard_id))
+
+
+def clear_temporaries(output: str) -> None:
+    """Delete what killed writes left behind. One that is still going on is tried again by its writer."""
+    fs, path = storage.filesystem(_temporary_folder(output))
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_manifest(output: str) -> dict[str, Any]:
+    """The manifest of a dataset.
+
+    Raises:
+        DatasetError: there is none, or it is none of ours.
+    """
+    uri = manifest_uri(output)
+    manifest = storage.read_json(uri)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
+        raise DatasetError(f"{uri!r} is not a manifest of this software: it has no digest")
+    if manifest.get("schema_version") != schema.SCHEMA_VERSION:
+        version = manifest.get("schema_version")
+        raise DatasetError(f"{uri!r} has schema version {version!r}, this software reads {schema.SCHEMA_VERSION}")
+    return manifest
+
+
+def write_manifest(output: str, manifest: Mapping[str, Any]) -> None:
+    _write_json(output, manifest_uri(output), dict(manifest))
+
+
+def manifest_uri(output: str) -> str:
+    return storage.join(output, "manifest.json")
+
+
+def write_images(
+    uri: str,
+    images: np.ndarray | Sequence[np.ndarray],
+    labels: Sequence[int] | np.ndarray,
+    class_names: Sequence[str],
+    *,
+    image_ids: Sequence[str] | None = None,
+    row_group_size: int = 128,
+) -> None:
+    """Write labelled images of any origin as one Parquet file that this software, and others, read.
+
+    Args:
+        uri: of the file.
+        images: uint8 [H, W, C] each, with 1 or 3 channels.
+        labels: as many.
+        class_names: names of labels 0, 1, 2, ...
+        image_ids: unique names; by default numbers.
+        row_group_size: rows that are read together.
+
+    Raises:
+        DatasetError: counts that differ, labels without a name, repeated ids, or it could not be written.
+    """
+    names = [f"{row:06d}" for row in range(len(images))] if image_ids is None else list(image_ids)
+    values = [int(label) for label in labels]
+    if not len(images) == len(values) == len(names):
+        raise DatasetError(f"{uri!r}: {len(images)} images, {len(values)} labels, {len(names)} ids")
+    unnamed = sorted({label for label in values if not 0 <= label < len(class_names)})
+    if unnamed:
+        raise DatasetError(f"{uri!r}: label {unnamed[0]} has no name, there are {len(class_names)} class names")
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{uri!r}: image ids repeat")
+    columns = {"image": schema.image_column(list(images), names), "label": values, "image_id": names}
+    table = pa.table(columns, schema=schema.arrow_schema(class_names, columns=list(columns)))
+    try:
+        storage.write_bytes(uri, schema.to_parquet(table, row_group_size=row_group_size))
+    except OSError as error:
+        raise DatasetError(f"cannot write {uri!r}: {type(error).__name__}: {error}") from error
+
+
+def _failure_uri(output: str, shard_id: int) -> str:
+    return storage.join(output, "failed", f"shard-{shard_id:05d}.json")
+
+
+def _temporary_folder(output: str) -> str:
+    return storage.join(output, _TEMPORARY)
+
+
+def _write_json(output: str, uri: str, value: dict[str, Any]) -> None:
+    storage.write_json(uri, value, temporary_in=_temporary_folder(output))

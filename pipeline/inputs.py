@@ -1,0 +1,157 @@
+"""Images of any origin as a model's input: what calibration, distillation and evaluation read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from PIL import Image
+from torch import Tensor
+
+from pipeline.dataset import schema
+from pipeline.dataset.reader import read_source, with_tensors
+from pipeline.dataset.sources import Source, find_source
+from pipeline.errors import DatasetError
+from pipeline.models import LoadedModel, real_image_transform
+
+UNKNOWN = -1
+
+
+def read_inputs(
+    uri: str, loaded: LoadedModel, *, labels: bool = False, override_num_blocks: int | None = None
+) -> ray.data.Dataset:
+    """Rows `pixels` float32 [C, H, W] normalised, `label` int64, `keep_indices` int64 list, `image_id` string.
+
+    Synthetic images are only normalised: they lie on the teacher's patch grid. Real ones go through the evaluation
+    transform of the model's own config. Labels map by class name where the source's names are the model's, else by
+    number. Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
+
+    Args:
+        uri: as `pipeline.dataset.read_images` takes it.
+        loaded: the model that is to read them.
+        labels: whether labels are needed.
+        override_num_blocks: into how many blocks to read, for parallelism.
+
+    Raises:
+        DatasetError: as `read_images`; synthetic images of another size or patch grid than the model's; no labels
+            though they are needed, or labels that are not the model's.
+    """
+    source = find_source(uri)
+    has_labels = "label" in source.columns
+    if labels and not has_labels:
+        raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
+    _check_size(source, loaded)
+    convert = _Convert(
+        uri=uri,
+        size=loaded.input_size,
+        mean=np.array(loaded.mean, np.float32),
+        std=np.array(loaded.std, np.float32),
+        num_classes=len(loaded.class_names),
+        num_patches=num_patches(loaded),
+        label_map=_label_map(source, loaded) if has_labels else None,
+        labels_needed=labels,
+        transform=None if source.synthetic else real_image_transform(loaded),
+    )
+    columns = [name for name in ("image", "image_id", "label", "keep_indices") if name in source.columns]
+    return read_source(source, columns=[*columns, "image_id"], convert=convert, num_blocks=override_num_blocks)
+
+
+def num_patches(loaded: LoadedModel) -> int:
+    """Patches of a whole image; 0 for a model that has none."""
+    return int(getattr(getattr(loaded.model, "patch_embed", None), "num_patches", 0))
+
+
+def _check_size(source: Source, loaded: LoadedModel) -> None:
+    if source.manifest is None:
+        return
+    size = tuple(source.manifest["image_size"])
+    if size != loaded.input_size:
+        given, wanted = _size_text(size), _size_text(loaded.input_size)
+        raise DatasetError(f"images of {source.uri!r} are {given}, model {loaded.name!r} reads {wanted}")
+
+
+def _size_text(size: Sequence[int]) -> str:
+    channels, height, width = size
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _label_map(source: Source, loaded: LoadedModel) -> list[int] | None:
+    """The model's label for each of the source's; None where they are the same.
+
+    Raises:
+        DatasetError: the source has more classes than the model.
+    """
+    names = source.class_names
+    if names is None:
+        return None
+    number = {name: label for label, name in enumerate(loaded.class_names)}
+    if all(name in number for name in names):
+        return [number[name] for name in names]
+    if len(names) > len(number):
+        raise DatasetError(f"{source.uri!r} has {len(names)} classes, model {loaded.name!r} has {len(number)}")
+    return None
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """Encoded rows → inputs. Runs in Ray's tasks: it carries what it needs, and not the model."""
+
+    uri: str
+    size: tuple[int, int, int]
+    mean: np.ndarray
+    std: np.ndarray
+    num_classes: int
+    num_patches: int
+    label_map: list[int] | None
+    labels_needed: bool
+    transform: Callable[[Image.Image], Tensor] | None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        names = table["image_id"].to_pylist()
+        codes = table["image"].to_pylist()
+        pixels = [self._pixels(code, name) for code, name in zip(codes, names, strict=True)]
+        columns = {
+            "label": self._labels(table),
+            "keep_indices": self._keep_indices(table),
+            "image_id": table["image_id"].combine_chunks(),
+        }
+        return with_tensors(pa.table(columns), {"pixels": pixels})
+
+    def _pixels(self, code: bytes, name: str) -> np.ndarray:
+        if self.transform is not None:
+            return self.transform(schema.open_image(code, name)).numpy()
+        pixels = schema.decode_image(code, name)
+        size = (pixels.shape[2], *pixels.shape[:2])
+        if size != self.size:
+            given, wanted = _size_text(size), _size_text(self.size)
+            raise DatasetError(f"synthetic image {name!r} of {self.uri!r} is {given}, the model reads {wanted}")
+        normalised = (pixels.astype(np.float32) / np.float32(255) - self.mean) / self.std
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+    def _labels(self, table: pa.Table) -> pa.Array:
+        if "label" not in table.column_names:
+            return pa.array([UNKNOWN] * len(table), pa.int64())
+        if self.labels_needed and table["label"].null_count:
+            raise DatasetError(f"{self.uri!r} has images without a label")
+        labels = table["label"].fill_null(UNKNOWN).to_pylist()
+        classes = self.num_classes if self.label_map is None else len(self.label_map)
+        # Hugging Face marks the images of a test set whose labels are withheld with -1.
+        lowest = 0 if self.labels_needed else UNKNOWN
+        wrong = [label for label in labels if not lowest <= label < classes]
+        if wrong:
+            raise DatasetError(f"{self.uri!r} has label {wrong[0]}, there are {classes} classes")
+        if self.label_map is not None:
+            labels = [UNKNOWN if label == UNKNOWN else self.label_map[label] for label in labels]
+        return pa.array(labels, pa.int64())
+
+    def _keep_indices(self, table: pa.Table) -> pa.Array:
+        kind: Any = pa.list_(pa.int64())
+        if "keep_indices" not in table.column_names:
+            return pa.array([list(range(self.num_patches))] * len(table), kind)
+        kept = table["keep_indices"].combine_chunks().cast(kind)
+        largest = max(kept.flatten().to_pylist(), default=0)
+        if self.num_patches and largest >= self.num_patches:
+            raise DatasetError(f"{self.uri!r} keeps patch {largest}, the model has {self.num_patches} patches")
+        return kept

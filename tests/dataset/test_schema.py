@@ -1,0 +1,99 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.dataset import schema
+from pipeline.errors import DatasetError
+
+
+def make_images(count: int = 4, channels: int = 3, side: int = 8) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return list(rng.integers(0, 256, (count, side, side, channels), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_png_keeps_pixels_and_mode(channels: int, mode: str) -> None:
+    image = make_images(1, channels)[0]
+    code = schema.encode_image(image)
+    assert Image.open(io.BytesIO(code)).mode == mode
+    np.testing.assert_array_equal(schema.decode_image(code, "x"), image)
+
+
+def test_png_holds_pixels_and_nothing_else() -> None:
+    code = schema.encode_image(make_images(1)[0])
+    chunks, at = [], 8
+    while at < len(code):
+        chunks.append(code[at + 4 : at + 8])
+        at += 12 + int.from_bytes(code[at : at + 4], "big")
+    assert set(chunks) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
+)
+def test_encode_refuses_what_is_no_image(image: np.ndarray) -> None:
+    with pytest.raises(DatasetError, match="uint8"):
+        schema.encode_image(image)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)],
+)
+def test_decode_any_mode(mode: str, channels: int) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (5, 3)).save(buffer, format="JPEG" if mode == "CMYK" else "PNG")
+    pixels = schema.decode_image(buffer.getvalue(), "x")
+    assert pixels.shape == (3, 5, channels)
+    assert pixels.dtype == np.uint8
+
+
+def test_decode_16_bit_keeps_the_range() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(buffer, format="PNG")
+    np.testing.assert_array_equal(schema.decode_image(buffer.getvalue(), "x")[0, :, 0], [0, 1, 255])
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"truncated"])
+def test_decode_refuses_and_names_the_image(content: bytes) -> None:
+    code = schema.encode_image(make_images(1)[0])[:-30] if content == b"truncated" else content
+    with pytest.raises(DatasetError, match="digit-7"):
+        schema.decode_image(code, "digit-7")
+
+
+def test_schema_has_the_types_of_the_contract() -> None:
+    found = {field.name: str(field.type) for field in schema.arrow_schema(["a"])}
+    assert found == {
+        "image": "struct<bytes: binary, path: string>",
+        "label": "int64",
+        "keep_indices": "list<item: int16>",
+        "image_id": "string",
+        "shard_id": "int32",
+        "class_loss": "float",
+        "teacher_confidence": "float",
+        "teacher_prediction": "int64",
+    }
+
+
+def test_class_names_survive() -> None:
+    assert schema.class_names_of(schema.arrow_schema(["a", "b"])) == ["a", "b"]
+    assert schema.class_names_of(pa.schema([("label", pa.int64())])) is None
+    assert schema.class_names_of(pa.schema([("label", pa.int64())], metadata={"huggingface": "{"})) is None
+
+
+def test_parquet_is_zstd_and_the_same_each_time() -> None:
+    images = make_images()
+    names = [f"{row}" for row in range(len(images))]
+    columns = {"image": schema.image_column(images, names), "label": [0, 1, 0, 1], "image_id": names}
+    table = pa.table(columns, schema=schema.arrow_schema(["a", "b"], columns=list(columns), metadata={"digest": "d"}))
+    content = schema.to_parquet(table)
+    assert content == schema.to_parquet(table)
+    footer = pq.read_metadata(io.BytesIO(content))
+    assert footer.num_row_groups == 1
+    assert {footer.row_group(0).column(index).compression for index in range(4)} == {"ZSTD"}
+    assert footer.metadata is not None
+    assert footer.metadata[b"digest"] == b"d"

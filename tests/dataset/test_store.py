@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.dataset import store, write_images
+from pipeline.errors import DatasetError
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def test_part_names() -> None:
+    assert store.part_name(7, DIGEST) == "part-00007-01234567.parquet"
+    assert store.parse_part_name("part-00007-01234567.parquet") == (7, "01234567")
+    assert store.parse_part_name(store.part_name(123456, DIGEST)) == (123456, "01234567")
+    for name in ("part-7-01234567.parquet", ".part-00007-01234567.parquet.ab.tmp", "x.parquet"):
+        assert store.parse_part_name(name) is None
+
+
+def test_progress_of_files(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert store.read_progress(output, 4, DIGEST) == store.Progress([], {}, [0, 1, 2, 3])
+    store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "tv_l2 is not finite"})
+    store.write_failure(output, 2, {"error": "OSError", "reason": "disk full"})
+    store.write_part(output, 0, DIGEST, b"part")
+    store.write_part(output, 2, DIGEST, b"part")
+    progress = store.read_progress(output, 4, DIGEST)
+    assert progress.done == [0, 2]
+    assert progress.failed == {1: {"shard_id": 1, "error": "NonFiniteError", "reason": "tv_l2 is not finite"}}
+    assert progress.missing == [3]
+    assert not progress.complete
+    assert store.failed_shards(output) == [1]  # a part strikes its shard off the failures
+
+
+def test_nothing_but_parts_lies_under_data_even_during_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    replace = Path.replace
+
+    def looked_at(self: Path, target: Path) -> Path:
+        seen.append([str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()])
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", looked_at)
+    store.write_part(str(tmp_path), 0, DIGEST, b"part")
+    assert [name.startswith(".tmp/") for name in seen[0]] == [True]
+    (tmp_path / ".tmp" / ".killed.tmp").write_bytes(b"half")
+    store.clear_temporaries(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "part-00001-ffffffff.parquet", "part-00009-01234567.parquet"])
+def test_foreign_files_under_data_are_named(tmp_path: Path, name: str) -> None:
+    store.write_part(str(tmp_path), 0, DIGEST, b"part")
+    (tmp_path / "data" / name).write_bytes(b"")
+    with pytest.raises(DatasetError, match=name):
+        store.read_progress(str(tmp_path), 4, DIGEST)
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", "{}", json.dumps({"digest": "d", "schema_version": 99})])
+def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"manifest\.json"):
+        store.read_manifest(str(tmp_path))
+
+
+def test_storage_at_any_scheme() -> None:
+    store.write_part("memory://there", 3, DIGEST, b"part")
+    store.write_failure("memory://there", 1, {"reason": "r"})
+    progress = store.read_progress("memory://there", 4, DIGEST)
+    assert (progress.done, sorted(progress.failed), progress.missing) == ([3], [1], [0, 2])
+    assert storage.find_files("memory://there") == [
+        ("data/part-00003-01234567.parquet", 4),
+        ("failed/shard-00001.json", 37),
+    ]
+
+
+def labelled(folder: Path, channels: int = 3) -> tuple[Path, np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), dtype=np.uint8)
+    file = folder / "images.parquet"
+    write_images(str(file), images, [2, 1, 0, 1, 2], ["zero", "one", "two"], row_group_size=2)
+    return file, images
+
+
+def test_write_images_for_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    file, images = labelled(tmp_path, channels=1)
+    loaded = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.features["image"] == datasets.Image()
+    assert loaded.features["label"].names == ["zero", "one", "two"]
+    np.testing.assert_array_equal(np.asarray(loaded[3]["image"]), images[3, :, :, 0])
+
+
+def test_write_images_for_pandas_and_pyarrow(tmp_path: Path) -> None:
+    file, _ = labelled(tmp_path)
+    frame = pandas.read_parquet(file)
+    assert list(frame["label"]) == [2, 1, 0, 1, 2]
+    first = frame.to_dict("records")[0]["image"]
+    assert first["bytes"].startswith(b"\x89PNG")
+    assert first["path"] == "000000.png"
+    assert pq.read_metadata(file).num_row_groups == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "message"),
+    [([0, 1], None, "2 labels"), ([0, 1, 7], None, "label 7"), ([0, 1, 1], ["a", "a", "b"], "repeat")],
+)
+def test_write_images_refuses(tmp_path: Path, labels: list[int], ids: list[str] | None, message: str) -> None:
+    file = tmp_path / "images.parquet"
+    with pytest.raises(DatasetError, match=message):
+        write_images(str(file), np.zeros((3, 4, 4, 1), np.uint8), labels, ["a", "b"], image_ids=ids)
+    assert not file.exists()
+
+
+def test_write_images_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="cannot write"):
+        write_images(str(tmp_path / "file" / "x.parquet"), np.zeros((1, 4, 4, 1), np.uint8), [0], ["a"])
