@@ -1,0 +1,234 @@
+"""The demo's teacher and its real images: scikit-learn's 1,797 handwritten digits, which come with the package.
+
+`python -m jobs.digits --output runs/digits` writes
+
+    teacher/            a small Vision Transformer as a folder that `timm.create_model("local-dir:...")` loads
+    real.parquet        20 training images a class: what calibration and distillation on real images read
+    reference.parquet   20 others a class: what activation ranges are compared with
+    held_out.parquet    500 images that nothing is trained on: what every score is of
+    history.json        training loss and held-out top-1, an epoch each
+"""
+
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from jobs.entry import run_job
+from pipeline.config import to_dict
+from pipeline.dataset.store import write_images
+from pipeline.errors import ConfigError
+from pipeline.models import save_model
+from pipeline.storage import check_writable, join, upload_folder, write_json
+
+CLASS_NAMES = [str(digit) for digit in range(10)]
+IMAGE_SIZE = 32  # pixels; the scans are 8×8
+MEAN, STD = (0.5,), (0.5,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsConfig:
+    """Train a teacher on handwritten digits.
+
+    Args:
+        output: folder or URI for the teacher and the sets of images.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW, after a tenth of the steps, before a cosine to zero.
+        weight_decay: of AdamW.
+        noise: standard deviation of the noise added to the normalised training images. Without noise and the
+            geometric changes beside it, inversions of the teacher are texture that teaches a student nothing.
+        held_out: images kept for scoring.
+        images_per_class: size of the real set and of the reference set.
+        threads: CPU threads for training; 0 leaves torch's choice.
+        seed: of the split, the initial weights and the augmentation.
+    """
+
+    output: str
+    epochs: int = 50
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    noise: float = 0.3
+    held_out: int = 500
+    images_per_class: int = 20
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "held_out", "images_per_class"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "noise", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 [N, H, W, 1] and their labels int64 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, index: np.ndarray) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+def load_scans() -> Split:
+    """All 1,797 scans, enlarged from 8×8 with 17 grey levels to 32×32 with 256."""
+    pixels, labels = load_digits(return_X_y=True)
+    small = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    images = [np.asarray(Image.fromarray(scan).resize(size, Image.Resampling.BICUBIC)) for scan in small]
+    return Split(np.stack(images)[..., None], np.asarray(labels, np.int64))
+
+
+def split_scans(scans: Split, *, held_out: int, images_per_class: int, seed: int) -> dict[str, Split]:
+    """Shuffle and divide: `held_out`, and the rest as `train`; `real` and `reference` are disjoint parts of `train`.
+
+    Raises:
+        ConfigError: more is asked for than there is.
+    """
+    order = np.random.default_rng(seed).permutation(len(scans.labels))
+    train = scans.take(order[held_out:])
+    members = [np.flatnonzero(train.labels == label) for label in range(len(CLASS_NAMES))]
+    if (fewest := min(len(member) for member in members)) < 2 * images_per_class:
+        raise ConfigError(
+            f"held_out={held_out} leaves {fewest} images of a class, too few for two sets of {images_per_class}"
+        )
+    real = np.concatenate([member[:images_per_class] for member in members])
+    reference = np.concatenate([member[images_per_class : 2 * images_per_class] for member in members])
+    return {
+        "held_out": scans.take(order[:held_out]),
+        "train": train,
+        "real": train.take(real),
+        "reference": train.take(reference),
+    }
+
+
+def normalise(images: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, 1] → float32 [N, 1, H, W] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def augment(images: Tensor, *, noise: float, generator: torch.Generator) -> Tensor:
+    """Rotate by up to 12°, scale by up to 12%, shift by up to a sixteenth of the side, and add noise.
+
+    Args:
+        images: float32 [B, 1, H, W] in [-1, 1].
+        noise: standard deviation.
+        generator: what decides all of it.
+    """
+
+    def uniform(limit: float) -> Tensor:
+        return (2 * torch.rand(len(images), generator=generator) - 1) * limit
+
+    angle, scale = uniform(math.radians(12)), 1 + uniform(0.12)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    # Coordinates run from -1 to 1, so a sixteenth of the side is 0.125.
+    affine = torch.stack([cos, -sin, uniform(0.125), sin, cos, uniform(0.125)], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    # What is sampled from outside is 0: shift, so that this means black.
+    moved = F.grid_sample(images + 1, grid, align_corners=False) - 1
+    return moved + noise * torch.randn(moved.shape, generator=generator)
+
+
+def build_teacher(seed: int) -> nn.Module:
+    """An untrained ViT of width 64 and depth 4 on 8×8 patches of 4×4 pixels."""
+    torch.manual_seed(seed)
+    # crop_pct 1: the eval transform takes a 32×32 image as it is.
+    overlay = {"input_size": (1, IMAGE_SIZE, IMAGE_SIZE), "crop_pct": 1.0, "mean": MEAN, "std": STD}
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=IMAGE_SIZE,
+        patch_size=4,
+        embed_dim=64,
+        depth=4,
+        num_heads=2,
+        in_chans=1,
+        num_classes=len(CLASS_NAMES),
+        pretrained_cfg_overlay=overlay,
+    )
+
+
+def train_teacher(config: DigitsConfig, train: Split, held_out: Split) -> tuple[nn.Module, dict[str, list[float]]]:
+    """Train from scratch with AdamW; returns the model in eval mode and its history.
+
+    The held-out top-1 is only recorded: nothing is chosen by it.
+    """
+    model = build_teacher(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    images, labels = normalise(train.images), torch.from_numpy(train.labels)
+    steps = config.epochs * math.ceil(len(labels) / config.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    history: dict[str, list[float]] = {"loss": [], "top1": []}
+    for epoch in range(config.epochs):
+        model.train()
+        total = 0.0
+        for index in torch.randperm(len(labels), generator=generator).split(config.batch_size):
+            batch = augment(images[index], noise=config.noise, generator=generator)
+            loss = F.cross_entropy(model(batch), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(index)
+        history["loss"].append(total / len(labels))
+        history["top1"].append(top1(model.eval(), held_out))
+        if (epoch + 1) % 10 == 0 or epoch + 1 == config.epochs:
+            print(f"epoch {epoch + 1}/{config.epochs}: loss {history['loss'][-1]:.3f}, ", end="", file=sys.stderr)
+            print(f"held-out top-1 {history['top1'][-1]:.1f}%", file=sys.stderr, flush=True)
+    return model.eval(), history
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, split: Split) -> float:
+    """Percent of the images that the model classifies as labelled."""
+    prediction = model(normalise(split.images)).argmax(dim=1)
+    return 100 * (prediction == torch.from_numpy(split.labels)).float().mean().item()
+
+
+def make_digits(config: DigitsConfig) -> dict[str, Any]:
+    """Train the teacher and write it and the sets of real images under `config.output`.
+
+    Raises:
+        ConfigError: more images are asked for than there are.
+        DatasetError: the output cannot be written.
+    """
+    sets = split_scans(
+        load_scans(), held_out=config.held_out, images_per_class=config.images_per_class, seed=config.seed
+    )
+    check_writable(config.output)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model, history = train_teacher(config, sets["train"], sets["held_out"])
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)
+        upload_folder(folder, join(config.output, "teacher"))
+    for name in ("real", "reference", "held_out"):
+        write_images(join(config.output, f"{name}.parquet"), sets[name].images, sets[name].labels, CLASS_NAMES)
+    write_json(join(config.output, "history.json"), {"config": to_dict(config), **history})
+    return {"teacher": join(config.output, "teacher"), "top1": history["top1"][-1]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job("digits", DigitsConfig, make_digits, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

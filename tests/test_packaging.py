@@ -1,0 +1,164 @@
+"""What holds the project together: which way imports run, pinned versions, set-up commands, the README's file tree."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+# What each part may import of the project, besides itself. Jobs may import everything.
+ALLOWED = {
+    "pipeline.inversion": {"pipeline.errors", "pipeline.vit"},
+    "pipeline.dataset": {"pipeline.errors", "pipeline.config", "pipeline.storage"},
+    "pipeline.vit": {"pipeline.errors"},
+    "pipeline.errors": set(),
+    "pipeline.config": {"pipeline.errors"},
+    "pipeline.storage": {"pipeline.errors"},
+    "pipeline.report": {"pipeline.errors"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_of(module: str) -> list[Path]:
+    path = ROOT / module.replace(".", "/")
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_run_one_way(module: str) -> None:
+    allowed = ALLOWED[module] | {module}
+    for path in files_of(module):
+        for name in imports(path):
+            if name.split(".")[0] in ("pipeline", "jobs"):
+                whole = {".".join(name.split(".")[:length]) for length in range(2, name.count(".") + 2)}
+                # `from pipeline import storage` names the package, then the module.
+                assert whole & allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_nothing_imports_the_jobs() -> None:
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        assert not [name for name in imports(path) if name.split(".")[0] == "jobs"], path
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("pipeline.inversion", "ray"), ("pipeline.models", "ray"), ("pipeline.dataset.schema", "torch")],
+)
+def test_import_stays_light(module: str, absent: str) -> None:
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(text) for group in (project["dependencies"], *extras) for text in group]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_everything_asked_for_is_pinned_within_bounds() -> None:
+    pins = constraints()
+    for requirement in requirements():
+        if requirement.name != "sparse-inversion":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def needed_by(requirement: Requirement) -> list[Requirement]:
+    """What an installed package needs here, with the extras asked for."""
+    needs = [Requirement(text) for text in importlib.metadata.requires(requirement.name) or []]
+    extras = requirement.extras or {""}
+    return [need for need in needs if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras)]
+
+
+def test_everything_that_gets_installed_is_pinned() -> None:
+    pins = constraints()
+    waiting = [need for need in requirements() if need.name != "sparse-inversion"]
+    seen: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        if (key := f"{requirement.name}{sorted(requirement.extras)}") in seen:
+            continue
+        seen.add(key)
+        assert canonicalize_name(requirement.name) in pins, f"no version for {requirement.name}"
+        waiting += needed_by(requirement)
+    assert len(seen) > 100
+
+
+def test_torchvision_is_the_one_made_for_the_pinned_torch() -> None:
+    pins = constraints()
+    needs = [Requirement(text) for text in importlib.metadata.requires("torchvision") or []]
+    assert importlib.metadata.version("torchvision").split("+")[0] == pins["torchvision"]
+    assert next(need for need in needs if need.name == "torch").specifier.contains(pins["torch"])
+
+
+def test_ci_runs_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+def test_old_python_is_told_clearly(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\nexit 1\n')
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}", "test"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode != 0
+    assert f"Python 3.11 or newer is needed, '{python}' is Python 3.10.12" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def tree_of_readme() -> dict[str, str]:
+    """Path → phrase of every line of the README's file tree; a folder's path ends with a slash."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## Files\n.*?```text\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for line in block[1].splitlines():
+        name, _, phrase = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name] if name.endswith("/") else []
+        found["".join(folders) if name.endswith("/") else "".join(folders[:depth]) + name] = phrase.strip()
+    return found
+
+
+def files_on_disk() -> set[str]:
+    folders = (".ci", "benchmarks", "docs", "jobs", "pipeline", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    paths += [path for path in ROOT.iterdir() if path.name != ".git"]
+    kept = [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(ROOT).as_posix() for path in kept if path.name != "__init__.py" or path.stat().st_size}
+
+
+def test_readme_lists_every_file_with_a_phrase() -> None:
+    tree = tree_of_readme()
+    listed = {path for path in tree if not path.endswith("/")}
+    assert listed == files_on_disk()
+    assert [path for path, phrase in tree.items() if not phrase and not path.endswith("/")] == []
