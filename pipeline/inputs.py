@@ -20,7 +20,12 @@ UNKNOWN = -1
 
 
 def read_inputs(
-    uri: str, loaded: LoadedModel, *, labels: bool = False, override_num_blocks: int | None = None
+    uri: str,
+    loaded: LoadedModel,
+    *,
+    labels: bool = False,
+    override_num_blocks: int | None = None,
+    source: Source | None = None,
 ) -> ray.data.Dataset:
     """Rows `pixels` float32 [C, H, W] normalised, `label` int64, `keep_indices` int64 list, `image_id` string.
 
@@ -33,12 +38,13 @@ def read_inputs(
         loaded: the model that is to read them.
         labels: whether labels are needed.
         override_num_blocks: into how many blocks to read, for parallelism.
+        source: what was found at the URI already, perhaps with fewer of its units or in another order.
 
     Raises:
         DatasetError: as `read_images`; synthetic images of another size or patch grid than the model's; no labels
             though they are needed, or labels that are not the model's.
     """
-    source = find_source(uri)
+    source = source or find_source(uri)
     has_labels = "label" in source.columns
     if labels and not has_labels:
         raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
