@@ -61,12 +61,15 @@ def _read_pickle(uri: str) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {uri!r} holds more than weights, or is not a checkpoint, and was not opened: {reason}"
+            f"checkpoint {uri!r} holds more than weights, or is not a checkpoint, and was not opened: {_reason(error)}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise CheckpointError(f"checkpoint {uri!r} is corrupt: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"checkpoint {uri!r} is corrupt: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _find_weights(uri: str, checkpoint: Any, use_ema: bool) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """timm models for teachers and students: made by name, with weights from timm, a checkpoint or a folder."""
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoints import read_state_dict
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
-from pipeline.storage import read_bytes
+from pipeline.storage import absolute, read_bytes
 
 LOCAL_DIR = "local-dir:"
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
@@ -62,6 +63,16 @@ class ModelConfig:
             raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
         if self.std is not None and min(self.std, default=0.0) <= 0:
             raise ConfigError(f"std must be positive, not {self.std}")
+
+    def located(self) -> "ModelConfig":
+        """The same with absolute local paths: Ray's workers have working folders of their own."""
+        folder = self.name.removeprefix(LOCAL_DIR)
+        return dataclasses.replace(
+            self,
+            name=self.name if folder == self.name else LOCAL_DIR + absolute(folder),
+            checkpoint=None if self.checkpoint is None else absolute(self.checkpoint),
+            class_names=absolute(self.class_names) if isinstance(self.class_names, str) else self.class_names,
+        )
 
 
 @dataclass(frozen=True)

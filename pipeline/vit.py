@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 
+# A matrix product of a handful of rows takes another kernel on CPUs and rounds differently. The classifier's is the one
+# product with a single row an image; hundreds of steps of inversion would carry that from the last bit to the pixels.
+_FEWEST_ROWS = 8
+
 
 class TokenSubset(nn.Module):
     """Gathers patch tokens in a model's `patch_drop` slot, after the position embedding.
@@ -74,19 +78,26 @@ class SubsetViT(nn.Module):
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of normalised images [B, C, H, W], read at `keep_indices` int64 [B, K] (None: all)."""
-        return self.model.forward_head(self._features(images, keep_indices))
+        return self._head(self._features(images, keep_indices))
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [B, classes], and the tokens after the final norm [B, P + K, D], in the order of `keep_indices`."""
         tokens = self._features(images, keep_indices)
-        return self.model.forward_head(tokens), tokens
+        return self._head(tokens), tokens
 
     def forward_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Logits [B, classes] of patches [B, K, C, p, p] that lie at `positions` int64 [B, K] of the grid.
 
         Only where `embeds_subsets` is true.
         """
-        return self.model.forward_head(self._patch_features(patches, positions))
+        return self._head(self._patch_features(patches, positions))
+
+    def _head(self, tokens: Tensor) -> Tensor:
+        """Logits [B, classes] of the tokens after the final norm, rounded alike in batches of any size."""
+        missing = _FEWEST_ROWS - tokens.shape[0]
+        if missing <= 0:
+            return self.model.forward_head(tokens)
+        return self.model.forward_head(torch.cat([tokens, tokens[:1].expand(missing, -1, -1)]))[:-missing]
 
     def _features(self, images: Tensor, keep_indices: Tensor | None) -> Tensor:
         if keep_indices is None:
@@ -130,20 +141,30 @@ class SubsetViT(nn.Module):
 
     @contextmanager
     def attention_probabilities(self) -> Iterator[list[Tensor]]:
-        """Within it, each forward appends the last block's attention [B, heads, P + K, P + K], after softmax.
+        """Within it, each forward appends the last block's attention [B, heads, P + K, P + K], after softmax, detached.
 
-        That block alone leaves the fused kernel, which never forms the matrix.
+        The fused kernel never forms that matrix, so the block's attention is run once more, without gradients, for it
+        alone: the forward and backward that make the image stay the same as on every other step.
         """
         attention = self.model.blocks[-1].attn
         captured: list[Tensor] = []
-        fused = attention.fused_attn
-        attention.fused_attn = False
-        handle = attention.attn_drop.register_forward_hook(lambda _module, _args, output: captured.append(output))
+
+        def run_unfused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
+            fused = attention.fused_attn
+            attention.fused_attn = False
+            handle = attention.attn_drop.register_forward_hook(lambda _module, _args, matrix: captured.append(matrix))
+            try:
+                with torch.no_grad():
+                    module.forward(*args, **kwargs)
+            finally:
+                handle.remove()
+                attention.fused_attn = fused
+
+        handle = attention.register_forward_hook(run_unfused, with_kwargs=True)
         try:
             yield captured
         finally:
             handle.remove()
-            attention.fused_attn = fused
 
     @contextmanager
     def attention_outputs(self) -> Iterator[list[Tensor]]:

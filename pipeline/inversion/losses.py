@@ -57,8 +57,8 @@ def patch_similarity_entropy(outputs: Sequence[Tensor], *, bandwidth: float = 0.
     """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximised.
 
     Noise has patches that all look alike; a picture has like and unlike ones. The density is a Gaussian kernel
-    estimate at `points` places between the smallest and the largest similarity (PSAQ-ViT; Li et al., ECCV 2022,
-    section 3.2).
+    estimate at `points` places between the smallest and the largest similarity, made to integrate to 1 there (PSAQ-ViT;
+    Li et al., ECCV 2022, section 3.2).
 
     Args:
         outputs: each block's attention @ value [B, K, d], mean over heads, without prefix tokens; two patches or more.
@@ -70,13 +70,13 @@ def _similarity_entropy(output: Tensor, bandwidth: float, points: int) -> Tensor
     vectors = F.normalize(output.float(), dim=-1)
     row, column = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
     similarities = (vectors @ vectors.transpose(1, 2))[:, row, column]
-    low = similarities.detach().amin(dim=1, keepdim=True)
-    high = similarities.detach().amax(dim=1, keepdim=True)
+    low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
     places = low + (high - low) * torch.linspace(0, 1, points, device=vectors.device)
     # [B, points, pairs] is summed place by place: whole, it would be the largest tensor of the run.
     density = torch.stack([_kernel(place, similarities, bandwidth) for place in places.split(1, dim=1)], dim=1)
-    integrand = -density * density.clamp_min(_SMALLEST).log()
-    return torch.trapezoid(integrand, places, dim=1)
+    # Ten points miss or double much of a narrow kernel's mass: without this, patches all alike would pay.
+    density = density / torch.trapezoid(density, places, dim=1).clamp_min(_SMALLEST).unsqueeze(1)
+    return torch.trapezoid(-density * density.clamp_min(_SMALLEST).log(), places, dim=1)
 
 
 def _kernel(place: Tensor, similarities: Tensor, bandwidth: float) -> Tensor:

@@ -62,7 +62,7 @@ class Teacher(SubsetViT):
         return logits, self._cls_attention(attention[0])
 
     def _cls_attention(self, attention: Tensor) -> Tensor:
-        return attention.detach().mean(dim=1)[:, 0, self.num_prefix_tokens :]
+        return attention.mean(dim=1)[:, 0, self.num_prefix_tokens :]
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Normalised [B, C, H, W] to the 8-bit pixels [B, H, W, C] that are stored, rounded to the nearest."""

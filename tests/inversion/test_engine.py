@@ -1,0 +1,263 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.inversion import FeaturePrior, Inversion, InversionConfig, Teacher, invert, score, start_images
+from tests.conftest import HALF, enlarge_weights, make_tiny_model
+
+SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}
+DENSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [], "stop_fractions": []}
+# An untrained teacher sees another class in each shifted view: what it is to recognise is optimised unshifted.
+STILL: dict[str, Any] = {"jitter": 0.0, "flip": 0.0}
+TARGETS = torch.tensor([3, 1, 4, 1, 5])
+SEEDS = [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("schedule", [SPARSE, DENSE])
+def test_the_teacher_comes_to_see_the_class(tiny_teacher: Teacher, schedule: dict[str, Any]) -> None:
+    result = invert(tiny_teacher, TARGETS, InversionConfig(**schedule, **STILL), seeds=SEEDS)
+    _, before, _ = score(
+        tiny_teacher, tiny_teacher.to_uint8(start_images(tiny_teacher, SEEDS)), result.keep_indices, TARGETS
+    )
+    loss, confidence, prediction = score(
+        tiny_teacher, tiny_teacher.to_uint8(result.images), result.keep_indices, TARGETS
+    )
+    assert prediction.tolist() == TARGETS.tolist()
+    assert (confidence > before).all()
+    assert torch.allclose(loss, -confidence.log(), atol=1e-5)
+    assert result.losses["class_loss"].shape == (40,)
+
+
+def test_stopped_patches_leave_the_run(tiny_teacher: Teacher) -> None:
+    """What the teacher is shown shrinks with the schedule: a stopped patch costs no forward and no backward."""
+    seen: list[int] = []
+    tiny_teacher.model.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[1]))
+    result = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    tokens = [1 + 16] * 5 + [1 + 8] * 5 + [1 + 6] * 30
+    assert seen == tokens
+    assert result.keep_indices.shape == (5, 6)
+
+
+def test_only_the_total_variation_touches_stopped_patches(tiny_teacher: Teacher) -> None:
+    run = Inversion(tiny_teacher, TARGETS, InversionConfig(**SPARSE, tv_l2=0), seeds=SEEDS)
+    for _ in range(12):
+        run.step()
+    assert run.images.grad is not None
+    kept = tiny_teacher.fill_stopped(torch.ones_like(run.images), run.keep_indices).bool()
+    # The jitter of a step shifts the view by less than half a patch or reads its neighbour: look at a still view.
+    run._jitter[12] = 0
+    run.step()
+    assert (run.images.grad[~kept] == 0).all()
+    assert (run.images.grad[kept] != 0).any()
+
+
+def test_weights_stay_frozen(tiny_teacher: Teacher) -> None:
+    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
+    invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert all(parameter.grad is None for parameter in tiny_teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in tiny_teacher.state_dict().items())
+
+
+def test_same_seeds_same_bits(tiny_teacher: Teacher) -> None:
+    first, second = (invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+
+
+def assert_alike(teacher: Teacher, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Equal to two of 256 grey levels at 99.9% of the pixels."""
+    difference = ((first - second) * teacher.std).abs()
+    assert (difference <= 1 / 128).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+@pytest.mark.parametrize("iterations", [40, 200])
+def test_another_split_makes_the_same_images(tiny_teacher: Teacher, micro_batch: int, iterations: int) -> None:
+    config: dict[str, Any] = {**SPARSE, "iterations": iterations, "lr": 0.25}
+    whole = invert(tiny_teacher, TARGETS, InversionConfig(**config), seeds=SEEDS)
+    split = invert(tiny_teacher, TARGETS, InversionConfig(**config, micro_batch=micro_batch), seeds=SEEDS)
+    assert split.micro_batch == micro_batch
+    assert torch.equal(whole.keep_indices, split.keep_indices)
+    assert_alike(tiny_teacher, whole.images, split.images)
+
+
+def test_the_published_run_may_be_split_too(tiny_teacher: Teacher) -> None:
+    config = {**SPARSE, "scope": "published", "tv_l2": 1e-2}
+    whole = invert(tiny_teacher, TARGETS, InversionConfig(**config), seeds=SEEDS)
+    split = invert(tiny_teacher, TARGETS, InversionConfig(**config, micro_batch=2), seeds=SEEDS)
+    assert torch.equal(whole.keep_indices, split.keep_indices)
+    assert_alike(tiny_teacher, whole.images, split.images)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(**SPARSE, tv_l2=1e-2)
+    together = invert(tiny_teacher, TARGETS, config, seeds=SEEDS)
+    alone = invert(tiny_teacher, TARGETS[2:3], config, seeds=SEEDS[2:3])
+    assert torch.equal(together.keep_indices[2:3], alone.keep_indices)
+    assert_alike(tiny_teacher, together.images[2:3], alone.images)
+
+
+def test_with_the_published_scope_it_does(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(**SPARSE, tv_l2=1e-2, scope="published")
+    together = invert(tiny_teacher, TARGETS, config, seeds=SEEDS)
+    alone = invert(tiny_teacher, TARGETS[:1], config, seeds=SEEDS[:1])
+    assert ((together.images[:1] - alone.images).abs() > 0.02).float().mean() > 0.01
+
+
+class ShortOfMemory(nn.Module):
+    """Stands in the teacher's first block and runs out of memory above a number of images."""
+
+    def __init__(self, block: nn.Module, most: int) -> None:
+        super().__init__()
+        self.block, self.most = block, most
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[0] > self.most:
+            raise torch.OutOfMemoryError(f"{tokens.shape[0]} images")
+        return self.block(tokens)
+
+
+def test_out_of_memory_splits_the_batch_and_says_so(tiny_teacher: Teacher) -> None:
+    whole = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=2)
+    split = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert split.micro_batch == 2
+    assert torch.equal(whole.keep_indices, split.keep_indices)
+    assert_alike(tiny_teacher, whole.images, split.images)
+
+
+def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+
+
+class TurnsNaN(nn.Module):
+    """Stands in the teacher's first block and multiplies by NaN from a call on."""
+
+    def __init__(self, block: nn.Module, first_call: int) -> None:
+        super().__init__()
+        self.block, self.first_call, self.calls = block, first_call, 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        bad = self.calls >= self.first_call
+        self.calls += 1
+        return self.block(tokens) * (float("nan") if bad else 1)
+
+
+@pytest.mark.parametrize("step", [0, 7, 33])
+def test_nan_is_reported_with_its_first_step_and_term(tiny_teacher: Teacher, step: int) -> None:
+    tiny_teacher.model.blocks[0] = TurnsNaN(tiny_teacher.model.blocks[0], step)
+    with pytest.raises(NonFiniteError, match=f"class_loss is not finite at step {step}") as caught:
+        invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert (caught.value.step, caught.value.term) == (step, "class_loss")
+
+
+def test_pixels_that_turn_nan_in_the_last_step_are_reported(tiny_teacher: Teacher) -> None:
+    run = Inversion(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    run.step()
+    with torch.no_grad():
+        run.images[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="pixels"):
+        run.result()
+
+
+def test_recorded_jitter_is_used_as_given(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(**DENSE, flip=0.0, jitter=0.0)
+    still = torch.zeros(40, 5, 3, dtype=torch.int64)
+    given = invert(tiny_teacher, TARGETS, InversionConfig(**DENSE), seeds=SEEDS, jitter=still)
+    assert torch.equal(given.images, invert(tiny_teacher, TARGETS, config, seeds=SEEDS).images)
+
+
+def test_ranking_and_stopping_steps_see_the_image_as_it_is(tiny_teacher: Teacher) -> None:
+    run = Inversion(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert (run._jitter[[4, 5, 9, 10]] == 0).all()
+    assert (run._jitter[[3, 6, 8, 11]] != 0).any()
+
+
+def test_patch_similarity_raises_the_entropy(tiny_teacher: Teacher) -> None:
+    plain = invert(tiny_teacher, TARGETS, InversionConfig(**DENSE, patch_similarity=1e-9), seeds=SEEDS)
+    driven = invert(tiny_teacher, TARGETS, InversionConfig(**DENSE, patch_similarity=5.0), seeds=SEEDS)
+    assert driven.losses["patch_similarity"][-1] < plain.losses["patch_similarity"][-1] - 0.05
+
+
+def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None))
+    with torch.no_grad():
+        network(0.3 + 0.1 * torch.randn(16, 3, 32, 32))
+    prior = FeaturePrior(network)
+    values = []
+    for weight in (1e-9, 10.0):
+        config = InversionConfig(**DENSE, **STILL, tv_l2=0, feature_prior=weight)
+        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
+        values.append(result.losses["feature_prior"][-1])
+    assert values[1] < 0.5 * values[0]
+
+
+def test_a_published_feature_prior_cannot_be_split(tiny_teacher: Teacher) -> None:
+    prior = FeaturePrior(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), batch_statistics=True)
+    config = InversionConfig(**DENSE, feature_prior=1.0, scope="published", micro_batch=2)
+    with pytest.raises(ConfigError, match="micro_batch 2"):
+        Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
+
+
+@pytest.mark.parametrize("term", ["tv_l1", "l2"])
+def test_pixel_priors_pull_their_own_value_down(tiny_teacher: Teacher, term: str) -> None:
+    values = []
+    for weight in (1e-9, 1.0):
+        config = InversionConfig(**DENSE, tv_l2=0, **{term: weight})
+        values.append(invert(tiny_teacher, TARGETS, config, seeds=SEEDS).losses[term][-1])
+    assert values[1] < 0.8 * values[0]
+
+
+def test_bfloat16_follows_float32(tiny_teacher: Teacher) -> None:
+    low = invert(tiny_teacher, TARGETS, InversionConfig(**DENSE, **STILL, dtype="bfloat16"), seeds=SEEDS)
+    assert low.images.dtype == torch.float32
+    _, _, prediction = score(tiny_teacher, tiny_teacher.to_uint8(low.images), low.keep_indices, TARGETS)
+    assert prediction.tolist() == TARGETS.tolist()
+
+
+def test_pixels_stay_those_of_a_valid_image(tiny_teacher: Teacher) -> None:
+    result = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert (result.images >= tiny_teacher.low).all()
+    assert (result.images <= tiny_teacher.high).all()
+
+
+def test_a_schedule_for_more_patches_than_the_teacher_has(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(**{**SPARSE, "stop_fractions": [0.9, 0.9]})
+    with pytest.raises(ConfigError, match="fewer than one of 16 patches"):
+        invert(tiny_teacher, TARGETS, config, seeds=SEEDS)
+
+
+FAMILIES = [
+    ("deit_tiny_distilled_patch16_224", {}),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 32}),
+    ("eva02_tiny_patch14_336", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), FAMILIES)
+def test_families_invert_on_a_token_subset(name: str, changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+    teacher = Teacher(enlarge_weights(timm.create_model(name, **{**sizes, **changes})), mean=HALF, std=HALF)
+    result = invert(teacher, TARGETS, InversionConfig(**SPARSE, **STILL), seeds=SEEDS)
+    _, _, prediction = score(teacher, teacher.to_uint8(result.images), result.keep_indices, TARGETS)
+    assert prediction.tolist() == TARGETS.tolist()
+
+
+def test_every_ending_of_a_config_is_a_config_error() -> None:
+    bad = {"iterations": 0, "lr": 0.0, "betas": (0.5, 1.0), "jitter": 1.0, "flip": 1.5, "micro_batch": 0, "tv_l2": -1.0}
+    for name, value in bad.items():
+        with pytest.raises(ConfigError, match=name):
+            InversionConfig(**{**DENSE, name: value})
+
+
+def test_one_channel() -> None:
+    teacher = Teacher(make_tiny_model(in_chans=1), mean=(0.5,), std=(0.5,))
+    result = invert(teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
+    assert teacher.to_uint8(result.images).shape == (5, 32, 32, 1)

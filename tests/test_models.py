@@ -1,0 +1,141 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.models import ModelConfig, load_model, real_image_transform, save_model, weight_digest
+from tests.conftest import HALF, TINY, make_tiny_model
+
+SIZES: dict[str, Any] = {name: value for name, value in TINY.items() if name != "num_classes"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_model: nn.Module) -> Path:
+    torch.save(tiny_model.state_dict(), tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"
+
+
+def config(checkpoint: Path, **changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "name": "vit_tiny_patch16_224",
+        "checkpoint": str(checkpoint),
+        "num_classes": 10,
+        "model_args": SIZES,
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def test_from_a_checkpoint(checkpoint: Path, tiny_model: nn.Module) -> None:
+    loaded = load_model(config(checkpoint))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.model(images), tiny_model(images))
+    assert loaded.digest == weight_digest(tiny_model)
+    assert loaded.input_size == (3, 32, 32)
+    assert (loaded.mean, loaded.std) == (HALF, HALF)
+    assert loaded.class_names == [str(i) for i in range(10)]
+    assert not loaded.model.training
+
+
+def test_from_a_folder(tiny_folder: Path, tiny_model: nn.Module) -> None:
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    assert loaded.digest == weight_digest(tiny_model)
+    assert loaded.class_names[:2] == ["class a", "class b"]
+    assert loaded.input_size == (3, 32, 32)
+
+
+def test_a_saved_folder_is_timms_own(tmp_path: Path) -> None:
+    model = make_tiny_model(in_chans=1)
+    save_model(model, tmp_path / "m", class_names=list("0123456789"), mean=(0.2,), std=(0.3,))
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    images = torch.randn(1, 1, 32, 32)
+    assert torch.equal(again(images), model(images))
+    loaded = load_model(ModelConfig(name=f"local-dir:{tmp_path / 'm'}"))
+    assert (loaded.mean, loaded.std, loaded.input_size) == ((0.2,), (0.3,), (1, 32, 32))
+
+
+def test_an_unknown_model() -> None:
+    with pytest.raises(ModelError, match="vit_tiny_patch17_999"):
+        load_model(ModelConfig(name="vit_tiny_patch17_999", pretrained=True))
+
+
+def test_an_argument_the_family_does_not_take(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="wings"):
+        load_model(config(checkpoint, model_args={"wings": 2}))
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="/nowhere/deit_tiny"):
+        load_model(ModelConfig(name="local-dir:/nowhere/deit_tiny"))
+
+
+def test_a_teacher_needs_weights(tiny_model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="no trained weights"):
+        load_model(ModelConfig(name="vit_tiny_patch16_224"))
+    loaded = load_model(ModelConfig(name="vit_tiny_patch16_224", num_classes=10, model_args=SIZES), trained=False)
+    assert loaded.model.num_classes == 10
+
+
+@pytest.mark.parametrize("num_classes", [7, 1000])
+def test_another_class_count_than_the_checkpoint(checkpoint: Path, num_classes: int) -> None:
+    with pytest.raises(CheckpointError, match=f"10 classes, the model has {num_classes}: set num_classes to 10"):
+        load_model(config(checkpoint, num_classes=num_classes))
+
+
+def test_another_class_count_than_the_folder(tiny_folder: Path) -> None:
+    name = f"local-dir:{tiny_folder}"
+    with pytest.raises(ModelError, match="trained for 10 classes, num_classes says 7"):
+        load_model(ModelConfig(name=name, num_classes=7))
+    assert load_model(ModelConfig(name=name, num_classes=7), trained=False).model.num_classes == 7
+
+
+def test_a_checkpoint_of_another_model(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"teacher\.pth.*does not fit"):
+        load_model(config(checkpoint, model_args={**SIZES, "depth": 3}))
+
+
+def test_class_names_from_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
+    assert load_model(config(checkpoint, class_names=str(tmp_path / "names.txt"))).class_names == list("abcdefghij")
+    (tmp_path / "names.json").write_text('["a", "b"]')
+    with pytest.raises(ConfigError, match=r"2 names.*10 classes"):
+        load_model(config(checkpoint, class_names=str(tmp_path / "names.json")))
+    with pytest.raises(ConfigError, match="repeated: "):
+        load_model(config(checkpoint, class_names=["a"] * 10))
+    with pytest.raises(ConfigError, match=r"absent\.txt"):
+        load_model(config(checkpoint, class_names=str(tmp_path / "absent.txt")))
+
+
+def test_imagenet_names_are_timms_and_all_different(tmp_path: Path) -> None:
+    model = make_tiny_model(num_classes=1000)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    names = load_model(config(tmp_path / "a.pth", num_classes=1000)).class_names
+    assert names[0] == "tench, Tinca tinca"
+    assert len(set(names)) == 1000
+
+
+def test_normalisation_must_fit_the_channels(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="mean has 1 values, the model reads 3 channels"):
+        load_model(config(checkpoint, mean=[0.5]))
+    assert load_model(config(checkpoint, mean=[0.1, 0.2, 0.3])).mean == (0.1, 0.2, 0.3)
+
+
+def test_other_ways_to_misconfigure() -> None:
+    with pytest.raises(ConfigError, match="in_chans must be 1 or 3, not 4"):
+        ModelConfig(name="a", in_chans=4)
+    with pytest.raises(ConfigError, match="not both"):
+        ModelConfig(name="a", pretrained=True, checkpoint="b.pth")
+    with pytest.raises(ConfigError, match="num_classes must be at least 1, not 0"):
+        ModelConfig(name="a", num_classes=0)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (40, 90)), ("L", (8, 8)), ("RGBA", (32, 32))])
+def test_real_images_of_any_size_and_mode(tiny_folder: Path, mode: str, size: tuple[int, int]) -> None:
+    transform = real_image_transform(load_model(ModelConfig(name=f"local-dir:{tiny_folder}")))
+    pixels = transform(Image.new(mode, size, "white"))
+    assert pixels.shape == (3, 32, 32)
+    assert torch.allclose(pixels, torch.ones(3, 32, 32), atol=1e-5)

@@ -1,0 +1,139 @@
+"""Every family reads a subset as timm's own blocks would; the rest is refused with its reason."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.vit import SubsetViT
+from tests.conftest import TINY, enlarge_weights, make_tiny_model
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {},
+    "deit3_small_patch16_224": {},
+    "vit_small_patch14_dinov2": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_base_patch16_clip_224": {},
+    "eva02_tiny_patch14_336": {},
+    "eva_giant_patch14_224": {},
+}
+
+
+def make(name: str, **changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return enlarge_weights(timm.create_model(name, **{**TINY, **changes})).eval()
+
+
+# An average over all tokens cannot be masked from outside.
+READ_AT_CLS = [name for name in FAMILIES if not name.startswith("eva")]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return make(request.param, **FAMILIES[request.param])
+
+
+def test_keeping_every_patch_equals_the_dense_path(model: nn.Module) -> None:
+    images = torch.randn(5, 3, 32, 32)
+    expected = model(images)
+    everything = torch.arange(16).expand(5, -1)
+    vit = SubsetViT(model)
+    assert torch.allclose(vit(images, everything), expected, atol=1e-4)
+    assert torch.allclose(vit(images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", READ_AT_CLS)
+def test_a_subset_equals_masking_the_others_out_of_the_attention(name: str) -> None:
+    """timm's blocks take an attention mask: patches nobody attends to might as well not be there."""
+    model = make(name, **FAMILIES[name])
+    images = torch.randn(3, 3, 32, 32)
+    keep = torch.stack([torch.randperm(16)[:6].sort().values for _ in range(3)])
+    vit = SubsetViT(model)
+    logits, tokens = vit.forward_tokens(images, keep)
+    assert tokens.shape == (3, vit.num_prefix_tokens + 6, 32)
+    alive = torch.zeros(3, 16, dtype=torch.bool).scatter(1, keep, True)
+    mask = torch.cat([torch.ones(3, vit.num_prefix_tokens, dtype=torch.bool), alive], dim=1)[:, None, None, :]
+    features = model.forward_features(images, attn_mask=mask.expand(-1, -1, mask.shape[-1], -1))  # type: ignore[operator]
+    assert torch.allclose(logits, model.forward_head(features), atol=1e-4)  # type: ignore[operator]
+
+
+def test_the_order_of_patches_does_not_matter(model: nn.Module) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    keep = torch.tensor([[3, 1, 9]]).expand(4, -1)
+    vit = SubsetViT(model)
+    assert torch.allclose(vit(images, keep), vit(images, keep.flip(1)), atol=1e-4)
+
+
+def test_pixels_of_stopped_patches_change_nothing(model: nn.Module) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    keep = torch.tensor([[0, 1, 2]]).expand(4, -1)
+    vit = SubsetViT(model)
+    before = vit(images, keep)
+    images[:, :, 8:] = 100
+    assert torch.equal(vit(images, keep), before)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
+def test_stopped_patches_are_not_even_embedded(name: str) -> None:
+    vit = SubsetViT(make(name))
+    assert vit.embeds_subsets
+    images = torch.randn(2, 3, 32, 32)
+    vit.model.patch_embed.forward = None  # the whole-image embedding is never called
+    assert vit(images, torch.tensor([[0, 5]] * 2)).shape == (2, 10)
+
+
+def test_batches_of_any_size_round_alike() -> None:
+    vit = SubsetViT(make_tiny_model())
+    images = torch.randn(8, 3, 32, 32)
+    keep = torch.tensor([[0, 5, 7, 8, 11]] * 8)
+    whole = vit(images, keep)
+    for size in (1, 2, 3, 5):
+        assert torch.equal(vit(images[:size], keep[:size]), whole[:size])
+
+
+def test_attention_is_read_without_touching_the_forward() -> None:
+    vit = SubsetViT(make_tiny_model())
+    images = torch.randn(2, 3, 32, 32)
+    plain = vit(images)
+    with vit.attention_probabilities() as captured:
+        assert torch.equal(vit(images), plain)
+    assert captured[0].shape == (2, 2, 17, 17)
+    assert torch.allclose(captured[0].sum(-1), torch.ones(2, 2, 17))
+    assert vit.model.blocks[-1].attn.fused_attn
+
+
+REFUSED = {
+    "swin_tiny_patch4_window7_224": "no patch_drop slot",
+    "beit_base_patch16_224": "no patch_drop slot",
+    "hiera_tiny_224": "no patch_drop slot",
+    "resnet18": "no patch_drop slot",
+    "vit_base_patch16_siglip_224": "no CLS token",
+    "vit_base_patch16_gap_224": "no CLS token",
+    "vit_small_patch16_18x2_224": "cannot be read",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSED.items())
+def test_other_families_are_refused_with_the_reason(name: str, reason: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ModelError, match=f"{type(model).__name__} cannot be run on a token subset: .*{reason}"):
+        SubsetViT(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_classes": 0}, "no classifier head"),
+        ({"img_size": (32, 64)}, "not square"),
+        ({"patch_size": (8, 4)}, "not square"),
+    ],
+)
+def test_other_shapes_are_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        SubsetViT(make_tiny_model(**changes))
