@@ -22,7 +22,9 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
     Raises:
         ConfigError: an unknown key, an ill-typed value, a missing file, or values that do not go together.
     """
-    parser = jsonargparse.ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)
     return _build(parser, lambda: parser.parse_args(list(sys.argv[1:] if argv is None else argv)), config_class)
@@ -34,7 +36,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: as `parse_config`.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
     return _build(parser, lambda: parser.parse_object(dict(values)), config_class)
 

@@ -1,0 +1,101 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from pipeline.config import digest, from_dict, parse_config, to_dict
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """What is inside.
+
+    Args:
+        size: must be positive.
+        mode: one of two.
+    """
+
+    size: int = 1
+    mode: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"size must be positive, not {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The whole.
+
+    Args:
+        name: needed.
+        inner: nested.
+        pair: two numbers.
+        steps: a list.
+        free: anything.
+    """
+
+    name: str
+    inner: Inner = field(default_factory=Inner)
+    pair: tuple[float, float] = (0.5, 0.99)
+    steps: list[int] | None = None
+    free: dict[str, Any] = field(default_factory=dict)
+
+
+def test_file_then_flags(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: x\ninner: {size: 3}\nsteps: [1, 2]\nfree: {img_size: 32, deep: {a: 1}}\n")
+    config = parse_config(Outer, ["--config", str(tmp_path / "a.yaml"), "--inner.mode", "b", "--steps", "[4]"])
+    expected = Outer(name="x", inner=Inner(size=3, mode="b"), steps=[4], free={"img_size": 32, "deep": {"a": 1}})
+    assert config == expected
+
+
+def test_there_and_back() -> None:
+    config = Outer(name="x", inner=Inner(size=2), steps=[1], free={"a": [1, 2]})
+    assert from_dict(Outer, to_dict(config)) == config
+    assert to_dict(config)["pair"] == [0.5, 0.99]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--name", "x", "--inner.colour", "red"], "inner.colour"),
+        (["--name", "x", "--inner.size", "many"], "many"),
+        (["--name", "x", "--inner.mode", "c"], "c"),
+        (["--name", "x", "--inner.size", "0"], "size must be positive, not 0"),
+        ([], "name"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--name", "x", "stray"], "stray"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(Outer, argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["name: [unclosed", "- a list", "name: x\nextra: 1\n", "inner: 3\nname: x\n"])
+def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError):
+        parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_unknown_keys_in_plain_data() -> None:
+    with pytest.raises(ConfigError, match="extra"):
+        from_dict(Outer, {"name": "x", "extra": 1})
+
+
+def test_print_config_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(Outer, ["--name", "x", "--inner.size", "5", "--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
+    assert parse_config(Outer, ["--config", str(tmp_path / "a.yaml")]) == Outer(name="x", inner=Inner(size=5))
+
+
+def test_digest_is_of_the_content() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert len(digest({})) == 64

@@ -1,0 +1,92 @@
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "data") if request.param == "local" else f"memory://{tmp_path.name}/data"
+
+
+def test_write_read_list_remove(folder: str) -> None:
+    assert storage.list_files(folder) == []
+    storage.write_bytes(storage.join(folder, "b.bin"), b"1")
+    storage.write_bytes(storage.join(folder, "b.bin"), b"22")
+    storage.write_json(storage.join(folder, "a.json"), {"x": [1]})
+    assert storage.read_bytes(storage.join(folder, "b.bin")) == b"22"
+    assert storage.read_json(storage.join(folder, "a.json")) == {"x": [1]}
+    assert storage.list_files(folder) == ["a.json", "b.bin"]
+    assert storage.list_files(folder, ".json") == ["a.json"]
+    storage.remove(storage.join(folder, "b.bin"))
+    storage.remove(storage.join(folder, "b.bin"))
+    assert storage.list_files(folder) == ["a.json"]
+    assert storage.exists(storage.join(folder, "a.json"))
+
+
+def test_upload_folder(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "made" / "deep").mkdir(parents=True)
+    (tmp_path / "made" / "deep" / "a.txt").write_text("x")
+    storage.upload_folder(tmp_path / "made", folder)
+    assert storage.read_bytes(storage.join(folder, "deep", "a.txt")) == b"x"
+
+
+@pytest.mark.parametrize("uri", ["nosuch://bucket/a", "/nowhere/a.json", "http2://x"])
+def test_what_cannot_be_read_is_named(uri: str) -> None:
+    with pytest.raises(DatasetError, match=uri):
+        storage.read_bytes(uri)
+
+
+def test_json_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"a\.json.*not JSON"):
+        storage.read_json(str(tmp_path / "a.json"))
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot write to .*file/below"):
+        storage.check_writable(str(tmp_path / "file" / "below"))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """A full device: the file system refuses the bytes, and the old file stays."""
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    limited = (
+        "import resource, signal, sys; from pipeline import storage;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "storage.write_bytes(sys.argv[1], b'x' * 100_000)"
+    )
+    ended = subprocess.run([sys.executable, "-c", limited, str(target)], capture_output=True, text=True, check=False)
+    assert "OSError" in ended.stderr
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_kill_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    writer = (
+        "import sys; from pipeline import storage\n"
+        "for n in range(10**6): storage.write_bytes(sys.argv[1], bytes([n % 256]) * 2_000_000)"
+    )
+    for delay in (0.05, 0.1, 0.15):
+        process = subprocess.Popen([sys.executable, "-c", writer, str(target)])
+        deadline = time.monotonic() + 60
+        while not target.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        content = target.read_bytes()
+        assert len(content) == 2_000_000
+        assert len(set(content)) == 1
+    assert stat.S_ISREG(target.stat().st_mode)
