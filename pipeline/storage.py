@@ -50,6 +50,12 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise DatasetError(f"cannot open {uri!r}: {error}") from error
 
 
+def absolute(uri: str) -> str:
+    """The same location for a process with another working folder."""
+    fs, path = filesystem(uri)
+    return path if isinstance(fs, LocalFileSystem) else uri
+
+
 def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:
     """Write a file at once: moved into place on a local disk, one request on an object store.
 
@@ -141,7 +147,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     fs.invalidate_cache()
     try:
         entries = fs.ls(path, detail=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except _location_errors() as error:
         raise DatasetError(f"cannot list {uri!r}: {_reason(error)}") from error
@@ -201,6 +207,13 @@ def remove(uri: str) -> None:
         raise OSError(_reason(error)) from error
 
 
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all below it, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
 def upload_folder(local: str | Path, uri: str) -> None:
     """Copy the files of a local folder, and of those below it, to a location; each file appears at once."""
     for file in sorted(Path(local).rglob("*")):
@@ -209,15 +222,20 @@ def upload_folder(local: str | Path, uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Find out before the work, not after it, that nothing can be written to a folder.
+    """Find out before the work, not after it, that nothing can be written to a folder. Leaves nothing there.
 
     Raises:
         DatasetError: writing a small file there failed.
     """
     probe = join(uri, f".probe-{uuid.uuid4().hex[:8]}")
+    fs, path = filesystem(uri)
+    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
+    made = [folder for folder in folders if not folder.exists()]
     try:
         write_bytes(probe, b"")
         remove(probe)
+        for folder in made:
+            folder.rmdir()
     except _location_errors() as error:
         raise DatasetError(f"cannot write to {uri!r}: {_reason(error)}") from error
 

@@ -90,3 +90,38 @@ def test_a_kill_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
         assert len(content) == 2_000_000
         assert len(set(content)) == 1
     assert stat.S_ISREG(target.stat().st_mode)
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/x") == str(tmp_path / "runs/x")
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
+    assert storage.absolute("memory://x") == "memory://x"
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "file/below"])
+def test_listing_what_is_not_there(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    assert storage.list_files(str(tmp_path / folder)) == []
+    assert not storage.exists(str(tmp_path / folder))
+
+
+def test_find_files_skips_hidden_ones(tmp_path: Path) -> None:
+    for name in ("a/x.png", ".tmp/y.png", "a/.z.png", "b.png"):
+        storage.write_bytes(str(tmp_path / name), b"12")
+    assert storage.find_files(str(tmp_path)) == [("a/x.png", 2), ("b.png", 2)]
+    assert storage.find_files(str(tmp_path / "b.png")) == [("", 2)]
+
+
+def test_no_credentials_is_an_os_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(DatasetError, match="s3://bucket/x"):
+        storage.check_writable("s3://bucket/x")

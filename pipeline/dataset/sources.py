@@ -113,6 +113,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = ()) -> Source:
     Raises:
         DatasetError: nothing there, no images in it, or a truncated, foreign or mixed file; the message names it.
     """
+    uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder")
     if storage.exists(store.manifest_uri(uri)):

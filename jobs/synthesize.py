@@ -1,0 +1,17 @@
+"""`python -m jobs.synthesize --config jobs/configs/X.yaml`: invert a teacher into a synthetic dataset."""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.entry import run_job
+from pipeline.synthesis import SynthesisConfig, synthesize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; `--dry-run` alone is short for `--dry_run true`."""
+    flags = [("--dry_run=true" if flag == "--dry-run" else flag) for flag in (sys.argv[1:] if argv is None else argv)]
+    return run_job("synthesize", SynthesisConfig, synthesize, flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Joining a Ray cluster, and the errors that come back from one."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+import ray.exceptions
+from ray._private import worker
+from ray.data.exceptions import ExecutionTimeoutError
+
+from pipeline.errors import IncompleteError, PipelineError
+
+
+def connect() -> bool:
+    """Join the cluster this process belongs to (RAY_ADDRESS, or one started on this machine), else start a local one.
+
+    A process that has joined already stays where it is. Standard output is left to the job: what workers print goes
+    to Ray's log files, and Ray Data tells of warnings alone.
+
+    Returns:
+        Whether a local cluster was started: one that no node will join.
+    """
+    started_here = False
+    if not ray.is_initialized():
+        # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        node = worker._global_node
+        started_here = node is not None and node.is_head()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that there are no progress bars, which is what was asked for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Our own errors come back as what they are, and not as text in Ray's.
+    context.raise_original_map_exception = True
+    return started_here
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn what Ray raises on the driver into our own errors, where it is about the world and not about our code.
+
+    Raises:
+        PipelineError: as a worker raised it, without Ray's traceback.
+        IncompleteError: workers could not start, kept dying, or nothing moved any more.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.GetTimeoutError as error:
+        raise IncompleteError(f"no worker could start in time: {free_resources()}: {error}") from error
+    except (ExecutionTimeoutError, ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+        raise IncompleteError(f"Ray gave up: {' '.join(str(error).split())}") from error
+
+
+def free_resources() -> str:
+    """In words, what of the cluster is not taken: why an actor may be waiting."""
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s are free" for name in ("CPU", "GPU"))

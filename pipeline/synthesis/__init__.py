@@ -1,0 +1,7 @@
+"""Making the whole synthetic dataset: shards, the actors that invert them, and the run that writes the parts."""
+
+from pipeline.synthesis.actor import Inverter
+from pipeline.synthesis.run import synthesize
+from pipeline.synthesis.shards import PoolConfig, SynthesisConfig, plan_shards
+
+__all__ = ["Inverter", "PoolConfig", "SynthesisConfig", "plan_shards", "synthesize"]

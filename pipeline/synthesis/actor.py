@@ -1,0 +1,264 @@
+"""What an actor does: load the teacher once, then invert shard after shard."""
+
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.dataset import schema, store
+from pipeline.errors import ConfigError, ModelError, NonFiniteError
+from pipeline.inversion import FeaturePrior, InversionResult, Teacher, invert, score
+from pipeline.models import LoadedModel, load_model
+from pipeline.synthesis.shards import SynthesisConfig, config_digest, image_seed
+
+# Before each further attempt to write a part, seconds: object stores throttle, networks blink.
+RETRY_DELAYS_S = (0.5, 2.0, 8.0)
+
+
+def load_feature_model(config: SynthesisConfig, teacher: LoadedModel) -> LoadedModel | None:
+    """The CNN of the feature prior, if there is one.
+
+    Raises:
+        ModelError: it has no BatchNorm layer, or reads other channels than the teacher.
+    """
+    if config.feature_model is None:
+        return None
+    loaded = load_model(config.feature_model)
+    if loaded.input_size[0] != teacher.input_size[0]:
+        raise ModelError(
+            f"feature model {loaded.name!r} reads {loaded.input_size[0]} channels, the teacher {teacher.input_size[0]}"
+        )
+    try:
+        FeaturePrior(loaded.model)
+    except ValueError as error:
+        raise ModelError(f"feature model {loaded.name!r}: {error}") from error
+    return loaded
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this process: its GPU where it has one and is to use it.
+
+    An actor pinned to a logical GPU on a machine without hardware computes on the CPU.
+
+    Raises:
+        ConfigError: a GPU is demanded and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("pool.device is 'cuda', and this actor sees no CUDA device")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Let the same shard give the same bytes on a GPU, run after run."""
+    if device.type != "cuda":
+        return
+    # cuBLAS reads it when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's images as made.
+
+    Attributes:
+        table: the contract's columns.
+        micro_batch: images in one forward, where memory ran out for more; else None.
+    """
+
+    table: pa.Table
+    micro_batch: int | None
+
+
+class Inverter:
+    """Rows of `plan_shards` → rows of the dataset contract; a class for Ray Data's `map_batches`.
+
+    `ray.data.from_items(plan_shards(config)).map_batches(Inverter, fn_constructor_args=(config,), batch_size=1,
+    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8), num_gpus=1)`. Rows may be of your own making: an image
+    depends on `shard_id`, its entry of `image_ids`, its label and the config; with scope `published` on the shard's
+    other images as well.
+
+    Args:
+        config: of the dataset; the actor loads the teacher itself.
+
+    Raises:
+        ModelError, CheckpointError, ConfigError: the teacher cannot be loaded, or not with this config.
+    """
+
+    def __init__(self, config: SynthesisConfig) -> None:
+        self.config = config
+        torch.set_num_threads(config.pool.cpus_per_actor)
+        self.device = pick_device(config.pool.device)
+        make_deterministic(self.device)
+        loaded = load_model(config.teacher)
+        feature_model = load_feature_model(config, loaded)
+        self.digest = config_digest(config, loaded, feature_model)
+        self.class_names = loaded.class_names
+        self.teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std).to(self.device)
+        self.feature_prior = None
+        if feature_model is not None:
+            published = config.inversion.scope == "published"
+            self.feature_prior = FeaturePrior(feature_model.model.to(self.device), batch_statistics=published)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
+        """A table a shard.
+
+        Raises:
+            NonFiniteError: a loss or the pixels of a shard became NaN or infinite; it names the shard.
+        """
+        for shard_id, labels, image_ids in shard_rows(batch):
+            yield self.invert_shard(shard_id, labels, image_ids).table
+
+    def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> Shard:
+        """Invert one shard, and score its images as they will be stored.
+
+        Raises:
+            NonFiniteError: see `__call__`.
+        """
+        result = self._invert(shard_id, labels, image_ids)
+        targets = torch.tensor(labels, device=self.device)
+        filled = self.teacher.fill_stopped(result.images, result.keep_indices)
+        pixels = self.teacher.to_uint8(filled)
+        loss, confidence, prediction = self._score(pixels, result, targets)
+        columns = {
+            "image": schema.image_column(list(pixels.cpu().numpy()), image_ids),
+            "label": list(labels),
+            "keep_indices": result.keep_indices.cpu().tolist(),
+            "image_id": list(image_ids),
+            "shard_id": [shard_id] * len(labels),
+            "class_loss": loss,
+            "teacher_confidence": confidence,
+            "teacher_prediction": prediction,
+        }
+        asked = min(self.config.inversion.micro_batch or len(labels), len(labels))
+        table = pa.table(columns, schema=schema.arrow_schema(self.class_names))
+        return Shard(table, result.micro_batch if result.micro_batch < asked else None)
+
+    def _invert(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> InversionResult:
+        seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
+        targets = torch.tensor(labels, device=self.device)
+        try:
+            return invert(self.teacher, targets, self.config.inversion, seeds=seeds, feature_prior=self.feature_prior)
+        except NonFiniteError as error:
+            raise NonFiniteError(error.step, error.term, shard_id) from error
+
+    def _score(self, pixels: Tensor, result: InversionResult, targets: Tensor) -> tuple[np.ndarray, ...]:
+        """As many images at a time as the inversion could hold."""
+        size = result.micro_batch
+        pieces = zip(pixels.split(size), result.keep_indices.split(size), targets.split(size), strict=True)
+        parts = [score(self.teacher, *piece) for piece in pieces]
+        return tuple(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True))
+
+
+def shard_rows(batch: Mapping[str, Any]) -> Iterator[tuple[int, list[int], list[str]]]:
+    """Shard id, labels and image ids of each row of a batch, as Ray Data hands it over."""
+    for shard_id, labels, image_ids in zip(batch["shard_id"], batch["labels"], batch["image_ids"], strict=True):
+        yield int(shard_id), [int(label) for label in labels], [str(image_id) for image_id in image_ids]
+
+
+class PartWriter(Inverter):
+    """Rows of `plan_shards` → part files; what comes back is a small row a shard, told as soon as it is done.
+
+    Args:
+        config: of the dataset.
+        digest: as the driver found it; another one here means that this actor sees another teacher.
+
+    Raises:
+        ModelError: it does.
+    """
+
+    def __init__(self, config: SynthesisConfig, digest: str) -> None:
+        super().__init__(config)
+        if self.digest != digest:
+            raise ModelError(
+                f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
+                f"({self.digest[:8]}): was it changed meanwhile?"
+            )
+        # Who did it: a GPU that fails again and again has a name.
+        self.worker = f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:  # type: ignore[override]
+        for shard_id, labels, image_ids in shard_rows(batch):
+            outcome = self._write_shard(shard_id, labels, image_ids)
+            yield {name: [value] for name, value in outcome.items()}
+
+    def _write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        try:
+            shard = self.invert_shard(shard_id, labels, image_ids)
+            self._write(shard_id, shard)
+        except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
+            return self._failed(shard_id, labels, error)
+        return {
+            "shard_id": shard_id,
+            "error": "",
+            "reason": "",
+            "unwritten": False,
+            "worker": self.worker,
+            "num_images": len(labels),
+            "class_loss": _mean(shard.table["class_loss"]),
+            "teacher_confidence": _mean(shard.table["teacher_confidence"]),
+        }
+
+    def _write(self, shard_id: int, shard: Shard) -> None:
+        facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(schema.SCHEMA_VERSION)}
+        if shard.micro_batch is not None:
+            facts["micro_batch"] = str(shard.micro_batch)
+        table = shard.table.replace_schema_metadata(schema.arrow_schema(self.class_names, metadata=facts).metadata)
+        content = schema.to_parquet(table)
+        with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
+
+    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
+        reason = " ".join(str(error).split())
+        record = {
+            "error": type(error).__name__,
+            "reason": reason,
+            "labels": sorted(set(labels)),
+            "worker": self.worker,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            with_retries(lambda: store.write_failure(self.config.output, shard_id, record))
+        except OSError as second:
+            # The driver still gets the row, and tells.
+            reason = f"{reason}; and this could not be recorded: {second}"
+        return {
+            "shard_id": shard_id,
+            "error": type(error).__name__,
+            "reason": reason,
+            "unwritten": isinstance(error, OSError),
+            "worker": self.worker,
+            "num_images": 0,
+            "class_loss": math.nan,
+            "teacher_confidence": math.nan,
+        }
+
+
+def _mean(column: pa.ChunkedArray) -> float:
+    return float(np.mean(column.to_numpy()))
+
+
+def with_retries(write: Any) -> None:
+    """Write, and try again a few times what may be a passing trouble.
+
+    Raises:
+        OSError: it kept failing.
+    """
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            return write()
+        except OSError:
+            time.sleep(delay_s)
+    return write()

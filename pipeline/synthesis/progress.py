@@ -1,0 +1,92 @@
+"""What a person sees while the dataset is being made: lines in a log, or one line of a terminal that is rewritten."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TextIO
+
+# Between two plain lines, so that a run of many small shards does not fill a log.
+_PLAIN_INTERVAL_S = 1.0
+# Without a shard in that time, say what the cluster is doing.
+_SILENCE_S = 60.0
+
+
+class ProgressReport:
+    """Shards done and failed, images a second, remaining time, mean class loss.
+
+    Args:
+        num_shards: of the whole dataset.
+        num_done: shards that were done before.
+        num_images: to be made now.
+        stream: where to write; a terminal gets one line that is rewritten.
+        why_silent: says what may be holding things up.
+    """
+
+    def __init__(
+        self, *, num_shards: int, num_done: int, num_images: int, stream: TextIO, why_silent: Callable[[], str]
+    ) -> None:
+        self._num_shards, self._done, self._failed = num_shards, num_done, 0
+        self._images_to_do, self._images, self._loss_sum = num_images, 0, 0.0
+        self._stream, self._why_silent = stream, why_silent
+        self._rewrites = stream.isatty()
+        self._started = self._last_shard = time.monotonic()
+        self._last_line = -math.inf
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._tell_silence, daemon=True)
+
+    def __enter__(self) -> "ProgressReport":
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+        with self._lock:
+            self._print_status(last=True)
+
+    def shard_finished(self, outcome: dict[str, Any]) -> None:
+        """Count a shard in, by the row its actor sent."""
+        with self._lock:
+            self._last_shard = time.monotonic()
+            if outcome["error"]:
+                self._failed += 1
+                self._print(f"synthesis: shard {outcome['shard_id']} failed: {outcome['error']}: {outcome['reason']}")
+            else:
+                self._done += 1
+                self._images += outcome["num_images"]
+                self._loss_sum += outcome["class_loss"] * outcome["num_images"]
+            self._print_status()
+
+    def status(self) -> str:
+        """The line as it stands now."""
+        elapsed = time.monotonic() - self._started
+        parts = [f"{self._done} of {self._num_shards} shards done, {self._failed} failed"]
+        if self._images:
+            rate = self._images / elapsed
+            left = timedelta(seconds=round(max(0, self._images_to_do - self._images) / rate))
+            parts += [f"{rate:.3g} images/s, {left} left", f"class loss {self._loss_sum / self._images:.4f}"]
+        return "synthesis: " + "; ".join(parts)
+
+    def _print_status(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._rewrites:
+            self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))
+            self._stream.flush()
+        elif last or now - self._last_line >= _PLAIN_INTERVAL_S:
+            self._last_line = now
+            self._print(self.status())
+
+    def _print(self, line: str) -> None:
+        self._stream.write(f"\r\x1b[K{line}\n" if self._rewrites else f"{line}\n")
+        self._stream.flush()
+
+    def _tell_silence(self) -> None:
+        while not self._ended.wait(_SILENCE_S):
+            silent_s = time.monotonic() - self._last_shard
+            if silent_s >= _SILENCE_S:
+                reason = self._why_silent()
+                with self._lock:
+                    self._print(f"synthesis: no shard finished for {silent_s:.0f} s; {reason}")

@@ -1,0 +1,310 @@
+"""Making the dataset: check everything, submit what is missing, tell how it goes, say what is left undone."""
+
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray
+import ray.data
+
+from pipeline import storage
+from pipeline.cluster import connect, free_resources, own_errors
+from pipeline.config import digest as digest_of
+from pipeline.config import to_dict
+from pipeline.dataset import schema, store
+from pipeline.errors import ConfigError, DatasetError, IncompleteError
+from pipeline.inversion import Teacher
+from pipeline.models import load_model
+from pipeline.synthesis.actor import PartWriter, load_feature_model
+from pipeline.synthesis.estimate import phases, shard_seconds, time_steps
+from pipeline.synthesis.preview import write_contact_sheet
+from pipeline.synthesis.progress import ProgressReport
+from pipeline.synthesis.shards import SynthesisConfig, identity, located, plan_shards
+
+# Libraries whose versions may decide pixels or bytes.
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
+# Shards in a row that could not be written before the run stops making more.
+_MAX_UNWRITTEN = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dataset that was found possible.
+
+    Attributes:
+        config: with absolute local paths, for actors have working folders of their own.
+        digest: of what decides the dataset.
+        manifest: as it is, or will be, in the output.
+        shards: rows of all shards.
+        num_patches: of the teacher.
+        progress: what the output holds already.
+    """
+
+    config: SynthesisConfig
+    digest: str
+    manifest: dict[str, Any]
+    shards: list[dict[str, Any]]
+    num_patches: int
+    progress: store.Progress
+
+    @property
+    def to_do(self) -> list[dict[str, Any]]:
+        """Rows of the shards that have no part, those that failed before among them."""
+        done = set(self.progress.done)
+        return [shard for shard in self.shards if shard["shard_id"] not in done]
+
+
+def synthesize(config: SynthesisConfig) -> dict[str, Any]:
+    """Write the dataset, or what is missing of it.
+
+    Progress goes to standard error. A shard that fails is recorded under `failed/`, and the others go on.
+
+    Returns:
+        A summary as plain data; `complete` tells whether every shard is done, `failed` and `missing` what is not.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: impossible settings or teacher.
+        DatasetError: the output cannot be written, or holds another dataset.
+        IncompleteError: the actors could not start, or nothing moved any more.
+    """
+    started = time.monotonic()
+    plan = prepare(config)
+    if config.dry_run:
+        return _dry_run(plan)
+    storage.check_writable(plan.config.output)
+    outcomes: list[dict[str, Any]] = []
+    if plan.to_do:
+        with own_errors():
+            started_here = connect()
+            options = pool_options(plan.config, len(plan.to_do), fixed=started_here)
+            _begin(plan)
+            outcomes = _invert_missing(plan, options)
+    return _finish(plan, outcomes, time.monotonic() - started)
+
+
+def prepare(config: SynthesisConfig) -> Plan:
+    """Check on the driver all that can be checked before the work, and find out what there is to do.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError, DatasetError: see `synthesize`.
+    """
+    loaded = load_model(config.teacher)
+    feature_model = load_feature_model(config, loaded)
+    facts = identity(config, loaded, feature_model)
+    shards = plan_shards(config, num_classes=len(loaded.class_names))
+    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+    config.inversion.check(teacher.num_patches)
+    if teacher.num_patches > schema.MAX_PATCHES:
+        raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
+    manifest = {
+        "schema_version": schema.SCHEMA_VERSION,
+        "digest": digest_of(facts),
+        "identity": facts,
+        "config": to_dict(config),
+        "teacher": {"name": loaded.name, "weights_sha256": loaded.digest},
+        "class_names": loaded.class_names,
+        "image_size": list(loaded.input_size),
+        "grid_size": teacher.grid_size,
+        "patch_size": teacher.patch_size,
+        "num_classes": len(facts["classes"]),
+        "num_images": count_images(shards),
+        "num_shards": len(shards),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    }
+    manifest = _same_dataset(config.output, manifest)
+    progress = store.read_progress(config.output, len(shards), manifest["digest"])
+    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, progress)
+
+
+def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest that is there, or the given one where the output is new.
+
+    Raises:
+        DatasetError: another dataset is there; the message names what differs.
+    """
+    if not storage.exists(store.manifest_uri(output)):
+        return manifest
+    there = store.read_manifest(output)
+    if there["digest"] != manifest["digest"]:
+        differences = list(_differences(there.get("identity"), manifest["identity"]))
+        told = "; ".join(differences[:5]) or "an unknown setting"
+        raise DatasetError(f"output {output!r} holds a dataset of another config: {told}")
+    return there
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+    elif there != here:
+        yield f"{name} is {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> dict[str, Any]:
+    """Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
+
+    Args:
+        config: of the dataset.
+        num_shards: to be done.
+        fixed: no node can join the cluster any more.
+
+    Raises:
+        ConfigError: a fixed cluster is too small for the pool.
+    """
+    pool = config.pool
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = pool.device == "cuda" or (pool.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
+    # A GPU actor takes no CPU: on a small node it would wait for the tasks that hold them, and they for it.
+    resources = {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
+    max_size = min(pool.max_size, num_shards)
+    min_size = min(pool.min_size, max_size)
+    room = sum(_room(node, resources) for node in nodes)
+    if fixed and room < min_size:
+        needed = "1 GPU" if use_gpu else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
+        raise ConfigError(f"pool.min_size {min_size} with {needed} an actor: this machine has room for {room}")
+    compute = ray.data.ActorPoolStrategy(
+        min_size=min_size,
+        max_size=max_size,
+        # With 1 the pool never grows.
+        max_tasks_in_flight_per_actor=2,
+    )
+    return {"compute": compute, **resources}
+
+
+def _room(node: dict[str, float], resources: dict[str, int]) -> int:
+    """Actors that a node can hold."""
+    names = {"num_gpus": "GPU", "num_cpus": "CPU"}
+    return min(int(node.get(names[name], 0) // amount) for name, amount in resources.items() if amount)
+
+
+def _begin(plan: Plan) -> None:
+    """Make the output ready; from here on it is this dataset's."""
+    output = plan.config.output
+    store.clear_temporaries(output)
+    if not storage.exists(store.manifest_uri(output)):
+        store.write_manifest(output, plan.manifest)
+    for shard_id in set(store.failed_shards(output)) & set(plan.progress.done):
+        store.remove_failure(output, shard_id)
+
+
+def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the pool over what is missing; a row a shard.
+
+    Raises:
+        IncompleteError: shard after shard could not be written.
+    """
+    context = ray.data.DataContext.get_current()
+    context.wait_for_min_actors_s = plan.config.pool.start_timeout_s
+    context.execution_no_progress_timeout_s = plan.config.pool.no_progress_timeout_s
+    rows = ray.data.from_items(plan.to_do, override_num_blocks=len(plan.to_do)).map_batches(
+        PartWriter, fn_constructor_args=(plan.config, plan.digest), batch_size=1, **options
+    )
+    report = ProgressReport(
+        num_shards=len(plan.shards),
+        num_done=len(plan.progress.done),
+        num_images=count_images(plan.to_do),
+        stream=sys.stderr,
+        why_silent=free_resources,
+    )
+    outcomes: list[dict[str, Any]] = []
+    unwritten = 0
+    with report:
+        for outcome in rows.iter_rows():
+            outcomes.append(outcome)
+            report.shard_finished(outcome)
+            # What cannot be written need not be made.
+            unwritten = unwritten + 1 if outcome["unwritten"] else 0
+            if unwritten == _MAX_UNWRITTEN:
+                raise IncompleteError(
+                    f"{unwritten} shards in a row could not be written to {plan.config.output!r}, the last for this "
+                    f"reason: {outcome['reason']}"
+                )
+    return outcomes
+
+
+def count_images(shards: list[dict[str, Any]]) -> int:
+    return sum(len(shard["labels"]) for shard in shards)
+
+
+def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Contact sheet and summary, from what the files say now."""
+    output = plan.config.output
+    progress = store.read_progress(output, len(plan.shards), plan.digest)
+    # What an actor told and could not record.
+    told = {row["shard_id"]: row for row in outcomes if row["error"]}
+    missing = [shard_id for shard_id in progress.missing if shard_id not in told]
+    failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()}
+    failed |= {shard_id: row["reason"] for shard_id, row in told.items() if shard_id in progress.missing}
+    made = [row for row in outcomes if not row["error"]]
+    num_made = sum(row["num_images"] for row in made)
+    store.clear_temporaries(output)
+    return {
+        "complete": progress.complete,
+        "output": plan.config.output,
+        "digest": plan.digest,
+        "num_shards": len(plan.shards),
+        "num_done": len(progress.done),
+        "failed": [{"shard_id": shard_id, "reason": failed[shard_id]} for shard_id in sorted(failed)],
+        "missing": missing,
+        "num_images": count_images(plan.shards),
+        "num_images_made": num_made,
+        "seconds": round(seconds, 2),
+        "class_loss": _mean_over_images(made, "class_loss"),
+        "teacher_confidence": _mean_over_images(made, "teacher_confidence"),
+        "workers": dict(Counter(row["worker"] for row in made)),
+        "contact_sheet": write_contact_sheet(
+            output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"]
+        ),
+    }
+
+
+def _mean_over_images(rows: list[dict[str, Any]], name: str) -> float | None:
+    images = sum(row["num_images"] for row in rows)
+    return sum(row[name] * row["num_images"] for row in rows) / images if images else None
+
+
+def _dry_run(plan: Plan) -> dict[str, Any]:
+    """Print the plan, time a few steps where the actors would run, and write nothing."""
+    config, images = plan.config, count_images(plan.to_do)
+    summary: dict[str, Any] = {
+        "dry_run": True,
+        "output": config.output,
+        "num_shards": len(plan.shards),
+        "num_done": len(plan.progress.done),
+        "num_images": count_images(plan.shards),
+        "num_images_to_make": images,
+    }
+    _tell(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
+    _tell(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
+    if not images:
+        return {**summary, "estimated_hours": 0.0}
+    largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
+    with own_errors():
+        started_here = connect()
+        options = pool_options(config, len(plan.to_do), fixed=started_here)
+        actors = options.pop("compute").max_size
+        steps = ray.remote(**options)(time_steps).remote(config, largest)
+        step_seconds = ray.get(steps, timeout=config.pool.start_timeout_s)
+    schedule = phases(config.inversion, plan.num_patches)
+    hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600
+    for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
+        _tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
+    unit = "GPU-hours" if options.get("num_gpus") else "core-hours"
+    cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
+    _tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
+    key = f"estimated_{unit.lower().replace('-', '_')}"
+    return {**summary, "seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
+
+
+def _tell(line: str) -> None:
+    print(f"plan: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,192 @@
+"""Which images are made: classes × images per class → deterministic shards, and the digest that seeds them."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline import storage
+from pipeline.config import digest, to_dict
+from pipeline.errors import ConfigError
+from pipeline.inversion import InversionConfig
+from pipeline.models import LoadedModel, ModelConfig, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The actors that invert, and how long to wait for them.
+
+    Args:
+        min_size: actors to start with; the run waits for them.
+        max_size: actors the pool may grow to; never more than there are shards to do.
+        cpus_per_actor: cores an actor without a GPU takes, and torch's threads in every actor. It decides pixels.
+        device: `auto` pins each actor to a GPU where the cluster has one at the start; `cuda` waits for an autoscaler
+            to bring one.
+        start_timeout_s: to wait for `min_size` actors, nodes being started meanwhile.
+        no_progress_timeout_s: to wait for the next shard before giving up; -1 waits for ever.
+    """
+
+    min_size: int = 1
+    max_size: int = 1
+    cpus_per_actor: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_timeout_s: int = 900
+    # A shard of 4000 dense steps on a CPU takes hours.
+    no_progress_timeout_s: int = 6 * 3600
+
+    def __post_init__(self) -> None:
+        if self.min_size < 1:
+            raise ConfigError(f"pool.min_size must be at least 1, not {self.min_size}")
+        if self.max_size < self.min_size:
+            raise ConfigError(f"pool.max_size must be at least min_size {self.min_size}, not {self.max_size}")
+        if self.cpus_per_actor < 1:
+            raise ConfigError(f"pool.cpus_per_actor must be at least 1, not {self.cpus_per_actor}")
+        if self.start_timeout_s < 1:
+            raise ConfigError(f"pool.start_timeout_s must be positive, not {self.start_timeout_s}")
+        if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
+            raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """A synthetic dataset: from which teacher, of which classes, how many images, and where it goes.
+
+    Args:
+        teacher: the trained ViT to invert.
+        output: folder of the dataset, at any fsspec URI.
+        images_per_class: images of each class.
+        classes: label numbers; by default all of the teacher's.
+        shard_size: images inverted together, and rows of a part file.
+        seed: of everything that is drawn.
+        inversion: losses, schedule and optimiser.
+        feature_model: the CNN of the feature prior, where that has a weight.
+        pool: the actors.
+        dry_run: say what would be done and how long it would take; write nothing.
+    """
+
+    teacher: ModelConfig
+    output: str
+    images_per_class: int
+    classes: list[int] | None = None
+    shard_size: int = 32
+    seed: int = 0
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    feature_model: ModelConfig | None = None
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ConfigError("output must name a folder, it is empty")
+        for name in ("images_per_class", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, not {self.seed}")
+        if self.classes is not None:
+            _check_classes(self.classes)
+        if bool(self.inversion.feature_prior) != (self.feature_model is not None):
+            raise ConfigError(
+                f"inversion.feature_prior {self.inversion.feature_prior} and feature_model "
+                f"{self.feature_model and self.feature_model.name!r} go together: give both or neither"
+            )
+
+
+def _check_classes(classes: list[int]) -> None:
+    if not classes:
+        raise ConfigError("classes is an empty list: leave it out for all classes")
+    negative = [label for label in classes if label < 0]
+    if negative:
+        raise ConfigError(f"classes holds {negative[0]}: labels start at 0")
+    repeated = sorted({label for label in classes if classes.count(label) > 1})
+    if repeated:
+        raise ConfigError(f"classes holds {repeated[0]} more than once")
+
+
+def located(config: SynthesisConfig) -> SynthesisConfig:
+    """The config with absolute local paths: an actor has a working folder of its own."""
+    return dataclasses.replace(
+        config,
+        output=storage.absolute(config.output),
+        teacher=config.teacher.located(),
+        feature_model=config.feature_model and config.feature_model.located(),
+    )
+
+
+def resolve_classes(config: SynthesisConfig, num_classes: int) -> list[int]:
+    """The labels to make images for.
+
+    Raises:
+        ConfigError: a label that the teacher does not have.
+    """
+    classes = list(range(num_classes)) if config.classes is None else list(config.classes)
+    beyond = [label for label in classes if label >= num_classes]
+    if beyond:
+        raise ConfigError(f"classes holds {beyond[0]}, the teacher has {num_classes} classes, from 0")
+    return classes
+
+
+def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> list[dict[str, Any]]:
+    """Rows for `ray.data.from_items`, one a shard: `shard_id`, and the `labels` and `image_ids` of its images.
+
+    Images are ordered by class, and a shard takes the next `shard_size` of them, so that the plan depends on nothing
+    but classes, counts and shard size.
+
+    Args:
+        config: of the dataset.
+        num_classes: the teacher's; by default the teacher is loaded to find out.
+
+    Raises:
+        ConfigError: a label that the teacher does not have.
+        ModelError, CheckpointError: the teacher cannot be loaded.
+    """
+    if num_classes is None:
+        num_classes = len(load_model(config.teacher).class_names)
+    classes = resolve_classes(config, num_classes)
+    images = [(label, f"{label:05d}-{number:06d}") for label in classes for number in range(config.images_per_class)]
+    return [
+        {
+            "shard_id": shard_id,
+            "labels": [label for label, _ in images[start : start + config.shard_size]],
+            "image_ids": [image_id for _, image_id in images[start : start + config.shard_size]],
+        }
+        for shard_id, start in enumerate(range(0, len(images), config.shard_size))
+    ]
+
+
+def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None) -> dict[str, Any]:
+    """Everything that decides the bytes of the parts, and nothing else: not output, pool sizes or logging."""
+    return {
+        "teacher": _model_identity(config.teacher, teacher),
+        "feature_model": None if feature_model is None else _model_identity(config.feature_model, feature_model),
+        "class_names": teacher.class_names,
+        "classes": resolve_classes(config, len(teacher.class_names)),
+        "images_per_class": config.images_per_class,
+        "shard_size": config.shard_size,
+        "seed": config.seed,
+        "inversion": to_dict(config.inversion),
+        "torch_threads": config.pool.cpus_per_actor,
+    }
+
+
+def _model_identity(config: ModelConfig | None, loaded: LoadedModel) -> dict[str, Any]:
+    # Not the name or the path: the same weights from another place make the same images.
+    return {
+        "weights": loaded.digest,
+        "architecture": getattr(loaded.model, "pretrained_cfg", {}).get("architecture"),
+        "model_args": config.model_args if config is not None else {},
+        "input_size": list(loaded.input_size),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+    }
+
+
+def config_digest(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None = None) -> str:
+    """SHA-256, in hex, of what decides the dataset."""
+    return digest(identity(config, teacher, feature_model))
+
+
+def image_seed(config_digest: str, shard_id: int, image_id: str) -> int:
+    """The seed of one image, 63 bits."""
+    content = f"{config_digest}/{shard_id}/{image_id}".encode()
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1

@@ -1,0 +1,246 @@
+"""The actor's classes called directly, without Ray."""
+
+import io
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+
+from pipeline.dataset import schema, store
+from pipeline.errors import ConfigError, ModelError, NonFiniteError
+from pipeline.inversion import Teacher, score
+from pipeline.models import load_model, save_model
+from pipeline.synthesis import Inverter, plan_shards
+from pipeline.synthesis.actor import PartWriter, pick_device
+from tests.conftest import HALF, make_tiny_model
+from tests.synthesis.conftest import make_config
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.synthesis.actor.RETRY_DELAYS_S", (0.0, 0.0))
+
+
+def batch_of(shards: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [shard[name] for shard in shards] for name in shards[0]}
+
+
+def test_rows_are_the_contracts_and_scored_as_stored(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused")
+    (table,) = Inverter(config)(batch_of(plan_shards(config)[1:2]))
+    assert table.schema.equals(schema.arrow_schema([]), check_metadata=False)
+    assert table["label"].to_pylist() == [1, 2, 2, 2, 3]
+    assert table["shard_id"].to_pylist() == [1] * 5
+    assert {len(kept) for kept in table["keep_indices"].to_pylist()} == {7}  # 16 → 11 → 7
+    loaded = load_model(config.teacher)
+    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+    pixels = torch.stack(
+        [
+            torch.from_numpy(schema.decode_image(image["bytes"], image["path"]).copy())
+            for image in table["image"].to_pylist()
+        ]
+    )
+    targets, kept = torch.tensor(table["label"].to_pylist()), torch.tensor(table["keep_indices"].to_pylist())
+    loss, confidence, prediction = score(teacher, pixels, kept, targets)
+    np.testing.assert_allclose(table["class_loss"].to_numpy(), loss, rtol=1e-5)
+    np.testing.assert_allclose(table["teacher_confidence"].to_numpy(), confidence, rtol=1e-5)
+    assert table["teacher_prediction"].to_pylist() == prediction.tolist()
+
+
+def test_stopped_patches_hold_the_mean_colour(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused")
+    (table,) = Inverter(config)(batch_of(plan_shards(config)[:1]))
+    for image, kept in zip(table["image"].to_pylist(), table["keep_indices"].to_pylist(), strict=True):
+        pixels = schema.decode_image(image["bytes"], image["path"])
+        grid = pixels.reshape(4, 8, 4, 8, 3).transpose(0, 2, 1, 3, 4).reshape(16, -1)
+        stopped = [patch for patch in range(16) if patch not in kept]
+        assert set(grid[stopped].ravel().tolist()) == {128}
+        assert all(len(set(grid[patch].tolist())) > 10 for patch in kept)
+
+
+def test_a_shard_does_not_depend_on_how_it_is_batched(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused")
+    shards = plan_shards(config)[:3]
+    together = list(Inverter(config)(batch_of(shards)))
+    alone = [next(iter(Inverter(config)(batch_of([shard])))) for shard in reversed(shards)]
+    assert together == alone[::-1]
+
+
+def test_grey_teacher_makes_grey_png(tmp_path: Path) -> None:
+    save_model(make_tiny_model(in_chans=1), tmp_path, class_names=list("abcdefghij"), mean=(0.5,), std=(0.5,))
+    config = make_config(tmp_path, "unused")
+    (table,) = Inverter(config)(batch_of(plan_shards(config)[:1]))
+    code = table["image"][0].as_py()["bytes"]
+    assert code[25] == 0  # PNG colour type: grey
+    assert schema.decode_image(code, "x").shape == (32, 32, 1)
+
+
+def test_feature_prior_takes_part(tiny_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cnn = timm.create_model("resnet10t", num_classes=4)
+    save_model(cnn, tmp_path, class_names=list("abcd"), mean=HALF, std=HALF)
+    schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5]}
+    plain = make_config(tiny_folder, "unused", inversion=schedule)
+    guided = make_config(
+        tiny_folder,
+        "unused",
+        inversion={**schedule, "feature_prior": 1.0},
+        feature_model={"name": f"local-dir:{tmp_path}"},
+    )
+    shard = batch_of(plan_shards(plain)[:1])
+    assert Inverter(plain).digest != Inverter(guided).digest
+    assert next(iter(Inverter(guided)(shard)))["image"] != next(iter(Inverter(plain)(shard)))["image"]
+
+
+def test_feature_model_without_batchnorm_is_refused(tiny_folder: Path) -> None:
+    schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5], "feature_prior": 1.0}
+    model = {"name": f"local-dir:{tiny_folder}"}
+    with pytest.raises(ModelError, match="no BatchNorm2d"):
+        Inverter(make_config(tiny_folder, "unused", inversion=schedule, feature_model=model))
+
+
+def test_cuda_that_is_not_there() -> None:
+    assert pick_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert pick_device("cuda").type == pick_device("auto").type == "cuda"
+        return
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"pool\.device is 'cuda'"):
+        pick_device("cuda")
+
+
+def nan_teacher(folder: Path) -> Path:
+    """A teacher that can never say class 4: its loss there is infinite from the first step."""
+    model = make_tiny_model()
+    with torch.no_grad():
+        model.head.bias[4] = -torch.inf  # type: ignore[index]
+    save_model(model, folder, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    return folder
+
+
+def test_not_finite_names_shard_step_and_term(tmp_path: Path) -> None:
+    config = make_config(nan_teacher(tmp_path), "unused")
+    with pytest.raises(NonFiniteError, match="shard 2: class_loss is not finite at step 0"):
+        list(Inverter(config)(batch_of(plan_shards(config)[2:3])))
+
+
+def written(output: Path) -> list[str]:
+    return sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
+
+
+def make_writer(teacher: Path, output: Path) -> PartWriter:
+    config = make_config(teacher, output)
+    return PartWriter(config, Inverter(config).digest)
+
+
+def test_part_tells_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    writer = make_writer(tiny_folder, tmp_path)
+    store.write_failure(str(tmp_path), 1, {"reason": "an earlier try"})
+    (outcome,) = writer(batch_of(plan_shards(writer.config)[1:2]))
+    assert outcome["shard_id"] == [1]
+    assert outcome["num_images"] == [5]
+    assert outcome["error"] == [""]
+    assert written(tmp_path) == [f"data/part-00001-{writer.digest[:8]}.parquet"]
+    footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
+    assert footer.metadata is not None
+    assert footer.metadata[b"digest"].decode() == writer.digest
+    assert footer.metadata[b"shard_id"] == b"1"
+    assert b"micro_batch" not in footer.metadata
+
+
+def test_a_split_because_memory_ran_out_is_recorded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = make_writer(tiny_folder, tmp_path)
+    forward = writer.teacher.forward_patches
+
+    def small_memory(patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if len(patches) > 2:
+            raise torch.OutOfMemoryError("more than two images")
+        return forward(patches, positions)
+
+    monkeypatch.setattr(writer.teacher, "forward_patches", small_memory)
+    list(writer(batch_of(plan_shards(writer.config)[:1])))
+    footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
+    assert footer.metadata is not None
+    assert footer.metadata[b"micro_batch"] == b"2"
+
+
+def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    writer = make_writer(nan_teacher(tmp_path / "teacher"), tmp_path / "out")
+    outcomes = list(writer(batch_of(plan_shards(writer.config)[1:4])))
+    assert [outcome["error"] for outcome in outcomes] == [[""], ["NonFiniteError"], [""]]
+    progress = store.read_progress(str(tmp_path / "out"), 4, writer.digest)
+    assert progress.done == [1, 3]
+    assert progress.failed[2]["reason"] == "shard 2: class_loss is not finite at step 0"
+    assert progress.failed[2]["labels"] == [3, 4]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """This process cannot write a file of more than 2 kB, as on a full disk."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    writer = make_writer(tiny_folder, tmp_path)
+    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
+    assert outcome["error"] == ["OSError"]
+    assert outcome["unwritten"] == [True]
+    assert written(tmp_path) == ["failed/shard-00000.json"]
+    assert "File too large" in store.read_progress(str(tmp_path), 1, writer.digest).failed[0]["reason"]
+
+
+def test_output_that_vanished_is_told_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    writer = make_writer(tiny_folder, tmp_path / "file" / "out")
+    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
+    assert outcome["error"] == ["NotADirectoryError"]
+    assert "could not be recorded" in outcome["reason"][0]
+
+
+def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = make_writer(tiny_folder, tmp_path / "file" / "out")
+    (tmp_path / "file").touch()
+
+    def repair(_: float) -> None:
+        (tmp_path / "file").unlink(missing_ok=True)
+
+    monkeypatch.setattr("pipeline.synthesis.actor.time.sleep", repair)
+    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
+    assert outcome["error"] == [""]
+
+
+def test_another_teacher_than_the_drivers(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="differs between the driver"):
+        PartWriter(make_config(tiny_folder, tmp_path), "0" * 64)
+
+
+def test_parts_are_the_same_bytes_each_time(tiny_folder: Path, tmp_path: Path) -> None:
+    contents = []
+    for name in ("a", "b"):
+        writer = make_writer(tiny_folder, tmp_path / name)
+        list(writer(batch_of(plan_shards(writer.config)[:1])))
+        contents.append((tmp_path / name / written(tmp_path / name)[0]).read_bytes())
+    assert contents[0] == contents[1]
+    assert pq.read_table(io.BytesIO(contents[0])).num_rows == 5

@@ -1,0 +1,32 @@
+from typing import Any
+
+import pytest
+
+from pipeline.synthesis.preview import choose
+
+
+def shards(classes: int, per_class: int, size: int = 16) -> list[dict[str, Any]]:
+    labels = [label for label in range(classes) for _ in range(per_class)]
+    return [
+        {"shard_id": shard_id, "labels": labels[start : start + size]}
+        for shard_id, start in enumerate(range(0, len(labels), size))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "per_class", "labels", "each"),
+    [(10, 3, 10, 3), (10, 50, 10, 8), (40, 50, 40, 2), (96, 2, 96, 1), (1000, 1, 96, 1)],
+)
+def test_as_many_of_each_class_as_fit(classes: int, per_class: int, labels: int, each: int) -> None:
+    chosen = choose(shards(classes, per_class))
+    found = [label for label, _, _ in chosen]
+    assert len(set(found)) == labels
+    assert {found.count(label) for label in found} == {each}
+    assert found == sorted(found)
+
+
+def test_only_what_is_done() -> None:
+    assert choose(shards(10, 4)[1:2]) == [
+        (label, 1, (label - 4) * 4 + row) for label in range(4, 8) for row in range(4)
+    ]
+    assert choose([]) == []

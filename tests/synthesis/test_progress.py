@@ -1,0 +1,61 @@
+import io
+import re
+import time
+
+import pytest
+
+from pipeline.synthesis.progress import ProgressReport
+
+
+def done(images: int, loss: float) -> dict:
+    return {"shard_id": 0, "error": "", "reason": "", "num_images": images, "class_loss": loss}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def report_on(stream: io.StringIO) -> ProgressReport:
+    return ProgressReport(num_shards=5, num_done=1, num_images=40, stream=stream, why_silent=lambda: "0 GPUs are free")
+
+
+def test_plain_lines() -> None:
+    stream = io.StringIO()
+    with report_on(stream) as report:
+        report.shard_finished(done(10, 1.0))
+        report.shard_finished({"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite"})
+        report.shard_finished(done(10, 2.0))
+    lines = stream.getvalue().splitlines()
+    assert "synthesis: shard 3 failed: NonFiniteError: tv_l2 is not finite" in lines
+    assert re.fullmatch(
+        r"synthesis: 3 of 5 shards done, 1 failed; \S+ images/s, \d+:\d\d:\d\d left; class loss 1\.5000", lines[-1]
+    )
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_terminal_has_one_line_that_is_rewritten() -> None:
+    stream = Terminal()
+    with report_on(stream) as report:
+        report.shard_finished(done(10, 1.0))
+        report.shard_finished(done(10, 1.0))
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().count("\r") == 3
+
+
+def test_many_small_shards_do_not_fill_a_log() -> None:
+    stream = io.StringIO()
+    with report_on(stream) as report:
+        for _ in range(100):
+            report.shard_finished(done(1, 0.0))
+    assert len(stream.getvalue().splitlines()) <= 3
+
+
+def test_silence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.synthesis.progress._SILENCE_S", 0.05)
+    stream = io.StringIO()
+    with report_on(stream):
+        deadline = time.monotonic() + 5
+        while "0 GPUs are free" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "no shard finished for" in stream.getvalue()

@@ -1,0 +1,243 @@
+"""The run on a real Ray cluster."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pandas
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+from PIL import Image
+
+from pipeline.dataset import read_images, schema, store
+from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
+from pipeline.models import save_model
+from pipeline.synthesis import Inverter, plan_shards, synthesize
+from pipeline.synthesis.actor import PartWriter
+from pipeline.synthesis.run import pool_options, prepare
+from tests.conftest import HALF, make_tiny_model
+from tests.synthesis.conftest import Made, make_config, parts_of
+from tests.synthesis.test_actor import nan_teacher
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_dataset_is_whole(made: Made) -> None:
+    assert made.summary["complete"] is True
+    assert made.summary["num_done"] == made.summary["num_shards"] == 6
+    assert made.summary["num_images"] == made.summary["num_images_made"] == 30
+    assert sorted(made.parts) == [f"data/part-{shard:05d}-{made.summary['digest'][:8]}.parquet" for shard in range(6)]
+    assert sorted(path.name for path in made.output.iterdir()) == ["contact_sheet.png", "data", "manifest.json"]
+    table = pq.read_table(made.output / "data")
+    assert table.num_rows == 30
+    assert len(set(table["image_id"].to_pylist())) == 30
+    assert Image.open(made.output / "contact_sheet.png").width > 100
+
+
+def test_manifest_says_what_was_made(made: Made) -> None:
+    manifest = store.read_manifest(str(made.output))
+    assert manifest["digest"] == made.summary["digest"]
+    assert (manifest["num_shards"], manifest["num_images"]) == (6, 30)
+    assert manifest["class_names"][3] == "class d"
+    assert manifest["config"]["inversion"]["iterations"] == 8
+    assert len(manifest["teacher"]["weights_sha256"]) == 64
+    assert {"torch", "timm", "ray", "pyarrow"} <= manifest["versions"].keys()
+
+
+def test_two_logical_gpus_give_two_pinned_actors_that_both_work(made: Made) -> None:
+    workers = made.summary["workers"]
+    assert sorted(name.rpartition("gpu ")[2] for name in workers) == ["0", "1"]
+    assert sum(workers.values()) == 6
+    assert min(workers.values()) >= 1
+
+
+def test_opens_in_hugging_face_datasets(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    loaded = datasets.load_dataset(str(made.output / "data"), cache_dir=str(tmp_path))["train"]
+    assert loaded.features["image"] == datasets.Image()
+    assert loaded.features["label"].names[:2] == ["class a", "class b"]
+    assert loaded[29]["image"].size == (32, 32)
+    assert loaded[29]["label"] == 9
+
+
+def test_opens_in_pandas(made: Made) -> None:
+    frame = pandas.read_parquet(made.output / "data")
+    assert list(frame.columns) == list(schema.COLUMNS)
+    assert frame["label"].value_counts().to_dict() == dict.fromkeys(range(10), 3)
+
+
+def test_read_back_on_ray(made: Made) -> None:
+    row = read_images(str(made.output)).take(1)[0]
+    assert row["image"].shape == (32, 32, 3)
+    assert len(row["keep_indices"]) == 7
+
+
+def test_composes_with_any_pipeline_and_writes_nothing(made: Made) -> None:
+    expected = pq.read_table(made.output / "data").sort_by("image_id")
+    before = parts_of(made.output)
+    rows = ray.data.from_items(plan_shards(made.config), override_num_blocks=2)
+    dataset = rows.map_batches(
+        Inverter,
+        fn_constructor_args=(made.config,),
+        batch_size=2,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    got = pandas.DataFrame(dataset.take_all()).sort_values("image_id")
+    for name in ("image", "label", "shard_id", "class_loss", "teacher_prediction"):
+        assert list(got[name]) == expected[name].to_pylist()
+    assert [list(kept) for kept in got["keep_indices"]] == expected["keep_indices"].to_pylist()
+    assert parts_of(made.output) == before
+
+
+def test_only_what_is_missing_is_done_and_what_fails_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pool of one on the CPU takes up what a single process left; class 4 cannot be made at all."""
+    output = tmp_path / "out"
+    config = make_config(nan_teacher(tmp_path / "teacher"), output, pool={"device": "cpu"})
+    plan = prepare(config)
+    writer = PartWriter(config, plan.digest)
+    shards = {name: [shard[name] for shard in plan.shards] for name in plan.shards[0]}
+    list(writer(shards))
+    undisturbed = parts_of(output)
+    store.write_manifest(str(output), plan.manifest)
+    gone = output / "data" / store.part_name(4, plan.digest)
+    gone.unlink()
+    # What earlier runs leave: a failure of a shard that was done since, one of a shard that is to be done, half a file.
+    for shard_id in (0, 4):
+        store.write_failure(str(output), shard_id, {"reason": "an earlier try"})
+    (output / ".tmp").mkdir(exist_ok=True)
+    (output / ".tmp" / ".part.tmp").write_bytes(b"half")
+    times = {name: (output / name).stat().st_mtime_ns for name in parts_of(output)}
+
+    summary = synthesize(config)
+
+    assert summary["complete"] is False
+    assert (summary["num_done"], summary["num_images_made"], summary["missing"]) == (5, 5, [])
+    assert summary["failed"] == [{"shard_id": 2, "reason": "shard 2: class_loss is not finite at step 0"}]
+    assert parts_of(output) == undisturbed
+    assert {name: (output / name).stat().st_mtime_ns for name in times} == times
+    assert store.failed_shards(str(output)) == [2]
+    assert not (output / ".tmp").exists()
+    told = capsys.readouterr().err
+    assert "shard 2 failed: NonFiniteError" in told
+    assert "5 of 6 shards done, 1 failed" in told
+
+
+def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
+    started = time.monotonic()
+    again = synthesize(made.config)
+    assert (again["complete"], again["num_images_made"], again["class_loss"]) == (True, 0, None)
+    assert parts_of(made.output) == made.parts
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "seed is 0 there, 3 here"),
+        ({"images_per_class": 4}, "images_per_class is 3 there, 4 here"),
+        ({"inversion": {"iterations": 8, "stop_steps": [], "stop_fractions": []}}, r"inversion\.stop_fractions is "),
+    ],
+)
+def test_output_of_another_config_is_refused(
+    made: Made, tiny_folder: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        synthesize(make_config(tiny_folder, made.output, **changes))
+    assert parts_of(made.output) == made.parts
+
+
+def test_output_of_another_teacher_is_refused(made: Made, tmp_path: Path) -> None:
+    save_model(make_tiny_model(seed=1), tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    with pytest.raises(DatasetError, match=r"teacher\.weights is "):
+        synthesize(make_config(tmp_path, made.output))
+
+
+def _no_patch_left(teacher: Path, folder: Path) -> None:
+    schedule = {"iterations": 8, "stop_steps": [2], "stop_fractions": [0.99]}
+    synthesize(make_config(teacher, folder / "out", inversion=schedule))
+
+
+def _no_such_class(teacher: Path, folder: Path) -> None:
+    synthesize(make_config(teacher, folder / "out", classes=[10]))
+
+
+def _under_a_file(teacher: Path, folder: Path) -> None:
+    (folder / "file").touch()
+    synthesize(make_config(teacher, folder / "file" / "out"))
+
+
+def _unknown_scheme(teacher: Path, folder: Path) -> None:
+    synthesize(make_config(teacher, "gopher://host/out"))
+
+
+def _foreign_parts(teacher: Path, folder: Path) -> None:
+    (folder / "out" / "data").mkdir(parents=True)
+    (folder / "out" / "data" / "train-00000.parquet").touch()
+    synthesize(make_config(teacher, folder / "out"))
+
+
+def _no_cls_token(teacher: Path, folder: Path) -> None:
+    model = make_tiny_model(global_pool="avg", class_token=False)
+    save_model(model, folder / "gap", class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    synthesize(make_config(folder / "gap", folder / "out"))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "message"),
+    [
+        (_no_patch_left, ConfigError, "fewer than one"),
+        (_no_such_class, ConfigError, "classes holds 10"),
+        (_under_a_file, DatasetError, "cannot write to .*file/out"),
+        (_unknown_scheme, DatasetError, "gopher"),
+        (_foreign_parts, DatasetError, r"train-00000\.parquet"),
+        (_no_cls_token, ModelError, "CLS"),
+    ],
+)
+def test_impossible_runs_end_before_anything_is_written(
+    tiny_folder: Path,
+    tmp_path: Path,
+    attempt: Callable[[Path, Path], None],
+    error: type[PipelineError],
+    message: str,
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(error, match=message):
+        attempt(tiny_folder, tmp_path)
+    assert time.monotonic() - started < 5
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / ".tmp").exists()
+
+
+def test_dry_run_plans_times_and_writes_nothing(
+    made: Made, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = synthesize(make_config(tiny_folder, tmp_path / "out", dry_run=True))
+    assert not (tmp_path / "out").exists()
+    assert (summary["num_shards"], summary["num_done"], summary["num_images_to_make"]) == (6, 0, 30)
+    assert summary["estimated_gpu_hours"] > 0
+    assert len(summary["seconds_per_step"]) == 3
+    told = capsys.readouterr().err
+    assert "6 shards, 30 images" in told
+    assert "2 steps of 11 patches" in told
+    assert "GPU-hours" in told
+    done = synthesize(make_config(tiny_folder, made.output, dry_run=True))
+    assert (done["num_done"], done["num_images_to_make"], done["estimated_hours"]) == (6, 0, 0.0)
+
+
+def test_a_pool_that_can_never_start_is_told(tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU an actor: this machine has room for 2"):
+        pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed=True)
+    huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
+    with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) an actor"):
+        pool_options(huge, 6, fixed=True)
+
+
+def test_a_pool_that_does_not_start_in_time_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+    pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
+    with pytest.raises(IncompleteError, match=r"of 8 CPUs are free"):
+        synthesize(make_config(tiny_folder, tmp_path / "out", pool=pool))

@@ -1,0 +1,110 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import CheckpointError, ConfigError, ModelError, PipelineError
+from pipeline.models import load_model
+from pipeline.synthesis import SynthesisConfig, plan_shards
+from pipeline.synthesis.shards import config_digest, image_seed
+from tests.synthesis.conftest import make_config
+
+
+def test_plan_is_sorted_by_class_and_whole(tiny_folder: Path) -> None:
+    shards = plan_shards(make_config(tiny_folder, "out", images_per_class=3, shard_size=4, classes=[5, 2, 7]))
+    assert shards == [
+        {
+            "shard_id": 0,
+            "labels": [5, 5, 5, 2],
+            "image_ids": ["00005-000000", "00005-000001", "00005-000002", "00002-000000"],
+        },
+        {
+            "shard_id": 1,
+            "labels": [2, 2, 7, 7],
+            "image_ids": ["00002-000001", "00002-000002", "00007-000000", "00007-000001"],
+        },
+        {"shard_id": 2, "labels": [7], "image_ids": ["00007-000002"]},
+    ]
+
+
+def test_all_classes_of_the_teacher_by_default(tiny_folder: Path) -> None:
+    shards = plan_shards(make_config(tiny_folder, "out"))
+    assert sorted({label for shard in shards for label in shard["labels"]}) == list(range(10))
+    ids = [image_id for shard in shards for image_id in shard["image_ids"]]
+    assert len(set(ids)) == len(ids) == 30
+
+
+def test_digest_covers_what_decides_pixels_and_nothing_else(tiny_folder: Path) -> None:
+    def digest_with(**changes: Any) -> str:
+        config = make_config(tiny_folder, changes.pop("output", "out"), **changes)
+        return config_digest(config, load_model(config.teacher))
+
+    base = digest_with()
+    assert digest_with(output="elsewhere", dry_run=True, pool={"max_size": 7, "start_timeout_s": 5}) == base
+    assert digest_with(classes=list(range(10))) == base
+    name = f"local-dir:{tiny_folder}"
+    schedule = {"iterations": 8, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3]}
+    deciding: list[dict[str, Any]] = [
+        {"classes": [1, 2]},
+        {"images_per_class": 4},
+        {"shard_size": 6},
+        {"seed": 1},
+        {"pool": {"cpus_per_actor": 2}},
+        {"inversion": {**schedule, "lr": 0.1}},
+        {"inversion": {**schedule, "micro_batch": 2}},
+        {"inversion": {**schedule, "dtype": "bfloat16"}},
+        {"teacher": {"name": name, "mean": [0.4, 0.5, 0.5]}},
+        {"teacher": {"name": name, "class_names": list("ABCDEFGHIJ")}},
+    ]
+    digests = [digest_with(**change) for change in deciding]
+    assert len({base, *digests}) == len(deciding) + 1
+
+
+def test_seeds_differ_between_images_shards_and_configs() -> None:
+    seeds = {image_seed(d, s, i) for d in ("a", "b") for s in (0, 1) for i in ("x", "y")}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seed("a", 0, "x") == 857300553457259196
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": ""}, "output"),
+        ({"images_per_class": 0}, "images_per_class must be at least 1, not 0"),
+        ({"shard_size": -1}, "shard_size must be at least 1, not -1"),
+        ({"seed": -1}, "seed"),
+        ({"classes": []}, "classes is an empty list"),
+        ({"classes": [1, -2]}, "classes holds -2"),
+        ({"classes": [3, 1, 3]}, "classes holds 3 more than once"),
+        ({"pool": {"min_size": 0}}, "min_size must be at least 1, not 0"),
+        ({"pool": {"min_size": 3, "max_size": 2}}, "max_size must be at least min_size 3, not 2"),
+        ({"pool": {"cpus_per_actor": 0}}, "cpus_per_actor"),
+        ({"pool": {"device": "tpu"}}, "device"),
+        ({"pool": {"start_timeout_s": 0}}, "start_timeout_s"),
+        ({"pool": {"no_progress_timeout_s": 0}}, "no_progress_timeout_s"),
+        ({"inversion": {"stop_steps": [5], "stop_fractions": [1.0]}}, "fractions"),
+        ({"inversion": {"feature_prior": 0.1}}, "feature_model"),
+        ({"colour": "red"}, "colour"),
+        ({"images_per_class": "many"}, "images_per_class"),
+    ],
+)
+def test_impossible_configs_name_the_thing_and_the_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(Path("teacher"), "out", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"classes": [4, 10]}, ConfigError, "classes holds 10, the teacher has 10 classes"),
+        ({"teacher": {"name": "vit_unheard_of", "pretrained": True}}, ModelError, "vit_unheard_of"),
+        ({"teacher": {"name": "vit_tiny_patch16_224", "checkpoint": "gone.pth"}}, CheckpointError, r"gone\.pth"),
+    ],
+)
+def test_impossible_teachers(
+    tiny_folder: Path, changes: dict[str, Any], error: type[PipelineError], message: str
+) -> None:
+    config: SynthesisConfig = make_config(tiny_folder, "out", **changes)
+    with pytest.raises(error, match=message):
+        plan_shards(config)
