@@ -1,0 +1,208 @@
+"""Top-1 and top-5 of any artefact on labelled images, and how long it takes."""
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.cluster import connect, own_errors
+from pipeline.errors import CheckpointError, ConfigError, DatasetError
+from pipeline.inputs import read_inputs
+from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+
+# Normalised images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
+Predictor = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to score, and on which labelled images.
+
+    Args:
+        teacher: the model whose normalisation, image size and class names hold; it is scored itself where no
+            artefact is given.
+        labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
+        artifacts: URIs of artefacts of the teacher: `.pt2`, `.onnx`, weights for its architecture (`.safetensors`,
+            `.pth`), or folders as timm loads with `local-dir:`, which bring their own model.
+        output: where `evaluation.json` goes; nowhere by default.
+        batch_size: images a forward.
+    """
+
+    teacher: ModelConfig
+    labelled: str
+    artifacts: list[str] | None = None
+    output: str | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.artifacts is not None and len(set(self.artifacts)) != len(self.artifacts):
+            raise ConfigError(f"artifacts must differ: {self.artifacts}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares in percent of images whose label is the first, or among the first five, of the predicted classes."""
+
+    images: int
+    top1: float
+    top5: float
+
+
+def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+    """Score every artefact in one pass over the labelled images; returns what the job prints.
+
+    Raises:
+        PipelineError: the model, an artefact or the labelled images cannot be read, or do not go together.
+    """
+    connect()
+    loaded = load_model(config.teacher)
+    if config.output is not None:
+        storage.check_writable(config.output)
+    predictors = {uri: open_artifact(uri, config.teacher) for uri in config.artifacts or ()}
+    predictors = predictors or {loaded.name: model_predictor(loaded.model)}
+    scores = score(predictors, labelled_batches(config.labelled, loaded, config.batch_size))
+    rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
+    result = {"labelled": config.labelled, "artifacts": rows}
+    if config.output is not None:
+        storage.write_json(storage.join(config.output, "evaluation.json"), result)
+    return result
+
+
+def score(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:
+    """Top-1 and top-5 of several predictors in one pass over (images [B, C, H, W], labels [B]).
+
+    Raises:
+        DatasetError: there are no images.
+        CheckpointError: a predictor has fewer classes than there are labels.
+    """
+    images, correct = 0, {name: torch.zeros(2, dtype=torch.int64) for name in predictors}
+    for pixels, labels in batches:
+        images += len(labels)
+        for name, predict in predictors.items():
+            correct[name] += count_correct(predict(pixels), labels, name)
+    if not images:
+        raise DatasetError("there are no labelled images to score on")
+    percent = {name: (100 * counts / images).tolist() for name, counts in correct.items()}
+    return {name: Score(images, top1, top5) for name, (top1, top5) in percent.items()}
+
+
+def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Tensor:
+    """How many labels [B] are the first, and among the first five, of logits [B, classes]: int64 [2].
+
+    Raises:
+        CheckpointError: a label is beyond the classes.
+    """
+    if int(labels.max()) >= logits.shape[1]:
+        raise CheckpointError(f"{name!r} has {logits.shape[1]} classes, a label is {int(labels.max())}")
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+
+
+def labelled_batches(uri: str, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Normalised images and their labels, from any source that has labels.
+
+    Raises:
+        DatasetError: at once, when there is nothing to read or there are no labels; while reading, when an image
+            cannot be decoded.
+    """
+    images = read_inputs(uri, loaded, labels=True).select_columns(["pixels", "label"])
+
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        with own_errors():
+            for batch in images.iter_torch_batches(
+                batch_size=batch_size, dtypes={"pixels": torch.float32, "label": torch.int64}, device="cpu"
+            ):
+                yield batch["pixels"], batch["label"]
+
+    return batches()
+
+
+def open_artifact(uri: str, teacher: ModelConfig) -> Predictor:
+    """A predictor from an artefact's name: `.pt2`, `.onnx`, weights of the teacher's architecture, or a timm folder.
+
+    Raises:
+        DatasetError: there is no such file.
+        CheckpointError: it is corrupt, or of another kind than its name says.
+    """
+    if uri.endswith(".pt2"):
+        return pt2_predictor(storage.read_bytes(uri), uri)
+    if uri.endswith(".onnx"):
+        return onnx_predictor(storage.read_bytes(uri), uri)
+    if uri.endswith((".safetensors", ".pth", ".pt")):
+        return model_predictor(load_model(replace(teacher, checkpoint=uri, pretrained=False)).model)
+    folder = uri.removeprefix(LOCAL_DIR)
+    if Path(folder).is_dir():
+        return model_predictor(load_model(ModelConfig(name=f"{LOCAL_DIR}{folder}")).model)
+    raise CheckpointError(f"{uri!r} is no artefact: neither .pt2, .onnx, .safetensors, .pth nor a folder")
+
+
+def model_predictor(model: nn.Module) -> Predictor:
+    """Of a module in evaluation mode."""
+    model.eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return predict
+
+
+def pt2_predictor(content: bytes, uri: str) -> Predictor:
+    """Of a `.pt2` program. It has no training mode: what it does was fixed when it was exported.
+
+    Raises:
+        CheckpointError: as `pipeline.quantization.pt2.read_pt2`.
+    """
+    from pipeline.quantization.pt2 import read_pt2
+
+    program = read_pt2(content, uri).module()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return program(images)
+
+    return predict
+
+
+def onnx_predictor(content: bytes, uri: str) -> Predictor:
+    """Of an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
+
+    Raises:
+        ConfigError: ONNX Runtime is not installed.
+        CheckpointError: it is not an ONNX model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"{uri!r} needs the extra 'onnx': {error}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # ONNX Runtime's errors derive from Exception alone.
+    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except unreadable as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {reason}") from error
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def measure_latency(predict: Predictor, images: Tensor, repeats: int = 9) -> float:
+    """Milliseconds an image: the median over several forwards of the batch, after two that warm up."""
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        predict(images)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[2:]) / len(images)

@@ -1,0 +1,124 @@
+"""Which images are calibrated on together: fixed by the images alone, whatever the number of workers."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are read together, because they keep the same number of patches.
+
+    Attributes:
+        images: float32 [B, C, H, W] normalised.
+        keep_indices: int64 [B, K].
+        image_ids: B names.
+    """
+
+    images: Tensor
+    keep_indices: Tensor
+    image_ids: list[str]
+
+
+def sampling_rank(image_id: str, seed: int) -> int:
+    """Where an image comes in a random order of all images: its own name and the seed decide, nothing else."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows of a dataset, and how they are read.
+
+    Attributes:
+        stop: number of the row after the last one.
+        batches: image ids that are read together.
+    """
+
+    stop: int
+    batches: list[list[str]]
+
+
+def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: int | None, seed: int) -> list[Window]:
+    """Cut a dataset into windows of `batch_size` images, and each window into batches of equal numbers of kept patches.
+
+    Kernels may round the same image differently in another batch. So the batches, and with them every scale, follow
+    from the dataset alone, and not from who reads them.
+
+    Args:
+        rows: image id and number of kept patches, in the dataset's order.
+        batch_size: images a window; the most images a batch.
+        max_images: take this many, drawn at random; None takes all.
+        seed: of that draw.
+
+    Raises:
+        DatasetError: there is no image, one comes twice, or one keeps no patch.
+    """
+    if not rows:
+        raise DatasetError("there are no images to calibrate on")
+    chosen = _choose([image_id for image_id, _ in rows], max_images, seed)
+    windows, current, total = [], {}, 0
+    for number, (image_id, num_kept) in enumerate(rows):
+        if num_kept < 1:
+            raise DatasetError(f"image {image_id!r} keeps no patch")
+        if image_id in chosen:
+            current.setdefault(num_kept, []).append(image_id)
+            total += 1
+            if total % batch_size == 0 or total == len(chosen):
+                windows.append(Window(number + 1, [current[k] for k in sorted(current)]))
+                current = {}
+    return windows
+
+
+def _choose(image_ids: Sequence[str], max_images: int | None, seed: int) -> set[str]:
+    chosen = set(image_ids)
+    if len(chosen) != len(image_ids):
+        repeated = next(image_id for image_id, times in Counter(image_ids).items() if times > 1)
+        raise DatasetError(f"image id {repeated!r} comes more than once")
+    if max_images is None:
+        return chosen
+    return set(sorted(chosen, key=lambda image_id: sampling_rank(image_id, seed))[:max_images])
+
+
+def share_windows(windows: Sequence[Window], num_workers: int) -> list[list[Window]]:
+    """Neighbouring windows for each worker, as equally as goes; some get none where there are too few."""
+    bounds = [round(len(windows) * worker / num_workers) for worker in range(num_workers + 1)]
+    return [list(windows[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def gather_batches(rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str]]) -> Iterator[Batch]:
+    """Planned batches, each as soon as its images have arrived; rows may come in any order, others are passed over.
+
+    Args:
+        rows: `pixels` [C, H, W], `keep_indices` [K] and `image_id`, as `pipeline.inputs.read_inputs` gives them.
+        batches: the plan; every id in it must come.
+
+    Raises:
+        DatasetError: an image did not come.
+    """
+    place = {image_id: (number, row) for number, ids in enumerate(batches) for row, image_id in enumerate(ids)}
+    waiting: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        where = place.pop(str(row["image_id"]), None)
+        if where is not None:
+            number, position = where
+            arrived = waiting.setdefault(number, {})
+            arrived[position] = row
+            if len(arrived) == len(batches[number]):
+                yield _stack([member for _, member in sorted(waiting.pop(number).items())])
+    if place:
+        raise DatasetError(f"{len(place)} images did not come, such as {min(place)!r}")
+
+
+def _stack(rows: list[Mapping[str, Any]]) -> Batch:
+    images = torch.from_numpy(np.stack([np.asarray(row["pixels"], np.float32) for row in rows]))
+    keep = torch.from_numpy(np.stack([np.asarray(row["keep_indices"], np.int64) for row in rows]))
+    return Batch(images, keep, [str(row["image_id"]) for row in rows])

@@ -1,0 +1,209 @@
+"""Calibrate on Ray, convert, export, score: from a teacher and images to artefacts and one row of figures for each."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from pipeline import storage
+from pipeline.cluster import connect
+from pipeline.config import digest, to_dict
+from pipeline.dataset.sources import find_source
+from pipeline.errors import DatasetError
+from pipeline.evaluation import (
+    Predictor,
+    Score,
+    labelled_batches,
+    measure_latency,
+    model_predictor,
+    onnx_predictor,
+    pt2_predictor,
+    score,
+)
+from pipeline.inputs import read_inputs
+from pipeline.models import LoadedModel, load_model
+from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.distributed import Calibration, calibrate_ranges
+from pipeline.quantization.graphs import convert, export_images, reexport
+from pipeline.quantization.ranges import Ranges, check_ranges
+from pipeline.quantization.settings import BitWidths
+
+_MEGABYTE = 1e6
+_NARROW_NOTE = "kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
+_REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower than fp32"
+
+
+@dataclass(frozen=True)
+class _Artifact:
+    """A file that was written, and how to run it."""
+
+    bits: BitWidths | None
+    format: str
+    uri: str | None
+    size: int
+    predict: Predictor
+
+
+def calibrate(config: CalibrationConfig) -> dict[str, Any]:
+    """Run the whole calibration; returns what the job prints, which `report.json` under the output holds too.
+
+    Raises:
+        PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
+            the workers were lost too often. What is under the output then is whole files only.
+    """
+    if "onnx" in config.formats:
+        check_onnx()
+    loaded = load_model(config.teacher)
+    program = export_images(loaded.model, config.placement)
+    started_here = connect()
+    images = read_inputs(config.images, loaded)
+    _check_teacher(config, loaded)
+    labelled = None if config.labelled is None else labelled_batches(config.labelled, loaded, config.score_batch_size)
+    identity = _identity(config, loaded)
+    _claim(config.output, identity)
+
+    calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=started_here)
+    check_ranges(calibration.ranges)
+    storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
+    storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+        artifacts = _write_artifacts(config, program, calibration.ranges, Path(folder))
+        baselines = _baselines(config, loaded, program, Path(folder))
+    scores = {}
+    if labelled is not None:
+        predictors = {str(number): artifact.predict for number, artifact in enumerate(baselines + artifacts)}
+        scores = score(predictors, labelled)
+    rows = [
+        _row(artifact, scores.get(str(number)), _latency(artifact, loaded, config.latency_batch_size))
+        for number, artifact in enumerate(baselines + artifacts)
+    ]
+    report = _report(config, calibration, rows[: len(baselines)], rows[len(baselines) :])
+    storage.write_json(storage.join(config.output, "report.json"), report)
+    return report
+
+
+def _identity(config: CalibrationConfig, loaded: LoadedModel) -> dict[str, Any]:
+    """What decides the ranges and with them every artefact, and its digest; bit widths and workers do not."""
+    deciding = {
+        "teacher": loaded.digest,
+        "images": config.images,
+        "placement": config.placement,
+        "mode": config.mode,
+        "batch_size": config.batch_size,
+        "max_images": config.max_images,
+        "seed": config.seed,
+    }
+    return {**deciding, "digest": digest(deciding)}
+
+
+def _check_teacher(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    """Synthetic images know which teacher they are of.
+
+    Raises:
+        DatasetError: it is another one, and the config does not say that this is meant.
+    """
+    manifest = find_source(config.images).manifest
+    if manifest is None or config.allow_other_teacher:
+        return
+    teacher = manifest["teacher"]
+    if teacher["weights_sha256"] != loaded.digest:
+        raise DatasetError(
+            f"{config.images!r} holds images of the teacher {teacher['name']!r} with weights {teacher['digest'][:8]}, "
+            f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
+        )
+
+
+def _claim(output: str, identity: dict[str, Any]) -> None:
+    """Make sure that the output can be written and holds nothing of another calibration.
+
+    Raises:
+        DatasetError: it cannot, or it does.
+    """
+    uri = storage.join(output, "config.json")
+    if storage.exists(uri):
+        there = storage.read_json(uri)
+        differing = [name for name in identity if there.get(name) != identity[name] and name != "digest"]
+        if differing:
+            name = differing[0]
+            raise DatasetError(
+                f"{output!r} holds artefacts of another calibration: "
+                f"{name} was {there.get(name)!r}, now it is {identity[name]!r}"
+            )
+    storage.check_writable(output)
+
+
+def _write_artifacts(
+    config: CalibrationConfig, program: ExportedProgram, ranges: Ranges, folder: Path
+) -> list[_Artifact]:
+    """Convert for every bit width, write each format to the output, and read it back from what was written."""
+    artifacts = []
+    for bits in config.settings:
+        quantized = reexport(convert(program, bits, config.placement, ranges), program)
+        for kind in config.formats:
+            path = folder / f"{bits.label}.{kind}"
+            content = _save(quantized, kind, path)
+            uri = storage.join(config.output, path.name)
+            storage.write_bytes(uri, content)
+            artifacts.append(_Artifact(bits, kind, uri, len(content), _open(kind, content, uri)))
+    return artifacts
+
+
+def _baselines(
+    config: CalibrationConfig, loaded: LoadedModel, program: ExportedProgram, folder: Path
+) -> list[_Artifact]:
+    """The float model in the runtimes of the artefacts, to compare with."""
+    size = sum(value.numel() * value.element_size() for value in loaded.model.state_dict().values())
+    baselines = []
+    if "pt2" in config.formats:
+        baselines.append(_Artifact(None, "torch", None, size, model_predictor(loaded.model)))
+    if "onnx" in config.formats:
+        content = _save(program, "onnx", folder / "fp32.onnx")
+        baselines.append(_Artifact(None, "onnx", None, len(content), _open("onnx", content, "fp32.onnx")))
+    return baselines
+
+
+def _save(program: ExportedProgram, kind: str, path: Path) -> bytes:
+    (save_onnx if kind == "onnx" else save_pt2)(program, path)
+    return path.read_bytes()
+
+
+def _open(kind: str, content: bytes, uri: str) -> Predictor:
+    return (onnx_predictor if kind == "onnx" else pt2_predictor)(content, uri)
+
+
+def _latency(artifact: _Artifact, loaded: LoadedModel, batch_size: int) -> float:
+    return measure_latency(artifact.predict, torch.zeros(batch_size, *loaded.input_size))
+
+
+def _row(artifact: _Artifact, scored: Score | None, latency: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"artifact": artifact.format}
+    if artifact.bits is not None:
+        row = {"weights": artifact.bits.weights, "activations": artifact.bits.activations, **row, "uri": artifact.uri}
+    row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
+    if scored is not None:
+        row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images}
+    if artifact.format == "pt2":
+        row["note"] = _REFERENCE_NOTE
+    elif artifact.bits is not None and min(artifact.bits.weights, artifact.bits.activations) < 8:
+        row["note"] = _NARROW_NOTE
+    return row
+
+
+def _report(
+    config: CalibrationConfig, calibration: Calibration, baselines: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "complete": True,
+        "images": calibration.num_images,
+        "images_per_worker": [len(part) for part in calibration.image_ids],
+        "placement": config.placement,
+        "mode": config.mode,
+        "ranges": storage.join(config.output, "ranges.json"),
+        "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
+        "fp32": baselines,
+        "artifacts": rows,
+    }

@@ -1,0 +1,72 @@
+"""What a user can set of a calibration."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from pipeline.models import ModelConfig
+from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
+
+ArtifactFormat = Literal["pt2", "onnx"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Calibrate a teacher on images, quantize it, and score what comes out.
+
+    Args:
+        teacher: the model to quantize.
+        images: what to calibrate on: a synthetic dataset, Parquet with a column `image`, or a folder of images; real
+            images and noise as well as synthetic ones.
+        output: where the artefacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
+        labelled: URI of labelled images to score the artefacts on; without it they are timed only.
+        settings: bit widths; one pass over the images serves them all. Widths below 8 make the artefact no faster.
+        placement: what is quantized, see `MinMaxQuantizer`.
+        mode: `sparse` reads CLS and the kept patches of each image, `dense` all patches.
+        formats: kinds of artefacts to write.
+        batch_size: images a forward in calibration.
+        max_images: calibrate on this many, drawn at random; on all by default.
+        seed: of that draw.
+        workers: Ray Train workers; 0 calibrates within this process.
+        cpus_per_worker: CPU cores, and torch threads, of each worker.
+        device: `auto` is one GPU for each worker where the cluster has any.
+        max_failures: how often a worker may be lost before the job gives up.
+        allow_other_teacher: take synthetic images of another teacher than this model, as for quantizing a student.
+        score_batch_size: images a forward in scoring.
+        latency_batch_size: images a forward when latency is measured.
+    """
+
+    teacher: ModelConfig
+    images: str
+    output: str
+    labelled: str | None = None
+    settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
+    placement: Placement = "linear"
+    mode: Literal["sparse", "dense"] = "sparse"
+    formats: list[ArtifactFormat] = field(default_factory=lambda: ["pt2", "onnx"])
+    batch_size: int = 32
+    max_images: int | None = None
+    seed: int = 0
+    workers: int = 1
+    cpus_per_worker: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: int = 3
+    allow_other_teacher: bool = False
+    score_batch_size: int = 64
+    latency_batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
+        for name in ("batch_size", "cpus_per_worker", "score_batch_size", "latency_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("workers", "max_failures"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, as {getattr(self, name)} is")
+        if self.max_images is not None and self.max_images < 1:
+            raise ConfigError(f"max_images must be at least 1, not {self.max_images}")
+        if not self.settings or len(set(self.settings)) != len(self.settings):
+            raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
+        if not self.formats or len(set(self.formats)) != len(self.formats):
+            raise ConfigError(f"formats must be one or more of pt2 and onnx, each once, not {self.formats}")

@@ -1,0 +1,195 @@
+"""Calibration on Ray: every image to one worker, nothing dropped; what the workers saw, merged."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchTrainer, get_device
+
+from pipeline import storage
+from pipeline.cluster import own_errors
+from pipeline.config import from_dict, to_dict
+from pipeline.errors import CheckpointError, IncompleteError
+from pipeline.models import LoadedModel, load_model
+from pipeline.quantization.batches import Window, gather_batches, plan_windows, sampling_rank, share_windows
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.ranges import Ranges, reduce_ranges
+from pipeline.training import fit, run_config, worker_configs
+
+# Under the output, while the workers run.
+TRAIN_FOLDER = "train"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one pass over the images gave.
+
+    Attributes:
+        ranges: over all images.
+        image_ids: those that each worker read.
+    """
+
+    ranges: Ranges
+    image_ids: list[list[str]]
+
+    @property
+    def num_images(self) -> int:
+        """Images read, over all workers."""
+        return sum(map(len, self.image_ids))
+
+
+def calibrate_ranges(
+    config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, digest: str, *, fixed: bool = False
+) -> Calibration:
+    """Read every image once, on `config.workers` workers, and merge what they saw.
+
+    Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
+    bit, for any number of workers.
+
+    Args:
+        config: how.
+        images: rows as `pipeline.inputs.read_inputs` gives them.
+        loaded: the model; workers load it anew from `config.teacher`.
+        digest: names the Ray Train run.
+        fixed: no node can join the cluster any more.
+
+    Raises:
+        PipelineError: an image cannot be read, or the workers were lost too often.
+    """
+    with own_errors():
+        images = _in_memory(config, images, loaded)
+        windows = plan_windows(_index(images), config.batch_size, config.max_images, config.seed)
+        if config.workers:
+            calibration = _calibrate_on_workers(config, images, loaded, windows, digest, fixed=fixed)
+        else:
+            calibration = _calibrate_here(config, images, loaded, windows)
+    _check_complete(calibration, windows)
+    return calibration
+
+
+def _in_memory(config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel) -> ray.data.Dataset:
+    """The images in a fixed order, once decoded; of more than are wanted, few more than those."""
+    images = images.select_columns(["pixels", "keep_indices", "image_id"])
+    if config.mode == "dense":
+        keep_all = partial(_keep_all, num_patches=_num_patches(loaded))
+        images = images.map_batches(keep_all, batch_format="pyarrow")
+    if config.max_images is not None:
+        lowest_ranked = partial(_lowest_ranked, count=config.max_images, seed=config.seed)
+        images = images.map_batches(lowest_ranked, batch_format="pyarrow", batch_size=None)
+    images.context.execution_options.preserve_order = True
+    return images.materialize()
+
+
+def _num_patches(loaded: LoadedModel) -> int:
+    return loaded.model.patch_embed.num_patches  # type: ignore[union-attr, return-value]
+
+
+def _index(images: ray.data.Dataset) -> list[tuple[str, int]]:
+    """Id and number of kept patches of each row, in order."""
+    index = images.select_columns(["keep_indices", "image_id"])
+    index.context.execution_options.preserve_order = True
+    return [(str(row["image_id"]), len(row["keep_indices"])) for row in index.iter_rows()]
+
+
+def _keep_all(rows: pa.Table, num_patches: int) -> pa.Table:
+    """For dense calibration: every image keeps every patch."""
+    keep = pa.array([list(range(num_patches))] * len(rows), pa.list_(pa.int64()))
+    return rows.set_column(rows.column_names.index("keep_indices"), "keep_indices", keep)
+
+
+def _lowest_ranked(rows: pa.Table, count: int, seed: int) -> pa.Table:
+    """The rows of a block that could be among the `count` images drawn from all blocks."""
+    ranks = [sampling_rank(image_id, seed) for image_id in rows["image_id"].to_pylist()]
+    lowest = sorted(range(len(ranks)), key=ranks.__getitem__)[:count]
+    return rows.take(sorted(lowest))
+
+
+def _calibrate_here(
+    config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, windows: Sequence[Window]
+) -> Calibration:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.cpus_per_worker)
+    try:
+        observer = RangeObserver(loaded.model, config.placement)
+        image_ids = observer.observe(gather_batches(images.iter_rows(), _batches(windows)))
+    finally:
+        torch.set_num_threads(threads)
+    return Calibration(observer.ranges(), [image_ids])
+
+
+def _calibrate_on_workers(
+    config: CalibrationConfig,
+    images: ray.data.Dataset,
+    loaded: LoadedModel,
+    windows: Sequence[Window],
+    digest: str,
+    *,
+    fixed: bool,
+) -> Calibration:
+    shares = share_windows(windows, config.workers)
+    # A worker without windows has an empty part, which ends where the one before it ends.
+    cuts = list(accumulate((share[-1].stop if share else 0 for share in shares[:-1]), max))
+    parts = images.split_at_indices(cuts) if cuts else [images]
+    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
+    folder = storage.join(config.output, TRAIN_FOLDER)
+    trainer = TorchTrainer(
+        _observe_part,
+        train_loop_config={
+            "config": to_dict(dataclasses.replace(config, teacher=config.teacher.located())),
+            "batches": [_batches(share) for share in shares],
+            "weights": loaded.digest,
+        },
+        torch_config=torch_config,
+        datasets={_part_name(rank): part for rank, part in enumerate(parts)},
+        # Parts are cut at the windows above: Ray's own split would drop a remainder, or cut through a batch.
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        scaling_config=scaling,
+        run_config=run_config(folder, f"calibrate-{digest[:8]}", config.max_failures),
+    )
+    try:
+        return Calibration(**fit(trainer))
+    finally:
+        # It holds nothing to go on from: a run that was cut off starts anew, for it is one pass over few images.
+        storage.remove_folder(folder)
+
+
+def _observe_part(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a worker does: read its part, merge with the others. Returns the fields of a `Calibration`."""
+    config = from_dict(CalibrationConfig, settings["config"])
+    torch.set_num_threads(config.cpus_per_worker)
+    loaded = load_model(config.teacher)
+    if loaded.digest != settings["weights"]:
+        raise CheckpointError(f"the weights of {config.teacher.name!r} are not the same on every machine")
+    device = get_device()
+    rank = ray.train.get_context().get_world_rank()
+    observer = RangeObserver(loaded.model.to(device), config.placement)
+    part: Any = ray.train.get_dataset_shard(_part_name(rank))
+    image_ids = observer.observe(gather_batches(part.iter_rows(), settings["batches"][rank]))
+    everyone: list[Any] = [None] * ray.train.get_context().get_world_size()
+    dist.all_gather_object(everyone, image_ids)
+    return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}
+
+
+def _part_name(rank: int) -> str:
+    return f"part-{rank}"
+
+
+def _batches(windows: Sequence[Window]) -> list[list[str]]:
+    return [batch for window in windows for batch in window.batches]
+
+
+def _check_complete(calibration: Calibration, windows: Sequence[Window]) -> None:
+    read = sorted(image_id for part in calibration.image_ids for image_id in part)
+    planned = sorted(image_id for batch in _batches(windows) for image_id in batch)
+    if read != planned:
+        raise IncompleteError(f"{len(read)} images were read, {len(planned)} were planned")

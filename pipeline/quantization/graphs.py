@@ -1,0 +1,167 @@
+"""A ViT as graphs: one that reads any token subset, to calibrate on, and one that takes images alone, to ship."""
+
+import copy
+from typing import Any
+
+import torch
+from timm.models.eva import Eva
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError
+from torch.export import Dim, ExportedProgram
+from torchao.quantization.pt2e.observer import MinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from pipeline.errors import ModelError
+from pipeline.quantization.quantizer import MinMaxQuantizer
+from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.settings import BitWidths, Placement
+from pipeline.vit import TokenSubset, check_family
+
+# torch.export takes a dimension of 0 or 1 in its example for a constant.
+_EXAMPLE_BATCH = 2
+
+
+class Exportable(nn.Module):
+    """A copy of a ViT, in evaluation mode, whose `patch_drop` slot gathers a token subset.
+
+    The subset is gathered behind the patch embedding, so that the graphs with and without it have the same operators
+    in the same modules, and one's observers stand for the other's.
+
+    Args:
+        model: a timm ViT; not changed.
+        fused: keep the fused attention kernel; without it its matrix products are nodes of the graph.
+
+    Raises:
+        ModelError: the model's family cannot be run on a token subset.
+    """
+
+    def __init__(self, model: nn.Module, *, fused: bool = True) -> None:
+        super().__init__()
+        check_family(model)
+        self.model: Any = copy.deepcopy(model).eval()
+        self.subset = TokenSubset(self.model.num_prefix_tokens, with_indices=isinstance(model, Eva))
+        self.model.patch_drop = self.subset
+        if not fused:
+            for module in self.model.modules():
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = False
+
+    def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
+        """Logits [B, classes] of normalised images [B, C, H, W] read at keep_indices int64 [B, K]; None reads all."""
+        self.subset.keep_indices = keep_indices
+        try:
+            return self.model(images)
+        finally:
+            self.subset.keep_indices = None
+
+
+def export_images(model: nn.Module, placement: Placement) -> ExportedProgram:
+    """`forward(images)` as a graph, for any batch size from 1.
+
+    Raises:
+        ModelError: the model cannot be exported, or not run on a token subset.
+    """
+    exportable = Exportable(model, fused=placement == "linear")
+    return _export(exportable, (_example_images(exportable.model),), ({0: Dim("batch", min=1)},))
+
+
+def export_subset(model: nn.Module, placement: Placement) -> ExportedProgram:
+    """`forward(images, keep_indices)` as a graph, for any batch size and any number of kept patches from 1.
+
+    Raises:
+        ModelError: the model cannot be exported, or not run on a token subset.
+    """
+    exportable = Exportable(model, fused=placement == "linear")
+    images = _example_images(exportable.model)
+    num_patches = exportable.model.patch_embed.num_patches
+    keep = torch.arange(max(2, num_patches // 2), device=images.device).clamp(max=num_patches - 1)
+    batch = Dim("batch", min=1)
+    shapes = ({0: batch}, {0: batch, 1: Dim("kept", min=1)})
+    return _export(exportable, (images, keep.expand(_EXAMPLE_BATCH, -1).contiguous()), shapes)
+
+
+def prepare(program: ExportedProgram, bits: BitWidths, placement: Placement) -> fx.GraphModule:
+    """The graph with observers. They have seen nothing yet; the program is not changed."""
+    return prepare_pt2e(copy.deepcopy(program).module(), MinMaxQuantizer(bits, placement))
+
+
+def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
+    """The activation observers of a prepared graph by name, in the graph's order."""
+    observers = {}
+    for node in prepared.graph.nodes:
+        if node.op == "call_module":
+            observer: Any = prepared.get_submodule(node.target)
+            if hasattr(observer, "point"):
+                observers[observer.point] = observer
+    return observers
+
+
+def read_ranges(prepared: fx.GraphModule) -> Ranges:
+    """What the activation observers saw; (inf, -inf) where they saw nothing."""
+    return {
+        name: (float(observer.min_val), float(observer.max_val))
+        for name, observer in activation_observers(prepared).items()
+    }
+
+
+def convert(program: ExportedProgram, bits: BitWidths, placement: Placement, ranges: Ranges) -> fx.GraphModule:
+    """The quantized graph of a program that takes images alone, from ranges that another graph observed.
+
+    Args:
+        program: of `export_images`; not changed.
+        ranges: one for each activation observer; those of `export_subset`'s graph have the same names.
+
+    Raises:
+        ModelError: the ranges are not those of this model's observers.
+    """
+    prepared = prepare(program, bits, placement)
+    observers = activation_observers(prepared)
+    if observers.keys() != ranges.keys():
+        differing = sorted(observers.keys() ^ ranges.keys())
+        raise ModelError(f"ranges do not fit the model: {len(differing)} observers differ, such as {differing[0]!r}")
+    with torch.no_grad():
+        # One forward fills the observers of the weights; what the others see of it is overwritten.
+        prepared(*_example_arguments(program))
+        for name, observer in observers.items():
+            low, high = ranges[name]
+            observer.min_val.fill_(low)
+            observer.max_val.fill_(high)
+    converted = convert_pt2e(prepared)
+    _drop_unused_tensors(converted)
+    return converted
+
+
+def reexport(converted: fx.GraphModule, program: ExportedProgram) -> ExportedProgram:
+    """A converted graph as a program again, taking what the program that it came from takes."""
+    arguments = _example_arguments(program)
+    return _export(converted, arguments, tuple({0: Dim("batch", min=1)} for _ in arguments))
+
+
+def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...]) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, arguments, dynamic_shapes=shapes)
+    except (UserError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{type(module).__name__} cannot be exported: {reason}") from error
+
+
+def _example_images(model: Any) -> Tensor:
+    embed = model.patch_embed
+    device = next(model.parameters()).device
+    return torch.zeros(_EXAMPLE_BATCH, embed.proj.in_channels, *embed.img_size, device=device)
+
+
+def _example_arguments(program: ExportedProgram) -> tuple[Tensor, ...]:
+    arguments, _ = program.example_inputs  # type: ignore[misc]
+    return arguments
+
+
+def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
+    """Forget the float weights that conversion replaced: they would be saved and deployed along with the int8 ones."""
+    used = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
+    names = [name for name, _ in (*graph_module.named_parameters(), *graph_module.named_buffers())]
+    for name in names:
+        if name not in used:
+            parent, _, leaf = name.rpartition(".")
+            delattr(graph_module.get_submodule(parent), leaf)

@@ -1,0 +1,70 @@
+"""Activation ranges of a model on images: one forward of each serves every bit width."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.quantization.batches import Batch
+from pipeline.quantization.graphs import export_subset, prepare, read_ranges
+from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.settings import BitWidths, Placement
+
+
+class RangeObserver:
+    """The graph that reads token subsets, with a min-max observer at every point of a placement.
+
+    What the observers see does not depend on a bit width: scales of any width follow from the same ranges.
+
+    Args:
+        model: a timm ViT on the device to calibrate on.
+        placement: where to observe.
+
+    Raises:
+        ModelError: the model cannot be exported, or not run on a token subset.
+    """
+
+    def __init__(self, model: nn.Module, placement: Placement) -> None:
+        self._graph = prepare(export_subset(model, placement), BitWidths(), placement)
+        self._device = next(model.parameters()).device
+        self._patch_size: int = model.patch_embed.patch_size[0]  # type: ignore[union-attr]
+        self.num_images = 0
+
+    def observe(self, batches: Iterable[Batch]) -> list[str]:
+        """Read images once; returns their ids."""
+        image_ids = []
+        for batch in batches:
+            keep = batch.keep_indices.to(self._device)
+            images = cover_stopped(batch.images.to(self._device), keep, self._patch_size)
+            with torch.no_grad():
+                self._graph(images, keep)
+            self.num_images += len(images)
+            image_ids += batch.image_ids
+        return image_ids
+
+    def ranges(self) -> Ranges:
+        """What was seen so far; (inf, -inf) at every point before the first image."""
+        return read_ranges(self._graph)
+
+
+def cover_stopped(images: Tensor, keep_indices: Tensor, patch_size: int) -> Tensor:
+    """Images [B, C, H, W] in which every stopped patch shows the image's first kept one.
+
+    The graph embeds whole images and gathers tokens behind the embedding. Covered like this, no observer before the
+    gather sees anything that the kept patches do not show.
+
+    Args:
+        images: [B, C, H, W].
+        keep_indices: int64 [B, K], row-major.
+        patch_size: side in pixels.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels, patch_size, patch_size)
+    stopped = torch.ones(batch, rows * columns, dtype=torch.bool, device=images.device)
+    stopped.scatter_(1, keep_indices, False)
+    first = patches[torch.arange(batch, device=images.device), keep_indices[:, 0]]
+    patches = torch.where(stopped[:, :, None, None, None], first[:, None], patches)
+    grid = patches.reshape(batch, rows, columns, channels, patch_size, patch_size).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(batch, channels, height, width)

@@ -1,0 +1,170 @@
+"""Where an exported ViT is quantized: min-max observers on weights and activations, at any bit width."""
+
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    EdgeOrNode,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+)
+
+from pipeline.errors import ModelError
+from pipeline.quantization.settings import BitWidths, Placement
+
+_ANNOTATION = "quantization_annotation"
+_aten: Any = torch.ops.aten
+_WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
+_MATMUL = {_aten.matmul.default}
+_SOFTMAX = {_aten.softmax.int}
+_ADD = {_aten.add.Tensor, _aten.add_.Tensor}
+_NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
+# What passes values on unchanged between an operator and the one that decides what they are.
+_PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
+# The module below which the exported model lies (`graphs.Exportable.model`).
+_ROOT = "model."
+
+
+class MinMaxQuantizer(Quantizer):
+    """Annotates an exported ViT for torchao's PT2E.
+
+    Weights are symmetric with a scale for each output channel, activations asymmetric with one scale a tensor.
+    Placements:
+
+    - `linear`: the inputs and weights of linear layers and convolutions.
+    - `matmul`: those, and both operands of the attention's matrix products.
+    - `published`: as in SMI (Hu et al., ICML 2024) after PSAQ-ViT (Li et al., ECCV 2022): the inputs and weights of
+      linear layers and convolutions, what each of them gives (but what enters a nonlinearity), the attention logits
+      before softmax, and the residual stream at every block. Probabilities, LayerNorm, softmax and the position
+      embedding stay in float; attention @ value is the input of `proj`.
+
+    Every activation observer gets an attribute `point`, its name: the module's path and what is observed, such as
+    `blocks.0.attn.qkv:input`.
+    """
+
+    def __init__(self, bits: BitWidths, placement: Placement) -> None:
+        super().__init__()
+        self.bits = bits
+        self.placement: Placement = placement
+        self._points: dict[EdgeOrNode, str] = {}
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Attach the specification of every observer to the node that it belongs to."""
+        self._points = find_points(model.graph, self.placement)
+        activation, weight = activation_spec(self.bits.activations), weight_spec(self.bits.weights)
+        for edge in weight_edges(model.graph):
+            _annotation(edge[1]).input_qspec_map[edge[0]] = weight
+        for point in self._points:
+            if isinstance(point, fx.Node):
+                _annotation(point).output_qspec = activation
+            else:
+                _annotation(point[1]).input_qspec_map[point[0]] = activation
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Refuse a graph in which nothing was found to quantize.
+
+        Raises:
+            ModelError: it has no linear layer or convolution with weights of its own.
+        """
+        if not self._points:
+            raise ModelError("the exported model has no linear layer or convolution to quantize")
+
+    def prepare_obs_or_fq_callback(
+        self, model: fx.GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
+    ) -> None:
+        """Name the activation observers; one that several edges share bears the name of the first."""
+        for edge_or_node, name in self._points.items():
+            observer = edge_or_node_to_obs_or_fq[edge_or_node]
+            if not hasattr(observer, "point"):
+                observer.point = name
+
+
+def activation_spec(bits: int) -> QuantizationSpec:
+    """Unsigned, asymmetric, per tensor: 0 to 2^bits - 1."""
+    return QuantizationSpec(torch.uint8, MinMaxObserver, 0, 2**bits - 1, torch.per_tensor_affine)
+
+
+def weight_spec(bits: int) -> QuantizationSpec:
+    """Signed, symmetric, per output channel: -2^(bits-1) to 2^(bits-1) - 1."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, low, high, torch.per_channel_symmetric, ch_axis=0)
+
+
+def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
+    """(weight, operator) of each linear layer and convolution with a weight of its own."""
+    weighted = [node for node in graph.nodes if node.target in _WEIGHTED]
+    return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
+
+
+def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
+    """What is observed at which name: an edge (producer, consumer) or a node's output, in the graph's order."""
+    points: dict[EdgeOrNode, str] = {}
+    weighted = {consumer: _layer_path(weight) for weight, consumer in weight_edges(graph)}
+    blocks: set[str] = set()
+    for node in graph.nodes:
+        if node in weighted:
+            points[(node.args[0], node)] = f"{weighted[node]}:input"
+        if placement == "matmul" and node.target in _MATMUL:
+            points |= _operands(node)
+        if placement == "published":
+            points |= _published(node, weighted, blocks)
+    return points
+
+
+def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
+    """Both operands of an attention's matrix product: query @ key, or probability @ value."""
+    names = ("query", "key") if _leads_to(node, _SOFTMAX) else ("probability", "value")
+    return {(node.args[i], node): f"{_module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
+
+
+def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) -> dict[EdgeOrNode, str]:
+    """The points that the `published` placement has beyond the inputs of weighted layers."""
+    if node in weighted:
+        return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
+    if node.target in _MATMUL and _leads_to(node, _SOFTMAX):
+        return {node: f"{_module_path(node)}:logits"}
+    if not _is_residual(node):
+        return {}
+    block = _module_path(node)
+    first_of_model, first_of_block = not blocks, block not in blocks
+    blocks.add(block)
+    points: dict[EdgeOrNode, str] = {node: f"{block}:{'attention' if first_of_block else 'output'}"}
+    if first_of_model:
+        # Behind the token gather, so that it reads what the blocks read; every other block reads its predecessor.
+        stream: Any = node.args[0]
+        readers = [user for user in stream.users if user is node or _module_path(user).startswith(f"{block}.")]
+        points |= {(stream, reader): f"{block}:input" for reader in readers}
+    return points
+
+
+def _is_residual(node: fx.Node) -> bool:
+    """Whether a node adds a branch to the stream, in the block itself and not in a module of the block."""
+    parent, _, index = _module_path(node).rpartition(".")
+    return node.target in _ADD and index.isdigit() and parent == "blocks"
+
+
+def _leads_to(node: fx.Node, targets: set[Any]) -> bool:
+    """Whether what a node gives enters one of some operators, passed on unchanged or with a mask added."""
+    for user in node.users:
+        passes = user.target in _PASSES_ON or user.target in _ADD or getattr(user.target, "__name__", "") == "getitem"
+        if user.target in targets or (passes and not _is_residual(user) and _leads_to(user, targets)):
+            return True
+    return False
+
+
+def _annotation(node: fx.Node) -> QuantizationAnnotation:
+    return node.meta.setdefault(_ANNOTATION, QuantizationAnnotation(_annotated=True))
+
+
+def _layer_path(weight: fx.Node) -> str:
+    return str(weight.target).removeprefix(_ROOT).removesuffix(".weight")
+
+
+def _module_path(node: fx.Node) -> str:
+    """Path of the innermost module that ran a node; empty outside of any."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return next(reversed(stack.values()))[0].removeprefix(_ROOT)

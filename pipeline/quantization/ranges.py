@@ -1,0 +1,55 @@
+"""Activation ranges: what min-max observers saw, by name; merged over workers, compared, checked."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import DatasetError
+
+# Name of an activation observer -> smallest and largest value that it saw; (inf, -inf) where it saw nothing.
+Ranges = dict[str, tuple[float, float]]
+
+
+def reduce_ranges(ranges: Ranges, device: torch.device) -> Ranges:
+    """The ranges over all workers of the default process group; every worker must call it, with the same names.
+
+    A worker that saw nothing takes part with (inf, -inf), which changes nothing.
+    """
+    # A maximum over both, so that one reduction does: min(x) = -max(-x), exactly.
+    values = torch.tensor([[-low, high] for low, high in ranges.values()], dtype=torch.float32, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return {name: (-low, high) for name, (low, high) in zip(ranges, values.tolist(), strict=True)}
+
+
+def check_ranges(ranges: Ranges) -> None:
+    """Refuse ranges that no scale can be made of.
+
+    Raises:
+        DatasetError: an observer saw nothing, or a value that is not finite.
+    """
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise DatasetError(f"activations at {name!r} have no finite range: {low} to {high}")
+
+
+def range_error(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, Iterable[float]]) -> float:
+    """How far ranges are from those of real images: mean over observers of (|Δmin| + |Δmax|) / reference range.
+
+    Args:
+        ranges: (min, max) by observer, as in `ranges.json`.
+        reference: the same observers on real images.
+
+    Raises:
+        DatasetError: the observers differ, or a reference range is empty.
+    """
+    if ranges.keys() != reference.keys() or not reference:
+        raise DatasetError(f"ranges of different observers: {sorted(ranges.keys() ^ reference.keys())[:3]}")
+    errors = []
+    for name, bounds in reference.items():
+        (low, high), (other_low, other_high) = bounds, ranges[name]
+        if high <= low:
+            raise DatasetError(f"the reference range of {name!r} is empty: {low} to {high}")
+        errors.append((abs(other_low - low) + abs(other_high - high)) / (high - low))
+    return sum(errors) / len(errors)

@@ -1,0 +1,38 @@
+"""Bit widths and placements: what a user can ask of quantization."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+# Below 2 bits a symmetric weight has no positive value left; above 8 no integer kernel of the runtimes takes over.
+MIN_BITS, MAX_BITS = 2, 8
+
+Placement = Literal["linear", "matmul", "published"]
+PLACEMENTS: tuple[Placement, ...] = ("linear", "matmul", "published")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class BitWidths:
+    """Bit widths of a quantized model, 2 to 8 each.
+
+    Widths below 8 are kept in int8 containers with fewer values in use: they show what the accuracy would be, and
+    make the artefact neither smaller nor, on a CPU runtime, faster than 8 bits do.
+
+    Args:
+        weights: symmetric, one scale an output channel.
+        activations: asymmetric, one scale a tensor.
+    """
+
+    weights: int = 8
+    activations: int = 8
+
+    def __post_init__(self) -> None:
+        for name, bits in (("weights", self.weights), ("activations", self.activations)):
+            if not MIN_BITS <= bits <= MAX_BITS:
+                raise ConfigError(f"{name} must have {MIN_BITS} to {MAX_BITS} bits, not {bits}")
+
+    @property
+    def label(self) -> str:
+        """Short name of files and table rows, such as `w4a8`."""
+        return f"w{self.weights}a{self.activations}"

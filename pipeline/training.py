@@ -1,0 +1,86 @@
+"""What every Ray Train run of ours has in common: where it keeps its state, what it asks for, how it fails."""
+
+from typing import Any, Literal
+
+import pyarrow.fs
+import ray
+from fsspec.implementations.local import LocalFileSystem
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from pipeline import storage
+from pipeline.cluster import free_resources
+from pipeline.errors import ConfigError, IncompleteError, PipelineError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def run_config(folder: str, name: str, max_failures: int) -> RunConfig:
+    """Keep a run's state in a folder at any fsspec location.
+
+    Args:
+        folder: under the job's output.
+        name: of the run; a run of the same name in the same folder goes on from its last checkpoint.
+        max_failures: how often workers may be lost.
+    """
+    fs, path = storage.filesystem(storage.absolute(folder))
+    local = isinstance(fs, LocalFileSystem)
+    return RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        failure_config=FailureConfig(max_failures=max_failures),
+    )
+
+
+def worker_configs(
+    num_workers: int, cpus_per_worker: int, device: Device, *, fixed: bool
+) -> tuple[ScalingConfig, TorchConfig]:
+    """What the workers ask of the cluster, and how they talk: nccl between GPUs, gloo between CPUs.
+
+    Args:
+        num_workers: at least 1.
+        cpus_per_worker: cores of each.
+        device: `auto` is a GPU for each worker where the cluster has any.
+        fixed: no node can join the cluster any more.
+
+    Raises:
+        ConfigError: a fixed cluster is too small; Ray would wait for a larger one for ever.
+    """
+    total = ray.cluster_resources()
+    use_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
+    needed = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    for name, amount in needed.items():
+        if fixed and num_workers * amount > total.get(name, 0):
+            has = f"{total.get(name, 0):g} {name}s"
+            raise ConfigError(f"{num_workers} workers with {amount:g} {name} each: this machine has {has}")
+    scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needed)
+    return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
+
+
+def fit(trainer: TorchTrainer) -> Any:
+    """Run the workers; gives what the train function returned on rank 0.
+
+    Raises:
+        PipelineError: as a worker raised it, or an IncompleteError when workers were lost too often.
+    """
+    try:
+        result: Any = trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    if result.error is not None:
+        raise _cause(result.error) from result.error
+    return result.return_value
+
+
+def _cause(error: Any) -> PipelineError:
+    """The error of ours that stopped the workers, or one that says in a line what Ray says."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        for candidate in (failure, failure.__cause__, getattr(failure, "cause", None)):
+            if isinstance(candidate, PipelineError) and not isinstance(candidate, RayError):
+                return candidate
+    failures = [*getattr(error, "worker_failures", {}).values(), error]
+    first = next(line for line in reversed(str(failures[0]).splitlines()) if line.strip())
+    return IncompleteError(f"the workers failed, {free_resources()}: {type(failures[0]).__name__}: {first[:300]}")

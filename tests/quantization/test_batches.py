@@ -1,0 +1,67 @@
+"""Plans of batches: fixed by the dataset, nothing dropped, whoever reads."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DatasetError
+from pipeline.quantization.batches import gather_batches, plan_windows, share_windows
+
+ROWS = [(f"image-{number:02d}", 3 + number % 3) for number in range(23)]
+
+
+def test_windows_hold_every_image_once_in_batches_of_equal_numbers_of_patches() -> None:
+    windows = plan_windows(ROWS, 8, None, seed=0)
+    batches = [batch for window in windows for batch in window.batches]
+    assert [window.stop for window in windows] == [8, 16, 23]
+    assert sorted(image_id for batch in batches for image_id in batch) == [image_id for image_id, _ in ROWS]
+    kept = dict(ROWS)
+    assert all(len({kept[image_id] for image_id in batch}) == 1 for batch in batches)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 7])
+def test_workers_share_all_windows(num_workers: int) -> None:
+    windows = plan_windows(ROWS, 8, None, seed=0)
+    shares = share_windows(windows, num_workers)
+    assert len(shares) == num_workers
+    assert [window for share in shares for window in share] == windows
+
+
+def test_a_draw_depends_on_ids_and_seed_alone() -> None:
+    def drawn(rows: list[tuple[str, int]], seed: int) -> set[str]:
+        return {i for window in plan_windows(rows, 4, 6, seed) for batch in window.batches for i in batch}
+
+    assert len(drawn(ROWS, 0)) == 6
+    assert drawn(ROWS, 0) == drawn(ROWS[::-1], 0)
+    assert drawn(ROWS, 0) != drawn(ROWS, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no images"),
+        ([("a", 3), ("a", 3)], "image id 'a' comes more than once"),
+        ([("a", 0)], "image 'a' keeps no patch"),
+    ],
+)
+def test_impossible_datasets_are_refused(rows: list[tuple[str, int]], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        plan_windows(rows, 8, None, seed=0)
+
+
+def row(image_id: str, value: float) -> dict[str, object]:
+    return {"image_id": image_id, "pixels": np.full((1, 2, 2), value, np.float32), "keep_indices": [0, 1]}
+
+
+def test_batches_are_the_planned_ones_in_whatever_order_rows_come() -> None:
+    rows = [row("d", 4), row("b", 2), row("x", 9), row("a", 1), row("c", 3)]
+    batches = list(gather_batches(rows, [["a", "b"], ["c", "d"]]))
+    assert sorted(batch.image_ids for batch in batches) == [["a", "b"], ["c", "d"]]
+    first = next(batch for batch in batches if batch.image_ids == ["a", "b"])
+    assert torch.equal(first.images[:, 0, 0, 0], torch.tensor([1.0, 2.0]))
+    assert first.keep_indices.tolist() == [[0, 1], [0, 1]]
+
+
+def test_an_image_that_does_not_come_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="1 images did not come, such as 'b'"):
+        list(gather_batches([row("a", 1)], [["a", "b"]]))

@@ -1,0 +1,118 @@
+"""Graphs that ship take images alone, with ranges that the subset graph observed."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from pipeline.errors import ModelError
+from pipeline.quantization import BitWidths
+from pipeline.quantization.batches import Batch
+from pipeline.quantization.graphs import (
+    activation_observers,
+    convert,
+    export_images,
+    export_subset,
+    prepare,
+    read_ranges,
+    reexport,
+)
+from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.settings import PLACEMENTS, Placement
+from tests.conftest import TINY, enlarge_weights
+
+
+def observed(model: nn.Module, placement: Placement, batches: list[Batch]) -> dict[str, tuple[float, float]]:
+    observer = RangeObserver(model, placement)
+    observer.observe(batches)
+    return observer.ranges()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_fewer_bits_are_farther_from_float(
+    placement: Placement,
+    model: nn.Module,
+    programs: Callable[[Placement], ExportedProgram],
+    ragged: list[Batch],
+) -> None:
+    images = ragged[1].images
+    ranges = observed(model, placement, ragged)
+    errors = []
+    with torch.no_grad():
+        expected = model(images)
+        for bits in (8, 6, 4):
+            setting = BitWidths(weights=bits, activations=bits)
+            quantized = convert(programs(placement), setting, placement, ranges)(images)
+            errors.append(((quantized - expected).norm() / expected.norm()).item())
+    # Each bit less doubles the rounding.
+    assert 1e-3 < errors[0] < 0.1
+    assert all(2 < wider / narrower < 8 for narrower, wider in zip(errors, errors[1:], strict=False)), errors
+
+
+def test_the_shipped_graph_equals_the_converted_subset_graph(
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+) -> None:
+    bits, images = BitWidths(weights=4, activations=8), ragged[1].images
+    subset = export_subset(model, "linear")
+    prepared = prepare(subset, bits, "linear")
+    with torch.no_grad():
+        for batch in ragged:
+            prepared(batch.images, batch.keep_indices)
+        ranges = read_ranges(prepared)
+        everything = torch.arange(16).repeat(len(images), 1)
+        expected = convert(subset, bits, "linear", ranges)(images, everything)
+        result = convert(programs("linear"), bits, "linear", ranges)(images)
+    assert torch.equal(result, expected)
+
+
+def test_two_calibrations_give_equal_scales(model: nn.Module, ragged: list[Batch]) -> None:
+    assert observed(model, "matmul", ragged) == observed(model, "matmul", ragged)
+
+
+def test_float_weights_are_left_behind(
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+) -> None:
+    program = programs("linear")
+    shipped = reexport(convert(program, BitWidths(), "linear", observed(model, "linear", ragged)), program)
+    names = shipped.state_dict.keys()
+    assert "model.blocks.0.attn.qkv.weight" not in names
+    assert "model.blocks.0.attn.qkv.bias" in names
+    assert sum(value.dtype == torch.int8 for value in shipped.state_dict.values()) == 10
+
+
+def test_ranges_of_another_model_are_refused(programs: Callable[[Placement], ExportedProgram]) -> None:
+    with pytest.raises(ModelError, match="11 observers differ, such as"):
+        convert(programs("linear"), BitWidths(), "linear", {"elsewhere:input": (0.0, 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("name", "num_prefix_tokens"),
+    [
+        ("deit_tiny_distilled_patch16_224", 2),
+        ("deit3_small_patch16_224", 1),
+        ("vit_small_patch14_reg4_dinov2", 5),
+        ("eva02_tiny_patch14_224", 1),
+    ],
+)
+def test_other_families_have_the_same_observers_in_both_graphs(name: str, num_prefix_tokens: int) -> None:
+    torch.manual_seed(0)
+    model = enlarge_weights(timm.create_model(name, **{**TINY, "depth": 1})).eval()  # type: ignore[arg-type]
+    assert model.num_prefix_tokens == num_prefix_tokens
+    plain, subset = export_images(model, "published"), export_subset(model, "published")
+    prepared = prepare(subset, BitWidths(), "published")
+    assert list(activation_observers(prepared)) == list(activation_observers(prepare(plain, BitWidths(), "published")))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        for batch, kept in ((3, 5), (1, 1), (3, 16)):
+            prepared(images[:batch], torch.arange(kept).repeat(batch, 1))
+        expected = model(images)
+        result = convert(plain, BitWidths(), "published", read_ranges(prepared))(images)
+    assert ((result - expected).norm() / expected.norm()).item() < 0.15
+
+
+def test_a_family_without_tokens_to_drop_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot be run on a token subset"):
+        export_images(timm.create_model("resnet18", num_classes=2), "linear")

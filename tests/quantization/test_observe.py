@@ -1,0 +1,105 @@
+"""Sparse calibration sees what an eager model on the kept tokens sees, and nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pipeline.quantization import BitWidths
+from pipeline.quantization.batches import Batch
+from pipeline.quantization.graphs import Exportable, activation_observers, prepare, read_ranges
+from pipeline.quantization.observe import RangeObserver, cover_stopped
+from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.settings import Placement
+from pipeline.vit import SubsetViT
+
+
+def observe(model: nn.Module, placement: Placement, batches: list[Batch]) -> Ranges:
+    observer = RangeObserver(model, placement)
+    observer.observe(batches)
+    return observer.ranges()
+
+
+def hooked_ranges(model: nn.Module, batches: list[Batch]) -> Ranges:
+    """Ranges at the inputs of linear layers and convolutions of the eager model, by forward hooks."""
+    eager, seen = Exportable(model), {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            low, high = seen.get(name, (float("inf"), -float("inf")))
+            seen[name] = (min(low, inputs[0].min().item()), max(high, inputs[0].max().item()))
+
+        return hook
+
+    for name, module in eager.model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_pre_hook(watch(f"{name}:input"))
+    with torch.no_grad():
+        for batch in batches:
+            eager(cover_stopped(batch.images, batch.keep_indices, 8), batch.keep_indices)
+    return seen
+
+
+def test_ragged_ranges_equal_forward_hooks_on_the_eager_model(model: nn.Module, ragged: list[Batch]) -> None:
+    assert observe(model, "linear", ragged) == hooked_ranges(model, ragged)
+
+
+def test_the_graph_computes_what_the_gathered_model_does(model: nn.Module, ragged: list[Batch]) -> None:
+    gathered = SubsetViT(model)
+    for batch in ragged:
+        with torch.no_grad():
+            expected = gathered(batch.images, batch.keep_indices)
+            result = Exportable(model)(batch.images, batch.keep_indices)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["linear", "matmul", "published"])
+def test_keeping_every_patch_equals_dense_calibration(
+    placement: Placement,
+    model: nn.Module,
+    ragged: list[Batch],
+    programs: Callable[[Placement], ExportedProgram],
+) -> None:
+    everything = [Batch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
+    dense = prepare(programs(placement), BitWidths(), placement)
+    with torch.no_grad():
+        for batch in ragged:
+            dense(batch.images)
+    assert observe(model, placement, everything) == read_ranges(dense)
+
+
+@pytest.mark.parametrize("placement", ["linear", "matmul", "published"])
+def test_stopped_patches_change_no_range(placement: Placement, model: nn.Module, ragged: list[Batch]) -> None:
+    other = []
+    for batch in ragged:
+        kept = torch.zeros(len(batch.images), 16, dtype=torch.bool).scatter_(1, batch.keep_indices, True)
+        pixels = kept.reshape(-1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        other.append(Batch(torch.where(pixels, batch.images, 1000.0), batch.keep_indices, batch.image_ids))
+    assert observe(model, placement, other) == observe(model, placement, ragged)
+
+
+def test_the_embedding_sees_kept_pixels_alone(model: nn.Module, ragged: list[Batch]) -> None:
+    batch = ragged[0]
+    grid = batch.images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    kept = torch.stack([patches[keep] for patches, keep in zip(grid, batch.keep_indices, strict=True)])
+    assert observe(model, "linear", [batch])["patch_embed.proj:input"] == (kept.min().item(), kept.max().item())
+
+
+def test_covering_leaves_kept_patches_alone(ragged: list[Batch]) -> None:
+    dense = ragged[-1]
+    assert torch.equal(cover_stopped(dense.images, dense.keep_indices, 8), dense.images)
+
+
+def test_ranges_do_not_depend_on_the_bit_width(
+    programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+) -> None:
+    seen = []
+    for bits in (BitWidths(), BitWidths(weights=4, activations=4)):
+        prepared = prepare(programs("linear"), bits, "linear")
+        with torch.no_grad():
+            prepared(ragged[-1].images)
+        seen.append(read_ranges(prepared))
+        assert all(o.quant_max == 2**bits.activations - 1 for o in activation_observers(prepared).values())
+    assert seen[0] == seen[1]

@@ -1,0 +1,32 @@
+"""Ranges: comparing and checking them."""
+
+import math
+
+import pytest
+
+from pipeline.errors import DatasetError
+from pipeline.quantization import range_error
+from pipeline.quantization.ranges import check_ranges
+
+
+def test_range_error_is_the_mean_share_of_the_real_range() -> None:
+    reference = {"a": (0.0, 10.0), "b": (-1.0, 1.0)}
+    ranges = {"a": (-1.0, 12.0), "b": (-1.0, 0.5)}
+    assert range_error(ranges, reference) == pytest.approx(((1 + 2) / 10 + 0.5 / 2) / 2)
+    assert range_error(reference, reference) == 0
+
+
+def test_ranges_of_different_observers_are_not_compared() -> None:
+    with pytest.raises(DatasetError, match=r"different observers: \['b'\]"):
+        range_error({"a": (0, 1)}, {"a": (0, 1), "b": (0, 1)})
+
+
+def test_an_empty_reference_range_is_refused() -> None:
+    with pytest.raises(DatasetError, match="reference range of 'a' is empty"):
+        range_error({"a": (0, 1)}, {"a": (2, 2)})
+
+
+@pytest.mark.parametrize("bounds", [(math.inf, -math.inf), (0.0, math.nan), (-math.inf, 1.0)])
+def test_ranges_without_a_scale_are_refused(bounds: tuple[float, float]) -> None:
+    with pytest.raises(DatasetError, match=r"'head:input' have no finite range"):
+        check_ranges({"head:input": bounds})
