@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from pipeline.quantization.artifacts import save_onnx, save_pt2
 from pipeline.quantization.batches import Batch
-from pipeline.quantization.graphs import export_images
-from pipeline.quantization.settings import Placement
+from pipeline.quantization.graphs import convert, export_images, reexport
+from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.settings import BitWidths, Placement
 from tests.conftest import make_tiny_model
 
 
@@ -37,3 +40,29 @@ def ragged() -> list[Batch]:
         )
         for kept, size in ((3, 2), (7, 5), (16, 1))
     ]
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+) -> Callable[[BitWidths], ExportedProgram]:
+    """The tiny model quantized, placement `linear`, as a program that takes images."""
+    observer = RangeObserver(model, "linear")
+    observer.observe(ragged)
+    program, ranges = programs("linear"), observer.ranges()
+    return cache(lambda bits: reexport(convert(program, bits, "linear", ranges), program))
+
+
+@pytest.fixture(scope="session")
+def files(
+    quantized: Callable[[BitWidths], ExportedProgram], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[BitWidths, str], Path]:
+    """Artefacts of the tiny model, written once."""
+    folder = tmp_path_factory.mktemp("artifacts")
+
+    def write(bits: BitWidths, kind: str) -> Path:
+        path = folder / f"{bits.label}.{kind}"
+        (save_onnx if kind == "onnx" else save_pt2)(quantized(bits), path)
+        return path
+
+    return cache(write)

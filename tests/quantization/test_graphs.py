@@ -1,6 +1,7 @@
 """Graphs that ship take images alone, with ranges that the subset graph observed."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import timm
@@ -49,7 +50,7 @@ def test_fewer_bits_are_farther_from_float(
             errors.append(((quantized - expected).norm() / expected.norm()).item())
     # Each bit less doubles the rounding.
     assert 1e-3 < errors[0] < 0.1
-    assert all(2 < wider / narrower < 8 for narrower, wider in zip(errors, errors[1:], strict=False)), errors
+    assert all(2 < wider / narrower < 8 for narrower, wider in pairwise(errors)), errors
 
 
 def test_the_shipped_graph_equals_the_converted_subset_graph(

@@ -1,0 +1,107 @@
+"""A `.pt2` file is read as data: what could run code in it is refused before torch sees it."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError
+from pipeline.quantization import BitWidths
+from pipeline.quantization.pt2 import read_pt2
+
+Files = Callable[[BitWidths, str], Path]
+
+
+@pytest.fixture
+def content(files: Files) -> bytes:
+    return files(BitWidths(), "pt2").read_bytes()
+
+
+class Bomb:
+    """Unpickled, it ends the process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exit, (3,))
+
+
+def edit(content: bytes, suffix: str, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with one of its files changed."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(result, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, change(data) if name.endswith(suffix) else data)
+    return result.getvalue()
+
+
+def edit_json(content: bytes, suffix: str, change: Callable[[Any], None]) -> bytes:
+    def apply(data: bytes) -> bytes:
+        value = json.loads(data)
+        change(value)
+        return json.dumps(value).encode()
+
+    return edit(content, suffix, apply)
+
+
+def test_our_own_files_are_read(content: bytes) -> None:
+    assert read_pt2(content, "x.pt2").module()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_pickled_example_inputs_are_refused(content: bytes) -> None:
+    bomb = edit(content, "/sample_inputs/model.pt", lambda _: pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="holds pickled example inputs"):
+        read_pt2(bomb, "x.pt2")
+
+
+def test_pickled_weights_are_refused(content: bytes) -> None:
+    def pickled(config: Any) -> None:
+        config["config"]["model.cls_token"]["use_pickle"] = True
+
+    with pytest.raises(CheckpointError, match="could run code: 'use_pickle'"):
+        read_pt2(edit_json(content, "model_weights_config.json", pickled), "x.pt2")
+
+
+def test_pickled_constants_are_refused(content: bytes) -> None:
+    def opaque(config: Any) -> None:
+        config["config"]["c"] = {"path_name": "opaque_obj_0", "use_pickle": False}
+
+    with pytest.raises(CheckpointError, match="could run code: 'path_name' is 'opaque_obj_0'"):
+        read_pt2(edit_json(content, "model_constants_config.json", opaque), "x.pt2")
+
+
+@pytest.mark.parametrize("target", ["torch.ops.load_library", "torch.hub.load", "torch.ops.aten.x.y.z", "#extension"])
+def test_operators_that_do_not_compute_are_refused(target: str, content: bytes) -> None:
+    def retarget(program: Any) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["target"] = target
+
+    with pytest.raises(CheckpointError, match="could run code: 'target'"):
+        read_pt2(edit_json(content, "/models/model.json", retarget), "x.pt2")
+
+
+def test_expressions_other_than_sizes_are_refused(content: bytes) -> None:
+    def evaluate(program: Any) -> None:
+        sizes = program["graph_module"]["graph"]["tensor_values"]["images"]["sizes"]
+        sizes[0]["as_expr"]["expr_str"] = "__import__('os')"
+
+    with pytest.raises(CheckpointError, match="could run code: 'expr_str'"):
+        read_pt2(edit_json(content, "/models/model.json", evaluate), "x.pt2")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", "half"])
+def test_corrupt_files_are_refused(damage: bytes | str, content: bytes) -> None:
+    damaged = content[: len(content) // 2] if isinstance(damage, str) else damage
+    with pytest.raises(CheckpointError, match="cannot read 'x.pt2'"):
+        read_pt2(damaged, "x.pt2")
+
+
+def test_another_archive_is_refused() -> None:
+    other = io.BytesIO()
+    torch.save({"a": torch.zeros(1)}, other)
+    with pytest.raises(CheckpointError, match="holds 0 models"):
+        read_pt2(other.getvalue(), "x.pt2")
