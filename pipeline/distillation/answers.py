@@ -1,0 +1,92 @@
+"""What teacher and student say to a batch whose images may keep different numbers of patches."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.distillation.images import Batch, Images, to_batch
+from pipeline.vit import SubsetViT
+
+# images [b, C, H, W], keep_indices [b, K] or None for all patches → logits [b, classes], final tokens [b, P + K, D]
+Reader = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def read_kept(read: Reader, batch: Batch, num_patches: int) -> tuple[Tensor, Tensor]:
+    """Read every image at its kept patches, those together that keep equally many.
+
+    Args:
+        num_patches: of a whole image; images that keep all are read without gathering.
+
+    Returns:
+        Logits [B, classes] and final tokens [B, P + largest K, D], zero past an image's own, both float32 and in the
+        order of the batch.
+    """
+    places, logits, tokens = [], [], []
+    for rows, keep_indices in batch.groups():
+        # Most batches are one group: no need to copy its pixels.
+        pixels = batch.pixels if len(rows) == len(batch.pixels) else batch.pixels[rows]
+        answer = read(pixels, None if keep_indices.shape[1] == num_patches else keep_indices)
+        places.append(rows)
+        logits.append(answer[0].float())
+        tokens.append(answer[1].float())
+    longest = max(part.shape[1] for part in tokens)
+    order = torch.cat(places).argsort()
+    padded = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in tokens]
+    return torch.cat(logits)[order], torch.cat(padded)[order]
+
+
+class Answers:
+    """A frozen teacher's logits, and where asked its final tokens.
+
+    Args:
+        teacher: reads kept tokens.
+        with_tokens: whether tokens are wanted.
+        dtype: of the forward pass.
+    """
+
+    def __init__(self, teacher: SubsetViT, *, with_tokens: bool, dtype: torch.dtype) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._with_tokens, self._dtype = with_tokens, dtype
+        self._kept: tuple[Tensor, Tensor | None] | None = None
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, classes], and tokens [B, P + largest K, D] or None."""
+        if self._kept is None or batch.rows is None:
+            return self._compute(batch)
+        logits, tokens = self._kept
+        if tokens is None:
+            return logits[batch.rows], None
+        length = self.teacher.num_prefix_tokens + int(batch.num_kept.max())
+        return logits[batch.rows], tokens[batch.rows, :length]
+
+    def keep(self, images: Images, device: torch.device, *, batch_size: int, rank: int, world_size: int) -> None:
+        """Ask the teacher once about images in memory: it is frozen and they do not change.
+
+        Each worker asks about its share and gets the others' from them.
+        """
+        count, longest = len(images), self.teacher.num_prefix_tokens + int(images.num_kept.max())
+        all_logits = torch.zeros(count, self.teacher.num_classes, device=device)
+        all_tokens = None
+        if self._with_tokens:
+            all_tokens = torch.zeros(count, longest, self.teacher.embed_dim, device=device)
+        share = torch.arange(count)[rank::world_size]
+        for rows in share.split(batch_size):
+            batch = to_batch(images.take(rows.numpy()), device, rows.numpy())
+            logits, own = self._compute(batch)
+            all_logits[batch.rows] = logits
+            if all_tokens is not None and own is not None:
+                all_tokens[batch.rows, : own.shape[1]] = own
+        if world_size > 1:
+            # Every row is zero but at one worker.
+            for shared in (all_logits, all_tokens):
+                if shared is not None:
+                    torch.distributed.all_reduce(shared)
+        self._kept = all_logits, all_tokens
+
+    @torch.no_grad()
+    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(batch.pixels.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits, tokens = read_kept(self.teacher.forward_tokens, batch, self.teacher.num_patches)
+        return logits, tokens if self._with_tokens else None

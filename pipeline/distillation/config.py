@@ -1,0 +1,135 @@
+"""Settings of one distillation."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+from pipeline.models import ModelConfig
+
+# What decides where and how fast a student is trained, not which student comes out.
+_NOT_IN_DIGEST = (
+    "output",
+    "workers",
+    "cpus_per_worker",
+    "device",
+    "max_failures",
+    "start_timeout_s",
+    "checkpoint_every",
+    "cache_gb",
+)
+_POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
+_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "workers", "seed", "max_failures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What is to be trained: a model, or a copy of the teacher with fewer blocks.
+
+    Args:
+        model: any timm model, with or without weights. What it leaves open (channels, classes, and without weights of
+            its own the normalisation) is the teacher's.
+        depth_pruned: the teacher's blocks to keep, counted from 0; the rest of the copy is the teacher's.
+        linear_head: freeze the backbone, in evaluation mode, and train a new linear head alone, as published (SMI,
+            Hu et al., ICML 2024, section 4.2, on an ImageNet backbone).
+    """
+
+    model: ModelConfig | None = None
+    depth_pruned: list[int] | None = None
+    linear_head: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.depth_pruned is None):
+            given = "both" if self.model is not None else "neither"
+            raise ConfigError(f"student: give model or depth_pruned, one of the two; got {given}")
+        if self.depth_pruned is not None:
+            _check_blocks(self.depth_pruned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Train a student to answer as the teacher does, on synthetic or real images.
+
+    Args:
+        teacher: the model to learn from, a ViT.
+        student: the model that learns.
+        images: a synthetic dataset, or any Parquet file or folder, or folder of images.
+        output: folder or URI that everything is written under.
+        labelled: labelled images to score the student on; the best epoch is the one of the highest top-1. Without them
+            it is the one of the lowest training loss.
+        epochs: passes over the images.
+        batch_size: images a step, over all workers together.
+        optimizer: AdamW, or SGD with momentum.
+        lr: peak learning rate.
+        weight_decay: of either optimizer.
+        momentum: of SGD.
+        schedule: of the learning rate after the warm-up: `cosine` falls to zero.
+        warmup_epochs: over which the learning rate rises from zero, linearly.
+        temperature: by which logits are divided before they are compared.
+        token_weight: of the squared difference of the final tokens; 0 leaves it out.
+        label_weight: of the cross-entropy with the images' own labels; 0 leaves it out.
+        dtype: of the forward pass; weights stay float32.
+        seed: of new weights and of the order of the images.
+        score_every: epochs between scorings; the last is always scored.
+        checkpoint_every: epochs between checkpoints.
+        cache_gb: images that take no more than this, decoded, are read once and kept in memory by each worker;
+            more are read anew at each epoch.
+        shuffle_buffer: images a worker mixes when it reads anew at each epoch.
+        workers: processes that train together; 0 trains in this one.
+        cpus_per_worker: CPU cores, and torch threads, of each.
+        device: `auto` takes one GPU a worker where the cluster has that many.
+        max_failures: how often to go on from the last checkpoint after a worker died.
+        start_timeout_s: to wait for the workers to start, nodes being started meanwhile.
+    """
+
+    teacher: ModelConfig
+    student: StudentConfig
+    images: str
+    output: str
+    labelled: str | None = None
+    epochs: int = 60
+    batch_size: int = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_epochs: float = 0.0
+    temperature: float = 4.0
+    token_weight: float = 0.0
+    label_weight: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    score_every: int = 1
+    checkpoint_every: int = 1
+    cache_gb: float = 1.0
+    shuffle_buffer: int = 1024
+    workers: int = 1
+    cpus_per_worker: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: int = 3
+    start_timeout_s: int = 900
+
+    def __post_init__(self) -> None:
+        for name in (*_POSITIVE, "cpus_per_worker", "start_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be in [0, 1), not {self.momentum}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ConfigError(f"warmup_epochs must be from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
+        if self.batch_size < self.workers:
+            raise ConfigError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide which student comes out, as plain data."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_DIGEST}
+
+
+def _check_blocks(blocks: list[int]) -> None:
+    if not blocks:
+        raise ConfigError("student.depth_pruned is empty: name the teacher's blocks to keep")
+    if sorted(set(blocks)) != blocks or blocks[0] < 0:
+        raise ConfigError(f"student.depth_pruned must be block numbers from 0, increasing, not {blocks}")

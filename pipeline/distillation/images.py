@@ -1,0 +1,228 @@
+"""The images of a training: kept in memory where they fit, else read anew at each epoch; every one once an epoch.
+
+In memory, an epoch is a permutation of all images, seeded by (seed, epoch) and cut into batches; each worker takes its
+share of every batch, so that any number of workers takes the same steps. Read anew, an epoch is a permutation of the
+files' row groups, dealt out to the workers, each of which reads its own as a Ray Dataset through a shuffle buffer: no
+copy of the dataset is made, and images far apart mix as far as row groups and buffer go. Parts that hold one class
+each need a buffer of several parts. The order is then another for another number of workers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from torch import Tensor
+
+from pipeline.dataset.sources import Source, Unit
+from pipeline.errors import DatasetError
+from pipeline.inputs import read_inputs
+from pipeline.models import LoadedModel
+
+# Row groups for each worker, so that the workers' shares are about equal and mix.
+_UNITS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory, N of them, in the order of their source.
+
+    Attributes:
+        pixels: float32 [N, C, H, W], normalised as the teacher's.
+        labels: int64 [N], -1 where unknown.
+        keep_indices: int64 [N, largest K], each row filled up with 0.
+        num_kept: int64 [N], how many of a row count.
+        image_ids: unique.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    keep_indices: np.ndarray
+    num_kept: np.ndarray
+    image_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Some of them, as copies."""
+        ids = [self.image_ids[row] for row in rows.tolist()]
+        return Images(self.pixels[rows], self.labels[rows], self.keep_indices[rows], self.num_kept[rows], ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's share of a step: images as in `Images`, as tensors on its device.
+
+    Attributes:
+        rows: their positions in memory, int64 [B]; None where the images are read anew.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    keep_indices: Tensor
+    num_kept: Tensor
+    image_ids: list[str]
+    rows: Tensor | None = None
+
+    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images that keep equally many patches: their places in the batch [b], and their `keep_indices` [b, K]."""
+        for count in self.num_kept.unique().tolist():
+            places = (self.num_kept == count).nonzero().squeeze(1)
+            yield places, self.keep_indices[places, :count]
+
+
+def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> Batch:
+    """Onto a worker's device."""
+    return Batch(
+        pixels=torch.from_numpy(images.pixels).to(device),
+        labels=torch.from_numpy(images.labels).to(device),
+        keep_indices=torch.from_numpy(images.keep_indices).to(device),
+        num_kept=torch.from_numpy(images.num_kept).to(device),
+        image_ids=images.image_ids,
+        rows=None if rows is None else torch.from_numpy(rows).to(device),
+    )
+
+
+def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """Rows of every batch of an epoch: each row once, in batches of about equal size, none larger than asked for."""
+    order = np.random.default_rng((seed, epoch)).permutation(num_images)
+    return np.array_split(order, -(-num_images // batch_size))
+
+
+def share_units(units: Sequence[Unit], *, seed: int, epoch: int, rank: int, world_size: int) -> list[Unit]:
+    """The row groups that one of the workers reads in an epoch, in its order; all workers' together are all."""
+    pieces = -(-_UNITS_A_WORKER * world_size // max(1, len(units)))
+    split = [part for unit in units for part in unit.split(min(pieces, unit.num_rows))]
+    order = np.random.default_rng((seed, epoch)).permutation(len(split))
+    return [split[place] for place in order[rank::world_size]]
+
+
+class MemoryImages:
+    """A worker's share of images that are in memory."""
+
+    def __init__(self, images: Images, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.images = images
+        self.num_images = len(images)
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world_size = rank, world_size
+
+    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """This worker's share, which may be empty, of every batch of an epoch."""
+        for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
+            own = rows[self._rank :: self._world_size]
+            yield to_batch(self.images.take(own), device, own)
+
+    def in_order(self, device: torch.device) -> Iterator[Batch]:
+        """This worker's share of all images, once, unshuffled."""
+        own = np.arange(self.num_images)[self._rank :: self._world_size]
+        for start in range(0, len(own), self._batch_size):
+            rows = own[start : start + self._batch_size]
+            yield to_batch(self.images.take(rows), device, rows)
+
+
+class StreamedImages:
+    """A worker's share of images that are read anew each time."""
+
+    def __init__(
+        self,
+        source: Source,
+        loaded: LoadedModel,
+        *,
+        labels: bool,
+        batch_size: int,
+        shuffle_buffer: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.num_images = source.num_rows
+        self._source, self._loaded, self._labels = source, loaded, labels
+        self._batch_size = len(range(rank, batch_size, world_size))
+        self._shuffle_buffer, self._seed = shuffle_buffer, seed
+        self._rank, self._world_size = rank, world_size
+
+    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """This worker's batches of an epoch; another worker may have more or fewer."""
+        shuffled = {
+            "local_shuffle_buffer_size": self._shuffle_buffer,
+            "local_shuffle_seed": int(np.random.default_rng((self._seed, epoch, self._rank)).integers(2**31)),
+        }
+        return self._read(epoch, device, shuffled)
+
+    def in_order(self, device: torch.device) -> Iterator[Batch]:
+        """This worker's share of all images, once."""
+        return self._read(0, device, {})
+
+    def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[Batch]:
+        units = share_units(
+            self._source.units, seed=self._seed, epoch=epoch, rank=self._rank, world_size=self._world_size
+        )
+        if not units:
+            return
+        dataset = open_inputs(replace(self._source, units=units), self._loaded, labels=self._labels)
+        # With no buffer beyond a batch, nothing could be shuffled.
+        size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
+        options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
+        for columns in dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options):
+            yield to_batch(_to_images(columns), device)
+
+
+def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
+    """`read_inputs` of what was found already, in the order of the source.
+
+    Raises:
+        DatasetError: as `read_inputs`.
+    """
+    dataset = read_inputs(source.uri, loaded, labels=labels, source=source)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def image_bytes(source: Source, loaded: LoadedModel) -> int:
+    """What a source's images take in memory."""
+    return source.num_rows * int(np.prod(loaded.input_size)) * np.dtype(np.float32).itemsize
+
+
+def read_into_memory(source: Source, loaded: LoadedModel, *, labels: bool) -> Images:
+    """All images of a source.
+
+    Raises:
+        DatasetError: as `read_inputs`, or two images have one id.
+    """
+    dataset = open_inputs(source, loaded, labels=labels)
+    pixels = np.empty((source.num_rows, *loaded.input_size), np.float32)
+    parts: list[Images] = []
+    start = 0
+    for columns in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        part = _to_images(columns)
+        pixels[start : start + len(part)] = part.pixels
+        parts.append(replace(part, pixels=pixels[start : start + len(part)]))
+        start += len(part)
+    if start != source.num_rows:
+        raise DatasetError(f"{source.uri!r}: read {start} images of {source.num_rows}")
+    width = max(part.keep_indices.shape[1] for part in parts)
+    ids = [image_id for part in parts for image_id in part.image_ids]
+    if len(set(ids)) < len(ids):
+        raise DatasetError(f"{source.uri!r} has two images of one image_id")
+    return Images(
+        pixels,
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([np.pad(p.keep_indices, ((0, 0), (0, width - p.keep_indices.shape[1]))) for p in parts]),
+        np.concatenate([part.num_kept for part in parts]),
+        ids,
+    )
+
+
+def _to_images(columns: Any) -> Images:
+    """Columns as Ray Data hands them over, name → array; lists of several lengths come as an array of arrays."""
+    kept = [np.asarray(indices, np.int64) for indices in columns["keep_indices"]]
+    num_kept = np.array([len(indices) for indices in kept], np.int64)
+    padded = np.zeros((len(kept), int(num_kept.max(initial=0))), np.int64)
+    for row, indices in enumerate(kept):
+        padded[row, : len(indices)] = indices
+    pixels = np.stack(list(columns["pixels"])).astype(np.float32, copy=False)
+    ids = [str(image_id) for image_id in columns["image_id"]]
+    return Images(pixels, columns["label"].astype(np.int64), padded, num_kept, ids)

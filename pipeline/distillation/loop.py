@@ -1,0 +1,254 @@
+"""What each worker does: the same steps as all others, on its share of every batch."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, repeat
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.distillation.answers import Answers, read_kept
+from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.images import Batch, MemoryImages, StreamedImages
+from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token_loss
+from pipeline.distillation.schedule import lr_factor, make_optimizer
+from pipeline.distillation.state import TrainingState, load_state, save_state
+from pipeline.distillation.students import Student
+from pipeline.errors import IncompleteError, NonFiniteError
+from pipeline.models import weight_digest
+
+METRICS = "metrics.jsonl"
+_TERMS = ("kl", "tokens", "labels", "loss")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ImageSource = MemoryImages | StreamedImages
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A worker's place among all, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over all workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+class StudentTrainer:
+    """Trains a student on one worker.
+
+    A step's gradient is the sum over the images of all workers divided by their number, whatever share each has: a
+    worker that has run out of images adds zeros until all have. So the weights stay equal everywhere, and any number
+    of workers descends the same loss.
+
+    Args:
+        config: of the distillation.
+        digest: of the run.
+        student: on the CPU.
+        answers: of the teacher.
+        images: this worker's share of the training images.
+        labelled: its share of the held-out images, if there are any.
+        place: among the workers.
+    """
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        digest: str,
+        student: Student,
+        answers: Answers,
+        images: ImageSource,
+        labelled: ImageSource | None,
+        place: Rank,
+    ) -> None:
+        self.config, self.digest, self.place = config, digest, place
+        self.student = student.to(place.device)
+        self.answers, self.images, self.labelled = answers, images, labelled
+        self.parameters = student.trained_parameters()
+        self.optimizer = make_optimizer(self.parameters, config)
+        self.dtype = DTYPES[config.dtype]
+
+    def train(self) -> list[str]:
+        """Go on from the last checkpoint to the last epoch.
+
+        Returns:
+            SHA-256 of the student's weights on each worker.
+
+        Raises:
+            NonFiniteError: the loss became NaN or infinite; on every worker, at the same step.
+            IncompleteError: an epoch did not read every image once, or the weights differ between workers.
+        """
+        state = self._resume()
+        while state.epoch < self.config.epochs:
+            started = time.monotonic()
+            metrics = self._train_epoch(state)
+            self._finish_epoch(state, metrics, time.monotonic() - started)
+        digests = self._gather(weight_digest(self.student.model))
+        if len(set(digests)) > 1:
+            raise IncompleteError(f"the workers ended with different weights: {[text[:8] for text in digests]}")
+        return digests
+
+    def _resume(self) -> TrainingState:
+        state = load_state(self.config.output, self.digest)
+        if state is None:
+            state = TrainingState(digest=self.digest, student=self._weights())
+            state.before_top1 = self._top1()
+            return state
+        self.student.model.load_state_dict(state.student)
+        self.optimizer.load_state_dict(state.optimizer)
+        return state
+
+    def _train_epoch(self, state: TrainingState) -> dict[str, float]:
+        """One pass over all images; metrics as means over them."""
+        self.student.train()
+        # Dropout and drop path: other numbers at each epoch and worker, and the same after a restart.
+        torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.place.rank}"))
+        totals = torch.zeros(len(_TERMS) + 1, dtype=torch.float64)
+        checksum = torch.zeros(1, dtype=torch.int64, device=self.place.device)
+        batches: Iterator[Batch | None] = chain(self.images.batches(state.epoch, self.place.device), repeat(None))
+        for batch in batches:
+            if batch is not None:
+                checksum += sum(map(_hash, batch.image_ids))
+            sums = self._step(batch, state)
+            if sums is None:
+                break
+            totals += sums
+        images = round(totals[-1].item())
+        if images != self.images.num_images:
+            raise IncompleteError(f"epoch {state.epoch + 1} read {images} images of {self.images.num_images}")
+        means = (totals[:-1] / totals[-1]).tolist()
+        return {
+            **dict(zip(_TERMS, means, strict=True)),
+            "images": images,
+            "image_ids_checksum": int(self.place.sum(checksum).item()),
+        }
+
+    def _step(self, batch: Batch | None, state: TrainingState) -> Tensor | None:
+        """One step over all workers' shares; sums of the loss terms and the number of images, or None at the end."""
+        # Zeros and not None: a share without images, or a parameter that this model does not use, counts as zero.
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        sums = torch.zeros(len(_TERMS) + 1, device=self.place.device)
+        if batch is not None and len(batch.pixels):
+            terms = self._losses(batch)
+            terms["loss"].sum().backward()
+            parts = [terms[name].detach().sum() if name in terms else sums.new_zeros(()) for name in _TERMS]
+            sums = torch.stack([*parts, sums.new_tensor(len(batch.pixels))])
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = self.place.sum(torch.cat([*(g.flatten() for g in gradients), sums]))
+        sums = flat[-len(sums) :].double().cpu()
+        count = sums[-1].item()
+        if count == 0:
+            return None
+        if not math.isfinite(sums[-2].item()):
+            raise NonFiniteError(state.steps, "distillation loss")
+        offset = 0
+        for gradient in gradients:
+            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient) / count)
+            offset += gradient.numel()
+        self._set_lr(state.images_seen + count / 2)
+        self.optimizer.step()
+        state.images_seen += round(count)
+        state.steps += 1
+        return sums
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term [B], and their weighted sum as `loss`."""
+        config = self.config
+        target, target_tokens = self.answers(batch)
+        logits, tokens = self._read(batch)
+        terms = {"kl": soft_label_loss(logits, target, config.temperature)}
+        terms["loss"] = terms["kl"]
+        if config.token_weight and tokens is not None and target_tokens is not None:
+            num_tokens = batch.num_kept + self.answers.teacher.num_prefix_tokens
+            terms["tokens"] = token_loss(tokens, target_tokens, num_tokens)
+            terms["loss"] = terms["loss"] + config.token_weight * terms["tokens"]
+        if config.label_weight:
+            terms["labels"] = hard_label_loss(logits, batch.labels)
+            terms["loss"] = terms["loss"] + config.label_weight * terms["labels"]
+        return terms
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The student's logits, and its final tokens where it reads tokens."""
+        with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.student.vit is None:
+                return self.student(batch.pixels).float(), None
+            return read_kept(self.student.forward_tokens, batch, self.student.vit.num_patches)
+
+    def _set_lr(self, images_seen: float) -> None:
+        total = self.config.epochs * self.images.num_images
+        warmup = self.config.warmup_epochs / self.config.epochs
+        factor = lr_factor(images_seen / total, warmup=warmup, shape=self.config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+
+    def _finish_epoch(self, state: TrainingState, metrics: dict[str, float], seconds: float) -> None:
+        self._average_buffers()
+        state.epoch += 1
+        state.student = self._weights()
+        last = state.epoch == self.config.epochs
+        scored = self.labelled is None or last or state.epoch % self.config.score_every == 0
+        top1 = self._top1() if scored else None
+        score = -metrics["loss"] if top1 is None else top1
+        if scored and score > state.best_score:
+            state.best, state.best_epoch, state.best_score = state.student, state.epoch, score
+        lr = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": state.epoch, **metrics, "lr": lr, "seconds": round(seconds, 3)}
+        state.history.append(row if top1 is None else {**row, "top1": top1})
+        if self.place.rank:
+            return
+        write_metrics(self.config.output, state)
+        if last or state.epoch % self.config.checkpoint_every == 0:
+            state.optimizer = self.optimizer.state_dict()
+            save_state(self.config.output, state)
+
+    def _average_buffers(self) -> None:
+        """BatchNorm statistics: each worker saw other images."""
+        for buffer in self.student.model.buffers():
+            if self.place.world_size > 1 and buffer.is_floating_point():
+                buffer.copy_(self.place.sum(buffer) / self.place.world_size)
+
+    @torch.no_grad()
+    def _top1(self) -> float | None:
+        """On the held-out images, in percent; None where there are none."""
+        if self.labelled is None:
+            return None
+        self.student.eval()
+        counts = torch.zeros(2, dtype=torch.int64, device=self.place.device)
+        for batch in self.labelled.in_order(self.place.device):
+            correct = self._read(batch)[0].argmax(dim=1) == batch.labels
+            counts += torch.stack([correct.sum(), counts.new_tensor(len(correct))])
+        correct, total = self.place.sum(counts).tolist()
+        return 100 * correct / total
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.student.model.state_dict().items()}
+
+    def _gather(self, text: str) -> list[str]:
+        if self.place.world_size == 1:
+            return [text]
+        texts: list[str] = [""] * self.place.world_size
+        dist.all_gather_object(texts, text)
+        return texts
+
+
+def write_metrics(output: str, state: TrainingState) -> None:
+    """One JSON line an epoch. Object stores cannot append: the file is written anew."""
+    lines = "".join(json.dumps(row) + "\n" for row in state.history)
+    storage.write_bytes(storage.join(output, METRICS), lines.encode())
+
+
+def _hash(text: str) -> int:
+    """40 bits. The sum over the images of an epoch still fits, and tells whether they were those of another epoch."""
+    return int.from_bytes(sha256(text.encode()).digest()[:5])

@@ -1,0 +1,40 @@
+"""What a student is asked for. Every function gives one value for each image: the sum over a batch, and over the
+batches of several workers, divided by the number of images, is then the mean over all of them."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher ‖ student) of the softened classes, in nats, times T² (Hinton et al., 2015, section 2).
+
+    arXiv 1503.02531. The factor keeps the gradient's size while T changes.
+
+    Args:
+        student, teacher: logits [B, classes].
+        temperature: T.
+
+    Returns:
+        [B]
+    """
+    target = F.log_softmax(teacher / temperature, dim=-1)
+    answer = F.log_softmax(student / temperature, dim=-1)
+    return F.kl_div(answer, target, reduction="none", log_target=True).sum(dim=-1) * temperature**2
+
+
+def token_loss(student: Tensor, teacher: Tensor, num_tokens: Tensor) -> Tensor:
+    """Mean squared difference of the final tokens.
+
+    Args:
+        student, teacher: tokens after the final norm [B, S, D], zero past each image's own number of them.
+        num_tokens: how many tokens each image has [B], prefix tokens among them.
+
+    Returns:
+        [B]
+    """
+    return (student - teacher).square().sum(dim=(1, 2)) / (num_tokens * student.shape[-1])
+
+
+def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, classes] with labels int64 [B], in nats; [B]."""
+    return F.cross_entropy(student, labels, reduction="none")

@@ -1,0 +1,100 @@
+"""What is to be distilled, found possible before any work starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import storage
+from pipeline.config import digest as digest_of
+from pipeline.dataset.sources import Source, find_source
+from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.students import Student, build_student
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.vit import SubsetViT
+
+IDENTITY = "config.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A distillation that was found possible.
+
+    Attributes:
+        config: with absolute local paths, for workers have working folders of their own.
+        identity: what decides the student, as plain data, and its digest.
+        teacher: as loaded on the driver.
+        student: untrained, on the driver.
+        images, labelled: what is there to be read.
+    """
+
+    config: DistillationConfig
+    identity: dict[str, Any]
+    teacher: LoadedModel
+    student: Student
+    images: Source
+    labelled: Source | None
+
+    @property
+    def digest(self) -> str:
+        return self.identity["digest"]
+
+
+def prepare(config: DistillationConfig) -> Plan:
+    """Check on the driver all that can be checked without Ray; nothing is written.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
+    """
+    config = replace(config, output=_absolute(config.output), images=_absolute(config.images))
+    config = replace(config, labelled=config.labelled and _absolute(config.labelled))
+    teacher = load_model(config.teacher)
+    vit = SubsetViT(teacher.model)
+    student = build_student(config.student, teacher, seed=config.seed)
+    _check_tokens(config, vit, student)
+    images = find_source(config.images)
+    labelled = None if config.labelled is None else find_source(config.labelled)
+    decided = {"config": config.deciding(), "teacher": teacher.digest, "student": weight_digest(student.model)}
+    identity = {"digest": digest_of(decided), **decided}
+    _check_same_run(config.output, identity)
+    return Plan(config, identity, teacher, student, images, labelled)
+
+
+def _absolute(uri: str) -> str:
+    fs, path = storage.filesystem(uri)
+    return str(Path(path).absolute()) if isinstance(fs, LocalFileSystem) else uri
+
+
+def _check_tokens(config: DistillationConfig, teacher: SubsetViT, student: Student) -> None:
+    if not config.token_weight:
+        return
+    if student.vit is None:
+        raise ConfigError(
+            f"token_weight is {config.token_weight}, but the student, a {type(student.model).__name__}, does not read "
+            f"the teacher's grid of {teacher.grid_size}x{teacher.grid_size} patches and has no tokens to compare"
+        )
+    for what, own, other in (
+        ("width", student.vit.embed_dim, teacher.embed_dim),
+        ("number of prefix tokens", student.vit.num_prefix_tokens, teacher.num_prefix_tokens),
+    ):
+        if own != other:
+            raise ConfigError(
+                f"token_weight is {config.token_weight}, but the student's {what} is {own} and the teacher's {other}"
+            )
+
+
+def _check_same_run(output: str, identity: dict[str, Any]) -> None:
+    uri = storage.join(output, IDENTITY)
+    if not storage.exists(uri):
+        return
+    there = storage.read_json(uri)
+    if not isinstance(there, dict) or "config" not in there or "digest" not in there:
+        raise DatasetError(f"output {output!r} holds something else than a distillation: {uri!r} is not ours")
+    if there["digest"] == identity["digest"]:
+        return
+    before, now = there["config"], identity["config"]
+    differing = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
+    what = "; ".join(differing[:3]) or "the weights of teacher or student differ"
+    raise DatasetError(f"output {output!r} holds a run of another config: {what}")

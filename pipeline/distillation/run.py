@@ -1,0 +1,123 @@
+"""Distillation from end to end: check, train, write the student and what there is to look at."""
+
+import tempfile
+import time
+from typing import Any
+
+import ray
+import torch
+
+from pipeline import storage
+from pipeline.cluster import connect, own_errors
+from pipeline.config import to_dict
+from pipeline.dataset.sources import Source
+from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.images import image_bytes, open_inputs, read_into_memory
+from pipeline.distillation.plan import IDENTITY, Plan, prepare
+from pipeline.distillation.progress import progress
+from pipeline.distillation.state import TrainingState, list_epochs, load_state
+from pipeline.distillation.workers import Task, check_resources, train_student
+from pipeline.errors import IncompleteError
+from pipeline.models import save_model
+from pipeline.report import curve
+
+RESULT, CURVE = "result.json", "curve.png"
+
+
+def distill(config: DistillationConfig) -> dict[str, Any]:
+    """Train a student, from the last checkpoint on if there is one; a finished run is not trained again.
+
+    Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
+    loads, `metrics.jsonl` with a row an epoch, `curve.png`, `result.json` when all is done; `config.json`,
+    `checkpoints/`, and `ray/` of Ray Train.
+
+    Returns:
+        What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labelled
+        images, None without them.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: settings, models or checkpoints that do not go together.
+        DatasetError: images or labels are missing or unreadable, or the output cannot be written or is another run's.
+        NonFiniteError: the loss became NaN or infinite.
+        IncompleteError: the workers could not start or kept dying.
+    """
+    plan = prepare(config)
+    output = plan.config.output
+    if storage.exists(storage.join(output, RESULT)):
+        return storage.read_json(storage.join(output, RESULT))
+    storage.check_writable(output)
+    started = time.monotonic()
+    with own_errors():
+        alone = connect()
+        check_resources(plan.config, alone=alone)
+        task = _read(plan)
+        storage.write_json(storage.join(output, IDENTITY), {**plan.identity, "settings": to_dict(plan.config)})
+        done_before = max(list_epochs(output), default=0)
+        with progress(output, config.epochs, done_before):
+            digests = train_student(task)
+    return _finish(plan, digests, done_before, time.monotonic() - started)
+
+
+def _read(plan: Plan) -> Task:
+    """Images into memory where they fit; otherwise the workers read them."""
+    config = plan.config
+    left = config.cache_gb * 2**30
+    wanted = ((plan.images, config.label_weight > 0), (plan.labelled, True))
+    for source, labels in wanted:
+        if source is not None:
+            # Opening checks sizes and labels: of both, before the first image is read.
+            open_inputs(source, plan.teacher, labels=labels)
+    sources: list[Source | list[ray.ObjectRef] | None] = []
+    for source, labels in wanted:
+        size = 0 if source is None else image_bytes(source, plan.teacher)
+        if source is not None and size <= left:
+            left -= size
+            sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])
+        else:
+            sources.append(source)
+    images, labelled = sources
+    assert images is not None
+    return Task(config, plan.digest, images, labelled)
+
+
+def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
+    """Write the students and the curve from the last checkpoint; `result.json` last, for it says that all is there."""
+    output = plan.config.output
+    state = load_state(output, plan.digest)
+    if state is None or state.epoch < plan.config.epochs:
+        raise IncompleteError(f"{output!r} has no checkpoint of epoch {plan.config.epochs}")
+    for name, weights in (("best", state.best), ("last", state.student)):
+        _write_student(plan, weights, storage.join(output, "student", name))
+    storage.write_bytes(storage.join(output, CURVE), _curve(state))
+    tops = [row["top1"] for row in state.history if "top1" in row]
+    result = {
+        "student": storage.join(output, "student", "best"),
+        "last": storage.join(output, "student", "last"),
+        "before_top1": state.before_top1,
+        "top1": tops[-1] if tops else None,
+        "best_top1": state.best_score if tops else None,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "images": plan.images.num_rows,
+        "loss": state.history[-1]["loss"],
+        "continued_from_epoch": done_before,
+        "weights_sha256": digests,
+        "seconds": round(seconds, 2),
+    }
+    storage.write_json(storage.join(output, RESULT), result)
+    return result
+
+
+def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> None:
+    student = plan.student
+    student.model.load_state_dict(weights)
+    with tempfile.TemporaryDirectory(prefix="student-") as folder:
+        save_model(student.model, folder, class_names=plan.teacher.class_names, mean=student.mean, std=student.std)
+        storage.upload_folder(folder, uri)
+
+
+def _curve(state: TrainingState) -> bytes:
+    top1 = [row["top1"] for row in state.history if "top1" in row]
+    if top1:
+        return curve({"held-out top-1": top1}, title="Student", x_label="epoch", y_label="%")
+    return curve({"loss": [row["loss"] for row in state.history]}, title="Student", x_label="epoch", y_label="loss")

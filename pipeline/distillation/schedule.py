@@ -1,0 +1,34 @@
+"""Learning rate and optimizer."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from pipeline.distillation.config import DistillationConfig
+
+
+def lr_factor(progress: float, *, warmup: float, shape: str) -> float:
+    """What the peak learning rate is multiplied by.
+
+    It depends on the share of the training done and not on a count of steps, which differs between workers that read
+    different numbers of images.
+
+    Args:
+        progress: share of all images of all epochs that were read, in [0, 1].
+        warmup: share over which the factor rises from 0 to 1, linearly.
+        shape: `constant`, or `cosine` from 1 down to 0 after the warm-up.
+    """
+    if progress < warmup:
+        return progress / warmup
+    if shape == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / max(1 - warmup, 1e-12))))
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: DistillationConfig) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum, at the peak learning rate."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -1,0 +1,90 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.dataset.sources import RowRange
+from pipeline.distillation.images import MemoryImages, plan_epoch, share_units, to_batch
+from tests.distillation.conftest import kept_patches, make_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (7, 3), (8, 4), (201, 64)])
+def test_an_epoch_reads_every_image_once_in_batches_of_about_equal_size(count: int, batch_size: int) -> None:
+    batches = plan_epoch(count, batch_size, seed=0, epoch=3)
+    assert sorted(np.concatenate(batches)) == list(range(count))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_epochs_and_seeds_have_their_own_orders() -> None:
+    orders = [
+        tuple(np.concatenate(plan_epoch(50, 8, seed=seed, epoch=epoch))) for seed in (0, 1) for epoch in (0, 1, 2)
+    ]
+    assert len(set(orders)) == 6
+    assert orders[1] == tuple(np.concatenate(plan_epoch(50, 8, seed=0, epoch=1)))
+
+
+def test_neighbours_in_the_source_are_spread_over_an_epoch() -> None:
+    # Parts are sorted by class: 10 classes of 20 images.
+    first = plan_epoch(200, 20, seed=0, epoch=0)[0] // 20
+    assert len(set(first)) >= 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_workers_share_every_batch(world_size: int) -> None:
+    def ids_of_batches(rank: int, world_size: int) -> list[list[str]]:
+        share = MemoryImages(make_images(7), batch_size=3, seed=0, rank=rank, world_size=world_size)
+        return [batch.image_ids for batch in share.batches(1, CPU)]
+
+    shares = [ids_of_batches(rank, world_size) for rank in range(world_size)]
+    together = [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]
+    assert together == [sorted(ids) for ids in ids_of_batches(0, 1)]
+
+
+def test_more_workers_than_images() -> None:
+    images = make_images(2)
+    parts = [
+        list(MemoryImages(images, batch_size=8, seed=0, rank=rank, world_size=3).batches(0, CPU)) for rank in range(3)
+    ]
+    assert [len(part[0].image_ids) for part in parts] == [1, 1, 0]
+
+
+def row_groups(sizes: list[int]) -> list[RowRange]:
+    starts = np.cumsum([0, *sizes])
+    return [
+        RowRange("file", "file", group, int(start), 0, size, 1)
+        for group, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [[1], [7], [5, 5, 1], [3] * 40])
+def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
+    units = row_groups(sizes)
+    rows = [
+        unit.first_row + row
+        for rank in range(world_size)
+        for unit in share_units(units, seed=0, epoch=2, rank=rank, world_size=world_size)
+        if isinstance(unit, RowRange)
+        for row in range(unit.start, unit.stop)
+    ]
+    assert sorted(rows) == list(range(sum(sizes)))
+
+
+def test_row_groups_come_in_another_order_at_each_epoch() -> None:
+    units = row_groups([2] * 30)
+    first, second = (share_units(units, seed=0, epoch=epoch, rank=0, world_size=1) for epoch in (0, 1))
+    assert first != second
+    assert first != units
+
+
+def test_groups_hold_images_that_keep_equally_many_patches() -> None:
+    batch = to_batch(make_images(8), CPU)
+    groups = list(batch.groups())
+    assert [keep.shape for _, keep in groups] == [(2, 4), (4, 7), (2, 16)]
+    for places, keep in groups:
+        assert keep.tolist() == [kept_patches(row) for row in places.tolist()]

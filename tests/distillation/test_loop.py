@@ -1,0 +1,203 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.distillation import DistillationConfig, StudentConfig
+from pipeline.distillation.answers import Answers
+from pipeline.distillation.images import Batch, Images, MemoryImages
+from pipeline.distillation.loop import DTYPES, Rank, StudentTrainer
+from pipeline.distillation.state import load_state
+from pipeline.distillation.students import build_student
+from pipeline.errors import IncompleteError, NonFiniteError
+from pipeline.models import LoadedModel, ModelConfig
+from pipeline.vit import SubsetViT
+from tests.distillation.conftest import make_images
+
+CPU = torch.device("cpu")
+ALONE = Rank(0, 1, CPU)
+
+
+def make_trainer(
+    teacher: LoadedModel,
+    output: Path,
+    *,
+    images: Images | None = None,
+    labelled: Images | None = None,
+    student: StudentConfig | None = None,
+    keep_answers: bool = True,
+    **settings: Any,
+) -> StudentTrainer:
+    config = DistillationConfig(
+        teacher=ModelConfig(name="unused"),
+        student=student or StudentConfig(depth_pruned=[0]),
+        images="unused",
+        output=str(output),
+        **{"epochs": 3, "batch_size": 4, **settings},
+    )
+
+    def share(held: Images) -> MemoryImages:
+        return MemoryImages(held, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1)
+
+    training = share(images or make_images(11))
+    answers = Answers(SubsetViT(teacher.model), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype])
+    if keep_answers:
+        answers.keep(training.images, CPU, batch_size=4, rank=0, world_size=1)
+    held_out = None if labelled is None else share(labelled)
+    built = build_student(config.student, teacher, seed=config.seed)
+    return StudentTrainer(config, "d" * 64, built, answers, training, held_out, ALONE)
+
+
+def rows(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer: StudentTrainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.student.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "term"),
+    [
+        ({}, "kl"),
+        ({"token_weight": 1.0}, "tokens"),
+        ({"label_weight": 1.0}, "labels"),
+        ({"dtype": "bfloat16"}, "kl"),
+        ({"optimizer": "sgd", "lr": 0.01, "schedule": "constant", "warmup_epochs": 1.0}, "kl"),
+    ],
+)
+def test_what_is_asked_for_falls(teacher: LoadedModel, tmp_path: Path, settings: dict[str, Any], term: str) -> None:
+    make_trainer(teacher, tmp_path, epochs=8, **settings).train()
+    history = rows(tmp_path)
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1][term] < 0.9 * history[0][term]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_student_that_reads_the_filled_image(teacher: LoadedModel, tmp_path: Path) -> None:
+    student = StudentConfig(model=ModelConfig(name="resnet10t"))
+    make_trainer(teacher, tmp_path, student=student, epochs=4).train()
+    history = rows(tmp_path)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_frozen_backbone_keeps_its_weights(teacher: LoadedModel, tmp_path: Path) -> None:
+    student = StudentConfig(depth_pruned=[0], linear_head=True)
+    trainer = make_trainer(teacher, tmp_path, student=student, optimizer="sgd", lr=0.1, temperature=20.0)
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.weight", "head.bias"]
+
+
+def test_a_step_descends_the_mean_over_the_batch(teacher: LoadedModel, tmp_path: Path) -> None:
+    images = make_images(6)
+    settings: dict[str, Any] = {"optimizer": "sgd", "lr": 0.5, "momentum": 0.0, "schedule": "constant", "epochs": 1}
+    trainer = make_trainer(teacher, tmp_path, images=images, batch_size=6, token_weight=0.5, **settings)
+    before = {name: value.detach().clone() for name, value in trainer.student.model.named_parameters()}
+    (batch,) = trainer.images.batches(0, CPU)
+    loss = trainer._losses(batch)["loss"].mean()
+    gradients = dict(zip(before, torch.autograd.grad(loss, trainer.parameters), strict=True))
+    trainer.train()
+    for name, value in trainer.student.model.named_parameters():
+        torch.testing.assert_close(value, before[name] - 0.5 * gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_answers_that_were_kept_train_as_fresh_ones(teacher: LoadedModel, tmp_path: Path) -> None:
+    for name, keep in (("kept", True), ("fresh", False)):
+        make_trainer(teacher, tmp_path / name, token_weight=1.0, keep_answers=keep).train()
+    kept, fresh = rows(tmp_path / "kept"), rows(tmp_path / "fresh")
+    assert [row["loss"] for row in kept] == pytest.approx([row["loss"] for row in fresh], rel=1e-3)
+
+
+def test_training_goes_on_from_the_last_checkpoint_as_if_it_had_not_stopped(
+    teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Drop path draws random numbers: they must be those of the epoch.
+    model = ModelConfig(
+        name="vit_tiny_patch16_224",
+        model_args={
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "drop_path_rate": 0.3,
+        },
+    )
+    settings: dict[str, Any] = {"student": StudentConfig(model=model), "labelled": make_images(10), "epochs": 4}
+    untouched = make_trainer(teacher, tmp_path / "untouched", **settings)
+    untouched.train()
+
+    stopped = make_trainer(teacher, tmp_path / "stopped", **settings)
+    finish = stopped._finish_epoch
+
+    def stop_in_the_third_epoch(state: Any, metrics: Any, seconds: float) -> None:
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+        finish(state, metrics, seconds)
+
+    monkeypatch.setattr(stopped, "_finish_epoch", stop_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    again = make_trainer(teacher, tmp_path / "stopped", **settings)
+    again.train()
+
+    expected = weights(untouched)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())
+    without_time = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / name)]
+        for name in ("untouched", "stopped")
+    ]
+    assert without_time[0] == without_time[1]
+
+
+def test_the_best_epoch_is_the_one_of_the_highest_held_out_score(teacher: LoadedModel, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path, labelled=make_images(20), epochs=6, lr=3e-2, schedule="constant")
+    trainer.train()
+    state = load_state(str(tmp_path), "d" * 64)
+    assert state is not None
+    assert state.before_top1 is not None
+    tops = [row["top1"] for row in rows(tmp_path)]
+    assert (state.best_score, state.best_epoch) == (max(tops), tops.index(max(tops)) + 1)
+    trainer.student.model.load_state_dict(state.best)
+    assert trainer._top1() == state.best_score
+
+
+def test_without_labels_the_best_epoch_is_the_one_of_the_lowest_loss(teacher: LoadedModel, tmp_path: Path) -> None:
+    make_trainer(teacher, tmp_path).train()
+    state = load_state(str(tmp_path), "d" * 64)
+    assert state is not None
+    losses = [row["loss"] for row in rows(tmp_path)]
+    assert state.before_top1 is None
+    assert state.best_epoch == losses.index(min(losses)) + 1
+
+
+def test_scores_and_checkpoints_as_often_as_asked(teacher: LoadedModel, tmp_path: Path) -> None:
+    make_trainer(teacher, tmp_path, labelled=make_images(5), epochs=7, score_every=3, checkpoint_every=4).train()
+    assert [row["epoch"] for row in rows(tmp_path) if "top1" in row] == [3, 6, 7]
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["epoch-00004.pt", "epoch-00007.pt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(teacher: LoadedModel, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path, optimizer="sgd", lr=1e30)
+    with pytest.raises(NonFiniteError, match="distillation loss is not finite at step 1"):
+        trainer.train()
+
+
+def test_an_epoch_that_misses_an_image_is_told(
+    teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(teacher, tmp_path)
+    whole = trainer.images.batches
+
+    def lossy(epoch: int, device: torch.device) -> Iterator[Batch]:
+        return iter(list(whole(epoch, device))[1:])
+
+    monkeypatch.setattr(trainer.images, "batches", lossy)
+    with pytest.raises(IncompleteError, match="epoch 1 read 7 images of 11"):
+        trainer.train()

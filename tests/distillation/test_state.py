@@ -1,0 +1,79 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.distillation.state import TrainingState, list_epochs, load_state, save_state
+from pipeline.errors import CheckpointError
+
+
+def make_state(epoch: int = 3) -> TrainingState:
+    weights = {"head.weight": torch.full((2, 2), float(epoch))}
+    return TrainingState(
+        digest="d" * 64,
+        epoch=epoch,
+        images_seen=30,
+        steps=6,
+        student=weights,
+        best=weights,
+        best_epoch=epoch,
+        best_score=91.5,
+        optimizer={"state": {0: {"step": torch.tensor(6.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        before_top1=11.0,
+        history=[{"epoch": 3, "loss": 0.5}],
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    save_state(str(tmp_path), make_state())
+    state = load_state(str(tmp_path), "d" * 64)
+    assert state is not None
+    assert torch.equal(state.student["head.weight"], torch.full((2, 2), 3.0))
+    assert (state.epoch, state.images_seen, state.best_score, state.before_top1) == (3, 30, 91.5, 11.0)
+    assert state.optimizer == make_state().optimizer
+    assert state.history == make_state().history
+
+
+def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
+    large = {"weight": torch.zeros(500, 500)}
+    save_state(str(tmp_path), TrainingState(digest="d", student=large, best=large))
+    assert next((tmp_path / "checkpoints").iterdir()).stat().st_size < 1.5 * 500 * 500 * 4
+
+
+def test_the_latest_two_are_kept_and_the_latest_counts(tmp_path: Path) -> None:
+    assert load_state(str(tmp_path), "d" * 64) is None
+    for epoch in (8, 9, 10, 11):
+        save_state(str(tmp_path), make_state(epoch))
+    assert list_epochs(str(tmp_path)) == [10, 11]
+    state = load_state(str(tmp_path), "d" * 64)
+    assert state is not None
+    assert state.epoch == 11
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    save_state(str(tmp_path), make_state())
+    with pytest.raises(CheckpointError, match="is of run dddddddd, not of eeeeeeee"):
+        load_state(str(tmp_path), "e" * 64)
+
+
+def test_a_corrupt_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_state(str(tmp_path), make_state())
+    file = tmp_path / "checkpoints" / "epoch-00003.pt"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"epoch-00003\.pt' cannot be read"):
+        load_state(str(tmp_path), "d" * 64)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("was-run",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"digest": Malicious()}, tmp_path / "checkpoints" / "epoch-00001.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(str(tmp_path), "d" * 64)
+    assert not (tmp_path / "was-run").exists()
