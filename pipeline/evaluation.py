@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.cluster import connect, own_errors
+from pipeline.dataset.sources import find_source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
@@ -63,12 +64,13 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     Raises:
         PipelineError: the model, an artefact or the labelled images cannot be read, or do not go together.
     """
-    connect()
     loaded = load_model(config.teacher)
-    if config.output is not None:
-        storage.check_writable(config.output)
+    check_labels(config.labelled)
     predictors = {uri: open_artifact(uri, config.teacher) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
+    if config.output is not None:
+        storage.check_writable(config.output)
+    connect()
     scores = score(predictors, labelled_batches(config.labelled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     result = {"labelled": config.labelled, "artifacts": rows}
@@ -91,8 +93,9 @@ def score(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, T
             correct[name] += count_correct(predict(pixels), labels, name)
     if not images:
         raise DatasetError("there are no labelled images to score on")
-    percent = {name: (100 * counts / images).tolist() for name, counts in correct.items()}
-    return {name: Score(images, top1, top5) for name, (top1, top5) in percent.items()}
+    return {
+        name: Score(images, *(100 * count / images for count in counts.tolist())) for name, counts in correct.items()
+    }
 
 
 def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Tensor:
@@ -124,6 +127,16 @@ def labelled_batches(uri: str, loaded: LoadedModel, batch_size: int) -> Iterable
                 yield batch["pixels"], batch["label"]
 
     return batches()
+
+
+def check_labels(uri: str) -> None:
+    """Find out from the files alone, without a cluster, that images have no labels.
+
+    Raises:
+        DatasetError: there are none, or there are no images.
+    """
+    if "label" not in find_source(uri).columns:
+        raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
 
 
 def open_artifact(uri: str, teacher: ModelConfig) -> Predictor:

@@ -16,6 +16,7 @@ from pipeline.errors import DatasetError
 from pipeline.evaluation import (
     Predictor,
     Score,
+    check_labels,
     labelled_batches,
     measure_latency,
     model_predictor,
@@ -55,17 +56,20 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
             the workers were lost too often. What is under the output then is whole files only.
     """
+    # What can be wrong is found out before a cluster is joined or anything is written.
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
-    program = export_images(loaded.model, config.placement)
-    started_here = connect()
-    images = read_inputs(config.images, loaded)
     _check_teacher(config, loaded)
-    labelled = None if config.labelled is None else labelled_batches(config.labelled, loaded, config.score_batch_size)
+    if config.labelled is not None:
+        check_labels(config.labelled)
+    program = export_images(loaded.model, config.placement)
     identity = _identity(config, loaded)
     _claim(config.output, identity)
 
+    started_here = connect()
+    images = read_inputs(config.images, loaded)
+    labelled = None if config.labelled is None else labelled_batches(config.labelled, loaded, config.score_batch_size)
     calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=started_here)
     check_ranges(calibration.ranges)
     storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
@@ -104,7 +108,7 @@ def _check_teacher(config: CalibrationConfig, loaded: LoadedModel) -> None:
     """Synthetic images know which teacher they are of.
 
     Raises:
-        DatasetError: it is another one, and the config does not say that this is meant.
+        DatasetError: there are no images, or they are of another and the config does not say that this is meant.
     """
     manifest = find_source(config.images).manifest
     if manifest is None or config.allow_other_teacher:

@@ -96,7 +96,7 @@ def test_expressions_other_than_sizes_are_refused(content: bytes) -> None:
 @pytest.mark.parametrize("damage", [b"", b"not a zip", "half"])
 def test_corrupt_files_are_refused(damage: bytes | str, content: bytes) -> None:
     damaged = content[: len(content) // 2] if isinstance(damage, str) else damage
-    with pytest.raises(CheckpointError, match="cannot read 'x.pt2'"):
+    with pytest.raises(CheckpointError, match=r"cannot read 'x\.pt2'"):
         read_pt2(damaged, "x.pt2")
 
 

@@ -1,0 +1,110 @@
+"""The job `calibrate`: one JSON line, and one line for whatever a user got wrong, with nothing left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from jobs import calibrate
+from pipeline.dataset import write_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    uri = tmp_path / "images.parquet"
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    write_images(str(uri), pixels, [0, 1, 2, 3, 4], [f"class {letter}" for letter in "abcdefghij"])
+    return uri
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_folder: Path, images: Path) -> Path:
+    values = {
+        "teacher": {"name": f"local-dir:{tiny_folder}"},
+        "images": str(images),
+        "output": str(tmp_path / "out"),
+        "settings": [{"weights": 4, "activations": 8}],
+        "formats": ["pt2"],
+        "workers": 0,
+    }
+    file = tmp_path / "calibrate.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate.main(["--config", str(config), "--labelled", str(images)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (row,) = json.loads(line)["artifacts"]
+    assert (row["weights"], row["activations"], row["artifact"], row["images"]) == (4, 8, "pt2", 5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--settings", "[{weights: 0}]"], "ConfigError", "weights must have 2 to 8 bits, not 0"),
+        (["--settings", "[{activations: 17}]"], "ConfigError", "activations must have 2 to 8 bits, not 17"),
+        (["--placement", "everywhere"], "ConfigError", "everywhere"),
+        (["--mode", "thick"], "ConfigError", "thick"),
+        (["--formats", "[tflite]"], "ConfigError", "tflite"),
+        (["--batchsize", "3"], "ConfigError", "batchsize"),
+        (["--images", "{tmp}/nowhere"], "DatasetError", "nowhere"),
+        (["--images", "{tmp}/bad.parquet"], "DatasetError", "bad.parquet"),
+        (["--labelled", "{tmp}/unlabelled"], "DatasetError", "has no labels"),
+        (["--labelled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
+        (["--output", "{tmp}/file/out"], "DatasetError", "cannot write to"),
+        (["--output", "gopher://out"], "DatasetError", "gopher"),
+        (["--teacher.name", "no_such_model"], "ModelError", "no_such_model"),
+        (["--teacher.checkpoint", "{tmp}/none.safetensors"], "CheckpointError", "none.safetensors"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told_in_one_line(
+    flags: list[str],
+    error: str,
+    message: str,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "unlabelled").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "unlabelled" / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    filled = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
+    assert calibrate.main(["--config", str(config), *filled]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error")]
+    assert line.startswith(f"error: {error}: ")
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_truncated_image_is_told_in_one_line(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "a.png")
+    content = (folder / "a.png").read_bytes()
+    (folder / "b.png").write_bytes(content[: len(content) // 2])
+    assert calibrate.main(["--config", str(config), "--images", str(folder)]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line.startswith("error: DatasetError: image 'b.png' cannot be decoded")
+    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_the_config_is_printed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        calibrate.main(["--config", str(config), "--batch_size", "7", "--print_config"])
+    assert caught.value.code == 0
+    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    assert printed["batch_size"] == 7
+    assert printed["settings"] == [{"weights": 4, "activations": 8}]

@@ -1,0 +1,58 @@
+"""The job `evaluate`: one JSON line with a row for each artefact."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import evaluate
+from pipeline.dataset import write_images
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> str:
+    uri = str(tmp_path / "labelled.parquet")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    write_images(uri, pixels, [0, 1, 2, 3, 4, 5], [f"class {letter}" for letter in "abcdefghij"])
+    return uri
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_job_prints_one_json_line(
+    labelled: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", labelled, "--output", str(tmp_path / "out")]
+    assert evaluate.main([*flags, "--artifacts", json.dumps([str(tiny_folder)])]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (row,) = json.loads(line)["artifacts"]
+    assert (row["artifact"], row["images"]) == (str(tiny_folder), 6)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"not a program", "x.pt2", "as a .pt2 program"),
+        (b"not a model", "x.onnx", "as an ONNX model"),
+        (b"\x80\x04.", "x.pickle", "is no artefact"),
+        (None, "none.pt2", "cannot read"),
+    ],
+)
+def test_unreadable_artifacts_are_told_in_one_line(
+    content: bytes | None,
+    name: str,
+    message: str,
+    labelled: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", labelled, "--output", str(tmp_path / "out")]
+    assert evaluate.main([*flags, "--artifacts", json.dumps([str(tmp_path / name)])]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert name in line
+    assert message in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,174 @@
+"""A whole calibration: from images of any origin to artefacts, ranges, scores; with nothing read twice."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import from_dict
+from pipeline.dataset import store, write_images
+from pipeline.errors import DatasetError
+from pipeline.models import ModelConfig, save_model
+from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
+from pipeline.quantization.batches import Batch
+from pipeline.quantization.observe import RangeObserver
+from pipeline.synthesis import SynthesisConfig
+from pipeline.synthesis.actor import PartWriter
+from pipeline.synthesis.run import prepare
+from tests.conftest import HALF, make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+NAMES = [f"class {letter}" for letter in "abcdefghij"]
+
+
+@pytest.fixture(scope="module")
+def synthetic(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten sparse images, as a synthesis writes them."""
+    output = str(tmp_path_factory.mktemp("synthetic"))
+    values = {
+        "teacher": {"name": f"local-dir:{tiny_folder}"},
+        "output": output,
+        "images_per_class": 1,
+        "shard_size": 5,
+        "inversion": {"iterations": 6, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3]},
+    }
+    plan = prepare(from_dict(SynthesisConfig, values))
+    writer = PartWriter(plan.config, plan.digest)
+    for shard in plan.shards:
+        list(writer({name: [value] for name, value in shard.items()}))
+    store.write_manifest(output, plan.manifest)
+    return output
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("real") / "real.parquet")
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 32, 32, 3), np.uint8)
+    write_images(uri, pixels, [number % 10 for number in range(13)], NAMES)
+    return uri
+
+
+def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
+    """In this process, one artefact, nothing scored."""
+    values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": 0, **changes}
+    return CalibrationConfig(
+        teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values
+    )
+
+
+def read_ranges(output: Path) -> dict[str, list[float]]:
+    return json.loads((output / "ranges.json").read_text())
+
+
+def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, real: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = [BitWidths(), BitWidths(weights=4)]
+    changes = {"settings": settings, "formats": ["pt2", "onnx"], "labelled": real}
+    report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
+
+    names = ["config.json", "ranges.json", "report.json", "w4a8.onnx", "w4a8.pt2", "w8a8.onnx", "w8a8.pt2"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert json.loads((output / "report.json").read_text()) == report
+    assert json.loads((output / "config.json").read_text())["config"]["images"] == synthetic
+    assert report["complete"] is True
+    assert report["images"] == 10
+    assert [row["artifact"] for row in report["fp32"]] == ["torch", "onnx"]
+    rows = {(row["weights"], row["activations"], row["artifact"]): row for row in report["artifacts"]}
+    assert set(rows) == {(w, 8, kind) for w in (8, 4) for kind in ("pt2", "onnx")}
+    for row in [*rows.values(), *report["fp32"]]:
+        assert row["images"] == 13
+        assert 0 <= row["top1"] <= row["top5"] <= 100
+        assert row["latency_ms"] > 0
+    # One image of 13 may be so near a border between classes that the float model changes its mind too.
+    assert abs(rows[8, 8, "onnx"]["top1"] - rows[8, 8, "pt2"]["top1"]) <= 100 / 13 + 1e-6
+    for (_, _, kind), row in rows.items():
+        assert row["size_mb"] == pytest.approx(Path(row["uri"]).stat().st_size / 1e6, abs=1e-4)
+        assert ("slower than fp32" in row["note"]) if kind == "pt2" else True
+    assert "neither smaller nor faster" in rows[4, 8, "onnx"]["note"]
+    assert "note" not in rows[8, 8, "onnx"]
+
+
+def test_one_pass_serves_every_bit_width(
+    tiny_folder: Path, real: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards: list[int] = []
+    observe: Callable[..., list[str]] = RangeObserver.observe
+
+    def counting(self: RangeObserver, batches: Iterable[Batch]) -> list[str]:
+        def counted() -> Iterable[Batch]:
+            for batch in batches:
+                forwards.append(len(batch.images))
+                yield batch
+
+        return observe(self, counted())
+
+    monkeypatch.setattr(RangeObserver, "observe", counting)
+    calibrate(make_config(tiny_folder, real, tmp_path / "one", batch_size=5))
+    assert forwards == [5, 5, 3]
+    forwards.clear()
+    settings = [BitWidths(weights=w, activations=a) for w, a in ((8, 8), (6, 6), (4, 8), (4, 4))]
+    calibrate(make_config(tiny_folder, real, tmp_path / "four", batch_size=5, settings=settings))
+    assert forwards == [5, 5, 3]
+    assert read_ranges(tmp_path / "one") == read_ranges(tmp_path / "four")
+
+
+def test_sparse_and_dense_calibration_differ_on_sparse_images(
+    tiny_folder: Path, synthetic: str, tmp_path: Path
+) -> None:
+    sparse = calibrate(make_config(tiny_folder, synthetic, tmp_path / "sparse"))
+    dense = calibrate(make_config(tiny_folder, synthetic, tmp_path / "dense", mode="dense"))
+    assert (sparse["mode"], dense["mode"]) == ("sparse", "dense")
+    assert sparse["images"] == dense["images"] == 10
+    assert range_error(read_ranges(tmp_path / "sparse"), read_ranges(tmp_path / "dense")) > 0.01
+
+
+def test_real_images_and_folders_can_be_calibrated_on(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of any size: they go through the transform of the model's own config."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        pixels = generator.integers(0, 256, (50 + 10 * number, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    report = calibrate(make_config(tiny_folder, str(folder), tmp_path / "out"))
+    assert report["images"] == 3
+
+
+def test_a_draw_of_images_is_reproduced(tiny_folder: Path, real: str, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        report = calibrate(make_config(tiny_folder, real, tmp_path / name, max_images=4, seed=seed))
+        assert report["images"] == 4
+    assert read_ranges(tmp_path / "a") == read_ranges(tmp_path / "b") != read_ranges(tmp_path / "c")
+
+
+def test_an_output_takes_further_bit_widths_and_no_other_calibration(
+    tiny_folder: Path, real: str, tmp_path: Path
+) -> None:
+    calibrate(make_config(tiny_folder, real, tmp_path))
+    calibrate(make_config(tiny_folder, real, tmp_path, settings=[BitWidths(weights=6, activations=6)]))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"w8a8.pt2", "w6a6.pt2"} <= before.keys()
+    with pytest.raises(DatasetError, match="another calibration: placement was 'linear', now it is 'matmul'"):
+        calibrate(make_config(tiny_folder, real, tmp_path, placement="matmul"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_model(make_tiny_model(seed=1), other, class_names=NAMES, mean=HALF, std=HALF)
+    with pytest.raises(DatasetError, match="allow_other_teacher takes them all the same"):
+        calibrate(make_config(other, synthetic, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    report = calibrate(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True))
+    assert report["images"] == 10
+
+
+def test_any_location_can_be_written_to(tiny_folder: Path, real: str) -> None:
+    report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", labelled=real))
+    assert report["artifacts"][0]["uri"] == "memory://calibration/out/w8a8.pt2"
+    assert report["artifacts"][0]["images"] == 13

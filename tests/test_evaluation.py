@@ -1,0 +1,140 @@
+"""Top-1 and top-5 of every kind of artefact, on labelled images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.dataset import write_images
+from pipeline.errors import CheckpointError, ConfigError, DatasetError
+from pipeline.evaluation import (
+    EvaluationConfig,
+    count_correct,
+    evaluate,
+    measure_latency,
+    model_predictor,
+    onnx_predictor,
+    open_artifact,
+    score,
+)
+from pipeline.models import ModelConfig, load_model, real_image_transform
+from tests.conftest import TINY, make_tiny_model
+
+
+def logits_of(classes: list[int], num_classes: int = 10) -> Tensor:
+    """Logits whose order is: the class, then the others by number."""
+    order = torch.linspace(0, -1, num_classes).repeat(len(classes), 1)
+    order[torch.arange(len(classes)), classes] = 1
+    return order
+
+
+def test_top1_and_top5_are_counted() -> None:
+    logits = logits_of([3, 3, 9])
+    assert count_correct(logits, torch.tensor([3, 0, 8])).tolist() == [1, 2]
+
+
+def test_fewer_than_five_classes_have_a_top5_of_all() -> None:
+    assert count_correct(logits_of([1, 1], 3), torch.tensor([0, 1])).tolist() == [1, 2]
+
+
+def test_a_label_beyond_the_classes_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="'x' has 3 classes, a label is 7"):
+        count_correct(logits_of([1], 3), torch.tensor([7]), "x")
+
+
+def test_several_predictors_are_scored_in_one_pass() -> None:
+    passes = 0
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal passes
+        passes += 1
+        yield torch.zeros(3, 1), torch.tensor([0, 1, 2])
+        yield torch.zeros(1, 1), torch.tensor([9])
+
+    scores = score({"first": lambda x: logits_of([0] * len(x)), "last": lambda x: logits_of([9] * len(x))}, batches())
+    assert passes == 1
+    assert (scores["first"].images, scores["first"].top1, scores["first"].top5) == (4, 25.0, 75.0)
+    assert (scores["last"].top1, scores["last"].top5) == (25.0, 100.0)
+
+
+def test_no_labelled_images_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="no labelled images"):
+        score({}, [])
+
+
+def test_latency_is_the_median_an_image() -> None:
+    calls = []
+    latency = measure_latency(lambda x: calls.append(len(x)) or x, torch.zeros(4, 1), repeats=3)
+    assert calls == [4] * 5
+    assert 0 <= latency < 100
+
+
+def test_predictors_run_models_in_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Dropout(0.9), nn.Flatten()).train()
+    images = torch.ones(2, 1, 4, 4)
+    assert torch.equal(model_predictor(model)(images), images.flatten(1))
+
+
+def test_unreadable_artifacts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot read 'x.onnx' as an ONNX model"):
+        onnx_predictor(b"not a model", "x.onnx")
+    with pytest.raises(CheckpointError, match=r"neither .pt2, .onnx, .safetensors, .pth nor a folder"):
+        open_artifact(str(tmp_path / "model.bin"), ModelConfig(name="x"))
+    with pytest.raises(DatasetError, match="cannot read"):
+        open_artifact(str(tmp_path / "none.onnx"), ModelConfig(name="x"))
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, not 0"):
+        EvaluationConfig(teacher=ModelConfig(name="x"), labelled="l", batch_size=0)
+    with pytest.raises(ConfigError, match="artifacts must differ"):
+        EvaluationConfig(teacher=ModelConfig(name="x"), labelled="l", artifacts=["a.pt2", "a.pt2"])
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, tiny_folder: Path) -> str:
+    """Images labelled with what the tiny model says of them, but for the last one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    transform = real_image_transform(loaded)
+    with torch.no_grad():
+        labels = loaded.model(torch.stack([transform(Image.fromarray(image)) for image in pixels])).argmax(1).tolist()
+    labels[-1] = (labels[-1] + 1) % 10
+    uri = str(tmp_path / "labelled.parquet")
+    write_images(uri, pixels, labels, loaded.class_names)
+    return uri
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_kind_of_weights_scores_the_same(labelled: str, tiny_folder: Path, tmp_path: Path) -> None:
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
+    weights = tmp_path / "weights.safetensors"
+    save_file(make_tiny_model().state_dict(), weights)
+    named = ModelConfig(name="vit_tiny_patch16_224", checkpoint=str(weights), model_args=TINY)
+    output = tmp_path / "scores"
+
+    folder = evaluate(
+        EvaluationConfig(teacher=teacher, labelled=labelled, artifacts=[str(tiny_folder)], output=str(output))
+    )
+    itself = evaluate(EvaluationConfig(teacher=teacher, labelled=labelled, batch_size=5))
+    checkpoint = evaluate(EvaluationConfig(teacher=named, labelled=labelled, artifacts=[str(weights)]))
+
+    assert (output / "evaluation.json").is_file()
+    for result in (folder, itself, checkpoint):
+        (row,) = result["artifacts"]
+        assert row["top1"] == pytest.approx(100 * 20 / 21)
+        assert row["images"] == 21
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_without_labels_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
+    with pytest.raises(DatasetError, match="has no labels"):
+        evaluate(EvaluationConfig(teacher=teacher, labelled=str(tmp_path), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,59 @@
+"""What every Ray Train run has in common."""
+
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline.errors import CheckpointError, ConfigError, IncompleteError
+from pipeline.training import fit, run_config, worker_configs
+
+
+class FailingTrainer:
+    """Stands for a trainer whose workers failed, which takes Ray Train ten seconds to find out."""
+
+    def __init__(self, failure: Exception) -> None:
+        self.failure = failure
+
+    def fit(self) -> None:
+        raise WorkerGroupError("workers failed", {1: self.failure})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_of_ours_is_told_as_it_is() -> None:
+    failure = UserExceptionWithTraceback(CheckpointError("weights are gone"), "Traceback ...")
+    with pytest.raises(CheckpointError, match=r"^weights are gone$"):
+        fit(FailingTrainer(failure))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_another_error_is_told_in_a_line() -> None:
+    failure = UserExceptionWithTraceback(ZeroDivisionError("division by zero"), "Traceback\nZeroDivisionError: by zero")
+    with pytest.raises(IncompleteError, match=r"^the workers failed, .*CPUs are free.*by zero$") as caught:
+        fit(FailingTrainer(failure))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
+    config = run_config(str(tmp_path / "train"), "name", 2)
+    assert (config.storage_path, config.storage_filesystem) == (str(tmp_path / "train"), None)
+    assert config.failure_config is not None
+    assert config.failure_config.max_failures == 2
+
+
+def test_state_is_kept_at_any_location() -> None:
+    config = run_config("memory://bucket/train", "name", 0)
+    assert config.storage_path == "/bucket/train"
+    assert isinstance(config.storage_filesystem, pyarrow.fs.PyFileSystem)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_more_workers_than_a_machine_holds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="9 workers with 1 CPU each: this machine has 8 CPUs"):
+        worker_configs(9, 1, "cpu", fixed=True)
+    with pytest.raises(ConfigError, match="3 workers with 1 GPU each: this machine has 2 GPUs"):
+        worker_configs(3, 1, "auto", fixed=True)
+    scaling, torch_config = worker_configs(9, 1, "cpu", fixed=False)
+    assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (9, False, "gloo")
