@@ -1,0 +1,197 @@
+"""The whole way once, on real handwriting: `python -m jobs.demo --config jobs/configs/demo/demo.yaml`.
+
+Trains a teacher, inverts it (sparse and dense), quantizes it on four sets of images and distils a student on each:
+synthetic sparse, synthetic dense, real, and the noise that inversion starts from. Every stage is the job that a user
+would run, with its own config beside the demo's.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.demo_report import check_claims, render, results, summary_tables
+from jobs.digits import DigitsConfig, make_digits
+from jobs.entry import run_job
+from pipeline import storage
+from pipeline.config import parse_config, to_dict
+from pipeline.dataset.store import write_images
+from pipeline.distillation import DistillationConfig, distill
+from pipeline.errors import ConfigError
+from pipeline.evaluation import EvaluationConfig, evaluate
+from pipeline.inversion import Teacher, start_images
+from pipeline.models import load_model
+from pipeline.quantization import CalibrationConfig, calibrate, range_error
+from pipeline.report import text_table
+from pipeline.synthesis import SynthesisConfig, plan_shards, synthesize
+from pipeline.synthesis.shards import image_seed
+
+C = TypeVar("C")
+ARMS = ("sparse", "dense", "real", "noise")
+STAGES = str(Path(__file__).parent / "configs" / "demo")
+# Written first; a folder that holds it is the demo's own, and may be made anew.
+MARKER = "demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Everything once, on handwritten digits.
+
+    Args:
+        output: local folder for everything; what an earlier demo left there is replaced.
+        stages: folder of the stages' own configs: digits, evaluate, sparse, dense, calibrate and distill.yaml.
+        student_seeds: a student is trained with each, on each set of images; their mean counts.
+    """
+
+    output: str = "runs/demo"
+    stages: str = STAGES
+    student_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+
+    def __post_init__(self) -> None:
+        if not self.student_seeds or len(set(self.student_seeds)) != len(self.student_seeds):
+            raise ConfigError(f"student_seeds must be one or more different numbers, not {self.student_seeds}")
+
+
+class Demo:
+    """The stages of one run, each a job with its config and where its output goes."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        self.images = {
+            "sparse": self.path("sparse"),
+            "dense": self.path("dense"),
+            "real": self.path("digits", "real.parquet"),
+            "noise": self.path("noise.parquet"),
+            "reference": self.path("digits", "reference.parquet"),
+        }
+
+    def path(self, *names: str) -> str:
+        return storage.join(self.config.output, *names)
+
+    def stage(self, config_class: type[C], name: str, **settings: object) -> C:
+        """The config file of a stage with some settings changed; the teacher and the held-out scans are this run's."""
+        flags = {"output": self.path(name), **settings}
+        if config_class is not DigitsConfig:
+            flags["teacher.name"] = f"local-dir:{self.path('digits', 'teacher')}"
+        if config_class not in (DigitsConfig, SynthesisConfig):
+            flags.setdefault("labelled", self.path("digits", "held_out.parquet"))
+        argv = [f"--{key}={value}" for key, value in flags.items()]
+        return parse_config(config_class, ["--config", f"{self.config.stages}/{name}.yaml", *argv])
+
+    @contextmanager
+    def told(self, name: str, what: str) -> Iterator[None]:
+        """Say what starts, and keep how long it took."""
+        print(f"demo: {what}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+    def train_teacher(self) -> float:
+        make_digits(self.stage(DigitsConfig, "digits"))
+        return evaluate(self.stage(EvaluationConfig, "evaluate"))["artifacts"][0]["top1"]
+
+    def write_noise(self, digest: str) -> None:
+        """The very images that the sparse inversion started from, as 8-bit pictures under its labels."""
+        config = self.stage(SynthesisConfig, "sparse")
+        loaded = load_model(config.teacher)
+        teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+        shards = plan_shards(config, num_classes=len(loaded.class_names))
+        seeds = [image_seed(digest, shard["shard_id"], name) for shard in shards for name in shard["image_ids"]]
+        labels = [label for shard in shards for label in shard["labels"]]
+        pixels = teacher.to_uint8(start_images(teacher, seeds)).numpy()
+        write_images(self.images["noise"], pixels, labels, loaded.class_names)
+
+    def quantize(self, data: str) -> dict[str, Any]:
+        output = self.path("calibrate", data)
+        return calibrate(self.stage(CalibrationConfig, "calibrate", images=self.images[data], output=output))
+
+    def measure_reference(self) -> dict[str, Any]:
+        """Activation ranges on real images that no arm calibrates on."""
+        settings = {"settings": "[{weights: 8, activations: 8}]", "formats": "[pt2]", "labelled": "null"}
+        output = self.path("calibrate", "reference")
+        images = self.images["reference"]
+        return calibrate(self.stage(CalibrationConfig, "calibrate", images=images, output=output, **settings))
+
+    def train_student(self, data: str, seed: int) -> dict[str, Any]:
+        output = self.path("distill", f"{data}-{seed}")
+        return distill(self.stage(DistillationConfig, "distill", images=self.images[data], output=output, seed=seed))
+
+
+def run_demo(config: DemoConfig) -> dict[str, Any]:
+    """Run every stage and write `report.json`, `claims.json` and `report.html` under the output.
+
+    Returns:
+        What the job prints: where the report is, and which of the demo's claims were met.
+
+    Raises:
+        PipelineError: a stage failed; what came before it stays.
+    """
+    _begin(config)
+    demo = Demo(config)
+    with demo.told("teacher", "a teacher learns handwritten digits"):
+        teacher_top1 = demo.train_teacher()
+    synthesis = {}
+    for data in ("sparse", "dense"):
+        with demo.told(data, f"{data} inversion of the teacher"):
+            synthesis[data] = synthesize(demo.stage(SynthesisConfig, data))
+            if not synthesis[data]["complete"]:
+                return {"complete": False, data: synthesis[data]}
+    demo.write_noise(synthesis["sparse"]["digest"])
+    with demo.told("quantization", f"int8 and int4 on {', '.join(ARMS)} images"):
+        reference = storage.read_json(demo.measure_reference()["ranges"])
+        calibrations = {data: demo.quantize(data) for data in ARMS}
+    errors = {data: range_error(storage.read_json(done["ranges"]), reference) for data, done in calibrations.items()}
+    with demo.told("distillation", f"students on {', '.join(ARMS)} images, seeds {config.student_seeds}"):
+        students = {data: [demo.train_student(data, seed) for seed in config.student_seeds] for data in ARMS}
+    report = results(teacher_top1, synthesis, calibrations, errors, students)
+    return _finish(demo, report, calibrations)
+
+
+def _begin(config: DemoConfig) -> None:
+    """Make the output folder anew.
+
+    Raises:
+        ConfigError: it is no local folder, or holds something other than an earlier demo.
+    """
+    fs, path = storage.filesystem(config.output)
+    if not isinstance(fs, LocalFileSystem):
+        raise ConfigError(f"output {config.output!r}: the demo needs a local folder, timm loads its teacher from there")
+    folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise ConfigError(f"output {config.output!r} is not empty and holds no earlier demo")
+        shutil.rmtree(folder)
+    storage.check_writable(config.output)
+    storage.write_json(storage.join(config.output, MARKER), to_dict(config))
+
+
+def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) -> dict[str, Any]:
+    claims = check_claims(report)
+    storage.write_json(demo.path("report.json"), report)
+    storage.write_json(demo.path("claims.json"), [to_dict(claim) for claim in claims])
+    page = render(demo.config.output, demo.images, report, claims, calibrations, demo.seconds)
+    storage.write_bytes(demo.path("report.html"), page.encode())
+    for table in summary_tables(report, claims):
+        print(text_table(table), end="\n\n", flush=True)
+    return {
+        "complete": True,
+        "report": demo.path("report.html"),
+        "claims_met": sum(claim.met for claim in claims),
+        "claims_not_met": [claim.text for claim in claims if not claim.met],
+        "seconds": round(sum(demo.seconds.values()), 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job("demo", DemoConfig, run_demo, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""What the demo shows: its figures as JSON, the claims it makes with them, and the page to look at."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset import schema
+from pipeline.report import Section, Table, contact_sheet, curve, html_page, png
+
+ARTIFACTS = ("pt2", "onnx")
+# On each contact sheet: the first of every class.
+_PER_CLASS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that the demo's figures must show."""
+
+    text: str
+    value: float
+    bound: float
+    met: bool
+
+
+def results(
+    teacher_top1: float,
+    synthesis: Mapping[str, Mapping[str, Any]],
+    calibrations: Mapping[str, Mapping[str, Any]],
+    range_errors: Mapping[str, float],
+    students: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """The figures, as `report.json` holds them; `top1` in percent.
+
+    Args:
+        teacher_top1: in percent.
+        synthesis: by kind, what `synthesize` returned.
+        calibrations: by data, what `calibrate` returned.
+        range_errors: by data, see `pipeline.quantization.range_error`.
+        students: by data, what `distill` returned for each seed.
+    """
+    return {
+        "teacher": {"top1": teacher_top1},
+        "synthesis": {
+            kind: {
+                "images": made["num_images"],
+                "seconds": made["seconds"],
+                "teacher_confidence": made["teacher_confidence"],
+            }
+            for kind, made in synthesis.items()
+        },
+        "quantization": [
+            {name: row[name] for name in ("weights", "activations")}
+            | {"data": data, "artifact": row["artifact"], "top1": row["top1"], "range_error": range_errors[data]}
+            for data, done in calibrations.items()
+            for row in done["artifacts"]
+        ],
+        "distillation": [
+            {
+                "data": data,
+                "before_top1": fmean(run["before_top1"] for run in runs),
+                "top1": fmean(run["top1"] for run in runs),
+            }
+            for data, runs in students.items()
+        ],
+    }
+
+
+def check_claims(report: Mapping[str, Any]) -> list[Claim]:
+    """Hold the figures against what the demo promises."""
+    teacher = report["teacher"]["top1"]
+    student = {row["data"]: row["top1"] for row in report["distillation"]}
+    before = next(row["before_top1"] for row in report["distillation"] if row["data"] == "sparse")
+    quantized = {
+        (row["weights"], row["activations"], row["data"], row["artifact"]): row["top1"]
+        for row in report["quantization"]
+    }
+    error = {row["data"]: row["range_error"] for row in report["quantization"]}
+    gained, possible = student["sparse"] - before, student["real"] - before
+    claims = [
+        _at_least("teacher, top-1", teacher, 97.0),
+        _at_least("student on real images, top-1", student["real"], 95),
+    ]
+    for artifact in ARTIFACTS:
+        lost = teacher - quantized[8, 8, "sparse", artifact]
+        claims.append(_at_most(f"W8A8 on sparse images, {artifact}: points away from the teacher", abs(lost), 0.5))
+    for artifact in ARTIFACTS:
+        lost = quantized[4, 4, "real", artifact] - quantized[4, 4, "sparse", artifact]
+        claims.append(_at_most(f"W4A4 on sparse images, {artifact}: points below real images", lost, 1.5))
+    return [
+        *claims,
+        Claim(
+            text="error of activation ranges: sparse images below noise",
+            value=error["sparse"],
+            bound=error["noise"],
+            met=error["sparse"] < error["noise"],
+        ),
+        _at_least("student on sparse images: points above its untrained self", gained, 5.0),
+        _at_least("student on sparse images: points above noise", student["sparse"] - student["noise"], 5.0),
+        _at_least("student on sparse images: share recovered of what real images recover", gained / possible, 0.4),
+    ]
+
+
+def _at_least(text: str, value: float, bound: float) -> Claim:
+    return Claim(text=f"{text}, at least", value=value, bound=bound, met=_rounded(value) >= bound)
+
+
+def _at_most(text: str, value: float, bound: float) -> Claim:
+    return Claim(text=f"{text}, at most", value=value, bound=bound, met=_rounded(value) <= bound)
+
+
+def _rounded(value: float) -> float:
+    # Differences of percentages: 98.8 - 98.3 is not 0.5 to the last bit.
+    return round(value, 6)
+
+
+def summary_tables(report: Mapping[str, Any], claims: Sequence[Claim]) -> list[Table]:
+    """Synthesis, quantization, distillation, claims."""
+    return [
+        Table(
+            header=["synthesis", "images", "seconds", "teacher confidence"],
+            rows=[
+                [kind, made["images"], made["seconds"], made["teacher_confidence"]]
+                for kind, made in report["synthesis"].items()
+            ],
+        ),
+        _quantization_table(report),
+        Table(
+            header=["student on", "top-1 before", "top-1 after"],
+            rows=[[row["data"], row["before_top1"], row["top1"]] for row in report["distillation"]],
+        ),
+        Table(
+            header=["the demo's claims", "value", "bound", ""],
+            rows=[[c.text, f"{c.value:.3g}", f"{c.bound:.3g}", "met" if c.met else "NOT MET"] for c in claims],
+        ),
+    ]
+
+
+def _quantization_table(report: Mapping[str, Any]) -> Table:
+    """A row for each set of images, a column for each bit width and artefact."""
+    columns: dict[str, dict[str, float]] = {}
+    errors: dict[str, float] = {}
+    for row in report["quantization"]:
+        name = f"W{row['weights']}A{row['activations']} {row['artifact']}"
+        columns.setdefault(name, {})[row["data"]] = row["top1"]
+        errors[row["data"]] = row["range_error"]
+    return Table(
+        header=["top-1, calibrated on", *columns, "range error"],
+        rows=[[data, *(column[data] for column in columns.values()), f"{errors[data]:.3f}"] for data in errors],
+    )
+
+
+def render(
+    output: str,
+    images: Mapping[str, str],
+    report: Mapping[str, Any],
+    claims: Sequence[Claim],
+    calibrations: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
+) -> str:
+    """The page: contact sheets, curves, tables.
+
+    Args:
+        output: the demo's.
+        images: by data, where its images lie.
+        report: see `results`.
+        claims: see `check_claims`.
+        calibrations: by data, what `calibrate` returned.
+        seconds: by stage.
+    """
+    synthesis, quantization, distillation, promised = summary_tables(report, claims)
+    history = storage.read_json(storage.join(output, "digits", "history.json"))
+    stages = Table(header=["stage", "seconds"], rows=list(seconds.items()))
+    teacher = curve({"held-out": history["top1"]}, title="Teacher", x_label="epoch", y_label="top-1 (%)")
+    sheets = [(f"{data}: {uri}", _sheet(uri)) for data, uri in images.items() if data != "reference"]
+    return html_page(
+        "From a teacher to a dataset, an int8 model and a student",
+        [
+            Section(heading="What it shows", text=_ABOUT, tables=[promised, stages]),
+            Section(
+                heading="Teacher",
+                text=f"{report['teacher']['top1']:.1f}% of 500 held-out scans.",
+                pictures=[("top-1 on held-out scans while the teacher trains", teacher)],
+            ),
+            Section(heading="Images", tables=[synthesis], pictures=sheets),
+            Section(heading="Quantization", text=_QUANTIZATION, tables=[quantization, _runtime_table(calibrations)]),
+            Section(
+                heading="Distillation",
+                tables=[distillation],
+                pictures=[("mean loss over the seeds", _student_curves(output, images))],
+            ),
+        ],
+    )
+
+
+_ABOUT = (
+    "A small Vision Transformer was trained on handwritten digits, then inverted into synthetic images. The teacher "
+    "was quantized, and a student with half its blocks distilled, on each of four sets with equally many images: "
+    "sparse and dense inversions, real scans, and the noise that the sparse inversion started from. All scores are "
+    "top-1 in percent on 500 held-out scans; students are means over the seeds, after the last epoch."
+)
+_QUANTIZATION = (
+    "Range error: mean over activation observers of (|Δmin| + |Δmax|) / range, against real scans that no set holds. "
+    "Four-bit weights and activations are kept in int8: they show the accuracy, and are neither smaller nor faster "
+    "on a CPU runtime than eight bits. The .pt2 is the reference and slower than fp32; ONNX is what to deploy."
+)
+
+
+def _runtime_table(calibrations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Size and latency; they do not depend on the images, so those of the first set stand for all."""
+    done = next(iter(calibrations.values()))
+    rows = [["fp32", row["artifact"], row["size_mb"], row["latency_ms"]] for row in done["fp32"]]
+    rows += [
+        [f"W{row['weights']}A{row['activations']}", row["artifact"], row["size_mb"], row["latency_ms"]]
+        for row in done["artifacts"]
+    ]
+    return Table(header=["model", "artefact", "size (MB)", done["latency"]], rows=rows)
+
+
+def _sheet(uri: str) -> bytes:
+    """A contact sheet of the first images of each class, classes in columns."""
+    seen: dict[int, list[np.ndarray]] = {}
+    for row in _rows(uri):
+        chosen = seen.setdefault(row["label"], [])
+        if len(chosen) < _PER_CLASS:
+            chosen.append(schema.decode_image(row["image"]["bytes"], row["image"]["path"]))
+    labels = sorted(label for label, chosen in seen.items() if len(chosen) == _PER_CLASS)
+    pictures = [seen[label][number] for number in range(_PER_CLASS) for label in labels]
+    return png(contact_sheet(pictures, [str(label) for label in labels] * _PER_CLASS, len(labels), cell=64))
+
+
+def _rows(uri: str) -> list[dict[str, Any]]:
+    """Image and label of every row of a Parquet file, or of a synthetic dataset's parts."""
+    files = [uri]
+    if not uri.endswith(".parquet"):
+        folder = storage.join(uri, "data")
+        files = [storage.join(folder, name) for name in storage.list_files(folder, ".parquet")]
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(file)), columns=["image", "label"]) for file in files]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def _student_curves(output: str, images: Mapping[str, str]) -> bytes:
+    losses = {data: losses for data in images if (losses := _mean_losses(output, data))}
+    return curve(losses, title="Students", x_label="epoch", y_label="loss on their own images")
+
+
+def _mean_losses(output: str, data: str) -> list[float]:
+    """Training loss by epoch, mean over the seeds."""
+    fs, path = storage.filesystem(storage.join(output, "distill"))
+    runs = [
+        [json.loads(line)["loss"] for line in fs.cat_file(name).splitlines()]
+        for name in sorted(fs.glob(f"{path}/{data}-*/metrics.jsonl"))
+    ]
+    return [fmean(epoch) for epoch in zip(*runs, strict=True)]

@@ -1,0 +1,80 @@
+"""Every config that comes with the jobs is read by its job, and says what it should."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.demo import DemoConfig
+from jobs.digits import DigitsConfig
+from pipeline.config import parse_config
+from pipeline.distillation import DistillationConfig
+from pipeline.evaluation import EvaluationConfig
+from pipeline.inversion.schedule import survivors
+from pipeline.quantization import CalibrationConfig
+from pipeline.synthesis import SynthesisConfig
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
+JOBS: dict[str, Any] = {
+    "calibrate": CalibrationConfig,
+    "demo": DemoConfig,
+    "digits": DigitsConfig,
+    "distill": DistillationConfig,
+    "evaluate": EvaluationConfig,
+    "synthesize": SynthesisConfig,
+}
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `python -m jobs.X ...` in a text, its flags split as a shell would; continued lines are joined."""
+    joined = re.sub(r"\\\n#?\s*", " ", text)
+    return [shlex.split(found, comments=True) for found in re.findall(r"python -m jobs\.\w+[^`\n]*", joined)]
+
+
+def parse_command(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(ROOT)
+    return parse_config(JOBS[command[2].removeprefix("jobs.")], command[3:])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_is_read_by_the_job_it_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = commands(path.read_text())
+    assert command[3:5] == ["--config", path.relative_to(ROOT).as_posix()]
+    config = parse_command(command, monkeypatch)
+    assert config.output
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_imagenet_settings_are_the_published_ones(size: str, kind: str) -> None:
+    file = ROOT / "jobs" / "configs" / "imagenet" / f"deit_{size}_{kind}.yaml"
+    config = parse_config(SynthesisConfig, ["--config", str(file)])
+    inversion = config.inversion
+    assert config.teacher.name == f"deit_{size}_patch16_224.fb_in1k"
+    assert config.shard_size == 32
+    assert (inversion.iterations, inversion.lr, inversion.betas) == (4000, 0.25, (0.5, 0.99))
+    assert (inversion.scope, inversion.tv_l2, inversion.jitter, inversion.flip) == ("published", 1e-4, 0.125, 0.5)
+    assert survivors(196, inversion.stop_fractions) == ([137, 95, 66, 46] if kind == "sparse" else [])
+
+
+def test_demo_arms_differ_in_nothing_but_their_schedule() -> None:
+    sparse, dense = (
+        parse_config(SynthesisConfig, ["--config", str(ROOT / "jobs" / "configs" / "demo" / f"{kind}.yaml")])
+        for kind in ("sparse", "dense")
+    )
+    for name in ("teacher", "images_per_class", "shard_size", "seed", "pool"):
+        assert getattr(sparse, name) == getattr(dense, name)
+    for name in ("iterations", "lr", "betas", "jitter", "flip", "class_weight", "scope", "dtype"):
+        assert getattr(sparse.inversion, name) == getattr(dense.inversion, name)
+    assert survivors(64, sparse.inversion.stop_fractions)[-1] == 14
+    assert dense.inversion.stop_steps == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "cluster.yaml"])
+def test_commands_in_documents_are_understood(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in commands((ROOT / document).read_text()):
+        if command[2] != "jobs.status" and "--config" in command:
+            parse_command(command, monkeypatch)
