@@ -1,5 +1,6 @@
 """What every entry point does: parse its config, run, print one JSON line, turn our errors into one line."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +25,13 @@ def run_job(
         argv: the flags, by default those of the process.
     """
     try:
-        result = job(parse_config(config_class, argv, prog=f"python -m jobs.{name}"))
-    except PipelineError as error:
+        config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
+        # Ray tells of lost workers on standard output, which is for the one line of the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = job(config)
+    except PipelineError as raised:
+        # Ray gives an error of ours from a worker its own traceback as a message.
+        error = getattr(raised, "cause", raised)
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     print(json.dumps(result), flush=True)

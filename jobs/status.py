@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.entry import run_job
 from pipeline.dataset import store
+from pipeline.dataset.sources import damaged_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,21 +22,23 @@ class StatusConfig:
 
 
 def status(config: StatusConfig) -> dict[str, Any]:
-    """Read the manifest, and list parts and failures.
+    """Read the manifest, the footers of the parts, and the failures.
 
     Raises:
         DatasetError: no dataset there, or foreign files in it.
     """
     manifest = store.read_manifest(config.uri)
     progress = store.read_progress(config.uri, manifest["num_shards"], manifest["digest"])
+    damaged = damaged_parts(config.uri, manifest["digest"], progress.done)
     return {
-        "complete": progress.complete,
+        "complete": progress.complete and not damaged,
         "output": config.uri,
         "digest": manifest["digest"],
         "num_shards": manifest["num_shards"],
         "num_done": len(progress.done),
         "failed": list(progress.failed.values()),
         "missing": progress.missing,
+        "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
         "num_images": manifest["num_images"],
     }
 

@@ -31,6 +31,8 @@ def connect() -> bool:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # It prints the traceback of an error that is raised all the same.
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -49,14 +51,25 @@ def own_errors() -> Iterator[None]:
     """
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError):
-            raise error.cause from None
-        raise
     except ray.exceptions.GetTimeoutError as error:
         raise IncompleteError(f"no worker could start in time: {free_resources()}: {error}") from error
-    except (ExecutionTimeoutError, ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+    except (ExecutionTimeoutError, ray.exceptions.RayError) as error:
+        ours = _our_error(error)
+        if ours is not None:
+            raise ours from None
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise  # a fault in our code: its traceback tells where
         raise IncompleteError(f"Ray gave up: {' '.join(str(error).split())}") from error
+
+
+def _our_error(error: BaseException) -> PipelineError | None:
+    """The error of ours that a task, or an actor while it was starting, ended with."""
+    # An actor that died while starting carries the error of its constructor as its argument.
+    for carrier in (error, *error.args):
+        cause = getattr(carrier, "cause", None)
+        if isinstance(cause, PipelineError):
+            return cause
+    return None
 
 
 def free_resources() -> str:

@@ -1,12 +1,27 @@
 """What can go wrong in the world outside, as one family of exceptions.
 
 Every message names the thing and the value received. All of them survive pickling, because Ray carries them from
-an actor to the driver: they keep to positional arguments that `Exception` itself stores.
+an actor to the driver.
 """
+
+from typing import Any
 
 
 class PipelineError(Exception):
-    """Base of all errors that a user can mend; a job prints it as one line."""
+    """Base of all errors that a user can mend; a job prints it as one line.
+
+    Message and pickle derive from the arguments it was made of: Ray Data appends advice of its own to `args`.
+    """
+
+    def __init__(self, *made_of: Any) -> None:
+        super().__init__(*made_of)
+        self._made_of = made_of
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self._made_of))
 
 
 class ConfigError(PipelineError):

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from pipeline import storage
 from pipeline.errors import DatasetError
@@ -123,5 +124,6 @@ def test_no_credentials_is_an_os_error_of_ours(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    S3FileSystem.clear_instance_cache()
     with pytest.raises(DatasetError, match="s3://bucket/x"):
         storage.check_writable("s3://bucket/x")

@@ -163,6 +163,21 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str]) -> Source
     return Source(uri, columns, class_names, "keep_indices" in columns, units)
 
 
+def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
+    """Shard id → reason, of those parts that are not whole Parquet files: cut off when they were copied, say."""
+
+    def reason(shard_id: int) -> str | None:
+        try:
+            _read_footer(store.part_uri(output, shard_id, digest))
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
+        return {shard_id: text for shard_id, text in reasons if text is not None}
+
+
 def _file_uri(uri: str, name: str) -> str:
     return storage.join(uri, name) if name else uri
 

@@ -128,9 +128,7 @@ def remove_failure(output: str, shard_id: int) -> None:
 
 def clear_temporaries(output: str) -> None:
     """Delete what killed writes left behind. One that is still going on is tried again by its writer."""
-    fs, path = storage.filesystem(_temporary_folder(output))
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    storage.remove_folder(_temporary_folder(output))
 
 
 def read_manifest(output: str) -> dict[str, Any]:

@@ -58,13 +58,18 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
-def make_deterministic(device: torch.device) -> None:
-    """Let the same shard give the same bytes on a GPU, run after run."""
+def make_deterministic(device: torch.device, *, strict: bool) -> None:
+    """Let the same shard give the same bytes on a GPU, run after run.
+
+    Args:
+        device: of this process.
+        strict: refuse operations that have no deterministic kernel, instead of warning.
+    """
     if device.type != "cuda":
         return
     # cuBLAS reads it when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -102,7 +107,8 @@ class Inverter:
         self.config = config
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device)
-        make_deterministic(self.device)
+        # A CNN of the feature prior may pool in ways that have no deterministic backward.
+        make_deterministic(self.device, strict=config.feature_model is None)
         loaded = load_model(config.teacher)
         feature_model = load_feature_model(config, loaded)
         self.digest = config_digest(config, loaded, feature_model)

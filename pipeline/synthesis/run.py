@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -79,12 +80,26 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     storage.check_writable(plan.config.output)
     outcomes: list[dict[str, Any]] = []
     if plan.to_do:
-        with own_errors():
-            started_here = connect()
-            options = pool_options(plan.config, len(plan.to_do), fixed=started_here)
-            _begin(plan)
-            outcomes = _invert_missing(plan, options)
-    return _finish(plan, outcomes, time.monotonic() - started)
+        try:
+            with own_errors():
+                started_here = connect()
+                options = pool_options(plan.config, len(plan.to_do), fixed=started_here)
+                _begin(plan)
+                outcomes = _invert_missing(plan, options)
+        except IncompleteError as error:
+            done = len(store.done_shards(plan.config.output, plan.digest))
+            left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"
+            raise IncompleteError(f"{left}: {error}") from error
+    with _writing_to(plan.config.output):
+        return _finish(plan, outcomes, time.monotonic() - started)
+
+
+@contextmanager
+def _writing_to(output: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"cannot write to {output!r}: {type(error).__name__}: {error}") from error
 
 
 def prepare(config: SynthesisConfig) -> Plan:
@@ -190,11 +205,12 @@ def _room(node: dict[str, float], resources: dict[str, int]) -> int:
 def _begin(plan: Plan) -> None:
     """Make the output ready; from here on it is this dataset's."""
     output = plan.config.output
-    store.clear_temporaries(output)
-    if not storage.exists(store.manifest_uri(output)):
-        store.write_manifest(output, plan.manifest)
-    for shard_id in set(store.failed_shards(output)) & set(plan.progress.done):
-        store.remove_failure(output, shard_id)
+    with _writing_to(output):
+        store.clear_temporaries(output)
+        if not storage.exists(store.manifest_uri(output)):
+            store.write_manifest(output, plan.manifest)
+        for shard_id in set(store.failed_shards(output)) & set(plan.progress.done):
+            store.remove_failure(output, shard_id)
 
 
 def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -203,12 +219,11 @@ def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]
     Raises:
         IncompleteError: shard after shard could not be written.
     """
-    context = ray.data.DataContext.get_current()
-    context.wait_for_min_actors_s = plan.config.pool.start_timeout_s
-    context.execution_no_progress_timeout_s = plan.config.pool.no_progress_timeout_s
     rows = ray.data.from_items(plan.to_do, override_num_blocks=len(plan.to_do)).map_batches(
         PartWriter, fn_constructor_args=(plan.config, plan.digest), batch_size=1, **options
     )
+    rows.context.wait_for_min_actors_s = plan.config.pool.start_timeout_s
+    rows.context.execution_no_progress_timeout_s = plan.config.pool.no_progress_timeout_s
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
@@ -217,19 +232,23 @@ def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]
         why_silent=free_resources,
     )
     outcomes: list[dict[str, Any]] = []
-    unwritten = 0
     with report:
         for outcome in rows.iter_rows():
             outcomes.append(outcome)
             report.shard_finished(outcome)
-            # What cannot be written need not be made.
-            unwritten = unwritten + 1 if outcome["unwritten"] else 0
-            if unwritten == _MAX_UNWRITTEN:
-                raise IncompleteError(
-                    f"{unwritten} shards in a row could not be written to {plan.config.output!r}, the last for this "
-                    f"reason: {outcome['reason']}"
-                )
+            check_written(outcomes)
     return outcomes
+
+
+def check_written(outcomes: list[dict[str, Any]]) -> None:
+    """What cannot be written need not be made: stop when nothing but that happens.
+
+    Raises:
+        IncompleteError: the last few shards all were made and could not be written.
+    """
+    last = outcomes[-_MAX_UNWRITTEN:]
+    if len(last) == _MAX_UNWRITTEN and all(outcome["unwritten"] for outcome in last):
+        raise IncompleteError(f"{len(last)} shards in a row could not be written: {last[-1]['reason']}")
 
 
 def count_images(shards: list[dict[str, Any]]) -> int:

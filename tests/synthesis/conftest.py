@@ -1,13 +1,21 @@
 """A tiny synthesis, and one dataset made of it for the tests that only look."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import yaml
 
-from pipeline.config import from_dict
+from pipeline.config import from_dict, to_dict
 from pipeline.synthesis import SynthesisConfig, synthesize
+
+ROOT = Path(__file__).parents[2]
 
 
 def make_config(teacher: Path, output: Path | str, /, **changes: Any) -> SynthesisConfig:
@@ -26,6 +34,26 @@ def make_config(teacher: Path, output: Path | str, /, **changes: Any) -> Synthes
 def parts_of(output: Path) -> dict[str, bytes]:
     """Everything under `data/`, by name."""
     return {str(file.relative_to(output)): file.read_bytes() for file in sorted((output / "data").rglob("*"))}
+
+
+def write_config(folder: Path, teacher: Path, output: str, **changes: Any) -> Path:
+    file = folder / "synthesis.yaml"
+    file.write_text(yaml.safe_dump(to_dict(make_config(teacher, output, **changes))))
+    return file
+
+
+def start(arguments: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Python on the test session's cluster, where workers get the same additions to the environment."""
+    address = ray.get_runtime_context().gcs_address
+    job = {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": env}})}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | env | job,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @dataclass(frozen=True)

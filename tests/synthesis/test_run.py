@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
 from pipeline.synthesis.actor import PartWriter
-from pipeline.synthesis.run import pool_options, prepare
+from pipeline.synthesis.run import check_written, pool_options, prepare
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
 from tests.synthesis.test_actor import nan_teacher
@@ -135,6 +135,14 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_run_that_cannot_write_stops() -> None:
+    written, unwritten = {"unwritten": False, "reason": ""}, {"unwritten": True, "reason": "disk full"}
+    check_written([unwritten] * 4)
+    check_written([unwritten] * 4 + [written] + [unwritten] * 4)
+    with pytest.raises(IncompleteError, match="5 shards in a row could not be written: disk full"):
+        check_written([written] + [unwritten] * 5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -239,5 +247,5 @@ def test_a_pool_that_can_never_start_is_told(tiny_folder: Path) -> None:
 
 def test_a_pool_that_does_not_start_in_time_is_told(tiny_folder: Path, tmp_path: Path) -> None:
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
-    with pytest.raises(IncompleteError, match=r"of 8 CPUs are free"):
+    with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 8 CPUs are free"):
         synthesize(make_config(tiny_folder, tmp_path / "out", pool=pool))

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import status
+from pipeline.dataset import store
+from pipeline.dataset.schema import to_parquet
+
+DIGEST = "0123456789abcdef" * 4
+PART = to_parquet(pa.table({"label": [1, 2]}))
+
+
+def begin(output: str) -> None:
+    store.write_manifest(output, {"schema_version": 1, "digest": DIGEST, "num_shards": 3, "num_images": 15})
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_what_is_done_missing_and_failed_and_why(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
+    begin(output)
+    store.write_part(output, 0, DIGEST, PART)
+    store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "shard 1: tv_l2 is not finite at step 7"})
+    assert status.main([output]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["complete"] is False
+    assert (told["num_shards"], told["num_done"], told["missing"]) == (3, 1, [2])
+    assert told["failed"][0]["shard_id"] == 1
+    assert told["failed"][0]["reason"] == "shard 1: tv_l2 is not finite at step 7"
+    for shard_id in (1, 2):
+        store.write_part(output, shard_id, DIGEST, PART)
+    assert status.main(["--uri", output]) == 0
+    assert json.loads(capsys.readouterr().out)["complete"] is True
+
+
+def test_a_part_that_was_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(str(tmp_path))
+    for shard_id, content in enumerate((PART, PART[:-5], PART)):
+        store.write_part(str(tmp_path), shard_id, DIGEST, content)
+    assert status.main([str(tmp_path)]) == 1
+    (damaged,) = json.loads(capsys.readouterr().out)["damaged"]
+    assert damaged["shard_id"] == 1
+    assert "part-00001-01234567.parquet" in damaged["reason"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_no_dataset_there(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([str(tmp_path / name)]) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "DatasetError" in streams.err
+    assert "manifest.json" in streams.err
+
+
+def test_usage_without_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([]) == 1
+    assert "uri" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""The job as a user starts it, killed at the worst moments and started again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.synthesis.conftest import Made, parts_of, start, write_config
+
+# Loaded by Python in the driver and in the workers, it kills them at an exact moment: when a shard's temporary file is
+# opened, is to be moved into place, or has been moved.
+KILLER = """
+import os, signal, sys
+
+def kill(event, args):
+    if event not in ("open", "os.rename", "os.remove") or ".part-" not in str(args[0]):
+        return
+    shard = str(args[0]).split(".part-")[1][:5]
+    order = os.path.join(os.environ["KILL_ORDERS"], event + "-" + shard)
+    if os.path.exists(order):
+        pids = open(order).read().split()
+        os.unlink(order)
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
+    orders, output = tmp_path / "orders", tmp_path / "out"
+    orders.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    file = write_config(tmp_path, tiny_folder, str(output), pool={"device": "cpu"})
+    env = {"PYTHONPATH": str(tmp_path), "KILL_ORDERS": str(orders)}
+
+    def run(order: str, *, driver: bool) -> tuple[int, str, str]:
+        process = start(["-m", "jobs.synthesize", "--config", str(file)], env)
+        # Moved into place: a worker must not see an empty order.
+        (tmp_path / "order").write_text(str(process.pid) if driver else "")
+        (tmp_path / "order").rename(orders / order)
+        out, told = process.communicate(timeout=200)
+        assert not list(orders.iterdir()), told
+        return process.returncode, out, told
+
+    # Between the temporary write and the move: half a dataset, and a temporary file outside `data/`.
+    assert run("os.rename-00001", driver=True)[0] == -9
+    assert parts_of(output).keys() == set(sorted(made.parts)[:1])
+    assert [path.name[:12] for path in (output / ".tmp").iterdir()] == [".part-00001-"]
+    # Right after the move: that part is done, though nobody heard of it.
+    assert run("os.remove-00002", driver=True)[0] == -9
+    assert parts_of(output).keys() == set(sorted(made.parts)[:3])
+    # A worker alone, before it writes: Ray starts another, and the job ends well with what was missing.
+    code, out, told = run("open-00004", driver=False)
+    assert code == 0, told
+    summary = json.loads(out)
+    assert (summary["complete"], summary["num_images_made"]) == (True, 15)
+    assert len(summary["workers"]) == 2
+    assert parts_of(output) == made.parts
+    assert not (output / ".tmp").exists()
+    assert "6 of 6 shards done, 0 failed" in told

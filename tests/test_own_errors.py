@@ -1,0 +1,84 @@
+"""Errors that come back from Ray: ours as they were raised, without Ray's traceback."""
+
+from collections.abc import Callable
+
+import pytest
+import ray
+import ray.data
+import ray.exceptions
+
+from pipeline.cluster import connect, own_errors
+from pipeline.errors import DatasetError, IncompleteError, ModelError, NonFiniteError, PipelineError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+class NeverStarts:
+    def __init__(self) -> None:
+        raise ModelError("no such model")
+
+    def __call__(self, batch: dict) -> dict:
+        return batch
+
+
+def _fails(row: dict) -> dict:
+    raise NonFiniteError(7, "tv_l2", row["id"])
+
+
+@ray.remote
+def _task() -> None:
+    raise DatasetError("cannot read 'x'")
+
+
+@ray.remote(max_restarts=0)
+class Dies:
+    def work(self) -> None:
+        import os
+
+        os._exit(1)
+
+
+def in_a_task() -> None:
+    ray.get(_task.remote())
+
+
+def in_a_row() -> None:
+    ray.data.range(1).map(_fails).take_all()
+
+
+def while_an_actor_starts() -> None:
+    rows = ray.data.range(1).map_batches(NeverStarts, compute=ray.data.ActorPoolStrategy(size=1))
+    rows.context.wait_for_min_actors_s = 60
+    rows.take_all()
+
+
+def with_its_actor() -> None:
+    ray.get(Dies.remote().work.remote())
+
+
+@pytest.mark.parametrize(
+    ("work", "error", "message"),
+    [
+        (in_a_task, DatasetError, "^cannot read 'x'$"),
+        (in_a_row, NonFiniteError, "^shard 0: tv_l2 is not finite at step 7$"),
+        (while_an_actor_starts, ModelError, "^no such model$"),
+        (with_its_actor, IncompleteError, "^Ray gave up: "),
+    ],
+)
+def test_ours_come_back_as_they_were(work: Callable[[], None], error: type[PipelineError], message: str) -> None:
+    connect()
+    with pytest.raises(error, match=message), own_errors():
+        work()
+
+
+def test_a_fault_in_our_code_keeps_its_traceback() -> None:
+    @ray.remote
+    def faulty() -> float:
+        return 1 / 0
+
+    with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"), own_errors():
+        ray.get(faulty.remote())
+
+
+def test_a_cluster_joined_is_not_one_started() -> None:
+    assert connect() is False
