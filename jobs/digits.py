@@ -59,7 +59,7 @@ class DigitsConfig:
     batch_size: int = 32
     lr: float = 2e-3
     weight_decay: float = 0.05
-    noise: float = 0.2
+    noise: float = 0.3
     held_out: int = 500
     images_per_class: int = 20
     threads: int = 0
@@ -123,7 +123,7 @@ def normalise(images: np.ndarray) -> Tensor:
 
 
 def augment(images: Tensor, *, noise: float, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 12°, scale by up to 12%, shift by up to a sixteenth of the side, and add noise.
+    """Rotate by up to 15°, scale by up to 15%, shift by up to an eighth of the side, and add noise.
 
     Args:
         images: float32 [B, 1, H, W] in [-1, 1].
@@ -134,10 +134,10 @@ def augment(images: Tensor, *, noise: float, generator: torch.Generator) -> Tens
     def uniform(limit: float) -> Tensor:
         return (2 * torch.rand(len(images), generator=generator) - 1) * limit
 
-    angle, scale = uniform(math.radians(12)), 1 + uniform(0.12)
+    angle, scale = uniform(math.radians(15)), 1 + uniform(0.15)
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    # Coordinates run from -1 to 1, so a sixteenth of the side is 0.125.
-    affine = torch.stack([cos, -sin, uniform(0.125), sin, cos, uniform(0.125)], dim=1).view(-1, 2, 3)
+    # Coordinates run from -1 to 1, so an eighth of the side is 0.25.
+    affine = torch.stack([cos, -sin, uniform(0.25), sin, cos, uniform(0.25)], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     # What is sampled from outside is 0: shift, so that this means black.
     moved = F.grid_sample(images + 1, grid, align_corners=False) - 1

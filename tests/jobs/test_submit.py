@@ -1,0 +1,116 @@
+"""The jobs as a user submits them: `ray job submit` to a real local cluster with its dashboard and token."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from pipeline.dataset import store
+from pipeline.quantization.pt2 import read_pt2
+
+ROOT = Path(__file__).parents[2]
+# A head that says where its dashboard is, and ends, with everything it started, when its input is closed.
+HEAD = """
+import sys, ray
+context = ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1",
+                   dashboard_port=0, object_store_memory=150 * 2**20, _temp_dir=sys.argv[1], log_to_driver=False)
+print(context.dashboard_url, flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where jobs are submitted to, and the environment that holds its token."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *entry_point: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        ray = str(Path(sys.executable).parent / "ray")
+        command = [ray, "job", "submit", "--address", self.address, "--working-dir", str(ROOT), "--", *entry_point]
+        return subprocess.run(
+            command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=280
+        )
+
+    def run(self, job: str, *flags: str) -> dict[str, Any]:
+        """Submit a job that must succeed; what its one JSON line says."""
+        done = self.submit("python", "-m", f"jobs.{job}", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        return json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Not pytest's folder: the paths of Ray's sockets must be short.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD, folder], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert head.stdin is not None
+    assert head.stdout is not None
+    try:
+        yield Cluster(f"http://{head.stdout.readline().strip()}", environment)
+    finally:
+        head.stdin.close()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(600)
+def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_path: Path) -> None:
+    teacher = ["--teacher.name", f"local-dir:{tiny_folder}"]
+    images, artefacts, student = (str(tmp_path / name) for name in ("images", "artefacts", "student"))
+
+    config = ["--config", "jobs/configs/demo/sparse.yaml", *teacher, "--output", images]
+    small = ["--images_per_class=1", "--shard_size=5", "--inversion.iterations=4"]
+    stops = ["--inversion.stop_steps=[1, 2]", "--inversion.stop_fractions=[0.3, 0.3]"]
+    made = cluster.run("synthesize", *config, *small, *stops)
+    assert (made["num_done"], made["num_images_made"], made["failed"], made["missing"]) == (2, 10, [], [])
+    assert store.read_manifest(images)["num_images"] == 10
+
+    config = ["--config", "jobs/configs/demo/calibrate.yaml", *teacher, "--images", images, "--output", artefacts]
+    small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--workers=1"]
+    calibrated = cluster.run("calibrate", *config, *small)
+    assert calibrated["images"] == 10
+    read_pt2(Path(artefacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")
+
+    config = ["--config", "jobs/configs/demo/distill.yaml", *teacher, "--images", images, "--output", student]
+    small = ["--labelled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]
+    distilled = cluster.run("distill", *config, *small)
+    assert (distilled["epochs"], distilled["images"]) == (2, 10)
+    model: Any = timm.create_model(f"local-dir:{distilled['student']}", pretrained=True)
+    assert len(model.blocks) == 1
+
+
+def test_failed_job_exits_1_and_says_why_in_a_line(cluster: Cluster, tiny_folder: Path, tmp_path: Path) -> None:
+    config = ["--config", "jobs/configs/demo/sparse.yaml", "--teacher.name", f"local-dir:{tiny_folder}"]
+    done = cluster.submit("python", "-m", "jobs.synthesize", *config, "--output", str(tmp_path), "--classes=[10]")
+    assert done.returncode == 1
+    assert "error: ConfigError: classes holds 10, the teacher has 10 classes, from 0" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_token_is_refused(cluster: Cluster) -> None:
+    done = cluster.submit("python", "-c", "print('let in')", RAY_AUTH_TOKEN="guessed")
+    assert done.returncode != 0
+    assert "let in" not in done.stdout
