@@ -19,7 +19,6 @@ from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, check_resources, train_student
 from pipeline.errors import IncompleteError
 from pipeline.models import save_model
-from pipeline.report import curve
 
 RESULT, CURVE = "result.json", "curve.png"
 
@@ -117,6 +116,9 @@ def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> No
 
 
 def _curve(state: TrainingState) -> bytes:
+    # Here and not above: workers import this package, and would wait a second for matplotlib that they do not need.
+    from pipeline.report import curve
+
     top1 = [row["top1"] for row in state.history if "top1" in row]
     if top1:
         return curve({"held-out top-1": top1}, title="Student", x_label="epoch", y_label="%")

@@ -1,0 +1,200 @@
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from pipeline.distillation import DistillationConfig, StudentConfig, distill
+from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
+from pipeline.models import ModelConfig, load_model, weight_digest
+from tests.distillation.conftest import write_ragged
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+MakeConfig = Callable[..., DistillationConfig]
+
+
+def maker(folder: Path, teacher: Path) -> MakeConfig:
+    """Settings of a training on 23 images: no number of workers but 1 and 23 divides them."""
+    write_ragged(folder / "images.parquet", 23)
+    write_ragged(folder / "labelled.parquet", 13, seed=1)
+
+    def make(name: str, **changes: Any) -> DistillationConfig:
+        values = {
+            "teacher": ModelConfig(name=f"local-dir:{teacher}"),
+            "student": StudentConfig(depth_pruned=[1]),
+            "images": str(folder / "images.parquet"),
+            "labelled": str(folder / "labelled.parquet"),
+            "output": str(folder / name),
+            "epochs": 3,
+            "batch_size": 8,
+            "optimizer": "sgd",
+            "lr": 0.01,
+            "token_weight": 0.5,
+            "workers": 0,
+            "device": "cpu",
+        }
+        return DistillationConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def make_config(tiny_folder: Path, tmp_path: Path) -> MakeConfig:
+    return maker(tmp_path, tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[int, dict[str, Any]]:
+    """Results of the same training with 0, 1 and 2 workers."""
+    make = maker(tmp_path_factory.mktemp("runs"), tiny_folder)
+    return {workers: distill(make(f"workers-{workers}", workers=workers)) for workers in (0, 1, 2)}
+
+
+def metrics(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+
+
+def checksum(image_ids: list[str]) -> int:
+    return sum(int.from_bytes(sha256(name.encode()).digest()[:5]) for name in image_ids)
+
+
+def check_exact(result: dict[str, Any], num_workers: int) -> None:
+    """Every epoch read every image once, and all workers ended with the weights that are saved."""
+    output = str(Path(result["student"]).parents[1])
+    expected = checksum([f"images-{row:05d}" for row in range(23)])
+    assert [(row["images"], row["image_ids_checksum"]) for row in metrics(output)] == [(23, expected)] * 3
+    assert len(result["weights_sha256"]) == num_workers
+    assert len(set(result["weights_sha256"])) == 1
+    saved = load_model(ModelConfig(name=f"local-dir:{result['last']}"))
+    assert weight_digest(saved.model) == result["weights_sha256"][0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
+    runs: dict[int, dict[str, Any]], workers: int
+) -> None:
+    check_exact(runs[workers], workers)
+
+
+def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeConfig) -> None:
+    check_exact(distill(make_config("out", workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
+
+
+def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:
+    assert runs[1]["weights_sha256"] == runs[0]["weights_sha256"]
+
+
+def test_one_worker_trains_as_two_do(runs: dict[int, dict[str, Any]]) -> None:
+    one, two = (load_model(ModelConfig(name=f"local-dir:{runs[workers]['last']}")).model for workers in (1, 2))
+    other = two.state_dict()
+    for name, value in one.state_dict().items():
+        # Shares are summed in another order.
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_written(make_config: MakeConfig) -> None:
+    config = make_config("out")
+    result = distill(config)
+    output = Path(config.output)
+    files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    students = {f"student/{name}/{file}" for name in ("best", "last") for file in ("config.json", "model.safetensors")}
+    checkpoints = {"checkpoints/epoch-00002.pt", "checkpoints/epoch-00003.pt"}
+    assert files == students | checkpoints | {"config.json", "curve.png", "metrics.jsonl", "result.json"}
+    assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((output / "result.json").read_text()) == result
+    assert result["student"] == f"{config.output}/student/best"
+    assert result["best_top1"] == max(row["top1"] for row in metrics(config.output))
+    student = timm.create_model(f"local-dir:{result['student']}", pretrained=True)
+    assert len(student.blocks) == 1  # type: ignore[arg-type]
+    assert student.pretrained_cfg["label_names"] == [f"class {letter}" for letter in "abcdefghij"]  # type: ignore[index]
+
+
+def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
+    config = make_config("out", epochs=1)
+    first = distill(config)
+    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
+    assert distill(config) == first
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == before
+
+
+def test_an_unlabelled_training(make_config: MakeConfig) -> None:
+    result = distill(make_config("out", labelled=None, epochs=2))
+    assert result["before_top1"] is result["top1"] is result["best_top1"] is None
+    assert result["best_epoch"] == 2
+
+
+def test_another_config_does_not_touch_a_run(make_config: MakeConfig) -> None:
+    config = make_config("out", epochs=1)
+    distill(config)
+    before = {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
+    with pytest.raises(DatasetError, match=r"out' holds a run of another config: lr was 0\.01, is 0\.1"):
+        distill(make_config("out", epochs=1, lr=0.1))
+    assert {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite_ends_at_once(make_config: MakeConfig) -> None:
+    config = make_config("out", lr=1e30)
+    with pytest.raises(NonFiniteError, match="distillation loss is not finite at step"):
+        distill(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": "/nowhere/images"}, DatasetError, "/nowhere/images"),
+        ({"labelled": "/nowhere/labelled"}, DatasetError, "/nowhere/labelled"),
+        ({"student": StudentConfig(depth_pruned=[2])}, ConfigError, "no block 2, the teacher has 2"),
+        ({"teacher": ModelConfig(name="vit_tiny_patch16_224")}, ModelError, "has no trained weights"),
+        (
+            {
+                "student": StudentConfig(
+                    model=ModelConfig(
+                        name="vit_tiny_patch16_224",
+                        model_args={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2},
+                    )
+                )
+            },
+            ConfigError,
+            "the student's width is 48 and the teacher's 32",
+        ),
+        (
+            {"student": StudentConfig(model=ModelConfig(name="resnet10t"))},
+            ConfigError,
+            "a ResNet, does not read the teacher's grid of 4x4 patches and has no tokens",
+        ),
+        ({"output": "/proc/nowhere"}, DatasetError, "cannot write to '/proc/nowhere'"),
+        ({"output": "nowhere://bucket/out"}, DatasetError, "nowhere://bucket/out"),
+    ],
+)
+def test_impossible_runs_write_nothing(
+    make_config: MakeConfig, changes: dict[str, Any], error: type[PipelineError], message: str
+) -> None:
+    config = make_config("out", **changes)
+    with pytest.raises(error, match=message) as raised:
+        distill(config)
+    assert "\n" not in str(raised.value)
+    assert not Path(config.output).exists()
+
+
+def test_images_without_labels_cannot_be_scored_nor_give_hard_labels(make_config: MakeConfig, tmp_path: Path) -> None:
+    write_ragged(tmp_path / "bare.parquet", 5, labels=False)
+    for name in ("labelled", "images"):
+        config = make_config("out", **{name: str(tmp_path / "bare.parquet")}, label_weight=1.0)
+        with pytest.raises(DatasetError, match=r"bare\.parquet' has no labels"):
+            distill(config)
+        assert not list(Path(config.output).glob("*"))
+
+
+def test_an_image_that_cannot_be_decoded_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    write_ragged(tmp_path / "broken.parquet", 5)
+    content = (tmp_path / "broken.parquet").read_bytes()
+    (tmp_path / "broken.parquet").write_bytes(content.replace(b"IHDR", b"XHDR", 1))
+    with pytest.raises(DatasetError, match="broken"):
+        distill(make_config("out", images=str(tmp_path / "broken.parquet")))
+    assert not list((tmp_path / "out").glob("*"))
