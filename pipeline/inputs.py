@@ -17,6 +17,9 @@ from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel, real_image_transform
 
 UNKNOWN = -1
+# A process that decodes images takes longer to start than to decode these.
+_ROWS_PER_BLOCK = 64
+_FEW_BLOCKS = 16
 
 
 def read_inputs(
@@ -37,7 +40,7 @@ def read_inputs(
         uri: as `pipeline.dataset.read_images` takes it.
         loaded: the model that is to read them.
         labels: whether labels are needed.
-        override_num_blocks: into how many blocks to read, for parallelism.
+        override_num_blocks: into how many blocks to read, for parallelism; by default few where there are few images.
         source: what was found at the URI already, perhaps with fewer of its units or in another order.
 
     Raises:
@@ -61,7 +64,14 @@ def read_inputs(
         transform=None if source.synthetic else real_image_transform(loaded),
     )
     columns = [name for name in ("image", "image_id", "label", "keep_indices") if name in source.columns]
-    return read_source(source, columns=[*columns, "image_id"], convert=convert, num_blocks=override_num_blocks)
+    num_blocks = override_num_blocks or _few_blocks(source)
+    return read_source(source, columns=[*columns, "image_id"], convert=convert, num_blocks=num_blocks)
+
+
+def _few_blocks(source: Source) -> int | None:
+    """Blocks for a small source; None leaves it to Ray, which would start a process on every core for a few images."""
+    blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
+    return blocks if blocks <= _FEW_BLOCKS else None
 
 
 def num_patches(loaded: LoadedModel) -> int:

@@ -1,11 +1,11 @@
 """What every Ray Train run of ours has in common: where it keeps its state, what it asks for, how it fails."""
 
+import sys
 from typing import Any, Literal
 
 import pyarrow.fs
 import ray
 from fsspec.implementations.local import LocalFileSystem
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -15,6 +15,8 @@ from pipeline.cluster import free_resources
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
 
 Device = Literal["auto", "cpu", "cuda"]
+# Ray Train waits a minute for its workers to start, and then again: an autoscaler gets half an hour to bring nodes.
+_START_ATTEMPTS = 30
 
 
 def run_config(folder: str, name: str, max_failures: int) -> RunConfig:
@@ -31,7 +33,7 @@ def run_config(folder: str, name: str, max_failures: int) -> RunConfig:
         name=name,
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-        failure_config=FailureConfig(max_failures=max_failures),
+        failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS - 1),
     )
 
 
@@ -53,9 +55,11 @@ def worker_configs(
     use_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
     needed = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     for name, amount in needed.items():
-        if fixed and num_workers * amount > total.get(name, 0):
-            has = f"{total.get(name, 0):g} {name}s"
-            raise ConfigError(f"{num_workers} workers with {amount:g} {name} each: this machine has {has}")
+        if num_workers * amount > total.get(name, 0):
+            text = f"{num_workers} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
+            if fixed:
+                raise ConfigError(text)
+            print(f"{text}: waiting for more", file=sys.stderr, flush=True)
     scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needed)
     return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
 
@@ -75,12 +79,12 @@ def fit(trainer: TorchTrainer) -> Any:
     return result.return_value
 
 
-def _cause(error: Any) -> PipelineError:
+def _cause(error: Exception) -> PipelineError:
     """The error of ours that stopped the workers, or one that says in a line what Ray says."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        for candidate in (failure, failure.__cause__, getattr(failure, "cause", None)):
-            if isinstance(candidate, PipelineError) and not isinstance(candidate, RayError):
-                return candidate
-    failures = [*getattr(error, "worker_failures", {}).values(), error]
-    first = next(line for line in reversed(str(failures[0]).splitlines()) if line.strip())
-    return IncompleteError(f"the workers failed, {free_resources()}: {type(failures[0]).__name__}: {first[:300]}")
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        if isinstance(failure, PipelineError):
+            return failure
+    first = failures[0]
+    reason = " ".join(str(first).split())[-400:]
+    return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import CheckpointError, ConfigError, IncompleteError
@@ -23,17 +22,16 @@ class FailingTrainer:
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_error_of_ours_is_told_as_it_is() -> None:
-    failure = UserExceptionWithTraceback(CheckpointError("weights are gone"), "Traceback ...")
+    failure = CheckpointError("weights are gone")
     with pytest.raises(CheckpointError, match=r"^weights are gone$"):
         fit(FailingTrainer(failure))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_another_error_is_told_in_a_line() -> None:
-    failure = UserExceptionWithTraceback(ZeroDivisionError("division by zero"), "Traceback\nZeroDivisionError: by zero")
-    with pytest.raises(IncompleteError, match=r"^the workers failed, .*CPUs are free.*by zero$") as caught:
+    failure = ValueError("first line\nsecond line")
+    with pytest.raises(IncompleteError, match=r"^the workers failed \(.*CPUs are free.*ValueError: first line second"):
         fit(FailingTrainer(failure))  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
 
 
 def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
@@ -51,9 +49,9 @@ def test_state_is_kept_at_any_location() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_a_machine_holds_are_refused() -> None:
-    with pytest.raises(ConfigError, match="9 workers with 1 CPU each: this machine has 8 CPUs"):
+    with pytest.raises(ConfigError, match="9 workers with 1 CPU each, and there are 8 CPUs"):
         worker_configs(9, 1, "cpu", fixed=True)
-    with pytest.raises(ConfigError, match="3 workers with 1 GPU each: this machine has 2 GPUs"):
+    with pytest.raises(ConfigError, match="3 workers with 1 GPU each, and there are 2 GPUs"):
         worker_configs(3, 1, "auto", fixed=True)
     scaling, torch_config = worker_configs(9, 1, "cpu", fixed=False)
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (9, False, "gloo")

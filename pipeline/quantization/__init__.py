@@ -1,8 +1,21 @@
 """Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2` and ONNX QDQ artefacts."""
 
-from pipeline.quantization.calibrate import calibrate
-from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.ranges import range_error
-from pipeline.quantization.settings import BitWidths
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.quantization.config import CalibrationConfig
+    from pipeline.quantization.ranges import range_error
+    from pipeline.quantization.run import calibrate
+    from pipeline.quantization.settings import BitWidths
 
 __all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
+
+_HOMES = {"BitWidths": "settings", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
+
+
+def __getattr__(name: str) -> Any:
+    # Ray's tasks that choose images import this package too, and have no use for torchao and Ray Train.
+    if name in _HOMES:
+        return getattr(import_module(f"pipeline.quantization.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

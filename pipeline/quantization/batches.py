@@ -1,6 +1,5 @@
 """Which images are calibrated on together: fixed by the images alone, whatever the number of workers."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DatasetError
+from pipeline.quantization.sampling import sampling_rank
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Batch:
     images: Tensor
     keep_indices: Tensor
     image_ids: list[str]
-
-
-def sampling_rank(image_id: str, seed: int) -> int:
-    """Where an image comes in a random order of all images: its own name and the seed decide, nothing else."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,15 @@ def share_windows(windows: Sequence[Window], num_workers: int) -> list[list[Wind
     return [list(windows[start:stop]) for start, stop in pairwise(bounds)]
 
 
-def gather_batches(rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str]]) -> Iterator[Batch]:
+def gather_batches(
+    rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str]], *, dense_patches: int | None = None
+) -> Iterator[Batch]:
     """Planned batches, each as soon as its images have arrived; rows may come in any order, others are passed over.
 
     Args:
         rows: `pixels` [C, H, W], `keep_indices` [K] and `image_id`, as `pipeline.inputs.read_inputs` gives them.
         batches: the plan; every id in it must come.
+        dense_patches: number of patches of an image, to keep them all; None keeps those that the rows say.
 
     Raises:
         DatasetError: an image did not come.
@@ -113,12 +111,15 @@ def gather_batches(rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str
             arrived = waiting.setdefault(number, {})
             arrived[position] = row
             if len(arrived) == len(batches[number]):
-                yield _stack([member for _, member in sorted(waiting.pop(number).items())])
+                yield _stack([member for _, member in sorted(waiting.pop(number).items())], dense_patches)
     if place:
         raise DatasetError(f"{len(place)} images did not come, such as {min(place)!r}")
 
 
-def _stack(rows: list[Mapping[str, Any]]) -> Batch:
+def _stack(rows: list[Mapping[str, Any]], dense_patches: int | None) -> Batch:
     images = torch.from_numpy(np.stack([np.asarray(row["pixels"], np.float32) for row in rows]))
-    keep = torch.from_numpy(np.stack([np.asarray(row["keep_indices"], np.int64) for row in rows]))
+    if dense_patches is None:
+        keep = torch.from_numpy(np.stack([np.asarray(row["keep_indices"], np.int64) for row in rows]))
+    else:
+        keep = torch.arange(dense_patches).repeat(len(rows), 1)
     return Batch(images, keep, [str(row["image_id"]) for row in rows])

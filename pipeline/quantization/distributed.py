@@ -7,7 +7,6 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -19,11 +18,13 @@ from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import CheckpointError, IncompleteError
+from pipeline.inputs import num_patches
 from pipeline.models import LoadedModel, load_model
-from pipeline.quantization.batches import Window, gather_batches, plan_windows, sampling_rank, share_windows
+from pipeline.quantization.batches import Window, gather_batches, plan_windows, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.ranges import Ranges, reduce_ranges
+from pipeline.quantization.sampling import lowest_ranked
 from pipeline.training import fit, run_config, worker_configs
 
 # Under the output, while the workers run.
@@ -67,8 +68,9 @@ def calibrate_ranges(
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
     with own_errors():
-        images = _in_memory(config, images, loaded)
-        windows = plan_windows(_index(images), config.batch_size, config.max_images, config.seed)
+        images = _in_memory(config, images)
+        rows = _index(images, _dense_patches(config, loaded))
+        windows = plan_windows(rows, config.batch_size, config.max_images, config.seed)
         if config.workers:
             calibration = _calibrate_on_workers(config, images, loaded, windows, digest, fixed=fixed)
         else:
@@ -77,41 +79,25 @@ def calibrate_ranges(
     return calibration
 
 
-def _in_memory(config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel) -> ray.data.Dataset:
+def _in_memory(config: CalibrationConfig, images: ray.data.Dataset) -> ray.data.Dataset:
     """The images in a fixed order, once decoded; of more than are wanted, few more than those."""
     images = images.select_columns(["pixels", "keep_indices", "image_id"])
-    if config.mode == "dense":
-        keep_all = partial(_keep_all, num_patches=_num_patches(loaded))
-        images = images.map_batches(keep_all, batch_format="pyarrow")
     if config.max_images is not None:
-        lowest_ranked = partial(_lowest_ranked, count=config.max_images, seed=config.seed)
-        images = images.map_batches(lowest_ranked, batch_format="pyarrow", batch_size=None)
+        draw = partial(lowest_ranked, count=config.max_images, seed=config.seed)
+        images = images.map_batches(draw, batch_format="pyarrow", batch_size=None)
     images.context.execution_options.preserve_order = True
     return images.materialize()
 
 
-def _num_patches(loaded: LoadedModel) -> int:
-    return loaded.model.patch_embed.num_patches  # type: ignore[union-attr, return-value]
+def _dense_patches(config: CalibrationConfig, loaded: LoadedModel) -> int | None:
+    return num_patches(loaded) if config.mode == "dense" else None
 
 
-def _index(images: ray.data.Dataset) -> list[tuple[str, int]]:
-    """Id and number of kept patches of each row, in order."""
+def _index(images: ray.data.Dataset, dense_patches: int | None) -> list[tuple[str, int]]:
+    """Id and number of patches to read of each row, in order."""
     index = images.select_columns(["keep_indices", "image_id"])
     index.context.execution_options.preserve_order = True
-    return [(str(row["image_id"]), len(row["keep_indices"])) for row in index.iter_rows()]
-
-
-def _keep_all(rows: pa.Table, num_patches: int) -> pa.Table:
-    """For dense calibration: every image keeps every patch."""
-    keep = pa.array([list(range(num_patches))] * len(rows), pa.list_(pa.int64()))
-    return rows.set_column(rows.column_names.index("keep_indices"), "keep_indices", keep)
-
-
-def _lowest_ranked(rows: pa.Table, count: int, seed: int) -> pa.Table:
-    """The rows of a block that could be among the `count` images drawn from all blocks."""
-    ranks = [sampling_rank(image_id, seed) for image_id in rows["image_id"].to_pylist()]
-    lowest = sorted(range(len(ranks)), key=ranks.__getitem__)[:count]
-    return rows.take(sorted(lowest))
+    return [(str(row["image_id"]), dense_patches or len(row["keep_indices"])) for row in index.iter_rows()]
 
 
 def _calibrate_here(
@@ -121,7 +107,8 @@ def _calibrate_here(
     torch.set_num_threads(config.cpus_per_worker)
     try:
         observer = RangeObserver(loaded.model, config.placement)
-        image_ids = observer.observe(gather_batches(images.iter_rows(), _batches(windows)))
+        dense = _dense_patches(config, loaded)
+        image_ids = observer.observe(gather_batches(images.iter_rows(), _batches(windows), dense_patches=dense))
     finally:
         torch.set_num_threads(threads)
     return Calibration(observer.ranges(), [image_ids])
@@ -174,7 +161,8 @@ def _observe_part(settings: dict[str, Any]) -> dict[str, Any]:
     rank = ray.train.get_context().get_world_rank()
     observer = RangeObserver(loaded.model.to(device), config.placement)
     part: Any = ray.train.get_dataset_shard(_part_name(rank))
-    image_ids = observer.observe(gather_batches(part.iter_rows(), settings["batches"][rank]))
+    batches, dense = settings["batches"][rank], _dense_patches(config, loaded)
+    image_ids = observer.observe(gather_batches(part.iter_rows(), batches, dense_patches=dense))
     everyone: list[Any] = [None] * ray.train.get_context().get_world_size()
     dist.all_gather_object(everyone, image_ids)
     return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -107,5 +108,5 @@ def test_the_pt2_file_runs_where_only_torch_and_torchao_are(files: Files) -> Non
 
 def test_the_onnx_file_opens_with_default_options(files: Files) -> None:
     session = onnxruntime.InferenceSession(files(W8A8, "onnx"), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images(3).numpy()})
+    logits: Any = session.run(None, {"images": images(3).numpy()})[0]
     assert logits.shape == (3, 10)

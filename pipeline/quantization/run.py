@@ -113,10 +113,10 @@ def _check_teacher(config: CalibrationConfig, loaded: LoadedModel) -> None:
     manifest = find_source(config.images).manifest
     if manifest is None or config.allow_other_teacher:
         return
-    teacher = manifest["teacher"]
-    if teacher["weights_sha256"] != loaded.digest:
+    name, weights = manifest["teacher"]["name"], manifest["teacher"]["weights_sha256"]
+    if weights != loaded.digest:
         raise DatasetError(
-            f"{config.images!r} holds images of the teacher {teacher['name']!r} with weights {teacher['digest'][:8]}, "
+            f"{config.images!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
             f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
         )
 
