@@ -135,7 +135,7 @@ def test_old_python_is_told_clearly(tmp_path: Path) -> None:
 
 
 def tree_of_readme() -> dict[str, str]:
-    """Path → phrase of every line of the README's file tree; a folder's path ends with a slash."""
+    """Path → phrase of every line of the README's file tree. A folder ends with a slash; braces are spelt out."""
     text = (ROOT / "README.md").read_text()
     block = re.search(r"## Files\n.*?```text\n(.*?)```", text, re.DOTALL)
     assert block is not None
@@ -145,7 +145,10 @@ def tree_of_readme() -> dict[str, str]:
         name, _, phrase = line.strip().partition(" ")
         depth = (len(line) - len(line.lstrip())) // 2
         folders[depth:] = [name] if name.endswith("/") else []
-        found["".join(folders) if name.endswith("/") else "".join(folders[:depth]) + name] = phrase.strip()
+        path = "".join(folders) if name.endswith("/") else "".join(folders[:depth]) + name
+        choices = re.search(r"\{(.*)\}", path)
+        for choice in choices[1].split(",") if choices else [""]:
+            found[path.replace(choices[0], choice) if choices else path] = phrase.strip()
     return found
 
 

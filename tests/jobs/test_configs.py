@@ -36,7 +36,8 @@ def commands(text: str) -> list[list[str]]:
 
 def parse_command(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT)
-    return parse_config(JOBS[command[2].removeprefix("jobs.")], command[3:])
+    flags = ["--dry_run=true" if flag == "--dry-run" else flag for flag in command[3:]]
+    return parse_config(JOBS[command[2].removeprefix("jobs.")], flags)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
