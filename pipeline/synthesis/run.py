@@ -1,13 +1,10 @@
 """Making the dataset: check everything, submit what is missing, tell how it goes, say what is left undone."""
 
-import platform
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -15,49 +12,17 @@ import ray.data
 
 from pipeline import storage
 from pipeline.cluster import connect, free_resources, own_errors
-from pipeline.config import digest as digest_of
-from pipeline.config import to_dict
-from pipeline.dataset import schema, store
+from pipeline.dataset import store
 from pipeline.errors import ConfigError, DatasetError, IncompleteError
-from pipeline.inversion import Teacher
-from pipeline.models import load_model
-from pipeline.synthesis.actor import PartWriter, load_feature_model
+from pipeline.synthesis.actor import PartWriter
 from pipeline.synthesis.estimate import phases, shard_seconds, time_steps
+from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import ProgressReport
-from pipeline.synthesis.shards import SynthesisConfig, identity, located, plan_shards
+from pipeline.synthesis.shards import SynthesisConfig
 
-# Libraries whose versions may decide pixels or bytes.
-_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
 # Shards in a row that could not be written before the run stops making more.
 _MAX_UNWRITTEN = 5
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A dataset that was found possible.
-
-    Attributes:
-        config: with absolute local paths, for actors have working folders of their own.
-        digest: of what decides the dataset.
-        manifest: as it is, or will be, in the output.
-        shards: rows of all shards.
-        num_patches: of the teacher.
-        progress: what the output holds already.
-    """
-
-    config: SynthesisConfig
-    digest: str
-    manifest: dict[str, Any]
-    shards: list[dict[str, Any]]
-    num_patches: int
-    progress: store.Progress
-
-    @property
-    def to_do(self) -> list[dict[str, Any]]:
-        """Rows of the shards that have no part, those that failed before among them."""
-        done = set(self.progress.done)
-        return [shard for shard in self.shards if shard["shard_id"] not in done]
 
 
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
@@ -100,69 +65,6 @@ def _writing_to(output: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DatasetError(f"cannot write to {output!r}: {type(error).__name__}: {error}") from error
-
-
-def prepare(config: SynthesisConfig) -> Plan:
-    """Check on the driver all that can be checked before the work, and find out what there is to do.
-
-    Raises:
-        ConfigError, ModelError, CheckpointError, DatasetError: see `synthesize`.
-    """
-    loaded = load_model(config.teacher)
-    feature_model = load_feature_model(config, loaded)
-    facts = identity(config, loaded, feature_model)
-    shards = plan_shards(config, num_classes=len(loaded.class_names))
-    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
-    config.inversion.check(teacher.num_patches)
-    if teacher.num_patches > schema.MAX_PATCHES:
-        raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
-    manifest = {
-        "schema_version": schema.SCHEMA_VERSION,
-        "digest": digest_of(facts),
-        "identity": facts,
-        "config": to_dict(config),
-        "teacher": {"name": loaded.name, "weights_sha256": loaded.digest},
-        "class_names": loaded.class_names,
-        "image_size": list(loaded.input_size),
-        "grid_size": teacher.grid_size,
-        "patch_size": teacher.patch_size,
-        "num_classes": len(facts["classes"]),
-        "num_images": count_images(shards),
-        "num_shards": len(shards),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-    }
-    manifest = _same_dataset(config.output, manifest)
-    progress = store.read_progress(config.output, len(shards), manifest["digest"])
-    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, progress)
-
-
-def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest that is there, or the given one where the output is new.
-
-    Raises:
-        DatasetError: another dataset is there; the message names what differs.
-    """
-    if not storage.exists(store.manifest_uri(output)):
-        return manifest
-    there = store.read_manifest(output)
-    if there["digest"] != manifest["digest"]:
-        differences = list(_differences(there.get("identity"), manifest["identity"]))
-        told = "; ".join(differences[:5]) or "an unknown setting"
-        raise DatasetError(f"output {output!r} holds a dataset of another config: {told}")
-    return there
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif there != here:
-        yield f"{name} is {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> dict[str, Any]:
@@ -249,10 +151,6 @@ def check_written(outcomes: list[dict[str, Any]]) -> None:
     last = outcomes[-_MAX_UNWRITTEN:]
     if len(last) == _MAX_UNWRITTEN and all(outcome["unwritten"] for outcome in last):
         raise IncompleteError(f"{len(last)} shards in a row could not be written: {last[-1]['reason']}")
-
-
-def count_images(shards: list[dict[str, Any]]) -> int:
-    return sum(len(shard["labels"]) for shard in shards)
 
 
 def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -85,6 +85,12 @@ class SynthesisConfig:
             raise ConfigError(f"seed must not be negative, not {self.seed}")
         if self.classes is not None:
             _check_classes(self.classes)
+        micro_batch = self.inversion.micro_batch or self.shard_size
+        if self.inversion.scope == "published" and self.inversion.feature_prior and micro_batch < self.shard_size:
+            raise ConfigError(
+                f"inversion.micro_batch {micro_batch} splits shards of {self.shard_size}, and with scope published the "
+                "feature prior is defined on the whole shard"
+            )
         if bool(self.inversion.feature_prior) != (self.feature_model is not None):
             raise ConfigError(
                 f"inversion.feature_prior {self.inversion.feature_prior} and feature_model "

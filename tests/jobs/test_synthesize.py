@@ -7,7 +7,7 @@ import pytest
 
 from jobs import synthesize
 from pipeline.dataset import store
-from pipeline.synthesis.run import prepare
+from pipeline.synthesis.plan import prepare
 from tests.synthesis.conftest import make_config, write_config
 
 

@@ -85,6 +85,13 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
         ({"pool": {"no_progress_timeout_s": 0}}, "no_progress_timeout_s"),
         ({"inversion": {"stop_steps": [5], "stop_fractions": [1.0]}}, "fractions"),
         ({"inversion": {"feature_prior": 0.1}}, "feature_model"),
+        (
+            {
+                "inversion": {"feature_prior": 0.1, "scope": "published", "micro_batch": 2},
+                "feature_model": {"name": "x"},
+            },
+            "micro_batch 2 splits shards of 5",
+        ),
         ({"colour": "red"}, "colour"),
         ({"images_per_class": "many"}, "images_per_class"),
     ],
@@ -98,6 +105,8 @@ def test_impossible_configs_name_the_thing_and_the_value(changes: dict[str, Any]
     ("changes", "error", "message"),
     [
         ({"classes": [4, 10]}, ConfigError, "classes holds 10, the teacher has 10 classes"),
+        ({"teacher": {"class_names": ["cat", "dog"]}}, ConfigError, "class_names has 2 names, .* has 10 classes"),
+        ({"teacher": {"num_classes": 12}}, ModelError, "12"),
         ({"teacher": {"name": "vit_unheard_of", "pretrained": True}}, ModelError, "vit_unheard_of"),
         ({"teacher": {"name": "vit_tiny_patch16_224", "checkpoint": "gone.pth"}}, CheckpointError, r"gone\.pth"),
     ],
@@ -105,6 +114,7 @@ def test_impossible_configs_name_the_thing_and_the_value(changes: dict[str, Any]
 def test_impossible_teachers(
     tiny_folder: Path, changes: dict[str, Any], error: type[PipelineError], message: str
 ) -> None:
+    changes.setdefault("teacher", {}).setdefault("name", f"local-dir:{tiny_folder}")
     config: SynthesisConfig = make_config(tiny_folder, "out", **changes)
     with pytest.raises(error, match=message):
         plan_shards(config)

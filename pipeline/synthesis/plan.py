@@ -1,0 +1,124 @@
+"""What is to be made, found possible on the driver before any work: the manifest, and what is done already."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import digest as digest_of
+from pipeline.config import to_dict
+from pipeline.dataset import schema, store
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.inversion import Teacher
+from pipeline.models import LoadedModel, load_model
+from pipeline.synthesis.actor import load_feature_model
+from pipeline.synthesis.shards import SynthesisConfig, identity, located, plan_shards
+
+# Libraries whose versions may decide pixels or bytes.
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dataset that was found possible.
+
+    Attributes:
+        config: with absolute local paths, for actors have working folders of their own.
+        digest: of what decides the dataset.
+        manifest: as it is, or will be, in the output.
+        shards: rows of all shards.
+        num_patches: of the teacher.
+        progress: what the output holds already.
+    """
+
+    config: SynthesisConfig
+    digest: str
+    manifest: dict[str, Any]
+    shards: list[dict[str, Any]]
+    num_patches: int
+    progress: store.Progress
+
+    @property
+    def to_do(self) -> list[dict[str, Any]]:
+        """Rows of the shards that have no part, those that failed before among them."""
+        done = set(self.progress.done)
+        return [shard for shard in self.shards if shard["shard_id"] not in done]
+
+
+def count_images(shards: list[dict[str, Any]]) -> int:
+    return sum(len(shard["labels"]) for shard in shards)
+
+
+def prepare(config: SynthesisConfig) -> Plan:
+    """Check on the driver all that can be checked before the work, and find out what there is to do.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: impossible settings or teacher.
+        DatasetError: the output holds another dataset, or cannot be read.
+    """
+    loaded = load_model(config.teacher)
+    feature_model = load_feature_model(config, loaded)
+    shards = plan_shards(config, num_classes=len(loaded.class_names))
+    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+    config.inversion.check(teacher.num_patches)
+    if teacher.num_patches > schema.MAX_PATCHES:
+        raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
+    facts = identity(config, loaded, feature_model)
+    manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
+    progress = store.read_progress(config.output, len(shards), manifest["digest"])
+    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, progress)
+
+
+def _manifest(
+    config: SynthesisConfig,
+    loaded: LoadedModel,
+    teacher: Teacher,
+    facts: dict[str, Any],
+    shards: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "digest": digest_of(facts),
+        "identity": facts,
+        "config": to_dict(config),
+        "teacher": {"name": loaded.name, "weights_sha256": loaded.digest},
+        "class_names": loaded.class_names,
+        "image_size": list(loaded.input_size),
+        "grid_size": teacher.grid_size,
+        "patch_size": teacher.patch_size,
+        "num_classes": len(facts["classes"]),
+        "num_images": count_images(shards),
+        "num_shards": len(shards),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    }
+
+
+def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest that is there, or the given one where the output is new.
+
+    Raises:
+        DatasetError: another dataset is there; the message names what differs.
+    """
+    if not storage.exists(store.manifest_uri(output)):
+        return manifest
+    there = store.read_manifest(output)
+    if there["digest"] != manifest["digest"]:
+        differences = list(_differences(there.get("identity"), manifest["identity"]))
+        told = "; ".join(differences[:5]) or "an unknown setting"
+        raise DatasetError(f"output {output!r} holds a dataset of another config: {told}")
+    return there
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+    elif there != here:
+        yield f"{name} is {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
