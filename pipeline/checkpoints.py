@@ -7,6 +7,7 @@ and containers is `argparse.Namespace`, which timm's CheckpointSaver stores.
 import argparse
 import io
 import pickle
+import struct
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from pipeline.storage import read_bytes
 # Where savers put the weights: timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, plain dicts.
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
+# What `torch.load` stumbles over in a file that is cut off or mangled.
+_CORRUPT = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
+_CORRUPT_ERRORS = (*_CORRUPT, EOFError, OSError, struct.error)
 
 
 def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = True) -> dict[str, Tensor]:
@@ -64,7 +68,7 @@ def _read_pickle(uri: str) -> Any:
         raise CheckpointError(
             f"checkpoint {uri!r} holds more than weights, or is not a checkpoint, and was not opened: {_reason(error)}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+    except _CORRUPT_ERRORS as error:
         raise CheckpointError(f"checkpoint {uri!r} is corrupt: {_reason(error)}") from error
 
 

@@ -3,14 +3,18 @@
 import dataclasses
 import hashlib
 import json
+import pickle
+import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import timm
 import timm.data
+import timm.models
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -21,8 +25,12 @@ from pipeline.storage import absolute, read_bytes
 
 LOCAL_DIR = "local-dir:"
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
-# (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded.
-_TIMM_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError, OSError)
+# (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded; a corrupt file raises what its
+# reader stumbles over.
+_TIMM_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
+    *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A timm ViT that reads any subset of its patches. The only file that touches timm's internals."""
+"""A timm ViT that reads any subset of its patches. What the project knows of timm's internals is here."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,7 +199,7 @@ def check_family(model: nn.Module) -> None:
 
 def _refusal(model: Any) -> str | None:
     """Why a family is refused; None where it is not."""
-    # Exact bases: subclasses such as relative-position or SAM variants change the forward pass.
+    # Others with a slot of that name (SAM, NaFlex) use it in training alone, or attend in windows.
     if not isinstance(model, VisionTransformer | Eva):
         if not hasattr(model, "patch_drop"):
             return "it has no patch_drop slot, every token takes part in its attention windows or pooling"

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,13 @@ def test_real_images_of_any_size_and_mode(tiny_folder: Path, mode: str, size: tu
     pixels = transform(Image.new(mode, size, "white"))
     assert pixels.shape == (3, 32, 32)
     assert torch.allclose(pixels, torch.ones(3, 32, 32), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, None])
+def test_a_folder_with_corrupt_weights(tmp_path: Path, tiny_folder: Path, content: bytes | None) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(ModelError, match="broken"):
+        load_model(ModelConfig(name=f"local-dir:{folder}"))

@@ -1,6 +1,7 @@
 """The settings of an inversion."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pipeline.errors import ConfigError
@@ -51,6 +52,10 @@ class InversionConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        numbers = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in numbers.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name} must be finite, not {value}")
         if self.iterations < 1:
             raise ConfigError(f"iterations must be at least 1, not {self.iterations}")
         if self.lr <= 0:

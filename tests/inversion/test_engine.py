@@ -209,7 +209,7 @@ def test_a_published_feature_prior_cannot_be_split(tiny_teacher: Teacher) -> Non
 def test_pixel_priors_pull_their_own_value_down(tiny_teacher: Teacher, term: str) -> None:
     values = []
     for weight in (1e-9, 1.0):
-        config = InversionConfig(**DENSE, tv_l2=0, **{term: weight})
+        config = InversionConfig(**{**DENSE, "tv_l2": 0.0, term: weight})
         values.append(invert(tiny_teacher, TARGETS, config, seeds=SEEDS).losses[term][-1])
     assert values[1] < 0.8 * values[0]
 
@@ -255,6 +255,9 @@ def test_every_ending_of_a_config_is_a_config_error() -> None:
     for name, value in bad.items():
         with pytest.raises(ConfigError, match=name):
             InversionConfig(**{**DENSE, name: value})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"lr must be finite, not {value}"):
+            InversionConfig(**{**DENSE, "lr": value})
 
 
 def test_one_channel() -> None:
