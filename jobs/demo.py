@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.demo_report import check_claims, render, results, summary_tables
+from jobs.demo_report import check_claims, draw_images, render, results, summary_tables
 from jobs.digits import DigitsConfig, make_digits
 from jobs.entry import run_job
 from pipeline import storage
@@ -125,7 +125,7 @@ class Demo:
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run every stage and write `report.json`, `claims.json` and `report.html` under the output.
+    """Run every stage and write `report.json`, `claims.json`, `images.png` and `report.html` under the output.
 
     Returns:
         What the job prints: where the report is, and which of the demo's claims were met.
@@ -176,7 +176,9 @@ def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) ->
     claims = check_claims(report)
     storage.write_json(demo.path("report.json"), report)
     storage.write_json(demo.path("claims.json"), [to_dict(claim) for claim in claims])
-    page = render(demo.config.output, demo.images, report, claims, calibrations, demo.seconds)
+    picture = draw_images({data: demo.images[data] for data in ("real", "dense", "sparse", "noise")})
+    storage.write_bytes(demo.path("images.png"), picture)
+    page = render(demo.config.output, picture, report, claims, calibrations, demo.seconds)
     storage.write_bytes(demo.path("report.html"), page.encode())
     for table in summary_tables(report, claims):
         print(text_table(table), end="\n\n", flush=True)

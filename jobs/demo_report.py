@@ -158,7 +158,7 @@ def _quantization_table(report: Mapping[str, Any]) -> Table:
 
 def render(
     output: str,
-    images: Mapping[str, str],
+    picture: bytes,
     report: Mapping[str, Any],
     claims: Sequence[Claim],
     calibrations: Mapping[str, Mapping[str, Any]],
@@ -168,7 +168,7 @@ def render(
 
     Args:
         output: the demo's.
-        images: by data, where its images lie.
+        picture: see `draw_images`.
         report: see `results`.
         claims: see `check_claims`.
         calibrations: by data, what `calibrate` returned.
@@ -178,7 +178,6 @@ def render(
     history = storage.read_json(storage.join(output, "digits", "history.json"))
     stages = Table(header=["stage", "seconds"], rows=list(seconds.items()))
     teacher = curve({"held-out": history["top1"]}, title="Teacher", x_label="epoch", y_label="top-1 (%)")
-    sheets = [(f"{data}: {uri}", _sheet(uri)) for data, uri in images.items() if data != "reference"]
     return html_page(
         "From a teacher to a dataset, an int8 model and a student",
         [
@@ -188,12 +187,12 @@ def render(
                 text=f"{report['teacher']['top1']:.1f}% of 500 held-out scans.",
                 pictures=[("top-1 on held-out scans while the teacher trains", teacher)],
             ),
-            Section(heading="Images", tables=[synthesis], pictures=sheets),
+            Section(heading="Images", tables=[synthesis], pictures=[("the first of each set", picture)]),
             Section(heading="Quantization", text=_QUANTIZATION, tables=[quantization, _runtime_table(calibrations)]),
             Section(
                 heading="Distillation",
                 tables=[distillation],
-                pictures=[("mean loss over the seeds", _student_curves(output, images))],
+                pictures=[("mean loss over the seeds", _student_curves(output, list(calibrations)))],
             ),
         ],
     )
@@ -223,16 +222,24 @@ def _runtime_table(calibrations: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(header=["model", "artefact", "size (MB)", done["latency"]], rows=rows)
 
 
-def _sheet(uri: str) -> bytes:
-    """A contact sheet of the first images of each class, classes in columns."""
+def draw_images(images: Mapping[str, str]) -> bytes:
+    """One contact sheet of all sets: classes in columns, the first images of each, set below set."""
+    pictures, captions = [], []
+    for data, uri in images.items():
+        seen = _first_of_each_class(uri)
+        for number in range(_PER_CLASS):
+            pictures += [seen[label][number] for label in sorted(seen)]
+            captions += [f"{data} {label}" for label in sorted(seen)]
+    return png(contact_sheet(pictures, captions, len(pictures) // (_PER_CLASS * len(images)), cell=64))
+
+
+def _first_of_each_class(uri: str) -> dict[int, list[np.ndarray]]:
     seen: dict[int, list[np.ndarray]] = {}
     for row in _rows(uri):
         chosen = seen.setdefault(row["label"], [])
         if len(chosen) < _PER_CLASS:
             chosen.append(schema.decode_image(row["image"]["bytes"], row["image"]["path"]))
-    labels = sorted(label for label, chosen in seen.items() if len(chosen) == _PER_CLASS)
-    pictures = [seen[label][number] for number in range(_PER_CLASS) for label in labels]
-    return png(contact_sheet(pictures, [str(label) for label in labels] * _PER_CLASS, len(labels), cell=64))
+    return seen
 
 
 def _rows(uri: str) -> list[dict[str, Any]]:
@@ -245,8 +252,8 @@ def _rows(uri: str) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def _student_curves(output: str, images: Mapping[str, str]) -> bytes:
-    losses = {data: losses for data in images if (losses := _mean_losses(output, data))}
+def _student_curves(output: str, arms: Sequence[str]) -> bytes:
+    losses = {data: _mean_losses(output, data) for data in arms}
     return curve(losses, title="Students", x_label="epoch", y_label="loss on their own images")
 
 

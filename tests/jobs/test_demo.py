@@ -1,15 +1,17 @@
 """The demo's figures, claims and page, from made-up results; and that it replaces nothing but its own output."""
 
 import copy
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.demo import ARMS, Demo, DemoConfig, main, run_demo
-from jobs.demo_report import check_claims, render, results, summary_tables
+from jobs.demo_report import check_claims, draw_images, render, results, summary_tables
 from jobs.digits import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
@@ -127,15 +129,21 @@ def write_set(uri: str, seed: int) -> None:
     write_images(uri, pixels, [number // 2 for number in range(20)], CLASS_NAMES)
 
 
-def test_page_holds_a_sheet_of_every_set(report: dict[str, Any], calibrations: dict[str, Any], tmp_path: Path) -> None:
+def test_page_holds_tables_curves_and_images_of_every_set(
+    report: dict[str, Any], calibrations: dict[str, Any], tmp_path: Path
+) -> None:
     demo = Demo(DemoConfig(output=str(tmp_path)))
     storage.write_json(demo.path("digits", "history.json"), {"top1": [50.0, 98.0], "loss": [2.0, 0.1]})
     for seed, data in enumerate(ARMS):
         uri = demo.images[data]
         write_set(uri if uri.endswith(".parquet") else storage.join(uri, "data", "part.parquet"), seed)
         storage.write_bytes(demo.path("distill", f"{data}-0", "metrics.jsonl"), b'{"loss": 2.0}\n{"loss": 1.0}\n')
-    page = render(str(tmp_path), demo.images, report, check_claims(report), calibrations, {"teacher": 80.0})
-    assert len(re.findall("<img ", page)) == 1 + len(ARMS) + 1
+    picture = draw_images({data: demo.images[data] for data in ARMS})
+    with Image.open(io.BytesIO(picture)) as sheet:
+        # Ten classes a row, two rows a set.
+        assert sheet.size == (10 * 70 + 6, 2 * len(ARMS) * 88 + 6)
+    page = render(str(tmp_path), picture, report, check_claims(report), calibrations, {"teacher": 80.0})
+    assert len(re.findall("<img ", page)) == 3
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
 
 
