@@ -17,7 +17,16 @@ from pipeline.errors import CheckpointError
 _OPERATORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|_operator\.\w+|torch\.sym_\w+|")
 # Sizes as sympy prints them; they are evaluated.
 _WORDS = "Symbol|Integer|Rational|Mul|Add|Pow|Max|Min|Mod|FloorDiv|True|False|positive|integer|nonnegative"
+# What `torch.export.save` writes, under one folder. torch's reader takes other entries for compiled code (`.so`) or, at
+# the root, for a file of an older format, which it unpickles.
+_ENTRIES = re.compile(
+    r"models/model\.json|data/(weights/(model_weights_config\.json|weight_\d+)"
+    r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
+    r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
 _SIZES = re.compile(rf"([\s\d,()=*+/-]|'[su]\d+'|[su]\d+|{_WORDS})*")
+# What torch and zipfile stumble over in a file that is cut off or mangled.
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
 
 
 def read_pt2(content: bytes, uri: str) -> ExportedProgram:
@@ -30,7 +39,7 @@ def read_pt2(content: bytes, uri: str) -> ExportedProgram:
     try:
         _check(content, uri)
         return torch.export.load(io.BytesIO(content))
-    except (zipfile.BadZipFile, RuntimeError, KeyError, ValueError, AssertionError, AttributeError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {type(error).__name__}: {reason}") from error
 
@@ -40,9 +49,12 @@ def _check(content: bytes, uri: str) -> None:
         names = [info.filename for info in archive.infolist()]
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         documents = {name: archive.read(name) for name in names if name.endswith(".json")}
+    foreign = [name for name in names if _ENTRIES.fullmatch(name.partition("/")[2]) is None]
     models = [name for name in names if "/models/" in name]
     if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
         raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models")
+    if foreign or len({name.partition("/")[0] for name in names}) != 1:
+        raise CheckpointError(f"{uri!r} holds what a .pt2 program does not, such as {(foreign or names)[0]!r}")
     if any(sizes[name] for name in names if "/sample_inputs/" in name):
         raise CheckpointError(f"{uri!r} holds pickled example inputs, which could run code")
     for key, value in _items([json.loads(document) for document in documents.values()]):

@@ -93,6 +93,28 @@ def test_expressions_other_than_sizes_are_refused(content: bytes) -> None:
         read_pt2(edit_json(content, "/models/model.json", evaluate), "x.pt2")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        # torch's reader of older formats looks at the root, and unpickles.
+        ["version", "serialized_exported_program.json", "serialized_state_dict.pt", "serialized_constants.pt"],
+        ["program/data/aotinductor/model/x.so"],
+        ["program/data/weights/payload.pt"],
+        ["other/models/model.json"],
+    ],
+)
+def test_entries_that_a_program_does_not_have_are_refused(
+    names: list[str], content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = io.BytesIO(content)
+    with zipfile.ZipFile(archive, "a") as target:
+        for name in names:
+            target.writestr(name, pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match=r"x\.pt2"):
+        read_pt2(archive.getvalue(), "x.pt2")
+
+
 @pytest.mark.parametrize("damage", [b"", b"not a zip", "half"])
 def test_corrupt_files_are_refused(damage: bytes | str, content: bytes) -> None:
     damaged = content[: len(content) // 2] if isinstance(damage, str) else damage
