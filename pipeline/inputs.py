@@ -97,14 +97,20 @@ def _label_map(source: Source, loaded: LoadedModel) -> list[int] | None:
     """The model's label for each of the source's; None where they are the same.
 
     Raises:
-        DatasetError: the source has more classes than the model.
+        DatasetError: the source has more classes than the model, or only some of its names.
     """
     names = source.class_names
     if names is None:
         return None
     number = {name: label for label, name in enumerate(loaded.class_names)}
-    if all(name in number for name in names):
+    unknown = [name for name in names if name not in number]
+    if not unknown:
         return [number[name] for name in names]
+    if len(unknown) < len(names):
+        known = next(name for name in names if name in number)
+        raise DatasetError(
+            f"{source.uri!r} has the class {unknown[0]!r}, which model {loaded.name!r} lacks, though it has {known!r}"
+        )
     if len(names) > len(number):
         raise DatasetError(f"{source.uri!r} has {len(names)} classes, model {loaded.name!r} has {len(number)}")
     return None

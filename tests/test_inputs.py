@@ -121,6 +121,13 @@ def test_more_classes_than_the_model_has(tmp_path: Path, loaded: LoadedModel) ->
         read_inputs(file, loaded)
 
 
+def test_class_names_that_are_the_models_only_in_part(tmp_path: Path, loaded: LoadedModel) -> None:
+    file = str(tmp_path / "x.parquet")
+    write_images(file, random_images(2, 32), [0, 1], ["class b", "zebra"])
+    with pytest.raises(DatasetError, match=r"class 'zebra', which model .* lacks, though it has 'class b'"):
+        read_inputs(file, loaded)
+
+
 def test_label_outside_the_classes(tmp_path: Path, loaded: LoadedModel) -> None:
     code = schema.encode_image(random_images(1, 32)[0])
     pq.write_table(pa.table({"image": [code] * 2, "label": [3, 10]}), tmp_path / "x.parquet")

@@ -5,8 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -135,9 +136,11 @@ def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]
     )
     outcomes: list[dict[str, Any]] = []
     with report:
-        for outcome in rows.iter_rows():
-            outcomes.append(outcome)
-            report.shard_finished(outcome)
+        # Without prefetching: a shard is told when it is done, and not when the next one is.
+        for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for outcome in cast(pa.Table, finished).to_pylist():
+                outcomes.append(outcome)
+                report.shard_finished(outcome)
             check_written(outcomes)
     return outcomes
 
