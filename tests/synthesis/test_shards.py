@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import CheckpointError, ConfigError, ModelError, PipelineError
 from pipeline.models import load_model
 from pipeline.synthesis import SynthesisConfig, plan_shards
-from pipeline.synthesis.shards import config_digest, image_seed
+from pipeline.synthesis.shards import config_digest, image_seed, located
 from tests.synthesis.conftest import make_config
 
 
@@ -118,3 +118,11 @@ def test_impossible_teachers(
     config: SynthesisConfig = make_config(tiny_folder, "out", **changes)
     with pytest.raises(error, match=message):
         plan_shards(config)
+
+
+def test_local_places_are_absolute_for_the_actors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = located(make_config(Path("teacher"), "runs/out"))
+    assert config.output == str(tmp_path / "runs" / "out")
+    assert config.teacher.name == f"local-dir:{tmp_path / 'teacher'}"
+    assert located(make_config(Path("teacher"), "s3://bucket/out")).output == "s3://bucket/out"
