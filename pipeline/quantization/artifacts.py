@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 from pipeline.errors import ConfigError, ModelError
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_CONTAINER_MAX = 255
+# From this opset on QuantizeLinear takes 16 bits; older ones are read by more runtimes.
+_OPSET, _OPSET_16_BITS = 20, 21
 
 
 def save_pt2(program: ExportedProgram, path: str | Path) -> None:
@@ -43,6 +44,7 @@ def save_onnx(program: ExportedProgram, path: str | Path) -> None:
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: "batch"},),
+            opset_version=_OPSET_16_BITS if _has_16_bits(program) else _OPSET,
         )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(f"the model has no ONNX form: {' '.join(str(error).split())[:300]}") from error
@@ -64,16 +66,17 @@ def check_onnx() -> None:
 
 
 def _clip_narrow_activations(program: ExportedProgram) -> ExportedProgram:
-    """A copy in which what is quantized to fewer than 8 bits is clipped to the range of those bits first.
+    """A copy in which what does not fill its container is clipped to the range of its bits first.
 
-    QuantizeLinear saturates at the limits of its 8-bit container, whatever the bit width: at 4 bits a value beyond the
+    QuantizeLinear saturates at the limits of its container, whatever the bit width: at 4 bits a value beyond the
     calibrated range would come out as 16 to 255.
     """
     program = copy.deepcopy(program)
     graph = program.graph_module.graph
     for node in list(graph.find_nodes(op="call_function", target=_QUANTIZE)):
-        source, scale, zero_point, quant_min, quant_max, _ = node.args
-        if (quant_min, quant_max) != (0, _CONTAINER_MAX):
+        source, scale, zero_point, quant_min, quant_max, container = node.args
+        limits = torch.iinfo(container)
+        if (quant_min, quant_max) != (limits.min, limits.max):
             bounds = ((quant_min - zero_point) * scale, (quant_max - zero_point) * scale)
             with graph.inserting_before(node):
                 clip = graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
@@ -81,6 +84,11 @@ def _clip_narrow_activations(program: ExportedProgram) -> ExportedProgram:
             node.update_arg(0, clip)
     program.graph_module.recompile()
     return program
+
+
+def _has_16_bits(program: ExportedProgram) -> bool:
+    wide = (torch.int16, torch.uint16)
+    return any(argument in wide for node in program.graph.nodes for argument in node.args)
 
 
 def _forget_sources(graph_module: fx.GraphModule) -> None:

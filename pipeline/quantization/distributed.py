@@ -143,10 +143,11 @@ def _calibrate_on_workers(
         scaling_config=scaling,
         run_config=run_config(folder, f"calibrate-{digest[:8]}", config.max_failures),
     )
+    # A run holds nothing to go on from: one that was cut off starts anew, for it is one pass over few images.
+    storage.remove_folder(folder)
     try:
         return Calibration(**fit(trainer))
     finally:
-        # It holds nothing to go on from: a run that was cut off starts anew, for it is one pass over few images.
         storage.remove_folder(folder)
 
 

@@ -85,13 +85,15 @@ class MinMaxQuantizer(Quantizer):
 
 def activation_spec(bits: int) -> QuantizationSpec:
     """Unsigned, asymmetric, per tensor: 0 to 2^bits - 1."""
-    return QuantizationSpec(torch.uint8, MinMaxObserver, 0, 2**bits - 1, torch.per_tensor_affine)
+    container = torch.uint8 if bits <= 8 else torch.uint16
+    return QuantizationSpec(container, MinMaxObserver, 0, 2**bits - 1, torch.per_tensor_affine)
 
 
 def weight_spec(bits: int) -> QuantizationSpec:
     """Signed, symmetric, per output channel: -2^(bits-1) to 2^(bits-1) - 1."""
+    container = torch.int8 if bits <= 8 else torch.int16
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, low, high, torch.per_channel_symmetric, ch_axis=0)
+    return QuantizationSpec(container, PerChannelMinMaxObserver, low, high, torch.per_channel_symmetric, ch_axis=0)
 
 
 def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:

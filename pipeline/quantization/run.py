@@ -34,7 +34,8 @@ from pipeline.quantization.ranges import Ranges, check_ranges
 from pipeline.quantization.settings import BitWidths
 
 _MEGABYTE = 1e6
-_NARROW_NOTE = "kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
+_NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
+_WIDE_NOTE = "above 8 bits, kept in int16: CPU runtimes compute it in float"
 _REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower than fp32"
 
 
@@ -190,11 +191,18 @@ def _row(artifact: _Artifact, scored: Score | None, latency: float) -> dict[str,
     row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
     if scored is not None:
         row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images}
+    note = _note(artifact)
+    return row if note is None else row | {"note": note}
+
+
+def _note(artifact: _Artifact) -> str | None:
+    """What a user would otherwise wonder about in a row's figures."""
+    if artifact.bits is None:
+        return None
     if artifact.format == "pt2":
-        row["note"] = _REFERENCE_NOTE
-    elif artifact.bits is not None and min(artifact.bits.weights, artifact.bits.activations) < 8:
-        row["note"] = _NARROW_NOTE
-    return row
+        return _REFERENCE_NOTE
+    widths = (artifact.bits.weights, artifact.bits.activations)
+    return _WIDE_NOTE if max(widths) > 8 else _NARROW_NOTE if min(widths) < 8 else None
 
 
 def _report(

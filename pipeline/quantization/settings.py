@@ -5,8 +5,8 @@ from typing import Literal
 
 from pipeline.errors import ConfigError
 
-# Below 2 bits a symmetric weight has no positive value left; above 8 no integer kernel of the runtimes takes over.
-MIN_BITS, MAX_BITS = 2, 8
+# Below 2 bits a symmetric weight has no positive value left; above 16 no format stores integers to multiply.
+MIN_BITS, MAX_BITS = 2, 16
 
 Placement = Literal["linear", "matmul", "published"]
 PLACEMENTS: tuple[Placement, ...] = ("linear", "matmul", "published")
@@ -14,10 +14,11 @@ PLACEMENTS: tuple[Placement, ...] = ("linear", "matmul", "published")
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class BitWidths:
-    """Bit widths of a quantized model, 2 to 8 each.
+    """Bit widths of a quantized model, 2 to 16 each.
 
-    Widths below 8 are kept in int8 containers with fewer values in use: they show what the accuracy would be, and
-    make the artefact neither smaller nor, on a CPU runtime, faster than 8 bits do.
+    Integers are stored in containers of 8 or 16 bits. Widths below 8 use fewer values of an 8-bit one: they show what
+    the accuracy would be, and make the artefact neither smaller nor, on a CPU runtime, faster than 8 bits do. Above 8
+    the runtimes have no integer kernels, and compute in float.
 
     Args:
         weights: symmetric, one scale an output channel.

@@ -47,8 +47,8 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["--settings", "[{weights: 0}]"], "ConfigError", "weights must have 2 to 8 bits, not 0"),
-        (["--settings", "[{activations: 17}]"], "ConfigError", "activations must have 2 to 8 bits, not 17"),
+        (["--settings", "[{weights: 0}]"], "ConfigError", "weights must have 2 to 16 bits, not 0"),
+        (["--settings", "[{activations: 17}]"], "ConfigError", "activations must have 2 to 16 bits, not 17"),
         (["--placement", "everywhere"], "ConfigError", "everywhere"),
         (["--mode", "thick"], "ConfigError", "thick"),
         (["--formats", "[tflite]"], "ConfigError", "tflite"),

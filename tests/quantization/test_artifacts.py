@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from pipeline.evaluation import onnx_predictor, pt2_predictor
 from pipeline.quantization import BitWidths
+from pipeline.quantization.batches import Batch
 
 W8A8, W4A4 = BitWidths(), BitWidths(weights=4, activations=4)
 Files = Callable[[BitWidths, str], Path]
@@ -73,6 +74,15 @@ def test_without_clipping_narrow_activations_would_differ(files: Files, tmp_path
     onnx.save(model, unclipped)
     beyond = images(8, scale=10.0)
     assert (run(unclipped, beyond) - run(files(W4A4, "pt2"), beyond)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_twelve_bits_are_stored_in_sixteen(kind: str, files: Files, model: nn.Module, ragged: list[Batch]) -> None:
+    bits, calibrated = BitWidths(weights=12, activations=12), ragged[-1].images
+    with torch.no_grad():
+        expected = model(calibrated)
+    error = (run(files(bits, kind), calibrated) - expected).norm() / expected.norm()
+    assert 1e-5 < error < 5e-3
 
 
 def test_onnx_stores_int8_weights_and_names_its_ends(files: Files, model: nn.Module) -> None:

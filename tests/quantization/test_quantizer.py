@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch.export import ExportedProgram
 
 from pipeline.errors import ModelError
@@ -39,11 +40,13 @@ def test_placements_observe_these_points(
     assert set(observers) == expected
 
 
-@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("bits", [2, 4, 6, 8, 12, 16])
 def test_bit_widths_decide_the_integers(bits: int) -> None:
     weight, activation = weight_spec(bits), activation_spec(bits)
     assert (weight.quant_min, weight.quant_max) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     assert (activation.quant_min, activation.quant_max) == (0, 2**bits - 1)
+    assert weight.dtype == (torch.int8 if bits <= 8 else torch.int16)
+    assert activation.dtype == (torch.uint8 if bits <= 8 else torch.uint16)
 
 
 def test_a_graph_without_layers_is_refused(programs: Callable[[Placement], ExportedProgram]) -> None:
