@@ -5,6 +5,8 @@ import os
 import posixpath
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -208,10 +210,19 @@ def remove(uri: str) -> None:
 
 
 def remove_folder(uri: str) -> None:
-    """Delete a folder and all below it, if it is there."""
+    """Delete a folder and all below it, if it is there.
+
+    Raises:
+        OSError: it could not be deleted.
+    """
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    try:
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return  # somebody else was faster
+    except _driver_errors() as error:
+        raise OSError(_reason(error)) from error
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
@@ -219,6 +230,19 @@ def upload_folder(local: str | Path, uri: str) -> None:
     for file in sorted(Path(local).rglob("*")):
         if file.is_file():
             write_bytes(join(uri, *file.relative_to(local).parts), file.read_bytes())
+
+
+@contextmanager
+def writing_to(uri: str) -> Iterator[None]:
+    """Within it, a disk that is full or a store that refuses is told of in a line.
+
+    Raises:
+        DatasetError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"cannot write to {uri!r}: {_reason(error)}") from error
 
 
 def check_writable(uri: str) -> None:

@@ -25,6 +25,8 @@ COLUMNS = {
     "teacher_confidence": pa.float32(),
     "teacher_prediction": pa.int64(),
 }
+# Pillow knows more; of some it starts other programs to read them (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
 
@@ -88,7 +90,7 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
         DatasetError: not an image, truncated, or absurdly large.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"image {name!r} cannot be decoded: {error}") from error

@@ -101,6 +101,19 @@ class Source:
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
 
+    def check_complete(self) -> None:
+        """Refuse a synthetic dataset that is still being made, or whose making was cut off.
+
+        Raises:
+            DatasetError: shards are missing.
+        """
+        wanted = (self.manifest or {}).get("num_images", self.num_rows)
+        if self.num_rows < wanted:
+            raise DatasetError(
+                f"synthetic dataset {self.uri!r} is incomplete: it holds {self.num_rows} of {wanted} images; "
+                "run its synthesis again, or set allow_incomplete to take what there is"
+            )
+
 
 def find_source(uri: str, extra_columns: Sequence[str] = ()) -> Source:
     """Find out what a URI holds, and check all of it that can be checked without reading images.
@@ -164,11 +177,14 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str]) -> Source
 
 
 def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Shard id → reason, of those parts that are not whole Parquet files: cut off when they were copied, say."""
+    """Shard id → reason, of those parts that are not what their names say: cut off when they were copied, say."""
 
     def reason(shard_id: int) -> str | None:
         try:
-            _read_footer(store.part_uri(output, shard_id, digest))
+            uri = store.part_uri(output, shard_id, digest)
+            facts = _read_footer(uri).metadata or {}
+            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
+                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
         except DatasetError as error:
             return str(error)
         return None

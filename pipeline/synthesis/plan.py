@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset import schema, store
+from pipeline.dataset.sources import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, load_model
@@ -68,7 +69,21 @@ def prepare(config: SynthesisConfig) -> Plan:
     facts = identity(config, loaded, feature_model)
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
+    _check_parts(config.output, manifest["digest"], progress)
     return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, progress)
+
+
+def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
+    """What stands for a done shard must be its part.
+
+    Raises:
+        DatasetError: a part is cut off, or is another file under its name.
+    """
+    damaged = damaged_parts(output, digest, progress.done)
+    if damaged:
+        shard_id, reason = next(iter(damaged.items()))
+        more = f" ({len(damaged) - 1} more parts are damaged)" if len(damaged) > 1 else ""
+        raise DatasetError(f"shard {shard_id} has a damaged part, delete it to make it again: {reason}{more}")
 
 
 def _manifest(

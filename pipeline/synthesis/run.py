@@ -3,8 +3,6 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import pyarrow as pa
@@ -14,7 +12,7 @@ import ray.data
 from pipeline import storage
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
-from pipeline.errors import ConfigError, DatasetError, IncompleteError
+from pipeline.errors import ConfigError, IncompleteError
 from pipeline.synthesis.actor import PartWriter
 from pipeline.synthesis.estimate import phases, shard_seconds, time_steps
 from pipeline.synthesis.plan import Plan, count_images, prepare
@@ -56,16 +54,8 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
             done = len(store.done_shards(plan.config.output, plan.digest))
             left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"
             raise IncompleteError(f"{left}: {error}") from error
-    with _writing_to(plan.config.output):
+    with storage.writing_to(plan.config.output):
         return _finish(plan, outcomes, time.monotonic() - started)
-
-
-@contextmanager
-def _writing_to(output: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(f"cannot write to {output!r}: {type(error).__name__}: {error}") from error
 
 
 def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> dict[str, Any]:
@@ -108,7 +98,7 @@ def _room(node: dict[str, float], resources: dict[str, int]) -> int:
 def _begin(plan: Plan) -> None:
     """Make the output ready; from here on it is this dataset's."""
     output = plan.config.output
-    with _writing_to(output):
+    with storage.writing_to(output):
         store.clear_temporaries(output)
         if not storage.exists(store.manifest_uri(output)):
             store.write_manifest(output, plan.manifest)

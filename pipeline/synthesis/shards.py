@@ -2,8 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import timm.models
+from torch import nn
 
 from pipeline import storage
 from pipeline.config import digest, to_dict
@@ -163,8 +167,8 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
 def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None) -> dict[str, Any]:
     """Everything that decides the bytes of the parts, and nothing else: not output, pool sizes or logging."""
     return {
-        "teacher": _model_identity(config.teacher, teacher),
-        "feature_model": None if feature_model is None else _model_identity(config.feature_model, feature_model),
+        "teacher": _model_identity(teacher),
+        "feature_model": None if feature_model is None else _model_identity(feature_model),
         "class_names": teacher.class_names,
         "classes": resolve_classes(config, len(teacher.class_names)),
         "images_per_class": config.images_per_class,
@@ -175,16 +179,22 @@ def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: Loade
     }
 
 
-def _model_identity(config: ModelConfig | None, loaded: LoadedModel) -> dict[str, Any]:
+def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
     # Not the name or the path: the same weights from another place make the same images.
     return {
         "weights": loaded.digest,
         "architecture": getattr(loaded.model, "pretrained_cfg", {}).get("architecture"),
-        "model_args": config.model_args if config is not None else {},
+        "model_args": _plain_arguments(loaded.model),
         "input_size": list(loaded.input_size),
         "mean": list(loaded.mean),
         "std": list(loaded.std),
     }
+
+
+def _plain_arguments(model: nn.Module) -> dict[str, Any]:
+    """What timm made a model with, from the config or from its folder; classes and functions by their names."""
+    arguments = timm.models.get_model_args(model)
+    return json.loads(json.dumps(arguments, default=lambda value: getattr(value, "__qualname__", type(value).__name__)))
 
 
 def config_digest(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None = None) -> str:

@@ -1,17 +1,21 @@
 """The run on a real Ray cluster."""
 
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pandas
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
 from PIL import Image
 
 from pipeline.dataset import read_images, schema, store
+from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
@@ -158,6 +162,37 @@ def test_output_of_another_config_is_refused(
     with pytest.raises(DatasetError, match=message):
         synthesize(make_config(tiny_folder, made.output, **changes))
     assert parts_of(made.output) == made.parts
+
+
+def _cut_off(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-20])
+
+
+def _of_another_shard(part: Path) -> None:
+    part.write_bytes(sorted(part.parent.iterdir())[1].read_bytes())
+
+
+def _of_somebody_else(part: Path) -> None:
+    pq.write_table(pa.table({"image": [b""], "label": [0]}), part)
+
+
+@pytest.mark.parametrize("damage", [_cut_off, _of_another_shard, _of_somebody_else])
+def test_a_part_that_is_none_does_not_count_as_done(made: Made, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    output = tmp_path / "copy"
+    shutil.copytree(made.output, output)
+    part = min((output / "data").iterdir())
+    damage(part)
+    with pytest.raises(DatasetError, match=rf"shard 0 has a damaged part.*{part.name}"):
+        synthesize(replace(made.config, output=str(output)))
+
+
+def test_a_dataset_that_is_not_whole_is_told_from_one_that_is(made: Made, tmp_path: Path) -> None:
+    find_source(str(made.output)).check_complete()
+    output = tmp_path / "copy"
+    shutil.copytree(made.output, output)
+    min((output / "data").iterdir()).unlink()
+    with pytest.raises(DatasetError, match="incomplete: it holds 25 of 30 images"):
+        find_source(str(output)).check_complete()
 
 
 def test_output_of_another_teacher_is_refused(made: Made, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,20 @@ def test_digest_covers_what_decides_pixels_and_nothing_else(tiny_folder: Path) -
     ]
     digests = [digest_with(**change) for change in deciding]
     assert len({base, *digests}) == len(deciding) + 1
+
+
+def test_digest_covers_how_a_folder_says_its_model_is_made(tiny_folder: Path, tmp_path: Path) -> None:
+    """Other heads leave the weights as they are, and make another teacher of them."""
+    other = tmp_path / "teacher"
+    shutil.copytree(tiny_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["model_args"]["num_heads"] = 4
+    (other / "config.json").write_text(json.dumps(config))
+    digests = set()
+    for folder in (tiny_folder, other):
+        made = make_config(folder, "out")
+        digests.add(config_digest(made, load_model(made.teacher)))
+    assert len(digests) == 2
 
 
 def test_seeds_differ_between_images_shards_and_configs() -> None:
