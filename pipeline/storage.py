@@ -216,6 +216,7 @@ def remove_folder(uri: str) -> None:
         OSError: it could not be deleted.
     """
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # another process may have made it since this one looked
     try:
         if fs.exists(path):
             fs.rm(path, recursive=True)
