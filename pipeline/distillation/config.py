@@ -13,7 +13,6 @@ _NOT_IN_DIGEST = (
     "cpus_per_worker",
     "device",
     "max_failures",
-    "start_timeout_s",
     "checkpoint_every",
     "cache_gb",
 )
@@ -75,10 +74,9 @@ class DistillationConfig:
             more are read anew at each epoch.
         shuffle_buffer: images a worker mixes when it reads anew at each epoch.
         workers: processes that train together; 0 trains in this one.
-        cpus_per_worker: CPU cores, and torch threads, of each.
-        device: `auto` takes one GPU a worker where the cluster has that many.
+        cpus_per_worker: CPU cores, and torch threads, of each worker.
+        device: `auto` is a GPU for each worker where the cluster has any.
         max_failures: how often to go on from the last checkpoint after a worker died.
-        start_timeout_s: to wait for the workers to start, nodes being started meanwhile.
     """
 
     teacher: ModelConfig
@@ -107,10 +105,9 @@ class DistillationConfig:
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = 3
-    start_timeout_s: int = 900
 
     def __post_init__(self) -> None:
-        for name in (*_POSITIVE, "cpus_per_worker", "start_timeout_s"):
+        for name in (*_POSITIVE, "cpus_per_worker"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
         for name in _NOT_NEGATIVE:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.dataset.sources import Source, Unit
 from pipeline.errors import DatasetError
-from pipeline.inputs import read_inputs
+from pipeline.inputs import num_patches, read_inputs
 from pipeline.models import LoadedModel
 
 # Row groups for each worker, so that the workers' shares are about equal and mix.
@@ -181,9 +181,10 @@ def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.dat
     return dataset
 
 
-def image_bytes(source: Source, loaded: LoadedModel) -> int:
-    """What a source's images take in memory."""
-    return source.num_rows * int(np.prod(loaded.input_size)) * np.dtype(np.float32).itemsize
+def image_bytes(source: Source, loaded: LoadedModel, *, with_tokens: bool) -> int:
+    """What a source's images take in memory, with the teacher's final tokens where they are kept as well."""
+    tokens = num_patches(loaded) * int(getattr(loaded.model, "embed_dim", 0)) if with_tokens else 0
+    return source.num_rows * (int(np.prod(loaded.input_size)) + tokens) * np.dtype(np.float32).itemsize
 
 
 def read_into_memory(source: Source, loaded: LoadedModel, *, labels: bool) -> Images:

@@ -21,6 +21,7 @@ from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
 from pipeline.distillation.students import Student
 from pipeline.errors import IncompleteError, NonFiniteError
+from pipeline.evaluation import count_correct
 from pipeline.models import weight_digest
 
 METRICS = "metrics.jsonl"
@@ -226,8 +227,8 @@ class StudentTrainer:
         self.student.eval()
         counts = torch.zeros(2, dtype=torch.int64, device=self.place.device)
         for batch in self.labelled.in_order(self.place.device):
-            correct = self._read(batch)[0].argmax(dim=1) == batch.labels
-            counts += torch.stack([correct.sum(), counts.new_tensor(len(correct))])
+            correct = count_correct(self._read(batch)[0], batch.labels)[0]
+            counts += torch.stack([correct, counts.new_tensor(len(batch.labels))])
         correct, total = self.place.sum(counts).tolist()
         return 100 * correct / total
 

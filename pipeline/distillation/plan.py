@@ -1,10 +1,9 @@
 """What is to be distilled, found possible before any work starts."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import storage
 from pipeline.config import digest as digest_of
@@ -48,23 +47,35 @@ def prepare(config: DistillationConfig) -> Plan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
     """
-    config = replace(config, output=_absolute(config.output), images=_absolute(config.images))
-    config = replace(config, labelled=config.labelled and _absolute(config.labelled))
     teacher = load_model(config.teacher)
     vit = SubsetViT(teacher.model)
     student = build_student(config.student, teacher, seed=config.seed)
     _check_tokens(config, vit, student)
     images = find_source(config.images)
     labelled = None if config.labelled is None else find_source(config.labelled)
+    _check_batch_norm(config, student, images.num_rows)
+    # Paths as they were given: a job that is submitted again may run in another folder.
     decided = {"config": config.deciding(), "teacher": teacher.digest, "student": weight_digest(student.model)}
     identity = {"digest": digest_of(decided), **decided}
     _check_same_run(config.output, identity)
-    return Plan(config, identity, teacher, student, images, labelled)
+    return Plan(_located(config), identity, teacher, student, images, labelled)
 
 
-def _absolute(uri: str) -> str:
-    fs, path = storage.filesystem(uri)
-    return str(Path(path).absolute()) if isinstance(fs, LocalFileSystem) else uri
+def _located(config: DistillationConfig) -> DistillationConfig:
+    student = config.student
+    if student.model is not None:
+        student = replace(student, model=student.model.located())
+    return replace(config, output=storage.absolute(config.output), teacher=config.teacher.located(), student=student)
+
+
+def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:
+    """BatchNorm needs two values of each channel; the last feature maps of a small image may have one pixel."""
+    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.workers)
+    if smallest < 2 and any(isinstance(module, _BatchNorm) for module in student.modules()) and not student.linear_head:
+        raise ConfigError(
+            f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "
+            f"{smallest} of {num_images} images a step for each worker"
+        )
 
 
 def _check_tokens(config: DistillationConfig, teacher: SubsetViT, student: Student) -> None:

@@ -16,7 +16,7 @@ from pipeline.distillation.images import image_bytes, open_inputs, read_into_mem
 from pipeline.distillation.plan import IDENTITY, Plan, prepare
 from pipeline.distillation.progress import progress
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
-from pipeline.distillation.workers import Task, check_resources, train_student
+from pipeline.distillation.workers import Task, train_student
 from pipeline.errors import IncompleteError
 from pipeline.models import save_model
 
@@ -28,7 +28,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
     Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
     loads, `metrics.jsonl` with a row an epoch, `curve.png`, `result.json` when all is done; `config.json`,
-    `checkpoints/`, and `ray/` of Ray Train.
+    `checkpoints/`, and `train/` of Ray Train while it runs.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labelled
@@ -47,13 +47,12 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     storage.check_writable(output)
     started = time.monotonic()
     with own_errors():
-        alone = connect()
-        check_resources(plan.config, alone=alone)
+        fixed = connect()
         task = _read(plan)
         storage.write_json(storage.join(output, IDENTITY), {**plan.identity, "settings": to_dict(plan.config)})
         done_before = max(list_epochs(output), default=0)
         with progress(output, config.epochs, done_before):
-            digests = train_student(task)
+            digests = train_student(task, fixed=fixed)
     return _finish(plan, digests, done_before, time.monotonic() - started)
 
 
@@ -68,7 +67,7 @@ def _read(plan: Plan) -> Task:
             open_inputs(source, plan.teacher, labels=labels)
     sources: list[Source | list[ray.ObjectRef] | None] = []
     for source, labels in wanted:
-        size = 0 if source is None else image_bytes(source, plan.teacher)
+        size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=config.token_weight > 0)
         if source is not None and size <= left:
             left -= size
             sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])
@@ -76,7 +75,7 @@ def _read(plan: Plan) -> Task:
             sources.append(source)
     images, labelled = sources
     assert images is not None
-    return Task(config, plan.digest, images, labelled)
+    return Task(config, plan.digest, plan.teacher.digest, plan.identity["student"], images, labelled)
 
 
 def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

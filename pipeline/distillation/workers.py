@@ -1,16 +1,15 @@
 """Ray Train: the workers that train together, and what each of them sets up."""
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 import torch
-from fsspec.implementations.local import LocalFileSystem
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from pipeline import storage
 from pipeline.cluster import connect
@@ -20,126 +19,113 @@ from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
 from pipeline.distillation.loop import DTYPES, ImageSource, Rank, StudentTrainer
 from pipeline.distillation.students import build_student
-from pipeline.errors import ConfigError, IncompleteError, NonFiniteError, PipelineError
-from pipeline.models import LoadedModel, load_model
+from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
+from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.training import fit, run_config, worker_configs
 from pipeline.vit import SubsetViT
 
-RAY_FOLDER = "ray"
-# Ray Train tries to start the workers for this long, and then again.
-_START_ATTEMPT_S = 60
+# Under the output, while the workers run.
+TRAIN_FOLDER = "train"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is sent: where things are, and small images themselves, as a reference into Ray's object store."""
+    """What a worker is sent: where things are, and images that fit into memory as a reference to Ray's object store.
+
+    Attributes:
+        config: with absolute local paths.
+        digest: of the run.
+        teacher_digest, student_digest: of their weights, as the driver found or made them.
+        images, labelled: where they are; labelled ones may be none.
+    """
 
     config: DistillationConfig
     digest: str
+    teacher_digest: str
+    student_digest: str
     images: Source | list[ray.ObjectRef]
     labelled: Source | list[ray.ObjectRef] | None
 
+    @property
+    def streams(self) -> bool:
+        """Whether workers read images from files, with tasks of Ray Data."""
+        return isinstance(self.images, Source) or isinstance(self.labelled, Source)
 
-def train_student(task: Task) -> list[str]:
+
+def train_student(task: Task, *, fixed: bool) -> list[str]:
     """Train on the workers, or in this process; what comes out lies in the last checkpoint.
+
+    Args:
+        fixed: no node can join the cluster any more.
 
     Returns:
         SHA-256 of the weights that each worker ended with.
 
     Raises:
+        ConfigError: the cluster is too small.
         NonFiniteError: the loss became NaN or infinite.
         PipelineError: as a worker raised it; IncompleteError where they could not start or kept dying.
     """
-    config = task.config
-    if config.workers == 0:
-        outcome = train_on(task, Rank(0, 1, torch.device("cuda" if _cuda_here(config) else "cpu")))
-    else:
-        outcome = _fit(task)
+    outcome = _fit(task, fixed=fixed) if task.config.workers else _train_here(task)
     if isinstance(outcome, NonFiniteError):
         raise outcome
     return outcome
 
 
-def _cuda_here(config: DistillationConfig) -> bool:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but this process sees no GPU")
-    return config.device != "cpu" and torch.cuda.is_available()
-
-
-def check_resources(config: DistillationConfig, *, alone: bool) -> None:
-    """Refuse what would wait for ever, and tell of what may have to wait.
-
-    Args:
-        alone: the cluster is one that no node will join.
-
-    Raises:
-        ConfigError: the workers never fit the cluster, or would leave no CPU for the tasks that read images.
-    """
-    if config.workers == 0:
-        return
-    cluster = ray.cluster_resources()
-    for name, each in _resources(config).items():
-        needed, total = each * config.workers, cluster.get(name, 0.0)
-        text = f"{config.workers} workers need {needed:g} {name}s, the cluster has {total:g}"
-        if needed > total and alone:
-            raise ConfigError(text)
-        if needed > total:
-            print(f"distill: {text}; waiting up to {config.start_timeout_s} s for more", file=sys.stderr, flush=True)
-
-
-def _resources(config: DistillationConfig) -> dict[str, float]:
-    """Of one worker, as Ray names them."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = config.device == "cuda" or (config.device == "auto" and gpus >= config.workers)
-    return {"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-
-
-def _fit(task: Task) -> Any:
-    config, resources = task.config, _resources(task.config)
-    use_gpu = "GPU" in resources
+def _fit(task: Task, *, fixed: bool) -> Any:
+    config = task.config
+    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
+    if task.streams:
+        _check_readers(config)
+    folder = storage.join(config.output, TRAIN_FOLDER)
     trainer = TorchTrainer(
-        partial(_worker, task),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
-        run_config=_run_config(task),
+        partial(_train_on_worker, task),
+        torch_config=torch_config,
+        scaling_config=scaling,
+        run_config=run_config(folder, f"distill-{task.digest[:8]}", config.max_failures),
     )
     try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        return fit(trainer)
+    finally:
+        # Checkpoints lie elsewhere, see `state`; it holds nothing to go on from.
+        storage.remove_folder(folder)
 
 
-def _run_config(task: Task) -> ray.train.RunConfig:
-    fs, path = storage.filesystem(storage.join(task.config.output, RAY_FOLDER))
-    local = isinstance(fs, LocalFileSystem)
-    attempts = -(-task.config.start_timeout_s // _START_ATTEMPT_S)
-    return ray.train.RunConfig(
-        name=f"distill-{task.digest[:8]}",
-        storage_path=path,
-        storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-        failure_config=ray.train.FailureConfig(
-            max_failures=task.config.max_failures, controller_failure_limit=attempts - 1
-        ),
-    )
+def _check_readers(config: DistillationConfig) -> None:
+    """Workers that hold every core would wait for ever for the tasks that read their images."""
+    cores, held = ray.cluster_resources().get("CPU", 0.0), config.workers * config.cpus_per_worker
+    # With fewer cores than the workers hold, nodes are yet to come.
+    if 0 <= cores - held < 1:
+        raise ConfigError(
+            f"{config.workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
+            f"take fewer, or raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
+        )
 
 
-def _cause(error: ray.train.TrainingFailedError) -> PipelineError:
-    """The error of ours that a worker raised; otherwise what Ray says, in one line."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank in sorted(failures):
-        if isinstance(failures[rank], PipelineError):
-            return cast(PipelineError, failures[rank])
-    first = failures[min(failures)] if failures else error
-    return IncompleteError(f"training stopped: {type(first).__name__}: {' '.join(str(first).split())[-500:]}")
-
-
-def _worker(task: Task) -> list[str] | NonFiniteError:
-    """Runs on each worker of Ray Train."""
+def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
     context = ray.train.get_context()
-    torch.set_num_threads(task.config.cpus_per_worker)
     connect()
-    return train_on(task, Rank(context.get_world_rank(), context.get_world_size(), get_device()))
+    with _threads(task.config.cpus_per_worker):
+        return train_on(task, Rank(context.get_world_rank(), context.get_world_size(), get_device()))
+
+
+def _train_here(task: Task) -> list[str] | NonFiniteError:
+    has_gpu = torch.cuda.is_available()
+    if task.config.device == "cuda" and not has_gpu:
+        raise ConfigError("device is 'cuda', but this process sees no GPU")
+    device = torch.device("cuda" if has_gpu and task.config.device != "cpu" else "cpu")
+    with _threads(task.config.cpus_per_worker):
+        return train_on(task, Rank(0, 1, device))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train_on(task: Task, place: Rank) -> list[str] | NonFiniteError:
@@ -152,6 +138,8 @@ def train_on(task: Task, place: Rank) -> list[str] | NonFiniteError:
     config = task.config
     teacher = load_model(config.teacher)
     student = build_student(config.student, teacher, seed=config.seed)
+    if (teacher.digest, weight_digest(student.model)) != (task.teacher_digest, task.student_digest):
+        raise CheckpointError("the weights of teacher or student are not the same on every machine")
     answers = Answers(
         SubsetViT(teacher.model).to(place.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
