@@ -16,8 +16,8 @@ from pipeline.distillation.images import image_bytes, open_inputs, read_into_mem
 from pipeline.distillation.plan import IDENTITY, Plan, prepare
 from pipeline.distillation.progress import progress
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
-from pipeline.distillation.workers import Task, train_student
-from pipeline.errors import IncompleteError
+from pipeline.distillation.workers import Task, prepare_training
+from pipeline.errors import DatasetError, IncompleteError
 from pipeline.models import save_model
 
 RESULT, CURVE = "result.json", "curve.png"
@@ -45,14 +45,21 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     if storage.exists(storage.join(output, RESULT)):
         return storage.read_json(storage.join(output, RESULT))
     storage.check_writable(output)
-    started = time.monotonic()
+    fixed = connect()
+    try:
+        return _run(plan, fixed=fixed)
+    except OSError as error:
+        raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
+
+
+def _run(plan: Plan, *, fixed: bool) -> dict[str, Any]:
+    output, started = plan.config.output, time.monotonic()
     with own_errors():
-        fixed = connect()
-        task = _read(plan)
+        train = prepare_training(_read(plan), fixed=fixed)
         storage.write_json(storage.join(output, IDENTITY), {**plan.identity, "settings": to_dict(plan.config)})
         done_before = max(list_epochs(output), default=0)
-        with progress(output, config.epochs, done_before):
-            digests = train_student(task, fixed=fixed)
+        with progress(output, plan.config.epochs, done_before):
+            digests = train()
     return _finish(plan, digests, done_before, time.monotonic() - started)
 
 

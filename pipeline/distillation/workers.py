@@ -1,6 +1,6 @@
 """Ray Train: the workers that train together, and what each of them sets up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,8 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline import storage
 from pipeline.cluster import connect
@@ -52,37 +53,46 @@ class Task:
         return isinstance(self.images, Source) or isinstance(self.labelled, Source)
 
 
-def train_student(task: Task, *, fixed: bool) -> list[str]:
-    """Train on the workers, or in this process; what comes out lies in the last checkpoint.
+def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
+    """Find out whether the training can run on this cluster.
 
     Args:
         fixed: no node can join the cluster any more.
 
     Returns:
-        SHA-256 of the weights that each worker ended with.
+        What runs it, on the workers or in this process, and gives the SHA-256 of the weights that each worker ended
+        with; the weights themselves lie in the last checkpoint. It raises NonFiniteError when the loss becomes NaN or
+        infinite, any PipelineError of a worker, and IncompleteError where they could not start or kept dying.
 
     Raises:
         ConfigError: the cluster is too small.
-        NonFiniteError: the loss became NaN or infinite.
-        PipelineError: as a worker raised it; IncompleteError where they could not start or kept dying.
     """
-    outcome = _fit(task, fixed=fixed) if task.config.workers else _train_here(task)
+    config = task.config
+    if not config.workers:
+        has_gpu = torch.cuda.is_available()
+        if config.device == "cuda" and not has_gpu:
+            raise ConfigError("device is 'cuda', but this process sees no GPU")
+        device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
+        return lambda: _outcome(_train_here(task, device))
+    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
+    if task.streams:
+        _check_readers(config)
+    return lambda: _outcome(_fit(task, scaling, torch_config))
+
+
+def _outcome(outcome: list[str] | NonFiniteError) -> list[str]:
     if isinstance(outcome, NonFiniteError):
         raise outcome
     return outcome
 
 
-def _fit(task: Task, *, fixed: bool) -> Any:
-    config = task.config
-    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
-    if task.streams:
-        _check_readers(config)
-    folder = storage.join(config.output, TRAIN_FOLDER)
+def _fit(task: Task, scaling: ScalingConfig, torch_config: TorchConfig) -> list[str] | NonFiniteError:
+    folder = storage.join(task.config.output, TRAIN_FOLDER)
     trainer = TorchTrainer(
         partial(_train_on_worker, task),
         torch_config=torch_config,
         scaling_config=scaling,
-        run_config=run_config(folder, f"distill-{task.digest[:8]}", config.max_failures),
+        run_config=run_config(folder, f"distill-{task.digest[:8]}", task.config.max_failures),
     )
     try:
         return fit(trainer)
@@ -109,11 +119,7 @@ def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
         return train_on(task, Rank(context.get_world_rank(), context.get_world_size(), get_device()))
 
 
-def _train_here(task: Task) -> list[str] | NonFiniteError:
-    has_gpu = torch.cuda.is_available()
-    if task.config.device == "cuda" and not has_gpu:
-        raise ConfigError("device is 'cuda', but this process sees no GPU")
-    device = torch.device("cuda" if has_gpu and task.config.device != "cpu" else "cpu")
+def _train_here(task: Task, device: torch.device) -> list[str] | NonFiniteError:
     with _threads(task.config.cpus_per_worker):
         return train_on(task, Rank(0, 1, device))
 

@@ -4,6 +4,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import timm
 import torch
@@ -73,6 +74,7 @@ def check_exact(result: dict[str, Any], num_workers: int) -> None:
     assert len(set(result["weights_sha256"])) == 1
     saved = load_model(ModelConfig(name=f"local-dir:{result['last']}"))
     assert weight_digest(saved.model) == result["weights_sha256"][0]
+    assert not Path(output, "train").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -113,6 +115,14 @@ def test_what_is_written(make_config: MakeConfig) -> None:
     student = timm.create_model(f"local-dir:{result['student']}", pretrained=True)
     assert len(student.blocks) == 1  # type: ignore[arg-type]
     assert student.pretrained_cfg["label_names"] == [f"class {letter}" for letter in "abcdefghij"]  # type: ignore[index]
+
+
+def test_output_anywhere(make_config: MakeConfig) -> None:
+    result = distill(make_config("out", output="memory://distilled/out", epochs=1))
+    store = fsspec.filesystem("memory")
+    names = {name.removeprefix("/distilled/out/") for name in store.find("/distilled/out")}
+    assert names >= {"student/best/model.safetensors", "checkpoints/epoch-00001.pt", "curve.png", "metrics.jsonl"}
+    assert json.loads(store.cat_file("/distilled/out/result.json")) == result
 
 
 def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
@@ -168,6 +178,11 @@ def test_a_loss_that_is_not_finite_ends_at_once(make_config: MakeConfig) -> None
             ConfigError,
             "a ResNet, does not read the teacher's grid of 4x4 patches and has no tokens",
         ),
+        (
+            {"student": StudentConfig(model=ModelConfig(name="resnet10t")), "token_weight": 0.0, "batch_size": 1},
+            ConfigError,
+            "a ResNet, has BatchNorm, but batch_size 1 leaves 1 of 23 images a step",
+        ),
         ({"output": "/proc/nowhere"}, DatasetError, "cannot write to '/proc/nowhere'"),
         ({"output": "nowhere://bucket/out"}, DatasetError, "nowhere://bucket/out"),
     ],
@@ -180,6 +195,13 @@ def test_impossible_runs_write_nothing(
         distill(config)
     assert "\n" not in str(raised.value)
     assert not Path(config.output).exists()
+
+
+def test_workers_that_leave_no_cpu_to_read_images_are_refused(make_config: MakeConfig) -> None:
+    config = make_config("out", workers=8, cache_gb=0.0)
+    with pytest.raises(ConfigError, match="8 workers would hold 8 of 8 CPUs and leave none to read images"):
+        distill(config)
+    assert not list(Path(config.output).glob("*"))
 
 
 def test_images_without_labels_cannot_be_scored_nor_give_hard_labels(make_config: MakeConfig, tmp_path: Path) -> None:
