@@ -2,10 +2,10 @@
 
 import importlib
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
 # Normalised images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
 Predictor = Callable[[Tensor], Tensor]
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """
     loaded = load_model(config.teacher)
     check_labels(config.labelled)
-    predictors = {uri: open_artifact(uri, config.teacher) for uri in config.artifacts or ()}
+    predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
         storage.check_writable(config.output)
@@ -75,7 +76,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     result = {"labelled": config.labelled, "artifacts": rows}
     if config.output is not None:
-        storage.write_json(storage.join(config.output, "evaluation.json"), result)
+        with storage.writing_to(config.output):
+            storage.write_json(storage.join(config.output, "evaluation.json"), result)
     return result
 
 
@@ -139,23 +141,48 @@ def check_labels(uri: str) -> None:
         raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
 
 
-def open_artifact(uri: str, teacher: ModelConfig) -> Predictor:
-    """A predictor from an artefact's name: `.pt2`, `.onnx`, weights of the teacher's architecture, or a timm folder.
+def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predictor:
+    """A predictor of the teacher's images from an artefact's name.
+
+    Args:
+        uri: `.pt2`, `.onnx`, weights of the teacher's architecture, or a folder as timm saves one.
+        config: the teacher's.
+        teacher: as loaded from it; its normalisation is that of the images.
 
     Raises:
         DatasetError: there is no such file.
-        CheckpointError: it is corrupt, or of another kind than its name says.
+        CheckpointError: it is corrupt, of another kind than its name says, or reads images of another size.
     """
     if uri.endswith(".pt2"):
-        return pt2_predictor(storage.read_bytes(uri), uri)
+        return pt2_predictor(storage.read_bytes(uri), uri, teacher.input_size)
     if uri.endswith(".onnx"):
-        return onnx_predictor(storage.read_bytes(uri), uri)
-    if uri.endswith((".safetensors", ".pth", ".pt")):
-        return model_predictor(load_model(replace(teacher, checkpoint=uri, pretrained=False)).model)
+        return onnx_predictor(storage.read_bytes(uri), uri, teacher.input_size)
+    if uri.endswith(_CHECKPOINTS):
+        return model_predictor(load_model(replace(config, checkpoint=uri, pretrained=False)).model)
     folder = uri.removeprefix(LOCAL_DIR)
-    if Path(folder).is_dir():
-        return model_predictor(load_model(ModelConfig(name=f"{LOCAL_DIR}{folder}")).model)
-    raise CheckpointError(f"{uri!r} is no artefact: neither .pt2, .onnx, .safetensors, .pth nor a folder")
+    if not storage.exists(storage.join(folder, "config.json")):
+        kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
+        raise CheckpointError(f"{uri!r} is no artefact: neither one of {kinds} nor a folder that timm saved")
+    with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
+        storage.download_folder(folder, copy)
+        loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
+    _check_input_size(uri, loaded.input_size, teacher.input_size)
+    return _renormalised(model_predictor(loaded.model), teacher, loaded)
+
+
+def _check_input_size(uri: str, size: Sequence[int | str | None], wanted: tuple[int, int, int]) -> None:
+    if tuple(size) != wanted:
+        raise CheckpointError(f"{uri!r} reads images of {list(size)}, the teacher's are {list(wanted)}")
+
+
+def _renormalised(predict: Predictor, given: LoadedModel, own: LoadedModel) -> Predictor:
+    """A predictor that takes images in another model's normalisation."""
+    if (given.mean, given.std) == (own.mean, own.std):
+        return predict
+    (mean, std), (own_mean, own_std) = (
+        torch.tensor((model.mean, model.std)).view(2, -1, 1, 1) for model in (given, own)
+    )
+    return lambda images: predict((images * std + mean - own_mean) / own_std)
 
 
 def model_predictor(model: nn.Module) -> Predictor:
@@ -169,15 +196,20 @@ def model_predictor(model: nn.Module) -> Predictor:
     return predict
 
 
-def pt2_predictor(content: bytes, uri: str) -> Predictor:
+def pt2_predictor(content: bytes, uri: str, input_size: tuple[int, int, int] | None = None) -> Predictor:
     """Of a `.pt2` program. It has no training mode: what it does was fixed when it was exported.
 
     Raises:
-        CheckpointError: as `pipeline.quantization.pt2.read_pt2`.
+        CheckpointError: as `pipeline.quantization.pt2.read_pt2`; or it reads images of another size than asked for.
     """
     from pipeline.quantization.pt2 import read_pt2
 
-    program = read_pt2(content, uri).module()
+    exported = read_pt2(content, uri)
+    if input_size is not None:
+        inputs = set(exported.graph_signature.user_inputs)
+        shapes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs]
+        _check_input_size(uri, shapes[0][1:] if len(shapes) == 1 else [], input_size)
+    program = exported.module()
 
     def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -186,12 +218,12 @@ def pt2_predictor(content: bytes, uri: str) -> Predictor:
     return predict
 
 
-def onnx_predictor(content: bytes, uri: str) -> Predictor:
+def onnx_predictor(content: bytes, uri: str, input_size: tuple[int, int, int] | None = None) -> Predictor:
     """Of an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
-        CheckpointError: it is not an ONNX model.
+        CheckpointError: it is not an ONNX model; or it reads images of another size than asked for.
     """
     try:
         import onnxruntime
@@ -207,6 +239,8 @@ def onnx_predictor(content: bytes, uri: str) -> Predictor:
     except unreadable as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {reason}") from error
+    if input_size is not None:
+        _check_input_size(uri, session.get_inputs()[0].shape[1:], input_size)
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 

@@ -233,6 +233,18 @@ def upload_folder(local: str | Path, uri: str) -> None:
             write_bytes(join(uri, *file.relative_to(local).parts), file.read_bytes())
 
 
+def download_folder(uri: str, local: str | Path) -> None:
+    """Copy the files of a location, and of those below it, to a local folder.
+
+    Raises:
+        DatasetError: they cannot be read.
+    """
+    for name, _ in find_files(uri):
+        target = Path(local, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read_bytes(join(uri, name)))
+
+
 @contextmanager
 def writing_to(uri: str) -> Iterator[None]:
     """Within it, a disk that is full or a store that refuses is told of in a line.

@@ -22,7 +22,7 @@ from pipeline.evaluation import (
     open_artifact,
     score,
 )
-from pipeline.models import ModelConfig, load_model, real_image_transform
+from pipeline.models import ModelConfig, load_model, real_image_transform, save_model
 from tests.conftest import TINY, make_tiny_model
 
 
@@ -80,13 +80,34 @@ def test_predictors_run_models_in_evaluation_mode() -> None:
     assert torch.equal(model_predictor(model)(images), images.flatten(1))
 
 
-def test_unreadable_artifacts_are_refused(tmp_path: Path) -> None:
+def test_unreadable_artifacts_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    tiny = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
     with pytest.raises(CheckpointError, match=r"cannot read 'x.onnx' as an ONNX model"):
         onnx_predictor(b"not a model", "x.onnx")
-    with pytest.raises(CheckpointError, match=r"neither .pt2, .onnx, .safetensors, .pth nor a folder"):
-        open_artifact(str(tmp_path / "model.bin"), ModelConfig(name="x"))
+    with pytest.raises(CheckpointError, match="nor a folder that timm saved"):
+        open_artifact(str(tmp_path / "model.xyz"), ModelConfig(name="x"), tiny)
     with pytest.raises(DatasetError, match="cannot read"):
-        open_artifact(str(tmp_path / "none.onnx"), ModelConfig(name="x"))
+        open_artifact(str(tmp_path / "none.onnx"), ModelConfig(name="x"), tiny)
+
+
+def test_a_folder_is_given_images_in_its_own_normalisation(tmp_path: Path, tiny_folder: Path) -> None:
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
+    mean, std = (0.2, 0.3, 0.4), (0.1, 0.2, 0.3)
+    save_model(make_tiny_model(), tmp_path / "other", class_names=list("abcdefghij"), mean=mean, std=std)
+    predict = open_artifact(str(tmp_path / "other"), teacher, load_model(teacher))
+    pixels = torch.rand(4, 3, 32, 32)
+    own = (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    with torch.no_grad():
+        expected = make_tiny_model()(own)
+    assert torch.allclose(predict((pixels - 0.5) / 0.5), expected, atol=1e-4)
+
+
+def test_a_folder_that_reads_other_sizes_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
+    other = make_tiny_model(img_size=64)
+    save_model(other, tmp_path / "other", class_names=list("abcdefghij"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(CheckpointError, match=r"\[3, 64, 64\], the teacher's are \[3, 32, 32\]"):
+        open_artifact(str(tmp_path / "other"), teacher, load_model(teacher))
 
 
 def test_impossible_settings_are_refused() -> None:

@@ -31,6 +31,7 @@ class CalibrationConfig:
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is one GPU for each worker where the cluster has any.
         max_failures: how often a worker may be lost before the job gives up.
+        allow_incomplete: take what there is of a synthetic dataset that is not whole.
         allow_other_teacher: take synthetic images of another teacher than this model, as for quantizing a student.
         score_batch_size: images a forward in scoring.
         latency_batch_size: images a forward when latency is measured.
@@ -51,6 +52,7 @@ class CalibrationConfig:
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = 3
+    allow_incomplete: bool = False
     allow_other_teacher: bool = False
     score_batch_size: int = 64
     latency_batch_size: int = 8

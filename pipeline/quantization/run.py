@@ -1,17 +1,20 @@
 """Calibrate on Ray, convert, export, score: from a teacher and images to artefacts and one row of figures for each."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.data
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.cluster import connect
 from pipeline.config import digest, to_dict
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError
 from pipeline.evaluation import (
     Predictor,
@@ -61,17 +64,32 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
-    _check_teacher(config, loaded)
+    source = find_source(config.images)
+    _check_source(config, source, loaded)
     if config.labelled is not None:
         check_labels(config.labelled)
     program = export_images(loaded.model, config.placement)
-    identity = _identity(config, loaded)
+    identity = _identity(config, source, loaded)
     _claim(config.output, identity)
 
     started_here = connect()
     images = read_inputs(config.images, loaded)
     labelled = None if config.labelled is None else labelled_batches(config.labelled, loaded, config.score_batch_size)
-    calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=started_here)
+    with storage.writing_to(config.output):
+        return _calibrate(config, loaded, program, identity, images, labelled, fixed=started_here)
+
+
+def _calibrate(
+    config: CalibrationConfig,
+    loaded: LoadedModel,
+    program: ExportedProgram,
+    identity: dict[str, Any],
+    images: ray.data.Dataset,
+    labelled: Iterable[tuple[Tensor, Tensor]] | None,
+    *,
+    fixed: bool,
+) -> dict[str, Any]:
+    calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=fixed)
     check_ranges(calibration.ranges)
     storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
     storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
@@ -91,11 +109,15 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     return report
 
 
-def _identity(config: CalibrationConfig, loaded: LoadedModel) -> dict[str, Any]:
+def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> dict[str, Any]:
     """What decides the ranges and with them every artefact, and its digest; bit widths and workers do not."""
     deciding = {
         "teacher": loaded.digest,
-        "images": config.images,
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "images": storage.absolute(config.images),
+        "dataset": (source.manifest or {}).get("digest"),
+        "num_images": source.num_rows,
         "placement": config.placement,
         "mode": config.mode,
         "batch_size": config.batch_size,
@@ -105,13 +127,15 @@ def _identity(config: CalibrationConfig, loaded: LoadedModel) -> dict[str, Any]:
     return {**deciding, "digest": digest(deciding)}
 
 
-def _check_teacher(config: CalibrationConfig, loaded: LoadedModel) -> None:
-    """Synthetic images know which teacher they are of.
+def _check_source(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> None:
+    """Synthetic images know how many they should be, and which teacher they are of.
 
     Raises:
-        DatasetError: there are no images, or they are of another and the config does not say that this is meant.
+        DatasetError: some are missing, or they are of another, and the config does not say that this is meant.
     """
-    manifest = find_source(config.images).manifest
+    if not config.allow_incomplete:
+        source.check_complete()
+    manifest = source.manifest
     if manifest is None or config.allow_other_teacher:
         return
     name, weights = manifest["teacher"]["name"], manifest["teacher"]["weights_sha256"]
@@ -131,6 +155,8 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     uri = storage.join(output, "config.json")
     if storage.exists(uri):
         there = storage.read_json(uri)
+        if not isinstance(there, dict):
+            raise DatasetError(f"{uri!r} is not the config of a calibration")
         differing = [name for name in identity if there.get(name) != identity[name] and name != "digest"]
         if differing:
             name = differing[0]
