@@ -4,9 +4,11 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +21,24 @@ from pipeline.dataset import store
 from pipeline.quantization.pt2 import read_pt2
 
 ROOT = Path(__file__).parents[2]
-# A head that says where its dashboard is, and ends, with everything it started, when its input is closed.
-HEAD = """
-import sys, ray
-context = ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1",
-                   dashboard_port=0, object_store_memory=150 * 2**20, _temp_dir=sys.argv[1], log_to_driver=False)
-print(context.dashboard_url, flush=True)
-sys.stdin.read()
-"""
+RAY = str(Path(sys.executable).parent / "ray")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where jobs are submitted to, and the environment that holds its token."""
+    """Where jobs are submitted to, the environment that holds its token, and a folder for what jobs bring."""
 
     address: str
     environment: dict[str, str]
+    folder: Path
 
     def submit(self, *entry_point: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [ray, "job", "submit", "--address", self.address, "--working-dir", str(ROOT), "--", *entry_point]
+        # A working folder of its own for each job: Ray may delete that of one while the next starts with the same.
+        bring = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
+        for name in ("jobs", "pipeline"):
+            shutil.copytree(ROOT / name, bring / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (bring / "name").write_text(bring.name)
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(bring), "--", *entry_point]
         return subprocess.run(
             command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=280
         )
@@ -51,10 +51,25 @@ class Cluster:
         return json.loads(line)
 
 
+def wait_until_ready(cluster: Cluster, head: subprocess.Popen[bytes], timeout_s: float = 180) -> None:
+    """The dashboard comes some seconds after the head, and its agent, which starts jobs, after that."""
+    deadline = time.monotonic() + timeout_s
+    while (done := cluster.submit("python", "-c", "pass")).returncode:
+        log = (cluster.folder / "head.log").read_text()
+        assert head.poll() is None, log
+        assert time.monotonic() < deadline, done.stderr + log
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     # Not pytest's folder: the paths of Ray's sockets must be short.
-    folder = tempfile.mkdtemp(prefix="ray-")
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
@@ -62,15 +77,21 @@ def cluster() -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    head = subprocess.Popen(
-        [sys.executable, "-c", HEAD, folder], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
+    # Other clusters on the machine may have every one of Ray's usual ports.
+    named = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    ports = {name: free_port() for name in named} | {"min-worker-port": 0, "max-worker-port": 0}
+    sizes = ["--num-cpus=4", "--num-gpus=0", f"--object-store-memory={150 * 2**20}"]
+    flags = [*(f"--{name}={port}" for name, port in ports.items()), *sizes, f"--temp-dir={folder}"]
+    # With --block the command is the parent of all that it starts, and takes it along.
+    command = [RAY, "start", "--head", "--block", "--include-dashboard=true", "--disable-usage-stats", *flags]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield Cluster(f"http://{head.stdout.readline().strip()}", environment)
+        cluster = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", environment, folder)
+        wait_until_ready(cluster, head)
+        yield cluster
     finally:
-        head.stdin.close()
+        head.terminate()
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
