@@ -1,6 +1,7 @@
 """Sparse calibration sees what an eager model on the kept tokens sees, and nothing else."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,28 +23,60 @@ def observe(model: nn.Module, placement: Placement, batches: list[Batch]) -> Ran
     return observer.ranges()
 
 
-def hooked_ranges(model: nn.Module, batches: list[Batch]) -> Ranges:
-    """Ranges at the inputs of linear layers and convolutions of the eager model, by forward hooks."""
-    eager, seen = Exportable(model), {}
+class Hooks:
+    """Ranges at the points of a placement, seen by forward hooks on the eager model: no graph, no observer."""
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            low, high = seen.get(name, (float("inf"), -float("inf")))
-            seen[name] = (min(low, inputs[0].min().item()), max(high, inputs[0].max().item()))
+    def __init__(self, model: nn.Module, placement: Placement) -> None:
+        self.eager = Exportable(model, fused=placement == "linear")
+        self.ranges: Ranges = {}
+        for name, module in self.eager.model.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                self._before(module, f"{name}:input")
+                if placement == "published" and not name.endswith("fc1"):
+                    self._after(module, f"{name}:output")
+        for number, block in enumerate(self.eager.model.blocks):
+            if placement == "published":
+                self._published(block, number)
+            if placement == "matmul":
+                self._matmul(block.attn, f"blocks.{number}.attn")
 
-        return hook
+    def _published(self, block: Any, number: int) -> None:
+        if number == 0:
+            self._before(block, "blocks.0:input")
+        self._before(block.norm2, f"blocks.{number}:attention")
+        self._after(block, f"blocks.{number}:output")
+        name, attention, queries = f"blocks.{number}.attn:logits", block.attn, []
+        attention.q_norm.register_forward_hook(lambda _m, _i, query: queries.append(query * attention.scale))
+        attention.k_norm.register_forward_hook(lambda _m, _i, key: self._see(name, queries.pop() @ key.mT))
 
-    for name, module in eager.model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_pre_hook(watch(f"{name}:input"))
+    def _matmul(self, attention: Any, name: str) -> None:
+        attention.q_norm.register_forward_hook(
+            lambda _m, _i, query: self._see(f"{name}:query", query * attention.scale)
+        )
+        self._after(attention.k_norm, f"{name}:key")
+        self._after(attention.attn_drop, f"{name}:probability")
+        attention.qkv.register_forward_hook(lambda _m, _i, qkv: self._see(f"{name}:value", qkv.chunk(3, dim=-1)[2]))
+
+    def _before(self, module: nn.Module, name: str) -> None:
+        module.register_forward_pre_hook(lambda _m, inputs: self._see(name, inputs[0]))
+
+    def _after(self, module: nn.Module, name: str) -> None:
+        module.register_forward_hook(lambda _m, _i, output: self._see(name, output))
+
+    def _see(self, name: str, value: Tensor) -> None:
+        low, high = self.ranges.get(name, (float("inf"), -float("inf")))
+        self.ranges[name] = (min(low, value.min().item()), max(high, value.max().item()))
+
+
+@pytest.mark.parametrize("placement", ["linear", "matmul", "published"])
+def test_ragged_ranges_equal_forward_hooks_on_the_eager_model(
+    placement: Placement, model: nn.Module, ragged: list[Batch]
+) -> None:
+    hooks = Hooks(model, placement)
     with torch.no_grad():
-        for batch in batches:
-            eager(cover_stopped(batch.images, batch.keep_indices, 8), batch.keep_indices)
-    return seen
-
-
-def test_ragged_ranges_equal_forward_hooks_on_the_eager_model(model: nn.Module, ragged: list[Batch]) -> None:
-    assert observe(model, "linear", ragged) == hooked_ranges(model, ragged)
+        for batch in ragged:
+            hooks.eager(cover_stopped(batch.images, batch.keep_indices, 8), batch.keep_indices)
+    assert observe(model, placement, ragged) == hooks.ranges
 
 
 def test_the_graph_computes_what_the_gathered_model_does(model: nn.Module, ragged: list[Batch]) -> None:
