@@ -47,7 +47,7 @@ class Hooks:
         self._after(block, f"blocks.{number}:output")
         name, attention, queries = f"blocks.{number}.attn:logits", block.attn, []
         attention.q_norm.register_forward_hook(lambda _m, _i, query: queries.append(query * attention.scale))
-        attention.k_norm.register_forward_hook(lambda _m, _i, key: self._see(name, queries.pop() @ key.mT))
+        attention.k_norm.register_forward_hook(lambda _m, _i, key: self._see(name, torch.matmul(queries.pop(), key.mT)))
 
     def _matmul(self, attention: Any, name: str) -> None:
         attention.q_norm.register_forward_hook(
@@ -61,7 +61,10 @@ class Hooks:
         module.register_forward_pre_hook(lambda _m, inputs: self._see(name, inputs[0]))
 
     def _after(self, module: nn.Module, name: str) -> None:
-        module.register_forward_hook(lambda _m, _i, output: self._see(name, output))
+        def see(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._see(name, output)
+
+        module.register_forward_hook(see)
 
     def _see(self, name: str, value: Tensor) -> None:
         low, high = self.ranges.get(name, (float("inf"), -float("inf")))
