@@ -15,6 +15,7 @@ _NOT_IN_DIGEST = (
     "max_failures",
     "checkpoint_every",
     "cache_gb",
+    "allow_incomplete",
 )
 _POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
 _NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "workers", "seed", "max_failures")
@@ -76,6 +77,7 @@ class DistillationConfig:
         workers: processes that train together; 0 trains in this one.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is a GPU for each worker where the cluster has any.
+        allow_incomplete: take what there is of a synthetic dataset that is not whole.
         max_failures: how often to go on from the last checkpoint after a worker died.
     """
 
@@ -104,6 +106,7 @@ class DistillationConfig:
     workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_incomplete: bool = False
     max_failures: int = 3
 
     def __post_init__(self) -> None:

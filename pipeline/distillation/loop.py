@@ -214,10 +214,12 @@ class StudentTrainer:
             save_state(self.config.output, state)
 
     def _average_buffers(self) -> None:
-        """BatchNorm statistics: each worker saw other images."""
+        """BatchNorm statistics: each worker saw other images, and where they are read anew perhaps fewer batches."""
         for buffer in self.student.model.buffers():
-            if self.place.world_size > 1 and buffer.is_floating_point():
-                buffer.copy_(self.place.sum(buffer) / self.place.world_size)
+            if self.place.world_size > 1:
+                total = self.place.sum(buffer.clone())
+                mean = total / self.place.world_size
+                buffer.copy_(mean if buffer.is_floating_point() else mean.round())
 
     @torch.no_grad()
     def _top1(self) -> float | None:

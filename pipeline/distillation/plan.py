@@ -52,10 +52,19 @@ def prepare(config: DistillationConfig) -> Plan:
     student = build_student(config.student, teacher, seed=config.seed)
     _check_tokens(config, vit, student)
     images = find_source(config.images)
+    if not config.allow_incomplete:
+        images.check_complete()
     labelled = None if config.labelled is None else find_source(config.labelled)
     _check_batch_norm(config, student, images.num_rows)
     # Paths as they were given: a job that is submitted again may run in another folder.
-    decided = {"config": config.deciding(), "teacher": teacher.digest, "student": weight_digest(student.model)}
+    decided = {
+        "config": config.deciding(),
+        "teacher": teacher.digest,
+        "student": weight_digest(student.model),
+        # The same folder may hold another dataset than it did.
+        "dataset": (images.manifest or {}).get("digest"),
+        "num_images": images.num_rows,
+    }
     identity = {"digest": digest_of(decided), **decided}
     _check_same_run(config.output, identity)
     return Plan(_located(config), identity, teacher, student, images, labelled)
@@ -107,5 +116,5 @@ def _check_same_run(output: str, identity: dict[str, Any]) -> None:
         return
     before, now = there["config"], identity["config"]
     differing = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
-    what = "; ".join(differing[:3]) or "the weights of teacher or student differ"
+    what = "; ".join(differing[:3]) or "the weights of teacher or student, or the images, differ"
     raise DatasetError(f"output {output!r} holds a run of another config: {what}")

@@ -88,6 +88,11 @@ def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeCon
     check_exact(distill(make_config("out", workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
 
 
+def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
+    student = StudentConfig(model=ModelConfig(name="test_resnet"))
+    check_exact(distill(make_config("out", workers=2, student=student, token_weight=0.0)), 2)
+
+
 def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:
     assert runs[1]["weights_sha256"] == runs[0]["weights_sha256"]
 
@@ -146,6 +151,13 @@ def test_another_config_does_not_touch_a_run(make_config: MakeConfig) -> None:
     with pytest.raises(DatasetError, match=r"out' holds a run of another config: lr was 0\.01, is 0\.1"):
         distill(make_config("out", epochs=1, lr=0.1))
     assert {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()} == before
+
+
+def test_other_images_in_the_same_place_are_not_taken_for_the_old_ones(make_config: MakeConfig, tmp_path: Path) -> None:
+    distill(make_config("out", epochs=1))
+    write_ragged(tmp_path / "images.parquet", 24)
+    with pytest.raises(DatasetError, match="or the images, differ"):
+        distill(make_config("out", epochs=1))
 
 
 def test_a_loss_that_is_not_finite_ends_at_once(make_config: MakeConfig) -> None:
