@@ -9,7 +9,12 @@ from pipeline.dataset import store
 from pipeline.dataset.schema import to_parquet
 
 DIGEST = "0123456789abcdef" * 4
-PART = to_parquet(pa.table({"label": [1, 2]}))
+
+
+def part(shard_id: int) -> bytes:
+    """A part's file, as far as it is looked at here: its metadata says which one it is."""
+    facts = {"digest": DIGEST, "shard_id": str(shard_id)}
+    return to_parquet(pa.table({"label": [1, 2]}).replace_schema_metadata(facts))
 
 
 def begin(output: str) -> None:
@@ -22,7 +27,7 @@ def test_what_is_done_missing_and_failed_and_why(
 ) -> None:
     output = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
     begin(output)
-    store.write_part(output, 0, DIGEST, PART)
+    store.write_part(output, 0, DIGEST, part(0))
     store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "shard 1: tv_l2 is not finite at step 7"})
     assert status.main([output]) == 1
     told = json.loads(capsys.readouterr().out)
@@ -31,19 +36,29 @@ def test_what_is_done_missing_and_failed_and_why(
     assert told["failed"][0]["shard_id"] == 1
     assert told["failed"][0]["reason"] == "shard 1: tv_l2 is not finite at step 7"
     for shard_id in (1, 2):
-        store.write_part(output, shard_id, DIGEST, PART)
+        store.write_part(output, shard_id, DIGEST, part(shard_id))
     assert status.main(["--uri", output]) == 0
     assert json.loads(capsys.readouterr().out)["complete"] is True
 
 
 def test_a_part_that_was_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(str(tmp_path))
-    for shard_id, content in enumerate((PART, PART[:-5], PART)):
+    for shard_id, content in enumerate((part(0), part(1)[:-5], part(2))):
         store.write_part(str(tmp_path), shard_id, DIGEST, content)
     assert status.main([str(tmp_path)]) == 1
     (damaged,) = json.loads(capsys.readouterr().out)["damaged"]
     assert damaged["shard_id"] == 1
     assert "part-00001-01234567.parquet" in damaged["reason"]
+
+
+def test_a_file_of_another_origin_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(str(tmp_path))
+    for shard_id, content in enumerate((part(0), part(0), part(2))):
+        store.write_part(str(tmp_path), shard_id, DIGEST, content)
+    assert status.main([str(tmp_path)]) == 1
+    (damaged,) = json.loads(capsys.readouterr().out)["damaged"]
+    assert damaged["shard_id"] == 1
+    assert "names another shard" in damaged["reason"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
