@@ -93,7 +93,7 @@ def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) ->
         raise IncompleteError(f"{output!r} has no checkpoint of epoch {plan.config.epochs}")
     for name, weights in (("best", state.best), ("last", state.student)):
         _write_student(plan, weights, storage.join(output, "student", name))
-    storage.write_bytes(storage.join(output, CURVE), _curve(state))
+    storage.write_bytes(storage.join(output, CURVE), _curve(plan, state))
     tops = [row["top1"] for row in state.history if "top1" in row]
     result = {
         "student": storage.join(output, "student", "best"),
@@ -121,11 +121,13 @@ def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> No
         storage.upload_folder(folder, uri)
 
 
-def _curve(state: TrainingState) -> bytes:
+def _curve(plan: Plan, state: TrainingState) -> bytes:
     # Here and not above: workers import this package, and would wait a second for matplotlib that they do not need.
     from pipeline.report import curve
 
     top1 = [row["top1"] for row in state.history if "top1" in row]
-    if top1:
-        return curve({"held-out top-1": top1}, title="Student", x_label="epoch", y_label="%")
-    return curve({"loss": [row["loss"] for row in state.history]}, title="Student", x_label="epoch", y_label="loss")
+    if not top1:
+        return curve({"loss": [row["loss"] for row in state.history]}, title="Student", x_label="epoch", y_label="loss")
+    every = plan.config.score_every
+    x_label = "epoch" if every == 1 else f"scoring, one every {every} epochs"
+    return curve({"held-out top-1": top1}, title="Student", x_label=x_label, y_label="%")
