@@ -3,10 +3,11 @@ import re
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs import synthesize
-from pipeline.dataset import store
+from pipeline.dataset import schema, store
 from pipeline.synthesis.plan import prepare
 from tests.synthesis.conftest import make_config, write_config
 
@@ -43,7 +44,9 @@ def test_dry_run_has_its_own_flag(tiny_folder: Path, tmp_path: Path, capsys: pyt
     output = tmp_path / "out"
     plan = prepare(make_config(tiny_folder, output))
     for shard in plan.shards:
-        store.write_part(str(output), shard["shard_id"], plan.digest, b"part")
+        facts = {"digest": plan.digest, "shard_id": str(shard["shard_id"])}
+        part = schema.to_parquet(pa.table({"label": shard["labels"]}).replace_schema_metadata(facts))
+        store.write_part(str(output), shard["shard_id"], plan.digest, part)
     file = write_config(tmp_path, tiny_folder, str(output))
     assert synthesize.main(["--config", str(file), "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images_to_make"] == 0
