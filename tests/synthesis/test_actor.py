@@ -1,8 +1,9 @@
 """The actor's classes called directly, without Ray."""
 
 import io
-import resource
-import signal
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
 from pipeline.synthesis.actor import PartWriter, pick_device
 from tests.conftest import HALF, make_tiny_model
-from tests.synthesis.conftest import make_config
+from tests.synthesis.conftest import ROOT, make_config
 
 
 @pytest.fixture(autouse=True)
@@ -190,25 +191,30 @@ def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert progress.failed[2]["labels"] == [3, 4]
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """This process cannot write a file of more than 2 kB, as on a full disk."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+# In a process of its own: a limit on this one's files would hold for the test runner's too.
+ON_A_FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+from pipeline.synthesis import plan_shards
+from tests.synthesis.test_actor import batch_of, make_writer
+
+writer = make_writer(Path(sys.argv[1]), Path(sys.argv[2]))
+shards = plan_shards(writer.config)[:1]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+(outcome,) = writer(batch_of(shards))
+print(json.dumps([outcome["error"], outcome["unwritten"]]))
+"""
 
 
-@pytest.mark.usefixtures("small_files")
 def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path) -> None:
-    writer = make_writer(tiny_folder, tmp_path)
-    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
-    assert outcome["error"] == ["OSError"]
-    assert outcome["unwritten"] == [True]
+    """No file of more than 2 kB can be written, as on a full disk."""
+    command = [sys.executable, "-c", ON_A_FULL_DISK, str(tiny_folder), str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout.splitlines()[-1]) == [["OSError"], [True]]
     assert written(tmp_path) == ["failed/shard-00000.json"]
-    assert "File too large" in store.read_progress(str(tmp_path), 1, writer.digest).failed[0]["reason"]
+    record = json.loads((tmp_path / "failed" / "shard-00000.json").read_text())
+    assert "File too large" in record["reason"]
 
 
 def test_output_that_vanished_is_told_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
