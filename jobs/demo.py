@@ -21,19 +21,20 @@ from jobs.digits import DigitsConfig, make_digits
 from jobs.entry import run_job
 from pipeline import storage
 from pipeline.config import parse_config, to_dict
-from pipeline.dataset.store import write_images
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig, evaluate
-from pipeline.inversion import Teacher, start_images
-from pipeline.models import load_model
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.report import text_table
-from pipeline.synthesis import SynthesisConfig, plan_shards, synthesize
-from pipeline.synthesis.shards import image_seed
+from pipeline.synthesis import SynthesisConfig, synthesize
 
 C = TypeVar("C")
 ARMS = ("sparse", "dense", "real", "noise")
+SYNTHETIC = {
+    "sparse": "sparse inversion of the teacher",
+    "dense": "dense inversion of the teacher",
+    "noise": "the noise that inversion starts from",
+}
 STAGES = str(Path(__file__).parent / "configs" / "demo")
 # Written first; a folder that holds it is the demo's own, and may be made anew.
 MARKER = "demo.json"
@@ -45,7 +46,8 @@ class DemoConfig:
 
     Args:
         output: local folder for everything; what an earlier demo left there is replaced.
-        stages: folder of the stages' own configs: digits, evaluate, sparse, dense, calibrate and distill.yaml.
+        stages: folder of the stages' own configs: digits, evaluate, sparse, dense, noise, calibrate and
+            distill.yaml.
         student_seeds: a student is trained with each, on each set of images; their mean counts.
     """
 
@@ -68,7 +70,7 @@ class Demo:
             "sparse": self.path("sparse"),
             "dense": self.path("dense"),
             "real": self.path("digits", "real.parquet"),
-            "noise": self.path("noise.parquet"),
+            "noise": self.path("noise"),
             "reference": self.path("digits", "reference.parquet"),
         }
 
@@ -96,17 +98,6 @@ class Demo:
     def train_teacher(self) -> float:
         make_digits(self.stage(DigitsConfig, "digits"))
         return evaluate(self.stage(EvaluationConfig, "evaluate"))["artifacts"][0]["top1"]
-
-    def write_noise(self, digest: str) -> None:
-        """The very images that the sparse inversion started from, as 8-bit pictures under its labels."""
-        config = self.stage(SynthesisConfig, "sparse")
-        loaded = load_model(config.teacher)
-        teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
-        shards = plan_shards(config, num_classes=len(loaded.class_names))
-        seeds = [image_seed(digest, shard["shard_id"], name) for shard in shards for name in shard["image_ids"]]
-        labels = [label for shard in shards for label in shard["labels"]]
-        pixels = teacher.to_uint8(start_images(teacher, seeds)).numpy()
-        write_images(self.images["noise"], pixels, labels, loaded.class_names)
 
     def quantize(self, data: str) -> dict[str, Any]:
         output = self.path("calibrate", data)
@@ -138,19 +129,20 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     with demo.told("teacher", "a teacher learns handwritten digits"):
         teacher_top1 = demo.train_teacher()
     synthesis = {}
-    for data in ("sparse", "dense"):
-        with demo.told(data, f"{data} inversion of the teacher"):
+    for data, what in SYNTHETIC.items():
+        with demo.told(data, what):
             synthesis[data] = synthesize(demo.stage(SynthesisConfig, data))
             if not synthesis[data]["complete"]:
                 return {"complete": False, data: synthesis[data]}
-    demo.write_noise(synthesis["sparse"]["digest"])
     with demo.told("quantization", f"int8 and int4 on {', '.join(ARMS)} images"):
         reference = storage.read_json(demo.measure_reference()["ranges"])
         calibrations = {data: demo.quantize(data) for data in ARMS}
     errors = {data: range_error(storage.read_json(done["ranges"]), reference) for data, done in calibrations.items()}
     with demo.told("distillation", f"students on {', '.join(ARMS)} images, seeds {config.student_seeds}"):
         students = {data: [demo.train_student(data, seed) for seed in config.student_seeds] for data in ARMS}
-    report = results(teacher_top1, synthesis, calibrations, errors, students)
+    report = results(
+        teacher_top1, {data: synthesis[data] for data in ("sparse", "dense")}, calibrations, errors, students
+    )
     return _finish(demo, report, calibrations)
 
 

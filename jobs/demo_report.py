@@ -201,7 +201,7 @@ def render(
 _ABOUT = (
     "A small Vision Transformer was trained on handwritten digits, then inverted into synthetic images. The teacher "
     "was quantized, and a student with half its blocks distilled, on each of four sets with equally many images: "
-    "sparse and dense inversions, real scans, and the noise that the sparse inversion started from. All scores are "
+    "sparse and dense inversions, real scans, and the noise that inversion starts from. All scores are "
     "top-1 in percent on 500 held-out scans; students are means over the seeds, after the last epoch."
 )
 _QUANTIZATION = (

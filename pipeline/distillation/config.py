@@ -9,7 +9,7 @@ from pipeline.models import ModelConfig
 # What decides where and how fast a student is trained, not which student comes out.
 _NOT_IN_DIGEST = (
     "output",
-    "workers",
+    "num_workers",
     "cpus_per_worker",
     "device",
     "max_failures",
@@ -18,7 +18,7 @@ _NOT_IN_DIGEST = (
     "allow_incomplete",
 )
 _POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
-_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "workers", "seed", "max_failures")
+_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "num_workers", "seed", "max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class DistillationConfig:
         cache_gb: images that take no more than this, decoded, are read once and kept in memory by each worker;
             more are read anew at each epoch.
         shuffle_buffer: images a worker mixes when it reads anew at each epoch.
-        workers: processes that train together; 0 trains in this one.
+        num_workers: processes that train together; 0 trains in this one.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is a GPU for each worker where the cluster has any.
         allow_incomplete: take what there is of a synthetic dataset that is not whole.
@@ -103,7 +103,7 @@ class DistillationConfig:
     checkpoint_every: int = 1
     cache_gb: float = 1.0
     shuffle_buffer: int = 1024
-    workers: int = 1
+    num_workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_incomplete: bool = False
@@ -120,8 +120,10 @@ class DistillationConfig:
             raise ConfigError(f"momentum must be in [0, 1), not {self.momentum}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigError(f"warmup_epochs must be from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
-        if self.batch_size < self.workers:
-            raise ConfigError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
+        if self.batch_size < self.num_workers:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is less than an image for each of {self.num_workers} workers"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide which student comes out, as plain data."""

@@ -79,7 +79,7 @@ def _located(config: DistillationConfig) -> DistillationConfig:
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:
     """BatchNorm needs two values of each channel; the last feature maps of a small image may have one pixel."""
-    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.workers)
+    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.num_workers)
     if smallest < 2 and any(isinstance(module, _BatchNorm) for module in student.modules()) and not student.linear_head:
         raise ConfigError(
             f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "

@@ -68,13 +68,13 @@ def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
         ConfigError: the cluster is too small.
     """
     config = task.config
-    if not config.workers:
+    if not config.num_workers:
         has_gpu = torch.cuda.is_available()
         if config.device == "cuda" and not has_gpu:
             raise ConfigError("device is 'cuda', but this process sees no GPU")
         device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
         return lambda: _outcome(_train_here(task, device))
-    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
+    scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     if task.streams:
         _check_readers(config)
     return lambda: _outcome(_fit(task, scaling, torch_config))
@@ -103,11 +103,11 @@ def _fit(task: Task, scaling: ScalingConfig, torch_config: TorchConfig) -> list[
 
 def _check_readers(config: DistillationConfig) -> None:
     """Workers that hold every core would wait for ever for the tasks that read their images."""
-    cores, held = ray.cluster_resources().get("CPU", 0.0), config.workers * config.cpus_per_worker
+    cores, held = ray.cluster_resources().get("CPU", 0.0), config.num_workers * config.cpus_per_worker
     # With fewer cores than the workers hold, nodes are yet to come.
     if 0 <= cores - held < 1:
         raise ConfigError(
-            f"{config.workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
+            f"{config.num_workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
             f"take fewer, or raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
         )
 

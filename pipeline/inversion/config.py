@@ -13,7 +13,7 @@ class InversionConfig:
     """How images are optimised from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
 
     Args:
-        iterations: optimisation steps.
+        iterations: optimisation steps; 0 leaves the noise that every inversion starts from, to compare with.
         lr: Adam's learning rate, in normalised pixels.
         betas: Adam's.
         jitter: largest shift on each axis, as a share of the image's side.
@@ -56,8 +56,8 @@ class InversionConfig:
         for name, value in numbers.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name} must be finite, not {value}")
-        if self.iterations < 1:
-            raise ConfigError(f"iterations must be at least 1, not {self.iterations}")
+        if self.iterations < 0:
+            raise ConfigError(f"iterations must not be negative, not {self.iterations}")
         if self.lr <= 0:
             raise ConfigError(f"lr must be positive, not {self.lr}")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -27,7 +27,7 @@ class CalibrationConfig:
         batch_size: images a forward in calibration.
         max_images: calibrate on this many, drawn at random; on all by default.
         seed: of that draw.
-        workers: Ray Train workers; 0 calibrates within this process.
+        num_workers: Ray Train workers; 0 calibrates within this process.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is one GPU for each worker where the cluster has any.
         max_failures: how often a worker may be lost before the job gives up.
@@ -48,7 +48,7 @@ class CalibrationConfig:
     batch_size: int = 32
     max_images: int | None = None
     seed: int = 0
-    workers: int = 1
+    num_workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = 3
@@ -63,7 +63,7 @@ class CalibrationConfig:
         for name in ("batch_size", "cpus_per_worker", "score_batch_size", "latency_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("workers", "max_failures"):
+        for name in ("num_workers", "max_failures"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, as {getattr(self, name)} is")
         if self.max_images is not None and self.max_images < 1:

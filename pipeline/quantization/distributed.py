@@ -52,7 +52,7 @@ class Calibration:
 def calibrate_ranges(
     config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, digest: str, *, fixed: bool = False
 ) -> Calibration:
-    """Read every image once, on `config.workers` workers, and merge what they saw.
+    """Read every image once, on `config.num_workers` workers, and merge what they saw.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers.
@@ -71,7 +71,7 @@ def calibrate_ranges(
         images = _in_memory(config, images)
         rows = _index(images, _dense_patches(config, loaded))
         windows = plan_windows(rows, config.batch_size, config.max_images, config.seed)
-        if config.workers:
+        if config.num_workers:
             calibration = _calibrate_on_workers(config, images, loaded, windows, digest, fixed=fixed)
         else:
             calibration = _calibrate_here(config, images, loaded, windows)
@@ -123,11 +123,11 @@ def _calibrate_on_workers(
     *,
     fixed: bool,
 ) -> Calibration:
-    shares = share_windows(windows, config.workers)
+    shares = share_windows(windows, config.num_workers)
     # A worker without windows has an empty part, which ends where the one before it ends.
     cuts = list(accumulate((share[-1].stop if share else 0 for share in shares[:-1]), max))
     parts = images.split_at_indices(cuts) if cuts else [images]
-    scaling, torch_config = worker_configs(config.workers, config.cpus_per_worker, config.device, fixed=fixed)
+    scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     folder = storage.join(config.output, TRAIN_FOLDER)
     trainer = TorchTrainer(
         _observe_part,

@@ -37,7 +37,7 @@ def maker(folder: Path, teacher: Path) -> MakeConfig:
             "optimizer": "sgd",
             "lr": 0.01,
             "token_weight": 0.5,
-            "workers": 0,
+            "num_workers": 0,
             "device": "cpu",
         }
         return DistillationConfig(**{**values, **changes})  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def make_config(tiny_folder: Path, tmp_path: Path) -> MakeConfig:
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[int, dict[str, Any]]:
     """Results of the same training with 0, 1 and 2 workers."""
     make = maker(tmp_path_factory.mktemp("runs"), tiny_folder)
-    return {workers: distill(make(f"workers-{workers}", workers=workers)) for workers in (0, 1, 2)}
+    return {workers: distill(make(f"workers-{workers}", num_workers=workers)) for workers in (0, 1, 2)}
 
 
 def metrics(output: str) -> list[dict[str, Any]]:
@@ -85,12 +85,12 @@ def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
 
 
 def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeConfig) -> None:
-    check_exact(distill(make_config("out", workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
+    check_exact(distill(make_config("out", num_workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
 
 
 def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
     student = StudentConfig(model=ModelConfig(name="test_resnet"))
-    check_exact(distill(make_config("out", workers=2, student=student, token_weight=0.0)), 2)
+    check_exact(distill(make_config("out", num_workers=2, student=student, token_weight=0.0)), 2)
 
 
 def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:
@@ -210,7 +210,7 @@ def test_impossible_runs_write_nothing(
 
 
 def test_workers_that_leave_no_cpu_to_read_images_are_refused(make_config: MakeConfig) -> None:
-    config = make_config("out", workers=8, cache_gb=0.0)
+    config = make_config("out", num_workers=8, cache_gb=0.0)
     with pytest.raises(ConfigError, match="8 workers would hold 8 of 8 CPUs and leave none to read images"):
         distill(config)
     assert not list(Path(config.output).glob("*"))

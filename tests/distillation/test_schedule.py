@@ -51,7 +51,7 @@ def test_optimizers() -> None:
         ({"token_weight": -1.0}, "token_weight must not be negative, not -1.0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
         ({"epochs": 2, "warmup_epochs": 3.0}, "warmup_epochs must be from 0 to the 2 epochs, not 3.0"),
-        ({"batch_size": 2, "workers": 3}, "batch_size 2 is less than one image for each of 3 workers"),
+        ({"batch_size": 2, "num_workers": 3}, "batch_size 2 is less than an image for each of 3 workers"),
         ({"lr": float("nan")}, "lr must be positive, not nan"),
     ],
 )
@@ -77,5 +77,5 @@ def test_impossible_students(changes: dict[str, object], message: str) -> None:
 
 def test_where_a_student_is_trained_does_not_decide_which_it_is(tmp_path: Path) -> None:
     here = make_config()
-    there = make_config(output=str(tmp_path), workers=4, device="cpu", checkpoint_every=5, max_failures=0)
+    there = make_config(output=str(tmp_path), num_workers=4, device="cpu", checkpoint_every=5, max_failures=0)
     assert here.deciding() == there.deciding() != make_config(seed=1).deciding()

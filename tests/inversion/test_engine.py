@@ -251,13 +251,28 @@ def test_families_invert_on_a_token_subset(name: str, changes: dict[str, Any]) -
 
 
 def test_every_ending_of_a_config_is_a_config_error() -> None:
-    bad = {"iterations": 0, "lr": 0.0, "betas": (0.5, 1.0), "jitter": 1.0, "flip": 1.5, "micro_batch": 0, "tv_l2": -1.0}
+    bad = {
+        "iterations": -1,
+        "lr": 0.0,
+        "betas": (0.5, 1.0),
+        "jitter": 1.0,
+        "flip": 1.5,
+        "micro_batch": 0,
+        "tv_l2": -1.0,
+    }
     for name, value in bad.items():
         with pytest.raises(ConfigError, match=name):
             InversionConfig(**{**DENSE, name: value})
     for value in (float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=f"lr must be finite, not {value}"):
             InversionConfig(**{**DENSE, "lr": value})
+
+
+def test_no_iterations_leave_the_starting_noise(tiny_teacher: Teacher) -> None:
+    result = invert(tiny_teacher, TARGETS, InversionConfig(**{**DENSE, "iterations": 0}), seeds=SEEDS)
+    assert torch.equal(result.images, start_images(tiny_teacher, SEEDS))
+    assert result.keep_indices.shape == (len(SEEDS), tiny_teacher.num_patches)
+    assert result.losses["class_loss"].shape == (0,)
 
 
 def test_one_channel() -> None:

@@ -29,7 +29,7 @@ def config(tmp_path: Path, tiny_folder: Path, images: Path) -> Path:
         "output": str(tmp_path / "out"),
         "settings": [{"weights": 4, "activations": 8}],
         "formats": ["pt2"],
-        "workers": 0,
+        "num_workers": 0,
     }
     file = tmp_path / "calibrate.yaml"
     file.write_text(yaml.safe_dump(values))

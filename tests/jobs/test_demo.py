@@ -15,14 +15,9 @@ from jobs.demo_report import check_claims, draw_images, render, results, summary
 from jobs.digits import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
-from pipeline.dataset import schema
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
-from pipeline.inversion import Teacher, start_images
-from pipeline.models import load_model
 from pipeline.report import text_table
-from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.shards import image_seed
 
 STUDENTS = {"sparse": 87.0, "dense": 85.0, "real": 97.0, "noise": 80.0}
 ERRORS = {"sparse": 0.1, "dense": 0.07, "real": 0.04, "noise": 0.14}
@@ -145,24 +140,6 @@ def test_page_holds_tables_curves_and_images_of_every_set(
     page = render(str(tmp_path), picture, report, check_claims(report), calibrations, {"teacher": 80.0})
     assert len(re.findall("<img ", page)) == 3
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
-
-
-def test_noise_is_what_the_sparse_inversion_starts_from(tiny_folder: Path, tmp_path: Path) -> None:
-    demo = Demo(DemoConfig(output=str(tmp_path)))
-    storage.upload_folder(tiny_folder, demo.path("digits", "teacher"))
-    demo.write_noise("abc123")
-    config = demo.stage(SynthesisConfig, "sparse")
-    assert config.output == demo.path("sparse")
-    loaded = load_model(config.teacher)
-    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
-    # The last of 200 images in shards of 50.
-    start = start_images(teacher, [image_seed("abc123", 3, "00009-000019")])
-    from jobs.demo_report import _rows
-
-    rows = _rows(demo.images["noise"])
-    assert [row["label"] for row in rows] == [number // 20 for number in range(200)]
-    stored = schema.decode_image(rows[-1]["image"]["bytes"], "noise")
-    assert np.array_equal(stored, teacher.to_uint8(start)[0].numpy())
 
 
 def test_what_is_not_the_demos_own_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

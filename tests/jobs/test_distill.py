@@ -67,7 +67,7 @@ def kill_after_epoch(job: subprocess.Popen[str], output: Path, epoch: int) -> No
 def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     config: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--config", write_config(config, tmp_path), "--workers", "1"]
+    flags = ["--config", write_config(config, tmp_path), "--num_workers", "1"]
     kill_after_epoch(start(flags), tmp_path / "out", 3)
     assert not (tmp_path / "out" / "result.json").exists()
 
@@ -77,7 +77,7 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     assert 3 <= result["continued_from_epoch"] < 40
     assert f"going on from epoch {result['continued_from_epoch']} of 40" in captured.err
 
-    assert main([*flags, "--workers", "0", "--output", str(tmp_path / "untouched")]) == 0
+    assert main([*flags, "--num_workers", "0", "--output", str(tmp_path / "untouched")]) == 0
     untouched = json.loads(capfd.readouterr().out)
     assert untouched["weights_sha256"] == result["weights_sha256"]
     assert untouched["best_epoch"] == result["best_epoch"]

@@ -109,7 +109,7 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     assert store.read_manifest(images)["num_images"] == 10
 
     config = ["--config", "jobs/configs/demo/calibrate.yaml", *teacher, "--images", images, "--output", artefacts]
-    small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--workers=1"]
+    small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--num_workers=1"]
     calibrated = cluster.run("calibrate", *config, *small)
     assert calibrated["images"] == 10
     read_pt2(Path(artefacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")

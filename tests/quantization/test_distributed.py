@@ -51,7 +51,7 @@ def calibrate(
         output=str(output),
         placement="matmul",
         batch_size=batch_size,
-        workers=workers,
+        num_workers=workers,
         device="cpu",
     )
     return calibrate_ranges(config, rows(loaded, images), loaded, "0" * 64)

@@ -55,7 +55,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
     """In this process, one artefact, nothing scored."""
-    values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": 0, **changes}
+    values = {"settings": [BitWidths()], "formats": ["pt2"], "num_workers": 0, **changes}
     return CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values
     )

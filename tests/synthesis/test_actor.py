@@ -16,10 +16,11 @@ import torch
 
 from pipeline.dataset import schema, store
 from pipeline.errors import ConfigError, ModelError, NonFiniteError
-from pipeline.inversion import Teacher, score
+from pipeline.inversion import Teacher, score, start_images
 from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
 from pipeline.synthesis.actor import PartWriter, pick_device
+from pipeline.synthesis.shards import image_seed
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import ROOT, make_config
 
@@ -88,6 +89,18 @@ def test_grey_teacher_makes_grey_png(tmp_path: Path) -> None:
     code = table["image"][0].as_py()["bytes"]
     assert code[25] == 0  # PNG colour type: grey
     assert schema.decode_image(code, "x").shape == (32, 32, 1)
+
+
+def test_noise_to_compare_with(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused", inversion={"iterations": 0, "stop_steps": [], "stop_fractions": []})
+    shard = plan_shards(config)[0]
+    inverter = Inverter(config)
+    (table,) = inverter(batch_of([shard]))
+    seeds = [image_seed(inverter.digest, 0, image_id) for image_id in shard["image_ids"]]
+    start = inverter.teacher.to_uint8(start_images(inverter.teacher, seeds)).numpy()
+    stored = [schema.decode_image(cell["bytes"], cell["path"]) for cell in table["image"].to_pylist()]
+    assert np.array_equal(np.stack(stored), start)
+    assert table["label"].to_pylist() == shard["labels"]
 
 
 def test_feature_prior_takes_part(tiny_folder: Path, tmp_path: Path) -> None:
