@@ -13,10 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-
-# A matrix product of a handful of rows takes another kernel on CPUs and rounds differently. The classifier's is the one
-# product with a single row an image; hundreds of steps of inversion would carry that from the last bit to the pixels.
-_FEWEST_ROWS = 8
+from pipeline.last_block import last_block, num_tokens_read, pad_rows
 
 
 class TokenSubset(nn.Module):
@@ -72,6 +69,8 @@ class SubsetViT(nn.Module):
         self.num_classes: int = self.model.num_classes
         self.embed_dim: int = self.model.embed_dim
         self.embeds_subsets = _embeds_subsets(model)
+        # Leading tokens that the last block is run for; 0 runs it whole.
+        self._tokens_read = num_tokens_read(model)
         self._slot = TokenSubset(self.num_prefix_tokens, with_indices=isinstance(model, Eva))
         if not self.embeds_subsets:
             self.model.patch_drop = self._slot
@@ -88,16 +87,45 @@ class SubsetViT(nn.Module):
     def forward_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Logits [B, classes] of patches [B, K, C, p, p] that lie at `positions` int64 [B, K] of the grid.
 
-        Only where `embeds_subsets` is true.
+        Only where `embeds_subsets` is true. Of the last block, no more is computed than the classifier reads.
         """
-        return self._head(self._patch_features(patches, positions))
+        return self._read_patches(patches, positions)[0]
+
+    def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward_scores` for patches already cut out; see `forward_patches`."""
+        if not self._tokens_read:
+            with self.attention_probabilities() as captured:
+                logits, _ = self._read_patches(patches, positions)
+            return logits, self._cls_attention(captured[0])
+        logits, attention = self._read_patches(patches, positions)
+        assert attention is not None
+        return logits, self._cls_attention(attention)
+
+    def forward_scores(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and the patch scores [B, K] of the same forward, in the order of `keep_indices`.
+
+        A patch's score is the CLS token's attention to it in the last block, mean over heads (SMI, semantic patch
+        identification; Hu et al., ICML 2024, section 3).
+        """
+        with self.attention_probabilities() as captured:
+            logits = self(images, keep_indices)
+        return logits, self._cls_attention(captured[0])
+
+    def _cls_attention(self, attention: Tensor) -> Tensor:
+        return attention.detach().mean(dim=1)[:, 0, self.num_prefix_tokens :]
+
+    def _read_patches(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and where not the whole last block is run, the attention of the tokens that the classifier reads."""
+        model = self.model
+        tokens = model.norm_pre(self._embed(patches, positions))
+        if not self._tokens_read:
+            return self._head(model.norm(model.blocks(tokens))), None
+        tokens, attention = last_block(model.blocks[-1], model.blocks[:-1](tokens), self._tokens_read)
+        return self._head(model.norm(tokens)), attention
 
     def _head(self, tokens: Tensor) -> Tensor:
         """Logits [B, classes] of the tokens after the final norm, rounded alike in batches of any size."""
-        missing = _FEWEST_ROWS - tokens.shape[0]
-        if missing <= 0:
-            return self.model.forward_head(tokens)
-        return self.model.forward_head(torch.cat([tokens, tokens[:1].expand(missing, -1, -1)]))[:-missing]
+        return self.model.forward_head(pad_rows(tokens))[: len(tokens)]
 
     def _features(self, images: Tensor, keep_indices: Tensor | None) -> Tensor:
         if keep_indices is None:
@@ -178,9 +206,11 @@ class SubsetViT(nn.Module):
         for block in self.model.blocks:
             attention = block.attn
             handles.append(attention.proj.register_forward_pre_hook(lambda m, a, h=attention.num_heads: keep(m, a, h)))
+        tokens_read, self._tokens_read = self._tokens_read, 0
         try:
             yield captured
         finally:
+            self._tokens_read = tokens_read
             for handle in handles:
                 handle.remove()
 

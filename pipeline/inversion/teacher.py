@@ -45,25 +45,6 @@ class Teacher(SubsetViT):
         """White, in normalised space [C, 1, 1]."""
         return (1 - self.mean) / self.std
 
-    def forward_scores(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes] and the patch scores [B, K] of the same forward, in the order of `keep_indices`.
-
-        A patch's score is the CLS token's attention to it in the last block, mean over heads (SMI, semantic patch
-        identification; Hu et al., ICML 2024, section 3).
-        """
-        with self.attention_probabilities() as attention:
-            logits = self(images, keep_indices)
-        return logits, self._cls_attention(attention[0])
-
-    def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward_scores` for patches [B, K, C, p, p] already cut out; see `forward_patches`."""
-        with self.attention_probabilities() as attention:
-            logits = self.forward_patches(patches, positions)
-        return logits, self._cls_attention(attention[0])
-
-    def _cls_attention(self, attention: Tensor) -> Tensor:
-        return attention.mean(dim=1)[:, 0, self.num_prefix_tokens :]
-
     def to_uint8(self, images: Tensor) -> Tensor:
         """Normalised [B, C, H, W] to the 8-bit pixels [B, H, W, C] that are stored, rounded to the nearest."""
         pixels = (images * self.std + self.mean) * 255
