@@ -5,8 +5,10 @@ flip is 1, mirrored left-right. Patches are numbered row by row; `keep_indices` 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -65,13 +67,37 @@ def _nearest_patches(offset: Tensor, patch_size: int) -> Tensor:
 def cut_patches(images: Tensor, positions: Tensor, jitter: Tensor, *, patch_size: int) -> Tensor:
     """The pixels that the jittered images show at `positions` [B, K], as patches [B, K, C, p, p].
 
-    Reads, and on the way back writes, those pixels alone; equals jittering the whole image and cutting it up.
+    Reads those pixels alone; equals jittering the whole image and cutting it up. No position may occur twice.
     """
-    batch, channels, _height, width = images.shape
-    y, x = _source_pixels(positions, jitter, grid_size=width // patch_size, patch_size=patch_size)
-    flat = (y.unsqueeze(-1) * width + x.unsqueeze(-2)).view(batch, 1, -1)
-    patches = images.flatten(2).gather(2, flat.expand(-1, channels, -1))
-    return patches.view(batch, channels, -1, patch_size, patch_size).transpose(1, 2)
+    return _CutPatches.apply(images, positions, jitter, patch_size)  # type: ignore[no-any-return]
+
+
+class _CutPatches(torch.autograd.Function):
+    """A gather whose gradient is a gather as well.
+
+    No pixel is read twice, so its gradient lies in one place. Automatic differentiation cannot know that: it adds up
+    into a zeroed image, which on a GPU is slow where it is to be deterministic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, positions: Tensor, jitter: Tensor, patch_size: int) -> Tensor:
+        batch, channels, _height, width = images.shape
+        ctx.save_for_backward(positions, jitter)
+        ctx.shape, ctx.patch_size = images.shape, patch_size
+        y, x = _source_pixels(positions, jitter, grid_size=width // patch_size, patch_size=patch_size)
+        flat = (y.unsqueeze(-1) * width + x.unsqueeze(-2)).view(batch, 1, -1)
+        patches = images.flatten(2).gather(2, flat.expand(-1, channels, -1))
+        return patches.view(batch, channels, -1, patch_size, patch_size).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        positions, jitter = ctx.saved_tensors
+        batch, channels, _height, width = ctx.shape
+        flat = _patch_pixels(positions, jitter, grid_size=width // ctx.patch_size, patch_size=ctx.patch_size)
+        shown = gradients[0].transpose(1, 2).reshape(batch, channels, -1)
+        # Pixels in no patch find a zero behind the last.
+        shown = F.pad(shown, (0, 1))
+        return shown.gather(2, flat.unsqueeze(1).expand(-1, channels, -1)).view(ctx.shape), None, None, None
 
 
 def jitter_images(images: Tensor, jitter: Tensor) -> Tensor:
@@ -90,3 +116,22 @@ def _source_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_s
     x = (positions % grid_size).unsqueeze(-1) * patch_size + inside
     x = torch.where(flip.bool(), size - 1 - x, x)
     return (y - dy) % size, (x - dx) % size
+
+
+def _patch_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:
+    """Where each pixel of the un-jittered image lies [B, H·W] among those of its patches [B, K·p²]; K·p² if nowhere.
+
+    The inverse of `_source_pixels`.
+    """
+    batch, count = positions.shape
+    size, area = grid_size * patch_size, patch_size**2
+    dy, dx, flip = (column.unsqueeze(1) for column in jitter.unbind(dim=1))
+    side = torch.arange(size, device=positions.device)
+    y, x = (side + dy) % size, (side + dx) % size
+    x = torch.where(flip.bool(), size - 1 - x, x)
+    slots = positions.new_full((batch, grid_size**2), count)
+    slots.scatter_(1, positions, torch.arange(count, device=positions.device).expand(batch, -1))
+    patch = (y // patch_size * grid_size).unsqueeze(2) + (x // patch_size).unsqueeze(1)
+    inside = (y % patch_size * patch_size).unsqueeze(2) + (x % patch_size).unsqueeze(1)
+    slot = slots.gather(1, patch.flatten(1))
+    return torch.where(slot < count, slot * area + inside.flatten(1), count * area)

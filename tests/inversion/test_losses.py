@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,12 @@ def test_tv_of_a_flat_image_has_a_finite_gradient() -> None:
     losses.tv_l2(flat).sum().backward()
     assert flat.grad is not None
     assert torch.equal(flat.grad, torch.zeros_like(flat))
+
+
+@pytest.mark.parametrize("tv", [losses.tv_l2, losses.tv_l2_batch])
+def test_tv_l2_gradient_is_that_of_finite_differences(tv: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    images = torch.rand(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(tv, images.requires_grad_())
 
 
 def test_pixel_l2() -> None:

@@ -47,6 +47,17 @@ def test_gradient_reaches_the_pixels_that_were_read_and_no_others() -> None:
     assert torch.equal(images.grad[0, 0], expected)
 
 
+def test_gradient_is_the_one_of_automatic_differentiation() -> None:
+    images = torch.rand(len(JITTERS), 3, 32, 32, requires_grad=True)
+    positions = torch.stack([torch.randperm(16)[:5] for _ in JITTERS])
+    jitter = torch.tensor(JITTERS)
+    weights = torch.rand(len(JITTERS), 5, 3, SIDE, SIDE)
+    (written,) = torch.autograd.grad((cut_patches(images, positions, jitter, patch_size=SIDE) * weights).sum(), images)
+    rolls = torch.stack([rolled(image, *shift) for image, shift in zip(images, JITTERS, strict=True)])
+    (automatic,) = torch.autograd.grad((whole_image_cut(rolls, positions) * weights).sum(), images)
+    assert torch.equal(written, automatic)
+
+
 @pytest.mark.parametrize(
     ("offset", "rows"), [(0, 0), (3, 0), (4, 1), (-4, 0), (-5, -1), (11, 1), (12, 2), (-12, -1), (-13, -2)]
 )
