@@ -2,19 +2,22 @@
 
 import copy
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from jobs.demo import ARMS, Demo, DemoConfig, main, run_demo
+from jobs.demo import ARMS, STAGES, Demo, DemoConfig, main, run_demo
 from jobs.demo_report import check_claims, draw_images, render, results, summary_tables
 from jobs.digits import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
+from pipeline.dataset import sources
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
 from pipeline.report import text_table
@@ -140,6 +143,53 @@ def test_page_holds_tables_curves_and_images_of_every_set(
     page = render(str(tmp_path), picture, report, check_claims(report), calibrations, {"teacher": 80.0})
     assert len(re.findall("<img ", page)) == 3
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 1, "batch_size": 256, "images_per_class": 2},
+    "evaluate": {},
+    "sparse": {
+        "images_per_class": 2,
+        "inversion": {"iterations": 4, "stop_steps": [1, 2], "stop_fractions": [0.5, 0.5]},
+    },
+    "dense": {"images_per_class": 2, "inversion": {"iterations": 2, "stop_steps": [], "stop_fractions": []}},
+    "noise": {"images_per_class": 2, "inversion": {"iterations": 0, "stop_steps": [], "stop_fractions": []}},
+    "calibrate": {
+        "num_workers": 0,
+        "settings": [{"weights": 8, "activations": 8}, {"weights": 4, "activations": 4}],
+    },
+    "distill": {"epochs": 1, "num_workers": 0},
+}
+
+
+def write_small_stages(folder: Path) -> None:
+    """The demo's own configs, with so little of everything that it takes a minute."""
+    folder.mkdir()
+    for name, changes in SMALL.items():
+        settings = yaml.safe_load(Path(STAGES, f"{name}.yaml").read_text())
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**settings, **changes}))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_all_stages_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A teacher that has learnt next to nothing: everything is there, and the claims that do not hold are told."""
+    write_small_stages(tmp_path / "stages")
+    output = tmp_path / "demo"
+    flags = [f"--output={output}", f"--stages={tmp_path / 'stages'}", "--student_seeds=[3]"]
+    assert main(flags) == 1
+    summary = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert not summary["complete"]
+    assert any("teacher" in text for text in summary["claims_not_met"])
+    report = json.loads((output / "report.json").read_text())
+    assert set(report) == {"teacher", "synthesis", "quantization", "distillation"}
+    assert {kind: made["images"] for kind, made in report["synthesis"].items()} == {"sparse": 20, "dense": 20}
+    assert len(report["quantization"]) == 4 * 2 * 2
+    assert [row["data"] for row in report["distillation"]] == list(ARMS)
+    assert all(0 <= row["top1"] <= 100 for row in (*report["quantization"], *report["distillation"]))
+    assert all(row["range_error"] > 0 for row in report["quantization"])
+    assert "<img " in (output / "report.html").read_text()
+    rows = {data: sources.find_source(str(output / data)).num_rows for data in ("sparse", "dense", "noise")}
+    assert rows == {"sparse": 20, "dense": 20, "noise": 20}
 
 
 def test_what_is_not_the_demos_own_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
