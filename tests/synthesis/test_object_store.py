@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
+import timm
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
@@ -38,13 +40,27 @@ SCRIPT = """
 import json, sys
 from pipeline.config import parse_config
 from pipeline.dataset import read_images
+from pipeline.distillation import DistillationConfig, distill
 from pipeline.synthesis import SynthesisConfig, synthesize
 
 config = parse_config(SynthesisConfig, ["--config", sys.argv[1]])
 summary = synthesize(config)
 rows = read_images(config.output).take_all()
-print(json.dumps({**summary, "rows": len(rows), "shape": rows[0]["image"].shape}))
+flags = {"teacher.name": config.teacher.name, "student.depth_pruned": "[1]", "images": config.output, "device": "cpu"}
+flags |= {"output": "s3://made/student", "labelled": config.output, "epochs": "2", "token_weight": "1.0"}
+student = distill(parse_config(DistillationConfig, [f"--{name}={value}" for name, value in flags.items()]))
+print(json.dumps({**summary, "rows": len(rows), "shape": rows[0]["image"].shape, "student": student}))
 """
+
+
+def check_student(store: S3FileSystem, result: dict[str, Any], folder: Path) -> None:
+    """Everything of a distillation lies there, nothing of Ray Train's is left, and the student loads."""
+    names = {path.removeprefix("made/student/").partition("/")[0] for path in store.find("made/student")}
+    assert names == {"checkpoints", "config.json", "curve.png", "metrics.jsonl", "result.json", "student"}
+    assert result["images"] == 30
+    store.get(result["student"], str(folder), recursive=True)
+    student = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert sum(name.startswith("blocks.1") for name, _ in student.named_modules()) == 0
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -55,9 +71,11 @@ def test_output_on_an_object_store(
     process = start(["-c", SCRIPT, str(file)], s3)
     out, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
-    assert json.loads(out)["rows"] == 30
-    assert json.loads(out)["shape"] == [32, 32, 3]
+    result = json.loads(out.splitlines()[-1])
+    assert result["rows"] == 30
+    assert result["shape"] == [32, 32, 3]
     store = S3FileSystem()
+    check_student(store, result["student"], tmp_path / "student")
     assert {
         f"data/{path.rpartition('/')[2]}": store.cat_file(path) for path in store.ls("made/here/data")
     } == made.parts
