@@ -22,6 +22,8 @@ TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 HALF = (0.5, 0.5, 0.5)
 
 
+requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 # Tiny models are faster on one thread, and Ray's actors want the other core.
 torch.set_num_threads(1)
 

@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.inversion import Inversion, InversionConfig, Teacher
+from tests.conftest import requires_gpu
 
 RECORD = Path(__file__).parents[1] / "data" / "reference_trace.npz"
 
@@ -20,25 +21,30 @@ def recorded() -> dict[str, Any]:
         return {name: archive[name] for name in archive.files}
 
 
-@pytest.fixture(scope="module")
-def replayed(recorded: dict[str, Any]) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=requires_gpu)])
+def replayed(request: pytest.FixtureRequest, recorded: dict[str, Any]) -> dict[str, Any]:
     """The recorded run, done again by the engine."""
     hparams = json.loads(str(recorded["hparams"]))
-    run = _inversion(recorded, hparams)
+    run = _inversion(recorded, hparams, request.param)
     keeps: dict[int, torch.Tensor] = {}
     first_gradient = torch.empty(0)
     for step in range(hparams["iterations"]):
         run.step()
         if step == 0:
             assert run.images.grad is not None
-            first_gradient = run.images.grad.flatten().clone()
+            first_gradient = run.images.grad.flatten().cpu().clone()
         if step in recorded["stop_steps"]:
             keeps[step] = run.keep_indices
     result = run.result()
-    return {"keep": keeps, "ce": result.losses["class_loss"], "grad": first_gradient, "final": result.images.flatten()}
+    return {
+        "keep": keeps,
+        "ce": result.losses["class_loss"],
+        "grad": first_gradient,
+        "final": result.images.flatten().cpu(),
+    }
 
 
-def _inversion(recorded: dict[str, Any], hparams: dict[str, Any]) -> Inversion:
+def _inversion(recorded: dict[str, Any], hparams: dict[str, Any], device: str) -> Inversion:
     sizes = {k: hparams[k] for k in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")}
     model = VisionTransformer(**sizes)
     weights = {k.removeprefix("teacher/"): torch.from_numpy(v) for k, v in recorded.items() if k.startswith("teacher/")}
@@ -57,7 +63,7 @@ def _inversion(recorded: dict[str, Any], hparams: dict[str, Any]) -> Inversion:
         stop_fractions=recorded["stop_fractions"].tolist(),
     )
     return Inversion(
-        Teacher(model, mean=hparams["mean"], std=hparams["std"]),
+        Teacher(model, mean=hparams["mean"], std=hparams["std"]).to(device),
         torch.from_numpy(recorded["targets"]),
         config,
         seeds=[0, 1],

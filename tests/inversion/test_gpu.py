@@ -1,0 +1,62 @@
+"""What only a GPU can show; the recorded run is replayed on one in test_conformance.py."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.inversion import InversionConfig, Teacher, invert
+from tests.conftest import HALF, make_tiny_model, requires_gpu
+
+pytestmark = requires_gpu
+
+SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}
+TARGETS = torch.arange(32) % 10
+SEEDS = list(range(32))
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher(make_tiny_model(), mean=HALF, std=HALF).to("cuda")
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_seeds_same_bits(teacher: Teacher, dtype: str) -> None:
+    config = InversionConfig(**SPARSE, dtype=dtype)  # type: ignore[arg-type]
+    first, again = (invert(teacher, TARGETS, config, seeds=SEEDS) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.keep_indices, again.keep_indices)
+
+
+def test_start_and_jitter_are_those_of_the_cpu(teacher: Teacher) -> None:
+    config = InversionConfig(**{**SPARSE, "iterations": 11})
+    there = invert(teacher, TARGETS, config, seeds=SEEDS)
+    here = invert(Teacher(make_tiny_model(), mean=HALF, std=HALF), TARGETS, config, seeds=SEEDS)
+    assert torch.allclose(there.images.cpu(), here.images, atol=0.05)
+
+
+def test_memory_that_runs_out_splits_the_batch(teacher: Teacher) -> None:
+    config = InversionConfig(**SPARSE)
+    invert(teacher, TARGETS, config, seeds=SEEDS)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    whole = invert(teacher, TARGETS, config, seeds=SEEDS)
+    total = torch.cuda.get_device_properties(0).total_memory
+    limit = torch.cuda.max_memory_reserved() * 0.8 / total
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit)
+    try:
+        split = invert(teacher, TARGETS, config, seeds=SEEDS)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert split.micro_batch < whole.micro_batch == 32
