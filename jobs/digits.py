@@ -29,7 +29,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
 from pipeline.models import save_model
-from pipeline.storage import check_writable, join, upload_folder, write_json
+from pipeline.storage import check_writable, join, upload_folder, write_json, writing_to
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 IMAGE_SIZE = 32  # pixels; the scans are 8×8
@@ -224,12 +224,13 @@ def make_digits(config: DigitsConfig) -> dict[str, Any]:
     check_writable(config.output)
     torch.set_num_threads(config.threads)
     model, history = train_teacher(config, sets["train"], sets["held_out"])
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)
-        upload_folder(folder, join(config.output, "teacher"))
-    for name in ("real", "reference", "held_out"):
-        write_images(join(config.output, f"{name}.parquet"), sets[name].images, sets[name].labels, CLASS_NAMES)
-    write_json(join(config.output, "history.json"), {"config": to_dict(config), **history})
+    with writing_to(config.output):
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)
+            upload_folder(folder, join(config.output, "teacher"))
+        for name in ("real", "reference", "held_out"):
+            write_images(join(config.output, f"{name}.parquet"), sets[name].images, sets[name].labels, CLASS_NAMES)
+        write_json(join(config.output, "history.json"), {"config": to_dict(config), **history})
     return {"teacher": join(config.output, "teacher"), "top1": history["top1"][-1]}
 
 

@@ -70,7 +70,7 @@ class SubsetViT(nn.Module):
         self.embed_dim: int = self.model.embed_dim
         self.embeds_subsets = _embeds_subsets(model)
         # Leading tokens that the last block is run for; 0 runs it whole.
-        self._tokens_read = num_tokens_read(model)
+        self.tokens_read = num_tokens_read(model)
         self._slot = TokenSubset(self.num_prefix_tokens, with_indices=isinstance(model, Eva))
         if not self.embeds_subsets:
             self.model.patch_drop = self._slot
@@ -93,7 +93,7 @@ class SubsetViT(nn.Module):
 
     def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`forward_scores` for patches already cut out; see `forward_patches`."""
-        if not self._tokens_read:
+        if not self.tokens_read:
             with self.attention_probabilities() as captured:
                 logits, _ = self._read_patches(patches, positions)
             return logits, self._cls_attention(captured[0])
@@ -118,9 +118,9 @@ class SubsetViT(nn.Module):
         """Logits, and where not the whole last block is run, the attention of the tokens that the classifier reads."""
         model = self.model
         tokens = model.norm_pre(self._embed(patches, positions))
-        if not self._tokens_read:
+        if not self.tokens_read:
             return self._head(model.norm(model.blocks(tokens))), None
-        tokens, attention = last_block(model.blocks[-1], model.blocks[:-1](tokens), self._tokens_read)
+        tokens, attention = last_block(model.blocks[-1], model.blocks[:-1](tokens), self.tokens_read)
         return self._head(model.norm(tokens)), attention
 
     def _head(self, tokens: Tensor) -> Tensor:
@@ -206,11 +206,11 @@ class SubsetViT(nn.Module):
         for block in self.model.blocks:
             attention = block.attn
             handles.append(attention.proj.register_forward_pre_hook(lambda m, a, h=attention.num_heads: keep(m, a, h)))
-        tokens_read, self._tokens_read = self._tokens_read, 0
+        tokens_read, self.tokens_read = self.tokens_read, 0
         try:
             yield captured
         finally:
-            self._tokens_read = tokens_read
+            self.tokens_read = tokens_read
             for handle in handles:
                 handle.remove()
 

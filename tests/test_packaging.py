@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "pipeline.inversion": {"pipeline.errors", "pipeline.vit"},
     "pipeline.dataset": {"pipeline.errors", "pipeline.config", "pipeline.storage"},
-    "pipeline.vit": {"pipeline.errors"},
+    "pipeline.vit": {"pipeline.errors", "pipeline.last_block"},
+    "pipeline.last_block": set(),
     "pipeline.errors": set(),
     "pipeline.config": {"pipeline.errors"},
     "pipeline.storage": {"pipeline.errors"},

@@ -121,7 +121,7 @@ class Inversion:
         device = teacher.mean.device
         generators = _generators(seeds)
         start = _start(teacher, generators)
-        self.teacher = teacher
+        self.teacher = teacher.in_bfloat16() if config.dtype == "bfloat16" else teacher
         self.config = config
         self.targets = targets.to(device)
         self.feature_prior = feature_prior
