@@ -1,9 +1,11 @@
-"""Seconds a step of inversion, sparse against dense, in one process on one machine.
+"""Seconds a step of inversion: ours and a plain one in the published manner, each dense and sparse, in one process.
 
-    python -m benchmarks.inversion --model deit_tiny_patch16_224 --batch 8 --alive 46
+    python -m benchmarks.inversion --model deit_base_patch16_224 --batch 8 --alive 46 --dtype bfloat16
 
-The two are stepped in turn, so that a machine whose speed drifts slows both; the ratio is the median of the rounds'
-ratios. Weights are random: they do not change the work. Prints one JSON line.
+The four are stepped in turn, so that a machine whose speed drifts slows all; each ratio is the median of the rounds'
+ratios. The plain one is always fp32. Beside the seconds: the operations counted (`pipeline.inversion.flops`), what that
+makes a second, and the machine's own peak in a product of large matrices of the same type. Weights are random: they do
+not change the work. Prints one JSON line.
 """
 
 import argparse
@@ -14,13 +16,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
 import torch
 
+from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion.flops import TeacherShape, step_flops
 
 
 def make_run(teacher: Teacher, *, batch: int, alive: int | None, dtype: str, steps: int) -> Inversion:
@@ -34,13 +38,12 @@ def make_run(teacher: Teacher, *, batch: int, alive: int | None, dtype: str, ste
     return Inversion(teacher, targets, config, seeds=list(range(batch)))
 
 
-def seconds(run: Inversion, steps: int) -> float:
-    """Mean seconds of some steps."""
-    device = run.images.device
+def seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Mean seconds of some calls."""
     _wait(device)
     started = time.perf_counter()
     for _ in range(steps):
-        run.step()
+        step()
     _wait(device)
     return (time.perf_counter() - started) / steps
 
@@ -50,28 +53,75 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the machine's best product of two large square matrices."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        torch.matmul(left, right)
+    return 2 * size**3 / min(seconds(lambda: left @ right, 2, device) for _ in range(8))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The JSON line, as plain data."""
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
-    total = 2 + options.steps * options.rounds
-    shape = {"batch": options.batch, "dtype": options.dtype, "steps": total}
-    dense, sparse = make_run(teacher, alive=None, **shape), make_run(teacher, alive=options.alive, **shape)
-    for run in (dense, sparse):
-        seconds(run, 2)
-    rounds = [(seconds(dense, options.steps), seconds(sparse, options.steps)) for _ in range(options.rounds)]
+    runs, teacher = _make_runs(options, device)
+    for step in runs.values():
+        seconds(step, 2, device)
+    rounds = [
+        {name: seconds(step, options.steps, device) for name, step in runs.items()} for _ in range(options.rounds)
+    ]
+    medians = {name: statistics.median(took[name] for took in rounds) for name in runs}
     return {
         "model": options.model,
         "batch": options.batch,
-        "patches": [teacher.num_patches, sparse.keep_indices.shape[1]],
+        "patches": [teacher.num_patches, options.alive],
         "dtype": options.dtype,
-        "dense_s": statistics.median(d for d, _ in rounds),
-        "sparse_s": statistics.median(s for _, s in rounds),
-        "ratio": statistics.median(d / s for d, s in rounds),
-        "ratios": sorted(round(d / s, 3) for d, s in rounds),
+        "seconds": {name: float(f"{value:.4g}") for name, value in medians.items()},
+        "ratios": _ratios(rounds),
+        "work": _work(options, teacher, medians, matmul_peak(getattr(torch, options.dtype), device)),
         **circumstances(device),
+    }
+
+
+def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, Callable[[], object]], Teacher]:
+    torch.manual_seed(0)
+    total = 2 + options.steps * options.rounds
+    teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
+    shape: dict[str, Any] = {"batch": options.batch, "dtype": options.dtype, "steps": total}
+    dense, sparse = make_run(teacher, alive=None, **shape), make_run(teacher, alive=options.alive, **shape)
+    runs: dict[str, Callable[[], object]] = {"dense": dense.step, "sparse": sparse.step}
+    if options.plain:
+        targets = torch.arange(options.batch) % teacher.num_classes
+        for name, alive in (("plain_dense", None), ("plain_sparse", options.alive)):
+            model = timm.create_model(options.model).to(device)
+            runs[name] = PlainInversion(model, targets, alive=alive).step
+    return runs, teacher
+
+
+def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Medians over the rounds of how many times faster the second is than the first."""
+    pairs = [("dense", "sparse")]
+    if "plain_dense" in rounds[0]:
+        pairs += [("plain_dense", "plain_sparse"), ("plain_dense", "dense"), ("plain_sparse", "sparse")]
+    return {f"{a}/{b}": round(statistics.median(took[a] / took[b] for took in rounds), 3) for a, b in pairs}
+
+
+def _work(options: argparse.Namespace, teacher: Teacher, medians: dict[str, float], peak: float) -> dict[str, Any]:
+    """Counted operations of our steps, and how near to the machine's peak they come."""
+    shape = TeacherShape.of(teacher)
+    counted = {
+        "dense": step_flops(shape, teacher.num_patches).total * options.batch,
+        "sparse": step_flops(shape, options.alive).total * options.batch,
+    }
+    reached = {name: flops / medians[name] for name, flops in counted.items()}
+    return {
+        "gflop": {name: round(flops / 1e9, 2) for name, flops in counted.items()},
+        "counted_ratio": round(counted["dense"] / counted["sparse"], 3),
+        "gflop_per_s": {name: round(rate / 1e9, 1) for name, rate in reached.items()},
+        "peak_gflop_per_s": round(peak / 1e9, 1),
+        "share_of_peak": {name: round(rate / peak, 3) for name, rate in reached.items()},
     }
 
 
@@ -81,7 +131,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     return {
         "command": f"python -m benchmarks.inversion {' '.join(sys.argv[1:])}".strip(),
         "commit": commit.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
@@ -89,15 +139,26 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--alive", type=int, default=46, help="patches an image keeps in the sparse run")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--steps", type=int, default=3, help="steps a round and run")
+    parser.add_argument("--alive", type=int, default=46, help="patches an image keeps in the sparse runs")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of ours")
+    parser.add_argument("--steps", type=int, default=2, help="steps a round and run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True)
     print(json.dumps(measure(parser.parse_args(argv))))
 
 

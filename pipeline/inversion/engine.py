@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.patches import (
     all_patches,
     cut_patches,
@@ -121,7 +122,7 @@ class Inversion:
         device = teacher.mean.device
         generators = _generators(seeds)
         start = _start(teacher, generators)
-        self.teacher = teacher.in_bfloat16() if config.dtype == "bfloat16" else teacher
+        self.teacher = frozen_copy(teacher, config.dtype)
         self.config = config
         self.targets = targets.to(device)
         self.feature_prior = feature_prior

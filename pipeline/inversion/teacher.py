@@ -1,6 +1,5 @@
 """The frozen teacher: logits and patch scores on kept patches, and its normalisation."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -35,18 +34,6 @@ class Teacher(SubsetViT):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
-
-    def in_bfloat16(self) -> "Teacher":
-        """A copy whose linear layers hold bfloat16 weights; norms, positions and pixels stay float32.
-
-        For use under autocast, which would otherwise round frozen weights anew in every forward: it keeps what it has
-        rounded only where weights are trained.
-        """
-        rounded = copy.deepcopy(self)
-        for module in rounded.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(torch.bfloat16)
-        return rounded
 
     @property
     def low(self) -> Tensor:
