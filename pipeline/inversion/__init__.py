@@ -1,6 +1,6 @@
 """Inverting a frozen teacher into images: pure tensors, without Ray and without files."""
 
-from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.config import InversionConfig, StopFormula
 from pipeline.inversion.engine import Inversion, InversionResult, invert, score, start_images
 from pipeline.inversion.losses import FeaturePrior
 from pipeline.inversion.teacher import Teacher
@@ -10,6 +10,7 @@ __all__ = [
     "Inversion",
     "InversionConfig",
     "InversionResult",
+    "StopFormula",
     "Teacher",
     "invert",
     "score",

@@ -5,7 +5,27 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.schedule import check_stops, survivors
+from pipeline.inversion.schedule import check_stops, spread_stops, survivors
+
+_STOP_STEPS, _STOP_FRACTIONS = [50, 100, 200, 300], [0.3, 0.3, 0.3, 0.3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopFormula:
+    """A stopping schedule by its end instead of by lists: equal shares at equal distances.
+
+    Args:
+        keep_ratio: share of the patches that survives the last stop.
+        by_step: the iteration of the last stop.
+        num_stops: stops until then.
+    """
+
+    keep_ratio: float
+    by_step: int
+    num_stops: int = 4
+
+    def __post_init__(self) -> None:
+        spread_stops(self.keep_ratio, self.by_step, self.num_stops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +40,7 @@ class InversionConfig:
         flip: probability of a mirrored view.
         stop_steps: at these iterations patches are stopped; none for a dense inversion.
         stop_fractions: share of the patches then alive that each stop ends.
+        stop_formula: gives the two lists above, which are then to be left out.
         scope: `image` takes every loss an image and sums, and draws jitter an image, so that an image does not depend
             on its neighbours; `published` averages the class loss, takes the total variation over the whole batch and
             draws one jitter a batch.
@@ -38,8 +59,9 @@ class InversionConfig:
     betas: tuple[float, float] = (0.5, 0.99)
     jitter: float = 0.125
     flip: float = 0.5
-    stop_steps: list[int] = field(default_factory=lambda: [50, 100, 200, 300])
-    stop_fractions: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
+    stop_steps: list[int] = field(default_factory=lambda: list(_STOP_STEPS))
+    stop_fractions: list[float] = field(default_factory=lambda: list(_STOP_FRACTIONS))
+    stop_formula: StopFormula | None = None
     scope: Literal["image", "published"] = "image"
     class_weight: float = 1.0
     # 1e-4 over a batch of 32, as published, an image: 1e-4 * sqrt(32).
@@ -71,7 +93,21 @@ class InversionConfig:
         for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.stop_formula is not None:
+            self._fill_in_stops(self.stop_formula)
         check_stops(self.stop_steps, self.stop_fractions, self.iterations)
+
+    def _fill_in_stops(self, formula: StopFormula) -> None:
+        """The lists that a formula gives, in place of the default ones; what was filled in before stays as it is."""
+        lists = spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops)
+        if (self.stop_steps, self.stop_fractions) not in (lists, (_STOP_STEPS, _STOP_FRACTIONS)):
+            raise ConfigError(
+                "stop_formula gives stop_steps and stop_fractions: leave them out, "
+                f"not {self.stop_steps} and {self.stop_fractions}"
+            )
+        # Frozen for everyone else: what is stored and digested is what is run.
+        object.__setattr__(self, "stop_steps", lists[0])
+        object.__setattr__(self, "stop_fractions", lists[1])
 
     def check(self, num_patches: int) -> None:
         """Refuse a schedule that leaves a teacher of that many patches none, or too few for a loss.

@@ -26,6 +26,25 @@ def check_stops(steps: Sequence[int], fractions: Sequence[float], iterations: in
         raise ConfigError(f"stop_steps must lie before the end, {iterations} iterations: {list(steps)}")
 
 
+def spread_stops(keep_ratio: float, by_step: int, num_stops: int) -> tuple[list[int], list[float]]:
+    """Steps and fractions of a schedule given by its end: the published one in shape, equal shares at equal distances.
+
+    Args:
+        keep_ratio: share of all patches that survives, in (0, 1), up to the patches that each stop rounds away.
+        by_step: the iteration of the last stop.
+        num_stops: how many stops lead there.
+
+    Raises:
+        ConfigError: no such schedule exists.
+    """
+    if not 0 < keep_ratio < 1:
+        raise ConfigError(f"keep_ratio must lie in (0, 1), not {keep_ratio}")
+    if not 1 <= num_stops <= by_step:
+        raise ConfigError(f"num_stops must be from 1 to by_step {by_step}, not {num_stops}")
+    steps = [by_step * (stop + 1) // num_stops for stop in range(num_stops)]
+    return steps, [round(1 - keep_ratio ** (1 / num_stops), 6)] * num_stops
+
+
 def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     """How many patches are alive after each stop.
 

@@ -33,6 +33,7 @@ def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
         config.inversion,
         iterations=_PHASE * (num_stops + 1),
         stop_steps=[_PHASE * (stop + 1) for stop in range(num_stops)],
+        stop_formula=None,
     )
     run = Inversion(
         inverter.teacher,

@@ -174,7 +174,8 @@ def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: Loade
         "images_per_class": config.images_per_class,
         "shard_size": config.shard_size,
         "seed": config.seed,
-        "inversion": to_dict(config.inversion),
+        # A formula has been filled in: the lists decide.
+        "inversion": to_dict(dataclasses.replace(config.inversion, stop_formula=None)),
         "torch_threads": config.pool.cpus_per_actor,
     }
 

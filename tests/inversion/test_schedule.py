@@ -1,7 +1,11 @@
+from typing import Any
+
 import pytest
 
+from pipeline.config import from_dict, to_dict
 from pipeline.errors import ConfigError
-from pipeline.inversion.schedule import alive_phases, check_stops, survivors
+from pipeline.inversion import InversionConfig, StopFormula
+from pipeline.inversion.schedule import alive_phases, check_stops, spread_stops, survivors
 
 
 def test_published_schedule_on_196_patches() -> None:
@@ -37,3 +41,45 @@ def test_impossible_schedules_are_refused(steps: list[int], fractions: list[floa
 def test_fewer_than_one_patch_left_is_refused() -> None:
     with pytest.raises(ConfigError, match="fewer than one of 4 patches"):
         survivors(4, [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "by_step", "num_stops", "steps", "alive"),
+    [
+        (0.25, 300, 4, [75, 150, 225, 300], [138, 97, 68, 48]),
+        (0.25, 300, 1, [300], [49]),
+        (0.5, 10, 3, [3, 6, 10], [155, 123, 97]),
+        (0.01, 4, 4, [1, 2, 3, 4], [61, 19, 6, 1]),
+    ],
+)
+def test_schedule_by_its_end(
+    keep_ratio: float, by_step: int, num_stops: int, steps: list[int], alive: list[int]
+) -> None:
+    made, fractions = spread_stops(keep_ratio, by_step, num_stops)
+    assert made == steps
+    assert survivors(196, fractions) == alive
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_ratio": 0.0, "by_step": 10}, r"keep_ratio must lie in \(0, 1\), not 0.0"),
+        ({"keep_ratio": 1.0, "by_step": 10}, r"keep_ratio must lie in \(0, 1\), not 1.0"),
+        ({"keep_ratio": 0.5, "by_step": 3}, "num_stops must be from 1 to by_step 3, not 4"),
+        ({"keep_ratio": 0.5, "by_step": 3, "num_stops": 0}, "num_stops must be from 1 to by_step 3, not 0"),
+    ],
+)
+def test_impossible_formulas_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StopFormula(**settings)
+
+
+def test_a_formula_fills_in_the_lists_once() -> None:
+    formula = StopFormula(keep_ratio=0.25, by_step=30, num_stops=2)
+    config = InversionConfig(iterations=100, stop_formula=formula)
+    assert (config.stop_steps, config.stop_fractions) == ([15, 30], [0.5, 0.5])
+    assert from_dict(InversionConfig, to_dict(config)) == config
+    with pytest.raises(ConfigError, match=r"leave them out, not \[7\] and \[0.5\]"):
+        InversionConfig(iterations=100, stop_formula=formula, stop_steps=[7], stop_fractions=[0.5])
+    with pytest.raises(ConfigError, match="before the end, 20 iterations"):
+        InversionConfig(iterations=20, stop_formula=formula)
