@@ -33,7 +33,7 @@ class InversionConfig:
     """How images are optimised from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
 
     Args:
-        iterations: optimisation steps; 0 leaves the noise that every inversion starts from, to compare with.
+        iterations: optimisation steps; 0, without stops, leaves the noise that inversion starts from, to compare with.
         lr: Adam's learning rate, in normalised pixels.
         betas: Adam's.
         jitter: largest shift on each axis, as a share of the image's side.
