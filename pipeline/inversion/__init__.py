@@ -1,12 +1,14 @@
 """Inverting a frozen teacher into images: pure tensors, without Ray and without files."""
 
-from pipeline.inversion.config import InversionConfig, StopFormula
-from pipeline.inversion.engine import Inversion, InversionResult, invert, score, start_images
+from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
+from pipeline.inversion.engine import Harvest, Inversion, InversionResult, invert, score, start_images
 from pipeline.inversion.losses import FeaturePrior
 from pipeline.inversion.teacher import Teacher
 
 __all__ = [
+    "AdaptiveEnd",
     "FeaturePrior",
+    "Harvest",
     "Inversion",
     "InversionConfig",
     "InversionResult",

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.schedule import check_stops, spread_stops, survivors
+from pipeline.inversion.schedule import (
+    Change,
+    alive_phases,
+    check_stops,
+    rebirth_changes,
+    spread_stops,
+    stop_changes,
+)
 
 _STOP_STEPS, _STOP_FRACTIONS = [50, 100, 200, 300], [0.3, 0.3, 0.3, 0.3]
 
@@ -29,6 +36,25 @@ class StopFormula:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptiveEnd:
+    """An image ends, and leaves its batch, when the teacher has been sure of it for a while, after the last stop.
+
+    Args:
+        confidence: probability of the target that the teacher must give every view.
+        hold_steps: in so many steps on end; the last of them shows the image as it is, the others jittered.
+    """
+
+    confidence: float = 0.9
+    hold_steps: int = 25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"adaptive_end.confidence must lie in (0, 1), not {self.confidence}")
+        if self.hold_steps < 2:
+            raise ConfigError(f"adaptive_end.hold_steps must be at least 2, a view of each kind, not {self.hold_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InversionConfig:
     """How images are optimised from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
 
@@ -41,6 +67,10 @@ class InversionConfig:
         stop_steps: at these iterations patches are stopped; none for a dense inversion.
         stop_fractions: share of the patches then alive that each stop ends.
         stop_formula: gives the two lists above, which are then to be left out.
+        rebirth: v sparse images from one run instead of one: every v-th of the iterations the best of the patches alive
+            are detached as an image of their own, N/v at a time (PRI; Heo & Choi, arXiv 2509.23235). Iterations that v
+            does not divide are not run. Instead of stops.
+        adaptive_end: end an image early once the teacher is sure of it; by default all run to the end.
         scope: `image` takes every loss an image and sums, and draws jitter an image, so that an image does not depend
             on its neighbours; `published` averages the class loss, takes the total variation over the whole batch and
             draws one jitter a batch.
@@ -62,6 +92,8 @@ class InversionConfig:
     stop_steps: list[int] = field(default_factory=lambda: list(_STOP_STEPS))
     stop_fractions: list[float] = field(default_factory=lambda: list(_STOP_FRACTIONS))
     stop_formula: StopFormula | None = None
+    rebirth: int | None = None
+    adaptive_end: AdaptiveEnd | None = None
     scope: Literal["image", "published"] = "image"
     class_weight: float = 1.0
     # 1e-4 over a batch of 32, as published, an image: 1e-4 * sqrt(32).
@@ -94,20 +126,63 @@ class InversionConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.stop_formula is not None:
-            self._fill_in_stops(self.stop_formula)
+            formula = self.stop_formula
+            self._fill_in_stops("stop_formula", spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops))
+        if self.rebirth is not None:
+            self._check_rebirth(self.rebirth)
+            self._fill_in_stops("rebirth", ([], []))
+        if self.adaptive_end is not None and self.scope == "published":
+            raise ConfigError(
+                "adaptive_end drops images from a batch, and with scope published each depends on the others"
+            )
         check_stops(self.stop_steps, self.stop_fractions, self.iterations)
 
-    def _fill_in_stops(self, formula: StopFormula) -> None:
-        """The lists that a formula gives, in place of the default ones; what was filled in before stays as it is."""
-        lists = spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops)
+    def _check_rebirth(self, factor: int) -> None:
+        if factor < 2:
+            raise ConfigError(f"rebirth must be at least 2 images a run, not {factor}")
+        if factor > self.iterations:
+            raise ConfigError(f"rebirth {factor} needs as many iterations, not {self.iterations}")
+        if self.stop_formula is not None:
+            raise ConfigError("rebirth detaches patches instead of stopping them: leave stop_formula out")
+
+    def _fill_in_stops(self, name: str, lists: tuple[list[int], list[float]]) -> None:
+        """What another setting makes of the stops, in place of the default; what was filled in before stays."""
         if (self.stop_steps, self.stop_fractions) not in (lists, (_STOP_STEPS, _STOP_FRACTIONS)):
             raise ConfigError(
-                "stop_formula gives stop_steps and stop_fractions: leave them out, "
+                f"{name} gives stop_steps and stop_fractions: leave them out, "
                 f"not {self.stop_steps} and {self.stop_fractions}"
             )
         # Frozen for everyone else: what is stored and digested is what is run.
         object.__setattr__(self, "stop_steps", lists[0])
         object.__setattr__(self, "stop_fractions", lists[1])
+
+    @property
+    def num_steps(self) -> int:
+        """Iterations that are run."""
+        return self.iterations if self.rebirth is None else self.iterations // self.rebirth * self.rebirth
+
+    @property
+    def images_per_run(self) -> int:
+        """Images that come of one start."""
+        return self.rebirth or 1
+
+    def changes(self, num_patches: int) -> dict[int, Change]:
+        """Step → what becomes of the patches of such a teacher there.
+
+        Raises:
+            ConfigError: fewer than one patch would be left.
+        """
+        if self.rebirth is not None:
+            return rebirth_changes(num_patches, self.rebirth, self.iterations)
+        return stop_changes(num_patches, self.stop_steps, self.stop_fractions)
+
+    def phases(self, num_patches: int) -> list[tuple[int, int]]:
+        """The run as phases (number of steps, patches read in each of them), where no image ends early.
+
+        Raises:
+            ConfigError: as `changes`.
+        """
+        return alive_phases(num_patches, self.changes(num_patches), self.num_steps)
 
     def check(self, num_patches: int) -> None:
         """Refuse a schedule that leaves a teacher of that many patches none, or too few for a loss.
@@ -115,8 +190,8 @@ class InversionConfig:
         Raises:
             ConfigError: fewer than one patch would survive, or one under a patch similarity.
         """
-        left = [num_patches, *survivors(num_patches, self.stop_fractions)][-1]
+        _, left = self.phases(num_patches)[-1]
         if self.patch_similarity and left < 3:
             raise ConfigError(
-                f"patch_similarity compares patches: it needs 3 or more survivors, stop_fractions leave {left}"
+                f"patch_similarity compares patches: it needs 3 or more survivors, the schedule leaves {left}"
             )

@@ -1,7 +1,8 @@
 """Sparse model inversion of one batch: from noise to images that the teacher gives their class.
 
 Source: Hu et al., Sparse Model Inversion, ICML 2024 (arXiv 2510.27186), sections 3 and 4. The order of a step, where
-the paper leaves it open, follows the published run described in tests/data/README.md.
+the paper leaves it open, follows the published run described in tests/data/README.md. Patch Rebirth: Heo & Choi, arXiv
+2509.23235.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.patches import (
     all_patches,
@@ -21,9 +23,9 @@ from pipeline.inversion.patches import (
     draw_jitter,
     jitter_images,
     move_patches,
-    select_best,
+    split_best,
 )
-from pipeline.inversion.schedule import survivors
+from pipeline.inversion.schedule import Change
 from pipeline.inversion.teacher import Teacher
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
@@ -31,20 +33,43 @@ CHECK_EVERY = 25
 
 
 @dataclass(frozen=True)
-class InversionResult:
-    """What one inversion made.
+class Harvest:
+    """One image of each start, as it left the run.
 
     Attributes:
         images: float32 [B, C, H, W] in normalised space, before stopped patches are filled.
         keep_indices: int64 [B, K], ascending.
-        losses: each term's value at every step [iterations], on the CPU; `class_loss` is the mean over the batch.
-        micro_batch: images in one forward at the end; less than asked for where memory ran out.
     """
 
     images: Tensor
     keep_indices: Tensor
+
+
+@dataclass(frozen=True)
+class InversionResult:
+    """What one inversion made.
+
+    Attributes:
+        harvests: what left the run, in that order: one, or with Patch Rebirth one for each part of the patches.
+        losses: each term's value at every step, on the CPU; the mean over the images that took it.
+        num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
+        micro_batch: images in one forward at the end; less than asked for where memory ran out.
+    """
+
+    harvests: list[Harvest]
     losses: dict[str, Tensor]
+    num_steps: Tensor
     micro_batch: int
+
+    @property
+    def images(self) -> Tensor:
+        """Of the last harvest, the only one but for Patch Rebirth."""
+        return self.harvests[-1].images
+
+    @property
+    def keep_indices(self) -> Tensor:
+        """Of the last harvest."""
+        return self.harvests[-1].keep_indices
 
 
 def invert(
@@ -57,7 +82,7 @@ def invert(
     jitter: Tensor | None = None,
     feature_prior: losses.FeaturePrior | None = None,
 ) -> InversionResult:
-    """Invert the teacher into one image for each target.
+    """Invert the teacher into one image for each target; with Patch Rebirth into several.
 
     Args:
         teacher: on the device to run on.
@@ -74,7 +99,7 @@ def invert(
         torch.OutOfMemoryError: not even one image fits.
     """
     run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, feature_prior=feature_prior)
-    for _ in range(config.iterations):
+    while not run.finished:
         run.step()
     return run.result()
 
@@ -98,8 +123,9 @@ class Inversion:
     """One inversion under way; `step` it, look at it, take its `result`.
 
     Attributes:
-        images: float32 [B, C, H, W], the leaf that is optimised; `.grad` holds the last step's gradient.
-        keep_indices: int64 [B, K], the patches alive.
+        images: float32 [b, C, H, W], the leaf that is optimised, of those that have not ended; `.grad` holds the last
+            step's gradient.
+        keep_indices: int64 [b, K], the patches alive.
         num_steps: steps done.
         micro_batch: images in one forward and backward.
     """
@@ -129,13 +155,19 @@ class Inversion:
         self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
-        counts = survivors(teacher.num_patches, config.stop_fractions)
-        self._stops = dict(zip(config.stop_steps, counts, strict=True))
+        self._changes = config.changes(teacher.num_patches)
+        self._harvests: list[Harvest] = []
+        self._ending = self._make_ending(len(targets), device)
         self._jitter = (self._draw(generators) if jitter is None else jitter).to(device)
         self._optimizer = torch.optim.Adam([self.images], lr=config.lr, betas=config.betas)
         self._weights = _weights(config)
-        self._history = torch.zeros(config.iterations, len(self._weights), device=device)
+        self._history = torch.zeros(config.num_steps, len(self._weights), device=device)
         self._scores: Tensor | None = None
+        self._class_losses: Tensor = self.images.new_zeros(0)
+        # What has ended, and where in the batch the others stood at the start.
+        self._ended: Harvest | None = None
+        self._rows = torch.arange(len(targets), device=device)
+        self._steps_taken = torch.full((len(targets),), config.num_steps)
         if self._couples_images() and self.micro_batch < len(targets):
             raise ConfigError(
                 f"micro_batch {self.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
@@ -143,30 +175,44 @@ class Inversion:
             )
         self._checked = 0
 
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to do."""
+        return self.num_steps == self.config.num_steps or not len(self.images)
+
+    def _make_ending(self, batch: int, device: torch.device) -> Ending | None:
+        config, first_step = self.config, max(self._changes, default=0)
+        if config.adaptive_end is None:
+            return None
+        return Ending(
+            config.adaptive_end, first_step=first_step, num_steps=config.num_steps, batch=batch, device=device
+        )
+
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """[iterations, B, 3]; the steps that rank or stop patches see the image as it is."""
+        """[steps, B, 3]; the steps that rank or stop patches, or end images, see them as they are."""
         config = self.config
         published = config.scope == "published"
         table = draw_jitter(
             generators[:1] if published else generators,
-            config.iterations,
+            config.num_steps,
             largest_shift=int(self.teacher.image_size * config.jitter),
             flip_probability=config.flip,
         )
-        for stop in self._stops:
-            table[stop - 1 : stop + 1] = 0
+        for step in self._changes:
+            table[step - 1 : step + 1] = 0
+        if self._ending is not None:
+            table[list(self._ending.still_steps)] = 0
         return table.expand(-1, len(self.images), -1)
 
     def step(self) -> None:
-        """One step of the optimiser, after stopping what the schedule stops here.
+        """One step of the optimiser, after stopping or detaching what the schedule says.
 
         Raises:
             NonFiniteError: within `CHECK_EVERY` steps of the first value that is not finite.
         """
-        stop = self._stops.get(self.num_steps)
-        if stop is not None:
-            assert self._scores is not None, "the step before a stop ranks the patches"
-            self.keep_indices = select_best(self.keep_indices, self._scores, stop)
+        change = self._changes.get(self.num_steps)
+        if change is not None:
+            self._change(change)
         values = self._backward()
         self._history[self.num_steps] = torch.stack([values[name] for name in self._weights])
         self._optimizer.step()
@@ -175,6 +221,40 @@ class Inversion:
         self.num_steps += 1
         if self.num_steps - self._checked >= CHECK_EVERY:
             self._check_finite()
+        if self._ending is not None:
+            self._end_images(self._ending)
+
+    def _change(self, change: Change) -> None:
+        """Stop patches, or detach them as images of their own."""
+        assert self._scores is not None, "the step before a change ranks the patches"
+        chosen, others = split_best(self.keep_indices, self._scores, change.count)
+        if change.detaches:
+            # The pixels go on changing: total variation and momentum act on patches that have left too.
+            self._harvests.append(Harvest(self.images.detach().clone(), chosen))
+        self.keep_indices = others if change.detaches else chosen
+
+    def _end_images(self, ending: Ending) -> None:
+        """Take the images out of the batch of which the teacher is sure by now."""
+        ended = ending.watch(self.num_steps - 1, self._class_losses)
+        if ended is None or not bool(ended.any()):
+            return
+        if self._ended is None:
+            self._ended = Harvest(self.images.detach().clone(), self.keep_indices.clone())
+        rows = self._rows[ended]
+        self._ended.images[rows] = self.images.detach()[ended]
+        self._ended.keep_indices[rows] = self.keep_indices[ended]
+        self._steps_taken[rows.cpu()] = self.num_steps
+        self._go_on_with(ending, (~ended).nonzero().squeeze(1))
+
+    def _go_on_with(self, ending: Ending, rows: Tensor) -> None:
+        """Narrow the batch, and all that is kept for each image of it."""
+        state = self._optimizer.state.pop(self.images)
+        self.images = self.images.detach()[rows].requires_grad_()
+        self._optimizer.param_groups[0]["params"] = [self.images]
+        self._optimizer.state[self.images] = {k: v[rows] if v.ndim else v for k, v in state.items()}
+        self.keep_indices, self.targets, self._rows = self.keep_indices[rows], self.targets[rows], self._rows[rows]
+        self._jitter = self._jitter[:, rows]
+        ending.keep(rows)
 
     def result(self) -> InversionResult:
         """The images so far.
@@ -187,11 +267,18 @@ class Inversion:
             raise NonFiniteError(self.num_steps - 1, "pixels")
         history = self._history[: self.num_steps].cpu()
         return InversionResult(
-            images=self.images.detach(),
-            keep_indices=self.keep_indices,
+            harvests=[*self._harvests, self._last_harvest()],
             losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
+            num_steps=self._steps_taken.clamp(max=self.num_steps),
             micro_batch=self.micro_batch,
         )
+
+    def _last_harvest(self) -> Harvest:
+        if self._ended is None:
+            return Harvest(self.images.detach(), self.keep_indices)
+        images, keep_indices = self._ended.images.clone(), self._ended.keep_indices.clone()
+        images[self._rows], keep_indices[self._rows] = self.images.detach(), self.keep_indices
+        return Harvest(images, keep_indices)
 
     def _check_finite(self) -> None:
         finite = torch.isfinite(self._history[: self.num_steps])
@@ -228,7 +315,9 @@ class Inversion:
             (share * loss).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
         self._scores = torch.cat(scores) if scores else None
-        return {name: torch.cat([part[name] for part in parts]).mean() for name in parts[0]}
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._class_losses = values["class_loss"]
+        return {name: value.mean() for name, value in values.items()}
 
     def _look(self, rows: slice, scores: list[Tensor]) -> dict[str, Tensor]:
         """Show some of the images, jittered; the terms of each [b]. Steps that rank append the patches' scores."""
@@ -260,7 +349,7 @@ class Inversion:
         else:
             view = jitter_images(images, jitter)
             look, look_and_score = teacher.forward, teacher.forward_scores
-        if self.num_steps + 1 not in self._stops:
+        if self.num_steps + 1 not in self._changes:
             return look(view, positions)
         logits, ranking = look_and_score(view, positions)
         scores.append(ranking.float())

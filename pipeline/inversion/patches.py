@@ -17,15 +17,17 @@ def all_patches(batch: int, num_patches: int, device: torch.device | str = "cpu"
     return torch.arange(num_patches, device=device).expand(batch, -1).clone()
 
 
-def select_best(keep_indices: Tensor, scores: Tensor, count: int) -> Tensor:
-    """The `count` patches of highest score, ascending [B, count]; of equal scores the first survives.
+def split_best(keep_indices: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` patches of highest score [B, count] and the others [B, K - count], each ascending.
+
+    Of equal scores the first counts as the higher.
 
     Args:
         keep_indices: the patches alive [B, K].
         scores: theirs, in the same order [B, K].
     """
-    best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
-    return keep_indices.gather(1, best).sort(dim=1).values
+    ranked = keep_indices.gather(1, torch.sort(scores, dim=1, descending=True, stable=True).indices)
+    return ranked[:, :count].sort(dim=1).values, ranked[:, count:].sort(dim=1).values
 
 
 def draw_jitter(

@@ -1,9 +1,28 @@
-"""Schedules: step → how many patches survive it."""
+"""Schedules: step → how many patches survive it, or are detached there."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of the patches alive at a step.
+
+    Attributes:
+        count: patches that are chosen, the best by the ranking of the step before.
+        detaches: the chosen leave as an image of their own and the others go on (PRI); otherwise the chosen go on and
+            the others are stopped (SMI).
+    """
+
+    count: int
+    detaches: bool = False
+
+    def num_alive(self, before: int) -> int:
+        """Patches that go on, of so many before."""
+        return before - self.count if self.detaches else self.count
 
 
 def check_stops(steps: Sequence[int], fractions: Sequence[float], iterations: int) -> None:
@@ -66,10 +85,39 @@ def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     return counts
 
 
-def alive_phases(
-    num_patches: int, steps: Sequence[int], fractions: Sequence[float], iterations: int
-) -> list[tuple[int, int]]:
+def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[float]) -> dict[int, Change]:
+    """Step → change of a stopping schedule.
+
+    Raises:
+        ConfigError: fewer than one patch would be left.
+    """
+    counts = survivors(num_patches, fractions)
+    return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
+
+
+def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int, Change]:
+    """Step → change of Patch Rebirth: at steps k·⌊T/v⌋ the best of the patches alive are detached, N/v at a time.
+
+    The v-th image is what the run ends with. Where v does not divide N, images differ by a patch (PRI; Heo & Choi,
+    arXiv 2509.23235, section 3).
+
+    Args:
+        num_patches: N.
+        factor: v, images of one run.
+        iterations: T.
+
+    Raises:
+        ConfigError: there are fewer patches than images.
+    """
+    if factor > num_patches:
+        raise ConfigError(f"rebirth {factor} makes more images than there are patches, {num_patches}")
+    bounds = [num_patches * image // factor for image in range(factor)]
+    counts = [later - earlier for earlier, later in itertools.pairwise(bounds)]
+    return {iterations // factor * (image + 1): Change(count, detaches=True) for image, count in enumerate(counts)}
+
+
+def alive_phases(num_patches: int, changes: Mapping[int, Change], num_steps: int) -> list[tuple[int, int]]:
     """The run as phases (number of steps, patches read in each of them)."""
-    bounds = [0, *steps, iterations]
-    counts = [num_patches, *survivors(num_patches, fractions)]
+    counts = list(itertools.accumulate(changes.values(), lambda alive, c: c.num_alive(alive), initial=num_patches))
+    bounds = [0, *changes, num_steps]
     return [(end - start, count) for (start, end), count in zip(itertools.pairwise(bounds), counts, strict=True)]

@@ -1,5 +1,6 @@
 """What an actor does: load the teacher once, then invert shard after shard."""
 
+import json
 import math
 import os
 import socket
@@ -16,12 +17,27 @@ from torch import Tensor
 
 from pipeline.dataset import schema, store
 from pipeline.errors import ConfigError, ModelError, NonFiniteError
-from pipeline.inversion import FeaturePrior, InversionResult, Teacher, invert, score
+from pipeline.inversion import FeaturePrior, Harvest, InversionResult, Teacher, invert, score
 from pipeline.models import LoadedModel, load_model
 from pipeline.synthesis.shards import SynthesisConfig, config_digest, image_seed
 
 # Before each further attempt to write a part, seconds: object stores throttle, networks blink.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
+
+# What the driver hears of a shard: an empty error where it is done.
+OUTCOME = pa.schema(
+    {
+        "shard_id": pa.int64(),
+        "error": pa.string(),
+        "reason": pa.string(),
+        "unwritten": pa.bool_(),
+        "worker": pa.string(),
+        "num_images": pa.int64(),
+        "class_loss": pa.float64(),
+        "teacher_confidence": pa.float64(),
+        "num_steps": pa.list_(pa.int64()),
+    }
+)
 
 
 def load_feature_model(config: SynthesisConfig, teacher: LoadedModel) -> LoadedModel | None:
@@ -82,10 +98,12 @@ class Shard:
     Attributes:
         table: the contract's columns.
         micro_batch: images in one forward, where memory ran out for more; else None.
+        num_steps: taken by each start, in order; fewer than the others' where it ended early.
     """
 
     table: pa.Table
     micro_batch: int | None
+    num_steps: list[int]
 
 
 class Inverter:
@@ -94,7 +112,7 @@ class Inverter:
     `ray.data.from_items(plan_shards(config)).map_batches(Inverter, fn_constructor_args=(config,), batch_size=1,
     compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8), num_gpus=1)`. Rows may be of your own making: an image
     depends on `shard_id`, its entry of `image_ids`, its label and the config; with scope `published` on the shard's
-    other images as well.
+    other images as well. With `rebirth` v, v rows that follow each other come of one start, and share a label.
 
     Args:
         config: of the dataset; the actor loads the teacher itself.
@@ -133,40 +151,59 @@ class Inverter:
 
         Raises:
             NonFiniteError: see `__call__`.
+            ConfigError: rows that are to come of one start have different labels.
         """
-        result = self._invert(shard_id, labels, image_ids)
-        targets = torch.tensor(labels, device=self.device)
-        filled = self.teacher.fill_stopped(result.images, result.keep_indices)
-        pixels = self.teacher.to_uint8(filled)
-        loss, confidence, prediction = self._score(pixels, result, targets)
+        starts = self._starts(shard_id, labels)
+        result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run])
+        made = [self._finish(harvest, starts, result.micro_batch) for harvest in result.harvests]
+        # The images of a start follow each other.
         columns = {
-            "image": schema.image_column(list(pixels.cpu().numpy()), image_ids),
+            name: [row for rows in zip(*(m[name] for m in made), strict=True) for row in rows] for name in made[0]
+        }
+        columns |= {
+            "image": schema.image_column(columns["image"], image_ids),
             "label": list(labels),
-            "keep_indices": result.keep_indices.cpu().tolist(),
             "image_id": list(image_ids),
             "shard_id": [shard_id] * len(labels),
-            "class_loss": loss,
-            "teacher_confidence": confidence,
-            "teacher_prediction": prediction,
         }
-        asked = min(self.config.inversion.micro_batch or len(labels), len(labels))
-        table = pa.table(columns, schema=schema.arrow_schema(self.class_names))
-        return Shard(table, result.micro_batch if result.micro_batch < asked else None)
+        asked = min(self.config.inversion.micro_batch or len(starts), len(starts))
+        arrow_schema = schema.arrow_schema(self.class_names)
+        return Shard(
+            table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
+            micro_batch=result.micro_batch if result.micro_batch < asked else None,
+            num_steps=result.num_steps.tolist(),
+        )
 
-    def _invert(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> InversionResult:
+    def _starts(self, shard_id: int, labels: Sequence[int]) -> Tensor:
+        """The class of each start, int64; with Patch Rebirth several rows come of one."""
+        rows = torch.tensor(labels, device=self.device)
+        per_run = self.config.inversion.images_per_run
+        if len(rows) % per_run or bool((rows.view(-1, per_run) != rows[::per_run, None]).any()):
+            raise ConfigError(
+                f"shard {shard_id}: rebirth {per_run} needs as many rows of one label in turn, not {labels}"
+            )
+        return rows[::per_run]
+
+    def _invert(self, shard_id: int, targets: Tensor, image_ids: Sequence[str]) -> InversionResult:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
-        targets = torch.tensor(labels, device=self.device)
         try:
             return invert(self.teacher, targets, self.config.inversion, seeds=seeds, feature_prior=self.feature_prior)
         except NonFiniteError as error:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 
-    def _score(self, pixels: Tensor, result: InversionResult, targets: Tensor) -> tuple[np.ndarray, ...]:
-        """As many images at a time as the inversion could hold."""
-        size = result.micro_batch
-        pieces = zip(pixels.split(size), result.keep_indices.split(size), targets.split(size), strict=True)
+    def _finish(self, harvest: Harvest, targets: Tensor, micro_batch: int) -> dict[str, list[Any]]:
+        """Columns of images as they are stored, scored as many at a time as the inversion could hold."""
+        pixels = self.teacher.to_uint8(self.teacher.fill_stopped(harvest.images, harvest.keep_indices))
+        pieces = zip(*(rows.split(micro_batch) for rows in (pixels, harvest.keep_indices, targets)), strict=True)
         parts = [score(self.teacher, *piece) for piece in pieces]
-        return tuple(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True))
+        loss, confidence, prediction = (torch.cat(columns).tolist() for columns in zip(*parts, strict=True))
+        return {
+            "image": list(pixels.cpu().numpy()),
+            "keep_indices": harvest.keep_indices.tolist(),
+            "class_loss": loss,
+            "teacher_confidence": confidence,
+            "teacher_prediction": prediction,
+        }
 
 
 def shard_rows(batch: Mapping[str, Any]) -> Iterator[tuple[int, list[int], list[str]]]:
@@ -196,10 +233,9 @@ class PartWriter(Inverter):
         # Who did it: a GPU that fails again and again has a name.
         self.worker = f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
 
-    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:  # type: ignore[override]
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         for shard_id, labels, image_ids in shard_rows(batch):
-            outcome = self._write_shard(shard_id, labels, image_ids)
-            yield {name: [value] for name, value in outcome.items()}
+            yield pa.Table.from_pylist([self._write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
 
     def _write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
         try:
@@ -216,12 +252,15 @@ class PartWriter(Inverter):
             "num_images": len(labels),
             "class_loss": _mean(shard.table["class_loss"]),
             "teacher_confidence": _mean(shard.table["teacher_confidence"]),
+            "num_steps": shard.num_steps,
         }
 
     def _write(self, shard_id: int, shard: Shard) -> None:
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(schema.SCHEMA_VERSION)}
         if shard.micro_batch is not None:
             facts["micro_batch"] = str(shard.micro_batch)
+        if self.config.inversion.adaptive_end is not None:
+            facts["num_steps"] = json.dumps(shard.num_steps)
         table = shard.table.replace_schema_metadata(schema.arrow_schema(self.class_names, metadata=facts).metadata)
         content = schema.to_parquet(table)
         with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
@@ -249,6 +288,7 @@ class PartWriter(Inverter):
             "num_images": 0,
             "class_loss": math.nan,
             "teacher_confidence": math.nan,
+            "num_steps": [],
         }
 
 

@@ -7,18 +7,12 @@ import time
 import torch
 
 from pipeline.inversion import Inversion, InversionConfig
-from pipeline.inversion.schedule import alive_phases
 from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.shards import SynthesisConfig, image_seed
 
 # Of each phase: the first steps after a stop meet new shapes, the last ranks the patches; those between are timed.
 _WARM_UP, _TIMED = 1, 3
 _PHASE = _WARM_UP + _TIMED + 1
-
-
-def phases(inversion: InversionConfig, num_patches: int) -> list[tuple[int, int]]:
-    """The schedule as (number of steps, patches alive)."""
-    return alive_phases(num_patches, inversion.stop_steps, inversion.stop_fractions, inversion.iterations)
 
 
 def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
@@ -28,23 +22,32 @@ def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
         ModelError, CheckpointError, ConfigError: as `Inverter`.
     """
     inverter = Inverter(config)
-    num_stops = len(config.inversion.stop_steps)
-    short = dataclasses.replace(
-        config.inversion,
-        iterations=_PHASE * (num_stops + 1),
-        stop_steps=[_PHASE * (stop + 1) for stop in range(num_stops)],
-        stop_formula=None,
-    )
+    starts = labels[:: config.inversion.images_per_run]
+    short = _shortened(config.inversion)
     run = Inversion(
         inverter.teacher,
-        torch.tensor(labels, device=inverter.device),
+        torch.tensor(starts, device=inverter.device),
         short,
-        seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(labels))],
+        seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(starts))],
         feature_prior=inverter.feature_prior,
     )
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     starts = range(_WARM_UP, len(seconds), _PHASE)
     return [statistics.median(seconds[start : start + _TIMED]) for start in starts]
+
+
+def _shortened(inversion: InversionConfig) -> InversionConfig:
+    """The same phases, a few steps each, and no image that ends early."""
+    if inversion.rebirth is not None:
+        return dataclasses.replace(inversion, iterations=_PHASE * inversion.rebirth, adaptive_end=None)
+    num_stops = len(inversion.stop_steps)
+    return dataclasses.replace(
+        inversion,
+        iterations=_PHASE * (num_stops + 1),
+        stop_steps=[_PHASE * (stop + 1) for stop in range(num_stops)],
+        stop_formula=None,
+        adaptive_end=None,
+    )
 
 
 def _timed_step(run: Inversion, device: torch.device) -> float:

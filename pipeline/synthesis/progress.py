@@ -13,6 +13,16 @@ _PLAIN_INTERVAL_S = 1.0
 _SILENCE_S = 60.0
 
 
+def slowest(num_steps: list[int]) -> str | None:
+    """Whom a batch waited for, where some of its images ended before the others; None where all took as long."""
+    most = max(num_steps)
+    last = num_steps.count(most)
+    if last == len(num_steps):
+        return None
+    others = (sum(num_steps) - most * last) / (len(num_steps) - last)
+    return f"ran {most} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
+
+
 class ProgressReport:
     """Shards done and failed, images a second, remaining time, mean class loss.
 
@@ -58,6 +68,9 @@ class ProgressReport:
                 self._done += 1
                 self._images += outcome["num_images"]
                 self._loss_sum += outcome["class_loss"] * outcome["num_images"]
+                waited = slowest(outcome["num_steps"])
+                if waited:
+                    self._print(f"synthesis: shard {outcome['shard_id']} {waited}")
             self._print_status()
 
     def status(self) -> str:

@@ -14,7 +14,7 @@ from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.synthesis.actor import PartWriter
-from pipeline.synthesis.estimate import phases, shard_seconds, time_steps
+from pipeline.synthesis.estimate import shard_seconds, time_steps
 from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import ProgressReport
@@ -171,11 +171,21 @@ def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[
         "seconds": round(seconds, 2),
         "class_loss": _mean_over_images(made, "class_loss"),
         "teacher_confidence": _mean_over_images(made, "teacher_confidence"),
+        **_steps_taken(plan.config, made),
         "workers": dict(Counter(row["worker"] for row in made)),
         "contact_sheet": write_contact_sheet(
             output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"]
         ),
     }
+
+
+def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where images may end early: how many steps they took, and how many ran to the end of the schedule."""
+    taken = [steps for row in made for steps in row["num_steps"]]
+    if config.inversion.adaptive_end is None or not taken:
+        return {}
+    to_the_end = sum(steps == config.inversion.num_steps for steps in taken)
+    return {"num_steps": {"mean": sum(taken) / len(taken), "most": max(taken), "ran_to_the_end": to_the_end}}
 
 
 def _mean_over_images(rows: list[dict[str, Any]], name: str) -> float | None:
@@ -205,10 +215,12 @@ def _dry_run(plan: Plan) -> dict[str, Any]:
         actors = options.pop("compute").max_size
         steps = ray.remote(**options)(time_steps).remote(config, largest)
         step_seconds = ray.get(steps, timeout=config.pool.start_timeout_s)
-    schedule = phases(config.inversion, plan.num_patches)
+    schedule = config.inversion.phases(plan.num_patches)
     hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
         _tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
+    if config.inversion.adaptive_end is not None:
+        _tell("images may end early (inversion.adaptive_end): what follows is the most that it takes")
     unit = "GPU-hours" if options.get("num_gpus") else "core-hours"
     cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
     _tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")

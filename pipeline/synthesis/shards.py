@@ -58,9 +58,9 @@ class SynthesisConfig:
     Args:
         teacher: the trained ViT to invert.
         output: folder of the dataset, at any fsspec URI.
-        images_per_class: images of each class.
+        images_per_class: images of each class; with `inversion.rebirth` v a multiple of v.
         classes: label numbers; by default all of the teacher's.
-        shard_size: images inverted together, and rows of a part file.
+        shard_size: rows of a part file, inverted together; with `inversion.rebirth` v they come of 1/v as many starts.
         seed: of everything that is drawn.
         inversion: losses, schedule and optimiser.
         feature_model: the CNN of the feature prior, where that has a weight.
@@ -89,6 +89,12 @@ class SynthesisConfig:
             raise ConfigError(f"seed must not be negative, not {self.seed}")
         if self.classes is not None:
             _check_classes(self.classes)
+        per_run = self.inversion.images_per_run
+        for name in ("images_per_class", "shard_size"):
+            if getattr(self, name) % per_run:
+                raise ConfigError(
+                    f"{name} must be a multiple of inversion.rebirth {per_run}, not {getattr(self, name)}"
+                )
         micro_batch = self.inversion.micro_batch or self.shard_size
         if self.inversion.scope == "published" and self.inversion.feature_prior and micro_batch < self.shard_size:
             raise ConfigError(
@@ -164,6 +170,10 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
     ]
 
 
+# Settings that came later: left out where they are off, so that datasets made before keep their digest.
+_LATER = {"rebirth": None, "adaptive_end": None}
+
+
 def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None) -> dict[str, Any]:
     """Everything that decides the bytes of the parts, and nothing else: not output, pool sizes or logging."""
     return {
@@ -174,10 +184,15 @@ def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: Loade
         "images_per_class": config.images_per_class,
         "shard_size": config.shard_size,
         "seed": config.seed,
-        # A formula has been filled in: the lists decide.
-        "inversion": to_dict(dataclasses.replace(config.inversion, stop_formula=None)),
+        "inversion": _inversion_identity(config.inversion),
         "torch_threads": config.pool.cpus_per_actor,
     }
+
+
+def _inversion_identity(inversion: InversionConfig) -> dict[str, Any]:
+    # A formula has been filled in: the lists decide.
+    values = to_dict(inversion) | {"stop_formula": None}
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _model_identity(loaded: LoadedModel) -> dict[str, Any]:

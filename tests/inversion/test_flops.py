@@ -8,9 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.inversion import Teacher
+from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.flops import TeacherShape, run_flops, step_flops
-from pipeline.inversion.schedule import alive_phases
 from tests.conftest import HALF, TINY
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -53,8 +52,8 @@ def test_published_schedule(name: str, dense: float, sparse: float) -> None:
     shape = TeacherShape.of(Teacher(model, mean=HALF, std=HALF))
     whole = TeacherShape(**{**vars(shape), "tokens_read": 0})
     for stops, expected in (([], dense), ([50, 100, 200, 300], sparse)):
-        phases = alive_phases(196, stops, [0.3] * len(stops), 4000)
-        gmac = run_flops(whole, phases).forward / 2 / 4000 / 1e9
+        config = InversionConfig(stop_steps=stops, stop_fractions=[0.3] * len(stops))
+        gmac = run_flops(whole, config.phases(196)).forward / 2 / 4000 / 1e9
         assert gmac == pytest.approx(expected, rel=0.03)
 
 
@@ -63,3 +62,14 @@ def test_a_sparse_step_of_deit_base_is_4_4_times_less_work() -> None:
         teacher = Teacher(timm.create_model("deit_base_patch16_224"), mean=HALF, std=HALF)
     shape = TeacherShape.of(teacher)
     assert step_flops(shape, 196).total / step_flops(shape, 46).total == pytest.approx(4.42, rel=0.02)
+
+
+@pytest.mark.parametrize(("factor", "times"), [(2, 2.7), (4, 6.5), (7, 12.4)])
+def test_work_of_an_image_by_rebirth(factor: int, times: float) -> None:
+    """Against a dense image, as counted of the method (DeiT-B, forward and backward)."""
+    with torch.device("meta"):
+        teacher = Teacher(timm.create_model("deit_base_patch16_224"), mean=HALF, std=HALF)
+    shape = TeacherShape.of(teacher)
+    dense = run_flops(shape, [(4000, 196)]).total
+    rebirth = run_flops(shape, InversionConfig(rebirth=factor).phases(196)).total / factor
+    assert dense / rebirth == pytest.approx(times, rel=0.03)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.inversion.patches import cut_patches, draw_jitter, jitter_images, move_patches, select_best
+from pipeline.inversion.patches import cut_patches, draw_jitter, jitter_images, move_patches, split_best
 
 GRID, SIDE = 4, 8
 
@@ -74,12 +74,12 @@ def test_flip_mirrors_after_the_shift() -> None:
 
 def test_survivors_are_the_best_in_ascending_order() -> None:
     keep = torch.tensor([[2, 5, 7, 9]])
-    assert select_best(keep, torch.tensor([[0.1, 0.4, 0.3, 0.2]]), 2).tolist() == [[5, 7]]
+    assert [part.tolist() for part in split_best(keep, torch.tensor([[0.1, 0.4, 0.3, 0.2]]), 2)] == [[[5, 7]], [[2, 9]]]
 
 
 def test_of_equal_scores_the_first_survives() -> None:
     keep = torch.tensor([[2, 5, 7, 9]])
-    assert select_best(keep, torch.tensor([[0.2, 0.2, 0.9, 0.2]]), 2).tolist() == [[2, 7]]
+    assert split_best(keep, torch.tensor([[0.2, 0.2, 0.9, 0.2]]), 2)[0].tolist() == [[2, 7]]
 
 
 def test_an_image_draws_the_same_jitter_whatever_its_neighbours() -> None:

@@ -5,7 +5,15 @@ import pytest
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig, StopFormula
-from pipeline.inversion.schedule import alive_phases, check_stops, spread_stops, survivors
+from pipeline.inversion.schedule import (
+    Change,
+    alive_phases,
+    check_stops,
+    rebirth_changes,
+    spread_stops,
+    stop_changes,
+    survivors,
+)
 
 
 def test_published_schedule_on_196_patches() -> None:
@@ -17,8 +25,55 @@ def test_recorded_schedule_on_49_patches() -> None:
 
 
 def test_phases() -> None:
-    assert alive_phases(196, [50, 100], [0.3, 0.3], 400) == [(50, 196), (50, 137), (300, 95)]
-    assert alive_phases(196, [], [], 400) == [(400, 196)]
+    changes = stop_changes(196, [50, 100], [0.3, 0.3])
+    assert changes == {50: Change(137), 100: Change(95)}
+    assert alive_phases(196, changes, 400) == [(50, 196), (50, 137), (300, 95)]
+    assert alive_phases(196, {}, 400) == [(400, 196)]
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "factor", "steps", "detached", "left"),
+    [
+        (196, 2, [200], [98], 98),
+        (196, 4, [100, 200, 300], [49, 49, 49], 49),
+        (196, 7, [57, 114, 171, 228, 285, 342], [28] * 6, 28),
+        (16, 3, [133, 266], [5, 5], 6),
+    ],
+)
+def test_rebirth(num_patches: int, factor: int, steps: list[int], detached: list[int], left: int) -> None:
+    changes = rebirth_changes(num_patches, factor, 400)
+    assert list(changes) == steps
+    assert [change.count for change in changes.values()] == detached
+    assert all(change.detaches for change in changes.values())
+    assert sum(detached) + left == num_patches
+    config = InversionConfig(iterations=400, rebirth=factor)
+    assert config.phases(num_patches)[-1] == (400 // factor, left)
+    assert config.num_steps == sum(count for count, _ in config.phases(num_patches)) == 400 // factor * factor
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rebirth": 1}, "rebirth must be at least 2 images a run, not 1"),
+        ({"rebirth": 11, "iterations": 10}, "rebirth 11 needs as many iterations, not 10"),
+        ({"rebirth": 2, "stop_steps": [3], "stop_fractions": [0.5]}, r"rebirth gives stop_steps .*, not \[3\] and"),
+        ({"rebirth": 2, "stop_formula": StopFormula(keep_ratio=0.5, by_step=300)}, "leave stop_formula out"),
+    ],
+)
+def test_impossible_rebirths_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InversionConfig(**{"iterations": 400, **settings})
+
+
+def test_more_images_than_patches_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rebirth 5 makes more images than there are patches, 4"):
+        InversionConfig(rebirth=5).check(4)
+
+
+def test_rebirth_fills_in_the_lists_once() -> None:
+    config = InversionConfig(rebirth=4)
+    assert (config.stop_steps, config.stop_fractions) == ([], [])
+    assert from_dict(InversionConfig, to_dict(config)) == config
 
 
 @pytest.mark.parametrize(

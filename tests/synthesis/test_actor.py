@@ -161,19 +161,26 @@ def make_writer(teacher: Path, output: Path) -> PartWriter:
     return PartWriter(config, Inverter(config).digest)
 
 
+def outcomes_of(writer: PartWriter, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that the driver gets."""
+    return [row for table in writer(batch) for row in table.to_pylist()]
+
+
 def test_part_tells_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     writer = make_writer(tiny_folder, tmp_path)
     store.write_failure(str(tmp_path), 1, {"reason": "an earlier try"})
-    (outcome,) = writer(batch_of(plan_shards(writer.config)[1:2]))
-    assert outcome["shard_id"] == [1]
-    assert outcome["num_images"] == [5]
-    assert outcome["error"] == [""]
+    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[1:2]))
+    assert outcome["shard_id"] == 1
+    assert outcome["num_images"] == 5
+    assert outcome["error"] == ""
+    assert outcome["num_steps"] == [8] * 5
     assert written(tmp_path) == [f"data/part-00001-{writer.digest[:8]}.parquet"]
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
     assert footer.metadata[b"digest"].decode() == writer.digest
     assert footer.metadata[b"shard_id"] == b"1"
     assert b"micro_batch" not in footer.metadata
+    assert b"num_steps" not in footer.metadata
 
 
 def test_a_split_because_memory_ran_out_is_recorded(
@@ -196,8 +203,8 @@ def test_a_split_because_memory_ran_out_is_recorded(
 
 def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     writer = make_writer(nan_teacher(tmp_path / "teacher"), tmp_path / "out")
-    outcomes = list(writer(batch_of(plan_shards(writer.config)[1:4])))
-    assert [outcome["error"] for outcome in outcomes] == [[""], ["NonFiniteError"], [""]]
+    outcomes = outcomes_of(writer, batch_of(plan_shards(writer.config)[1:4]))
+    assert [outcome["error"] for outcome in outcomes] == ["", "NonFiniteError", ""]
     progress = store.read_progress(str(tmp_path / "out"), 4, writer.digest)
     assert progress.done == [1, 3]
     assert progress.failed[2]["reason"] == "shard 2: class_loss is not finite at step 0"
@@ -209,13 +216,13 @@ ON_A_FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
 from pipeline.synthesis import plan_shards
-from tests.synthesis.test_actor import batch_of, make_writer
+from tests.synthesis.test_actor import batch_of, make_writer, outcomes_of
 
 writer = make_writer(Path(sys.argv[1]), Path(sys.argv[2]))
 shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
-(outcome,) = writer(batch_of(shards))
+(outcome,) = outcomes_of(writer, batch_of(shards))
 print(json.dumps([outcome["error"], outcome["unwritten"]]))
 """
 
@@ -224,7 +231,7 @@ def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path)
     """No file of more than 2 kB can be written, as on a full disk."""
     command = [sys.executable, "-c", ON_A_FULL_DISK, str(tiny_folder), str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(ended.stdout.splitlines()[-1]) == [["OSError"], [True]]
+    assert json.loads(ended.stdout.splitlines()[-1]) == ["OSError", True]
     assert written(tmp_path) == ["failed/shard-00000.json"]
     record = json.loads((tmp_path / "failed" / "shard-00000.json").read_text())
     assert "File too large" in record["reason"]
@@ -233,9 +240,9 @@ def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path)
 def test_output_that_vanished_is_told_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = make_writer(tiny_folder, tmp_path / "file" / "out")
-    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
-    assert outcome["error"] == ["NotADirectoryError"]
-    assert "could not be recorded" in outcome["reason"][0]
+    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
+    assert outcome["error"] == "NotADirectoryError"
+    assert "could not be recorded" in outcome["reason"]
 
 
 def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +253,8 @@ def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeyp
         (tmp_path / "file").unlink(missing_ok=True)
 
     monkeypatch.setattr("pipeline.synthesis.actor.time.sleep", repair)
-    (outcome,) = writer(batch_of(plan_shards(writer.config)[:1]))
-    assert outcome["error"] == [""]
+    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
+    assert outcome["error"] == ""
 
 
 def test_another_teacher_than_the_drivers(tiny_folder: Path, tmp_path: Path) -> None:
@@ -263,3 +270,53 @@ def test_parts_are_the_same_bytes_each_time(tiny_folder: Path, tmp_path: Path) -
         contents.append((tmp_path / name / written(tmp_path / name)[0]).read_bytes())
     assert contents[0] == contents[1]
     assert pq.read_table(io.BytesIO(contents[0])).num_rows == 5
+
+
+REBIRTH = {"images_per_class": 4, "shard_size": 8, "inversion": {"iterations": 9, "rebirth": 4}}
+
+
+def test_images_by_rebirth_are_images_of_their_own(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused", **REBIRTH)
+    shard = plan_shards(config)[0]
+    (table,) = Inverter(config)(batch_of([shard]))
+    assert table["image_id"].to_pylist() == shard["image_ids"]
+    assert table["label"].to_pylist() == [0] * 4 + [1] * 4
+    kept = table["keep_indices"].to_pylist()
+    for start in (0, 4):
+        assert sorted(patch for row in kept[start : start + 4] for patch in row) == list(range(16))
+    # Stored scores are those of the stored images.
+    loaded = load_model(config.teacher)
+    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+    pixels = torch.from_numpy(np.stack([schema.decode_image(row["bytes"], "x") for row in table["image"].to_pylist()]))
+    loss, _, _ = score(teacher, pixels, torch.tensor(kept), torch.tensor(table["label"].to_pylist()))
+    np.testing.assert_allclose(table["class_loss"].to_numpy(), loss, rtol=1e-5)
+
+
+def test_a_start_makes_the_same_images_in_any_shard(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused", **REBIRTH)
+    shard = plan_shards(config)[0]
+    (whole,) = Inverter(config)(batch_of([shard]))
+    half = {**shard, "labels": shard["labels"][4:], "image_ids": shard["image_ids"][4:]}
+    (alone,) = Inverter(config)(batch_of([half]))
+    assert alone["keep_indices"].to_pylist() == whole["keep_indices"].to_pylist()[4:]
+
+
+def test_rows_that_cannot_come_of_one_start(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused", **REBIRTH)
+    for labels in ([0, 0, 0, 1], [0, 0, 0]):
+        shard = {"shard_id": 0, "labels": labels, "image_ids": [str(row) for row in range(len(labels))]}
+        with pytest.raises(ConfigError, match="rebirth 4 needs as many rows of one label"):
+            list(Inverter(config)(batch_of([shard])))
+
+
+def test_steps_of_images_that_end_early_are_recorded(tiny_folder: Path, tmp_path: Path) -> None:
+    end = {"adaptive_end": {"confidence": 0.001, "hold_steps": 2}}
+    inversion = {"iterations": 30, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3], **end}
+    config = make_config(tiny_folder, tmp_path, inversion=inversion)
+    writer = PartWriter(config, Inverter(config).digest)
+    (outcome,) = outcomes_of(writer, batch_of(plan_shards(config)[:1]))
+    assert len(outcome["num_steps"]) == 5
+    assert max(outcome["num_steps"]) < 30
+    footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
+    assert footer.metadata is not None
+    assert json.loads(footer.metadata[b"num_steps"]) == outcome["num_steps"]

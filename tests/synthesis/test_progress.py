@@ -7,8 +7,9 @@ import pytest
 from pipeline.synthesis.progress import ProgressReport
 
 
-def done(images: int, loss: float) -> dict:
-    return {"shard_id": 0, "error": "", "reason": "", "num_images": images, "class_loss": loss}
+def done(images: int, loss: float, num_steps: list[int] | None = None) -> dict:
+    steps = num_steps or [8] * images
+    return {"shard_id": 0, "error": "", "reason": "", "num_images": images, "class_loss": loss, "num_steps": steps}
 
 
 class Terminal(io.StringIO):
@@ -32,6 +33,15 @@ def test_plain_lines() -> None:
         r"synthesis: 3 of 5 shards done, 1 failed; \S+ images/s, \d+:\d\d:\d\d left; class loss 1\.5000", lines[-1]
     )
     assert "\r" not in stream.getvalue()
+
+
+def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
+    stream = io.StringIO()
+    with report_on(stream) as report:
+        report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
+        report.shard_finished(done(2, 1.0, [50, 50]))
+    told = [line for line in stream.getvalue().splitlines() if " ran " in line]
+    assert told == ["synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 in the mean"]
 
 
 def test_a_terminal_has_one_line_that_is_rewritten() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError, PipelineError
+from pipeline.inversion import InversionConfig
 from pipeline.models import load_model
 from pipeline.synthesis import SynthesisConfig, plan_shards
-from pipeline.synthesis.shards import config_digest, image_seed, located
+from pipeline.synthesis.shards import _inversion_identity, config_digest, image_seed, located
 from tests.synthesis.conftest import make_config
 
 
@@ -55,11 +56,22 @@ def test_digest_covers_what_decides_pixels_and_nothing_else(tiny_folder: Path) -
         {"inversion": {**schedule, "lr": 0.1}},
         {"inversion": {**schedule, "micro_batch": 2}},
         {"inversion": {**schedule, "dtype": "bfloat16"}},
+        {"inversion": {**schedule, "adaptive_end": {"hold_steps": 2}}},
         {"teacher": {"name": name, "mean": [0.4, 0.5, 0.5]}},
         {"teacher": {"name": name, "class_names": list("ABCDEFGHIJ")}},
     ]
     digests = [digest_with(**change) for change in deciding]
     assert len({base, *digests}) == len(deciding) + 1
+
+
+def test_settings_that_came_later_and_are_off_leave_a_digest_as_it_was() -> None:
+    """A dataset that an earlier version began is gone on with. What is new is left out while it is off."""
+    known = set(_inversion_identity(InversionConfig()))
+    assert known == {
+        *("iterations", "lr", "betas", "jitter", "flip", "stop_steps", "stop_fractions", "stop_formula", "scope"),
+        *("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior", "micro_batch", "dtype"),
+    }
+    assert _inversion_identity(InversionConfig(rebirth=2))["rebirth"] == 2
 
 
 def test_digest_covers_how_a_folder_says_its_model_is_made(tiny_folder: Path, tmp_path: Path) -> None:
@@ -108,6 +120,12 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
             },
             "micro_batch 2 splits shards of 5",
         ),
+        ({"inversion": {"rebirth": 2}}, "images_per_class must be a multiple of inversion.rebirth 2, not 3"),
+        (
+            {"images_per_class": 4, "inversion": {"rebirth": 2}},
+            "shard_size must be a multiple of inversion.rebirth 2, not 5",
+        ),
+        ({"inversion": {"adaptive_end": {"confidence": 2.0}}}, "adaptive_end.confidence must lie in"),
         ({"colour": "red"}, "colour"),
         ({"images_per_class": "many"}, "images_per_class"),
     ],
