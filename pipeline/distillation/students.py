@@ -11,33 +11,17 @@ from torch import Tensor, nn
 
 from pipeline.distillation.config import StudentConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.image_reader import ImageReader
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
-from pipeline.vit import SubsetViT
-
-# What a model raises for images of a shape that it does not take.
-_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
-class Student(nn.Module):
-    """A model that reads the teacher's images, on the kept tokens alone where it has the teacher's patch grid.
+class Student(ImageReader):
+    """A reader of the teacher's images that is to be trained.
 
     Args:
-        model: a timm model with the teacher's number of classes.
-        teacher: whose images it is to read.
-        mean, std: the model's own normalisation, of pixels in [0, 1], one for each channel.
+        model, teacher, mean, std: as of `ImageReader`.
         linear_head: freeze everything but the classifier.
-
-    Attributes:
-        model: the timm model.
-        vit: the model as a reader of kept tokens; None where it reads the filled image.
-        mean, std: as given.
-
-    Raises:
-        ModelError: another number of classes or channels than the teacher's, or an image size that is not its own.
     """
-
-    scale: Tensor
-    shift: Tensor
 
     def __init__(
         self,
@@ -48,36 +32,13 @@ class Student(nn.Module):
         std: Sequence[float],
         linear_head: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.mean, self.std = tuple(mean), tuple(std)
+        super().__init__(model, teacher, mean=mean, std=std)
         self.linear_head = linear_head
-        self.vit = _as_reader_of_tokens(model, teacher)
-        # From the teacher's normalisation to the student's.
-        own, given = (torch.tensor(v).view(2, -1, 1, 1) for v in ((mean, std), (teacher.mean, teacher.std)))
-        self.register_buffer("scale", given[1] / own[1], persistent=False)
-        self.register_buffer("shift", (given[0] - own[0]) / own[1], persistent=False)
-        self.renormalises = self.mean != teacher.mean or self.std != teacher.std
         if linear_head:
             self.requires_grad_(False)
             for parameter in _head_parameters(model):
                 parameter.requires_grad_(True)
         self.train(False)
-
-    def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W] in the teacher's normalisation.
-
-        Args:
-            images: filled with the mean colour where patches are stopped.
-            keep_indices: int64 [B, K], or None for all patches; a student without `vit` reads the image regardless.
-        """
-        images = self._normalise(images)
-        return self.model(images) if self.vit is None else self.vit(images, keep_indices)
-
-    def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and the tokens after the final norm [B, P + K, D]; only with `vit`."""
-        assert self.vit is not None
-        return self.vit.forward_tokens(self._normalise(images), keep_indices)
 
     def train(self, mode: bool = True) -> "Student":
         """Training mode, save for a frozen backbone, which stays in evaluation mode as published."""
@@ -85,9 +46,6 @@ class Student(nn.Module):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.shift if self.renormalises else images
 
 
 @dataclass(frozen=True)
@@ -116,7 +74,7 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     inherited = {k: teacher.data_config[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     made.model.pretrained_cfg = {**made.model.pretrained_cfg, **inherited}  # type: ignore[dict-item]
     student = Student(made.model, teacher, mean=made.mean, std=made.std, linear_head=config.linear_head)
-    _try_out(student, teacher)
+    student.try_out(teacher)
     return student
 
 
@@ -178,35 +136,10 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
     return _Made(loaded.model, loaded.mean, loaded.std)
 
 
-def _as_reader_of_tokens(model: nn.Module, teacher: LoadedModel) -> SubsetViT | None:
-    """The model as a reader of kept tokens; None where its family or its patch grid does not allow it."""
-    try:
-        vit = SubsetViT(model)
-    except ModelError:
-        return None
-    teachers = getattr(getattr(teacher.model, "patch_embed", None), "num_patches", None)
-    # Images and patches are square: one size and one number of patches make one grid.
-    return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], teachers) else None
-
-
 def _head_parameters(model: nn.Module) -> list[nn.Parameter]:
     heads = model.get_classifier()  # type: ignore[operator]
     modules = heads if isinstance(heads, tuple) else (heads,)
     return [parameter for module in modules for parameter in module.parameters()]
-
-
-@torch.inference_mode()
-def _try_out(student: Student, teacher: LoadedModel) -> None:
-    """Read one grey image, so that a model which cannot is told before any worker starts."""
-    name, size = type(student.model).__name__, teacher.input_size
-    try:
-        logits = student(torch.zeros(1, *size))
-    except _SHAPE_ERRORS as error:
-        raise ModelError(f"student {name} cannot read the teacher's images {list(size)}: {_one_line(error)}") from error
-    if logits.shape[1:] != (len(teacher.class_names),):
-        raise ModelError(
-            f"student {name} answers with {list(logits.shape[1:])} values, the teacher with {len(teacher.class_names)}"
-        )
 
 
 def _one_line(error: BaseException) -> str:

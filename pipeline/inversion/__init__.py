@@ -2,11 +2,12 @@
 
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
 from pipeline.inversion.engine import Harvest, Inversion, InversionResult, invert, score, start_images
-from pipeline.inversion.losses import FeaturePrior
+from pipeline.inversion.losses import Disagreement, FeaturePrior
 from pipeline.inversion.teacher import Teacher
 
 __all__ = [
     "AdaptiveEnd",
+    "Disagreement",
     "FeaturePrior",
     "Harvest",
     "Inversion",

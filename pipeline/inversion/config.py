@@ -80,6 +80,7 @@ class InversionConfig:
         l2: weight of the pixels' Euclidean norm.
         patch_similarity: weight of the patch similarity entropy, which is maximised (PSAQ-ViT).
         feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean colour.
+        adversarial: weight of a student's disagreement with the teacher, which is maximised (Adaptive DeepInversion).
         micro_batch: images in one forward and backward; the whole batch by default. Halved when memory runs out.
         dtype: of the teacher's forward and backward; pixels and optimiser stay float32.
     """
@@ -102,6 +103,7 @@ class InversionConfig:
     l2: float = 0.0
     patch_similarity: float = 0.0
     feature_prior: float = 0.0
+    adversarial: float = 0.0
     micro_batch: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -122,7 +124,7 @@ class InversionConfig:
             raise ConfigError(f"flip must lie in [0, 1], not {self.flip}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"micro_batch must be at least 1, not {self.micro_batch}")
-        for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior"):
+        for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior", "adversarial"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.stop_formula is not None:

@@ -81,6 +81,7 @@ def invert(
     init: Tensor | None = None,
     jitter: Tensor | None = None,
     feature_prior: losses.FeaturePrior | None = None,
+    disagreement: losses.Disagreement | None = None,
 ) -> InversionResult:
     """Invert the teacher into one image for each target; with Patch Rebirth into several.
 
@@ -91,14 +92,23 @@ def invert(
         seeds: one an image; with scope `image` it alone decides the image's start and jitter.
         init: starting images [B, C, H, W] in normalised space, instead of noise from the seeds.
         jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
-        feature_prior: needed where its weight is not 0.
+        feature_prior, disagreement: each needed where its weight is not 0.
 
     Raises:
         NonFiniteError: a loss term or the pixels became NaN or infinite.
         ConfigError: the schedule leaves the teacher no patch.
         torch.OutOfMemoryError: not even one image fits.
     """
-    run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, feature_prior=feature_prior)
+    run = Inversion(
+        teacher,
+        targets,
+        config,
+        seeds=seeds,
+        init=init,
+        jitter=jitter,
+        feature_prior=feature_prior,
+        disagreement=disagreement,
+    )
     while not run.finished:
         run.step()
     return run.result()
@@ -140,10 +150,12 @@ class Inversion:
         init: Tensor | None = None,
         jitter: Tensor | None = None,
         feature_prior: losses.FeaturePrior | None = None,
+        disagreement: losses.Disagreement | None = None,
     ) -> None:
         config.check(teacher.num_patches)
         assert len(seeds) == len(targets), "one seed for each target"
         assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
+        assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
         self.micro_batch = min(config.micro_batch or len(targets), len(targets))
         device = teacher.mean.device
         generators = _generators(seeds)
@@ -152,6 +164,7 @@ class Inversion:
         self.config = config
         self.targets = targets.to(device)
         self.feature_prior = feature_prior
+        self.disagreement = disagreement
         self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
@@ -331,20 +344,40 @@ class Inversion:
         if config.patch_similarity:
             terms["patch_similarity"] = -losses.patch_similarity_entropy(outputs)
         if self.feature_prior is not None:
-            # What the image will be: the patches alive, over mean colour.
-            filled = self.teacher.fill_stopped(self.images[rows], self.keep_indices[rows])
-            value = self.feature_prior(jitter_images(filled, self._jitter[self.num_steps, rows]))
-            terms["feature_prior"] = value.expand(len(filled))
+            terms["feature_prior"] = self.feature_prior(self._filled_view(rows)).expand(len(logits))
+        if self.disagreement is not None:
+            with precision:
+                terms["adversarial"] = -self._disagree(self.disagreement, logits.float(), rows)
         return terms
+
+    def _disagree(self, disagreement: losses.Disagreement, logits: Tensor, rows: slice) -> Tensor:
+        """The student's disagreement [b] with the teacher's logits, about what the teacher was shown."""
+        if disagreement.reads_kept:
+            view = jitter_images(self.images[rows], self._view_jitter(rows))
+        else:
+            view = self._filled_view(rows)
+        return disagreement(logits, view, self._positions(rows))
+
+    def _filled_view(self, rows: slice) -> Tensor:
+        """What the images will be, jittered: the patches alive, over mean colour."""
+        filled = self.teacher.fill_stopped(self.images[rows], self.keep_indices[rows])
+        return jitter_images(filled, self._view_jitter(rows))
+
+    def _view_jitter(self, rows: slice) -> Tensor:
+        """[b, 3]"""
+        return self._jitter[self.num_steps, rows]
+
+    def _positions(self, rows: slice) -> Tensor:
+        """Where the patches alive lie in the jittered images [b, K]."""
+        grid, side = self.teacher.grid_size, self.teacher.patch_size
+        return move_patches(self.keep_indices[rows], self._view_jitter(rows), grid_size=grid, patch_size=side)
 
     def _logits(self, rows: slice, scores: list[Tensor]) -> Tensor:
         """The teacher's logits [b, classes] of the patches alive, jittered."""
         teacher = self.teacher
-        grid, side = teacher.grid_size, teacher.patch_size
-        images, jitter = self.images[rows], self._jitter[self.num_steps, rows]
-        positions = move_patches(self.keep_indices[rows], jitter, grid_size=grid, patch_size=side)
+        images, jitter, positions = self.images[rows], self._view_jitter(rows), self._positions(rows)
         if teacher.embeds_subsets:
-            view = cut_patches(images, positions, jitter, patch_size=side)
+            view = cut_patches(images, positions, jitter, patch_size=teacher.patch_size)
             look, look_and_score = teacher.forward_patches, teacher.forward_patches_scores
         else:
             view = jitter_images(images, jitter)
@@ -376,6 +409,7 @@ def _weights(config: InversionConfig) -> dict[str, float]:
         "class_loss": config.class_weight,
         "patch_similarity": config.patch_similarity,
         "feature_prior": config.feature_prior,
+        "adversarial": config.adversarial,
         "tv_l2": config.tv_l2,
         "tv_l1": config.tv_l1,
         "l2": config.l2,

@@ -4,6 +4,7 @@ Each returns one value an image, [B]; `published` ones couple the images of a ba
 are normalised float32 [B, C, H, W].
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,3 +157,34 @@ class FeaturePrior:
             distances.append(away)
 
         return measure
+
+
+def js_divergence(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Jensen-Shannon divergence [B], in nats, of the softened classes of two models' logits [B, classes]; 0 to ln 2."""
+    a, b = (F.log_softmax(logits / temperature, dim=-1) for logits in (first, second))
+    middle = torch.logsumexp(torch.stack([a, b]), dim=0) - math.log(2)
+    return 0.5 * ((a.exp() * (a - middle)).sum(dim=-1) + (b.exp() * (b - middle)).sum(dim=-1))
+
+
+class Disagreement:
+    """How much a student's answer differs from the teacher's; to be maximised.
+
+    Images that only the teacher understands are what the student has to learn yet (Adaptive DeepInversion; Yin et al.,
+    CVPR 2020, section 3.3, there 1 - JS is minimised).
+
+    Args:
+        student: normalised images [B, C, H, W] of the teacher, `keep_indices` int64 [B, K] → logits; it is frozen.
+        reads_kept: whether the student reads the patches of `keep_indices` alone; otherwise it is shown the image as it
+            will be, stopped patches in mean colour.
+        temperature: that softens both answers.
+    """
+
+    def __init__(self, student: nn.Module, *, reads_kept: bool, temperature: float = 3.0) -> None:
+        self.student = student.eval().requires_grad_(False)
+        self.reads_kept = reads_kept
+        self.temperature = temperature
+
+    def __call__(self, teacher_logits: Tensor, images: Tensor, keep_indices: Tensor) -> Tensor:
+        """[B]"""
+        logits = self.student(images, keep_indices).float()
+        return js_divergence(teacher_logits, logits, self.temperature)

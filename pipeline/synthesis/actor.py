@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pipeline.dataset import schema, store
 from pipeline.errors import ConfigError, ModelError, NonFiniteError
-from pipeline.inversion import FeaturePrior, Harvest, InversionResult, Teacher, invert, score
-from pipeline.models import LoadedModel, load_model
-from pipeline.synthesis.shards import SynthesisConfig, config_digest, image_seed
+from pipeline.inversion import Disagreement, FeaturePrior, Harvest, InversionResult, Teacher, invert, score
+from pipeline.synthesis.identity import config_digest, image_seed
+from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.shards import SynthesisConfig
 
 # Before each further attempt to write a part, seconds: object stores throttle, networks blink.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
@@ -38,26 +39,6 @@ OUTCOME = pa.schema(
         "num_steps": pa.list_(pa.int64()),
     }
 )
-
-
-def load_feature_model(config: SynthesisConfig, teacher: LoadedModel) -> LoadedModel | None:
-    """The CNN of the feature prior, if there is one.
-
-    Raises:
-        ModelError: it has no BatchNorm layer, or reads other channels than the teacher.
-    """
-    if config.feature_model is None:
-        return None
-    loaded = load_model(config.feature_model)
-    if loaded.input_size[0] != teacher.input_size[0]:
-        raise ModelError(
-            f"feature model {loaded.name!r} reads {loaded.input_size[0]} channels, the teacher {teacher.input_size[0]}"
-        )
-    try:
-        FeaturePrior(loaded.model)
-    except ValueError as error:
-        raise ModelError(f"feature model {loaded.name!r}: {error}") from error
-    return loaded
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -127,15 +108,19 @@ class Inverter:
         self.device = pick_device(config.pool.device)
         # A CNN of the feature prior may pool in ways that have no deterministic backward.
         make_deterministic(self.device, strict=config.feature_model is None)
-        loaded = load_model(config.teacher)
-        feature_model = load_feature_model(config, loaded)
-        self.digest = config_digest(config, loaded, feature_model)
+        networks = load_networks(config)
+        loaded, feature_model = networks.teacher, networks.feature_model
+        self.digest = config_digest(config, networks)
         self.class_names = loaded.class_names
         self.teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std).to(self.device)
         self.feature_prior = None
         if feature_model is not None:
             published = config.inversion.scope == "published"
             self.feature_prior = FeaturePrior(feature_model.model.to(self.device), batch_statistics=published)
+        self.disagreement = None
+        student = networks.student_reader()
+        if student is not None:
+            self.disagreement = Disagreement(student.to(self.device), reads_kept=student.vit is not None)
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """A table a shard.
@@ -187,7 +172,14 @@ class Inverter:
     def _invert(self, shard_id: int, targets: Tensor, image_ids: Sequence[str]) -> InversionResult:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
         try:
-            return invert(self.teacher, targets, self.config.inversion, seeds=seeds, feature_prior=self.feature_prior)
+            return invert(
+                self.teacher,
+                targets,
+                self.config.inversion,
+                seeds=seeds,
+                feature_prior=self.feature_prior,
+                disagreement=self.disagreement,
+            )
         except NonFiniteError as error:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.inversion import Inversion, InversionConfig
 from pipeline.synthesis.actor import Inverter
-from pipeline.synthesis.shards import SynthesisConfig, image_seed
+from pipeline.synthesis.identity import image_seed
+from pipeline.synthesis.shards import SynthesisConfig
 
 # Of each phase: the first steps after a stop meet new shapes, the last ranks the patches; those between are timed.
 _WARM_UP, _TIMED = 1, 3
@@ -30,6 +31,7 @@ def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
         short,
         seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(starts))],
         feature_prior=inverter.feature_prior,
+        disagreement=inverter.disagreement,
     )
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     starts = range(_WARM_UP, len(seconds), _PHASE)

@@ -13,9 +13,10 @@ from pipeline.dataset import schema, store
 from pipeline.dataset.sources import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.inversion import Teacher
-from pipeline.models import LoadedModel, load_model
-from pipeline.synthesis.actor import load_feature_model
-from pipeline.synthesis.shards import SynthesisConfig, identity, located, plan_shards
+from pipeline.models import LoadedModel
+from pipeline.synthesis.identity import identity
+from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.shards import SynthesisConfig, located, plan_shards
 
 # Libraries whose versions may decide pixels or bytes.
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -59,14 +60,14 @@ def prepare(config: SynthesisConfig) -> Plan:
         ConfigError, ModelError, CheckpointError: impossible settings or teacher.
         DatasetError: the output holds another dataset, or cannot be read.
     """
-    loaded = load_model(config.teacher)
-    feature_model = load_feature_model(config, loaded)
+    networks = load_networks(config)
+    loaded = networks.teacher
     shards = plan_shards(config, num_classes=len(loaded.class_names))
     teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
     config.inversion.check(teacher.num_patches)
     if teacher.num_patches > schema.MAX_PATCHES:
         raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
-    facts = identity(config, loaded, feature_model)
+    facts = identity(config, networks)
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)

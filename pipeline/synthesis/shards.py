@@ -1,19 +1,13 @@
-"""Which images are made: classes × images per class → deterministic shards, and the digest that seeds them."""
+"""Which images are made: classes × images per class → deterministic shards."""
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import timm.models
-from torch import nn
-
 from pipeline import storage
-from pipeline.config import digest, to_dict
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
-from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.models import ModelConfig, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +58,7 @@ class SynthesisConfig:
         seed: of everything that is drawn.
         inversion: losses, schedule and optimiser.
         feature_model: the CNN of the feature prior, where that has a weight.
+        student: the trained student of the adversarial term, where that has a weight.
         pool: the actors.
         dry_run: say what would be done and how long it would take; write nothing.
     """
@@ -76,6 +71,7 @@ class SynthesisConfig:
     seed: int = 0
     inversion: InversionConfig = field(default_factory=InversionConfig)
     feature_model: ModelConfig | None = None
+    student: ModelConfig | None = None
     pool: PoolConfig = field(default_factory=PoolConfig)
     dry_run: bool = False
 
@@ -101,10 +97,14 @@ class SynthesisConfig:
                 f"inversion.micro_batch {micro_batch} splits shards of {self.shard_size}, and with scope published the "
                 "feature prior is defined on the whole shard"
             )
-        if bool(self.inversion.feature_prior) != (self.feature_model is not None):
+        self._check_together("feature_prior", "feature_model")
+        self._check_together("adversarial", "student")
+
+    def _check_together(self, term: str, network: str) -> None:
+        weight, model = getattr(self.inversion, term), getattr(self, network)
+        if bool(weight) != (model is not None):
             raise ConfigError(
-                f"inversion.feature_prior {self.inversion.feature_prior} and feature_model "
-                f"{self.feature_model and self.feature_model.name!r} go together: give both or neither"
+                f"inversion.{term} {weight} and {network} {model and model.name!r} go together: give both or neither"
             )
 
 
@@ -126,6 +126,7 @@ def located(config: SynthesisConfig) -> SynthesisConfig:
         output=storage.absolute(config.output),
         teacher=config.teacher.located(),
         feature_model=config.feature_model and config.feature_model.located(),
+        student=config.student and config.student.located(),
     )
 
 
@@ -168,57 +169,3 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
         }
         for shard_id, start in enumerate(range(0, len(images), config.shard_size))
     ]
-
-
-# Settings that came later: left out where they are off, so that datasets made before keep their digest.
-_LATER = {"rebirth": None, "adaptive_end": None}
-
-
-def identity(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None) -> dict[str, Any]:
-    """Everything that decides the bytes of the parts, and nothing else: not output, pool sizes or logging."""
-    return {
-        "teacher": _model_identity(teacher),
-        "feature_model": None if feature_model is None else _model_identity(feature_model),
-        "class_names": teacher.class_names,
-        "classes": resolve_classes(config, len(teacher.class_names)),
-        "images_per_class": config.images_per_class,
-        "shard_size": config.shard_size,
-        "seed": config.seed,
-        "inversion": _inversion_identity(config.inversion),
-        "torch_threads": config.pool.cpus_per_actor,
-    }
-
-
-def _inversion_identity(inversion: InversionConfig) -> dict[str, Any]:
-    # A formula has been filled in: the lists decide.
-    values = to_dict(inversion) | {"stop_formula": None}
-    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
-
-
-def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
-    # Not the name or the path: the same weights from another place make the same images.
-    return {
-        "weights": loaded.digest,
-        "architecture": getattr(loaded.model, "pretrained_cfg", {}).get("architecture"),
-        "model_args": _plain_arguments(loaded.model),
-        "input_size": list(loaded.input_size),
-        "mean": list(loaded.mean),
-        "std": list(loaded.std),
-    }
-
-
-def _plain_arguments(model: nn.Module) -> dict[str, Any]:
-    """What timm made a model with, from the config or from its folder; classes and functions by their names."""
-    arguments = timm.models.get_model_args(model)
-    return json.loads(json.dumps(arguments, default=lambda value: getattr(value, "__qualname__", type(value).__name__)))
-
-
-def config_digest(config: SynthesisConfig, teacher: LoadedModel, feature_model: LoadedModel | None = None) -> str:
-    """SHA-256, in hex, of what decides the dataset."""
-    return digest(identity(config, teacher, feature_model))
-
-
-def image_seed(config_digest: str, shard_id: int, image_id: str) -> int:
-    """The seed of one image, 63 bits."""
-    content = f"{config_digest}/{shard_id}/{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1

@@ -6,7 +6,17 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.inversion import FeaturePrior, Inversion, InversionConfig, Teacher, invert, score, start_images
+from pipeline.inversion import (
+    Disagreement,
+    FeaturePrior,
+    Inversion,
+    InversionConfig,
+    Teacher,
+    invert,
+    score,
+    start_images,
+)
+from pipeline.vit import SubsetViT
 from tests.conftest import HALF, enlarge_weights, make_tiny_model
 
 SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}
@@ -196,6 +206,50 @@ def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher)
         result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
         values.append(result.losses["feature_prior"][-1])
     assert values[1] < 0.5 * values[0]
+
+
+class AStudent(nn.Module):
+    """Another tiny ViT, or a CNN, as a reader of the teacher's images."""
+
+    def __init__(self, *, reads_kept: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        # Large weights: small ones answer every image alike.
+        convolution = nn.Conv2d(3, 10, 8, stride=8).requires_grad_(False)
+        convolution.weight.normal_(std=0.5)
+        self.vit = SubsetViT(make_tiny_model(seed=5)) if reads_kept else None
+        self.cnn = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images: torch.Tensor, keep_indices: torch.Tensor) -> torch.Tensor:
+        return self.cnn(images) if self.vit is None else self.vit(images, keep_indices)
+
+
+@pytest.mark.parametrize("reads_kept", [True, False])
+def test_the_adversarial_term_drives_teacher_and_student_apart(tiny_teacher: Teacher, reads_kept: bool) -> None:
+    disagreement = Disagreement(AStudent(reads_kept=reads_kept), reads_kept=reads_kept, temperature=1.0)
+    values = []
+    for weight in (1e-9, 20.0):
+        config = InversionConfig(**SPARSE, **STILL, adversarial=weight)
+        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, disagreement=disagreement)
+        values.append(-result.losses["adversarial"][-1])
+    assert values[1] > values[0] + 0.05
+    assert all(parameter.grad is None for parameter in disagreement.student.parameters())
+
+
+@pytest.mark.parametrize("reads_kept", [True, False])
+def test_terms_of_what_is_seen_leave_stopped_patches_alone(tiny_teacher: Teacher, reads_kept: bool) -> None:
+    """The adversarial term and the patch similarity together, after stops; nothing acts on all pixels."""
+    disagreement = Disagreement(AStudent(reads_kept=reads_kept), reads_kept=reads_kept)
+    config = InversionConfig(
+        **SPARSE, **STILL, tv_l2=0.0, class_weight=0.0, adversarial=1.0, patch_similarity=1.0, micro_batch=2
+    )
+    run = Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, disagreement=disagreement)
+    for _ in range(12):
+        run.step()
+    assert run.images.grad is not None
+    kept = tiny_teacher.fill_stopped(torch.ones_like(run.images), run.keep_indices).bool()
+    assert (run.images.grad[~kept] == 0).all()
+    assert (run.images.grad[kept] != 0).float().mean() > 0.9
 
 
 def test_a_published_feature_prior_cannot_be_split(tiny_teacher: Teacher) -> None:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -110,3 +111,19 @@ def test_feature_prior_takes_each_image_alone_unless_published(network: nn.Modul
 def test_feature_prior_needs_batch_norm() -> None:
     with pytest.raises(ValueError, match="no BatchNorm2d"):
         losses.FeaturePrior(nn.Conv2d(1, 1, 1))
+
+
+def test_divergence_of_answers_that_agree_and_that_exclude_each_other() -> None:
+    same = torch.randn(3, 5)
+    assert torch.allclose(losses.js_divergence(same, same + 7, 3.0), torch.zeros(3), atol=1e-6)
+    sure = 100 * torch.eye(4)
+    assert torch.allclose(losses.js_divergence(sure, sure.roll(1, 0), 1.0), torch.full((4,), math.log(2)))
+
+
+def test_divergence_by_its_definition() -> None:
+    first, second = torch.randn(2, 6, 4)
+    p, q = (first / 3).softmax(dim=1), (second / 3).softmax(dim=1)
+    middle = (p + q) / 2
+    expected = 0.5 * ((p * (p / middle).log()).sum(dim=1) + (q * (q / middle).log()).sum(dim=1))
+    assert torch.allclose(losses.js_divergence(first, second, 3.0), expected, atol=1e-6)
+    assert torch.allclose(losses.js_divergence(second, first, 3.0), expected, atol=1e-6)

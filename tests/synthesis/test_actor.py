@@ -20,7 +20,7 @@ from pipeline.inversion import Teacher, score, start_images
 from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
 from pipeline.synthesis.actor import PartWriter, pick_device
-from pipeline.synthesis.shards import image_seed
+from pipeline.synthesis.identity import image_seed
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import ROOT, make_config
 
@@ -125,6 +125,30 @@ def test_feature_model_without_batchnorm_is_refused(tiny_folder: Path) -> None:
     model = {"name": f"local-dir:{tiny_folder}"}
     with pytest.raises(ModelError, match="no BatchNorm2d"):
         Inverter(make_config(tiny_folder, "unused", inversion=schedule, feature_model=model))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
+def test_adversarial_term_takes_part(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    student = make_tiny_model(seed=3) if name.startswith("vit") else timm.create_model(name, num_classes=10)
+    save_model(student, tmp_path, class_names=list("abcdefghij"), mean=(0.4,) * 3, std=HALF)
+    schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5]}
+    plain = make_config(tiny_folder, "unused", inversion=schedule)
+    against = {"inversion": {**schedule, "adversarial": 1.0}, "student": {"name": f"local-dir:{tmp_path}"}}
+    driven = Inverter(make_config(tiny_folder, "unused", **against))
+    assert driven.disagreement is not None
+    assert driven.disagreement.reads_kept == name.startswith("vit")
+    shard = batch_of(plan_shards(plain)[:1])
+    assert Inverter(plain).digest != driven.digest
+    assert next(iter(driven(shard)))["image"] != next(iter(Inverter(plain)(shard)))["image"]
+
+
+def test_a_student_of_other_classes_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    save_model(make_tiny_model(num_classes=4), tmp_path, class_names=list("abcd"), mean=HALF, std=HALF)
+    schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5], "adversarial": 1.0}
+    student = {"name": f"local-dir:{tmp_path}"}
+    with pytest.raises(ModelError, match=r"student VisionTransformer answers with \[4\] values, the teacher with 10"):
+        Inverter(make_config(tiny_folder, "unused", inversion=schedule, student=student))
 
 
 def test_cuda_that_is_not_there() -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError, PipelineError
 from pipeline.inversion import InversionConfig
-from pipeline.models import load_model
 from pipeline.synthesis import SynthesisConfig, plan_shards
-from pipeline.synthesis.shards import _inversion_identity, config_digest, image_seed, located
+from pipeline.synthesis.identity import _inversion_identity, config_digest, image_seed
+from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.shards import located
 from tests.synthesis.conftest import make_config
 
 
@@ -40,7 +41,7 @@ def test_all_classes_of_the_teacher_by_default(tiny_folder: Path) -> None:
 def test_digest_covers_what_decides_pixels_and_nothing_else(tiny_folder: Path) -> None:
     def digest_with(**changes: Any) -> str:
         config = make_config(tiny_folder, changes.pop("output", "out"), **changes)
-        return config_digest(config, load_model(config.teacher))
+        return config_digest(config, load_networks(config))
 
     base = digest_with()
     assert digest_with(output="elsewhere", dry_run=True, pool={"max_size": 7, "start_timeout_s": 5}) == base
@@ -84,7 +85,7 @@ def test_digest_covers_how_a_folder_says_its_model_is_made(tiny_folder: Path, tm
     digests = set()
     for folder in (tiny_folder, other):
         made = make_config(folder, "out")
-        digests.add(config_digest(made, load_model(made.teacher)))
+        digests.add(config_digest(made, load_networks(made)))
     assert len(digests) == 2
 
 
@@ -113,6 +114,8 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
         ({"pool": {"no_progress_timeout_s": 0}}, "no_progress_timeout_s"),
         ({"inversion": {"stop_steps": [5], "stop_fractions": [1.0]}}, "fractions"),
         ({"inversion": {"feature_prior": 0.1}}, "feature_model"),
+        ({"inversion": {"adversarial": 0.1}}, "inversion.adversarial 0.1 and student None go together"),
+        ({"student": {"name": "x"}}, "inversion.adversarial 0.0 and student 'x' go together"),
         (
             {
                 "inversion": {"feature_prior": 0.1, "scope": "published", "micro_batch": 2},

@@ -1,0 +1,92 @@
+"""A model that reads the images of another: in that one's normalisation, and on the kept tokens alone where it can."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.models import LoadedModel
+from pipeline.vit import SubsetViT
+
+# What a model raises for images of a shape that it does not take.
+_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+
+
+class ImageReader(nn.Module):
+    """A model that reads the teacher's images, on the kept tokens alone where it has the teacher's patch grid.
+
+    Args:
+        model: a timm model with the teacher's number of classes.
+        teacher: whose images it is to read.
+        mean, std: the model's own normalisation, of pixels in [0, 1], one for each channel.
+
+    Attributes:
+        model: the timm model.
+        vit: the model as a reader of kept tokens; None where it reads the filled image.
+        mean, std: as given.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, teacher: LoadedModel, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.vit = _as_reader_of_tokens(model, teacher)
+        # From the teacher's normalisation to the model's.
+        own, given = (torch.tensor(v).view(2, -1, 1, 1) for v in ((mean, std), (teacher.mean, teacher.std)))
+        self.register_buffer("scale", given[1] / own[1], persistent=False)
+        self.register_buffer("shift", (given[0] - own[0]) / own[1], persistent=False)
+        self.renormalises = self.mean != teacher.mean or self.std != teacher.std
+
+    def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W] in the teacher's normalisation.
+
+        Args:
+            images: filled with the mean colour where patches are stopped.
+            keep_indices: int64 [B, K], or None for all patches; a model without `vit` reads the image regardless.
+        """
+        images = self._normalise(images)
+        return self.model(images) if self.vit is None else self.vit(images, keep_indices)
+
+    def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and the tokens after the final norm [B, P + K, D]; only with `vit`."""
+        assert self.vit is not None
+        return self.vit.forward_tokens(self._normalise(images), keep_indices)
+
+    @torch.inference_mode()
+    def try_out(self, teacher: LoadedModel) -> None:
+        """Read one grey image, so that a model which cannot is told before any work starts.
+
+        Raises:
+            ModelError: it does not take the teacher's images, or answers with other than the teacher's classes.
+        """
+        name, size = f"student {type(self.model).__name__}", teacher.input_size
+        try:
+            logits = self(torch.zeros(1, *size))
+        except _SHAPE_ERRORS as error:
+            raise ModelError(f"{name} cannot read the teacher's images {list(size)}: {_one_line(error)}") from error
+        if logits.shape[1:] != (len(teacher.class_names),):
+            raise ModelError(
+                f"{name} answers with {list(logits.shape[1:])} values, the teacher with {len(teacher.class_names)}"
+            )
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift if self.renormalises else images
+
+
+def _as_reader_of_tokens(model: nn.Module, teacher: LoadedModel) -> SubsetViT | None:
+    """The model as a reader of kept tokens; None where its family or its patch grid does not allow it."""
+    try:
+        vit = SubsetViT(model)
+    except ModelError:
+        return None
+    teachers = getattr(getattr(teacher.model, "patch_embed", None), "num_patches", None)
+    # Images and patches are square: one size and one number of patches make one grid.
+    return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], teachers) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

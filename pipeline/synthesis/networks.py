@@ -1,0 +1,68 @@
+"""The networks that decide a dataset: the teacher, and those that some losses need beside it."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import ModelError
+from pipeline.image_reader import ImageReader
+from pipeline.inversion import FeaturePrior
+from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.synthesis.shards import SynthesisConfig
+
+
+@dataclass(frozen=True)
+class Networks:
+    """As loaded, on the CPU.
+
+    Attributes:
+        teacher: to be inverted.
+        feature_model: the CNN of the feature prior, where there is one.
+        student: the student of the adversarial term, where there is one.
+    """
+
+    teacher: LoadedModel
+    feature_model: LoadedModel | None = None
+    student: LoadedModel | None = None
+
+    def student_reader(self) -> ImageReader | None:
+        """The student as it reads the teacher's images.
+
+        Raises:
+            ModelError: it does not take them, or has other classes.
+        """
+        if self.student is None:
+            return None
+        reader = ImageReader(self.student.model, self.teacher, mean=self.student.mean, std=self.student.std)
+        reader.try_out(self.teacher)
+        return reader
+
+
+def load_networks(config: SynthesisConfig) -> Networks:
+    """Load them all, and see that they go together.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: one cannot be loaded, or does not fit the teacher.
+    """
+    teacher = load_model(config.teacher)
+    networks = Networks(
+        teacher=teacher,
+        feature_model=_load_beside(config.feature_model, teacher, "feature model"),
+        student=_load_beside(config.student, teacher, "student"),
+    )
+    if networks.feature_model is not None:
+        try:
+            FeaturePrior(networks.feature_model.model)
+        except ValueError as error:
+            raise ModelError(f"feature model {networks.feature_model.name!r}: {error}") from error
+    networks.student_reader()
+    return networks
+
+
+def _load_beside(config: ModelConfig | None, teacher: LoadedModel, role: str) -> LoadedModel | None:
+    if config is None:
+        return None
+    loaded = load_model(config)
+    if loaded.input_size[0] != teacher.input_size[0]:
+        raise ModelError(
+            f"{role} {loaded.name!r} reads {loaded.input_size[0]} channels, the teacher {teacher.input_size[0]}"
+        )
+    return loaded
