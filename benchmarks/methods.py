@@ -1,0 +1,298 @@
+"""Every way of making images, side by side on handwritten digits: what it costs and what it is good for.
+
+    python -m benchmarks.methods
+
+For each method and seed: 200 images of the demo's teacher, a W4A4 calibration on them, and the demo's student distilled
+on them, through the same code as the jobs, each in a process with one thread. Two processes run at a time. Prints
+progress, and writes `benchmarks/results/methods.md` and `methods.json`. Seeds are of the images and of the student; the
+teacher is one.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.circumstances import circumstances
+from jobs.demo import STAGES
+from jobs.digits import DigitsConfig, make_digits
+from pipeline import storage
+from pipeline.config import parse_config
+from pipeline.dataset import store
+from pipeline.distillation import DistillationConfig, distill
+from pipeline.inversion.flops import TeacherShape, run_flops
+from pipeline.quantization import CalibrationConfig, calibrate
+from pipeline.synthesis import SynthesisConfig
+from pipeline.synthesis.actor import PartWriter
+from pipeline.synthesis.plan import prepare
+
+RESULTS = Path(__file__).parent / "results"
+DENSE, SPARSE = "dense", "sparse"
+# Of the sparse stage all but its stops.
+_REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": []}
+_END = {"inversion.adaptive_end": {"confidence": 0.9, "hold_steps": 20}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way of making images.
+
+    Attributes:
+        name: in the table.
+        stage: of the demo's configs that it starts from; None takes the real images.
+        settings: what differs from it, by dotted name.
+        against: the method whose student the adversarial term is to be unlike.
+    """
+
+    name: str
+    stage: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    against: str | None = None
+
+
+METHODS = (
+    Method(name="real images", stage=None),
+    Method(name="noise", stage="noise"),
+    Method(name=DENSE, stage="dense"),
+    Method(name="dense, short", stage="dense", settings={"inversion.iterations": 60}),
+    Method(name="dense, adaptive end", stage="dense", settings=_END),
+    Method(name=SPARSE, stage="sparse"),
+    Method(name="sparse, adaptive end", stage="sparse", settings=_END),
+    Method(name="rebirth, v = 2", stage="sparse", settings={**_REBIRTH, "inversion.rebirth": 2}),
+    Method(name="rebirth, v = 4", stage="sparse", settings={**_REBIRTH, "inversion.rebirth": 4}),
+    Method(
+        name="rebirth, v = 4, twice as long",
+        stage="sparse",
+        settings={**_REBIRTH, "inversion.rebirth": 4, "inversion.iterations": 400},
+    ),
+    Method(name="sparse, patch similarity", stage="sparse", settings={"inversion.patch_similarity": 0.1}),
+    Method(name="sparse, adversarial", stage="sparse", settings={"inversion.adversarial": 1.0}, against=SPARSE),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one method gave with one seed; times and work are of an image, confidence is of the stored images."""
+
+    seconds: float | None
+    work: float | None
+    mean_steps: float | None
+    confidence: float | None
+    w4a4_top1: float
+    before_top1: float
+    student_top1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where a run of the benchmark keeps its files, and what it starts from.
+
+    Attributes:
+        folder: of everything.
+        stages: configs that methods start from, and of calibration and distillation.
+        shard_size: images inverted together.
+    """
+
+    folder: str
+    stages: str = STAGES
+    shard_size: int = 200
+
+    def path(self, *names: str) -> str:
+        return storage.join(self.folder, *names)
+
+    @property
+    def teacher(self) -> str:
+        return f"local-dir:{self.path('digits', 'teacher')}"
+
+    def arguments(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
+        """Command-line arguments of a job: a stage's config with some settings changed."""
+        flags = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+        return ["--config", f"{self.stages}/{stage}.yaml", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def measure(bench: Bench, method: Method, seed: int) -> Figures:
+    """Make a method's images with one seed and use them; in a process of its own."""
+    torch.set_num_threads(1)
+    name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
+    made = {} if method.stage is None else synthesize(bench, method, bench.path("images", name), seed)
+    images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
+    shared = {"teacher.name": bench.teacher, "images": images, "labelled": bench.path("digits", "held_out.parquet")}
+    quantized = {
+        **shared,
+        "output": bench.path("calibrate", name),
+        "settings": [{"weights": 4, "activations": 4}],
+        "formats": ["pt2"],
+        "num_workers": 0,
+    }
+    top1 = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"][0]["top1"]
+    trained = {**shared, "output": bench.path("distill", name), "seed": seed, "num_workers": 0}
+    student = distill(parse_config(DistillationConfig, bench.arguments("distill", trained)))
+    return Figures(
+        seconds=made.get("seconds"),
+        work=made.get("work"),
+        mean_steps=made.get("mean_steps"),
+        confidence=made.get("confidence"),
+        w4a4_top1=top1,
+        before_top1=student["before_top1"],
+        student_top1=student["top1"],
+    )
+
+
+def synthesize(bench: Bench, method: Method, output: str, seed: int) -> dict[str, float]:
+    """Write a dataset as the actors do, here and timed: seconds, counted work and steps of an image."""
+    assert method.stage is not None
+    own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
+    settings = {**own, **method.settings}
+    if method.against is not None:
+        settings["student.name"] = f"local-dir:{bench.path('distill', f'{method.against}-{seed}', 'student', 'last')}"
+    config = parse_config(SynthesisConfig, bench.arguments(method.stage, settings))
+    plan = prepare(config)
+    store.write_manifest(output, plan.manifest)
+    writer = PartWriter(plan.config, plan.digest)
+    started = time.perf_counter()
+    outcomes = [row for shard in plan.to_do for table in writer(_as_batch(shard)) for row in table.to_pylist()]
+    seconds = time.perf_counter() - started
+    assert not any(row["error"] for row in outcomes), outcomes
+    num_images = sum(row["num_images"] for row in outcomes)
+    taken = [steps for row in outcomes for steps in row["num_steps"]]
+    phases = config.inversion.phases(writer.teacher.num_patches)
+    shape = TeacherShape.of(writer.teacher)
+    return {
+        "seconds": seconds / num_images,
+        "work": sum(run_flops(shape, shortened(phases, steps)).total for steps in taken) / num_images,
+        "mean_steps": statistics.fmean(taken) if taken else 0.0,
+        "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
+    }
+
+
+def _as_batch(shard: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in shard.items()}
+
+
+def shortened(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:
+    """The first steps of phases (number of steps, patches alive)."""
+    short, left = [], num_steps
+    for count, alive in phases:
+        short.append((min(count, left), alive))
+        left -= short[-1][0]
+    return short
+
+
+def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int) -> dict[str, list[Figures]]:
+    """Figures by method, one a seed; those that build on another's student come second."""
+    if not storage.exists(bench.path("digits", "teacher", "config.json")):
+        make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
+    found: dict[str, dict[int, Figures]] = {method.name: {} for method in methods}
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for wave in (False, True):
+            cells = [(method, seed) for seed in seeds for method in methods if (method.against is not None) == wave]
+            futures = {cell: pool.submit(measure, bench, *cell) for cell in cells}
+            for (method, seed), future in futures.items():
+                found[method.name][seed] = future.result()
+                print(f"methods: {method.name}, seed {seed}: {found[method.name][seed]}", file=sys.stderr, flush=True)
+    return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}
+
+
+def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
+    """The page: what was run, the table, and for each method what it changes against `sparse`, seed by seed."""
+    dense = figures[DENSE]
+    rows = [_row(name, found, dense) for name, found in figures.items()]
+    before = statistics.fmean(found.before_top1 for found in dense)
+    header = ("images", "s an image", "work", "steps", "confidence", "W4A4 top-1", "student top-1")
+    differences = [
+        (name, *_difference(found, figures[SPARSE]))
+        for name, found in figures.items()
+        if name not in (SPARSE, "real images")
+    ]
+    told = ("images", "student: points above sparse", "W4A4: points above sparse", "what that says")
+    return "\n\n".join(
+        [
+            "# Methods, side by side",
+            f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, torch "
+            f"{facts['torch']}, timm {facts['timm']}, seeds {facts['seeds']}, in {facts['minutes']} minutes. "
+            "Handwritten digits, the demo's teacher and settings, 200 images a set; means and standard deviations over "
+            "the seeds of images and student. Seconds are of one core while another process held the other: compare "
+            "them with each other only. Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; "
+            "it leaves out what losses cost beside the teacher. The student scores "
+            f"{before:.1f} before it is trained.",
+            _markdown(header, rows),
+            "The same seeds, seed by seed, against `sparse`; a difference is told where its mean is more than two "
+            "standard errors from zero.",
+            _markdown(told, differences),
+        ]
+    )
+
+
+def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple[str, ...]:
+    dense_work = statistics.fmean(f.work or 0.0 for f in dense)
+    work = [f.work / dense_work for f in found if f.work is not None]
+    return (
+        name,
+        _spread([f.seconds for f in found], 3),
+        f"{statistics.fmean(work):.2f}" if work else "–",
+        _spread([f.mean_steps for f in found], 0),
+        _spread([f.confidence for f in found], 3),
+        _spread([f.w4a4_top1 for f in found], 1),
+        _spread([f.student_top1 for f in found], 1),
+    )
+
+
+def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str, str, str]:
+    student = [a.student_top1 - b.student_top1 for a, b in zip(found, base, strict=True)]
+    quantized = [a.w4a4_top1 - b.w4a4_top1 for a, b in zip(found, base, strict=True)]
+    said = "; ".join([_verdict("student", student), _verdict("W4A4", quantized)])
+    return _spread(student, 1, signed=True), _spread(quantized, 1, signed=True), said
+
+
+def _verdict(what: str, differences: Sequence[float]) -> str:
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("inf")
+    return f"{what} no different" if abs(mean) <= 2 * error else f"{what} {'better' if mean > 0 else 'worse'}"
+
+
+def _spread(values: Sequence[float | None], digits: int, *, signed: bool = False) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    sign = "+" if signed else ""
+    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
+    return f"{statistics.fmean(known):{sign}.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="runs/methods", help="teacher, images and students; a dataset is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--only", nargs="+", help="names of methods; dense and sparse always")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", default=str(RESULTS), help="folder for methods.md and methods.json")
+    options = parser.parse_args(argv)
+    wanted = [m for m in METHODS if options.only is None or m.name in (*options.only, DENSE, SPARSE)]
+    started = time.monotonic()
+    figures = run(Bench(folder=options.folder), wanted, options.seeds, options.processes)
+    minutes = round((time.monotonic() - started) / 60)
+    facts = circumstances("benchmarks.methods", torch.device("cpu"))
+    facts |= {"seeds": options.seeds, "minutes": minutes, "threads": 1}
+    results = Path(options.results)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "methods.md").write_text(report(figures, facts) + "\n")
+    plain = {name: [vars(f) for f in found] for name, found in figures.items()}
+    (results / "methods.json").write_text(json.dumps({**facts, "figures": plain}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

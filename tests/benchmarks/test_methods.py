@@ -1,0 +1,64 @@
+"""The side-by-side of methods: its figures, its page, and a run with little of everything."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.methods import METHODS, Bench, Figures, Method, measure, report, shortened
+from jobs.digits import DigitsConfig, make_digits
+from pipeline.config import parse_config
+from tests.jobs.test_demo import write_small_stages
+
+FACTS = {"command": "c", "commit": "abc", "cores": 2, "device": "d", "torch": "t", "timm": "m"}
+ONE = Figures(
+    seconds=0.1, work=8.0, mean_steps=200.0, confidence=0.9, w4a4_top1=98.0, before_top1=77.0, student_top1=90.0
+)
+
+
+def test_phases_up_to_a_step() -> None:
+    phases = [(50, 196), (50, 137), (300, 95)]
+    assert shortened(phases, 400) == phases
+    assert shortened(phases, 120) == [(50, 196), (50, 137), (20, 95)]
+    assert shortened(phases, 30) == [(30, 196), (0, 137), (0, 95)]
+
+
+def test_page_tells_differences_from_noise() -> None:
+    figures = {
+        "real images": [replace(ONE, seconds=None, work=None, mean_steps=None, confidence=None)] * 3,
+        "dense": [ONE] * 3,
+        "sparse": [replace(ONE, work=2.0)] * 3,
+        "better": [replace(ONE, work=1.0, student_top1=top1) for top1 in (92.0, 93.0, 94.0)],
+        "unsteady": [replace(ONE, work=1.0, student_top1=top1) for top1 in (85.0, 90.0, 96.0)],
+    }
+    page = report(figures, {**FACTS, "seeds": [0, 1, 2], "minutes": 3})
+    assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 93.0 ± 1.0 |" in page
+    assert "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | student better; W4A4 no different |" in page
+    assert "student no different" in next(line for line in page.splitlines() if line.startswith("| unsteady | +0.3"))
+    assert "| real images | – | – | – | – | 98.0 ± 0.0 | 90.0 ± 0.0 |" in page
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_each_kind_of_method_with_little_of_everything(tmp_path: Path) -> None:
+    stages = tmp_path / "stages"
+    write_small_stages(stages)
+    sparse = yaml.safe_load((stages / "sparse.yaml").read_text())
+    (stages / "sparse.yaml").write_text(yaml.safe_dump({**sparse, "images_per_class": 4}))
+    bench = Bench(folder=str(tmp_path / "bench"), stages=str(stages), shard_size=40)
+    make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
+    wanted = {method.name: method for method in METHODS}
+    kinds = ("real images", "sparse", "rebirth, v = 4", "sparse, adversarial")
+    found = {name: measure(bench, wanted[name], 1) for name in kinds}
+    assert found["real images"].work is None
+    assert found["sparse"].mean_steps == found["rebirth, v = 4"].mean_steps == 4
+    rebirth, plain = found["rebirth, v = 4"].work, found["sparse"].work
+    assert rebirth is not None
+    assert plain is not None
+    assert 0 < rebirth < plain
+    assert all(0 <= top1 <= 100 for f in found.values() for top1 in (f.w4a4_top1, f.student_top1, f.before_top1))
+
+
+def test_methods_differ_in_name_and_are_made_of_known_settings() -> None:
+    assert len({method.name for method in METHODS}) == len(METHODS)
+    assert all(isinstance(method, Method) and (method.stage or not method.settings) for method in METHODS)
