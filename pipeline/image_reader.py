@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.masked import SHAPE_ERRORS
 from pipeline.models import LoadedModel
 from pipeline.vit import SubsetViT
-
-# What a model raises for images of a shape that it does not take.
-_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
 class ImageReader(nn.Module):
@@ -66,7 +64,7 @@ class ImageReader(nn.Module):
         name, size = f"student {type(self.model).__name__}", teacher.input_size
         try:
             logits = self(torch.zeros(1, *size))
-        except _SHAPE_ERRORS as error:
+        except SHAPE_ERRORS as error:
             raise ModelError(f"{name} cannot read the teacher's images {list(size)}: {_one_line(error)}") from error
         if logits.shape[1:] != (len(teacher.class_names),):
             raise ModelError(

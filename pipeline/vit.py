@@ -1,26 +1,26 @@
-"""A timm ViT that reads any subset of its patches. What the project knows of timm's internals is here."""
+"""A timm ViT that reads any subset of its patches, and ranks them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.families import check_family
 from pipeline.last_block import last_block, num_tokens_read, pad_rows
+from pipeline.ranking import Ranking, gradient_times, pool_attention, resolve_ranking
 
 
 class TokenSubset(nn.Module):
     """Gathers patch tokens in a model's `patch_drop` slot, after the position embedding.
 
     Args:
-        num_prefix_tokens: CLS, distillation and register tokens, which always pass.
+        num_prefix_tokens: CLS, distillation and register tokens, which always pass; some families have none.
         with_indices: the slot's owner wants `(tokens, keep_indices)` back, as `timm.models.eva.Eva` does.
 
     Attributes:
@@ -44,7 +44,7 @@ class TokenSubset(nn.Module):
 
 
 class SubsetViT(nn.Module):
-    """A timm ViT with a CLS token, read on all of its patches or on any subset of them.
+    """A timm ViT, read on all of its patches or on any subset of them.
 
     Where the family allows it, stopped patches are not even embedded: the embedding is a linear map of each patch, and
     the position embedding is indexed. Otherwise (rotary positions) tokens are gathered in timm's `patch_drop` slot.
@@ -91,28 +91,91 @@ class SubsetViT(nn.Module):
         """
         return self._read_patches(patches, positions)[0]
 
-    def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_patches_scores(
+        self, patches: Tensor, positions: Tensor, *, ranking: Ranking | None = None, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`forward_scores` for patches already cut out; see `forward_patches`."""
-        if not self.tokens_read:
-            with self.attention_probabilities() as captured:
-                logits, _ = self._read_patches(patches, positions)
-            return logits, self._cls_attention(captured[0])
-        logits, attention = self._read_patches(patches, positions)
-        assert attention is not None
-        return logits, self._cls_attention(attention)
+        ranking = ranking or resolve_ranking(self.model)
+        if ranking == "cls_attention" and self.tokens_read:
+            logits, attention = self._read_patches(patches, positions)
+            assert attention is not None
+            return logits, self._cls_attention(attention)
+        with self._whole_last_block():
+            return self._ranked(lambda p: self._read_patches(p, positions)[0], patches, ranking, targets)
 
-    def forward_scores(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes] and the patch scores [B, K] of the same forward, in the order of `keep_indices`.
+    def forward_scores(
+        self,
+        images: Tensor,
+        keep_indices: Tensor | None = None,
+        *,
+        ranking: Ranking | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and the patch scores [B, K] of the same images, in the order of `keep_indices`.
 
-        A patch's score is the CLS token's attention to it in the last block, mean over heads (SMI, semantic patch
-        identification; Hu et al., ICML 2024, section 3).
+        A patch's score is, by ranking:
+
+        - `cls_attention`: the CLS token's attention to it in the last block, mean over heads (SMI, semantic patch
+          identification; Hu et al., ICML 2024, section 3).
+        - `pool_attention`: the attention of the latent query that pools the tokens, mean over heads.
+        - `attention_received`: the last block's attention to it, mean over heads and over the patches that attend;
+          prefix tokens do not count, for the classifier averages without them.
+        - `gradient_activation`: |gradient of the target's logit × activation| where its token enters the last block,
+          summed over the width; it takes one more forward, and the last block's backward.
+
+        Args:
+            images: normalised [B, C, H, W].
+            keep_indices: int64 [B, K]; None: all.
+            ranking: one that `resolve_ranking` allows; by default the family's natural one.
+            targets: int64 [B], for `gradient_activation`.
         """
+        ranking = ranking or resolve_ranking(self.model)
+        return self._ranked(lambda x: self(x, keep_indices), images, ranking, targets)
+
+    def _ranked(
+        self, read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a view, and the scores of what it shows."""
+        prefix = self.num_prefix_tokens
+        match ranking:
+            case "gradient_activation":
+                assert targets is not None, "a gradient is that of a target"
+                scores = gradient_times(lambda: read(view.detach()), self.model.blocks[-1], targets)
+                return read(view), scores[:, prefix:]
+            case "pool_attention":
+                with self._pooled_tokens() as captured:
+                    logits = read(view)
+                pooled = captured[0][: len(view)]
+                patches_only = not getattr(self.model, "pool_include_prefix", True)
+                return logits, pool_attention(self.model.attn_pool, pooled)[:, 0 if patches_only else prefix :]
         with self.attention_probabilities() as captured:
-            logits = self(images, keep_indices)
-        return logits, self._cls_attention(captured[0])
+            logits = read(view)
+        if ranking == "cls_attention":
+            return logits, self._cls_attention(captured[0])
+        return logits, captured[0].mean(dim=1)[:, prefix:, prefix:].mean(dim=1)
 
     def _cls_attention(self, attention: Tensor) -> Tensor:
         return attention.detach().mean(dim=1)[:, 0, self.num_prefix_tokens :]
+
+    @contextmanager
+    def _pooled_tokens(self) -> Iterator[list[Tensor]]:
+        """Within it, each forward appends the tokens that the attention pool takes, detached."""
+        captured: list[Tensor] = []
+        pool = self.model.attn_pool
+        handle = pool.register_forward_pre_hook(lambda _module, args: captured.append(args[0].detach()))
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _whole_last_block(self) -> Iterator[None]:
+        """Within it, no part of the last block is left out, so that hooks see it."""
+        tokens_read, self.tokens_read = self.tokens_read, 0
+        try:
+            yield
+        finally:
+            self.tokens_read = tokens_read
 
     def _read_patches(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and where not the whole last block is run, the attention of the tokens that the classifier reads."""
@@ -157,15 +220,19 @@ class SubsetViT(nn.Module):
         model = self.model
         projection = model.patch_embed.proj
         tokens = F.linear(patches.flatten(2), projection.weight.flatten(1), projection.bias)
-        learned = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-        prefix = torch.cat([token for token in learned if token is not None], dim=1)
+        tokens = model.patch_embed.norm(tokens)
         positional = model.pos_embed[0]
         # The position embedding covers the prefix tokens too, or (`no_embed_class`) the patches alone.
         offset = positional.shape[0] - self.num_patches
-        if offset:
-            prefix = prefix + positional[:offset]
         tokens = tokens + positional[offset:][positions]
-        return model.pos_drop(torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1))
+        learned = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+        learned = [token for token in learned if token is not None]
+        if learned:
+            prefix = torch.cat(learned, dim=1)
+            if offset:
+                prefix = prefix + positional[:offset]
+            tokens = torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return model.pos_drop(tokens)
 
     @contextmanager
     def attention_probabilities(self) -> Iterator[list[Tensor]]:
@@ -206,61 +273,12 @@ class SubsetViT(nn.Module):
         for block in self.model.blocks:
             attention = block.attn
             handles.append(attention.proj.register_forward_pre_hook(lambda m, a, h=attention.num_heads: keep(m, a, h)))
-        tokens_read, self.tokens_read = self.tokens_read, 0
         try:
-            yield captured
+            with self._whole_last_block():
+                yield captured
         finally:
-            self.tokens_read = tokens_read
             for handle in handles:
                 handle.remove()
-
-
-def check_family(model: nn.Module) -> None:
-    """Refuse a model that cannot be run on a subset of its tokens.
-
-    Raises:
-        ModelError: with the family's name and the reason.
-    """
-    family = type(model).__name__
-    reason = _refusal(model)
-    if reason is not None:
-        raise ModelError(f"{family} cannot be run on a token subset: {reason}")
-
-
-def _refusal(model: Any) -> str | None:
-    """Why a family is refused; None where it is not."""
-    # Others with a slot of that name (SAM, NaFlex) use it in training alone, or attend in windows.
-    if not isinstance(model, VisionTransformer | Eva):
-        if not hasattr(model, "patch_drop"):
-            return "it has no patch_drop slot, every token takes part in its attention windows or pooling"
-        return "its patch_drop slot is not used in evaluation as a ViT's is"
-    if getattr(model, "cls_token", None) is None:
-        return "it has no CLS token whose attention could rank the patches"
-    if not model.num_classes:
-        return "it has no classifier head (num_classes is 0)"
-    if not isinstance(model.patch_embed, PatchEmbed):
-        return f"its patches are embedded by a {type(model.patch_embed).__name__}, not patch by patch"
-    return _geometry_refusal(model.patch_embed) or _attention_refusal(model)
-
-
-def _geometry_refusal(embed: Any) -> str | None:
-    if embed.img_size is None or embed.img_size[0] != embed.img_size[1]:
-        return f"its images are not square: {embed.img_size}"
-    if embed.patch_size[0] != embed.patch_size[1]:
-        return f"its patches are not square: {embed.patch_size}"
-    if embed.img_size[0] % embed.patch_size[0]:
-        return f"its image size {embed.img_size[0]} is not a multiple of its patch size {embed.patch_size[0]}"
-    return None
-
-
-def _attention_refusal(model: Any) -> str | None:
-    if model.attn_pool is not None:
-        return "it pools by attention, so its CLS token does not rank the patches"
-    for block in model.blocks:
-        attention = getattr(block, "attn", None)
-        if not all(hasattr(attention, name) for name in ("attn_drop", "fused_attn", "proj", "num_heads")):
-            return f"the attention in its {type(block).__name__} cannot be read"
-    return None
 
 
 def _embeds_subsets(model: Any) -> bool:
@@ -269,7 +287,6 @@ def _embeds_subsets(model: Any) -> bool:
     return (
         isinstance(model, VisionTransformer)
         and own_embedding
-        and isinstance(model.patch_embed.norm, nn.Identity)
         and model.patch_embed.proj.kernel_size == model.patch_embed.proj.stride
         and model.pos_embed is not None
     )

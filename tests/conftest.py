@@ -41,7 +41,7 @@ def enlarge_weights(model: nn.Module) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-            elif name.endswith(".gamma"):
+            elif ".gamma" in name:
                 parameter.fill_(1)
     return model
 

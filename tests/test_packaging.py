@@ -19,9 +19,18 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may import of the project, besides itself. Jobs may import everything.
 ALLOWED = {
-    "pipeline.inversion": {"pipeline.errors", "pipeline.vit"},
+    "pipeline.inversion": {
+        "pipeline.errors",
+        "pipeline.families",
+        "pipeline.masked",
+        "pipeline.ranking",
+        "pipeline.vit",
+    },
     "pipeline.dataset": {"pipeline.errors", "pipeline.config", "pipeline.storage"},
-    "pipeline.vit": {"pipeline.errors", "pipeline.last_block"},
+    "pipeline.vit": {"pipeline.families", "pipeline.last_block", "pipeline.ranking"},
+    "pipeline.masked": {"pipeline.errors"},
+    "pipeline.families": {"pipeline.errors"},
+    "pipeline.ranking": {"pipeline.errors"},
     "pipeline.last_block": set(),
     "pipeline.errors": set(),
     "pipeline.config": {"pipeline.errors"},

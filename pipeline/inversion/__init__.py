@@ -3,19 +3,22 @@
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
 from pipeline.inversion.engine import Harvest, Inversion, InversionResult, invert, score, start_images
 from pipeline.inversion.losses import Disagreement, FeaturePrior
-from pipeline.inversion.teacher import Teacher
+from pipeline.inversion.teacher import AnyTeacher, MaskedTeacher, Teacher, make_teacher
 
 __all__ = [
     "AdaptiveEnd",
+    "AnyTeacher",
     "Disagreement",
     "FeaturePrior",
     "Harvest",
     "Inversion",
     "InversionConfig",
     "InversionResult",
+    "MaskedTeacher",
     "StopFormula",
     "Teacher",
     "invert",
+    "make_teacher",
     "score",
     "start_images",
 ]

@@ -13,6 +13,7 @@ from pipeline.inversion.schedule import (
     spread_stops,
     stop_changes,
 )
+from pipeline.ranking import Ranking
 
 _STOP_STEPS, _STOP_FRACTIONS = [50, 100, 200, 300], [0.3, 0.3, 0.3, 0.3]
 
@@ -83,6 +84,9 @@ class InversionConfig:
         adversarial: weight of a student's disagreement with the teacher, which is maximised (Adaptive DeepInversion).
         micro_batch: images in one forward and backward; the whole batch by default. Halved when memory runs out.
         dtype: of the teacher's forward and backward; pixels and optimiser stay float32.
+        ranking: what decides which patches survive; `auto` is the family's natural one, see `resolve_ranking`.
+        mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on
+            a token subset.
     """
 
     iterations: int = 4000
@@ -106,6 +110,8 @@ class InversionConfig:
     adversarial: float = 0.0
     micro_batch: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    ranking: Literal["auto", Ranking] = "auto"
+    mask_only: bool = False
 
     def __post_init__(self) -> None:
         numbers = {f.name: getattr(self, f.name) for f in fields(self)}

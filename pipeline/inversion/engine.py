@@ -19,14 +19,14 @@ from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.patches import (
     all_patches,
-    cut_patches,
     draw_jitter,
     jitter_images,
     move_patches,
     split_best,
 )
 from pipeline.inversion.schedule import Change
-from pipeline.inversion.teacher import Teacher
+from pipeline.inversion.teacher import AnyTeacher
+from pipeline.ranking import Ranking
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
@@ -73,7 +73,7 @@ class InversionResult:
 
 
 def invert(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     targets: Tensor,
     config: InversionConfig,
     *,
@@ -97,6 +97,7 @@ def invert(
     Raises:
         NonFiniteError: a loss term or the pixels became NaN or infinite.
         ConfigError: the schedule leaves the teacher no patch.
+        ModelError: the teacher cannot rank patches, or show a loss what it needs, as the config says.
         torch.OutOfMemoryError: not even one image fits.
     """
     run = Inversion(
@@ -114,7 +115,7 @@ def invert(
     return run.result()
 
 
-def start_images(teacher: Teacher, seeds: Sequence[int]) -> Tensor:
+def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
     """The noise inversion starts from: N(0, 1) in normalised space [B, C, H, W], each image's from its own seed."""
     return _start(teacher, _generators(seeds))
 
@@ -123,7 +124,7 @@ def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _start(teacher: Teacher, generators: Sequence[torch.Generator]) -> Tensor:
+def _start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Tensor:
     # On the CPU on every device: an image's start does not depend on where it is made.
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
@@ -142,7 +143,7 @@ class Inversion:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: AnyTeacher,
         targets: Tensor,
         config: InversionConfig,
         *,
@@ -153,6 +154,7 @@ class Inversion:
         disagreement: losses.Disagreement | None = None,
     ) -> None:
         config.check(teacher.num_patches)
+        self._ranking: Ranking = teacher.resolve_ranking(config)
         assert len(seeds) == len(targets), "one seed for each target"
         assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
         assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
@@ -374,18 +376,11 @@ class Inversion:
 
     def _logits(self, rows: slice, scores: list[Tensor]) -> Tensor:
         """The teacher's logits [b, classes] of the patches alive, jittered."""
-        teacher = self.teacher
-        images, jitter, positions = self.images[rows], self._view_jitter(rows), self._positions(rows)
-        if teacher.embeds_subsets:
-            view = cut_patches(images, positions, jitter, patch_size=teacher.patch_size)
-            look, look_and_score = teacher.forward_patches, teacher.forward_patches_scores
-        else:
-            view = jitter_images(images, jitter)
-            look, look_and_score = teacher.forward, teacher.forward_scores
+        shown = self.images[rows], self.keep_indices[rows], self._view_jitter(rows)
         if self.num_steps + 1 not in self._changes:
-            return look(view, positions)
-        logits, ranking = look_and_score(view, positions)
-        scores.append(ranking.float())
+            return self.teacher.look(*shown)
+        logits, scored = self.teacher.look_and_rank(*shown, self._ranking, self.targets[rows])
+        scores.append(scored.float())
         return logits
 
     def _image_terms(self) -> dict[str, Tensor]:
@@ -418,7 +413,7 @@ def _weights(config: InversionConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def score(teacher: Teacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the teacher makes of stored images, read over CLS and kept tokens.
 
     Args:

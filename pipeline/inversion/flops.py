@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.inversion.teacher import Teacher
+from pipeline.errors import ModelError
+from pipeline.inversion.teacher import AnyTeacher, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,14 @@ class TeacherShape:
     tokens_read: int
 
     @classmethod
-    def of(cls, teacher: Teacher) -> "TeacherShape":
-        """The shape of a teacher whose blocks are timm's plain ones (`embeds_subsets`)."""
+    def of(cls, teacher: AnyTeacher) -> "TeacherShape":
+        """The shape of a teacher whose blocks are timm's plain ones (`embeds_subsets`).
+
+        Raises:
+            ModelError: a masked teacher, of whatever architecture: each step is a dense one.
+        """
+        if not isinstance(teacher, Teacher):
+            raise ModelError(f"the work of {type(teacher.model).__name__} is not counted: {teacher.notice}")
         model: Any = teacher.model
         return cls(
             depth=len(model.blocks),

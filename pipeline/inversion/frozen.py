@@ -1,17 +1,20 @@
 """A frozen teacher as fast as the device runs it: weights laid out once, where training would do it at every step."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pipeline.inversion.teacher import Teacher
+from pipeline.inversion.teacher import AnyTeacher
+
+# Of either kind.
+T = TypeVar("T", bound=AnyTeacher)
 
 
-def frozen_copy(teacher: Teacher, dtype: str) -> Teacher:
+def frozen_copy(teacher: T, dtype: str) -> T:
     """The teacher with weights made ready for thousands of forwards and backwards in `dtype`.
 
     In `bfloat16` the linear layers hold rounded weights, for use under autocast, which keeps what it has rounded only
@@ -26,7 +29,7 @@ def frozen_copy(teacher: Teacher, dtype: str) -> Teacher:
     return teacher
 
 
-def _rounded(teacher: Teacher) -> Teacher:
+def _rounded(teacher: T) -> T:
     rounded = copy.deepcopy(teacher)
     for module in rounded.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -34,22 +37,23 @@ def _rounded(teacher: Teacher) -> Teacher:
     if teacher.mean.device.type == "cpu":
         # There the fused kernel's backward is three times as slow as in float32, and formed attention is faster than
         # either (torch 2.15 on AMD EPYC, 47 and 197 tokens).
-        for block in rounded.model.blocks:
-            block.attn.fused_attn = False
+        for module in rounded.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", False)  # noqa: B010
     return rounded
 
 
-def _packed(teacher: Teacher) -> Teacher:
+def _packed(teacher: T) -> T:
     packed = copy.deepcopy(teacher)
     if not torch.backends.mkldnn.is_available():
         return packed
-    last = packed.model.blocks[-1]
-    for block in packed.model.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention:
+    blocks = [module for module in packed.modules() if type(module) is Block]
+    for block in blocks:
+        if type(block.attn) is not Attention:
             continue
         for name, module in list(block.named_modules()):
             # `last_block` reads rows of the last block's weights.
-            if type(module) is nn.Linear and not (block is last and name == "attn.qkv"):
+            if type(module) is nn.Linear and not (block is blocks[-1] and name == "attn.qkv"):
                 parent, _, child = name.rpartition(".")
                 setattr(block.get_submodule(parent), child, _FrozenLinear(module))
     return packed

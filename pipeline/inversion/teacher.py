@@ -1,33 +1,34 @@
 """The frozen teacher: logits and patch scores on kept patches, and its normalisation."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.families import refusal
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
+from pipeline.masked import MaskedModel, fill_stopped
+from pipeline.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
 from pipeline.vit import SubsetViT
 
 
-class Teacher(SubsetViT):
-    """A frozen ViT with the normalisation of its images.
+class _Frozen(nn.Module):
+    """What teachers of both kinds have in common: frozen weights, and the normalisation of their images.
 
     Pixels are float32 in normalised space, [B, C, H, W]: 0 is the mean colour, `low` to `high` what a stored image
     can hold.
-
-    Args:
-        model: a timm ViT; its weights are frozen and it is put in evaluation mode.
-        mean, std: of pixels in [0, 1], one for each channel.
-
-    Raises:
-        ModelError: a family that cannot be run on a token subset, or a normalisation for other channels.
     """
 
     mean: Tensor
     std: Tensor
+    in_chans: int
+    grid_size: int
 
-    def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(model)
+    def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if not len(mean) == len(std) == self.in_chans:
             raise ModelError(f"mean {list(mean)} and std {list(std)} do not fit {self.in_chans} channels")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -56,8 +57,170 @@ class Teacher(SubsetViT):
 
     def fill_stopped(self, images: Tensor, keep_indices: Tensor) -> Tensor:
         """The images with every patch outside `keep_indices` [B, K] at the mean colour."""
-        kept = torch.zeros(images.shape[0], self.num_patches, dtype=images.dtype, device=images.device)
-        kept.scatter_(1, keep_indices, 1)
-        mask = kept.view(-1, 1, self.grid_size, self.grid_size)
-        mask = mask.repeat_interleave(self.patch_size, dim=2).repeat_interleave(self.patch_size, dim=3)
-        return images * mask
+        return fill_stopped(images, keep_indices, self.grid_size)
+
+
+class Teacher(_Frozen, SubsetViT):
+    """A frozen ViT with the normalisation of its images. What is stopped costs it nothing.
+
+    Args:
+        model: a timm ViT; its weights are frozen and it is put in evaluation mode.
+        mean, std: of pixels in [0, 1], one for each channel.
+
+    Attributes:
+        notice: what a user should know at once; nothing.
+
+    Raises:
+        ModelError: a family that cannot be run on a token subset, or a normalisation for other channels.
+    """
+
+    notice: str | None = None
+
+    def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(model)
+        self._freeze(mean, std)
+
+    def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
+        """Logits [B, classes] of the patches alive, jittered.
+
+        Args:
+            images: [B, C, H, W].
+            keep_indices: int64 [B, K].
+            jitter: int64 [B, 3].
+        """
+        view, positions = self._view(images, keep_indices, jitter)
+        return self.forward_patches(view, positions) if self.embeds_subsets else self(view, positions)
+
+    def look_and_rank(
+        self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`look`, and the scores of the patches [B, K] in the order of `keep_indices`; see `forward_scores`."""
+        view, positions = self._view(images, keep_indices, jitter)
+        rank = self.forward_patches_scores if self.embeds_subsets else self.forward_scores
+        return rank(view, positions, ranking=ranking, targets=targets)
+
+    def _view(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor]:
+        """The jittered patches, or whole images where tokens are gathered instead; and where those patches lie."""
+        side = self.patch_size
+        positions = move_patches(keep_indices, jitter, grid_size=self.grid_size, patch_size=side)
+        if self.embeds_subsets:
+            return cut_patches(images, positions, jitter, patch_size=side), positions
+        return jitter_images(images, jitter), positions
+
+    def resolve_ranking(self, config: InversionConfig) -> Ranking:
+        """How patches are ranked under a config.
+
+        Raises:
+            ModelError: it asks for a ranking, or a loss, that reads an attention which the family does not show.
+            ConfigError: it asks for masks.
+        """
+        if config.mask_only:
+            raise ConfigError("mask_only is for a MaskedTeacher, this Teacher leaves stopped patches out")
+        closed = [block for block in self.model.blocks if not shows_attention(block)]
+        if config.patch_similarity and closed:
+            raise ModelError(
+                f"patch_similarity reads the attention of every block of {type(self.model).__name__}, and that in its "
+                f"{type(closed[0]).__name__} cannot be read"
+            )
+        return resolve_ranking(self.model, config.ranking)
+
+
+class MaskedTeacher(_Frozen, MaskedModel):
+    """A frozen classifier of any family, which reads whole images with stopped patches at the mean colour.
+
+    Forward and backward cost as much as of a dense inversion; pixels of stopped patches get no gradient of the class.
+
+    Args:
+        model: any timm classifier; its weights are frozen and it is put in evaluation mode.
+        image_size: height and width in pixels.
+        mean, std: of pixels in [0, 1], one for each channel.
+
+    Raises:
+        ModelError: it has no grid of patches, or a normalisation for other channels.
+    """
+
+    embeds_subsets = False
+
+    def __init__(
+        self, model: nn.Module, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__(model, image_size=image_size, in_chans=len(mean))
+        self._freeze(mean, std)
+
+    @property
+    def notice(self) -> str:
+        """What a user should know at once."""
+        return f"{type(self.model).__name__} reads whole images only: stopped patches are masked, which saves no time"
+
+    def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
+        """As `Teacher.look`. The mask is cut before the jitter, and moves with the picture to the pixel."""
+        return self(jitter_images(self.fill_stopped(images, keep_indices), jitter))
+
+    def look_and_rank(
+        self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`look`, and the scores of the patches [B, K] in the order of `keep_indices`.
+
+        A patch's score is |gradient of the target's logit × pixel|, summed over its pixels: stopping sets a pixel to 0,
+        and the product is the first-order effect of that. It takes one more forward and backward.
+        """
+        assert ranking == "gradient_activation", "no other ranking was resolved"
+        leaf = self.fill_stopped(images.detach(), keep_indices).requires_grad_()
+        with torch.enable_grad():
+            gradient = target_gradient(self(leaf), targets, leaf)
+        effect = (gradient * leaf.detach()).abs().sum(dim=1, keepdim=True)
+        scores = F.avg_pool2d(effect, self.patch_size).flatten(1)
+        return self.look(images, keep_indices, jitter), scores.gather(1, keep_indices)
+
+    def attention_outputs(self) -> AbstractContextManager[list[Tensor]]:
+        """Not of a masked teacher; `resolve_ranking` has refused the loss that asks for it."""
+        raise NotImplementedError
+
+    def resolve_ranking(self, config: InversionConfig) -> Ranking:
+        """As `Teacher.resolve_ranking`: the gradient, for no attention is known to lie on the grid.
+
+        Raises:
+            ModelError: it asks for another ranking, or for a loss that reads attention.
+            ConfigError: it does not ask for masks.
+        """
+        family = type(self.model).__name__
+        if not config.mask_only:
+            raise ConfigError(f"{family} is masked, and mask_only is not set")
+        if config.ranking not in ("auto", "gradient_activation"):
+            raise ModelError(f"{family} cannot rank its patches by {config.ranking}: it is masked, not read by tokens")
+        if config.patch_similarity:
+            raise ModelError(f"patch_similarity reads the attention of every block, and {family} is masked")
+        return "gradient_activation"
+
+
+AnyTeacher = Teacher | MaskedTeacher
+
+
+def make_teacher(
+    model: nn.Module,
+    config: InversionConfig,
+    *,
+    image_size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> AnyTeacher:
+    """The teacher that a config asks for.
+
+    Args:
+        model: a timm classifier.
+        config: with `mask_only`, of any family.
+        image_size: height and width in pixels.
+        mean, std: of pixels in [0, 1], one for each channel.
+
+    Raises:
+        ModelError: a family that cannot be run on a token subset, without `mask_only`; or one that cannot be masked.
+    """
+    if config.mask_only:
+        return MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
+    reason = refusal(model)
+    if reason is not None:
+        raise ModelError(
+            f"{type(model).__name__} cannot be run on a token subset: {reason}; "
+            "inversion.mask_only inverts it on whole images, without saving any time"
+        )
+    return Teacher(model, mean=mean, std=std)

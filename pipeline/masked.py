@@ -1,0 +1,81 @@
+"""Any timm classifier, read on whole images whose stopped patches show the mean colour. It saves nothing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+# What a model raises for images of a shape that it does not take.
+SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+
+
+class MaskedModel(nn.Module):
+    """A model that cannot leave tokens out, with a grid of patches that can be masked.
+
+    A patch is what one token of the model's last stage stands for: 16 × 16 pixels for BEiT, 32 × 32 for Swin, and for
+    Hiera, whose mask unit that is. The classifier averages those tokens, so that it cannot tell anything smaller apart;
+    at the stride of Swin's embedding, 4 pixels, stopping would leave confetti.
+
+    Args:
+        model: put in evaluation mode.
+        image_size: height and width in pixels.
+        in_chans: channels of its images.
+
+    Raises:
+        ModelError: it has no classifier, no such grid, or does not read images of that shape.
+    """
+
+    def __init__(self, model: nn.Module, *, image_size: tuple[int, int], in_chans: int) -> None:
+        super().__init__()
+        self.model: Any = model.eval()
+        self.in_chans, self.image_size = in_chans, image_size[0]
+        self.num_classes: int = getattr(model, "num_classes", 0)
+        self.patch_size = _patch_size(model, image_size)
+        self.grid_size = self.image_size // self.patch_size
+        self.num_patches = self.grid_size**2
+        self._try_out()
+
+    def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
+        """Logits [B, classes] of normalised images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
+        return self.model(images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size))
+
+    @torch.no_grad()
+    def _try_out(self) -> None:
+        """Read one grey image, so that a model which cannot is told before any work starts."""
+        family, shape = type(self.model).__name__, [self.in_chans, self.image_size, self.image_size]
+        like = next(self.model.parameters())
+        try:
+            logits = self(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+        except SHAPE_ERRORS as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ModelError(f"{family} cannot read images {shape}: {reason}") from error
+        if logits.shape != (1, self.num_classes):
+            raise ModelError(f"{family} answers an image with {list(logits.shape[1:])}, not {self.num_classes} classes")
+
+
+def _patch_size(model: Any, image_size: tuple[int, int]) -> int:
+    """Pixels on a side of what one token of the last stage stands for."""
+    family = type(model).__name__
+    stages = getattr(model, "feature_info", None)
+    if not getattr(model, "num_classes", 0):
+        raise ModelError(f"{family} cannot be masked: it has no classifier head (num_classes is 0)")
+    if not isinstance(stages, list) or not stages:
+        raise ModelError(f"{family} cannot be masked: it does not tell the stride of its last stage (feature_info)")
+    stride = int(stages[-1]["reduction"])
+    height, width = image_size
+    if height != width:
+        raise ModelError(f"{family} cannot be masked: its images are not square: {image_size}")
+    if height % stride or height == stride:
+        raise ModelError(f"{family} cannot be masked: patches of {stride} pixels make no grid of its {height} pixels")
+    return stride
+
+
+def fill_stopped(images: Tensor, keep_indices: Tensor, grid_size: int) -> Tensor:
+    """Normalised square images [B, C, H, W] with every patch outside `keep_indices` [B, K] at the mean colour, 0."""
+    kept = torch.zeros(images.shape[0], grid_size**2, dtype=images.dtype, device=images.device)
+    kept.scatter_(1, keep_indices, 1)
+    side = images.shape[-1] // grid_size
+    mask = kept.view(-1, 1, grid_size, grid_size)
+    return images * mask.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)

@@ -1,0 +1,106 @@
+"""How a teacher ranks its patches: by an attention that it pays them anyway, or by a gradient."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from timm.layers import Attention, AttentionPoolLatent, AttentionRope
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+Ranking = Literal["cls_attention", "pool_attention", "attention_received", "gradient_activation"]
+
+
+def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto") -> Ranking:
+    """The ranking that is asked for, or the family's natural one.
+
+    That is the attention that makes the classifier's input: of the latent query that pools the tokens, else of the CLS
+    token (as published), else the attention that patches receive from the patches which the classifier averages. Where
+    the attention cannot be read, it is the gradient.
+
+    Args:
+        model: one that `check_family` lets pass.
+        wanted: `auto`, or a ranking.
+
+    Raises:
+        ModelError: the model cannot be ranked that way; the message names both and the reason.
+    """
+    if wanted == "auto":
+        return next(ranking for ranking in _NATURAL_ORDER if _obstacle(model, ranking) is None)
+    reason = _obstacle(model, wanted)
+    if reason is not None:
+        raise ModelError(f"{type(model).__name__} cannot rank its patches by {wanted}: {reason}")
+    return wanted
+
+
+_NATURAL_ORDER: tuple[Ranking, ...] = ("pool_attention", "cls_attention", "attention_received", "gradient_activation")
+
+
+def _obstacle(model: Any, ranking: Ranking) -> str | None:
+    """Why a model cannot be ranked so; None where it can."""
+    match ranking:
+        case "pool_attention":
+            pool = model.attn_pool
+            return None if isinstance(pool, AttentionPoolLatent) else "no latent query pools its tokens"
+        case "cls_attention" if model.cls_token is None:
+            return "it has no CLS token"
+        case "cls_attention" | "attention_received":
+            block = model.blocks[-1]
+            return None if shows_attention(block) else f"the attention in its {type(block).__name__} cannot be read"
+        case "gradient_activation":
+            return None
+
+
+def shows_attention(block: nn.Module) -> bool:
+    """Whether a block has one attention, whose softmax passes through its `attn_drop` as [B, heads, S, S]."""
+    return isinstance(getattr(block, "attn", None), Attention | AttentionRope | EvaAttention)
+
+
+@torch.no_grad()
+def pool_attention(pool: Any, tokens: Tensor) -> Tensor:
+    """What the latent queries of an `AttentionPoolLatent` look at, mean over heads and queries.
+
+    Args:
+        pool: without positions of its own.
+        tokens: that it pools [B, S, D].
+
+    Returns:
+        [B, S], each row of sum 1.
+    """
+    heads = (pool.num_heads, pool.head_dim)
+    query = pool.q_norm(pool.q(pool.latent).unflatten(-1, heads).transpose(1, 2))
+    keys = pool.kv(tokens).unflatten(-1, (2, *heads))[:, :, 0].transpose(1, 2)
+    attention = (query * pool.scale) @ pool.k_norm(keys).transpose(-2, -1)
+    return attention.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def gradient_times(read: Callable[[], Tensor], module: nn.Module, targets: Tensor) -> Tensor:
+    """|gradient × activation| of each target's logit at a module's input, summed over the width [B, S].
+
+    Args:
+        read: a forward through the module, from inputs that need no gradient; logits [B, classes].
+        module: it takes tokens [B, S, D] first.
+        targets: int64 [B].
+    """
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # The backward ends here: what lies before has no gradient to be known.
+        leaves.append(args[0].detach().requires_grad_())
+        return leaves[-1], *args[1:]
+
+    handle = module.register_forward_pre_hook(cut)
+    try:
+        with torch.enable_grad():
+            logits = read()
+            gradient = target_gradient(logits, targets, leaves[0])
+    finally:
+        handle.remove()
+    return (gradient * leaves[0].detach()).abs().sum(dim=-1)
+
+
+def target_gradient(logits: Tensor, targets: Tensor, leaf: Tensor) -> Tensor:
+    """Of each image's target logit with respect to what lies in the leaf [B, ...]."""
+    return torch.autograd.grad(logits.float().gather(1, targets.unsqueeze(1)).sum(), leaf)[0]

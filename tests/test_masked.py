@@ -1,0 +1,58 @@
+"""The grid of any classifier's last stage, and who has none."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.masked import MaskedModel, fill_stopped
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patch_size"),
+    [
+        ("swin_tiny_patch4_window7_224", 224, 32),
+        ("beit_base_patch16_224", 224, 16),
+        ("hiera_tiny_224", 224, 32),
+        ("convnext_atto", 96, 32),
+    ],
+)
+def test_a_patch_is_a_token_of_the_last_stage(name: str, size: int, patch_size: int) -> None:
+    masked = MaskedModel(timm.create_model(name, num_classes=3), image_size=(size, size), in_chans=3)
+    assert (masked.patch_size, masked.grid_size) == (patch_size, size // patch_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "message"),
+    [
+        ("resnet10t", {"num_classes": 0}, (64, 64), "no classifier head"),
+        ("resnet10t", {}, (64, 128), r"not square: \(64, 128\)"),
+        ("resnet10t", {}, (48, 48), "32 pixels make no grid of its 48 pixels"),
+        ("resnet10t", {}, (32, 32), "32 pixels make no grid of its 32 pixels"),
+        ("resnet10t", {"in_chans": 1}, (64, 64), r"cannot read images \[3, 64, 64\]"),
+        ("beit_base_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 1}, (64, 64), "cannot read images"),
+        ("test_vit", {"global_pool": ""}, (160, 160), "not 10 classes"),
+    ],
+)
+def test_models_that_cannot_be_masked(
+    name: str, arguments: dict[str, Any], size: tuple[int, int], message: str
+) -> None:
+    model = timm.create_model(name, **{"num_classes": 10, **arguments})
+    with pytest.raises(ModelError, match=message):
+        MaskedModel(model, image_size=size, in_chans=3)
+
+
+def test_a_model_of_unknown_stride_is_refused() -> None:
+    model: Any = nn.Linear(3, 3)
+    model.num_classes = 3
+    with pytest.raises(ModelError, match="Linear cannot be masked: it does not tell the stride"):
+        MaskedModel(model, image_size=(64, 64), in_chans=3)
+
+
+def test_stopped_patches_show_the_mean_colour() -> None:
+    filled = fill_stopped(torch.ones(1, 2, 6, 6), torch.tensor([[1, 3]]), 2)
+    assert filled[0, 0, :3].tolist() == [[0, 0, 0, 1, 1, 1]] * 3
+    assert filled[0, 1, 3:].tolist() == [[0, 0, 0, 1, 1, 1]] * 3
