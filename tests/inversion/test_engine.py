@@ -15,6 +15,7 @@ from pipeline.inversion import (
     score,
     start_images,
 )
+from pipeline.inversion.engine import _adam
 from pipeline.vit import SubsetViT
 from tests.conftest import make_tiny_model
 
@@ -74,6 +75,27 @@ def test_weights_stay_frozen(tiny_teacher: Teacher) -> None:
 def test_same_seeds_same_bits(tiny_teacher: Teacher) -> None:
     first, second = (invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS) for _ in range(2))
     assert torch.equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("size", [32, 31])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_adam_moves_an_image_alike_in_every_batch(size: int, threads: int) -> None:
+    """To the last bit, also where an image's pixels are no multiple of what a CPU takes at once."""
+    start, gradient = torch.randn(2, 5, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+    def move(rows: slice) -> torch.Tensor:
+        images = start[rows].clone().requires_grad_()
+        optimizer = _adam(images, InversionConfig())
+        for _ in range(5):
+            images.grad = gradient[rows].clone()
+            optimizer.step()
+        return images.detach()
+
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(move(slice(5)), torch.cat([move(slice(1)), move(slice(1, 3)), move(slice(3, 5))]))
+    finally:
+        torch.set_num_threads(1)
 
 
 def assert_alike(teacher: Teacher, first: torch.Tensor, second: torch.Tensor) -> None:
