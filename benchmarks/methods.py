@@ -195,8 +195,8 @@ def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for wave in (False, True):
             cells = [(method, seed) for seed in seeds for method in methods if (method.against is not None) == wave]
-            futures = {cell: pool.submit(measure, bench, *cell) for cell in cells}
-            for (method, seed), future in futures.items():
+            futures = [pool.submit(measure, bench, *cell) for cell in cells]
+            for (method, seed), future in zip(cells, futures, strict=True):
                 found[method.name][seed] = future.result()
                 print(f"methods: {method.name}, seed {seed}: {found[method.name][seed]}", file=sys.stderr, flush=True)
     return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}

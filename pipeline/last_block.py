@@ -32,9 +32,9 @@ def _is_plain(block: Any) -> bool:
     return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
 
 
-def pad_rows(rows: Tensor) -> Tensor:
-    """Repeat the first of rows [B, ...] until there are `FEWEST_ROWS`; more are left as they are."""
-    missing = FEWEST_ROWS - rows.shape[0]
+def pad_rows(rows: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
+    """Repeat the first of rows [B, ...] until there are `fewest`; more are left as they are."""
+    missing = fewest - rows.shape[0]
     return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
 

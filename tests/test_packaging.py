@@ -22,6 +22,7 @@ ALLOWED = {
     "pipeline.inversion": {
         "pipeline.errors",
         "pipeline.families",
+        "pipeline.last_block",
         "pipeline.masked",
         "pipeline.ranking",
         "pipeline.vit",

@@ -87,6 +87,8 @@ class InversionConfig:
         ranking: what decides which patches survive; `auto` is the family's natural one, see `resolve_ranking`.
         mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on
             a token subset.
+        compile: the pieces that every step runs, by `torch.compile`, once for each number of patches; on CUDA into CUDA
+            graphs. It takes minutes, pays on GPUs in long runs, and rounds pixels otherwise than without it.
     """
 
     iterations: int = 4000
@@ -112,6 +114,7 @@ class InversionConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     ranking: Literal["auto", Ranking] = "auto"
     mask_only: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         numbers = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -133,6 +136,8 @@ class InversionConfig:
         for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior", "adversarial"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.compile and self.patch_similarity:
+            raise ConfigError("compile cannot look into the teacher's blocks, which patch_similarity needs")
         if self.stop_formula is not None:
             formula = self.stop_formula
             self._fill_in_stops("stop_formula", spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops))

@@ -5,7 +5,7 @@ the paper leaves it open, follows the published run described in tests/data/READ
 2509.23235.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,16 +14,11 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import losses
+from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
-from pipeline.inversion.patches import (
-    all_patches,
-    draw_jitter,
-    jitter_images,
-    move_patches,
-    split_best,
-)
+from pipeline.inversion.patches import all_patches, draw_jitter, jitter_images, move_patches, split_best
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.teacher import AnyTeacher
 from pipeline.ranking import Ranking
@@ -56,12 +51,14 @@ class InversionResult:
         losses: each term's value at every step, on the CPU; the mean over the images that took it.
         num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
         micro_batch: images in one forward at the end; less than asked for where memory ran out.
+        compile_s: seconds in which graphs were compiled.
     """
 
     harvests: list[Harvest]
     losses: dict[str, Tensor]
     num_steps: Tensor
     micro_batch: int
+    compile_s: float = 0.0
 
     @property
     def images(self) -> Tensor:
@@ -164,7 +161,7 @@ class Inversion:
         device = teacher.mean.device
         generators = _generators(seeds)
         start = _start(teacher, generators)
-        self.teacher = frozen_copy(teacher, config.dtype)
+        self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
         self.feature_prior = feature_prior
@@ -191,6 +188,20 @@ class Inversion:
                 "is defined on the whole batch: use scope image"
             )
         self._checked = 0
+        self._look_at: Callable[..., Tensor] = self.teacher.look
+        self._priors = _priors(config)
+        self._compiled = self._compile() if config.compile else []
+
+    def _compile(self) -> list[Compiled]:
+        """Put compiled pieces in the place of those that every step runs."""
+        alone, device = self.config.scope == "image", self.images.device
+        look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
+        priors = {
+            name: Compiled(prior, device=device, most_rows=len(self.images) if alone else None)
+            for name, prior in self._priors.items()
+        }
+        self._look_at, self._priors = look, {**priors}
+        return [look, *priors.values()]
 
     @property
     def finished(self) -> bool:
@@ -288,6 +299,7 @@ class Inversion:
             losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
             num_steps=self._steps_taken.clamp(max=self.num_steps),
             micro_batch=self.micro_batch,
+            compile_s=sum(piece.compile_s for piece in self._compiled),
         )
 
     def _last_harvest(self) -> Harvest:
@@ -380,7 +392,8 @@ class Inversion:
         """The teacher's logits [b, classes] of the patches alive, jittered."""
         shown = self.images[rows], self.keep_indices[rows], self._view_jitter(rows)
         if self.num_steps + 1 not in self._changes:
-            return self.teacher.look(*shown)
+            return self._look_at(*shown)
+        # So few steps rank that no graph is compiled for them.
         logits, scored = self.teacher.look_and_rank(*shown, self._ranking, self.targets[rows])
         scores.append(scored.float())
         return logits
@@ -388,12 +401,7 @@ class Inversion:
     def _image_terms(self) -> dict[str, Tensor]:
         """Terms on the pixels of the whole batch, un-jittered; they act on stopped patches too, as published."""
         published = self.config.scope == "published"
-        priors = {
-            "tv_l2": losses.tv_l2_batch if published else losses.tv_l2,
-            "tv_l1": losses.tv_l1,
-            "l2": losses.pixel_l2,
-        }
-        values = {name: prior(self.images) for name, prior in priors.items() if name in self._weights}
+        values = {name: prior(self.images) for name, prior in self._priors.items()}
         if values:
             reduced = [self._weights[n] * (v.mean() if published else v.sum()) for n, v in values.items()]
             torch.stack(reduced).sum().backward()
@@ -401,7 +409,7 @@ class Inversion:
 
 
 def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:
-    """Adam in one pass over the pixels, wherever an image's new pixels do not depend on where in the batch it stands."""
+    """Adam in one pass over the pixels, if an image's new pixels do not then depend on its place in the batch."""
     fused = images.device.type == "cuda" or images[0].numel() % _ADAM_WIDTH == 0
     return torch.optim.Adam([images], lr=config.lr, betas=config.betas, fused=fused)
 
@@ -418,6 +426,16 @@ def _weights(config: InversionConfig) -> dict[str, float]:
         "l2": config.l2,
     }
     return {name: weight for name, weight in terms.items() if weight or name == "class_loss"}
+
+
+def _priors(config: InversionConfig) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The image priors that have a weight."""
+    priors = {
+        "tv_l2": losses.tv_l2_batch if config.scope == "published" else losses.tv_l2,
+        "tv_l1": losses.tv_l1,
+        "l2": losses.pixel_l2,
+    }
+    return {name: prior for name, prior in priors.items() if name in _weights(config)}
 
 
 @torch.no_grad()

@@ -14,17 +14,18 @@ from pipeline.inversion.teacher import AnyTeacher
 T = TypeVar("T", bound=AnyTeacher)
 
 
-def frozen_copy(teacher: T, dtype: str) -> T:
+def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
     """The teacher with weights made ready for thousands of forwards and backwards in `dtype`.
 
     In `bfloat16` the linear layers hold rounded weights, for use under autocast, which keeps what it has rounded only
     where weights are trained; on a CPU attention is formed. In `float32` on a CPU the layers of plain blocks multiply
     through oneDNN, which is faster than the default the fewer the rows are: by 15% at 46 of 196 patches. It takes two
-    more copies of those weights, and rounds rows alike whatever their number.
+    more copies of those weights, and rounds rows alike whatever their number. What is to be `compiled` cannot hold such
+    layers.
     """
     if dtype == "bfloat16":
         return _rounded(teacher)
-    if teacher.mean.device.type == "cpu":
+    if teacher.mean.device.type == "cpu" and not compiled:
         return _packed(teacher)
     return teacher
 

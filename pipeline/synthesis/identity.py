@@ -14,7 +14,14 @@ from pipeline.synthesis.networks import Networks
 from pipeline.synthesis.shards import SynthesisConfig, resolve_classes
 
 # Settings that came later: left out where they are off, so that datasets made before keep their digest.
-_LATER = {"rebirth": None, "adaptive_end": None, "adversarial": 0.0, "ranking": "auto", "mask_only": False}
+_LATER = {
+    "rebirth": None,
+    "adaptive_end": None,
+    "adversarial": 0.0,
+    "ranking": "auto",
+    "mask_only": False,
+    "compile": False,
+}
 
 
 def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:

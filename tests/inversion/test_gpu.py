@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.inversion import InversionConfig, Teacher, invert
+from pipeline.inversion import Inversion, InversionConfig, Teacher, invert
+from pipeline.inversion.engine import CHECK_EVERY
 from tests.conftest import HALF, make_tiny_model, requires_gpu
 
 pytestmark = requires_gpu
@@ -60,3 +61,31 @@ def test_memory_that_runs_out_splits_the_batch(teacher: Teacher) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert split.micro_batch < whole.micro_batch == 32
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_between_checks_do_not_wait_for_the_device(teacher: Teacher, compiled: bool) -> None:
+    config = InversionConfig(**{**SPARSE, "iterations": 2 * CHECK_EVERY}, compile=compiled)
+    run = Inversion(teacher, TARGETS, config, seeds=SEEDS)
+    # Past both stops, what is compiled, warmed up and recorded, and the first check.
+    for _ in range(CHECK_EVERY):
+        run.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(CHECK_EVERY - 1):
+            run.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    run.step()
+    assert run.result().images.isfinite().all()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 12])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_runs_make_the_same_images(teacher: Teacher, dtype: str, micro_batch: int | None) -> None:
+    config: dict[str, Any] = {**SPARSE, "dtype": dtype, "micro_batch": micro_batch}
+    eager, compiled = (
+        invert(teacher, TARGETS, InversionConfig(**config, compile=c), seeds=SEEDS) for c in (False, True)
+    )
+    assert torch.equal(eager.keep_indices, compiled.keep_indices)
+    assert (((eager.images - compiled.images) * teacher.std).abs() <= 1 / 128).float().mean() >= 0.999

@@ -1,0 +1,77 @@
+"""A step's heavy pieces compiled: one graph for each number of patches, and for few numbers of images."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.last_block import pad_rows
+
+# Phases of a schedule times halvings of a batch. PyTorch's own limit of 8 is meant for shapes that vary by mistake.
+_MOST_GRAPHS = 256
+
+
+class Compiled:
+    """A function of rows as `torch.compile` makes it: on CUDA one launch of a CUDA graph, on a CPU fused loops.
+
+    It is called with fewer rows than at first where memory runs out or images leave the batch. They are padded to the
+    first number, its half, its quarter and so on, so that a batch that shrinks image by image meets few new graphs.
+
+    Shapes alone decide whether a graph fits: one made in an earlier inversion of the process is found again.
+
+    Args:
+        function: of `leading` and tensors of the same length; returns one row for each of theirs.
+        leading: arguments passed on as they are.
+        device: that it runs on.
+        most_rows: it is never called with more. None pads nothing, for functions whose rows depend on each other.
+        backend: `aot_eager` finds the same graphs and makes no code of them.
+
+    Attributes:
+        compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *leading: Any,
+        device: torch.device,
+        most_rows: int | None,
+        backend: str = "inductor",
+    ) -> None:
+        # No copies into static addresses are made here: CUDA graphs copy what they are called with by themselves, and
+        # pixels are a small part of a step. Pixels with an address of their own would cost a graph for each inversion.
+        mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
+        self._function: Callable[..., Tensor] = torch.compile(
+            function, fullgraph=True, dynamic=False, backend=backend, mode=mode
+        )
+        self._leading = leading
+        self._most_rows = most_rows
+        self._met: set[tuple[torch.Size, ...]] = set()
+        self.compile_s = 0.0
+
+    def __call__(self, *rows: Tensor) -> Tensor:
+        count = len(rows[0])
+        if self._most_rows is not None:
+            size = padded_size(count, self._most_rows)
+            rows = tuple(pad_rows(tensor, size) for tensor in rows)
+        # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.
+        rows = tuple(tensor.contiguous() for tensor in rows)
+        shapes = tuple(tensor.shape for tensor in rows)
+        started = time.perf_counter()
+        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):  # type: ignore[attr-defined]
+            result = self._function(*self._leading, *rows)
+        if shapes not in self._met:
+            self._met.add(shapes)
+            self.compile_s += time.perf_counter() - started
+        # A CUDA graph's next run writes over what this one returned.
+        return result.clone() if self._most_rows is None else result[:count].clone()
+
+
+def padded_size(count: int, most: int) -> int:
+    """The smallest of `most`, its half, its quarter, ..., each rounded up, that holds `count`."""
+    size = most
+    while size > 1 and (size + 1) // 2 >= count:
+        size = (size + 1) // 2
+    return size
