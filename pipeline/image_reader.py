@@ -1,12 +1,14 @@
 """A model that reads the images of another: in that one's normalisation, and on the kept tokens alone where it can."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.masked import SHAPE_ERRORS
+from pipeline.families import refusal
+from pipeline.masked import SHAPE_ERRORS, patch_size
 from pipeline.models import LoadedModel
 from pipeline.vit import SubsetViT
 
@@ -75,15 +77,26 @@ class ImageReader(nn.Module):
         return images * self.scale + self.shift if self.renormalises else images
 
 
+def num_patches(loaded: LoadedModel) -> int:
+    """Patches of a whole image, left out or masked where they are stopped; 0 for a model that has none."""
+    model: Any = loaded.model
+    if refusal(model) is None:
+        return model.patch_embed.num_patches
+    _, height, width = loaded.input_size
+    try:
+        return (height // patch_size(model, (height, width))) ** 2
+    except ModelError:
+        return 0
+
+
 def _as_reader_of_tokens(model: nn.Module, teacher: LoadedModel) -> SubsetViT | None:
     """The model as a reader of kept tokens; None where its family or its patch grid does not allow it."""
     try:
         vit = SubsetViT(model)
     except ModelError:
         return None
-    teachers = getattr(getattr(teacher.model, "patch_embed", None), "num_patches", None)
     # Images and patches are square: one size and one number of patches make one grid.
-    return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], teachers) else None
+    return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], num_patches(teacher)) else None
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ from pipeline.dataset import schema
 from pipeline.dataset.reader import read_source, with_tensors
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError
+from pipeline.families import refusal
+from pipeline.image_reader import num_patches
 from pipeline.models import LoadedModel, real_image_transform
 
 UNKNOWN = -1
@@ -59,6 +61,7 @@ def read_inputs(
         std=np.array(loaded.std, np.float32),
         num_classes=len(loaded.class_names),
         num_patches=num_patches(loaded),
+        reads_subsets=refusal(loaded.model) is None,
         label_map=_label_map(source, loaded) if has_labels else None,
         labels_needed=labels,
         transform=None if source.synthetic else real_image_transform(loaded),
@@ -72,11 +75,6 @@ def _few_blocks(source: Source) -> int | None:
     """Blocks for a small source; None leaves it to Ray, which would start a process on every core for a few images."""
     blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
     return blocks if blocks <= _FEW_BLOCKS else None
-
-
-def num_patches(loaded: LoadedModel) -> int:
-    """Patches of a whole image; 0 for a model that has none."""
-    return int(getattr(getattr(loaded.model, "patch_embed", None), "num_patches", 0))
 
 
 def _check_size(source: Source, loaded: LoadedModel) -> None:
@@ -126,6 +124,7 @@ class _Convert:
     std: np.ndarray
     num_classes: int
     num_patches: int
+    reads_subsets: bool
     label_map: list[int] | None
     labels_needed: bool
     transform: Callable[[Image.Image], Tensor] | None
@@ -174,6 +173,7 @@ class _Convert:
             return pa.array([list(range(self.num_patches))] * len(table), kind)
         kept = table["keep_indices"].combine_chunks().cast(kind)
         largest = max(kept.flatten().to_pylist(), default=0)
-        if self.num_patches and largest >= self.num_patches:
+        # Any other model takes the pixels as they are.
+        if self.reads_subsets and largest >= self.num_patches:
             raise DatasetError(f"{self.uri!r} keeps patch {largest}, the model has {self.num_patches} patches")
         return kept

@@ -32,7 +32,7 @@ class MaskedModel(nn.Module):
         self.model: Any = model.eval()
         self.in_chans, self.image_size = in_chans, image_size[0]
         self.num_classes: int = getattr(model, "num_classes", 0)
-        self.patch_size = _patch_size(model, image_size)
+        self.patch_size = patch_size(model, image_size)
         self.grid_size = self.image_size // self.patch_size
         self.num_patches = self.grid_size**2
         self._try_out()
@@ -55,8 +55,12 @@ class MaskedModel(nn.Module):
             raise ModelError(f"{family} answers an image with {list(logits.shape[1:])}, not {self.num_classes} classes")
 
 
-def _patch_size(model: Any, image_size: tuple[int, int]) -> int:
-    """Pixels on a side of what one token of the last stage stands for."""
+def patch_size(model: Any, image_size: tuple[int, int]) -> int:
+    """Pixels on a side of what one token of the last stage stands for.
+
+    Raises:
+        ModelError: it has no classifier, or no such grid.
+    """
     family = type(model).__name__
     stages = getattr(model, "feature_info", None)
     if not getattr(model, "num_classes", 0):

@@ -147,7 +147,7 @@ def save_model(
     data_config = {
         "mean": mean,
         "std": std,
-        "input_size": _input_size(model, timm.data.resolve_data_config({}, model=model)),
+        "input_size": model_input_size(model),
     }
     timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
         model,
@@ -156,6 +156,11 @@ def save_model(
         safe_serialization=True,
         data_config=data_config,
     )
+
+
+def model_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width in pixels of the images that a timm model was made for."""
+    return _input_size(model, timm.data.resolve_data_config({}, model=model))
 
 
 def weight_digest(model: nn.Module) -> str:
@@ -251,11 +256,11 @@ def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
 def _input_size(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:
     """Of the model as it was made; timm's config may still tell the size it was trained at."""
     channels, height, width = data_config["input_size"]
-    embed = getattr(model, "patch_embed", None)
-    size = getattr(embed, "img_size", None)
-    if isinstance(size, tuple):
-        height, width = size
-    return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
+    made_with = timm.models.get_model_args(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or made_with.get("img_size")
+    if size is not None:
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+    return int(getattr(model, "in_chans", None) or made_with.get("in_chans") or channels), int(height), int(width)
 
 
 def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before Ray is imported: no token file in the user's home directory, and no usage pings or colour codes.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -22,6 +23,15 @@ TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 HALF = (0.5, 0.5, 0.5)
 
 
+# Families that cannot be run on a token subset, and what makes them small: 64 × 64 pixels, 16 or 64 patches.
+WHOLE_IMAGES: dict[str, dict[str, Any]] = {
+    "swin_tiny_patch4_window7_224": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+    "swinv2_tiny_window8_256": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+    "beit_base_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "hiera_tiny_224": {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1), "q_pool": 2, "mask_unit_size": (4, 4)},
+    "vit_relpos_small_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+}
+
 requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 # Tiny models are faster on one thread, and Ray's actors want the other core.
@@ -33,6 +43,13 @@ def make_tiny_model(seed: int = 0, **changes: object) -> nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model("vit_tiny_patch16_224", **{**TINY, **changes})  # type: ignore[arg-type]
     return enlarge_weights(model).eval()
+
+
+def make_whole(name: str) -> nn.Module:
+    """A classifier of 10 classes that reads whole images of 64 × 64 pixels."""
+    torch.manual_seed(0)
+    sizes = WHOLE_IMAGES.get(name, {"embed_dim": 32, "depth": 2, "num_heads": 2})
+    return enlarge_weights(timm.create_model(name, img_size=64, num_classes=10, **sizes)).eval()
 
 
 def enlarge_weights(model: nn.Module) -> nn.Module:
@@ -62,6 +79,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-teacher")
     names = [f"class {letter}" for letter in "abcdefghij"]
     save_model(make_tiny_model(), folder, class_names=names, mean=HALF, std=HALF)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Swin, which reads whole images only, of 64 × 64 pixels in 8 × 8 patches, as a folder."""
+    folder = tmp_path_factory.mktemp("whole-teacher")
+    names = [f"class {letter}" for letter in "abcdefghij"]
+    save_model(make_whole("swin_tiny_patch4_window7_224"), folder, class_names=names, mean=HALF, std=HALF)
     return folder
 
 

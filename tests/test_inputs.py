@@ -9,7 +9,8 @@ from PIL import Image
 
 from pipeline.dataset import schema, store, write_images
 from pipeline.errors import DatasetError
-from pipeline.inputs import num_patches, read_inputs
+from pipeline.image_reader import num_patches
+from pipeline.inputs import read_inputs
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, ModelConfig, load_model, real_image_transform, save_model
 from tests.conftest import make_tiny_model

@@ -1,12 +1,14 @@
 """What teacher and student say to a batch whose images may keep different numbers of patches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.distillation.images import Batch, Images, to_batch
+from pipeline.families import refusal
 from pipeline.vit import SubsetViT
 
 # images [b, C, H, W], keep_indices [b, K] or None for all patches → logits [b, classes], final tokens [b, P + K, D]
@@ -37,17 +39,23 @@ def read_kept(read: Reader, batch: Batch, num_patches: int) -> tuple[Tensor, Ten
     return torch.cat(logits)[order], torch.cat(padded)[order]
 
 
+def as_reader(model: nn.Module) -> nn.Module:
+    """A teacher as a reader of kept tokens; where its family does not allow it, as it is: it reads the filled image."""
+    return SubsetViT(model) if refusal(model) is None else model
+
+
 class Answers:
     """A frozen teacher's logits, and where asked its final tokens.
 
     Args:
-        teacher: reads kept tokens.
-        with_tokens: whether tokens are wanted.
+        teacher: reads kept tokens where it is a `SubsetViT`, else the filled image.
+        with_tokens: whether tokens are wanted; a reader of filled images has none.
         dtype: of the forward pass.
     """
 
-    def __init__(self, teacher: SubsetViT, *, with_tokens: bool, dtype: torch.dtype) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
+    def __init__(self, teacher: nn.Module, *, with_tokens: bool, dtype: torch.dtype) -> None:
+        self.teacher: Any = teacher.eval().requires_grad_(False)
+        assert isinstance(teacher, SubsetViT) or not with_tokens, "there are no tokens to compare"
         self._with_tokens, self._dtype = with_tokens, dtype
         self._kept: tuple[Tensor, Tensor | None] | None = None
 
@@ -66,10 +74,11 @@ class Answers:
 
         Each worker asks about its share and gets the others' from them.
         """
-        count, longest = len(images), self.teacher.num_prefix_tokens + int(images.num_kept.max())
+        count = len(images)
         all_logits = torch.zeros(count, self.teacher.num_classes, device=device)
         all_tokens = None
         if self._with_tokens:
+            longest = self.teacher.num_prefix_tokens + int(images.num_kept.max())
             all_tokens = torch.zeros(count, longest, self.teacher.embed_dim, device=device)
         share = torch.arange(count)[rank::world_size]
         for rows in share.split(batch_size):
@@ -88,5 +97,7 @@ class Answers:
     @torch.no_grad()
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(batch.pixels.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            if not isinstance(self.teacher, SubsetViT):
+                return self.teacher(batch.pixels).float(), None
             logits, tokens = read_kept(self.teacher.forward_tokens, batch, self.teacher.num_patches)
         return logits, tokens if self._with_tokens else None

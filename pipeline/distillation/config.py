@@ -50,7 +50,7 @@ class DistillationConfig:
     """Train a student to answer as the teacher does, on synthetic or real images.
 
     Args:
-        teacher: the model to learn from, a ViT.
+        teacher: the model to learn from; a ViT reads kept tokens alone, any other family the filled image.
         student: the model that learns.
         images: a synthetic dataset, or any Parquet file or folder, or folder of images.
         output: folder or URI that everything is written under.

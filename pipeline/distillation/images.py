@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.dataset.sources import Source, Unit
 from pipeline.errors import DatasetError
-from pipeline.inputs import num_patches, read_inputs
+from pipeline.image_reader import num_patches
+from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
 
 # Row groups for each worker, so that the workers' shares are about equal and mix.

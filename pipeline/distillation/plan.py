@@ -3,14 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.dataset.sources import Source, find_source
+from pipeline.distillation.answers import as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.families import refusal
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.vit import SubsetViT
 
@@ -48,9 +51,8 @@ def prepare(config: DistillationConfig) -> Plan:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
     """
     teacher = load_model(config.teacher)
-    vit = SubsetViT(teacher.model)
     student = build_student(config.student, teacher, seed=config.seed)
-    _check_tokens(config, vit, student)
+    _check_tokens(config, as_reader(teacher.model), student)
     images = find_source(config.images)
     if not config.allow_incomplete:
         images.check_complete()
@@ -87,9 +89,14 @@ def _check_batch_norm(config: DistillationConfig, student: Student, num_images: 
         )
 
 
-def _check_tokens(config: DistillationConfig, teacher: SubsetViT, student: Student) -> None:
+def _check_tokens(config: DistillationConfig, teacher: nn.Module, student: Student) -> None:
     if not config.token_weight:
         return
+    if not isinstance(teacher, SubsetViT):
+        raise ConfigError(
+            f"token_weight is {config.token_weight}, but the teacher, a {type(teacher).__name__}, reads filled images "
+            f"and has no tokens to compare: {refusal(teacher)}"
+        )
     if student.vit is None:
         raise ConfigError(
             f"token_weight is {config.token_weight}, but the student, a {type(student.model).__name__}, does not read "

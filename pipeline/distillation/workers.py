@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from pipeline import storage
 from pipeline.cluster import connect
 from pipeline.dataset.sources import Source
-from pipeline.distillation.answers import Answers
+from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
 from pipeline.distillation.loop import DTYPES, ImageSource, Rank, StudentTrainer
@@ -23,7 +23,6 @@ from pipeline.distillation.students import build_student
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.training import fit, run_config, worker_configs
-from pipeline.vit import SubsetViT
 
 # Under the output, while the workers run.
 TRAIN_FOLDER = "train"
@@ -147,7 +146,7 @@ def train_on(task: Task, place: Rank) -> list[str] | NonFiniteError:
     if (teacher.digest, weight_digest(student.model)) != (task.teacher_digest, task.student_digest):
         raise CheckpointError("the weights of teacher or student are not the same on every machine")
     answers = Answers(
-        SubsetViT(teacher.model).to(place.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
+        as_reader(teacher.model).to(place.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
     images = _share(task.images, teacher, config, place, labels=config.label_weight > 0)
     labelled = None if task.labelled is None else _share(task.labelled, teacher, config, place, labels=True)

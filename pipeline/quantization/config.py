@@ -22,7 +22,8 @@ class CalibrationConfig:
         labelled: URI of labelled images to score the artefacts on; without it they are timed only.
         settings: bit widths; one pass over the images serves them all. Widths below 8 make the artefact no faster.
         placement: what is quantized, see `MinMaxQuantizer`.
-        mode: `sparse` reads CLS and the kept patches of each image, `dense` all patches.
+        mode: `sparse` reads the kept patches of each image alone, as a ViT can; `dense` whole images, with the mean
+            colour where patches are stopped.
         formats: kinds of artefacts to write.
         batch_size: images a forward in calibration.
         max_images: calibrate on this many, drawn at random; on all by default.

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import CheckpointError, IncompleteError
-from pipeline.inputs import num_patches
+from pipeline.image_reader import num_patches
 from pipeline.models import LoadedModel, load_model
 from pipeline.quantization.batches import Window, gather_batches, plan_windows, share_windows
 from pipeline.quantization.config import CalibrationConfig
@@ -90,7 +90,8 @@ def _in_memory(config: CalibrationConfig, images: ray.data.Dataset) -> ray.data.
 
 
 def _dense_patches(config: CalibrationConfig, loaded: LoadedModel) -> int | None:
-    return num_patches(loaded) if config.mode == "dense" else None
+    # A model without patches counts as one.
+    return num_patches(loaded) or 1 if config.mode == "dense" else None
 
 
 def _index(images: ray.data.Dataset, dense_patches: int | None) -> list[tuple[str, int]]:

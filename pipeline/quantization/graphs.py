@@ -1,4 +1,4 @@
-"""A ViT as graphs: one that reads any token subset, to calibrate on, and one that takes images alone, to ship."""
+"""A model as graphs: one that takes images alone, to ship, and of a ViT one that reads any token subset."""
 
 import copy
 from typing import Any
@@ -12,7 +12,8 @@ from torchao.quantization.pt2e.observer import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.errors import ModelError
-from pipeline.families import check_family
+from pipeline.families import check_family, refusal
+from pipeline.models import model_input_size
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import BitWidths, Placement
@@ -23,25 +24,23 @@ _EXAMPLE_BATCH = 2
 
 
 class Exportable(nn.Module):
-    """A copy of a ViT, in evaluation mode, whose `patch_drop` slot gathers a token subset.
+    """A copy of a model, in evaluation mode, where the family allows it with a `patch_drop` slot that gathers tokens.
 
     The subset is gathered behind the patch embedding, so that the graphs with and without it have the same operators
     in the same modules, and one's observers stand for the other's.
 
     Args:
-        model: a timm ViT; not changed.
+        model: a timm classifier; not changed.
         fused: keep the fused attention kernel; without it its matrix products are nodes of the graph.
-
-    Raises:
-        ModelError: the model's family cannot be run on a token subset.
     """
 
     def __init__(self, model: nn.Module, *, fused: bool = True) -> None:
         super().__init__()
-        check_family(model)
         self.model: Any = copy.deepcopy(model).eval()
-        self.subset = TokenSubset(self.model.num_prefix_tokens, with_indices=isinstance(model, Eva))
-        self.model.patch_drop = self.subset
+        self.subset: TokenSubset | None = None
+        if refusal(model) is None:
+            self.subset = TokenSubset(self.model.num_prefix_tokens, with_indices=isinstance(model, Eva))
+            self.model.patch_drop = self.subset
         if not fused:
             for module in self.model.modules():
                 if hasattr(module, "fused_attn"):
@@ -49,6 +48,8 @@ class Exportable(nn.Module):
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of normalised images [B, C, H, W] read at keep_indices int64 [B, K]; None reads all."""
+        if self.subset is None:
+            return self.model(images)
         self.subset.keep_indices = keep_indices
         try:
             return self.model(images)
@@ -60,7 +61,7 @@ def export_images(model: nn.Module, placement: Placement) -> ExportedProgram:
     """`forward(images)` as a graph, for any batch size from 1.
 
     Raises:
-        ModelError: the model cannot be exported, or not run on a token subset.
+        ModelError: the model cannot be exported.
     """
     exportable = Exportable(model, fused=placement == "linear")
     return _export(exportable, (_example_images(exportable.model),), ({0: Dim("batch", min=1)},))
@@ -72,6 +73,7 @@ def export_subset(model: nn.Module, placement: Placement) -> ExportedProgram:
     Raises:
         ModelError: the model cannot be exported, or not run on a token subset.
     """
+    check_family(model)
     exportable = Exportable(model, fused=placement == "linear")
     images = _example_images(exportable.model)
     num_patches = exportable.model.patch_embed.num_patches
@@ -148,9 +150,7 @@ def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict
 
 
 def _example_images(model: Any) -> Tensor:
-    embed = model.patch_embed
-    device = next(model.parameters()).device
-    return torch.zeros(_EXAMPLE_BATCH, embed.proj.in_channels, *embed.img_size, device=device)
+    return torch.zeros(_EXAMPLE_BATCH, *model_input_size(model), device=next(model.parameters()).device)
 
 
 def _example_arguments(program: ExportedProgram) -> tuple[Tensor, ...]:

@@ -1,46 +1,56 @@
 """Activation ranges of a model on images: one forward of each serves every bit width."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.families import refusal
 from pipeline.quantization.batches import Batch
-from pipeline.quantization.graphs import export_subset, prepare, read_ranges
+from pipeline.quantization.graphs import export_images, export_subset, prepare, read_ranges
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import BitWidths, Placement
 
 
 class RangeObserver:
-    """The graph that reads token subsets, with a min-max observer at every point of a placement.
+    """The graph that reads token subsets, or of another family whole images, with a min-max observer at every point.
 
     What the observers see does not depend on a bit width: scales of any width follow from the same ranges.
 
     Args:
-        model: a timm ViT on the device to calibrate on.
+        model: on the device to calibrate on.
         placement: where to observe.
 
     Raises:
-        ModelError: the model cannot be exported, or not run on a token subset.
+        ModelError: the model cannot be exported.
     """
 
     def __init__(self, model: nn.Module, placement: Placement) -> None:
-        self._graph = prepare(export_subset(model, placement), BitWidths(), placement)
+        self._reads_subsets = refusal(model) is None
+        program = (export_subset if self._reads_subsets else export_images)(model, placement)
+        self._graph = prepare(program, BitWidths(), placement)
         self._device = next(model.parameters()).device
-        self._patch_size: int = model.patch_embed.patch_size[0]  # type: ignore[union-attr]
+        self._model: Any = model
         self.num_images = 0
 
     def observe(self, batches: Iterable[Batch]) -> list[str]:
-        """Read images once; returns their ids."""
+        """Read images once, at their kept patches where the family allows it; returns their ids."""
         image_ids = []
         for batch in batches:
-            keep = batch.keep_indices.to(self._device)
-            images = cover_stopped(batch.images.to(self._device), keep, self._patch_size)
+            arguments = self._arguments(batch)
             with torch.no_grad():
-                self._graph(images, keep)
-            self.num_images += len(images)
+                self._graph(*arguments)
+            self.num_images += len(batch.images)
             image_ids += batch.image_ids
         return image_ids
+
+    def _arguments(self, batch: Batch) -> tuple[Tensor, ...]:
+        images = batch.images.to(self._device)
+        if not self._reads_subsets:
+            return (images,)
+        keep = batch.keep_indices.to(self._device)
+        return cover_stopped(images, keep, self._model.patch_embed.patch_size[0]), keep
 
     def ranges(self) -> Ranges:
         """What was seen so far; (inf, -inf) at every point before the first image."""

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.cluster import connect
 from pipeline.config import digest, to_dict
 from pipeline.dataset.sources import Source, find_source
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ModelError
 from pipeline.evaluation import (
     Predictor,
     Score,
@@ -27,6 +27,7 @@ from pipeline.evaluation import (
     pt2_predictor,
     score,
 )
+from pipeline.families import refusal
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
@@ -64,6 +65,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
+    _check_mode(config, loaded)
     source = find_source(config.images)
     _check_source(config, source, loaded)
     if config.labelled is not None:
@@ -125,6 +127,20 @@ def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
         "seed": config.seed,
     }
     return {**deciding, "digest": digest(deciding)}
+
+
+def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    """Only a family that can be run on a token subset is calibrated on kept patches.
+
+    Raises:
+        ModelError: it is another, and the mode is `sparse`.
+    """
+    reason = refusal(loaded.model)
+    if config.mode == "sparse" and reason is not None:
+        family = type(loaded.model).__name__
+        raise ModelError(
+            f"{family} cannot be calibrated on kept patches alone: {reason}; mode dense reads the filled images"
+        )
 
 
 def _check_source(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> None:

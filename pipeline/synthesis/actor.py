@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.dataset import schema, store
 from pipeline.errors import ConfigError, ModelError, NonFiniteError
-from pipeline.inversion import Disagreement, FeaturePrior, Harvest, InversionResult, Teacher, invert, score
+from pipeline.inversion import Disagreement, FeaturePrior, Harvest, InversionResult, invert, make_teacher, score
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import SynthesisConfig
@@ -112,7 +112,9 @@ class Inverter:
         loaded, feature_model = networks.teacher, networks.feature_model
         self.digest = config_digest(config, networks)
         self.class_names = loaded.class_names
-        self.teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std).to(self.device)
+        self.teacher = make_teacher(
+            loaded.model, config.inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std
+        ).to(self.device)
         self.feature_prior = None
         if feature_model is not None:
             published = config.inversion.scope == "published"

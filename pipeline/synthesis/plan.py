@@ -12,7 +12,7 @@ from pipeline.config import to_dict
 from pipeline.dataset import schema, store
 from pipeline.dataset.sources import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.inversion import Teacher
+from pipeline.inversion import AnyTeacher, make_teacher
 from pipeline.models import LoadedModel
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
@@ -32,6 +32,7 @@ class Plan:
         manifest: as it is, or will be, in the output.
         shards: rows of all shards.
         num_patches: of the teacher.
+        notice: what a user should know of the teacher at once, if anything.
         progress: what the output holds already.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     manifest: dict[str, Any]
     shards: list[dict[str, Any]]
     num_patches: int
+    notice: str | None
     progress: store.Progress
 
     @property
@@ -63,7 +65,9 @@ def prepare(config: SynthesisConfig) -> Plan:
     networks = load_networks(config)
     loaded = networks.teacher
     shards = plan_shards(config, num_classes=len(loaded.class_names))
-    teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
+    teacher = make_teacher(
+        loaded.model, config.inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std
+    )
     config.inversion.check(teacher.num_patches)
     if teacher.num_patches > schema.MAX_PATCHES:
         raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
@@ -71,7 +75,7 @@ def prepare(config: SynthesisConfig) -> Plan:
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)
-    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, progress)
+    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress)
 
 
 def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
@@ -90,7 +94,7 @@ def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
 def _manifest(
     config: SynthesisConfig,
     loaded: LoadedModel,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     facts: dict[str, Any],
     shards: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -99,7 +103,12 @@ def _manifest(
         "digest": digest_of(facts),
         "identity": facts,
         "config": to_dict(config),
-        "teacher": {"name": loaded.name, "weights_sha256": loaded.digest},
+        "teacher": {
+            "name": loaded.name,
+            "weights_sha256": loaded.digest,
+            "ranking": teacher.resolve_ranking(config.inversion),
+            "notice": teacher.notice,
+        },
         "class_names": loaded.class_names,
         "image_size": list(loaded.input_size),
         "grid_size": teacher.grid_size,

@@ -39,6 +39,8 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     plan = prepare(config)
+    if plan.notice is not None:
+        _tell(plan.notice)
     if config.dry_run:
         return _dry_run(plan)
     storage.check_writable(plan.config.output)

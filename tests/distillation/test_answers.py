@@ -1,9 +1,12 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from pipeline.distillation.answers import Answers, read_kept
-from pipeline.distillation.images import to_batch
-from pipeline.models import LoadedModel
+from pipeline.distillation.answers import Answers, as_reader, read_kept
+from pipeline.distillation.images import Images, to_batch
+from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.vit import SubsetViT
 from tests.distillation.conftest import kept_patches, make_images
 
@@ -44,3 +47,22 @@ def test_bfloat16_answers_come_as_float32(teacher: LoadedModel) -> None:
     rounded, _ = Answers(SubsetViT(teacher.model), with_tokens=False, dtype=torch.bfloat16)(batch)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_teacher_that_reads_whole_images_answers_the_filled_ones(whole_folder: Path) -> None:
+    """However many patches they keep."""
+    loaded = load_model(ModelConfig(name=f"local-dir:{whole_folder}"))
+    images = Images(
+        np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32),
+        np.arange(3),
+        np.array([[0, 1], [5, 0], [7, 9]]),
+        np.array([2, 1, 2]),
+        ["a", "b", "c"],
+    )
+    answers = Answers(as_reader(loaded.model), with_tokens=False, dtype=torch.float32)
+    logits, tokens = answers(to_batch(images, CPU))
+    assert tokens is None
+    torch.testing.assert_close(logits, loaded.model(torch.from_numpy(images.pixels)))
+    rows = np.array([2, 0])
+    answers.keep(images, CPU, batch_size=2, rank=0, world_size=1)
+    torch.testing.assert_close(answers(to_batch(images.take(rows), CPU, rows))[0], logits[rows])

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import timm
 import torch
 
+from pipeline.dataset import write_images
 from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
-from pipeline.models import ModelConfig, load_model, weight_digest
-from tests.distillation.conftest import write_ragged
+from pipeline.models import ModelConfig, load_model, save_model, weight_digest
+from tests.conftest import HALF, TINY
+from tests.distillation.conftest import NAMES, write_ragged
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -232,3 +235,32 @@ def test_an_image_that_cannot_be_decoded_is_named(make_config: MakeConfig, tmp_p
     with pytest.raises(DatasetError, match="broken"):
         distill(make_config("out", images=str(tmp_path / "broken.parquet")))
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_gap_224", "vit_base_patch16_siglip_224"])
+def test_a_teacher_without_a_cls_token_is_read_on_kept_tokens(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, **TINY)  # type: ignore[arg-type]
+    save_model(model, tmp_path / "teacher", class_names=NAMES, mean=HALF, std=HALF)
+    config = maker(tmp_path, tmp_path / "teacher")("out", epochs=1)
+    distill(config)
+    (row,) = metrics(config.output)
+    assert row["tokens"] > 0
+    assert row["images"] == 23
+
+
+def test_a_teacher_that_reads_whole_images(whole_folder: Path, tmp_path: Path) -> None:
+    make = maker(tmp_path, whole_folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    write_images(str(tmp_path / "real.parquet"), pixels, [row % 10 for row in range(9)], NAMES)
+    changes = {
+        "images": str(tmp_path / "real.parquet"),
+        "labelled": None,
+        "student": StudentConfig(model=ModelConfig(name="resnet10t")),
+    }
+    with pytest.raises(ConfigError, match="the teacher, a SwinTransformer, reads filled images and has no tokens"):
+        distill(make("out", **changes))
+    config = make("out", **changes, token_weight=0.0, epochs=2)
+    distill(config)
+    first, last = metrics(config.output)
+    assert last["kl"] < first["kl"]

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion import (
@@ -20,7 +19,7 @@ from pipeline.inversion import (
     start_images,
 )
 from pipeline.inversion.flops import TeacherShape
-from tests.conftest import HALF, TINY, enlarge_weights, make_tiny_model
+from tests.conftest import HALF, TINY, WHOLE_IMAGES, enlarge_weights, make_tiny_model, make_whole
 
 # Still views: an untrained teacher sees another class in each shifted one.
 SPARSE: dict[str, Any] = {
@@ -47,27 +46,12 @@ FAMILIES = [
     "vit_base_patch16_rope_reg1_gap_256",
     "vit_pe_core_base_patch16_224",
 ]
-# Of each a model of 64 × 64 pixels in 16 to 64 patches.
-WHOLE: dict[str, dict[str, Any]] = {
-    "swin_tiny_patch4_window7_224": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
-    "swinv2_tiny_window8_256": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
-    "beit_base_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "beitv2_base_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "hiera_tiny_224": {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1), "q_pool": 2, "mask_unit_size": (4, 4)},
-    "vit_relpos_small_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_tiny_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-}
 
 
 def make(name: str) -> Teacher:
     torch.manual_seed(0)
     model = enlarge_weights(timm.create_model(name, **TINY))  # type: ignore[arg-type]
     return Teacher(model, mean=HALF, std=HALF)
-
-
-def make_whole(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return enlarge_weights(timm.create_model(name, img_size=64, num_classes=10, **WHOLE[name]))
 
 
 def make_masked(name: str) -> MaskedTeacher:
@@ -107,7 +91,7 @@ def test_ranking_decides_what_survives(name: str) -> None:
     assert not torch.equal(*kept)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", [*WHOLE_IMAGES, "vit_tiny_patch16_224"])
 def test_families_invert_masked(name: str) -> None:
     assert_sees_the_classes(make_masked(name), InversionConfig(**MASKED))
 

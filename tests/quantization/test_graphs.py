@@ -23,7 +23,7 @@ from pipeline.quantization.graphs import (
 )
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.settings import PLACEMENTS, Placement
-from tests.conftest import TINY, enlarge_weights
+from tests.conftest import TINY, WHOLE_IMAGES, enlarge_weights, make_whole
 
 
 def observed(model: nn.Module, placement: Placement, batches: list[Batch]) -> dict[str, tuple[float, float]]:
@@ -96,6 +96,11 @@ def test_ranges_of_another_model_are_refused(programs: Callable[[Placement], Exp
         ("deit3_small_patch16_224", 1),
         ("vit_small_patch14_reg4_dinov2", 5),
         ("eva02_tiny_patch14_224", 1),
+        ("vit_base_patch16_siglip_224", 0),
+        ("vit_base_patch16_gap_224", 0),
+        ("vit_small_patch16_dinov3", 5),
+        ("vit_small_patch16_rope_mixed_224", 1),
+        ("vit_base_patch16_rope_reg1_gap_256", 1),
     ],
 )
 def test_other_families_have_the_same_observers_in_both_graphs(name: str, num_prefix_tokens: int) -> None:
@@ -116,4 +121,18 @@ def test_other_families_have_the_same_observers_in_both_graphs(name: str, num_pr
 
 def test_a_family_without_tokens_to_drop_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be run on a token subset"):
-        export_images(timm.create_model("resnet18", num_classes=2), "linear")
+        export_subset(timm.create_model("resnet18", num_classes=2), "linear")
+
+
+@pytest.mark.parametrize("name", WHOLE_IMAGES)
+def test_it_is_exported_to_read_whole_images(name: str) -> None:
+    model = make_whole(name)
+    images, program = torch.randn(3, 3, 64, 64), export_images(model, "linear")
+    observer = RangeObserver(model, "linear")
+    # The patches of another grid than its own do not matter: stopped ones are filled already.
+    assert observer.observe([Batch(images, torch.zeros(3, 1, dtype=torch.int64), ["a", "b", "c"])]) == ["a", "b", "c"]
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(program.module()(images), expected, atol=1e-5, rtol=1e-4)
+        quantized = convert(program, BitWidths(), "linear", observer.ranges())(images)
+    assert ((quantized - expected).norm() / expected.norm()).item() < 0.1

@@ -4,17 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import Batch
-from pipeline.quantization.graphs import Exportable, activation_observers, prepare, read_ranges
+from pipeline.quantization.graphs import Exportable, activation_observers, export_images, prepare, read_ranges
 from pipeline.quantization.observe import RangeObserver, cover_stopped
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import Placement
 from pipeline.vit import SubsetViT
+from tests.conftest import TINY, enlarge_weights
 
 
 def observe(model: nn.Module, placement: Placement, batches: list[Batch]) -> Ranges:
@@ -104,6 +106,21 @@ def test_keeping_every_patch_equals_dense_calibration(
         for batch in ragged:
             dense(batch.images)
     assert observe(model, placement, everything) == read_ranges(dense)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_base_patch16_gap_224"])
+def test_so_it_does_without_a_cls_token(name: str, ragged: list[Batch]) -> None:
+    torch.manual_seed(0)
+    model = enlarge_weights(timm.create_model(name, **{**TINY, "depth": 1})).eval()  # type: ignore[arg-type]
+    gathered, dense = Exportable(model), prepare(export_images(model, "linear"), BitWidths(), "linear")
+    with torch.no_grad():
+        for batch in ragged:
+            dense(batch.images)
+            read = SubsetViT(model)(batch.images, batch.keep_indices)
+            torch.testing.assert_close(gathered(batch.images, batch.keep_indices), read, atol=1e-5, rtol=1e-4)
+    everything = [Batch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
+    assert observe(model, "linear", everything) == read_ranges(dense)
+    assert observe(model, "linear", ragged) != read_ranges(dense)
 
 
 @pytest.mark.parametrize("placement", ["linear", "matmul", "published"])

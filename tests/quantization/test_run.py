@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import from_dict
 from pipeline.dataset import store, write_images
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
 from pipeline.quantization.batches import Batch
@@ -172,3 +172,30 @@ def test_any_location_can_be_written_to(tiny_folder: Path, real: str) -> None:
     report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", labelled=real))
     assert report["artifacts"][0]["uri"] == "memory://calibration/out/w8a8.pt2"
     assert report["artifacts"][0]["images"] == 13
+
+
+def write_masked(teacher: Path, output: str) -> str:
+    """Five sparse images of a teacher that reads whole ones."""
+    values = {
+        "teacher": {"name": f"local-dir:{teacher}"},
+        "output": output,
+        "images_per_class": 1,
+        "classes": [0, 1, 2, 3, 4],
+        "inversion": {"iterations": 6, "stop_steps": [2], "stop_fractions": [0.5], "mask_only": True},
+    }
+    plan = prepare(from_dict(SynthesisConfig, values))
+    writer = PartWriter(plan.config, plan.digest)
+    for shard in plan.shards:
+        list(writer({name: [value] for name, value in shard.items()}))
+    store.write_manifest(output, plan.manifest)
+    return output
+
+
+def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Path, tmp_path: Path) -> None:
+    images = write_masked(whole_folder, str(tmp_path / "images"))
+    with pytest.raises(ModelError, match=r"SwinTransformer cannot be calibrated on kept patches alone: .*mode dense"):
+        calibrate(make_config(whole_folder, images, tmp_path / "sparse"))
+    report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labelled=images))
+    assert report["images"] == 5
+    assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
+    assert report["artifacts"][0]["top1"] == pytest.approx(report["fp32"][0]["top1"], abs=20)

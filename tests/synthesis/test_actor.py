@@ -211,6 +211,7 @@ def test_a_split_because_memory_ran_out_is_recorded(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = make_writer(tiny_folder, tmp_path)
+    assert isinstance(writer.teacher, Teacher)
     forward = writer.teacher.forward_patches
 
     def small_memory(patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

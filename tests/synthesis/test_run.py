@@ -285,3 +285,42 @@ def test_a_pool_that_does_not_start_in_time_is_told(tiny_folder: Path, tmp_path:
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
     with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 8 CPUs are free"):
         synthesize(make_config(tiny_folder, tmp_path / "out", pool=pool))
+
+
+MASKED = {"iterations": 8, "stop_steps": [2, 4], "stop_fractions": [0.5, 0.5], "mask_only": True}
+
+
+def test_a_masked_teacher_tells_at_once_that_nothing_is_saved(
+    whole_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice = "SwinTransformer reads whole images only: stopped patches are masked, which saves no time"
+    config = make_config(whole_folder, tmp_path / "out", inversion=MASKED)
+    dry = synthesize(replace(config, dry_run=True))
+    told = capsys.readouterr().err
+    assert told.startswith(f"plan: {notice}\n")
+    assert "4 steps of 16 patches" in told
+    assert len(dry["seconds_per_step"]) == 3
+    assert synthesize(config)["complete"] is True
+    assert capsys.readouterr().err.count(notice) == 1
+    manifest = store.read_manifest(str(tmp_path / "out"))
+    assert (manifest["grid_size"], manifest["patch_size"]) == (8, 8)
+    assert (manifest["teacher"]["notice"], manifest["teacher"]["ranking"]) == (notice, "gradient_activation")
+    table = pq.read_table(tmp_path / "out" / "data")
+    assert {len(kept) for kept in table["keep_indices"].to_pylist()} == {16}
+    first = schema.decode_image(table["image"][0].as_py()["bytes"], "first")
+    grey = (first.reshape(8, 8, 8, 8, 3) == 128).all(axis=(1, 3, 4)).flatten()
+    assert sorted(set(range(64)) - set(grey.nonzero()[0].tolist())) == table["keep_indices"][0].as_py()
+
+
+def test_without_the_option_such_a_teacher_is_refused(whole_folder: Path, tmp_path: Path) -> None:
+    config = make_config(whole_folder, tmp_path / "out", inversion={**MASKED, "mask_only": False})
+    with pytest.raises(ModelError, match=r"SwinTransformer cannot be run on a token subset: .*inversion\.mask_only"):
+        synthesize(config)
+
+
+def test_a_ranking_that_the_teacher_does_not_have_is_told_before_any_work(tiny_folder: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tiny_folder, tmp_path / "out", inversion={**MASKED, "mask_only": False, "ranking": "pool_attention"}
+    )
+    with pytest.raises(ModelError, match="VisionTransformer cannot rank its patches by pool_attention"):
+        prepare(config)
