@@ -170,6 +170,20 @@ class InversionConfig:
         object.__setattr__(self, "stop_fractions", lists[1])
 
     @property
+    def term_weights(self) -> dict[str, float]:
+        """The terms of a run by name, those on views first; the class loss always, that it can be read."""
+        terms = {
+            "class_loss": self.class_weight,
+            "patch_similarity": self.patch_similarity,
+            "feature_prior": self.feature_prior,
+            "adversarial": self.adversarial,
+            "tv_l2": self.tv_l2,
+            "tv_l1": self.tv_l1,
+            "l2": self.l2,
+        }
+        return {name: weight for name, weight in terms.items() if weight or name == "class_loss"}
+
+    @property
     def num_steps(self) -> int:
         """Iterations that are run."""
         return self.iterations if self.rebirth is None else self.iterations // self.rebirth * self.rebirth

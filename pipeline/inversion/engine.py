@@ -5,9 +5,7 @@ the paper leaves it open, follows the published run described in tests/data/READ
 2509.23235.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,57 +16,16 @@ from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
-from pipeline.inversion.patches import all_patches, draw_jitter, jitter_images, move_patches, split_best
+from pipeline.inversion.patches import all_patches, draw_jitter, split_best
+from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.teacher import AnyTeacher
-from pipeline.ranking import Ranking
+from pipeline.inversion.viewing import View, Viewer
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
 # Pixels that the fused Adam takes at once on a CPU, at the widest; what is left over it rounds differently.
 _ADAM_WIDTH = 16
-
-
-@dataclass(frozen=True)
-class Harvest:
-    """One image of each start, as it left the run.
-
-    Attributes:
-        images: float32 [B, C, H, W] in normalised space, before stopped patches are filled.
-        keep_indices: int64 [B, K], ascending.
-    """
-
-    images: Tensor
-    keep_indices: Tensor
-
-
-@dataclass(frozen=True)
-class InversionResult:
-    """What one inversion made.
-
-    Attributes:
-        harvests: what left the run, in that order: one, or with Patch Rebirth one for each part of the patches.
-        losses: each term's value at every step, on the CPU; the mean over the images that took it.
-        num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
-        micro_batch: images in one forward at the end; less than asked for where memory ran out.
-        compile_s: seconds in which graphs were compiled.
-    """
-
-    harvests: list[Harvest]
-    losses: dict[str, Tensor]
-    num_steps: Tensor
-    micro_batch: int
-    compile_s: float = 0.0
-
-    @property
-    def images(self) -> Tensor:
-        """Of the last harvest, the only one but for Patch Rebirth."""
-        return self.harvests[-1].images
-
-    @property
-    def keep_indices(self) -> Tensor:
-        """Of the last harvest."""
-        return self.harvests[-1].keep_indices
 
 
 def invert(
@@ -153,7 +110,6 @@ class Inversion:
         disagreement: losses.Disagreement | None = None,
     ) -> None:
         config.check(teacher.num_patches)
-        self._ranking: Ranking = teacher.resolve_ranking(config)
         assert len(seeds) == len(targets), "one seed for each target"
         assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
         assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
@@ -164,8 +120,7 @@ class Inversion:
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
-        self.feature_prior = feature_prior
-        self.disagreement = disagreement
+        self._viewer = Viewer(self.teacher, config, feature_prior=feature_prior, disagreement=disagreement)
         self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
@@ -174,7 +129,7 @@ class Inversion:
         self._ending = self._make_ending(len(targets), device)
         self._jitter = (self._draw(generators) if jitter is None else jitter).to(device)
         self._optimizer = _adam(self.images, config)
-        self._weights = _weights(config)
+        self._weights = config.term_weights
         self._history = torch.zeros(config.num_steps, len(self._weights), device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
@@ -188,8 +143,8 @@ class Inversion:
                 "is defined on the whole batch: use scope image"
             )
         self._checked = 0
-        self._look_at: Callable[..., Tensor] = self.teacher.look
-        self._priors = _priors(config)
+        image_priors = losses.image_priors(published=config.scope == "published")
+        self._priors = {name: prior for name, prior in image_priors.items() if name in self._weights}
         self._compiled = self._compile() if config.compile else []
 
     def _compile(self) -> list[Compiled]:
@@ -200,7 +155,7 @@ class Inversion:
             name: Compiled(prior, device=device, most_rows=len(self.images) if alone else None)
             for name, prior in self._priors.items()
         }
-        self._look_at, self._priors = look, {**priors}
+        self._viewer.look, self._priors = look, {**priors}
         return [look, *priors.values()]
 
     @property
@@ -334,12 +289,11 @@ class Inversion:
 
     def _view_terms(self) -> dict[str, Tensor]:
         """Terms on what networks see of the images, micro-batch by micro-batch."""
-        config = self.config
-        share = 1 / len(self.images) if config.scope == "published" else 1.0
+        share = 1 / len(self.images) if self.config.scope == "published" else 1.0
         parts: list[dict[str, Tensor]] = []
-        scores: list[Tensor] = []
+        scores: list[Tensor] | None = [] if self.num_steps + 1 in self._changes else None
         for start in range(0, len(self.images), self.micro_batch):
-            terms = self._look(slice(start, start + self.micro_batch), scores)
+            terms = self._viewer.terms(self._view(slice(start, start + self.micro_batch)), scores)
             loss = sum((self._weights[name] * value.sum() for name, value in terms.items()), self.images.new_zeros(()))
             (share * loss).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
@@ -348,55 +302,9 @@ class Inversion:
         self._class_losses = values["class_loss"]
         return {name: value.mean() for name, value in values.items()}
 
-    def _look(self, rows: slice, scores: list[Tensor]) -> dict[str, Tensor]:
-        """Show some of the images, jittered; the terms of each [b]. Steps that rank append the patches' scores."""
-        config = self.config
-        outputs: list[Tensor] = []
-        watch = self.teacher.attention_outputs() if config.patch_similarity else nullcontext(outputs)
-        precision = torch.autocast(self.images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-        with precision, watch as outputs:
-            logits = self._logits(rows, scores)
-        terms = {"class_loss": losses.class_loss(logits.float(), self.targets[rows])}
-        if config.patch_similarity:
-            terms["patch_similarity"] = -losses.patch_similarity_entropy(outputs)
-        if self.feature_prior is not None:
-            terms["feature_prior"] = self.feature_prior(self._filled_view(rows)).expand(len(logits))
-        if self.disagreement is not None:
-            with precision:
-                terms["adversarial"] = -self._disagree(self.disagreement, logits.float(), rows)
-        return terms
-
-    def _disagree(self, disagreement: losses.Disagreement, logits: Tensor, rows: slice) -> Tensor:
-        """The student's disagreement [b] with the teacher's logits, about what the teacher was shown."""
-        if disagreement.reads_kept:
-            view = jitter_images(self.images[rows], self._view_jitter(rows))
-        else:
-            view = self._filled_view(rows)
-        return disagreement(logits, view, self._positions(rows))
-
-    def _filled_view(self, rows: slice) -> Tensor:
-        """What the images will be, jittered: the patches alive, over mean colour."""
-        filled = self.teacher.fill_stopped(self.images[rows], self.keep_indices[rows])
-        return jitter_images(filled, self._view_jitter(rows))
-
-    def _view_jitter(self, rows: slice) -> Tensor:
-        """[b, 3]"""
-        return self._jitter[self.num_steps, rows]
-
-    def _positions(self, rows: slice) -> Tensor:
-        """Where the patches alive lie in the jittered images [b, K]."""
-        grid, side = self.teacher.grid_size, self.teacher.patch_size
-        return move_patches(self.keep_indices[rows], self._view_jitter(rows), grid_size=grid, patch_size=side)
-
-    def _logits(self, rows: slice, scores: list[Tensor]) -> Tensor:
-        """The teacher's logits [b, classes] of the patches alive, jittered."""
-        shown = self.images[rows], self.keep_indices[rows], self._view_jitter(rows)
-        if self.num_steps + 1 not in self._changes:
-            return self._look_at(*shown)
-        # So few steps rank that no graph is compiled for them.
-        logits, scored = self.teacher.look_and_rank(*shown, self._ranking, self.targets[rows])
-        scores.append(scored.float())
-        return logits
+    def _view(self, rows: slice) -> View:
+        jitter = self._jitter[self.num_steps, rows]
+        return View(self.images[rows], self.keep_indices[rows], jitter, self.targets[rows])
 
     def _image_terms(self) -> dict[str, Tensor]:
         """Terms on the pixels of the whole batch, un-jittered; they act on stopped patches too, as published."""
@@ -412,30 +320,6 @@ def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:
     """Adam in one pass over the pixels, if an image's new pixels do not then depend on its place in the batch."""
     fused = images.device.type == "cuda" or images[0].numel() % _ADAM_WIDTH == 0
     return torch.optim.Adam([images], lr=config.lr, betas=config.betas, fused=fused)
-
-
-def _weights(config: InversionConfig) -> dict[str, float]:
-    """The terms of a run; the class loss always, that it can be read."""
-    terms = {
-        "class_loss": config.class_weight,
-        "patch_similarity": config.patch_similarity,
-        "feature_prior": config.feature_prior,
-        "adversarial": config.adversarial,
-        "tv_l2": config.tv_l2,
-        "tv_l1": config.tv_l1,
-        "l2": config.l2,
-    }
-    return {name: weight for name, weight in terms.items() if weight or name == "class_loss"}
-
-
-def _priors(config: InversionConfig) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The image priors that have a weight."""
-    priors = {
-        "tv_l2": losses.tv_l2_batch if config.scope == "published" else losses.tv_l2,
-        "tv_l1": losses.tv_l1,
-        "l2": losses.pixel_l2,
-    }
-    return {name: prior for name, prior in priors.items() if name in _weights(config)}
 
 
 @torch.no_grad()

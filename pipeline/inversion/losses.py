@@ -76,6 +76,11 @@ def pixel_l2(images: Tensor) -> Tensor:
     return _norm(images.flatten(1))
 
 
+def image_priors(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """By name, the terms on pixels alone; of the published total variation one value a batch, else one an image."""
+    return {"tv_l2": tv_l2_batch if published else tv_l2, "tv_l1": tv_l1, "l2": pixel_l2}
+
+
 def _differences(images: Tensor) -> list[Tensor]:
     return [images[a] - images[b] for a, b in _NEIGHBOURS]
 
