@@ -11,10 +11,7 @@ not change the work. Prints one JSON line.
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +19,7 @@ from typing import Any
 import timm
 import torch
 
+from benchmarks.circumstances import circumstances
 from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher
 from pipeline.inversion.flops import TeacherShape, step_flops
@@ -81,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {name: float(f"{value:.4g}") for name, value in medians.items()},
         "ratios": _ratios(rounds),
         "work": _work(options, teacher, medians, matmul_peak(getattr(torch, options.dtype), device)),
-        **circumstances(device),
+        **circumstances("benchmarks.inversion", device),
     }
 
 
@@ -123,30 +121,6 @@ def _work(options: argparse.Namespace, teacher: Teacher, medians: dict[str, floa
         "peak_gflop_per_s": round(peak / 1e9, 1),
         "share_of_peak": {name: round(rate / peak, 3) for name, rate in reached.items()},
     }
-
-
-def circumstances(device: torch.device) -> dict[str, Any]:
-    """What a figure was measured on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "command": f"python -m benchmarks.inversion {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

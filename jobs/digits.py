@@ -77,7 +77,7 @@ class DigitsConfig:
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, H, W, 1] and their labels int64 [N]."""
+    """Images uint8 [N, H, W, C] and their labels int64 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -119,7 +119,7 @@ def split_scans(scans: Split, *, held_out: int, images_per_class: int, seed: int
 
 
 def normalise(images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 1] → float32 [N, 1, H, W] in [-1, 1]."""
+    """uint8 [N, H, W, C] → float32 [N, C, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -127,7 +127,7 @@ def augment(images: Tensor, *, noise: float, generator: torch.Generator) -> Tens
     """Rotate by up to 15°, scale by up to 15%, shift by up to an eighth of the side, and add noise.
 
     Args:
-        images: float32 [B, 1, H, W] in [-1, 1].
+        images: float32 [B, C, H, W] in [-1, 1].
         noise: standard deviation.
         generator: what decides all of it.
     """
@@ -145,11 +145,16 @@ def augment(images: Tensor, *, noise: float, generator: torch.Generator) -> Tens
     return moved + noise * torch.randn(moved.shape, generator=generator)
 
 
-def build_teacher(seed: int) -> nn.Module:
-    """An untrained ViT of width 64 and depth 4 on 8×8 patches of 4×4 pixels."""
+def build_teacher(seed: int, *, channels: int, num_classes: int) -> nn.Module:
+    """An untrained ViT of width 64 and depth 4 on 8×8 patches of 4×4 pixels, for images in [-1, 1]."""
     torch.manual_seed(seed)
     # crop_pct 1: the eval transform takes a 32×32 image as it is.
-    overlay = {"input_size": (1, IMAGE_SIZE, IMAGE_SIZE), "crop_pct": 1.0, "mean": MEAN, "std": STD}
+    overlay = {
+        "input_size": (channels, IMAGE_SIZE, IMAGE_SIZE),
+        "crop_pct": 1.0,
+        "mean": MEAN * channels,
+        "std": STD * channels,
+    }
     model = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=IMAGE_SIZE,
@@ -157,8 +162,8 @@ def build_teacher(seed: int) -> nn.Module:
         embed_dim=64,
         depth=4,
         num_heads=2,
-        in_chans=1,
-        num_classes=len(CLASS_NAMES),
+        in_chans=channels,
+        num_classes=num_classes,
         pretrained_cfg_overlay=overlay,
     )
     # timm's initial weights (deviation 0.02) are made for widths of several hundred: at 64 they hold training up for
@@ -170,12 +175,13 @@ def build_teacher(seed: int) -> nn.Module:
     return model
 
 
-def train_teacher(config: DigitsConfig, train: Split, held_out: Split) -> tuple[nn.Module, dict[str, list[float]]]:
-    """Train from scratch with AdamW; returns the model in eval mode and its history.
+def train_teacher(
+    model: nn.Module, config: DigitsConfig, train: Split, held_out: Split
+) -> tuple[nn.Module, dict[str, list[float]]]:
+    """Train with AdamW; returns the model in eval mode and its history.
 
     The held-out top-1 is only recorded: nothing is chosen by it.
     """
-    model = build_teacher(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     images, labels = normalise(train.images), torch.from_numpy(train.labels)
     steps = config.epochs * math.ceil(len(labels) / config.batch_size)
@@ -223,7 +229,8 @@ def make_digits(config: DigitsConfig) -> dict[str, Any]:
     )
     check_writable(config.output)
     torch.set_num_threads(config.threads)
-    model, history = train_teacher(config, sets["train"], sets["held_out"])
+    untrained = build_teacher(config.seed, channels=1, num_classes=len(CLASS_NAMES))
+    model, history = train_teacher(untrained, config, sets["train"], sets["held_out"])
     with writing_to(config.output):
         with tempfile.TemporaryDirectory() as folder:
             save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)

@@ -1,0 +1,396 @@
+"""Does sparsity keep spurious backgrounds out of inversions? Tested where the truth is known.
+
+    python -m benchmarks.hallucination
+
+A teacher learns coloured shapes on textured backgrounds (`benchmarks/shapes.py`), where in training the background
+mostly goes with the class. Then, for each seed, with a dataset, a teacher, inversions and students of its own:
+
+- The teacher ranks the patches of real images as an inversion ranks those of its own: how much of the patches that
+  survive sparse inversion, or are detached by rebirth, or survive a choice at random, is foreground?
+- Students learn from inversions of each kind: how do they do on new images whose backgrounds go with the class, and
+  on those whose backgrounds never do?
+
+Writes `hallucination.md` and `hallucination.png` under `benchmarks/results`.
+"""
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.circumstances import circumstances
+from benchmarks.hallucination_report import ALL_PATCHES, Trial, draw, page
+from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
+from jobs.digits import DigitsConfig, build_teacher, normalise, top1, train_teacher
+from pipeline.config import parse_config, to_dict
+from pipeline.distillation import DistillationConfig, StudentConfig
+from pipeline.distillation.answers import Answers
+from pipeline.distillation.images import Images, MemoryImages
+from pipeline.distillation.loop import Rank, StudentTrainer
+from pipeline.distillation.students import Student, build_student
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.inversion import InversionConfig, InversionResult, Teacher, invert
+from pipeline.inversion.patches import all_patches, select_best
+from pipeline.inversion.schedule import survivors
+from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
+
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
+# As the demo's: of 200 iterations 10, 20, 30, 50.
+_STOPPED_AT, _STOP_FRACTIONS = (0.05, 0.1, 0.15, 0.25), [0.3] * 4
+_CPU = torch.device("cpu")
+_STUDENT = StudentConfig(depth_pruned=[0, 3])
+GRID = 8  # patches of `build_teacher`'s models on each side
+
+
+@dataclass(frozen=True, kw_only=True)
+class HallucinationConfig:
+    """Measure how much of a spurious background gets into inversions of each kind and from there into students.
+
+    Args:
+        output: local folder for the page and the figure.
+        seeds: the whole experiment is run with each.
+        workers: processes, of one thread each, that the seeds are shared out to.
+        matching: share of the teacher's training images whose background is their class's own.
+        train_images: of the teacher.
+        held_out: new images with matching backgrounds, and as many with swapped ones.
+        teacher_epochs: passes over the training images.
+        images_per_class: of each set that students learn from.
+        iterations: of an inversion.
+        rebirth: sparse images that one trajectory of rebirth gives.
+        student_epochs: passes over such a set.
+    """
+
+    output: str = "benchmarks/results"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    workers: int = 2
+    matching: float = 0.9
+    train_images: int = 1200
+    held_out: int = 600
+    teacher_epochs: int = 30
+    images_per_class: int = 24
+    iterations: int = 200
+    rebirth: int = 4
+    student_epochs: int = 60
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds must be one or more different numbers, not {self.seeds}")
+        if not 0 <= self.matching <= 1:
+            raise ConfigError(f"matching must lie in [0, 1], not {self.matching}")
+        if self.images_per_class % self.rebirth:
+            raise ConfigError(f"images_per_class {self.images_per_class} is no multiple of rebirth {self.rebirth}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A kind of inversion.
+
+    Args:
+        name: of it, in tables.
+        inversion: its settings.
+        at_random: patches are stopped at random instead of by the teacher's ranking.
+        images_per_trajectory: that one run of the optimiser gives.
+    """
+
+    name: str
+    inversion: InversionConfig
+    at_random: bool = False
+    images_per_trajectory: int = 1
+
+
+def make_arms(config: HallucinationConfig) -> list[Arm]:
+    """Settings as the demo's, in `jobs/configs/demo`."""
+    stop_steps = [round(share * config.iterations) for share in _STOPPED_AT]
+    common: dict[str, Any] = {"iterations": config.iterations, "lr": 0.1, "flip": 0.0}
+    dense = InversionConfig(**common, tv_l2=1.4e-3, stop_steps=[], stop_fractions=[])
+    sparse = InversionConfig(**common, tv_l2=0.05, stop_steps=stop_steps, stop_fractions=_STOP_FRACTIONS)
+    return [
+        Arm(name="dense", inversion=dense),
+        Arm(name="sparse", inversion=sparse),
+        Arm(name="sparse, random patches", inversion=sparse, at_random=True),
+    ]
+
+
+class RandomRanking(Teacher):
+    """A teacher that ranks patches at random, so that inversion stops any; its answers are its own.
+
+    Args:
+        model: as `Teacher`'s.
+        seed: of the ranks.
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int) -> None:
+        super().__init__(model, mean=HALF, std=HALF)
+        self._random = np.random.default_rng(seed)
+
+    def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self._shuffled(*super().forward_patches_scores(patches, positions))
+
+    def forward_scores(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._shuffled(*super().forward_scores(images, keep_indices))
+
+    def _shuffled(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return logits, torch.from_numpy(self._random.random(scores.shape, dtype=np.float32))
+
+
+def survivors_of(teacher: Teacher, images: Tensor, fractions: Sequence[float]) -> Tensor:
+    """The patches [B, K] of given images that survive stops as in sparse inversion, each ranked anew among the alive.
+
+    Args:
+        images: normalised [B, C, H, W].
+        fractions: share of the patches then alive that each stop ends.
+    """
+    keep = all_patches(len(images), teacher.num_patches)
+    for count in survivors(teacher.num_patches, fractions):
+        keep = select_best(keep, _scores(teacher, images, keep), count)
+    return keep
+
+
+def detached_of(teacher: Teacher, images: Tensor, parts: int) -> list[Tensor]:
+    """The patches [B, N/parts] of given images that rebirth would detach first, second, ..., ranked among those left.
+
+    Source: Heo and Choi, Patch Rebirth Inversion (arXiv 2509.23235).
+    """
+    keep = all_patches(len(images), teacher.num_patches)
+    detached = []
+    for _ in range(parts):
+        order = _scores(teacher, images, keep).sort(dim=1, descending=True, stable=True).indices
+        best, rest = order.tensor_split([teacher.num_patches // parts], dim=1)
+        detached.append(keep.gather(1, best).sort(dim=1).values)
+        keep = keep.gather(1, rest).sort(dim=1).values
+    return detached
+
+
+@torch.no_grad()
+def _scores(teacher: Teacher, images: Tensor, keep_indices: Tensor) -> Tensor:
+    """[B, K], in the order of `keep_indices`."""
+    return teacher.forward_scores(images, keep_indices)[1]
+
+
+def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
+    """Percent of the kept patches' area that lies on the foreground, over all images.
+
+    Args:
+        masks: bool [B, H, W], true on the foreground.
+        keep_indices: int64 [B, K].
+    """
+    side = masks.shape[1] // GRID
+    shares = masks.reshape(-1, GRID, side, GRID, side).mean(axis=(2, 4)).reshape(len(masks), -1)
+    return 100 * float(np.take_along_axis(shares, keep_indices.numpy(), axis=1).mean())
+
+
+def rank_real_images(
+    model: nn.Module, scenes: Scenes, rebirth: int, seed: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """What each way of choosing patches keeps of real images.
+
+    Args:
+        model: the teacher, which ranks the patches.
+        scenes: the images.
+        rebirth: patches are detached in so many parts.
+        seed: of the choice at random.
+
+    Returns:
+        By choice: percent of the kept patches' area that is foreground; and the patches [B, K].
+    """
+    teacher = Teacher(model, mean=HALF, std=HALF)
+    images = normalise(scenes.images)
+    kept = {
+        ALL_PATCHES: all_patches(len(images), teacher.num_patches),
+        "sparse": survivors_of(teacher, images, _STOP_FRACTIONS),
+        "random": survivors_of(RandomRanking(model, seed=seed), images, _STOP_FRACTIONS),
+    }
+    for number, part in enumerate(detached_of(teacher, images, rebirth), 1):
+        kept[f"rebirth, part {number} of {rebirth}"] = part
+    return {choice: foreground_share(scenes.masks, keep) for choice, keep in kept.items()}, kept
+
+
+def harvested(result: InversionResult) -> list[tuple[Tensor, Tensor]]:
+    """Images [B, C, H, W] and `keep_indices` [B, K] that a run gave for its targets, each time it gave some."""
+    return [(result.images, result.keep_indices)]
+
+
+def synthesize(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
+    """Invert the teacher into a set of images, 8-bit and filled as a stored dataset's are."""
+    teacher = RandomRanking(model, seed=seed) if arm.at_random else Teacher(model, mean=HALF, std=HALF)
+    targets = torch.arange(len(CLASS_NAMES)).repeat(per_class // arm.images_per_trajectory)
+    seeds = [seed * 10_000 + number for number in range(len(targets))]
+    parts = harvested(invert(teacher, targets, arm.inversion, seeds=seeds))
+    pixels = [teacher.from_uint8(teacher.to_uint8(teacher.fill_stopped(images, keep))) for images, keep in parts]
+    return _in_memory(torch.cat(pixels), targets.repeat(len(parts)), torch.cat([keep for _, keep in parts]))
+
+
+def real_images(scenes: Scenes, per_class: int) -> Images:
+    """As many of the teacher's own training images as a synthetic set has, whole."""
+    count = per_class * len(CLASS_NAMES)
+    labels = torch.from_numpy(scenes.labels[:count])
+    return _in_memory(normalise(scenes.images[:count]), labels, all_patches(count, GRID**2))
+
+
+def _in_memory(pixels: Tensor, labels: Tensor, keep_indices: Tensor) -> Images:
+    count, kept = keep_indices.shape
+    ids = [f"{number:05d}" for number in range(count)]
+    return Images(pixels.numpy(), labels.numpy(), keep_indices.numpy(), np.full(count, kept), ids)
+
+
+def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int) -> Student:
+    """Distil the teacher's first and last block on some images, as the demo does, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = DistillationConfig(
+            teacher=ModelConfig(name=loaded.name),
+            student=_STUDENT,
+            images="in memory",
+            output=folder,
+            epochs=epochs,
+            checkpoint_every=epochs,
+            batch_size=50,
+            token_weight=1.0,
+            seed=seed,
+        )
+        student = build_student(config.student, loaded, seed=seed)
+        answers = Answers(Teacher(loaded.model, mean=HALF, std=HALF), with_tokens=True, dtype=torch.float32)
+        answers.keep(images, _CPU, batch_size=config.batch_size, rank=0, world_size=1)
+        share = MemoryImages(images, batch_size=config.batch_size, seed=seed, rank=0, world_size=1)
+        StudentTrainer(config, "benchmark", student, answers, share, None, Rank(0, 1, _CPU)).train()
+    return student.eval()
+
+
+def make_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes, seed: int) -> LoadedModel:
+    """Train the demo's kind of teacher on the scenes."""
+    settings = DigitsConfig(output="in memory", epochs=config.teacher_epochs, seed=seed)
+    untrained = build_teacher(seed, channels=3, num_classes=len(CLASS_NAMES))
+    model, _ = train_teacher(untrained, settings, train.split(), held_out.split())
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, folder, class_names=CLASS_NAMES, mean=HALF, std=HALF)
+        return load_model(ModelConfig(name=f"local-dir:{folder}"))
+
+
+def make_sets(
+    config: HallucinationConfig, model: nn.Module, train: Scenes, seed: int
+) -> tuple[dict[str, Images], dict[str, float]]:
+    """What students learn from, and for the inversions how many seconds they took."""
+    sets, seconds = {}, {}
+    for arm in make_arms(config):
+        started = time.monotonic()
+        sets[arm.name] = synthesize(arm, model, config.images_per_class, seed)
+        seconds[arm.name] = time.monotonic() - started
+    sets["real"] = real_images(train, config.images_per_class)
+    return sets, seconds
+
+
+def measure(config: HallucinationConfig, seed: int) -> Trial:
+    """The whole experiment with one seed, which decides its scenes, teacher, inversions and students."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    train = make_scenes(config.train_images, matching=config.matching, seed=3 * seed)
+    held_out = {
+        "matching": make_scenes(config.held_out, matching=1.0, seed=3 * seed + 1),
+        "swapped": make_scenes(config.held_out, matching=0.0, seed=3 * seed + 2),
+    }
+
+    def score(name: str, model: nn.Module) -> None:
+        scores[name] = {backgrounds: top1(model, scenes.split()) for backgrounds, scenes in held_out.items()}
+        told = ", ".join(f"{value:.1f}% {backgrounds}" for backgrounds, value in scores[name].items())
+        print(f"seed {seed}, {time.monotonic() - started:.0f} s: {name}: {told}", file=sys.stderr, flush=True)
+
+    scores: dict[str, dict[str, float]] = {}
+    loaded = make_teacher(config, train, held_out["matching"], seed)
+    score("teacher", loaded.model)
+    score("student before training", build_student(_STUDENT, loaded, seed=seed).eval())
+    rankings = {name: rank_real_images(loaded.model, scenes, config.rebirth, seed) for name, scenes in held_out.items()}
+    sets, seconds = make_sets(config, loaded.model, train, seed)
+    for name, images in sets.items():
+        score(f"student on {name}", train_student(loaded, images, epochs=config.student_epochs, seed=seed))
+    return Trial(
+        foreground=_by_choice({name: shares for name, (shares, _) in rankings.items()}),
+        top1=scores,
+        seconds=seconds,
+        pictures=_ranked_pictures(held_out["matching"], rankings["matching"][1]) | _inverted_pictures(sets),
+    )
+
+
+def _by_choice(shares: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Backgrounds → choice → share, the other way round."""
+    return {choice: {name: of[choice] for name, of in shares.items()} for choice in next(iter(shares.values()))}
+
+
+def _ranked_pictures(scenes: Scenes, kept: dict[str, Tensor]) -> dict[str, list[np.ndarray]]:
+    """The first real image of each class: whole, with the background white, and with stopped patches white."""
+    first = range(len(CLASS_NAMES))
+    images, masks = scenes.images, scenes.masks
+    pictures = {"real image": [images[row] for row in first]}
+    pictures["its foreground"] = [np.where(masks[row][..., None], images[row], 255).astype(np.uint8) for row in first]
+    for choice, keep in kept.items():
+        if choice != ALL_PATCHES:
+            pictures[f"kept: {choice}"] = [_whiten(images[row], keep[row]) for row in first]
+    return pictures
+
+
+def _inverted_pictures(sets: dict[str, Images]) -> dict[str, list[np.ndarray]]:
+    """The first inversion for each class of every kind, with stopped patches white."""
+    pictures = {}
+    for name, images in sets.items():
+        if name != "real":
+            pixels = np.round((images.pixels.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+            rows = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(CLASS_NAMES))]
+            pictures[f"inverted: {name}"] = [
+                _whiten(pixels[row], torch.from_numpy(images.keep_indices[row])) for row in rows
+            ]
+    return pictures
+
+
+def _whiten(image: np.ndarray, keep_indices: Tensor) -> np.ndarray:
+    """An image uint8 [H, W, C] with every patch outside `keep_indices` [K] white."""
+    side = image.shape[0] // GRID
+    kept = np.zeros(GRID**2, bool)
+    kept[keep_indices.numpy()] = True
+    mask = kept.reshape(GRID, GRID).repeat(side, axis=0).repeat(side, axis=1)
+    return np.where(mask[..., None], image, 255).astype(np.uint8)
+
+
+def run(config: HallucinationConfig) -> dict[str, Any]:
+    """Run all seeds and write the page and the figure.
+
+    Returns:
+        Where they are, and how many minutes it took.
+    """
+    started = time.monotonic()
+    # Fresh processes: one that has run torch's threads cannot be forked safely.
+    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        trials = list(pool.map(partial(measure, config), config.seeds))
+    minutes = (time.monotonic() - started) / 60
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured_on = {
+        **circumstances("benchmarks.hallucination", _CPU),
+        "threads": f"1 in each of {config.workers} processes",
+    }
+    facts = {**measured_on, "minutes": round(minutes, 1), "settings": json.dumps(to_dict(config))}
+    (folder / "hallucination.md").write_text(page(trials, facts))
+    (folder / "hallucination.png").write_bytes(draw(trials))
+    return {"page": str(folder / "hallucination.md"), "minutes": round(minutes, 1)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = parse_config(HallucinationConfig, argv, prog="python -m benchmarks.hallucination")
+        print(json.dumps(run(config)))
+    except PipelineError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The page and the figure of `benchmarks/hallucination.py`: what was measured, in words made from the figures alone."""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+ALL_PATCHES = "all patches"
+BACKGROUNDS = ("matching", "swapped")
+_COLOURS = {"matching": "#4477aa", "swapped": "#ee8866"}
+# What is compared, seed by seed: the first minus the second.
+_STUDENTS_COMPARED = [
+    ("sparse", "dense"),
+    ("rebirth", "dense"),
+    ("rebirth", "sparse"),
+    ("sparse", "sparse, random patches"),
+    ("real", "dense"),
+]
+
+ByName = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """The figures of one seed.
+
+    Attributes:
+        foreground: by choice of patches, then backgrounds: percent of the kept area that is foreground.
+        top1: by model, then backgrounds: percent of the held-out images.
+        seconds: by kind of inversion, for the whole set.
+        pictures: by what they show, an image uint8 [H, W, 3] of each class.
+    """
+
+    foreground: dict[str, dict[str, float]]
+    top1: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    pictures: dict[str, list[np.ndarray]]
+
+
+def page(trials: Sequence[Trial], facts: Mapping[str, Any]) -> str:
+    """The results as Markdown.
+
+    Args:
+        trials: one a seed.
+        facts: what they were measured on, by name.
+    """
+    foreground, top1 = [trial.foreground for trial in trials], [trial.top1 for trial in trials]
+    sections = [
+        "# Does sparsity keep spurious backgrounds out?",
+        _ABOUT,
+        "![Examples and figures](hallucination.png)",
+        "## Which patches of real images are kept",
+        _ABOUT_FOREGROUND,
+        _table("patches kept", foreground),
+        _differences([(choice, ALL_PATCHES) for choice in foreground[0] if choice != ALL_PATCHES], foreground),
+        "## Accuracy when backgrounds are swapped",
+        _ABOUT_TOP1,
+        _table("top-1 of", top1, gap=True),
+        _differences(_compared(top1[0]), top1),
+        "## Seconds to make a set",
+        _rows(
+            ["inversion", "seconds"], [[name, _mean([t.seconds[name] for t in trials])] for name in trials[0].seconds]
+        ),
+        "## Measured on",
+        "\n".join(f"- {name}: {_code(value)}" for name, value in facts.items()),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_ABOUT = """\
+Made by `benchmarks/hallucination.py`; every figure is a mean ± standard deviation over the seeds, each with a
+dataset, a teacher, inversions and students of its own. The teacher learnt coloured shapes on textures that
+mostly go with the class (`matching` in the settings below). Matching: new images on their own class's texture.
+Swapped: new images on another class's."""
+_ABOUT_FOREGROUND = """\
+Percent of the kept patches' area that lies on the shape, over all held-out images. The patches are chosen as an
+inversion chooses among those of its own images, by the same teacher and schedule. All patches: the base rate.
+The parts of rebirth together are all patches."""
+_ABOUT_TOP1 = """\
+Percent of the held-out images. Students are the teacher's first and last block, distilled on as many images of
+each kind; they have the teacher's weights, and what these know of backgrounds, before they learn. Sparse images
+are read at their kept patches alone, held-out images whole. Real: as many of the teacher's own training images."""
+
+
+def _compared(top1: ByName) -> list[tuple[str, str]]:
+    pairs = [(f"student on {first}", f"student on {second}") for first, second in _STUDENTS_COMPARED]
+    return [pair for pair in pairs if pair[0] in top1 and pair[1] in top1]
+
+
+def _table(header: str, trials: Sequence[ByName], *, gap: bool = False) -> str:
+    """A row for each name, a column for either kind of backgrounds and, if asked for, what swapping them loses."""
+    rows = []
+    for name in trials[0]:
+        row = [name, *(_mean([trial[name][backgrounds] for trial in trials]) for backgrounds in BACKGROUNDS)]
+        if gap:
+            row.append(_mean([trial[name]["matching"] - trial[name]["swapped"] for trial in trials]))
+        rows.append(row)
+    return _rows([header, *BACKGROUNDS, *(["lost by swapping"] if gap else [])], rows)
+
+
+def _differences(pairs: Sequence[tuple[str, str]], trials: Sequence[ByName]) -> str:
+    """First minus second of each pair, within seeds, and in how many of them it is above zero."""
+    rows = []
+    for first, second in pairs:
+        row = [f"{first} − {second}"]
+        for backgrounds in BACKGROUNDS:
+            values = [trial[first][backgrounds] - trial[second][backgrounds] for trial in trials]
+            row += [_mean(values, sign=True), f"{sum(value > 0 for value in values)} of {len(values)}"]
+        rows.append(row)
+    return _rows(["difference in a seed", "matching", "seeds above 0", "swapped", "seeds above 0"], rows)
+
+
+def _mean(values: Sequence[float], *, sign: bool = False) -> str:
+    """Mean ± sample standard deviation, the latter where there are two values or more."""
+    mean = f"{statistics.fmean(values):{'+' if sign else ''}.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(value: object) -> str:
+    return f"`{value}`"
+
+
+def draw(trials: Sequence[Trial]) -> bytes:
+    """Examples of the first seed beside bars of all, as the bytes of a PNG file."""
+    figure = Figure(figsize=(14, 7.6), dpi=110, layout="constrained")
+    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1, 1.1]))
+    _draw_pictures(left, trials[0].pictures)
+    above, below = right.subplots(2, 1)
+    _draw_bars(above, [trial.foreground for trial in trials], "kept area on the shape (%)")
+    _draw_bars(below, [trial.top1 for trial in trials], "top-1 on held-out images (%)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_pictures(figure: SubFigure, pictures: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """A row of images for each name, side by side with a gap."""
+    for number, (name, images) in enumerate(pictures.items(), 1):
+        axes = figure.add_subplot(len(pictures), 1, number)
+        framed = [np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=128) for image in images]
+        spaced = [np.pad(image, ((0, 0), (0, 4), (0, 0)), constant_values=255) for image in framed]
+        axes.imshow(np.concatenate(spaced, axis=1), interpolation="nearest")
+        axes.set_axis_off()
+        axes.text(-6, images[0].shape[0] / 2, name, ha="right", va="center", fontsize=9)
+
+
+def _draw_bars(axes: Axes, trials: Sequence[ByName], label: str) -> None:
+    """Means of matching and swapped backgrounds for each name, with the seeds as dots."""
+    names = list(trials[0])
+    for offset, backgrounds in zip((0.2, -0.2), BACKGROUNDS, strict=True):
+        places = np.arange(len(names))[::-1] + offset
+        values = np.array([[trial[name][backgrounds] for trial in trials] for name in names])
+        axes.barh(
+            places, values.mean(axis=1), height=0.38, color=_COLOURS[backgrounds], label=f"{backgrounds} backgrounds"
+        )
+        axes.plot(values, np.repeat(places[:, None], len(trials), axis=1), "k.", markersize=3)
+    axes.set_yticks(np.arange(len(names))[::-1], names)
+    axes.set(xlabel=label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")

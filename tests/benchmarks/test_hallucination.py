@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.hallucination import (
+    GRID,
+    HALF,
+    HallucinationConfig,
+    RandomRanking,
+    detached_of,
+    foreground_share,
+    main,
+    make_arms,
+    rank_real_images,
+    survivors_of,
+    synthesize,
+)
+from benchmarks.hallucination_report import ALL_PATCHES, Trial, page
+from benchmarks.shapes import make_scenes
+from jobs.digits import build_teacher, normalise
+from pipeline.inversion import Teacher
+from pipeline.inversion.patches import all_patches
+
+TINY = {"seeds": [0, 1], "train_images": 24, "held_out": 12, "images_per_class": 4, "iterations": 20}
+FRACTIONS = [0.3, 0.3]
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return build_teacher(0, channels=3, num_classes=6).eval()
+
+
+def test_foreground_share_is_of_the_kept_area() -> None:
+    masks = np.zeros((1, 32, 32), bool)
+    masks[0, :4, :6] = True  # the first patch, and half the second
+    assert foreground_share(masks, torch.tensor([[0]])) == 100
+    assert foreground_share(masks, torch.tensor([[0, 1]])) == 75
+    assert foreground_share(masks, all_patches(1, GRID**2)) == pytest.approx(100 * masks.mean())
+
+
+def test_patches_with_the_highest_scores_survive_and_are_detached_first(model: torch.nn.Module) -> None:
+    teacher = Teacher(model, mean=HALF, std=HALF)
+    images = normalise(make_scenes(6, matching=1.0, seed=0).images)
+    scores = teacher.forward_scores(images)[1]
+    best = scores.topk(16, dim=1).indices.sort(dim=1).values
+    assert torch.equal(survivors_of(teacher, images, [0.75]), best)
+    parts = detached_of(teacher, images, 4)
+    assert torch.equal(parts[0], best)
+    assert torch.equal(torch.cat(parts, dim=1).sort(dim=1).values, all_patches(6, GRID**2))
+
+
+def test_random_ranking_is_seeded_and_leaves_answers_alone(model: torch.nn.Module) -> None:
+    images = normalise(make_scenes(6, matching=1.0, seed=0).images)
+    teacher = Teacher(model, mean=HALF, std=HALF)
+    first, again, other = (survivors_of(RandomRanking(model, seed=s), images, FRACTIONS) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, survivors_of(teacher, images, FRACTIONS))
+    assert torch.equal(RandomRanking(model, seed=1)(images), teacher(images))
+
+
+def test_arms_stop_the_patches_that_they_say(model: torch.nn.Module) -> None:
+    config = HallucinationConfig(iterations=20)
+    sets = {arm.name: synthesize(arm, model, 4, seed=0) for arm in make_arms(config)}
+    assert {name: (len(images), images.keep_indices.shape[1]) for name, images in sets.items()} == {
+        "dense": (24, 64),
+        "sparse": (24, 14),
+        "sparse, random patches": (24, 14),
+    }
+    for images in sets.values():
+        assert np.bincount(images.labels).tolist() == [4] * 6
+    # The random choice goes through the engine: other patches than the teacher's.
+    assert not np.array_equal(sets["sparse"].keep_indices, sets["sparse, random patches"].keep_indices)
+
+
+def test_base_rate_and_choices_of_real_images(model: torch.nn.Module) -> None:
+    scenes = make_scenes(60, matching=0.0, seed=1)
+    shares, kept = rank_real_images(model, scenes, rebirth=4, seed=0)
+    assert shares[ALL_PATCHES] == pytest.approx(100 * scenes.masks.mean())
+    parts = [share for choice, share in shares.items() if choice.startswith("rebirth")]
+    assert np.mean(parts) == pytest.approx(shares[ALL_PATCHES])
+    assert abs(shares["random"] - shares[ALL_PATCHES]) < 5
+    assert kept["sparse"].shape == (60, 14)
+
+
+def test_page_is_made_of_the_figures() -> None:
+    def trial(sparse: float, dense: float) -> Trial:
+        top1 = {"student on dense": dense, "student on sparse": sparse}
+        return Trial(
+            foreground={
+                ALL_PATCHES: {"matching": 20.0, "swapped": 20.0},
+                "sparse": {"matching": 45.0, "swapped": 50.0},
+            },
+            top1={name: {"matching": 90.0, "swapped": value} for name, value in top1.items()},
+            seconds={"dense": 2.0, "sparse": 1.0},
+            pictures={},
+        )
+
+    text = page([trial(30.0, 40.0), trial(52.0, 50.0)], {"commit": "abc"})
+    assert "| student on sparse | 90.0 ± 0.0 | 41.0 ± 15.6 | 49.0 ± 15.6 |" in text
+    # 10 less in one seed, 2 more in the other: no arm is said to be better.
+    assert "| student on sparse − student on dense | +0.0 ± 0.0 | 0 of 2 | -4.0 ± 8.5 | 1 of 2 |" in text
+    assert "| sparse − all patches | +25.0 ± 0.0 | 2 of 2 | +30.0 ± 0.0 | 2 of 2 |" in text
+    assert "- commit: `abc`" in text
+
+
+def test_one_command_writes_page_and_figure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = {**TINY, "output": tmp_path, "workers": 1, "teacher_epochs": 1, "student_epochs": 1}
+    assert main([f"--{name}={value}" for name, value in settings.items()]) == 0
+    out, err = capfd.readouterr()
+    written = json.loads(out)
+    assert "seed 1" in err
+    text = Path(written["page"]).read_text()
+    for name in ("student on sparse, random patches", "rebirth, part 4 of 4", "commit", "torch", '"seeds": [0, 1]'):
+        assert name in text
+    assert (tmp_path / "hallucination.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seeds=[]"], "seeds must be one or more different numbers, not []"),
+        (["--matching=2"], "matching must lie in [0, 1], not 2.0"),
+        (["--images_per_class=7"], "images_per_class 7 is no multiple of rebirth 4"),
+    ],
+)
+def test_bad_settings_are_one_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
