@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.circumstances import circumstances
-from benchmarks.hallucination_report import ALL_PATCHES, Trial, draw, page
+from benchmarks.hallucination_report import BASE, Trial, draw, page
 from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
 from jobs.digits import DigitsConfig, build_teacher, normalise, top1, train_teacher
 from pipeline.config import parse_config, to_dict
@@ -40,9 +40,8 @@ from pipeline.distillation.images import Images, MemoryImages
 from pipeline.distillation.loop import Rank, StudentTrainer
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.inversion import InversionConfig, InversionResult, Teacher, invert
-from pipeline.inversion.patches import all_patches, select_best
-from pipeline.inversion.schedule import survivors
+from pipeline.inversion import InversionConfig, Teacher, invert
+from pipeline.inversion.patches import all_patches, split_best
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
@@ -92,36 +91,6 @@ class HallucinationConfig:
             raise ConfigError(f"images_per_class {self.images_per_class} is no multiple of rebirth {self.rebirth}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A kind of inversion.
-
-    Args:
-        name: of it, in tables.
-        inversion: its settings.
-        at_random: patches are stopped at random instead of by the teacher's ranking.
-        images_per_trajectory: that one run of the optimiser gives.
-    """
-
-    name: str
-    inversion: InversionConfig
-    at_random: bool = False
-    images_per_trajectory: int = 1
-
-
-def make_arms(config: HallucinationConfig) -> list[Arm]:
-    """Settings as the demo's, in `jobs/configs/demo`."""
-    stop_steps = [round(share * config.iterations) for share in _STOPPED_AT]
-    common: dict[str, Any] = {"iterations": config.iterations, "lr": 0.1, "flip": 0.0}
-    dense = InversionConfig(**common, tv_l2=1.4e-3, stop_steps=[], stop_fractions=[])
-    sparse = InversionConfig(**common, tv_l2=0.05, stop_steps=stop_steps, stop_fractions=_STOP_FRACTIONS)
-    return [
-        Arm(name="dense", inversion=dense),
-        Arm(name="sparse", inversion=sparse),
-        Arm(name="sparse, random patches", inversion=sparse, at_random=True),
-    ]
-
-
 class RandomRanking(Teacher):
     """A teacher that ranks patches at random, so that inversion stops any; its answers are its own.
 
@@ -144,38 +113,58 @@ class RandomRanking(Teacher):
         return logits, torch.from_numpy(self._random.random(scores.shape, dtype=np.float32))
 
 
-def survivors_of(teacher: Teacher, images: Tensor, fractions: Sequence[float]) -> Tensor:
-    """The patches [B, K] of given images that survive stops as in sparse inversion, each ranked anew among the alive.
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A kind of inversion.
 
     Args:
-        images: normalised [B, C, H, W].
-        fractions: share of the patches then alive that each stop ends.
+        name: of it, in tables.
+        inversion: its settings.
+        at_random: patches are stopped at random instead of by the teacher's ranking.
     """
-    keep = all_patches(len(images), teacher.num_patches)
-    for count in survivors(teacher.num_patches, fractions):
-        keep = select_best(keep, _scores(teacher, images, keep), count)
-    return keep
+
+    name: str
+    inversion: InversionConfig
+    at_random: bool = False
+
+    def teacher(self, model: nn.Module, seed: int) -> Teacher:
+        """The model as it ranks patches here; `seed` of a choice at random."""
+        return RandomRanking(model, seed=seed) if self.at_random else Teacher(model, mean=HALF, std=HALF)
 
 
-def detached_of(teacher: Teacher, images: Tensor, parts: int) -> list[Tensor]:
-    """The patches [B, N/parts] of given images that rebirth would detach first, second, ..., ranked among those left.
-
-    Source: Heo and Choi, Patch Rebirth Inversion (arXiv 2509.23235).
-    """
-    keep = all_patches(len(images), teacher.num_patches)
-    detached = []
-    for _ in range(parts):
-        order = _scores(teacher, images, keep).sort(dim=1, descending=True, stable=True).indices
-        best, rest = order.tensor_split([teacher.num_patches // parts], dim=1)
-        detached.append(keep.gather(1, best).sort(dim=1).values)
-        keep = keep.gather(1, rest).sort(dim=1).values
-    return detached
+def make_arms(config: HallucinationConfig) -> list[Arm]:
+    """Settings as the demo's, in `jobs/configs/demo`."""
+    stop_steps = [round(share * config.iterations) for share in _STOPPED_AT]
+    common: dict[str, Any] = {"iterations": config.iterations, "lr": 0.1, "flip": 0.0}
+    dense = InversionConfig(**common, tv_l2=1.4e-3, stop_steps=[], stop_fractions=[])
+    sparse = InversionConfig(**common, tv_l2=0.05, stop_steps=stop_steps, stop_fractions=_STOP_FRACTIONS)
+    rebirth = InversionConfig(**common, tv_l2=0.05, stop_steps=[], stop_fractions=[], rebirth=config.rebirth)
+    return [
+        Arm(name="dense", inversion=dense),
+        Arm(name="sparse", inversion=sparse),
+        Arm(name="sparse, random patches", inversion=sparse, at_random=True),
+        Arm(name="rebirth", inversion=rebirth),
+    ]
 
 
 @torch.no_grad()
-def _scores(teacher: Teacher, images: Tensor, keep_indices: Tensor) -> Tensor:
-    """[B, K], in the order of `keep_indices`."""
-    return teacher.forward_scores(images, keep_indices)[1]
+def chosen_patches(teacher: Teacher, images: Tensor, config: InversionConfig) -> list[Tensor]:
+    """The patches [B, K] of given images that the schedule of an inversion lets survive, or detaches one after another.
+
+    Each time the alive are ranked anew, as an inversion ranks those of its own images.
+
+    Args:
+        teacher: ranks them.
+        images: normalised [B, C, H, W].
+        config: its schedule counts.
+    """
+    alive, detached = all_patches(len(images), teacher.num_patches), []
+    for change in config.changes(teacher.num_patches).values():
+        chosen, others = split_best(alive, teacher.forward_scores(images, alive)[1], change.count)
+        if change.detaches:
+            detached.append(chosen)
+        alive = others if change.detaches else chosen
+    return [*detached, alive]
 
 
 def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
@@ -190,45 +179,26 @@ def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
     return 100 * float(np.take_along_axis(shares, keep_indices.numpy(), axis=1).mean())
 
 
-def rank_real_images(
-    model: nn.Module, scenes: Scenes, rebirth: int, seed: int
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """What each way of choosing patches keeps of real images.
-
-    Args:
-        model: the teacher, which ranks the patches.
-        scenes: the images.
-        rebirth: patches are detached in so many parts.
-        seed: of the choice at random.
-
-    Returns:
-        By choice: percent of the kept patches' area that is foreground; and the patches [B, K].
-    """
-    teacher = Teacher(model, mean=HALF, std=HALF)
-    images = normalise(scenes.images)
-    kept = {
-        ALL_PATCHES: all_patches(len(images), teacher.num_patches),
-        "sparse": survivors_of(teacher, images, _STOP_FRACTIONS),
-        "random": survivors_of(RandomRanking(model, seed=seed), images, _STOP_FRACTIONS),
-    }
-    for number, part in enumerate(detached_of(teacher, images, rebirth), 1):
-        kept[f"rebirth, part {number} of {rebirth}"] = part
-    return {choice: foreground_share(scenes.masks, keep) for choice, keep in kept.items()}, kept
-
-
-def harvested(result: InversionResult) -> list[tuple[Tensor, Tensor]]:
-    """Images [B, C, H, W] and `keep_indices` [B, K] that a run gave for its targets, each time it gave some."""
-    return [(result.images, result.keep_indices)]
+def rank_real_images(arms: Sequence[Arm], model: nn.Module, scenes: Scenes, seed: int) -> dict[str, Tensor]:
+    """The patches [B, K] that each kind of inversion would keep of real images, by name; rebirth's by image as well."""
+    kept = {}
+    for arm in arms:
+        parts = chosen_patches(arm.teacher(model, seed), normalise(scenes.images), arm.inversion)
+        for number, part in enumerate(parts, 1):
+            kept[arm.name if len(parts) == 1 else f"{arm.name}, image {number} of {len(parts)}"] = part
+    return kept
 
 
 def synthesize(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
     """Invert the teacher into a set of images, 8-bit and filled as a stored dataset's are."""
-    teacher = RandomRanking(model, seed=seed) if arm.at_random else Teacher(model, mean=HALF, std=HALF)
-    targets = torch.arange(len(CLASS_NAMES)).repeat(per_class // arm.images_per_trajectory)
+    teacher = arm.teacher(model, seed)
+    targets = torch.arange(len(CLASS_NAMES)).repeat(per_class // arm.inversion.images_per_run)
     seeds = [seed * 10_000 + number for number in range(len(targets))]
-    parts = harvested(invert(teacher, targets, arm.inversion, seeds=seeds))
-    pixels = [teacher.from_uint8(teacher.to_uint8(teacher.fill_stopped(images, keep))) for images, keep in parts]
-    return _in_memory(torch.cat(pixels), targets.repeat(len(parts)), torch.cat([keep for _, keep in parts]))
+    harvests = invert(teacher, targets, arm.inversion, seeds=seeds).harvests
+    filled = torch.cat([teacher.fill_stopped(harvest.images, harvest.keep_indices) for harvest in harvests])
+    pixels = teacher.from_uint8(teacher.to_uint8(filled))
+    keep_indices = torch.cat([harvest.keep_indices for harvest in harvests])
+    return _in_memory(pixels, targets.repeat(len(harvests)), keep_indices)
 
 
 def real_images(scenes: Scenes, per_class: int) -> Images:
@@ -277,15 +247,15 @@ def make_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes, s
 
 
 def make_sets(
-    config: HallucinationConfig, model: nn.Module, train: Scenes, seed: int
+    arms: Sequence[Arm], per_class: int, model: nn.Module, train: Scenes, seed: int
 ) -> tuple[dict[str, Images], dict[str, float]]:
     """What students learn from, and for the inversions how many seconds they took."""
     sets, seconds = {}, {}
-    for arm in make_arms(config):
+    for arm in arms:
         started = time.monotonic()
-        sets[arm.name] = synthesize(arm, model, config.images_per_class, seed)
+        sets[arm.name] = synthesize(arm, model, per_class, seed)
         seconds[arm.name] = time.monotonic() - started
-    sets["real"] = real_images(train, config.images_per_class)
+    sets["real"] = real_images(train, per_class)
     return sets, seconds
 
 
@@ -308,21 +278,20 @@ def measure(config: HallucinationConfig, seed: int) -> Trial:
     loaded = make_teacher(config, train, held_out["matching"], seed)
     score("teacher", loaded.model)
     score("student before training", build_student(_STUDENT, loaded, seed=seed).eval())
-    rankings = {name: rank_real_images(loaded.model, scenes, config.rebirth, seed) for name, scenes in held_out.items()}
-    sets, seconds = make_sets(config, loaded.model, train, seed)
+    arms = make_arms(config)
+    kept = {name: rank_real_images(arms, loaded.model, scenes, seed) for name, scenes in held_out.items()}
+    sets, seconds = make_sets(arms, config.images_per_class, loaded.model, train, seed)
     for name, images in sets.items():
         score(f"student on {name}", train_student(loaded, images, epochs=config.student_epochs, seed=seed))
     return Trial(
-        foreground=_by_choice({name: shares for name, (shares, _) in rankings.items()}),
+        foreground={
+            choice: {name: foreground_share(held_out[name].masks, kept[name][choice]) for name in held_out}
+            for choice in kept["matching"]
+        },
         top1=scores,
         seconds=seconds,
-        pictures=_ranked_pictures(held_out["matching"], rankings["matching"][1]) | _inverted_pictures(sets),
+        pictures=_ranked_pictures(held_out["matching"], kept["matching"]) | _inverted_pictures(sets),
     )
-
-
-def _by_choice(shares: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Backgrounds → choice → share, the other way round."""
-    return {choice: {name: of[choice] for name, of in shares.items()} for choice in next(iter(shares.values()))}
 
 
 def _ranked_pictures(scenes: Scenes, kept: dict[str, Tensor]) -> dict[str, list[np.ndarray]]:
@@ -332,8 +301,8 @@ def _ranked_pictures(scenes: Scenes, kept: dict[str, Tensor]) -> dict[str, list[
     pictures = {"real image": [images[row] for row in first]}
     pictures["its foreground"] = [np.where(masks[row][..., None], images[row], 255).astype(np.uint8) for row in first]
     for choice, keep in kept.items():
-        if choice != ALL_PATCHES:
-            pictures[f"kept: {choice}"] = [_whiten(images[row], keep[row]) for row in first]
+        if choice != BASE:
+            pictures[f"kept by {choice}"] = [_whiten(images[row], keep[row]) for row in first]
     return pictures
 
 
@@ -344,7 +313,7 @@ def _inverted_pictures(sets: dict[str, Images]) -> dict[str, list[np.ndarray]]:
         if name != "real":
             pixels = np.round((images.pixels.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
             rows = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(CLASS_NAMES))]
-            pictures[f"inverted: {name}"] = [
+            pictures[f"inverted, {name}"] = [
                 _whiten(pixels[row], torch.from_numpy(images.keep_indices[row])) for row in rows
             ]
     return pictures

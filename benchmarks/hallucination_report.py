@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-ALL_PATCHES = "all patches"
+BASE = "dense"  # which keeps every patch
 BACKGROUNDS = ("matching", "swapped")
 _COLOURS = {"matching": "#4477aa", "swapped": "#ee8866"}
 # What is compared, seed by seed: the first minus the second.
@@ -18,6 +18,7 @@ _STUDENTS_COMPARED = [
     ("sparse", "dense"),
     ("rebirth", "dense"),
     ("rebirth", "sparse"),
+    ("rebirth", "sparse, random patches"),
     ("sparse", "sparse, random patches"),
     ("real", "dense"),
 ]
@@ -57,7 +58,7 @@ def page(trials: Sequence[Trial], facts: Mapping[str, Any]) -> str:
         "## Which patches of real images are kept",
         _ABOUT_FOREGROUND,
         _table("patches kept", foreground),
-        _differences([(choice, ALL_PATCHES) for choice in foreground[0] if choice != ALL_PATCHES], foreground),
+        _differences([(choice, BASE) for choice in foreground[0] if choice != BASE], foreground),
         "## Accuracy when backgrounds are swapped",
         _ABOUT_TOP1,
         _table("top-1 of", top1, gap=True),
@@ -78,9 +79,9 @@ dataset, a teacher, inversions and students of its own. The teacher learnt colou
 mostly go with the class (`matching` in the settings below). Matching: new images on their own class's texture.
 Swapped: new images on another class's."""
 _ABOUT_FOREGROUND = """\
-Percent of the kept patches' area that lies on the shape, over all held-out images. The patches are chosen as an
-inversion chooses among those of its own images, by the same teacher and schedule. All patches: the base rate.
-The parts of rebirth together are all patches."""
+Percent of the kept patches' area that lies on the shape, over all held-out images. Their patches are chosen as
+each kind of inversion chooses among those of its own images, with the same schedule. Dense inversion keeps all:
+the base rate. Rebirth's images together are all patches as well."""
 _ABOUT_TOP1 = """\
 Percent of the held-out images. Students are the teacher's first and last block, distilled on as many images of
 each kind; they have the teacher's weights, and what these know of backgrounds, before they learn. Sparse images
@@ -133,7 +134,7 @@ def _code(value: object) -> str:
 def draw(trials: Sequence[Trial]) -> bytes:
     """Examples of the first seed beside bars of all, as the bytes of a PNG file."""
     figure = Figure(figsize=(14, 7.6), dpi=110, layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1, 1.1]))
+    left, right = (figure.add_subfigure(place) for place in figure.add_gridspec(1, 2, width_ratios=[1, 1.1]))
     _draw_pictures(left, trials[0].pictures)
     above, below = right.subplots(2, 1)
     _draw_bars(above, [trial.foreground for trial in trials], "kept area on the shape (%)")

@@ -33,8 +33,8 @@ _TEXTURES: list[Callable[[np.ndarray, np.ndarray], np.ndarray]] = [
     lambda x, y: np.where((x // 4 + y // 4) % 2 == 0, x, y),
 ]
 _PERIOD = (4.0, 7.0)  # pixels
-_RADIUS = (7.0, 11.0)  # pixels
-_CONTRAST = (0.05, 0.15)
+_RADIUS = (8.0, 12.0)  # pixels
+_CONTRAST = (0.12, 0.25)  # of white, between a texture's dark and bright; with more of it teachers see nothing else
 
 
 @dataclass(frozen=True)

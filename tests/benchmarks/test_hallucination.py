@@ -10,22 +10,20 @@ from benchmarks.hallucination import (
     HALF,
     HallucinationConfig,
     RandomRanking,
-    detached_of,
+    chosen_patches,
     foreground_share,
     main,
     make_arms,
     rank_real_images,
-    survivors_of,
     synthesize,
 )
-from benchmarks.hallucination_report import ALL_PATCHES, Trial, page
+from benchmarks.hallucination_report import BASE, Trial, page
 from benchmarks.shapes import make_scenes
 from jobs.digits import build_teacher, normalise
-from pipeline.inversion import Teacher
+from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.patches import all_patches
 
 TINY = {"seeds": [0, 1], "train_images": 24, "held_out": 12, "images_per_class": 4, "iterations": 20}
-FRACTIONS = [0.3, 0.3]
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +42,22 @@ def test_foreground_share_is_of_the_kept_area() -> None:
 def test_patches_with_the_highest_scores_survive_and_are_detached_first(model: torch.nn.Module) -> None:
     teacher = Teacher(model, mean=HALF, std=HALF)
     images = normalise(make_scenes(6, matching=1.0, seed=0).images)
-    scores = teacher.forward_scores(images)[1]
-    best = scores.topk(16, dim=1).indices.sort(dim=1).values
-    assert torch.equal(survivors_of(teacher, images, [0.75]), best)
-    parts = detached_of(teacher, images, 4)
-    assert torch.equal(parts[0], best)
-    assert torch.equal(torch.cat(parts, dim=1).sort(dim=1).values, all_patches(6, GRID**2))
+    best = teacher.forward_scores(images)[1].topk(16, dim=1).indices.sort(dim=1).values
+    (kept,) = chosen_patches(teacher, images, InversionConfig(stop_steps=[1], stop_fractions=[0.75]))
+    assert torch.equal(kept, best)
+    detached = chosen_patches(teacher, images, InversionConfig(stop_steps=[], stop_fractions=[], rebirth=4))
+    assert torch.equal(detached[0], best)
+    assert torch.equal(torch.cat(detached, dim=1).sort(dim=1).values, all_patches(6, GRID**2))
 
 
 def test_random_ranking_is_seeded_and_leaves_answers_alone(model: torch.nn.Module) -> None:
     images = normalise(make_scenes(6, matching=1.0, seed=0).images)
     teacher = Teacher(model, mean=HALF, std=HALF)
-    first, again, other = (survivors_of(RandomRanking(model, seed=s), images, FRACTIONS) for s in (1, 1, 2))
+    rankings = [teacher, *(RandomRanking(model, seed=seed) for seed in (1, 1, 2))]
+    own, first, again, other = (chosen_patches(ranking, images, InversionConfig())[0] for ranking in rankings)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert not torch.equal(first, survivors_of(teacher, images, FRACTIONS))
+    assert not torch.equal(first, own)
     assert torch.equal(RandomRanking(model, seed=1)(images), teacher(images))
 
 
@@ -69,6 +68,7 @@ def test_arms_stop_the_patches_that_they_say(model: torch.nn.Module) -> None:
         "dense": (24, 64),
         "sparse": (24, 14),
         "sparse, random patches": (24, 14),
+        "rebirth": (24, 16),
     }
     for images in sets.values():
         assert np.bincount(images.labels).tolist() == [4] * 6
@@ -78,11 +78,12 @@ def test_arms_stop_the_patches_that_they_say(model: torch.nn.Module) -> None:
 
 def test_base_rate_and_choices_of_real_images(model: torch.nn.Module) -> None:
     scenes = make_scenes(60, matching=0.0, seed=1)
-    shares, kept = rank_real_images(model, scenes, rebirth=4, seed=0)
-    assert shares[ALL_PATCHES] == pytest.approx(100 * scenes.masks.mean())
-    parts = [share for choice, share in shares.items() if choice.startswith("rebirth")]
-    assert np.mean(parts) == pytest.approx(shares[ALL_PATCHES])
-    assert abs(shares["random"] - shares[ALL_PATCHES]) < 5
+    kept = rank_real_images(make_arms(HallucinationConfig()), model, scenes, seed=0)
+    shares = {name: foreground_share(scenes.masks, keep) for name, keep in kept.items()}
+    base = shares[BASE]
+    assert base == pytest.approx(100 * scenes.masks.mean())
+    assert np.mean([share for name, share in shares.items() if name.startswith("rebirth")]) == pytest.approx(base)
+    assert abs(shares["sparse, random patches"] - base) < 5
     assert kept["sparse"].shape == (60, 14)
 
 
@@ -91,7 +92,7 @@ def test_page_is_made_of_the_figures() -> None:
         top1 = {"student on dense": dense, "student on sparse": sparse}
         return Trial(
             foreground={
-                ALL_PATCHES: {"matching": 20.0, "swapped": 20.0},
+                BASE: {"matching": 20.0, "swapped": 20.0},
                 "sparse": {"matching": 45.0, "swapped": 50.0},
             },
             top1={name: {"matching": 90.0, "swapped": value} for name, value in top1.items()},
@@ -103,7 +104,7 @@ def test_page_is_made_of_the_figures() -> None:
     assert "| student on sparse | 90.0 ± 0.0 | 41.0 ± 15.6 | 49.0 ± 15.6 |" in text
     # 10 less in one seed, 2 more in the other: no arm is said to be better.
     assert "| student on sparse − student on dense | +0.0 ± 0.0 | 0 of 2 | -4.0 ± 8.5 | 1 of 2 |" in text
-    assert "| sparse − all patches | +25.0 ± 0.0 | 2 of 2 | +30.0 ± 0.0 | 2 of 2 |" in text
+    assert "| sparse − dense | +25.0 ± 0.0 | 2 of 2 | +30.0 ± 0.0 | 2 of 2 |" in text
     assert "- commit: `abc`" in text
 
 
@@ -114,7 +115,7 @@ def test_one_command_writes_page_and_figure(tmp_path: Path, capfd: pytest.Captur
     written = json.loads(out)
     assert "seed 1" in err
     text = Path(written["page"]).read_text()
-    for name in ("student on sparse, random patches", "rebirth, part 4 of 4", "commit", "torch", '"seeds": [0, 1]'):
+    for name in ("student on sparse, random patches", "rebirth, image 4 of 4", "commit", "torch", '"seeds": [0, 1]'):
         assert name in text
     assert (tmp_path / "hallucination.png").read_bytes().startswith(b"\x89PNG")
 
