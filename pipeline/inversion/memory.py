@@ -1,0 +1,165 @@
+"""The memory of a step, predicted from the teacher's shape, and measured.
+
+Weights are frozen, so linear layers keep nothing for the backward pass. What a block keeps are the inputs of its two
+norms, what attention needs, and the input of its activation function. Bytes of tensors alone: allocators and kernels
+take some more.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.flops import TeacherShape
+from pipeline.inversion.teacher import Teacher
+
+# Of a device's memory, what a proposal leaves to allocators, kernels and errors of the prediction.
+_MARGIN = 0.2
+_FLOAT, _INDEX = 4, 8
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """The peak of a step.
+
+    Attributes:
+        weights: of the teacher and its frozen copy.
+        pixels: images and Adam's two moments.
+        work: what the step itself adds at most.
+    """
+
+    weights: int
+    pixels: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.pixels + self.work
+
+
+def predict(
+    teacher: Teacher,
+    config: InversionConfig,
+    *,
+    batch: int,
+    micro_batch: int | None = None,
+    num_kept: int | None = None,
+) -> StepBytes:
+    """A step of eager inversion.
+
+    Args:
+        teacher: whose blocks are timm's plain ones (`embeds_subsets`), on the device to run on.
+        config: of the inversion; image priors and class loss are counted, the other terms are not.
+        batch: images.
+        micro_batch: images in one forward and backward; by default as configured.
+        num_kept: patches read of each; by default all, which is where a run's memory peaks.
+    """
+    kept = teacher.num_patches if num_kept is None else num_kept
+    together = min(micro_batch or config.micro_batch or batch, batch)
+    image = teacher.in_chans * teacher.image_size**2 * _FLOAT
+    teacher_work = together * _teacher_bytes(teacher, config, kept) + (batch * image if together < batch else 0)
+    # Gradient, total variation's gradient, and two differences; without it the gradient, and as gathered.
+    priors_work = batch * image * (4 if config.tv_l2 else 2)
+    # Where each pixel's gradient lies, in five steps.
+    gather_work = together * 5 * _INDEX * teacher.image_size**2
+    return StepBytes(
+        weights=weight_bytes(teacher, config.dtype),
+        pixels=3 * batch * image,
+        work=max(teacher_work, priors_work, gather_work),
+    )
+
+
+def weight_bytes(teacher: Teacher, dtype: str) -> int:
+    """Of the teacher, and of the copy that `frozen_copy` makes of it."""
+    matrices = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    others = sum(p.numel() for p in teacher.parameters()) - matrices
+    if dtype == "bfloat16":
+        return _FLOAT * (matrices + others) + 2 * matrices + _FLOAT * others
+    copies = 2 if teacher.mean.device.type == "cpu" else 0
+    return _FLOAT * (matrices + others + copies * matrices)
+
+
+def _teacher_bytes(teacher: Teacher, config: InversionConfig, num_kept: int) -> int:
+    """Of one image: all that is kept for the backward pass, and the largest of what comes and goes meanwhile."""
+    shape = TeacherShape.of(teacher)
+    attention: Any = teacher.model.blocks[0].attn
+    low = config.dtype == "bfloat16"
+    item = 2 if low else _FLOAT
+    fused = attention.fused_attn and not (low and teacher.mean.device.type == "cpu")
+    tokens = shape.num_prefix_tokens + num_kept
+    row, matrix = tokens * shape.width, attention.num_heads * tokens**2
+    norms = 2 * row * _FLOAT + 4 * tokens * _FLOAT
+    # Fused: queries, keys, values, the output and a sum a row. Formed: copies of the three, and the probabilities.
+    mixing = 4 * row * item + tokens * attention.num_heads * _FLOAT if fused else 3 * row * item + matrix * item
+    hidden = tokens * shape.hidden * item
+    block = norms + mixing + hidden
+    shown = num_kept * shape.patch_values * _FLOAT
+    if not shape.tokens_read:
+        return shape.depth * block + _largest_passing(row, hidden, 0 if fused else matrix)
+    kept = (shape.depth - 1) * block
+    # The last block keeps its norm's input, keys and values; they are there twice while they are laid out anew.
+    last = 2 * row * _FLOAT + 4 * row * item
+    return kept + max(last + shown, _largest_passing(row, hidden, 0 if fused else matrix))
+
+
+def _largest_passing(row: int, hidden: int, matrix: int) -> int:
+    """Gradients within the block that is gone back through: of its MLP, or of formed attention."""
+    return row * _FLOAT + max(2 * hidden, 2 * matrix * _FLOAT)
+
+
+def largest_batch(memory: int, one: StepBytes) -> int:
+    """How many images fit in one forward and backward.
+
+    Args:
+        memory: of the device, bytes.
+        one: the step of a batch of one image.
+    """
+    return max(0, int((memory * (1 - _MARGIN) - one.weights) // (one.pixels + one.work)))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within it, counts the bytes of tensors alive: those told, and those that operations return.
+
+    On a CPU, where no allocator counts. Tensors of oneDNN's own layout, which hold weights, are left out.
+
+    Args:
+        alive: tensors that are there before.
+        without: tensors that are not to be counted.
+
+    Attributes:
+        peak: the most so far.
+    """
+
+    def __init__(self, alive: Iterable[Tensor], without: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self._live = self.peak = 0
+        self._storages: dict[int, Any] = {}
+        self._without = {tensor.untyped_storage()._cdata for tensor in without if tensor.layout == torch.strided}
+        for tensor in alive:
+            self._count(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor) and result.layout == torch.strided:
+                self._count(result)
+        return results
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        name, size = storage._cdata, storage.nbytes()
+        if name in self._without or name in self._storages:
+            return
+        self._storages[name] = weakref.ref(storage, lambda _: self._forget(name, size))
+        self._live += size
+        self.peak = max(self.peak, self._live)
+
+    def _forget(self, name: int, size: int) -> None:
+        self._live -= size
+        del self._storages[name]
