@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.flops import TeacherShape
-from pipeline.inversion.teacher import Teacher
+from pipeline.inversion.teacher import AnyTeacher, Teacher
 
 # Of a device's memory, what a proposal leaves to allocators, kernels and errors of the prediction.
 _MARGIN = 0.2
@@ -43,6 +45,12 @@ class StepBytes:
         return self.weights + self.pixels + self.work
 
 
+def is_predictable(teacher: Teacher) -> bool:
+    """Whether `predict` knows what the teacher's blocks keep."""
+    blocks: Any = getattr(teacher.model, "blocks", ())
+    return teacher.embeds_subsets and all(type(b) is Block and type(b.attn) is Attention for b in blocks)
+
+
 def predict(
     teacher: Teacher,
     config: InversionConfig,
@@ -54,7 +62,7 @@ def predict(
     """A step of eager inversion.
 
     Args:
-        teacher: whose blocks are timm's plain ones (`embeds_subsets`), on the device to run on.
+        teacher: one that `is_predictable`, on the device to run on.
         config: of the inversion; image priors and class loss are counted, the other terms are not.
         batch: images.
         micro_batch: images in one forward and backward; by default as configured.
@@ -75,7 +83,7 @@ def predict(
     )
 
 
-def weight_bytes(teacher: Teacher, dtype: str) -> int:
+def weight_bytes(teacher: AnyTeacher, dtype: str) -> int:
     """Of the teacher, and of the copy that `frozen_copy` makes of it."""
     matrices = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
     others = sum(p.numel() for p in teacher.parameters()) - matrices

@@ -1,23 +1,59 @@
-"""How long the work will take, from a few steps of each phase of the schedule."""
+"""How long the work will take and how much memory, from a few steps of each phase of the schedule."""
 
 import dataclasses
+import os
 import statistics
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from pipeline.inversion import Inversion, InversionConfig
+from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion.memory import LiveBytes, StepBytes, is_predictable, largest_batch, predict, weight_bytes
 from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.identity import image_seed
 from pipeline.synthesis.shards import SynthesisConfig
 
-# Of each phase: the first steps after a stop meet new shapes, the last ranks the patches; those between are timed.
-_WARM_UP, _TIMED = 1, 3
-_PHASE = _WARM_UP + _TIMED + 1
+# Of each phase: the first steps after a stop meet new shapes (a CUDA graph is compiled, warmed up, recorded), the last
+# ranks the patches; those between are timed.
+_TIMED = 3
 
 
-def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
-    """Seconds of one step of each phase, on the shard of these labels. Runs where the actors will run.
+def _warm_up(inversion: InversionConfig) -> int:
+    return 3 if inversion.compile else 1
+
+
+def _phase(inversion: InversionConfig) -> int:
+    return _warm_up(inversion) + _TIMED + 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps took. Bytes are those of one actor.
+
+    Attributes:
+        step_seconds: of one step, phase by phase.
+        peak_bytes: of the first phase, where memory peaks: what CUDA's allocator gave out, on a CPU the tensors alive.
+        predicted_bytes: the same from the teacher's shape; None where its family is not counted.
+        device_bytes: of the GPU, or an actor's share of the machine.
+        largest_batch: images that fit in one forward and backward, with a margin.
+    """
+
+    step_seconds: list[float]
+    peak_bytes: int
+    predicted_bytes: int | None
+    device_bytes: int
+    largest_batch: int
+
+
+def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
+    """Try a few steps of each phase on the shard of these labels. Runs where the actors will run.
+
+    Args:
+        config: of the dataset.
+        labels: of the shard.
+        sharing: actors on this machine that have no GPU of their own.
 
     Raises:
         ModelError, CheckpointError, ConfigError: as `Inverter`.
@@ -25,28 +61,78 @@ def time_steps(config: SynthesisConfig, labels: list[int]) -> list[float]:
     inverter = Inverter(config)
     starts = labels[:: config.inversion.images_per_run]
     short = _shortened(config.inversion)
-    run = Inversion(
+    run = _make_run(inverter, starts, short)
+    seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
+    first_steps = range(_warm_up(short), len(seconds), _phase(short))
+    peak = _peak_bytes(inverter, starts, short)
+    return Probe(
+        step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
+        peak_bytes=peak,
+        predicted_bytes=_predicted(inverter, short, len(starts), run.micro_batch),
+        device_bytes=_device_bytes(inverter.device, sharing),
+        largest_batch=largest_batch(
+            _device_bytes(inverter.device, sharing), _one_image(inverter, short, peak, len(starts))
+        ),
+    )
+
+
+def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig) -> Inversion:
+    return Inversion(
         inverter.teacher,
         torch.tensor(starts, device=inverter.device),
-        short,
+        inversion,
         seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(starts))],
         feature_prior=inverter.feature_prior,
         disagreement=inverter.disagreement,
     )
-    seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
-    starts = range(_WARM_UP, len(seconds), _PHASE)
-    return [statistics.median(seconds[start : start + _TIMED]) for start in starts]
+
+
+def _peak_bytes(inverter: Inverter, starts: list[int], inversion: InversionConfig) -> int:
+    """At the end of a run on a GPU; on a CPU that of two more steps, for nobody has counted, and uncompiled."""
+    if inverter.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(inverter.device)
+    run = _make_run(inverter, starts, dataclasses.replace(inversion, compile=False))
+    with LiveBytes([run.images], without=run.teacher.parameters()) as live:
+        run.step()
+    return live.peak + weight_bytes(inverter.teacher, inversion.dtype)
+
+
+def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int, micro_batch: int) -> int | None:
+    teacher = inverter.teacher
+    if not isinstance(teacher, Teacher) or not is_predictable(teacher):
+        return None
+    return predict(teacher, inversion, batch=batch, micro_batch=micro_batch).total
+
+
+def _one_image(inverter: Inverter, inversion: InversionConfig, peak: int, batch: int) -> StepBytes:
+    """The step of one image, as predicted, or an equal share of what was measured."""
+    teacher = inverter.teacher
+    if isinstance(teacher, Teacher) and is_predictable(teacher):
+        return predict(teacher, inversion, batch=1)
+    weights = weight_bytes(teacher, inversion.dtype)
+    return StepBytes(weights=weights, pixels=0, work=max(1, (peak - weights) // batch))
+
+
+def _device_bytes(device: torch.device, sharing: int) -> int:
+    """Of the GPU; of the machine or container, shared."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.exists() else "max"
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(physical, int(told) if told != "max" else physical) // sharing
 
 
 def _shortened(inversion: InversionConfig) -> InversionConfig:
     """The same phases, a few steps each, and no image that ends early."""
+    phase = _phase(inversion)
     if inversion.rebirth is not None:
-        return dataclasses.replace(inversion, iterations=_PHASE * inversion.rebirth, adaptive_end=None)
+        return dataclasses.replace(inversion, iterations=phase * inversion.rebirth, adaptive_end=None)
     num_stops = len(inversion.stop_steps)
     return dataclasses.replace(
         inversion,
-        iterations=_PHASE * (num_stops + 1),
-        stop_steps=[_PHASE * (stop + 1) for stop in range(num_stops)],
+        iterations=phase * (num_stops + 1),
+        stop_steps=[phase * (stop + 1) for stop in range(num_stops)],
         stop_formula=None,
         adaptive_end=None,
     )

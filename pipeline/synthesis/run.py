@@ -14,7 +14,7 @@ from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.synthesis.actor import PartWriter
-from pipeline.synthesis.estimate import shard_seconds, time_steps
+from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import ProgressReport
@@ -215,8 +215,9 @@ def _dry_run(plan: Plan) -> dict[str, Any]:
         started_here = connect()
         options = pool_options(config, len(plan.to_do), fixed=started_here)
         actors = options.pop("compute").max_size
-        steps = ray.remote(**options)(time_steps).remote(config, largest)
-        step_seconds = ray.get(steps, timeout=config.pool.start_timeout_s)
+        trial = ray.remote(**options)(probe).remote(config, largest, _sharing(options, actors))
+        probed: Probe = ray.get(trial, timeout=config.pool.start_timeout_s)
+    step_seconds = probed.step_seconds
     schedule = config.inversion.phases(plan.num_patches)
     hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
@@ -227,7 +228,35 @@ def _dry_run(plan: Plan) -> dict[str, Any]:
     cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
     _tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
     key = f"estimated_{unit.lower().replace('-', '_')}"
-    return {**summary, "seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
+    summary |= {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
+    return summary | _memory(config, len(largest), probed)
+
+
+def _sharing(resources: dict[str, int], actors: int) -> int:
+    """Actors at most that share a machine's memory; one where no machine is there yet."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, min(actors, max((_room(node, resources) for node in nodes), default=1)))
+
+
+def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:
+    """Tell what a shard takes of an actor's memory, and what would fit."""
+    gib = 2**30
+    predicted = "not predicted for this family"
+    if probed.predicted_bytes is not None:
+        predicted = f"{probed.predicted_bytes / gib:.3g} GiB predicted"
+    _tell(
+        f"a step of {num_images} images takes {probed.peak_bytes / gib:.3g} GiB at most, measured; {predicted}; "
+        f"an actor has {probed.device_bytes / gib:.3g} GiB"
+    )
+    largest = probed.largest_batch * config.inversion.images_per_run
+    _tell(f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}")
+    return {
+        "peak_bytes": probed.peak_bytes,
+        "predicted_peak_bytes": probed.predicted_bytes,
+        "device_bytes": probed.device_bytes,
+        "largest_shard_size": largest,
+        "largest_micro_batch": probed.largest_batch,
+    }
 
 
 def _tell(line: str) -> None:

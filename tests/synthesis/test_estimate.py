@@ -1,10 +1,19 @@
 from pathlib import Path
 
 import pytest
+import timm
+from torch import nn
 
 from pipeline.inversion import InversionConfig
-from pipeline.synthesis.estimate import shard_seconds, time_steps
+from pipeline.models import save_model
+from pipeline.synthesis.estimate import probe, shard_seconds
+from tests.conftest import HALF, TINY, enlarge_weights
 from tests.synthesis.conftest import make_config
+
+
+def make_eva() -> nn.Module:
+    """A family whose blocks are not timm's plain ones."""
+    return enlarge_weights(timm.create_model("eva02_tiny_patch14_336", **TINY))  # type: ignore[arg-type]
 
 
 def test_phases_of_the_published_schedule() -> None:
@@ -18,12 +27,29 @@ def test_dense_is_one_phase() -> None:
 
 
 def test_each_phase_is_timed(tiny_folder: Path) -> None:
-    seconds = time_steps(make_config(tiny_folder, "unused"), [0, 1, 2])
-    assert len(seconds) == 3
-    assert all(0 < value < 5 for value in seconds)
+    probed = probe(make_config(tiny_folder, "unused"), [0, 1, 2], sharing=1)
+    assert len(probed.step_seconds) == 3
+    assert all(0 < value < 5 for value in probed.step_seconds)
+
+
+def test_memory_is_measured_and_predicted_and_shared(tiny_folder: Path) -> None:
+    config = make_config(tiny_folder, "unused")
+    alone, shared = (probe(config, [0, 1, 2], sharing=number) for number in (1, 4))
+    assert alone.predicted_bytes == pytest.approx(alone.peak_bytes, rel=0.15)
+    assert shared.device_bytes == alone.device_bytes // 4
+    assert 3 < shared.largest_batch < alone.largest_batch / 3
+
+
+def test_memory_of_a_family_that_is_not_counted_is_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "eva"
+    save_model(make_eva(), folder, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    probed = probe(make_config(folder, "unused"), [0, 1, 2], sharing=1)
+    assert probed.predicted_bytes is None
+    assert 0 < probed.peak_bytes < probed.device_bytes
+    assert probed.largest_batch > 3
 
 
 def test_each_phase_of_a_rebirth_is_timed(tiny_folder: Path) -> None:
     inversion = {"iterations": 9, "rebirth": 4, "adaptive_end": {"hold_steps": 2}}
     config = make_config(tiny_folder, "unused", images_per_class=4, shard_size=8, inversion=inversion)
-    assert len(time_steps(config, [0] * 4 + [1] * 4)) == len(config.inversion.phases(16)) == 4
+    assert len(probe(config, [0] * 4 + [1] * 4, sharing=1).step_seconds) == len(config.inversion.phases(16)) == 4

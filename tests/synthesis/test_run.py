@@ -269,6 +269,8 @@ def test_dry_run_plans_times_and_writes_nothing(
     assert "6 shards, 30 images" in told
     assert "2 steps of 11 patches" in told
     assert "GPU-hours" in told
+    assert f"a step of 5 images takes {summary['peak_bytes'] / 2**30:.3g} GiB at most" in told
+    assert 5 < summary["largest_micro_batch"] == summary["largest_shard_size"]
     done = synthesize(make_config(tiny_folder, made.output, dry_run=True))
     assert (done["num_done"], done["num_images_to_make"], done["estimated_hours"]) == (6, 0, 0.0)
 
