@@ -64,6 +64,7 @@ class HallucinationConfig:
         train_images: of the teacher.
         held_out: new images with matching backgrounds, and as many with swapped ones.
         teacher_epochs: passes over the training images.
+        teacher_noise: standard deviation of the noise added to its training images, in [-1, 1].
         images_per_class: of each set that students learn from.
         iterations: of an inversion.
         rebirth: sparse images that one trajectory of rebirth gives.
@@ -73,10 +74,11 @@ class HallucinationConfig:
     output: str = "benchmarks/results"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     workers: int = 2
-    matching: float = 0.9
-    train_images: int = 1200
+    matching: float = 0.85
+    train_images: int = 2000
     held_out: int = 600
     teacher_epochs: int = 30
+    teacher_noise: float = 0.2
     images_per_class: int = 24
     iterations: int = 200
     rebirth: int = 4
@@ -142,7 +144,7 @@ def make_arms(config: HallucinationConfig) -> list[Arm]:
     return [
         Arm(name="dense", inversion=dense),
         Arm(name="sparse", inversion=sparse),
-        Arm(name="sparse, random patches", inversion=sparse, at_random=True),
+        Arm(name="random patches", inversion=sparse, at_random=True),
         Arm(name="rebirth", inversion=rebirth),
     ]
 
@@ -238,7 +240,7 @@ def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int
 
 def make_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes, seed: int) -> LoadedModel:
     """Train the demo's kind of teacher on the scenes."""
-    settings = DigitsConfig(output="in memory", epochs=config.teacher_epochs, seed=seed)
+    settings = DigitsConfig(output="in memory", epochs=config.teacher_epochs, noise=config.teacher_noise, seed=seed)
     untrained = build_teacher(seed, channels=3, num_classes=len(CLASS_NAMES))
     model, _ = train_teacher(untrained, settings, train.split(), held_out.split())
     with tempfile.TemporaryDirectory() as folder:
