@@ -24,14 +24,19 @@ from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher
 from pipeline.inversion.flops import TeacherShape, step_flops
 
+# A step before the stop; after it one to compile, one to warm up and one to record a CUDA graph.
+WARM_UP = 4
 
-def make_run(teacher: Teacher, *, batch: int, alive: int | None, dtype: str, steps: int) -> Inversion:
+
+def make_run(
+    teacher: Teacher, *, batch: int, alive: int | None, dtype: str, steps: int, compiled: bool = False
+) -> Inversion:
     """An inversion that from its second step on reads `alive` patches of each image; None for all of them."""
     stops: dict[str, Any] = {"stop_steps": [], "stop_fractions": []}
     if alive is not None:
         # Half a patch more than wanted: the engine rounds down.
         stops = {"stop_steps": [1], "stop_fractions": [1 - (alive + 0.5) / teacher.num_patches]}
-    config = InversionConfig(iterations=steps, dtype=dtype, **stops)  # type: ignore[arg-type]
+    config = InversionConfig(iterations=steps, dtype=dtype, compile=compiled, **stops)  # type: ignore[arg-type]
     targets = torch.arange(batch) % teacher.num_classes
     return Inversion(teacher, targets, config, seeds=list(range(batch)))
 
@@ -66,10 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs, teacher = _make_runs(options, device)
     for step in runs.values():
-        seconds(step, 2, device)
-    rounds = [
-        {name: seconds(step, options.steps, device) for name, step in runs.items()} for _ in range(options.rounds)
-    ]
+        seconds(step, WARM_UP, device)
+    rounds = take_turns(runs, options, device)
     medians = {name: statistics.median(took[name] for took in rounds) for name in runs}
     return {
         "model": options.model,
@@ -79,15 +82,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {name: float(f"{value:.4g}") for name, value in medians.items()},
         "ratios": _ratios(rounds),
         "work": _work(options, teacher, medians, matmul_peak(getattr(torch, options.dtype), device)),
+        "compile": options.compile,
         **circumstances("benchmarks.inversion", device),
     }
 
 
+def take_turns(
+    runs: dict[str, Callable[[], object]], options: argparse.Namespace, device: torch.device
+) -> list[dict[str, float]]:
+    """Seconds of a step of each run, round by round."""
+    return [{name: seconds(step, options.steps, device) for name, step in runs.items()} for _ in range(options.rounds)]
+
+
 def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, Callable[[], object]], Teacher]:
     torch.manual_seed(0)
-    total = 2 + options.steps * options.rounds
+    total = WARM_UP + options.steps * options.rounds
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
-    shape: dict[str, Any] = {"batch": options.batch, "dtype": options.dtype, "steps": total}
+    shape: dict[str, Any] = {
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "steps": total,
+        "compiled": options.compile,
+    }
     dense, sparse = make_run(teacher, alive=None, **shape), make_run(teacher, alive=options.alive, **shape)
     runs: dict[str, Callable[[], object]] = {"dense": dense.step, "sparse": sparse.step}
     if options.plain:
@@ -123,16 +139,23 @@ def _work(options: argparse.Namespace, teacher: Teacher, medians: dict[str, floa
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that benchmarks of steps share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--alive", type=int, default=46, help="patches an image keeps in the sparse runs")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of ours")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
     parser.add_argument("--steps", type=int, default=2, help="steps a round and run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--alive", type=int, default=46, help="patches an image keeps in the sparse runs")
     print(json.dumps(measure(parser.parse_args(argv))))
 
 

@@ -37,6 +37,8 @@ OUTCOME = pa.schema(
         "class_loss": pa.float64(),
         "teacher_confidence": pa.float64(),
         "num_steps": pa.list_(pa.int64()),
+        "compile_s": pa.float64(),
+        "peak_bytes": pa.int64(),
     }
 )
 
@@ -80,11 +82,15 @@ class Shard:
         table: the contract's columns.
         micro_batch: images in one forward, where memory ran out for more; else None.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
+        compile_s: seconds in which graphs were compiled.
+        peak_bytes: of the GPU's memory, by this actor so far; 0 on a CPU.
     """
 
     table: pa.Table
     micro_batch: int | None
     num_steps: list[int]
+    compile_s: float
+    peak_bytes: int
 
 
 class Inverter:
@@ -159,6 +165,8 @@ class Inverter:
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
             micro_batch=result.micro_batch if result.micro_batch < asked else None,
             num_steps=result.num_steps.tolist(),
+            compile_s=result.compile_s,
+            peak_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,
         )
 
     def _starts(self, shard_id: int, labels: Sequence[int]) -> Tensor:
@@ -247,6 +255,8 @@ class PartWriter(Inverter):
             "class_loss": _mean(shard.table["class_loss"]),
             "teacher_confidence": _mean(shard.table["teacher_confidence"]),
             "num_steps": shard.num_steps,
+            "compile_s": shard.compile_s,
+            "peak_bytes": shard.peak_bytes,
         }
 
     def _write(self, shard_id: int, shard: Shard) -> None:
@@ -283,6 +293,8 @@ class PartWriter(Inverter):
             "class_loss": math.nan,
             "teacher_confidence": math.nan,
             "num_steps": [],
+            "compile_s": 0.0,
+            "peak_bytes": 0,
         }
 
 

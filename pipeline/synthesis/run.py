@@ -174,6 +174,7 @@ def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[
         "class_loss": _mean_over_images(made, "class_loss"),
         "teacher_confidence": _mean_over_images(made, "teacher_confidence"),
         **_steps_taken(plan.config, made),
+        **_machine_work(plan.config, made),
         "workers": dict(Counter(row["worker"] for row in made)),
         "contact_sheet": write_contact_sheet(
             output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"]
@@ -188,6 +189,13 @@ def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[st
         return {}
     to_the_end = sum(steps == config.inversion.num_steps for steps in taken)
     return {"num_steps": {"mean": sum(taken) / len(taken), "most": max(taken), "ran_to_the_end": to_the_end}}
+
+
+def _machine_work(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of compiling over all actors, where asked for; the most memory of a GPU, where there was one."""
+    peak_bytes = max((row["peak_bytes"] for row in made), default=0)
+    compiled = {"compile_s": round(sum(row["compile_s"] for row in made), 2)} if config.inversion.compile else {}
+    return compiled | ({"peak_bytes": peak_bytes} if peak_bytes else {})
 
 
 def _mean_over_images(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -1,0 +1,170 @@
+"""The whole published schedule of 4000 steps, from steps measured in each of its phases: ours and a plain one.
+
+    python -m benchmarks.schedule --model deit_base_patch16_224 --batch 128 --dtype bfloat16 --steps 20 --rounds 7
+
+Every phase (196, 137, 95, 66 and 46 patches alive) is a run of its own, ours and the plain one's, and all are stepped
+in turn. A dense schedule is 4000 steps of the first phase. Beside the seconds: the work counted, how near to the
+machine's peak it is done, the memory of the first phase, where it peaks, and what `--compile` takes before it gives.
+Needs neither Ray nor torchao. Prints one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch
+
+from benchmarks.circumstances import circumstances
+from benchmarks.inversion import WARM_UP, make_parser, make_run, matmul_peak, seconds, take_turns
+from benchmarks.plain import PlainInversion
+from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion.flops import TeacherShape, run_flops, step_flops
+from pipeline.inversion.memory import LiveBytes, predict, weight_bytes
+
+Phases = list[tuple[int, int]]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The JSON line, as plain data."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
+    phases = InversionConfig().phases(teacher.num_patches)
+    # First, while nothing else is on the device.
+    memory = _memory(options, teacher)
+    ours = [_our_run(options, teacher, None if n == teacher.num_patches else n) for _, n in phases]
+    plain = [_plain_run(options, device, n) for _, n in phases] if options.plain else []
+    step_s = _time(ours, plain, options, device)
+    schedule_s = schedule_seconds(phases, step_s)
+    compile_s = sum(run.result().compile_s for run in ours)
+    return {
+        "model": options.model,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "phases": phases,
+        "step_s": {name: [float(f"{value:.4g}") for value in values] for name, values in step_s.items()},
+        "schedule_s": {name: round(value, 1) for name, value in schedule_s.items()},
+        "ratios": _ratios(schedule_s),
+        "work": _work(options, teacher, phases, step_s["ours"], device),
+        "compile": _compiling(compile_s, schedule_s["ours_sparse"]) if options.compile else None,
+        "memory": memory,
+        **circumstances("benchmarks.schedule", device),
+    }
+
+
+def schedule_seconds(phases: Phases, step_s: dict[str, list[float]]) -> dict[str, float]:
+    """Whole runs, sparse and dense, of each that was timed; phases are (steps, patches alive), the first is dense."""
+    total = sum(num_steps for num_steps, _ in phases)
+    sparse = {
+        f"{name}_sparse": sum(num_steps * s for (num_steps, _), s in zip(phases, values, strict=True))
+        for name, values in step_s.items()
+    }
+    return sparse | {f"{name}_dense": total * values[0] for name, values in step_s.items()}
+
+
+def _our_run(options: argparse.Namespace, teacher: Teacher, alive: int | None) -> Inversion:
+    steps = WARM_UP + options.steps * options.rounds
+    return make_run(
+        teacher, batch=options.batch, alive=alive, dtype=options.dtype, steps=steps, compiled=options.compile
+    )
+
+
+def _plain_run(options: argparse.Namespace, device: torch.device, alive: int) -> PlainInversion:
+    model: Any = timm.create_model(options.model).to(device)
+    return PlainInversion(model, torch.arange(options.batch) % model.num_classes, alive=alive)
+
+
+def _time(
+    ours: Sequence[Inversion], plain: Sequence[PlainInversion], options: argparse.Namespace, device: torch.device
+) -> dict[str, list[float]]:
+    """Median seconds of a step of each phase."""
+    runs = {"ours": ours, "plain": plain} if plain else {"ours": ours}
+    steps: dict[str, Callable[[], object]] = {
+        f"{name} {phase}": run.step for name, phased in runs.items() for phase, run in enumerate(phased)
+    }
+    for step in steps.values():
+        seconds(step, WARM_UP, device)
+    rounds = take_turns(steps, options, device)
+    return {
+        name: [statistics.median(took[f"{name} {phase}"] for took in rounds) for phase in range(len(phased))]
+        for name, phased in runs.items()
+    }
+
+
+def _ratios(schedule_s: dict[str, float]) -> dict[str, float]:
+    """How many times faster the second is than the first."""
+    pairs = [("plain_sparse", "ours_sparse"), ("plain_dense", "ours_sparse"), ("plain_dense", "ours_dense")]
+    pairs += [("ours_dense", "ours_sparse"), ("plain_dense", "plain_sparse")]
+    return {f"{a}/{b}": round(schedule_s[a] / schedule_s[b], 3) for a, b in pairs if {a, b} <= schedule_s.keys()}
+
+
+def _work(
+    options: argparse.Namespace, teacher: Teacher, phases: Phases, step_s: Sequence[float], device: torch.device
+) -> dict[str, Any]:
+    """Counted operations, and the share of the machine's peak that the densest and the sparsest phase reach."""
+    shape, peak = TeacherShape.of(teacher), matmul_peak(getattr(torch, options.dtype), device)
+    dense = step_flops(shape, teacher.num_patches) * sum(num_steps for num_steps, _ in phases)
+    rates = [step_flops(shape, n).total * options.batch / s for (_, n), s in zip(phases, step_s, strict=True)]
+    return {
+        "counted_ratio": round(dense.total / run_flops(shape, phases).total, 3),
+        "peak_gflop_per_s": round(peak / 1e9, 1),
+        "share_of_peak": {"dense": round(rates[0] / peak, 3), "sparsest": round(rates[-1] / peak, 3)},
+    }
+
+
+def _compiling(compile_s: float, schedule_s: float) -> dict[str, float]:
+    """What it takes once a process, and added to the first run."""
+    return {"seconds": round(compile_s, 1), "share_of_first_run": round(compile_s / (compile_s + schedule_s), 4)}
+
+
+def _memory(options: argparse.Namespace, teacher: Teacher) -> dict[str, Any]:
+    """Peak bytes of dense steps, weights included, each run alone on the device; on a CPU tensors, uncompiled."""
+    device = teacher.mean.device
+    on_gpu = device.type == "cuda"
+    ours = make_run(
+        teacher, batch=options.batch, alive=None, dtype=options.dtype, steps=3, compiled=options.compile and on_gpu
+    )
+    peaks = {"ours": _peak(ours, ours.images, list(ours.teacher.parameters()))}
+    if not on_gpu:
+        peaks["ours"] += weight_bytes(teacher, options.dtype) - _strided_bytes(ours.teacher)
+    predicted = predict(teacher, ours.config, batch=options.batch).total
+    del ours
+    if options.plain:
+        plain = _plain_run(options, device, teacher.num_patches)
+        # On a GPU the teacher of ours lies beside it.
+        beside = _strided_bytes(teacher) if on_gpu else 0
+        peaks["plain"] = _peak(plain, plain.images, list(plain.model.parameters())) - beside
+    ratio = {"ours/plain": round(peaks["ours"] / peaks["plain"], 3)} if options.plain else {}
+    return {"peak_bytes": peaks, "predicted_ours": predicted, **ratio}
+
+
+def _peak(run: Inversion | PlainInversion, images: torch.Tensor, weights: list[torch.Tensor]) -> int:
+    """Of three steps."""
+    if images.is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            run.step()
+        return torch.cuda.max_memory_allocated()
+    alive = [tensor for tensor in weights if tensor.layout == torch.strided]
+    with LiveBytes([images, *alive]) as live:
+        for _ in range(3):
+            run.step()
+    return live.peak
+
+
+def _strided_bytes(module: torch.nn.Module) -> int:
+    parameters = [p for p in module.parameters() if p.layout == torch.strided]
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    print(json.dumps(measure(make_parser(__doc__).parse_args(argv))))
+
+
+if __name__ == "__main__":
+    main()
