@@ -32,8 +32,8 @@ from pipeline.distillation import DistillationConfig, distill
 from pipeline.inversion.flops import TeacherShape, run_flops
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.actor import PartWriter
 from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.writer import PartWriter
 
 RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"

@@ -13,12 +13,12 @@ from pipeline import storage
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.errors import ConfigError, IncompleteError
-from pipeline.synthesis.actor import PartWriter
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import SynthesisConfig
+from pipeline.synthesis.writer import PartWriter
 
 # Shards in a row that could not be written before the run stops making more.
 _MAX_UNWRITTEN = 5

@@ -19,8 +19,9 @@ from pipeline.errors import ConfigError, ModelError, NonFiniteError
 from pipeline.inversion import Teacher, score, start_images
 from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
-from pipeline.synthesis.actor import PartWriter, pick_device
+from pipeline.synthesis.actor import pick_device
 from pipeline.synthesis.identity import image_seed
+from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import ROOT, make_config
 
@@ -34,7 +35,7 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.synthesis.actor.RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr("pipeline.synthesis.writer.RETRY_DELAYS_S", (0.0, 0.0))
 
 
 def batch_of(shards: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -277,7 +278,7 @@ def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeyp
     def repair(_: float) -> None:
         (tmp_path / "file").unlink(missing_ok=True)
 
-    monkeypatch.setattr("pipeline.synthesis.actor.time.sleep", repair)
+    monkeypatch.setattr("pipeline.synthesis.writer.time.sleep", repair)
     (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
     assert outcome["error"] == ""
 

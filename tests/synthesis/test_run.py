@@ -19,9 +19,9 @@ from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
-from pipeline.synthesis.actor import PartWriter
 from pipeline.synthesis.plan import prepare
 from pipeline.synthesis.run import check_written, pool_options
+from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
 from tests.synthesis.test_actor import nan_teacher

@@ -1,0 +1,141 @@
+"""What an actor does with the shards that it inverts: part files, failure records, and a row for the driver."""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.dataset import schema, store
+from pipeline.errors import ModelError, NonFiniteError
+from pipeline.synthesis.actor import Inverter, Shard, shard_rows
+from pipeline.synthesis.shards import SynthesisConfig
+
+# Before each further attempt to write a part, seconds: object stores throttle, networks blink.
+RETRY_DELAYS_S = (0.5, 2.0, 8.0)
+
+# What the driver hears of a shard: an empty error where it is done.
+OUTCOME = pa.schema(
+    {
+        "shard_id": pa.int64(),
+        "error": pa.string(),
+        "reason": pa.string(),
+        "unwritten": pa.bool_(),
+        "worker": pa.string(),
+        "num_images": pa.int64(),
+        "class_loss": pa.float64(),
+        "teacher_confidence": pa.float64(),
+        "num_steps": pa.list_(pa.int64()),
+        "compile_s": pa.float64(),
+        "peak_bytes": pa.int64(),
+    }
+)
+
+
+class PartWriter(Inverter):
+    """Rows of `plan_shards` → part files; what comes back is a small row a shard, told as soon as it is done.
+
+    Args:
+        config: of the dataset.
+        digest: as the driver found it; another one here means that this actor sees another teacher.
+
+    Raises:
+        ModelError: it does.
+    """
+
+    def __init__(self, config: SynthesisConfig, digest: str) -> None:
+        super().__init__(config)
+        if self.digest != digest:
+            raise ModelError(
+                f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
+                f"({self.digest[:8]}): was it changed meanwhile?"
+            )
+        # Who did it: a GPU that fails again and again has a name.
+        self.worker = f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
+        for shard_id, labels, image_ids in shard_rows(batch):
+            yield pa.Table.from_pylist([self._write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
+
+    def _write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        try:
+            shard = self.invert_shard(shard_id, labels, image_ids)
+            self._write(shard_id, shard)
+        except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
+            return self._failed(shard_id, labels, error)
+        return {
+            "shard_id": shard_id,
+            "error": "",
+            "reason": "",
+            "unwritten": False,
+            "worker": self.worker,
+            "num_images": len(labels),
+            "class_loss": _mean(shard.table["class_loss"]),
+            "teacher_confidence": _mean(shard.table["teacher_confidence"]),
+            "num_steps": shard.num_steps,
+            "compile_s": shard.compile_s,
+            "peak_bytes": shard.peak_bytes,
+        }
+
+    def _write(self, shard_id: int, shard: Shard) -> None:
+        facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(schema.SCHEMA_VERSION)}
+        if shard.micro_batch is not None:
+            facts["micro_batch"] = str(shard.micro_batch)
+        if self.config.inversion.adaptive_end is not None:
+            facts["num_steps"] = json.dumps(shard.num_steps)
+        table = shard.table.replace_schema_metadata(schema.arrow_schema(self.class_names, metadata=facts).metadata)
+        content = schema.to_parquet(table)
+        with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
+
+    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
+        reason = " ".join(str(error).split())
+        record = {
+            "error": type(error).__name__,
+            "reason": reason,
+            "labels": sorted(set(labels)),
+            "worker": self.worker,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            with_retries(lambda: store.write_failure(self.config.output, shard_id, record))
+        except OSError as second:
+            # The driver still gets the row, and tells.
+            reason = f"{reason}; and this could not be recorded: {second}"
+        return {
+            "shard_id": shard_id,
+            "error": type(error).__name__,
+            "reason": reason,
+            "unwritten": isinstance(error, OSError),
+            "worker": self.worker,
+            "num_images": 0,
+            "class_loss": math.nan,
+            "teacher_confidence": math.nan,
+            "num_steps": [],
+            "compile_s": 0.0,
+            "peak_bytes": 0,
+        }
+
+
+def _mean(column: pa.ChunkedArray) -> float:
+    return float(np.mean(column.to_numpy()))
+
+
+def with_retries(write: Any) -> None:
+    """Write, and try again a few times what may be a passing trouble.
+
+    Raises:
+        OSError: it kept failing.
+    """
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            return write()
+        except OSError:
+            time.sleep(delay_s)
+    return write()
