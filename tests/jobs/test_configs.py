@@ -61,6 +61,15 @@ def test_imagenet_settings_are_the_published_ones(size: str, kind: str) -> None:
     assert survivors(196, inversion.stop_fractions) == ([137, 95, 66, 46] if kind == "sparse" else [])
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_imagenet_rebirth(size: str) -> None:
+    config = parse_config(
+        SynthesisConfig, ["--config", str(ROOT / "jobs" / "configs" / "imagenet" / f"deit_{size}_rebirth.yaml")]
+    )
+    assert config.inversion.phases(196) == [(1000, 196), (1000, 147), (1000, 98), (1000, 49)]
+    assert config.inversion.images_per_run == config.images_per_class == 4
+
+
 def test_demo_arms_differ_in_nothing_but_their_schedule() -> None:
     sparse, dense = (
         parse_config(SynthesisConfig, ["--config", str(ROOT / "jobs" / "configs" / "demo" / f"{kind}.yaml")])
