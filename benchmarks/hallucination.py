@@ -43,6 +43,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import InversionConfig, Teacher, invert
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
+from pipeline.ranking import Ranking, resolve_ranking
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
 # As the demo's: of 200 iterations 10, 20, 30, 50.
@@ -105,14 +106,11 @@ class RandomRanking(Teacher):
         super().__init__(model, mean=HALF, std=HALF)
         self._random = np.random.default_rng(seed)
 
-    def forward_patches_scores(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self._shuffled(*super().forward_patches_scores(patches, positions))
-
-    def forward_scores(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._shuffled(*super().forward_scores(images, keep_indices))
-
-    def _shuffled(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return logits, torch.from_numpy(self._random.random(scores.shape, dtype=np.float32))
+    def look_and_rank(
+        self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores = self._random.random(keep_indices.shape, dtype=np.float32)
+        return self.look(images, keep_indices, jitter), torch.from_numpy(scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +148,7 @@ def make_arms(config: HallucinationConfig) -> list[Arm]:
 
 
 @torch.no_grad()
-def chosen_patches(teacher: Teacher, images: Tensor, config: InversionConfig) -> list[Tensor]:
+def chosen_patches(teacher: Teacher, images: Tensor, labels: Tensor, config: InversionConfig) -> list[Tensor]:
     """The patches [B, K] of given images that the schedule of an inversion lets survive, or detaches one after another.
 
     Each time the alive are ranked anew, as an inversion ranks those of its own images.
@@ -158,11 +156,14 @@ def chosen_patches(teacher: Teacher, images: Tensor, config: InversionConfig) ->
     Args:
         teacher: ranks them.
         images: normalised [B, C, H, W].
+        labels: int64 [B].
         config: its schedule counts.
     """
     alive, detached = all_patches(len(images), teacher.num_patches), []
+    still, ranking = torch.zeros(len(images), 3, dtype=torch.int64), resolve_ranking(teacher.model)
     for change in config.changes(teacher.num_patches).values():
-        chosen, others = split_best(alive, teacher.forward_scores(images, alive)[1], change.count)
+        _, scores = teacher.look_and_rank(images, alive, still, ranking, labels)
+        chosen, others = split_best(alive, scores, change.count)
         if change.detaches:
             detached.append(chosen)
         alive = others if change.detaches else chosen
@@ -183,9 +184,10 @@ def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
 
 def rank_real_images(arms: Sequence[Arm], model: nn.Module, scenes: Scenes, seed: int) -> dict[str, Tensor]:
     """The patches [B, K] that each kind of inversion would keep of real images, by name; rebirth's by image as well."""
-    kept = {}
+    kept: dict[str, Tensor] = {}
+    images, labels = normalise(scenes.images), torch.from_numpy(scenes.labels)
     for arm in arms:
-        parts = chosen_patches(arm.teacher(model, seed), normalise(scenes.images), arm.inversion)
+        parts = chosen_patches(arm.teacher(model, seed), images, labels, arm.inversion)
         for number, part in enumerate(parts, 1):
             kept[arm.name if len(parts) == 1 else f"{arm.name}, image {number} of {len(parts)}"] = part
     return kept

@@ -23,6 +23,7 @@ from jobs.digits import build_teacher, normalise
 from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.patches import all_patches
 
+LABELS = torch.arange(6)
 TINY = {"seeds": [0, 1], "train_images": 24, "held_out": 12, "images_per_class": 4, "iterations": 20}
 
 
@@ -43,9 +44,9 @@ def test_patches_with_the_highest_scores_survive_and_are_detached_first(model: t
     teacher = Teacher(model, mean=HALF, std=HALF)
     images = normalise(make_scenes(6, matching=1.0, seed=0).images)
     best = teacher.forward_scores(images)[1].topk(16, dim=1).indices.sort(dim=1).values
-    (kept,) = chosen_patches(teacher, images, InversionConfig(stop_steps=[1], stop_fractions=[0.75]))
+    (kept,) = chosen_patches(teacher, images, LABELS, InversionConfig(stop_steps=[1], stop_fractions=[0.75]))
     assert torch.equal(kept, best)
-    detached = chosen_patches(teacher, images, InversionConfig(stop_steps=[], stop_fractions=[], rebirth=4))
+    detached = chosen_patches(teacher, images, LABELS, InversionConfig(stop_steps=[], stop_fractions=[], rebirth=4))
     assert torch.equal(detached[0], best)
     assert torch.equal(torch.cat(detached, dim=1).sort(dim=1).values, all_patches(6, GRID**2))
 
@@ -54,7 +55,7 @@ def test_random_ranking_is_seeded_and_leaves_answers_alone(model: torch.nn.Modul
     images = normalise(make_scenes(6, matching=1.0, seed=0).images)
     teacher = Teacher(model, mean=HALF, std=HALF)
     rankings = [teacher, *(RandomRanking(model, seed=seed) for seed in (1, 1, 2))]
-    own, first, again, other = (chosen_patches(ranking, images, InversionConfig())[0] for ranking in rankings)
+    own, first, again, other = (chosen_patches(ranking, images, LABELS, InversionConfig())[0] for ranking in rankings)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, own)
