@@ -31,8 +31,9 @@ def connect() -> bool:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    # It prints the traceback of an error that is raised all the same.
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    # They print the traceback of an error that is raised all the same.
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

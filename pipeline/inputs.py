@@ -142,8 +142,8 @@ class _Convert:
 
     def _pixels(self, code: bytes, name: str) -> np.ndarray:
         if self.transform is not None:
-            return self.transform(schema.open_image(code, name)).numpy()
-        pixels = schema.decode_image(code, name)
+            return self.transform(schema.open_image(code, name, self.uri)).numpy()
+        pixels = schema.decode_image(code, name, self.uri)
         size = (pixels.shape[2], *pixels.shape[:2])
         if size != self.size:
             given, wanted = _size_text(size), _size_text(self.size)

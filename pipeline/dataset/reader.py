@@ -1,6 +1,7 @@
 """URI → ray.data.Dataset of images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,9 @@ def read_images(
     absent = [name for name in wanted if name not in source.columns and name not in derived]
     if absent:
         raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {sorted(derived | set(source.columns))}")
-    return read_source(source, columns=columns, convert=_decode if decode else None, num_blocks=override_num_blocks)
+    return read_source(
+        source, columns=columns, convert=partial(_decode, uri) if decode else None, num_blocks=override_num_blocks
+    )
 
 
 def read_source(
@@ -155,13 +158,13 @@ def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> pa.Table:
     return pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
 
 
-def _decode(table: pa.Table) -> pa.Table:
+def _decode(uri: str, table: pa.Table) -> pa.Table:
     if "image" not in table.column_names:
         return table
     codes = table["image"].to_pylist()
     named = "image_id" in table.column_names
     names = table["image_id"].to_pylist() if named else [f"row {row}" for row in range(len(table))]
-    pixels = [schema.decode_image(code, name) for code, name in zip(codes, names, strict=True)]
+    pixels = [schema.decode_image(code, name, uri) for code, name in zip(codes, names, strict=True)]
     return with_tensors(table.drop_columns(["image"]), {"image": pixels})
 
 

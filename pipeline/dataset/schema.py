@@ -79,12 +79,13 @@ def encode_image(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def open_image(encoded: bytes, name: str) -> Image.Image:
+def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image:
     """A decoded picture of mode L or RGB, whatever it was stored as.
 
     Args:
         encoded: a PNG, a JPEG, or what else Pillow reads.
         name: of the image, for the message.
+        uri: what it was read from, likewise.
 
     Raises:
         DatasetError: not an image, truncated, or absurdly large.
@@ -93,19 +94,20 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"image {name!r} cannot be decoded: {error}") from error
+        place = "" if uri is None else f" of {uri!r}"
+        raise DatasetError(f"image {name!r}{place} cannot be decoded: {error}") from error
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
+def decode_image(encoded: bytes, name: str, uri: str | None = None) -> np.ndarray:
     """uint8 [H, W, C] of an encoded image, C being 1 for greys and 3 for colours.
 
     Raises:
         DatasetError: as `open_image`.
     """
-    pixels = np.asarray(open_image(encoded, name))
+    pixels = np.asarray(open_image(encoded, name, uri))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 

@@ -1,5 +1,6 @@
 """Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2` and ONNX QDQ artefacts."""
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
 
 _HOMES = {"BitWidths": "settings", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
+
+# torchao registers an Enum in a way that torch will refuse one day; users can do nothing about this line.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "is an Enum subclass" not in str(record.msg))
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,7 @@ def test_a_truncated_image_is_told_in_one_line(
     (folder / "b.png").write_bytes(content[: len(content) // 2])
     assert calibrate.main(["--config", str(config), "--images", str(folder)]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert line.startswith("error: DatasetError: image 'b.png' cannot be decoded")
+    assert line.startswith(f"error: DatasetError: image 'b.png' of '{folder}' cannot be decoded")
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 

@@ -1,0 +1,59 @@
+"""What a user sees of bad data that comes to light only while Ray reads it: our line, and no traceback before it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline.dataset import schema
+
+TIMEOUT_S = 200
+JOBS = {
+    "calibrate": ("--images", "--num_workers=0", "--formats=[pt2]"),
+    "distill": ("--images", "--num_workers=0", "--student.depth_pruned=[0]", "--epochs=1"),
+    "evaluate": ("--labelled",),
+}
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> str:
+    """Labelled images, the last of which is cut off."""
+    pixels = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    codes = [schema.encode_image(image) for image in pixels]
+    rows = [{"bytes": code, "path": None} for code in (*codes[:2], codes[2][:-40])]
+    table = pa.table({"image": pa.array(rows, schema.IMAGE), "label": [0, 1, 2], "image_id": ["a", "b", "c"]})
+    uri = tmp_path / "damaged.parquet"
+    uri.write_bytes(schema.to_parquet(table))
+    return str(uri)
+
+
+def start(job: str, damaged: str, teacher: Path, output: Path) -> subprocess.Popen[str]:
+    """The job as a user starts it, on the cluster of the tests."""
+    data, *flags = JOBS[job]
+    command = [sys.executable, "-m", f"jobs.{job}", "--teacher.name", f"local-dir:{teacher}", data, damaged, *flags]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--output", str(output)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_damaged_image_is_one_line_and_leaves_nothing(damaged: str, tiny_folder: Path, tmp_path: Path) -> None:
+    # All at once: most of what they take is imports.
+    started = {job: start(job, damaged, tiny_folder, tmp_path / job) for job in JOBS}
+    for job, process in started.items():
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        assert (process.returncode, out) == (1, ""), err
+        assert err.startswith(f"error: DatasetError: image 'c' of '{damaged}' cannot be decoded: "), job
+        assert err.count("\n") == 1, err
+        assert not any(path.is_file() for path in (tmp_path / job).rglob("*"))
