@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.cluster import connect, own_errors
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
-from pipeline.inputs import read_inputs
+from pipeline.inputs import check_inputs, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
 # Normalised images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
@@ -66,13 +66,14 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         PipelineError: the model, an artefact or the labelled images cannot be read, or do not go together.
     """
     loaded = load_model(config.teacher)
-    check_labels(config.labelled)
+    labelled = find_source(config.labelled)
+    check_inputs(labelled, loaded, labels=True)
     predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
         storage.check_writable(config.output)
     connect()
-    scores = score(predictors, labelled_batches(config.labelled, loaded, config.batch_size))
+    scores = score(predictors, labelled_batches(labelled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     result = {"labelled": config.labelled, "artifacts": rows}
     if config.output is not None:
@@ -112,14 +113,13 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
 
 
-def labelled_batches(uri: str, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Normalised images and their labels, from any source that has labels.
 
     Raises:
-        DatasetError: at once, when there is nothing to read or there are no labels; while reading, when an image
-            cannot be decoded.
+        DatasetError: at once, when there are no labels; while reading, when an image cannot be decoded.
     """
-    images = read_inputs(uri, loaded, labels=True).select_columns(["pixels", "label"])
+    images = read_inputs(source.uri, loaded, labels=True, source=source).select_columns(["pixels", "label"])
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         with own_errors():
@@ -129,16 +129,6 @@ def labelled_batches(uri: str, loaded: LoadedModel, batch_size: int) -> Iterable
                 yield batch["pixels"], batch["label"]
 
     return batches()
-
-
-def check_labels(uri: str) -> None:
-    """Find out from the files alone, without a cluster, that images have no labels.
-
-    Raises:
-        DatasetError: there are none, or there are no images.
-    """
-    if "label" not in find_source(uri).columns:
-        raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
 
 
 def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predictor:

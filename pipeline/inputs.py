@@ -1,5 +1,6 @@
 """Images of any origin as a model's input: what calibration, distillation and evaluation read."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.dataset import schema
-from pipeline.dataset.reader import read_source, with_tensors
+from pipeline.dataset.reader import read_column, read_first, read_source, with_tensors
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError
 from pipeline.families import refusal
@@ -50,12 +51,46 @@ def read_inputs(
             though they are needed, or labels that are not the model's.
     """
     source = source or find_source(uri)
+    convert = _conversion(source, loaded, labels=labels)
+    num_blocks = override_num_blocks or _few_blocks(source)
+    return read_source(source, columns=_columns(source), convert=convert, num_blocks=num_blocks)
+
+
+def check_inputs(source: Source, loaded: LoadedModel, *, labels: bool = False) -> None:
+    """Find out without a cluster what reading would stumble over hours later: every label, and the first image.
+
+    Labels that go by number though there are names on both sides are told on standard error.
+
+    Args:
+        source: what was found at a URI.
+        loaded: the model that is to read it.
+        labels: whether labels are needed.
+
+    Raises:
+        DatasetError: as `read_inputs`; or a label without a class, or the first image cannot be decoded.
+    """
+    convert = _conversion(source, loaded, labels=labels)
+    # What a synthesis writes has the labels of its manifest, and folders have those of their names.
+    if "label" in source.columns and source.manifest is None:
+        for table in read_column(source, "label"):
+            convert.labels(table)
+    convert(read_first(source, _columns(source)))
+    if labels and source.class_names and convert.label_map is None and loaded.names_known:
+        told = f"{source.class_names[0]!r}, ..., model {loaded.name!r} has {loaded.class_names[0]!r}, ..."
+        print(f"warning: {source.uri!r} has the classes {told}: labels go by number", file=sys.stderr, flush=True)
+
+
+def _columns(source: Source) -> list[str]:
+    return ["image_id", *(name for name in ("image", "label", "keep_indices") if name in source.columns)]
+
+
+def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Convert":
     has_labels = "label" in source.columns
     if labels and not has_labels:
-        raise DatasetError(f"{uri!r} has no labels: neither a column `label` nor class subfolders")
+        raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders")
     _check_size(source, loaded)
-    convert = _Convert(
-        uri=uri,
+    return _Convert(
+        uri=source.uri,
         size=loaded.input_size,
         mean=np.array(loaded.mean, np.float32),
         std=np.array(loaded.std, np.float32),
@@ -66,9 +101,6 @@ def read_inputs(
         labels_needed=labels,
         transform=None if source.synthetic else real_image_transform(loaded),
     )
-    columns = [name for name in ("image", "image_id", "label", "keep_indices") if name in source.columns]
-    num_blocks = override_num_blocks or _few_blocks(source)
-    return read_source(source, columns=[*columns, "image_id"], convert=convert, num_blocks=num_blocks)
 
 
 def _few_blocks(source: Source) -> int | None:
@@ -134,7 +166,7 @@ class _Convert:
         codes = table["image"].to_pylist()
         pixels = [self._pixels(code, name) for code, name in zip(codes, names, strict=True)]
         columns = {
-            "label": self._labels(table),
+            "label": self.labels(table),
             "keep_indices": self._keep_indices(table),
             "image_id": table["image_id"].combine_chunks(),
         }
@@ -151,7 +183,12 @@ class _Convert:
         normalised = (pixels.astype(np.float32) / np.float32(255) - self.mean) / self.std
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
-    def _labels(self, table: pa.Table) -> pa.Array:
+    def labels(self, table: pa.Table) -> pa.Array:
+        """The model's labels, int64.
+
+        Raises:
+            DatasetError: one has no class, or one is needed and not there.
+        """
         if "label" not in table.column_names:
             return pa.array([UNKNOWN] * len(table), pa.int64())
         if self.labels_needed and table["label"].null_count:

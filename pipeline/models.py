@@ -104,6 +104,11 @@ class LoadedModel:
     digest: str
     data_config: dict[str, Any]
 
+    @property
+    def names_known(self) -> bool:
+        """Whether its classes have names that are more than their numbers."""
+        return self.class_names != [str(label) for label in range(len(self.class_names))]
+
 
 def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     """Make a model and fill in its weights.

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from pipeline.dataset import schema, store, write_images
+from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.image_reader import num_patches
-from pipeline.inputs import read_inputs
+from pipeline.inputs import check_inputs, read_inputs
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, ModelConfig, load_model, real_image_transform, save_model
 from tests.conftest import make_tiny_model
@@ -143,3 +144,14 @@ def test_withheld_labels_are_unknown(tmp_path: Path, loaded: LoadedModel) -> Non
     assert [row["label"] for row in read_inputs(str(tmp_path), loaded).take_all()] == [3, -1, -1]
     with pytest.raises(DatasetError, match="without a label"):
         read_inputs(str(tmp_path), loaded, labels=True).take_all()
+
+
+def test_labels_that_go_by_number_though_there_are_names_are_told(
+    tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, names in (("same", NAMES), ("other", list("jihgfedcba"))):
+        write_images(str(tmp_path / f"{name}.parquet"), random_images(1, 32), [3], names)
+        check_inputs(find_source(str(tmp_path / f"{name}.parquet")), loaded, labels=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: '{tmp_path}/other.parquet' has the classes 'j', ..., model ")
+    assert line.endswith("has 'class a', ...: labels go by number")

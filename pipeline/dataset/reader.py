@@ -1,6 +1,7 @@
 """URI → ray.data.Dataset of images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipeline.errors import DatasetError
 Convert = Callable[[pa.Table], pa.Table]
 # Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
 _ROWS_AT_ONCE = 64
+# A column of labels is small and far away: many row groups at a time.
+_COLUMN_THREADS = 32
 
 
 def read_images(
@@ -64,6 +67,27 @@ def read_source(
     """The rows of a source, with encoded images, as `convert` makes them over."""
     datasource = _ImagesDatasource(source, columns, convert, num_blocks)
     return ray.data.read_datasource(datasource, override_num_blocks=num_blocks)
+
+
+def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
+    """The first row of a source, its image encoded, read in this process.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    first = source.units[0].split(source.units[0].num_rows)[:1]
+    return next(iter(_read(first, source.columns, columns, None)))
+
+
+def read_column(source: Source, name: str) -> Iterator[pa.Table]:
+    """One column of Parquet files, a table a row group, read in this process; nothing of a folder of images.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    units = [unit for unit in source.units if isinstance(unit, RowRange)]
+    with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
+        yield from threads.map(lambda unit: _read_rows(unit, source.columns, [name]), units)
 
 
 class _ImagesDatasource(Datasource):
@@ -114,7 +138,7 @@ def _groups(units: Sequence[Unit], count: int) -> list[list[Unit]]:
 
 
 def _read(
-    units: list[Unit], types: dict[str, pa.DataType], columns: Sequence[str] | None, convert: Convert | None
+    units: Sequence[Unit], types: dict[str, pa.DataType], columns: Sequence[str] | None, convert: Convert | None
 ) -> Iterable[pa.Table]:
     for unit in units:
         table = _read_rows(unit, types, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)

@@ -14,6 +14,7 @@ from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.families import refusal
+from pipeline.inputs import check_inputs
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.vit import SubsetViT
 
@@ -56,7 +57,10 @@ def prepare(config: DistillationConfig) -> Plan:
     images = find_source(config.images)
     if not config.allow_incomplete:
         images.check_complete()
+    check_inputs(images, teacher, labels=config.label_weight > 0)
     labelled = None if config.labelled is None else find_source(config.labelled)
+    if labelled is not None:
+        check_inputs(labelled, teacher, labels=True)
     _check_batch_norm(config, student, images.num_rows)
     # Paths as they were given: a job that is submitted again may run in another folder.
     decided = {

@@ -12,7 +12,7 @@ from pipeline.cluster import connect, own_errors
 from pipeline.config import to_dict
 from pipeline.dataset.sources import Source
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import image_bytes, open_inputs, read_into_memory
+from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.plan import IDENTITY, Plan, prepare
 from pipeline.distillation.progress import progress
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
@@ -67,13 +67,8 @@ def _read(plan: Plan) -> Task:
     """Images into memory where they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
-    wanted = ((plan.images, config.label_weight > 0), (plan.labelled, True))
-    for source, labels in wanted:
-        if source is not None:
-            # Opening checks sizes and labels: of both, before the first image is read.
-            open_inputs(source, plan.teacher, labels=labels)
     sources: list[Source | list[ray.ObjectRef] | None] = []
-    for source, labels in wanted:
+    for source, labels in ((plan.images, config.label_weight > 0), (plan.labelled, True)):
         size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=config.token_weight > 0)
         if source is not None and size <= left:
             left -= size

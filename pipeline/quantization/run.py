@@ -19,7 +19,6 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.evaluation import (
     Predictor,
     Score,
-    check_labels,
     labelled_batches,
     measure_latency,
     model_predictor,
@@ -28,7 +27,7 @@ from pipeline.evaluation import (
     score,
 )
 from pipeline.families import refusal
-from pipeline.inputs import read_inputs
+from pipeline.inputs import check_inputs, read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
 from pipeline.quantization.config import CalibrationConfig
@@ -45,7 +44,7 @@ _REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower
 
 @dataclass(frozen=True)
 class _Artifact:
-    """A file that was written, and how to run it."""
+    """A file that was made, where it will lie, and how to run it."""
 
     bits: BitWidths | None
     format: str
@@ -59,7 +58,8 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
 
     Raises:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
-            the workers were lost too often. What is under the output then is whole files only.
+            the workers were lost too often. Nothing is under the output then, unless writing itself failed half-way:
+            whole files only.
     """
     # What can be wrong is found out before a cluster is joined or anything is written.
     if "onnx" in config.formats:
@@ -68,17 +68,19 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     _check_mode(config, loaded)
     source = find_source(config.images)
     _check_source(config, source, loaded)
-    if config.labelled is not None:
-        check_labels(config.labelled)
+    check_inputs(source, loaded)
+    labelled = None if config.labelled is None else find_source(config.labelled)
+    if labelled is not None:
+        check_inputs(labelled, loaded, labels=True)
     program = export_images(loaded.model, config.placement)
     identity = _identity(config, source, loaded)
     _claim(config.output, identity)
 
     started_here = connect()
-    images = read_inputs(config.images, loaded)
-    labelled = None if config.labelled is None else labelled_batches(config.labelled, loaded, config.score_batch_size)
+    images = read_inputs(config.images, loaded, source=source)
+    batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
     with storage.writing_to(config.output):
-        return _calibrate(config, loaded, program, identity, images, labelled, fixed=started_here)
+        return _calibrate(config, loaded, program, identity, images, batches, fixed=started_here)
 
 
 def _calibrate(
@@ -93,19 +95,16 @@ def _calibrate(
 ) -> dict[str, Any]:
     calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=fixed)
     check_ranges(calibration.ranges)
-    storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
-    storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-        artifacts = _write_artifacts(config, program, calibration.ranges, Path(folder))
+        made = Path(folder, "made")
+        made.mkdir()
+        artifacts = _make_artifacts(config, program, calibration.ranges, made)
         baselines = _baselines(config, loaded, program, Path(folder))
-    scores = {}
-    if labelled is not None:
-        predictors = {str(number): artifact.predict for number, artifact in enumerate(baselines + artifacts)}
-        scores = score(predictors, labelled)
-    rows = [
-        _row(artifact, scores.get(str(number)), _latency(artifact, loaded, config.latency_batch_size))
-        for number, artifact in enumerate(baselines + artifacts)
-    ]
+        rows = _measure(config, loaded, baselines + artifacts, labelled)
+        # Only now: what turns out bad while it is scored leaves nothing behind.
+        storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
+        storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
+        storage.upload_folder(made, config.output)
     report = _report(config, calibration, rows[: len(baselines)], rows[len(baselines) :])
     storage.write_json(storage.join(config.output, "report.json"), report)
     return report
@@ -183,10 +182,10 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     storage.check_writable(output)
 
 
-def _write_artifacts(
+def _make_artifacts(
     config: CalibrationConfig, program: ExportedProgram, ranges: Ranges, folder: Path
 ) -> list[_Artifact]:
-    """Convert for every bit width, write each format to the output, and read it back from what was written."""
+    """Convert for every bit width, write each format to a local folder, and read it back from what was written."""
     artifacts = []
     for bits in config.settings:
         quantized = reexport(convert(program, bits, config.placement, ranges), program)
@@ -194,7 +193,6 @@ def _write_artifacts(
             path = folder / f"{bits.label}.{kind}"
             content = _save(quantized, kind, path)
             uri = storage.join(config.output, path.name)
-            storage.write_bytes(uri, content)
             artifacts.append(_Artifact(bits, kind, uri, len(content), _open(kind, content, uri)))
     return artifacts
 
@@ -211,6 +209,22 @@ def _baselines(
         content = _save(program, "onnx", folder / "fp32.onnx")
         baselines.append(_Artifact(None, "onnx", None, len(content), _open("onnx", content, "fp32.onnx")))
     return baselines
+
+
+def _measure(
+    config: CalibrationConfig,
+    loaded: LoadedModel,
+    artifacts: list[_Artifact],
+    labelled: Iterable[tuple[Tensor, Tensor]] | None,
+) -> list[dict[str, Any]]:
+    """A row of figures for each, scored in one pass where there are labelled images."""
+    scores = {}
+    if labelled is not None:
+        scores = score({str(number): artifact.predict for number, artifact in enumerate(artifacts)}, labelled)
+    return [
+        _row(artifact, scores.get(str(number)), _latency(artifact, loaded, config.latency_batch_size))
+        for number, artifact in enumerate(artifacts)
+    ]
 
 
 def _save(program: ExportedProgram, kind: str, path: Path) -> bytes:

@@ -14,31 +14,36 @@ from pipeline.dataset import schema
 
 TIMEOUT_S = 200
 JOBS = {
-    "calibrate": ("--images", "--num_workers=0", "--formats=[pt2]"),
-    "distill": ("--images", "--num_workers=0", "--student.depth_pruned=[0]", "--epochs=1"),
-    "evaluate": ("--labelled",),
+    # Scored last, when there are artefacts already.
+    "calibrate": ("--images={whole}", "--labelled={damaged}", "--num_workers=0", "--formats=[pt2]"),
+    "distill": ("--images={damaged}", "--num_workers=0", "--student.depth_pruned=[0]", "--epochs=1"),
+    "evaluate": ("--labelled={damaged}",),
 }
 
 
+def write(path: Path, codes: list[bytes]) -> str:
+    rows = [{"bytes": code, "path": None} for code in codes]
+    columns = {"image": pa.array(rows, schema.IMAGE), "label": [0, 1, 2], "image_id": ["a", "b", "c"]}
+    path.write_bytes(schema.to_parquet(pa.table(columns)))
+    return str(path)
+
+
 @pytest.fixture
-def damaged(tmp_path: Path) -> str:
-    """Labelled images, the last of which is cut off."""
-    pixels = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+def data(tmp_path: Path) -> dict[str, str]:
+    """Labelled images, and the same with the last one cut off."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     codes = [schema.encode_image(image) for image in pixels]
-    rows = [{"bytes": code, "path": None} for code in (*codes[:2], codes[2][:-40])]
-    table = pa.table({"image": pa.array(rows, schema.IMAGE), "label": [0, 1, 2], "image_id": ["a", "b", "c"]})
-    uri = tmp_path / "damaged.parquet"
-    uri.write_bytes(schema.to_parquet(table))
-    return str(uri)
+    whole = write(tmp_path / "whole.parquet", codes)
+    return {"whole": whole, "damaged": write(tmp_path / "damaged.parquet", [*codes[:2], codes[2][:-40]])}
 
 
-def start(job: str, damaged: str, teacher: Path, output: Path) -> subprocess.Popen[str]:
+def start(job: str, data: dict[str, str], teacher: Path, output: Path) -> subprocess.Popen[str]:
     """The job as a user starts it, on the cluster of the tests."""
-    data, *flags = JOBS[job]
-    command = [sys.executable, "-m", f"jobs.{job}", "--teacher.name", f"local-dir:{teacher}", data, damaged, *flags]
+    flags = [flag.format(**data) for flag in JOBS[job]]
+    command = [sys.executable, "-m", f"jobs.{job}", f"--teacher.name=local-dir:{teacher}", f"--output={output}", *flags]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, "--output", str(output)],
+        command,
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -48,12 +53,14 @@ def start(job: str, damaged: str, teacher: Path, output: Path) -> subprocess.Pop
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_damaged_image_is_one_line_and_leaves_nothing(damaged: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_one_line_and_leaves_nothing(
+    data: dict[str, str], tiny_folder: Path, tmp_path: Path
+) -> None:
     # All at once: most of what they take is imports.
-    started = {job: start(job, damaged, tiny_folder, tmp_path / job) for job in JOBS}
+    started = {job: start(job, data, tiny_folder, tmp_path / job) for job in JOBS}
     for job, process in started.items():
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert (process.returncode, out) == (1, ""), err
-        assert err.startswith(f"error: DatasetError: image 'c' of '{damaged}' cannot be decoded: "), job
+        assert err.startswith(f"error: DatasetError: image 'c' of '{data['damaged']}' cannot be decoded: "), job
         assert err.count("\n") == 1, err
         assert not any(path.is_file() for path in (tmp_path / job).rglob("*"))

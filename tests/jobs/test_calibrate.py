@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from jobs import calibrate
 from pipeline.dataset import write_images
+from pipeline.dataset.schema import encode_image
 
 
 @pytest.fixture
@@ -57,6 +60,10 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
         (["--images", "{tmp}/bad.parquet"], "DatasetError", "bad.parquet"),
         (["--labelled", "{tmp}/unlabelled"], "DatasetError", "has no labels"),
         (["--labelled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
+        (["--labelled", "{tmp}/beyond.parquet"], "DatasetError", "beyond.parquet' has label 10, there are 10 classes"),
+        (["--labelled", "{tmp}/negative.parquet"], "DatasetError", "has label -1, there are 10 classes"),
+        (["--labelled", "{tmp}/noise.parquet"], "DatasetError", "of '{tmp}/noise.parquet' cannot be decoded"),
+        (["--images", "{tmp}/noise.parquet"], "DatasetError", "of '{tmp}/noise.parquet' cannot be decoded"),
         (["--output", "{tmp}/file/out"], "DatasetError", "cannot write to"),
         (["--output", "gopher://out"], "DatasetError", "gopher"),
         (["--teacher.name", "no_such_model"], "ModelError", "no_such_model"),
@@ -75,14 +82,17 @@ def test_what_a_user_gets_wrong_is_told_in_one_line(
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "unlabelled").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "unlabelled" / "a.png")
+    code = encode_image(np.zeros((32, 32, 3), np.uint8))
+    for name, first, label in (("beyond", code, 10), ("negative", code, -1), ("noise", b"noise", 3)):
+        pq.write_table(pa.table({"image": [first, code], "label": [0, label]}), tmp_path / f"{name}.parquet")
     before = sorted(tmp_path.rglob("*"))
     filled = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
     assert calibrate.main(["--config", str(config), *filled]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    (line,) = [line for line in printed.err.splitlines() if line.startswith("error")]
+    (line,) = printed.err.splitlines()
     assert line.startswith(f"error: {error}: ")
-    assert message in line
+    assert message.replace("{tmp}", str(tmp_path)) in line
     assert sorted(tmp_path.rglob("*")) == before
 
 

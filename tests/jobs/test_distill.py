@@ -7,11 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 
 from jobs.distill import main
+from pipeline.dataset.schema import encode_image
 from pipeline.models import ModelConfig, load_model, weight_digest
 from tests.distillation.conftest import write_ragged
 
@@ -37,6 +41,12 @@ def write_config(config: dict[str, Any], tmp_path: Path) -> str:
     path = tmp_path / "distill.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path)
+
+
+def write_beyond(path: Path) -> None:
+    """Images one of which has a label that the teacher has no class for."""
+    code = encode_image(np.zeros((32, 32, 3), np.uint8))
+    pq.write_table(pa.table({"image": [code, code], "label": [0, 10]}), path)
 
 
 def start(flags: list[str]) -> subprocess.Popen[str]:
@@ -105,6 +115,8 @@ def saved_digests(result: dict[str, Any]) -> list[str]:
         ),
         ({"student": {"model": {"name": "resnet99"}}}, [], "ModelError: cannot make model 'resnet99'"),
         ({}, ["--images", "/nowhere"], "DatasetError: no dataset at '/nowhere'"),
+        ({"labelled": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
+        ({"images": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
         ({}, ["--output", "/proc/nowhere"], "DatasetError: cannot write to '/proc/nowhere'"),
         ({}, ["--teacher.checkpoint", "/nowhere.pth"], "CheckpointError"),
     ],
@@ -117,7 +129,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     flags: list[str],
     message: str,
 ) -> None:
-    assert main(["--config", write_config({**config, **changes}, tmp_path), *flags]) == 1
+    write_beyond(tmp_path / "beyond.parquet")
+    filled = {
+        key: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value
+        for key, value in changes.items()
+    }
+    assert main(["--config", write_config({**config, **filled}, tmp_path), *flags]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1

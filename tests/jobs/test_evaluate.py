@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate
 from pipeline.dataset import write_images
+from pipeline.dataset.schema import encode_image
 
 
 @pytest.fixture
@@ -52,7 +55,19 @@ def test_unreadable_artifacts_are_told_in_one_line(
         (tmp_path / name).write_bytes(content)
     flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", labelled, "--output", str(tmp_path / "out")]
     assert evaluate.main([*flags, "--artifacts", json.dumps([str(tmp_path / name)])]) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    (line,) = capsys.readouterr().err.splitlines()
     assert name in line
     assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_beyond_the_classes_are_told_before_a_cluster_is_joined(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "beyond.parquet"
+    code = encode_image(np.zeros((32, 32, 3), np.uint8))
+    pq.write_table(pa.table({"image": [code, code], "label": [0, 99]}), file)
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", str(file), "--output", str(tmp_path / "out")]
+    assert evaluate.main(flags) == 1
+    assert capsys.readouterr().err == f"error: DatasetError: '{file}' has label 99, there are 10 classes\n"
     assert not (tmp_path / "out").exists()
