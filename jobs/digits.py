@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from jobs.entry import run_job
+from pipeline.checks import check_finite
 from pipeline.config import to_dict
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
@@ -67,6 +68,7 @@ class DigitsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("epochs", "batch_size", "lr", "held_out", "images_per_class", "threads"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

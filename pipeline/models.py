@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.checkpoints import read_state_dict
+from pipeline.checks import check_finite
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
 from pipeline.storage import absolute, read_bytes
 
@@ -63,6 +64,7 @@ class ModelConfig:
     std: list[float] | None = None
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.in_chans not in (None, 1, 3):
             raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")
         if self.num_classes is not None and self.num_classes < 1:

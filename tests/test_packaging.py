@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 # What each part may import of the project, besides itself. Jobs may import everything.
 ALLOWED = {
     "pipeline.inversion": {
+        "pipeline.checks",
         "pipeline.errors",
         "pipeline.families",
         "pipeline.last_block",
@@ -34,6 +35,7 @@ ALLOWED = {
     "pipeline.ranking": {"pipeline.errors"},
     "pipeline.last_block": set(),
     "pipeline.errors": set(),
+    "pipeline.checks": {"pipeline.errors"},
     "pipeline.config": {"pipeline.errors"},
     "pipeline.storage": {"pipeline.errors"},
     "pipeline.report": {"pipeline.errors"},

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 
@@ -110,6 +111,7 @@ class DistillationConfig:
     max_failures: int = 3
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in (*_POSITIVE, "cpus_per_worker"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")

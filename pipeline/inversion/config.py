@@ -1,9 +1,9 @@
 """The settings of an inversion."""
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
 from pipeline.inversion.schedule import (
     Change,
@@ -117,10 +117,7 @@ class InversionConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in numbers.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{name} must be finite, not {value}")
+        check_finite(self)
         if self.iterations < 0:
             raise ConfigError(f"iterations must not be negative, not {self.iterations}")
         if self.lr <= 0:
