@@ -63,6 +63,20 @@ def enlarge_weights(model: nn.Module) -> nn.Module:
     return model
 
 
+def make_manifest(digest: str, **changes: object) -> dict[str, object]:
+    """A synthetic dataset's, as far as it is read."""
+    whole: dict[str, object] = {
+        "schema_version": 1,
+        "digest": digest,
+        "num_shards": 3,
+        "num_images": 15,
+        "class_names": [f"class {letter}" for letter in "abcdefghij"],
+        "image_size": [3, 32, 32],
+        "teacher": {"name": "tiny", "weights_sha256": "0" * 64},
+    }
+    return {**whole, **changes}
+
+
 @pytest.fixture
 def tiny_model() -> nn.Module:
     return make_tiny_model()

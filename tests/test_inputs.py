@@ -14,7 +14,7 @@ from pipeline.image_reader import num_patches
 from pipeline.inputs import check_inputs, read_inputs
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, ModelConfig, load_model, real_image_transform, save_model
-from tests.conftest import make_tiny_model
+from tests.conftest import make_manifest, make_tiny_model
 
 DIGEST = "0123456789abcdef" * 4
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
@@ -38,8 +38,7 @@ def write_synthetic(folder: Path, *, side: int = 32, keep: list[list[int]], labe
     columns |= {"image": schema.image_column(list(images), ids), "label": labels, "keep_indices": keep, "image_id": ids}
     table = pa.table(columns, schema=schema.arrow_schema(NAMES))
     store.write_part(str(folder), 0, DIGEST, schema.to_parquet(table))
-    manifest = {"schema_version": 1, "digest": DIGEST, "class_names": NAMES, "image_size": [3, side, side]}
-    store.write_manifest(str(folder), manifest)
+    store.write_manifest(str(folder), make_manifest(DIGEST, class_names=NAMES, image_size=[3, side, side]))
     return images
 
 

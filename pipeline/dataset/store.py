@@ -21,6 +21,16 @@ from pipeline.errors import DatasetError
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _TEMPORARY = ".tmp"
+# What is read of a manifest, by any stage.
+_MANIFEST: dict[str, type] = {
+    "digest": str,
+    "num_shards": int,
+    "num_images": int,
+    "class_names": list,
+    "image_size": list,
+    "teacher": dict,
+}
+_TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 
 
 def part_name(shard_id: int, digest: str) -> str:
@@ -135,16 +145,28 @@ def read_manifest(output: str) -> dict[str, Any]:
     """The manifest of a dataset.
 
     Raises:
-        DatasetError: there is none, or it is none of ours.
+        DatasetError: there is none, it is none of ours, or it lacks something.
     """
     uri = manifest_uri(output)
     manifest = storage.read_json(uri)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
-        raise DatasetError(f"{uri!r} is not a manifest of this software: it has no digest")
+    if not isinstance(manifest, dict):
+        raise DatasetError(f"{uri!r} is not a manifest of this software, but a {type(manifest).__name__}")
     if manifest.get("schema_version") != schema.SCHEMA_VERSION:
         version = manifest.get("schema_version")
         raise DatasetError(f"{uri!r} has schema version {version!r}, this software reads {schema.SCHEMA_VERSION}")
+    _check_keys(uri, manifest, _MANIFEST)
+    _check_keys(uri, manifest["teacher"], _TEACHER, "teacher.")
+    if [type(side) for side in manifest["image_size"]] != [int] * 3:
+        raise DatasetError(f"{uri!r} has {manifest['image_size']} as 'image_size', it must be [C, H, W]")
     return manifest
+
+
+def _check_keys(uri: str, values: Mapping[str, Any], kinds: Mapping[str, type], prefix: str = "") -> None:
+    for name, kind in kinds.items():
+        if name not in values:
+            raise DatasetError(f"{uri!r} is not a whole manifest: it has no {prefix + name!r}")
+        if not isinstance(values[name], kind):
+            raise DatasetError(f"{uri!r} has {values[name]!r} as {prefix + name!r}, it must be {kind.__name__}")
 
 
 def write_manifest(output: str, manifest: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
+from tests.conftest import make_manifest
 
 DIGEST = "0123456789abcdef" * 4
 NAMES = ["zero", "one", "two"]
@@ -39,8 +40,7 @@ def write_synthetic(folder: Path, *, shards: int = 2, side: int = 8, channels: i
         }
         table = pa.table(columns, schema=schema.arrow_schema(NAMES))
         store.write_part(str(folder), shard_id, DIGEST, schema.to_parquet(table))
-    manifest = {"schema_version": 1, "digest": DIGEST, "class_names": NAMES, "image_size": [channels, side, side]}
-    store.write_manifest(str(folder), manifest)
+    store.write_manifest(str(folder), make_manifest(DIGEST, class_names=NAMES, image_size=[channels, side, side]))
     return folder
 
 
@@ -181,7 +181,7 @@ def _stray(folder: Path) -> str:
 
 
 def _no_parts(folder: Path) -> str:
-    store.write_manifest(str(folder), {"schema_version": 1, "digest": DIGEST, "class_names": NAMES})
+    store.write_manifest(str(folder), make_manifest(DIGEST))
     return "no parts"
 
 

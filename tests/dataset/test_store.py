@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from pipeline import storage
 from pipeline.dataset import store, write_images
 from pipeline.errors import DatasetError
+from tests.conftest import make_manifest
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -65,6 +67,21 @@ def test_foreign_files_under_data_are_named(tmp_path: Path, name: str) -> None:
 def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DatasetError, match=r"manifest\.json"):
+        store.read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["digest", "num_shards", "num_images", "class_names", "image_size", "teacher", "teacher.weights_sha256"]
+)
+@pytest.mark.parametrize("value", [None, 1.5])
+def test_a_manifest_that_lacks_something_is_refused_by_name(tmp_path: Path, name: str, value: float | None) -> None:
+    manifest: dict[str, Any] = make_manifest(DIGEST)
+    holder, key = (manifest["teacher"], name.partition(".")[2]) if "." in name else (manifest, name)
+    del holder[key]
+    if value is not None:
+        holder[key] = value
+    store.write_manifest(str(tmp_path), manifest)
+    with pytest.raises(DatasetError, match=f"manifest.json' .*'{name}'"):
         store.read_manifest(str(tmp_path))
 
 

@@ -7,6 +7,7 @@ import pytest
 from jobs import status
 from pipeline.dataset import store
 from pipeline.dataset.schema import to_parquet
+from tests.conftest import make_manifest
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -18,7 +19,7 @@ def part(shard_id: int) -> bytes:
 
 
 def begin(output: str) -> None:
-    store.write_manifest(output, {"schema_version": 1, "digest": DIGEST, "num_shards": 3, "num_images": 15})
+    store.write_manifest(output, make_manifest(DIGEST))
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])
