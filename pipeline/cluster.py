@@ -20,14 +20,11 @@ def connect() -> bool:
     to Ray's log files, and Ray Data tells of warnings alone.
 
     Returns:
-        Whether a local cluster was started: one that no node will join.
+        Whether the cluster is one that this process started, now or before: no node will join it.
     """
-    started_here = False
     if not ray.is_initialized():
         # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-        node = worker._global_node
-        started_here = node is not None and node.is_head()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -39,7 +36,9 @@ def connect() -> bool:
     context.print_on_execution_start = False
     # Our own errors come back as what they are, and not as text in Ray's.
     context.raise_original_map_exception = True
-    return started_here
+    # None where Ray Client speaks to a cluster from afar.
+    node = worker._global_node
+    return node is not None and node.is_head()
 
 
 @contextmanager

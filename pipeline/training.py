@@ -1,5 +1,6 @@
 """What every Ray Train run of ours has in common: where it keeps its state, what it asks for, how it fails."""
 
+import math
 import sys
 from typing import Any, Literal
 
@@ -15,17 +16,18 @@ from pipeline.cluster import free_resources
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
 
 Device = Literal["auto", "cpu", "cuda"]
-# Ray Train waits a minute for its workers to start, and then again: an autoscaler gets half an hour to bring nodes.
-_START_ATTEMPTS = 30
+# Ray Train waits as long for its workers to start, and then again.
+_START_ATTEMPT_S = 60
 
 
-def run_config(folder: str, name: str, max_failures: int) -> RunConfig:
+def run_config(folder: str, name: str, *, max_failures: int, start_timeout_s: int) -> RunConfig:
     """Keep a run's state in a folder at any fsspec location.
 
     Args:
         folder: under the job's output.
         name: of the run; a run of the same name in the same folder goes on from its last checkpoint.
         max_failures: how often workers may be lost.
+        start_timeout_s: to wait for all workers to start; rounded up to whole minutes.
     """
     fs, path = storage.filesystem(storage.absolute(folder))
     local = isinstance(fs, LocalFileSystem)
@@ -33,7 +35,9 @@ def run_config(folder: str, name: str, max_failures: int) -> RunConfig:
         name=name,
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-        failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS - 1),
+        failure_config=FailureConfig(
+            max_failures=max_failures, controller_failure_limit=math.ceil(start_timeout_s / _START_ATTEMPT_S) - 1
+        ),
     )
 
 

@@ -35,14 +35,21 @@ def test_another_error_is_told_in_a_line() -> None:
 
 
 def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
-    config = run_config(str(tmp_path / "train"), "name", 2)
+    config = run_config(str(tmp_path / "train"), "name", max_failures=2, start_timeout_s=900)
     assert (config.storage_path, config.storage_filesystem) == (str(tmp_path / "train"), None)
     assert config.failure_config is not None
     assert config.failure_config.max_failures == 2
 
 
+@pytest.mark.parametrize(("start_timeout_s", "minutes"), [(1, 1), (60, 1), (61, 2), (900, 15)])
+def test_ray_is_asked_again_each_minute(tmp_path: Path, start_timeout_s: int, minutes: int) -> None:
+    config = run_config(str(tmp_path), "name", max_failures=0, start_timeout_s=start_timeout_s)
+    assert config.failure_config is not None
+    assert config.failure_config.controller_failure_limit == minutes - 1
+
+
 def test_state_is_kept_at_any_location() -> None:
-    config = run_config("memory://bucket/train", "name", 0)
+    config = run_config("memory://bucket/train", "name", max_failures=0, start_timeout_s=60)
     assert config.storage_path == "/bucket/train"
     assert isinstance(config.storage_filesystem, pyarrow.fs.PyFileSystem)
 

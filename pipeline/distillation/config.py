@@ -13,6 +13,7 @@ _NOT_IN_DIGEST = (
     "num_workers",
     "cpus_per_worker",
     "device",
+    "start_timeout_s",
     "max_failures",
     "checkpoint_every",
     "cache_gb",
@@ -79,6 +80,7 @@ class DistillationConfig:
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is a GPU for each worker where the cluster has any.
         allow_incomplete: take what there is of a synthetic dataset that is not whole.
+        start_timeout_s: to wait for all workers to start, nodes being started meanwhile; in whole minutes.
         max_failures: how often to go on from the last checkpoint after a worker died.
     """
 
@@ -108,11 +110,12 @@ class DistillationConfig:
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_incomplete: bool = False
+    start_timeout_s: int = 900
     max_failures: int = 3
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in (*_POSITIVE, "cpus_per_worker"):
+        for name in (*_POSITIVE, "cpus_per_worker", "start_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
         for name in _NOT_NEGATIVE:

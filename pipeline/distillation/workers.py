@@ -91,7 +91,12 @@ def _fit(task: Task, scaling: ScalingConfig, torch_config: TorchConfig) -> list[
         partial(_train_on_worker, task),
         torch_config=torch_config,
         scaling_config=scaling,
-        run_config=run_config(folder, f"distill-{task.digest[:8]}", task.config.max_failures),
+        run_config=run_config(
+            folder,
+            f"distill-{task.digest[:8]}",
+            max_failures=task.config.max_failures,
+            start_timeout_s=task.config.start_timeout_s,
+        ),
     )
     try:
         return fit(trainer)

@@ -31,6 +31,7 @@ class CalibrationConfig:
         num_workers: Ray Train workers; 0 calibrates within this process.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` is one GPU for each worker where the cluster has any.
+        start_timeout_s: to wait for all workers to start, nodes being started meanwhile; in whole minutes.
         max_failures: how often a worker may be lost before the job gives up.
         allow_incomplete: take what there is of a synthetic dataset that is not whole.
         allow_other_teacher: take synthetic images of another teacher than this model, as for quantizing a student.
@@ -52,6 +53,7 @@ class CalibrationConfig:
     num_workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_timeout_s: int = 900
     max_failures: int = 3
     allow_incomplete: bool = False
     allow_other_teacher: bool = False
@@ -61,10 +63,10 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
-        for name in ("batch_size", "cpus_per_worker", "score_batch_size", "latency_batch_size"):
+        for name in ("batch_size", "cpus_per_worker", "start_timeout_s", "score_batch_size", "latency_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("num_workers", "max_failures"):
+        for name in ("seed", "num_workers", "max_failures"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, as {getattr(self, name)} is")
         if self.max_images is not None and self.max_images < 1:

@@ -12,7 +12,8 @@ import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer, get_device
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline import storage
 from pipeline.cluster import own_errors
@@ -65,14 +66,19 @@ def calibrate_ranges(
         fixed: no node can join the cluster any more.
 
     Raises:
+        ConfigError: a fixed cluster is too small.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
+    workers = None
+    if config.num_workers:
+        # Before the first image is read: a cluster may be too small.
+        workers = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     with own_errors():
         images = _in_memory(config, images)
         rows = _index(images, _dense_patches(config, loaded))
         windows = plan_windows(rows, config.batch_size, config.max_images, config.seed)
-        if config.num_workers:
-            calibration = _calibrate_on_workers(config, images, loaded, windows, digest, fixed=fixed)
+        if workers is not None:
+            calibration = _calibrate_on_workers(config, images, loaded, windows, digest, *workers)
         else:
             calibration = _calibrate_here(config, images, loaded, windows)
     _check_complete(calibration, windows)
@@ -121,14 +127,13 @@ def _calibrate_on_workers(
     loaded: LoadedModel,
     windows: Sequence[Window],
     digest: str,
-    *,
-    fixed: bool,
+    scaling: ScalingConfig,
+    torch_config: TorchConfig,
 ) -> Calibration:
     shares = share_windows(windows, config.num_workers)
     # A worker without windows has an empty part, which ends where the one before it ends.
     cuts = list(accumulate((share[-1].stop if share else 0 for share in shares[:-1]), max))
     parts = images.split_at_indices(cuts) if cuts else [images]
-    scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     folder = storage.join(config.output, TRAIN_FOLDER)
     trainer = TorchTrainer(
         _observe_part,
@@ -142,7 +147,12 @@ def _calibrate_on_workers(
         # Parts are cut at the windows above: Ray's own split would drop a remainder, or cut through a batch.
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=scaling,
-        run_config=run_config(folder, f"calibrate-{digest[:8]}", config.max_failures),
+        run_config=run_config(
+            folder,
+            f"calibrate-{digest[:8]}",
+            max_failures=config.max_failures,
+            start_timeout_s=config.start_timeout_s,
+        ),
     )
     # A run holds nothing to go on from: one that was cut off starts anew, for it is one pass over few images.
     storage.remove_folder(folder)

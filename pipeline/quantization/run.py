@@ -76,11 +76,11 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     identity = _identity(config, source, loaded)
     _claim(config.output, identity)
 
-    started_here = connect()
+    fixed = connect()
     images = read_inputs(config.images, loaded, source=source)
     batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
     with storage.writing_to(config.output):
-        return _calibrate(config, loaded, program, identity, images, batches, fixed=started_here)
+        return _calibrate(config, loaded, program, identity, images, batches, fixed=fixed)
 
 
 def _calibrate(

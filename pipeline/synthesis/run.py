@@ -48,8 +48,8 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     if plan.to_do:
         try:
             with own_errors():
-                started_here = connect()
-                options = pool_options(plan.config, len(plan.to_do), fixed=started_here)
+                fixed = connect()
+                options = pool_options(plan.config, len(plan.to_do), fixed=fixed)
                 _begin(plan)
                 outcomes = _invert_missing(plan, options)
         except IncompleteError as error:
@@ -220,8 +220,8 @@ def _dry_run(plan: Plan) -> dict[str, Any]:
         return {**summary, "estimated_hours": 0.0}
     largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
     with own_errors():
-        started_here = connect()
-        options = pool_options(config, len(plan.to_do), fixed=started_here)
+        fixed = connect()
+        options = pool_options(config, len(plan.to_do), fixed=fixed)
         actors = options.pop("compute").max_size
         trial = ray.remote(**options)(probe).remote(config, largest, _sharing(options, actors))
         probed: Probe = ray.get(trial, timeout=config.pool.start_timeout_s)

@@ -52,6 +52,8 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
     [
         (["--settings", "[{weights: 0}]"], "ConfigError", "weights must have 2 to 16 bits, not 0"),
         (["--settings", "[{activations: 17}]"], "ConfigError", "activations must have 2 to 16 bits, not 17"),
+        (["--seed", "-1"], "ConfigError", "seed must not be negative"),
+        (["--start_timeout_s", "0"], "ConfigError", "start_timeout_s must be at least 1, not 0"),
         (["--placement", "everywhere"], "ConfigError", "everywhere"),
         (["--mode", "thick"], "ConfigError", "thick"),
         (["--formats", "[tflite]"], "ConfigError", "tflite"),
@@ -94,6 +96,15 @@ def test_what_a_user_gets_wrong_is_told_in_one_line(
     assert line.startswith(f"error: {error}: ")
     assert message.replace("{tmp}", str(tmp_path)) in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_more_workers_than_this_machine_holds_are_not_waited_for(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate.main(["--config", str(config), "--num_workers", "500"]) == 1
+    assert "error: ConfigError: 500 workers with 1 CPU each, and there are 8 CPUs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("ray_session")
