@@ -23,6 +23,7 @@ from pipeline.checkpoints import read_state_dict
 from pipeline.checks import check_finite
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
 from pipeline.storage import absolute, read_bytes
+from pipeline.weights import check_finite_weights, check_first_layer, check_heads
 
 LOCAL_DIR = "local-dir:"
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
@@ -122,10 +123,11 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
 
     Raises:
         ModelError: unknown name, arguments the family does not take, or another class count than its weights have.
-        CheckpointError: weights missing, corrupt, unsafe or of another model.
+        CheckpointError: weights missing, corrupt, unsafe, not finite or of another model.
         ConfigError: class names or normalisation that do not fit the model.
     """
     model = _create(config, trained).eval()
+    check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = _input_size(model, data_config)
     mean = _per_channel("mean", config.mean, data_config["mean"], channels)
@@ -209,6 +211,7 @@ def _create(config: ModelConfig, trained: bool) -> nn.Module:
     model = _create_timm(config, pretrained=from_folder or config.pretrained)
     if trained:
         _check_own_head(config, model)
+        _check_own_patches(config, model)
     return model
 
 
@@ -226,7 +229,8 @@ def _create_with_checkpoint(config: ModelConfig, uri: str) -> nn.Module:
     with torch.device("meta"):
         outline = _create_timm(config, pretrained=False)
     weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
-    _check_heads(uri, weights, outline)
+    check_heads(uri, weights, outline)
+    check_first_layer(f"checkpoint {uri!r}", weights, outline)
     overlay = {
         "state_dict": weights,
         "num_classes": outline.num_classes,
@@ -242,22 +246,26 @@ def _create_with_checkpoint(config: ModelConfig, uri: str) -> nn.Module:
     return model
 
 
-def _check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
-    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
-    for head in (classifier,) if isinstance(classifier, str) else classifier:
-        weight = weights.get(f"{head}.weight")
-        if weight is not None and weight.shape[0] != model.num_classes:
-            raise CheckpointError(
-                f"checkpoint {uri!r} has {weight.shape[0]} classes, the model has {model.num_classes}: "
-                f"set num_classes to {weight.shape[0]}"
-            )
-
-
 def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
     """timm gives a pretrained model a fresh random head when asked for another class count; a teacher needs its own."""
     own = model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
     if own is not None and own != model.num_classes:
         raise ModelError(f"model {config.name!r} was trained for {own} classes, num_classes says {model.num_classes}")
+
+
+def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
+    """A teacher must read the patches and channels that it was trained on.
+
+    Raises:
+        CheckpointError: the config asks for others than the weights were trained with.
+    """
+    if config.in_chans is None and not config.model_args:
+        return
+    # Made as the weights' own config says.
+    own = dataclasses.replace(config, in_chans=None, num_classes=None, model_args={}, mean=None, std=None)
+    with torch.device("meta"):
+        trained = _create_timm(own, pretrained=False)
+    check_first_layer(f"model {config.name!r}", trained.state_dict(), model)
 
 
 def _input_size(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:

@@ -99,6 +99,51 @@ def test_a_checkpoint_of_another_model(checkpoint: Path) -> None:
         load_model(config(checkpoint, model_args={**SIZES, "depth": 3}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {**SIZES, "patch_size": 16}}, "on 8x8 pixels of 3 channels, the model reads 16x16 pixels of 3"),
+        ({"in_chans": 1}, "on 8x8 pixels of 3 channels, the model reads 8x8 pixels of 1 channel$"),
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_checkpoint_of_other_patches_or_channels(
+    checkpoint: Path, changes: dict[str, Any], message: str, trained: bool
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"teacher\.pth' was trained {message}"):
+        load_model(config(checkpoint, **changes), trained=trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {"patch_size": 4}}, "on 8x8 pixels of 3 channels, the model reads 4x4 pixels of 3 channels"),
+        ({"in_chans": 1}, "on 8x8 pixels of 3 channels, the model reads 8x8 pixels of 1 channel$"),
+    ],
+)
+def test_a_folder_of_other_patches_or_channels(tiny_folder: Path, changes: dict[str, Any], message: str) -> None:
+    asked = ModelConfig(name=f"local-dir:{tiny_folder}", **changes)
+    with pytest.raises(CheckpointError, match=f"was trained {message}"):
+        load_model(asked)
+    # What is to be trained anyway may start from there.
+    assert load_model(asked, trained=False).class_names[0] == "class a"
+
+
+def test_other_image_sizes_are_resampled(checkpoint: Path, tiny_folder: Path) -> None:
+    assert load_model(config(checkpoint, model_args={**SIZES, "img_size": 48})).input_size == (3, 48, 48)
+    folder = ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})
+    assert load_model(folder).input_size == (3, 48, 48)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path: Path, tiny_model: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        tiny_model.get_parameter("blocks.1.mlp.fc1.weight")[3, 4] = value
+    torch.save(tiny_model.state_dict(), tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=r"bad\.pth' are not finite: 'blocks\.1\.mlp\.fc1\.weight'"):
+        load_model(config(tmp_path / "bad.pth"))
+
+
 def test_class_names_from_a_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
     assert load_model(config(checkpoint, class_names=str(tmp_path / "names.txt"))).class_names == list("abcdefghij")

@@ -1,0 +1,62 @@
+"""What a model's weights must be, before anything is computed with them."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError
+
+
+def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
+    """A classifier must have as many classes as the model.
+
+    Raises:
+        CheckpointError: with the number to set.
+    """
+    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
+    for head in (classifier,) if isinstance(classifier, str) else classifier:
+        weight = weights.get(f"{head}.weight")
+        if weight is not None and weight.shape[0] != model.num_classes:
+            raise CheckpointError(
+                f"checkpoint {uri!r} has {weight.shape[0]} classes, the model has {model.num_classes}: "
+                f"set num_classes to {weight.shape[0]}"
+            )
+
+
+def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """timm resamples trained weights to other patches and channels, and what comes out is another model.
+
+    Args:
+        what: holds the weights, for the message.
+        weights: as they were trained.
+        model: as it was asked for.
+
+    Raises:
+        CheckpointError: the two differ.
+    """
+    layers = model.pretrained_cfg.get("first_conv") or ()  # type: ignore[union-attr]
+    made = model.state_dict()
+    for layer in (layers,) if isinstance(layers, str) else layers:
+        trained, asked = weights.get(f"{layer}.weight"), made.get(f"{layer}.weight")
+        # What is flat or under another name is of another layout, which timm's filter for the family may know.
+        if trained is None or asked is None or trained.ndim != 4 or asked.ndim != 4:
+            continue
+        if trained.shape[1:] != asked.shape[1:]:
+            raise CheckpointError(f"{what} was trained on {_first_text(trained)}, the model reads {_first_text(asked)}")
+
+
+def _first_text(weight: Tensor) -> str:
+    """What a first layer's weight [D, C, height, width] looks at."""
+    _, channels, height, width = weight.shape
+    return f"{height}x{width} pixels of {channels} channel{'s' if channels > 1 else ''}"
+
+
+def check_finite_weights(where: str, model: nn.Module) -> None:
+    """A NaN in the weights would come to light shard after shard.
+
+    Raises:
+        CheckpointError: with the name of the tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"weights of {where!r} are not finite: {name!r} has NaN or infinity")
