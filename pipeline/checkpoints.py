@@ -7,7 +7,9 @@ and containers is `argparse.Namespace`, which timm's CheckpointSaver stores.
 import argparse
 import io
 import pickle
+import re
 import struct
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -62,18 +64,24 @@ def _read_safetensors(uri: str) -> dict[str, Tensor]:
 def _read_pickle(uri: str) -> Any:
     content = io.BytesIO(_content(uri))
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Of pickle protocols, that there is a read-only storage, and other things that a user can do nothing about.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {uri!r} holds more than weights, or is not a checkpoint, and was not opened: {_reason(error)}"
-        ) from error
+        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
     except _CORRUPT_ERRORS as error:
         raise CheckpointError(f"checkpoint {uri!r} is corrupt: {_reason(error)}") from error
 
 
+def refusal_of(error: pickle.UnpicklingError) -> str:
+    """Why `torch.load` with `weights_only` did not read a file; its own text is advice to run what is in there."""
+    unknown = re.search(r"GLOBAL (\S+)", str(error))
+    return f"holds more than weights ({unknown[1]})" if unknown else "holds more than weights, or is not a checkpoint"
+
+
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
 
 
 def _find_weights(uri: str, checkpoint: Any, use_ema: bool) -> dict[str, Tensor]:

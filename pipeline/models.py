@@ -23,7 +23,7 @@ from pipeline.checkpoints import read_state_dict
 from pipeline.checks import check_finite
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
 from pipeline.storage import absolute, read_bytes
-from pipeline.weights import check_finite_weights, check_first_layer, check_heads
+from pipeline.weights import check_finite_weights, check_first_layer, check_heads, describe_misfit
 
 LOCAL_DIR = "local-dir:"
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
@@ -241,7 +241,8 @@ def _create_with_checkpoint(config: ModelConfig, uri: str) -> nn.Module:
     try:
         model = _create_timm(config, pretrained=True, pretrained_cfg_overlay=overlay)
     except ModelError as error:
-        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {error}") from error
+        reason = _first_lines(error.__cause__ or error)
+        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
     return model
 
@@ -334,4 +335,4 @@ def _own_names(model: nn.Module, count: int) -> list[str]:
 
 
 def _first_lines(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    return describe_misfit(error) or " ".join(f"{type(error).__name__}: {error}".split())[:400]

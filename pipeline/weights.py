@@ -1,5 +1,6 @@
 """What a model's weights must be, before anything is computed with them."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -49,6 +50,27 @@ def _first_text(weight: Tensor) -> str:
     """What a first layer's weight [D, C, height, width] looks at."""
     _, channels, height, width = weight.shape
     return f"{height}x{width} pixels of {channels} channel{'s' if channels > 1 else ''}"
+
+
+def describe_misfit(error: BaseException) -> str | None:
+    """What `load_state_dict` says of a model's own layout, in short: how many names and shapes differ, and the first.
+
+    None where the error is about something else.
+    """
+    text, found = str(error), []
+    for kind in ("Missing", "Unexpected"):
+        names = re.findall(r'"([^"]+)"', "".join(re.findall(rf"{kind} key\(s\) in state_dict: (.*)", text)))
+        if names:
+            found.append(f"{len(names)} {kind.lower()} tensors ({_first_few(names)})")
+    shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\) from .*?Size\((.*?)\)", text)
+    if shapes:
+        mismatched = [f"{name} is {given}, not {wanted}" for name, given, wanted in shapes]
+        found.append(f"{len(shapes)} tensors of other shapes ({_first_few(mismatched)})")
+    return ", ".join(found) or None
+
+
+def _first_few(items: list[str], count: int = 3) -> str:
+    return ", ".join([*items[:count], *(["..."] if len(items) > count else [])])
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:

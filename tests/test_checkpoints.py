@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,20 @@ class Bomb:
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match=r"bad\.pth.*not opened"):
-        read_state_dict(str(tmp_path / "bad.pth"), ["a"])
     (tmp_path / "worse.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    with pytest.raises(CheckpointError, match=r"worse\.pth"):
-        read_state_dict(str(tmp_path / "worse.pth"), ["a"])
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    told = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("bad.pth", "worse.pth", "module.pth"):
+            with pytest.raises(CheckpointError) as refused:
+                read_state_dict(str(tmp_path / name), ["a"])
+            told[name] = str(refused.value).removeprefix(f"checkpoint {str(tmp_path / name)!r} ")
+    # Not a word of torch's, which tells how to run what is in there.
+    assert told["bad.pth"].startswith("holds more than weights (")
+    assert told["bad.pth"].endswith("), and was not opened")
+    assert told["worse.pth"] == "holds more than weights, or is not a checkpoint, and was not opened"
+    assert told["module.pth"] == "holds more than weights (torch.nn.modules.linear.Linear), and was not opened"
     assert not (tmp_path / "ran").exists()
 
 

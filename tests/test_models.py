@@ -95,8 +95,16 @@ def test_another_class_count_than_the_folder(tiny_folder: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"teacher\.pth.*does not fit"):
+    with pytest.raises(CheckpointError) as deeper:
         load_model(config(checkpoint, model_args={**SIZES, "depth": 3}))
+    assert str(deeper.value) == (
+        f"checkpoint {str(checkpoint)!r} does not fit model 'vit_tiny_patch16_224': "
+        "12 missing tensors (blocks.2.norm1.weight, blocks.2.norm1.bias, blocks.2.attn.qkv.weight, ...)"
+    )
+    with pytest.raises(CheckpointError) as wider:
+        load_model(config(checkpoint, model_args={**SIZES, "depth": 1, "embed_dim": 48}))
+    assert "12 unexpected tensors (blocks.1.norm1.weight, " in str(wider.value)
+    assert "tensors of other shapes (cls_token is [1, 1, 32], not [1, 1, 48], " in str(wider.value)
 
 
 @pytest.mark.parametrize(

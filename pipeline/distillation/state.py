@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.checkpoints import refusal_of
 from pipeline.errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -80,7 +81,9 @@ def load_state(output: str, digest: str) -> TrainingState | None:
     try:
         values = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
         state = TrainingState(**values)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
+    except (RuntimeError, EOFError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
     if state.digest != digest:
         raise CheckpointError(f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}")

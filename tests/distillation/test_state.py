@@ -74,6 +74,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     torch.save({"digest": Malicious()}, tmp_path / "checkpoints" / "epoch-00001.pt")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"holds more than weights .*not opened"):
         load_state(str(tmp_path), "d" * 64)
     assert not (tmp_path / "was-run").exists()
