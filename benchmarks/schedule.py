@@ -3,8 +3,9 @@
     python -m benchmarks.schedule --model deit_base_patch16_224 --batch 128 --dtype bfloat16 --steps 20 --rounds 7
 
 Every phase (196, 137, 95, 66 and 46 patches alive) is a run of its own, ours and the plain one's, and all are stepped
-in turn. A dense schedule is 4000 steps of the first phase. Beside the seconds: the work counted, how near to the
-machine's peak it is done, the memory of the first phase, where it peaks, and what `--compile` takes before it gives.
+in turn; so are the phases of Patch Rebirth (196, 147, 98 and 49 for `--rebirth 4`, nearly as sparse), which leaves that
+many images a run. A dense schedule is 4000 steps of the first phase. Beside the seconds: the work counted, how near to
+the machine's peak it is done, the memory of the first phase, where it peaks, and what `--compile` takes at first.
 Needs neither Ray nor torchao. Prints one JSON line.
 """
 
@@ -34,11 +35,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
     phases = InversionConfig().phases(teacher.num_patches)
+    rebirth = InversionConfig(rebirth=options.rebirth).phases(teacher.num_patches)
     # First, while nothing else is on the device.
     memory = _memory(options, teacher)
-    ours = [_our_run(options, teacher, None if n == teacher.num_patches else n) for _, n in phases]
+    ours, reborn = (
+        [_our_run(options, teacher, None if n == teacher.num_patches else n) for _, n in schedule]
+        for schedule in (phases, rebirth)
+    )
     plain = [_plain_run(options, device, n) for _, n in phases] if options.plain else []
-    step_s = _time(ours, plain, options, device)
+    runs: dict[str, Sequence[Inversion | PlainInversion]] = {"ours": ours, "plain": plain, "rebirth": reborn}
+    step_s = _time(runs, options, device)
+    rebirth_s = step_s.pop("rebirth")
     schedule_s = schedule_seconds(phases, step_s)
     compile_s = sum(run.result().compile_s for run in ours)
     return {
@@ -49,6 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "step_s": {name: [float(f"{value:.4g}") for value in values] for name, values in step_s.items()},
         "schedule_s": {name: round(value, 1) for name, value in schedule_s.items()},
         "ratios": _ratios(schedule_s),
+        "an_image": _an_image(options, teacher, (phases, rebirth), schedule_s, _run_seconds(rebirth, rebirth_s)),
         "work": _work(options, teacher, phases, step_s["ours"], device),
         "compile": _compiling(compile_s, schedule_s["ours_sparse"]) if options.compile else None,
         "memory": memory,
@@ -59,11 +67,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def schedule_seconds(phases: Phases, step_s: dict[str, list[float]]) -> dict[str, float]:
     """Whole runs, sparse and dense, of each that was timed; phases are (steps, patches alive), the first is dense."""
     total = sum(num_steps for num_steps, _ in phases)
-    sparse = {
-        f"{name}_sparse": sum(num_steps * s for (num_steps, _), s in zip(phases, values, strict=True))
-        for name, values in step_s.items()
-    }
+    sparse = {f"{name}_sparse": _run_seconds(phases, values) for name, values in step_s.items()}
     return sparse | {f"{name}_dense": total * values[0] for name, values in step_s.items()}
+
+
+def _run_seconds(phases: Phases, step_s: Sequence[float]) -> float:
+    return sum(num_steps * s for (num_steps, _), s in zip(phases, step_s, strict=True))
+
+
+def _an_image(
+    options: argparse.Namespace,
+    teacher: Teacher,
+    schedules: tuple[Phases, Phases],
+    schedule_s: dict[str, float],
+    rebirth_s: float,
+) -> dict[str, dict[str, float]]:
+    """What an image of ours takes, dense, sparse and by rebirth: seconds, and counted work with dense as 1."""
+    shape, (phases, rebirth) = TeacherShape.of(teacher), schedules
+    dense = step_flops(shape, teacher.num_patches).total * sum(num_steps for num_steps, _ in phases)
+    taken = {"dense": schedule_s["ours_dense"], "sparse": schedule_s["ours_sparse"]}
+    seconds_each = {name: value / options.batch for name, value in taken.items()}
+    seconds_each["rebirth"] = rebirth_s / options.batch / options.rebirth
+    work = {"dense": 1.0, "sparse": run_flops(shape, phases).total / dense}
+    work["rebirth"] = run_flops(shape, rebirth).total / options.rebirth / dense
+    return {
+        "seconds": {name: float(f"{value:.4g}") for name, value in seconds_each.items()},
+        "work": {name: round(value, 3) for name, value in work.items()},
+    }
 
 
 def _our_run(options: argparse.Namespace, teacher: Teacher, alive: int | None) -> Inversion:
@@ -79,10 +109,10 @@ def _plain_run(options: argparse.Namespace, device: torch.device, alive: int) ->
 
 
 def _time(
-    ours: Sequence[Inversion], plain: Sequence[PlainInversion], options: argparse.Namespace, device: torch.device
+    runs: dict[str, Sequence[Inversion | PlainInversion]], options: argparse.Namespace, device: torch.device
 ) -> dict[str, list[float]]:
     """Median seconds of a step of each phase."""
-    runs = {"ours": ours, "plain": plain} if plain else {"ours": ours}
+    runs = {name: phased for name, phased in runs.items() if phased}
     steps: dict[str, Callable[[], object]] = {
         f"{name} {phase}": run.step for name, phased in runs.items() for phase, run in enumerate(phased)
     }
@@ -163,7 +193,9 @@ def _strided_bytes(module: torch.nn.Module) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    print(json.dumps(measure(make_parser(__doc__).parse_args(argv))))
+    parser = make_parser(__doc__)
+    parser.add_argument("--rebirth", type=int, default=4, help="images of one run of Patch Rebirth")
+    print(json.dumps(measure(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

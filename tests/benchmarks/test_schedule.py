@@ -23,6 +23,9 @@ def test_one_line_of_figures(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(capsys.readouterr().out)
     assert line["phases"] == [[50, 100], [50, 70], [100, 49], [100, 34], [3700, 23]]
     assert set(line["schedule_s"]) == {"ours_sparse", "ours_dense", "plain_sparse", "plain_dense"}
+    image = line["an_image"]
+    assert set(image["seconds"]) == set(image["work"]) == {"dense", "sparse", "rebirth"}
+    assert image["work"]["rebirth"] < image["work"]["sparse"] < image["work"]["dense"] == 1
     memory = line["memory"]
     assert memory["predicted_ours"] == pytest.approx(memory["peak_bytes"]["ours"], rel=0.15)
     assert memory["peak_bytes"]["ours"] < memory["peak_bytes"]["plain"]
