@@ -338,21 +338,24 @@ def run(config: HallucinationConfig) -> dict[str, Any]:
     Returns:
         Where they are, and how many minutes it took.
     """
+    # Of the code that runs, whatever is committed meanwhile.
+    measured_on = circumstances("benchmarks.hallucination", _CPU)
     started = time.monotonic()
     # Fresh processes: one that has run torch's threads cannot be forked safely.
     with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         trials = list(pool.map(partial(measure, config), config.seeds))
-    minutes = (time.monotonic() - started) / 60
+    minutes = round((time.monotonic() - started) / 60, 1)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    measured_on = {
-        **circumstances("benchmarks.hallucination", _CPU),
+    facts = {
+        **measured_on,
         "threads": f"1 in each of {config.workers} processes",
+        "minutes": minutes,
+        "settings": json.dumps(to_dict(config)),
     }
-    facts = {**measured_on, "minutes": round(minutes, 1), "settings": json.dumps(to_dict(config))}
     (folder / "hallucination.md").write_text(page(trials, facts))
     (folder / "hallucination.png").write_bytes(draw(trials))
-    return {"page": str(folder / "hallucination.md"), "minutes": round(minutes, 1)}
+    return {"page": str(folder / "hallucination.md"), "minutes": minutes}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

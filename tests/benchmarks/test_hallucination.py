@@ -24,7 +24,7 @@ from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.patches import all_patches
 
 LABELS = torch.arange(6)
-TINY = {"seeds": [0, 1], "train_images": 24, "held_out": 12, "images_per_class": 4, "iterations": 20}
+TINY = {"seeds": [1], "train_images": 24, "held_out": 12, "images_per_class": 4, "iterations": 20}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_one_command_writes_page_and_figure(tmp_path: Path, capfd: pytest.Captur
     written = json.loads(out)
     assert "seed 1" in err
     text = Path(written["page"]).read_text()
-    for name in ("student on random patches", "rebirth, image 4 of 4", "commit", "torch", '"seeds": [0, 1]'):
+    for name in ("student on random patches", "rebirth, image 4 of 4", "commit", "torch", '"seeds": [1]'):
         assert name in text
     assert (tmp_path / "hallucination.png").read_bytes().startswith(b"\x89PNG")
 
