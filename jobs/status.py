@@ -1,13 +1,17 @@
-"""`python -m jobs.status URI`: what of a synthetic dataset is done, missing and failed, and why, from its files."""
+"""`python -m jobs.status URI`: what of a job's output is done, missing and failed, and why, from its files."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.entry import run_job
+from pipeline import storage
 from pipeline.dataset import store
 from pipeline.dataset.sources import damaged_parts
+from pipeline.errors import DatasetError
+from pipeline.outputs import CONFIG, job_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,24 +19,34 @@ class StatusConfig:
     """What to look at.
 
     Args:
-        uri: a synthetic dataset, the `output` of jobs.synthesize.
+        uri: the `output` of jobs.synthesize, jobs.calibrate or jobs.distill.
     """
 
     uri: str
 
 
 def status(config: StatusConfig) -> dict[str, Any]:
-    """Read the manifest, the footers of the parts, and the failures.
+    """Look at the files of an output; no model is loaded and no image read.
 
     Raises:
-        DatasetError: no dataset there, or foreign files in it.
+        DatasetError: no job's output is there, it cannot be read, or foreign files are in it.
     """
-    manifest = store.read_manifest(config.uri)
-    progress = store.read_progress(config.uri, manifest["num_shards"], manifest["digest"])
-    damaged = damaged_parts(config.uri, manifest["digest"], progress.done)
+    job = job_of(config.uri)
+    if job is None:
+        raise DatasetError(
+            f"{config.uri!r} holds neither a synthetic dataset nor the output of a calibration or a distillation"
+        )
+    looks = {"synthesize": _dataset, "calibrate": _calibration, "distill": _distillation}
+    return {"job": job, "output": config.uri, **looks[job](config.uri)}
+
+
+def _dataset(uri: str) -> dict[str, Any]:
+    """From the manifest, the footers of the parts, and the failures."""
+    manifest = store.read_manifest(uri)
+    progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
+    damaged = damaged_parts(uri, manifest["digest"], progress.done)
     return {
         "complete": progress.complete and not damaged,
-        "output": config.uri,
         "digest": manifest["digest"],
         "num_shards": manifest["num_shards"],
         "num_done": len(progress.done),
@@ -40,6 +54,40 @@ def status(config: StatusConfig) -> dict[str, Any]:
         "missing": progress.missing,
         "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
         "num_images": manifest["num_images"],
+    }
+
+
+def _calibration(uri: str) -> dict[str, Any]:
+    """From the report, which is written last, and the artefacts that it names."""
+    there = storage.list_files(uri)
+    wanted = ["ranges.json", "report.json"]
+    if "report.json" in there:
+        # By their names: a folder may have been moved, or looked at from elsewhere.
+        report = storage.read_json(storage.join(uri, "report.json"))
+        wanted += [str(row["uri"]).rpartition("/")[2] for row in report["artifacts"]]
+    missing = [name for name in wanted if name not in there]
+    return {
+        "complete": not missing,
+        "digest": storage.read_json(storage.join(uri, CONFIG)).get("digest"),
+        "artifacts": [name for name in there if name.endswith((".pt2", ".onnx"))],
+        "missing": missing,
+    }
+
+
+def _distillation(uri: str) -> dict[str, Any]:
+    """From the settings, the metrics of each epoch, and the result, which is written last."""
+    config = storage.read_json(storage.join(uri, CONFIG))
+    metrics_uri = storage.join(uri, "metrics.jsonl")
+    lines = storage.read_bytes(metrics_uri).splitlines() if storage.exists(metrics_uri) else []
+    wanted = ["student/best/config.json", "student/last/config.json", "result.json"]
+    missing = [name for name in wanted if not storage.exists(storage.join(uri, name))]
+    return {
+        "complete": not missing,
+        "digest": config.get("digest"),
+        "epochs": (config.get("config") or {}).get("epochs"),
+        "epochs_done": json.loads(lines[-1])["epoch"] if lines else 0,
+        "checkpoints": storage.list_files(storage.join(uri, "checkpoints")),
+        "missing": missing,
     }
 
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import DatasetError
 
@@ -56,6 +57,11 @@ def absolute(uri: str) -> str:
     """The same location for a process with another working folder."""
     fs, path = filesystem(uri)
     return path if isinstance(fs, LocalFileSystem) else uri
+
+
+def in_memory(uri: str) -> bool:
+    """Whether a location is this process's alone, and gone with it."""
+    return isinstance(filesystem(uri)[0], MemoryFileSystem)
 
 
 def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:

@@ -16,9 +16,8 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.families import refusal
 from pipeline.inputs import check_inputs
 from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.outputs import CONFIG, check_output, check_shared
 from pipeline.vit import SubsetViT
-
-IDENTITY = "config.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ def prepare(config: DistillationConfig) -> Plan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
     """
+    if config.num_workers:
+        check_shared(config.output)
     teacher = load_model(config.teacher)
     student = build_student(config.student, teacher, seed=config.seed)
     _check_tokens(config, as_reader(teacher.model), student)
@@ -117,15 +118,14 @@ def _check_tokens(config: DistillationConfig, teacher: nn.Module, student: Stude
 
 
 def _check_same_run(output: str, identity: dict[str, Any]) -> None:
-    uri = storage.join(output, IDENTITY)
+    check_output(output, "distill")
+    uri = storage.join(output, CONFIG)
     if not storage.exists(uri):
         return
     there = storage.read_json(uri)
-    if not isinstance(there, dict) or "config" not in there or "digest" not in there:
-        raise DatasetError(f"output {output!r} holds something else than a distillation: {uri!r} is not ours")
-    if there["digest"] == identity["digest"]:
+    if there.get("digest") == identity["digest"]:
         return
-    before, now = there["config"], identity["config"]
+    before, now = there.get("config") or {}, identity["config"]
     differing = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
     what = "; ".join(differing[:3]) or "the weights of teacher or student, or the images, differ"
     raise DatasetError(f"output {output!r} holds a run of another config: {what}")

@@ -13,12 +13,13 @@ from pipeline.config import to_dict
 from pipeline.dataset.sources import Source
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
-from pipeline.distillation.plan import IDENTITY, Plan, prepare
+from pipeline.distillation.plan import Plan, prepare
 from pipeline.distillation.progress import progress
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.models import save_model
+from pipeline.outputs import CONFIG
 
 RESULT, CURVE = "result.json", "curve.png"
 
@@ -56,7 +57,8 @@ def _run(plan: Plan, *, fixed: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
         train = prepare_training(_read(plan), fixed=fixed)
-        storage.write_json(storage.join(output, IDENTITY), {**plan.identity, "settings": to_dict(plan.config)})
+        mine = {**plan.identity, "job": "distill", "settings": to_dict(plan.config)}
+        storage.write_json(storage.join(output, CONFIG), mine)
         done_before = max(list_epochs(output), default=0)
         with progress(output, plan.config.epochs, done_before):
             digests = train()

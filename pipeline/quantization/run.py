@@ -29,6 +29,7 @@ from pipeline.evaluation import (
 from pipeline.families import refusal
 from pipeline.inputs import check_inputs, read_inputs
 from pipeline.models import LoadedModel, load_model
+from pipeline.outputs import CONFIG, check_output, check_shared
 from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
@@ -62,6 +63,8 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             whole files only.
     """
     # What can be wrong is found out before a cluster is joined or anything is written.
+    if config.num_workers:
+        check_shared(config.output)
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
@@ -102,7 +105,9 @@ def _calibrate(
         baselines = _baselines(config, loaded, program, Path(folder))
         rows = _measure(config, loaded, baselines + artifacts, labelled)
         # Only now: what turns out bad while it is scored leaves nothing behind.
-        storage.write_json(storage.join(config.output, "config.json"), {**identity, "config": to_dict(config)})
+        storage.write_json(
+            storage.join(config.output, CONFIG), {**identity, "job": "calibrate", "config": to_dict(config)}
+        )
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
         storage.upload_folder(made, config.output)
     report = _report(config, calibration, rows[: len(baselines)], rows[len(baselines) :])
@@ -167,18 +172,16 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     Raises:
         DatasetError: it cannot, or it does.
     """
-    uri = storage.join(output, "config.json")
-    if storage.exists(uri):
-        there = storage.read_json(uri)
-        if not isinstance(there, dict):
-            raise DatasetError(f"{uri!r} is not the config of a calibration")
-        differing = [name for name in identity if there.get(name) != identity[name] and name != "digest"]
-        if differing:
-            name = differing[0]
-            raise DatasetError(
-                f"{output!r} holds artefacts of another calibration: "
-                f"{name} was {there.get(name)!r}, now it is {identity[name]!r}"
-            )
+    check_output(output, "calibrate")
+    uri = storage.join(output, CONFIG)
+    there = storage.read_json(uri) if storage.exists(uri) else identity
+    differing = [name for name in identity if there.get(name) != identity[name] and name != "digest"]
+    if differing:
+        name = differing[0]
+        raise DatasetError(
+            f"{output!r} holds artefacts of another calibration: "
+            f"{name} was {there.get(name)!r}, now it is {identity[name]!r}"
+        )
     storage.check_writable(output)
 
 

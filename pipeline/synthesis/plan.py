@@ -14,6 +14,7 @@ from pipeline.dataset.sources import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.inversion import AnyTeacher, make_teacher
 from pipeline.models import LoadedModel
+from pipeline.outputs import check_output
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import SynthesisConfig, located, plan_shards
@@ -126,6 +127,7 @@ def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DatasetError: another dataset is there; the message names what differs.
     """
+    check_output(output, "synthesize")
     if not storage.exists(store.manifest_uri(output)):
         return manifest
     there = store.read_manifest(output)

@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.errors import ConfigError, IncompleteError
+from pipeline.outputs import check_shared
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.preview import write_contact_sheet
@@ -38,6 +39,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         IncompleteError: the actors could not start, or nothing moved any more.
     """
     started = time.monotonic()
+    check_shared(config.output)
     plan = prepare(config)
     if plan.notice is not None:
         _tell(plan.notice)
@@ -152,11 +154,10 @@ def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[
     """Contact sheet and summary, from what the files say now."""
     output = plan.config.output
     progress = store.read_progress(output, len(plan.shards), plan.digest)
-    # What an actor told and could not record.
-    told = {row["shard_id"]: row for row in outcomes if row["error"]}
+    told = told_reasons(outcomes, output)
     missing = [shard_id for shard_id in progress.missing if shard_id not in told]
     failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()}
-    failed |= {shard_id: row["reason"] for shard_id, row in told.items() if shard_id in progress.missing}
+    failed |= {shard_id: reason for shard_id, reason in told.items() if shard_id in progress.missing}
     made = [row for row in outcomes if not row["error"]]
     num_made = sum(row["num_images"] for row in made)
     store.clear_temporaries(output)
@@ -179,6 +180,16 @@ def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[
         "contact_sheet": write_contact_sheet(
             output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"]
         ),
+    }
+
+
+def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
+    """Shard id → why it has no part, if it has none: as its actor told, or because that wrote it somewhere else."""
+    return {
+        row["shard_id"]: row["reason"]
+        if row["error"]
+        else f"{row['worker']} wrote it, and it is not in {output!r}: another folder of that name on that machine?"
+        for row in outcomes
     }
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -62,13 +63,58 @@ def test_a_file_of_another_origin_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "names another shard" in damaged["reason"]
 
 
-@pytest.mark.parametrize("name", ["nowhere", "."])
-def test_no_dataset_there(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["nowhere", ".", "file.parquet", "model"])
+def test_nothing_of_ours_there(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file.parquet").write_bytes(part(0))
+    write(tmp_path / "model" / "config.json", {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
     assert status.main([str(tmp_path / name)]) == 1
     streams = capsys.readouterr()
     assert streams.out == ""
-    assert "DatasetError" in streams.err
-    assert "manifest.json" in streams.err
+    assert streams.err == (
+        f"error: DatasetError: {str(tmp_path / name)!r} holds neither a synthetic dataset nor the output of a "
+        "calibration or a distillation\n"
+    )
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    code = status.main([str(output)])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "config.json", {"job": "calibrate", "digest": DIGEST})
+    for name in ("ranges.json", "w8a8.pt2", "w8a8.onnx"):
+        write(tmp_path / name, {})
+    code, told = told_of(tmp_path, capsys)
+    assert (code, told["complete"], told["missing"]) == (1, False, ["report.json"])
+    assert told["artifacts"] == ["w8a8.onnx", "w8a8.pt2"]
+    write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}, {"uri": "elsewhere/w8a8.onnx"}]})
+    assert told_of(tmp_path, capsys) == (0, {**told, "complete": True, "missing": []})
+    (tmp_path / "w8a8.onnx").unlink()
+    code, told = told_of(tmp_path, capsys)
+    assert (code, told["complete"], told["missing"]) == (1, False, ["w8a8.onnx"])
+
+
+def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # As it was written before it said whose it is.
+    old = {"digest": DIGEST, "student": "s", "teacher": "t", "dataset": None, "config": {"epochs": 3}}
+    write(tmp_path / "config.json", old)
+    assert told_of(tmp_path, capsys)[1]["epochs_done"] == 0
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    write(tmp_path / "checkpoints" / "epoch-00002.pt", {})
+    code, told = told_of(tmp_path, capsys)
+    assert (code, told["job"], told["complete"], told["epochs"], told["epochs_done"]) == (1, "distill", False, 3, 2)
+    assert told["checkpoints"] == ["epoch-00002.pt"]
+    assert "result.json" in told["missing"]
+    for name in ("student/best/config.json", "student/last/config.json", "result.json"):
+        write(tmp_path / name, {})
+    code, told = told_of(tmp_path, capsys)
+    assert (code, told["complete"], told["missing"]) == (0, True, [])
 
 
 def test_usage_without_a_uri(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
 from pipeline.synthesis.plan import prepare
-from pipeline.synthesis.run import check_written, pool_options
+from pipeline.synthesis.run import check_written, pool_options, told_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -138,6 +138,14 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
     assert (again["complete"], again["num_images_made"], again["class_loss"]) == (True, 0, None)
     assert parts_of(made.output) == made.parts
     assert time.monotonic() - started < 5
+
+
+def test_a_shard_that_was_made_and_is_not_there_has_a_reason() -> None:
+    made = {"shard_id": 0, "error": "", "reason": "", "worker": "node-7 pid 5 gpu -"}
+    failed = {"shard_id": 2, "error": "OSError", "reason": "disk full", "worker": "node-7 pid 5 gpu -"}
+    told = told_reasons([made, failed], "/data/out")
+    assert told[0].startswith("node-7 pid 5 gpu - wrote it, and it is not in '/data/out'")
+    assert told[2] == "disk full"
 
 
 def test_a_run_that_cannot_write_stops() -> None:
