@@ -17,7 +17,8 @@ def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto")
     """The ranking that is asked for, or the family's natural one.
 
     That is the attention that makes the classifier's input: of the latent query that pools the tokens, else of the CLS
-    token (as published), else the attention that patches receive from the patches which the classifier averages. Where
+    token (as published) where the classifier reads it, else the attention that patches receive from the patches which
+    the classifier averages. Where
     the attention cannot be read, it is the gradient.
 
     Args:
@@ -28,7 +29,7 @@ def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto")
         ModelError: the model cannot be ranked that way; the message names both and the reason.
     """
     if wanted == "auto":
-        return next(ranking for ranking in _NATURAL_ORDER if _obstacle(model, ranking) is None)
+        return next(r for r in _NATURAL_ORDER if _obstacle(model, r) is None and _reads_by(model, r))
     reason = _obstacle(model, wanted)
     if reason is not None:
         raise ModelError(f"{type(model).__name__} cannot rank its patches by {wanted}: {reason}")
@@ -36,6 +37,11 @@ def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto")
 
 
 _NATURAL_ORDER: tuple[Ranking, ...] = ("pool_attention", "cls_attention", "attention_received", "gradient_activation")
+
+
+def _reads_by(model: Any, ranking: Ranking) -> bool:
+    """Whether the classifier reads what the ranking looks at: one that averages patches never reads its CLS token."""
+    return ranking != "cls_attention" or model.global_pool == "token"
 
 
 def _obstacle(model: Any, ranking: Ranking) -> str | None:

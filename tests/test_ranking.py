@@ -68,8 +68,15 @@ def test_the_attention_of_a_cls_token_with_rotary_positions(name: str) -> None:
     for block in model.blocks[:-1]:
         tokens = block(tokens, rope=rotary)
     attention = attention_by_hand(model.blocks[-1], tokens, rotary, prefix)
-    _, scores = SubsetViT(model).forward_scores(images, KEEP)
+    # Those of them that average patches never read their CLS token, so that it is not their natural ranking.
+    _, scores = SubsetViT(model).forward_scores(images, KEEP, ranking="cls_attention")
     assert torch.allclose(scores, attention[:, :, 0, prefix:].mean(dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "natural"), [("token", "cls_attention"), ("avg", "attention_received")])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_the_natural_ranking_looks_where_the_classifier_reads(name: str, pool: str, natural: str) -> None:
+    assert resolve_ranking(make(name, global_pool=pool)) == natural
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256"])
@@ -128,7 +135,7 @@ def test_cut_patches_are_ranked_as_whole_images(ranking: Ranking) -> None:
 
 NATURAL = {
     "vit_tiny_patch16_224": "cls_attention",
-    "vit_small_patch16_dinov3": "cls_attention",
+    "vit_small_patch16_dinov3": "attention_received",
     "vit_base_patch16_siglip_224": "pool_attention",
     "vit_pe_core_base_patch16_224": "pool_attention",
     "vit_base_patch16_gap_224": "attention_received",

@@ -9,6 +9,7 @@ from pipeline.inversion.schedule import (
     Change,
     alive_phases,
     check_stops,
+    ratio_changes,
     rebirth_changes,
     spread_stops,
     stop_changes,
@@ -88,7 +89,7 @@ class InversionConfig:
         mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on
             a token subset.
         compile: the pieces that every step runs, by `torch.compile`, once for each number of patches; on CUDA into CUDA
-            graphs. It takes minutes, pays on GPUs in long runs, and rounds pixels otherwise than without it.
+            graphs, which was never tried yet. It takes minutes, and rounds pixels otherwise than without it.
     """
 
     iterations: int = 4000
@@ -133,6 +134,8 @@ class InversionConfig:
         for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior", "adversarial"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.compile and self.mask_only:
+            raise ConfigError("compile is for teachers that read patches alone, and mask_only for the others")
         if self.compile and self.patch_similarity:
             raise ConfigError("compile cannot look into the teacher's blocks, which patch_similarity needs")
         if self.stop_formula is not None:
@@ -198,6 +201,8 @@ class InversionConfig:
         """
         if self.rebirth is not None:
             return rebirth_changes(num_patches, self.rebirth, self.iterations)
+        if self.stop_formula is not None:
+            return ratio_changes(num_patches, self.stop_formula.keep_ratio, self.stop_steps)
         return stop_changes(num_patches, self.stop_steps, self.stop_fractions)
 
     def phases(self, num_patches: int) -> list[tuple[int, int]]:
@@ -212,9 +217,15 @@ class InversionConfig:
         """Refuse a schedule that leaves a teacher of that many patches none, or too few for a loss.
 
         Raises:
-            ConfigError: fewer than one patch would survive, or one under a patch similarity.
+            ConfigError: fewer than one patch would survive, or fewer than 3 under a patch similarity; or no image could
+                ever end early though it is to.
         """
-        _, left = self.phases(num_patches)[-1]
+        steps, left = self.phases(num_patches)[-1]
+        if self.adaptive_end is not None and self.adaptive_end.hold_steps > steps:
+            raise ConfigError(
+                f"adaptive_end.hold_steps {self.adaptive_end.hold_steps}: the schedule leaves {steps} steps after its "
+                "last change, so that no image would ever end"
+            )
         if self.patch_similarity and left < 3:
             raise ConfigError(
                 f"patch_similarity compares patches: it needs 3 or more survivors, the schedule leaves {left}"

@@ -197,6 +197,7 @@ class Inversion:
         if change is not None:
             self._change(change)
         values = self._backward()
+        going = None if self._ending is None else self._put_aside(self._ending)
         self._history[self.num_steps] = torch.stack([values[name] for name in self._weights])
         self._optimizer.step()
         with torch.no_grad():
@@ -204,8 +205,8 @@ class Inversion:
         self.num_steps += 1
         if self.num_steps - self._checked >= CHECK_EVERY:
             self._check_finite()
-        if self._ending is not None:
-            self._end_images(self._ending)
+        if self._ending is not None and going is not None:
+            self._go_on_with(self._ending, going)
 
     def _change(self, change: Change) -> None:
         """Stop patches, or detach them as images of their own."""
@@ -216,18 +217,18 @@ class Inversion:
             self._harvests.append(Harvest(self.images.detach().clone(), chosen))
         self.keep_indices = others if change.detaches else chosen
 
-    def _end_images(self, ending: Ending) -> None:
-        """Take the images out of the batch of which the teacher is sure by now."""
-        ended = ending.watch(self.num_steps - 1, self._class_losses)
+    def _put_aside(self, ending: Ending) -> Tensor | None:
+        """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""
+        ended = ending.watch(self.num_steps, self._class_losses)
         if ended is None or not bool(ended.any()):
-            return
+            return None
         if self._ended is None:
             self._ended = Harvest(self.images.detach().clone(), self.keep_indices.clone())
         rows = self._rows[ended]
         self._ended.images[rows] = self.images.detach()[ended]
         self._ended.keep_indices[rows] = self.keep_indices[ended]
-        self._steps_taken[rows.cpu()] = self.num_steps
-        self._go_on_with(ending, (~ended).nonzero().squeeze(1))
+        self._steps_taken[rows.cpu()] = self.num_steps + 1
+        return (~ended).nonzero().squeeze(1)
 
     def _go_on_with(self, ending: Ending, rows: Tensor) -> None:
         """Narrow the batch, and all that is kept for each image of it."""
@@ -246,11 +247,12 @@ class Inversion:
             NonFiniteError: a loss term or the pixels are not finite.
         """
         self._check_finite()
-        if not bool(torch.isfinite(self.images).all()):
+        harvests = [*self._harvests, self._last_harvest()]
+        if not all(bool(torch.isfinite(harvest.images).all()) for harvest in harvests):
             raise NonFiniteError(self.num_steps - 1, "pixels")
         history = self._history[: self.num_steps].cpu()
         return InversionResult(
-            harvests=[*self._harvests, self._last_harvest()],
+            harvests=harvests,
             losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
             num_steps=self._steps_taken.clamp(max=self.num_steps),
             micro_batch=self.micro_batch,

@@ -95,6 +95,12 @@ def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[flo
     return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
 
 
+def ratio_changes(num_patches: int, keep_ratio: float, steps: Sequence[int]) -> dict[int, Change]:
+    """Step → change of a schedule given by its end: equal shares, each count the nearest to its ratio."""
+    counts = [max(1, round(num_patches * keep_ratio ** ((stop + 1) / len(steps)))) for stop in range(len(steps))]
+    return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
+
+
 def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int, Change]:
     """Step → change of Patch Rebirth: at steps k·⌊T/v⌋ the best of the patches alive are detached, N/v at a time.
 

@@ -1,7 +1,6 @@
 """What networks see of the images at a step, and what they say to it: the terms of the loss that depend on a view."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +66,12 @@ class Viewer:
         """
         config = self.config
         outputs: list[Tensor] = []
-        watch = self.teacher.attention_outputs() if config.patch_similarity else nullcontext(outputs)
         precision = torch.autocast(view.images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-        with precision, watch as outputs:
-            logits = self._logits(view, scores)
+        with precision:
+            if config.patch_similarity:
+                logits = self._watched_logits(view, scores, outputs)
+            else:
+                logits = self._logits(view, scores)
         terms = {"class_loss": losses.class_loss(logits.float(), view.targets)}
         if config.patch_similarity:
             terms["patch_similarity"] = -losses.patch_similarity_entropy(outputs)
@@ -89,6 +90,17 @@ class Viewer:
         # So few steps rank that no graph is compiled for them.
         logits, scored = self.teacher.look_and_rank(*shown, self._ranking, view.targets)
         scores.append(scored.float())
+        return logits
+
+    def _watched_logits(self, view: View, scores: list[Tensor] | None, outputs: list[Tensor]) -> Tensor:
+        """The logits, and in `outputs` what every block's attention gave."""
+        with self.teacher.attention_outputs() as seen:
+            logits = self.look(view.images, view.keep_indices, view.jitter)
+        outputs.extend(seen)
+        if scores is not None:
+            # Ranking runs attention, or everything, once more: a pass of its own, that is not watched.
+            with torch.no_grad():
+                self._logits(view, scores)
         return logits
 
     def _disagree(self, disagreement: losses.Disagreement, logits: Tensor, view: View) -> Tensor:

@@ -86,8 +86,9 @@ class Inverter:
         self.config = config
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device)
-        # A CNN of the feature prior may pool in ways that have no deterministic backward.
-        make_deterministic(self.device, strict=config.feature_model is None)
+        # A CNN may pool in ways that have no deterministic backward.
+        any_network = config.feature_model is not None or config.student is not None or config.inversion.mask_only
+        make_deterministic(self.device, strict=not any_network)
         networks = load_networks(config)
         loaded, feature_model = networks.teacher, networks.feature_model
         self.digest = config_digest(config, networks)

@@ -98,18 +98,25 @@ def _peak_bytes(inverter: Inverter, starts: list[int], inversion: InversionConfi
 
 
 def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int, micro_batch: int) -> int | None:
+    teacher = _counted_teacher(inverter, inversion)
+    return None if teacher is None else predict(teacher, inversion, batch=batch, micro_batch=micro_batch).total
+
+
+def _counted_teacher(inverter: Inverter, inversion: InversionConfig) -> Teacher | None:
+    """The teacher, where all that a step takes is predicted: no other networks, nothing kept of its blocks."""
     teacher = inverter.teacher
-    if not isinstance(teacher, Teacher) or not is_predictable(teacher):
+    others = inversion.feature_prior or inversion.adversarial or inversion.patch_similarity
+    if others or not isinstance(teacher, Teacher) or not is_predictable(teacher):
         return None
-    return predict(teacher, inversion, batch=batch, micro_batch=micro_batch).total
+    return None if teacher.model.attn_pool is not None else teacher
 
 
 def _one_image(inverter: Inverter, inversion: InversionConfig, peak: int, batch: int) -> StepBytes:
     """The step of one image, as predicted, or an equal share of what was measured."""
-    teacher = inverter.teacher
-    if isinstance(teacher, Teacher) and is_predictable(teacher):
+    teacher = _counted_teacher(inverter, inversion)
+    if teacher is not None:
         return predict(teacher, inversion, batch=1)
-    weights = weight_bytes(teacher, inversion.dtype)
+    weights = weight_bytes(inverter.teacher, inversion.dtype)
     return StepBytes(weights=weights, pixels=0, work=max(1, (peak - weights) // batch))
 
 

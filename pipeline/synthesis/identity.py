@@ -8,8 +8,10 @@ import timm.models
 from torch import nn
 
 from pipeline.config import digest, to_dict
+from pipeline.families import refusal
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
+from pipeline.ranking import resolve_ranking
 from pipeline.synthesis.networks import Networks
 from pipeline.synthesis.shards import SynthesisConfig, resolve_classes
 
@@ -37,14 +39,22 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
         "shard_size": config.shard_size,
         "seed": config.seed,
         "inversion": _inversion_identity(config.inversion),
+        **_ranking_identity(config.inversion, networks.teacher.model),
         "torch_threads": config.pool.cpus_per_actor,
     }
 
 
 def _inversion_identity(inversion: InversionConfig) -> dict[str, Any]:
-    # A formula has been filled in: the lists decide.
-    values = to_dict(inversion) | {"stop_formula": None}
+    values = to_dict(inversion)
     return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
+
+
+def _ranking_identity(inversion: InversionConfig, model: nn.Module) -> dict[str, str]:
+    """How patches are ranked, where that is not by the CLS token as in every dataset of earlier versions."""
+    if inversion.mask_only or refusal(model) is not None:
+        return {}
+    ranking = resolve_ranking(model, inversion.ranking)
+    return {} if ranking == "cls_attention" else {"ranking": ranking}
 
 
 def _model_identity(loaded: LoadedModel) -> dict[str, Any]:

@@ -13,12 +13,19 @@ _PLAIN_INTERVAL_S = 1.0
 _SILENCE_S = 60.0
 
 
-def slowest(num_steps: list[int]) -> str | None:
-    """Whom a batch waited for, where some of its images ended before the others; None where all took as long."""
+def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
+    """Whom a batch waited for, where images may end early; None where all ended together, or none may.
+
+    Args:
+        num_steps: of each start.
+        whole_run: steps of one that does not end early; None where none may.
+    """
     most = max(num_steps)
     last = num_steps.count(most)
-    if last == len(num_steps):
+    if whole_run is None or (last == len(num_steps) and most < whole_run):
         return None
+    if last == len(num_steps):
+        return f"ran all {most} steps, none of its {last} images ended early"
     others = (sum(num_steps) - most * last) / (len(num_steps) - last)
     return f"ran {most} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
 
@@ -32,11 +39,20 @@ class ProgressReport:
         num_images: to be made now.
         stream: where to write; a terminal gets one line that is rewritten.
         why_silent: says what may be holding things up.
+        whole_run: where images may end early, the steps of one that does not.
     """
 
     def __init__(
-        self, *, num_shards: int, num_done: int, num_images: int, stream: TextIO, why_silent: Callable[[], str]
+        self,
+        *,
+        num_shards: int,
+        num_done: int,
+        num_images: int,
+        stream: TextIO,
+        why_silent: Callable[[], str],
+        whole_run: int | None = None,
     ) -> None:
+        self._whole_run = whole_run
         self._num_shards, self._done, self._failed = num_shards, num_done, 0
         self._images_to_do, self._images, self._loss_sum = num_images, 0, 0.0
         self._stream, self._why_silent = stream, why_silent
@@ -68,7 +84,7 @@ class ProgressReport:
                 self._done += 1
                 self._images += outcome["num_images"]
                 self._loss_sum += outcome["class_loss"] * outcome["num_images"]
-                waited = slowest(outcome["num_steps"])
+                waited = slowest(outcome["num_steps"], self._whole_run)
                 if waited:
                     self._print(f"synthesis: shard {outcome['shard_id']} {waited}")
             self._print_status()

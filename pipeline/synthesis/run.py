@@ -127,6 +127,7 @@ def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]
         num_images=count_images(plan.to_do),
         stream=sys.stderr,
         why_silent=free_resources,
+        whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     outcomes: list[dict[str, Any]] = []
     with report:
@@ -235,7 +236,10 @@ def _dry_run(plan: Plan) -> dict[str, Any]:
         options = pool_options(config, len(plan.to_do), fixed=fixed)
         actors = options.pop("compute").max_size
         trial = ray.remote(**options)(probe).remote(config, largest, _sharing(options, actors))
-        probed: Probe = ray.get(trial, timeout=config.pool.start_timeout_s)
+        # The steps themselves, and compiling them, may take as long as a shard may.
+        patience_s = config.pool.no_progress_timeout_s
+        limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
+        probed: Probe = ray.get(trial, timeout=limit_s)
     step_seconds = probed.step_seconds
     schedule = config.inversion.phases(plan.num_patches)
     hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600

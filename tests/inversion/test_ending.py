@@ -137,6 +137,22 @@ def test_impossible_ends_are_refused(settings: dict[str, Any], message: str) -> 
         AdaptiveEnd(**settings)
 
 
+def test_an_end_that_can_never_come_is_refused() -> None:
+    config = InversionConfig(**{**LONG, "iterations": 15}, adaptive_end=END)
+    with pytest.raises(ConfigError, match="hold_steps 10: the schedule leaves 5 steps after its last change"):
+        config.check(16)
+
+
+def test_the_image_kept_is_the_one_that_was_judged(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(**LONG, adaptive_end=AdaptiveEnd(confidence=0.01, hold_steps=5))
+    run = Inversion(tiny_teacher, TARGETS[:1], config, seeds=SEEDS[:1])
+    before = run.images.detach().clone()
+    while not run.finished:
+        before = run.images.detach().clone()
+        run.step()
+    assert torch.equal(run.result().images, before)
+
+
 def test_images_that_depend_on_each_other_cannot_leave() -> None:
     with pytest.raises(ConfigError, match="adaptive_end drops images"):
         InversionConfig(**LONG, adaptive_end=END, scope="published")

@@ -215,6 +215,22 @@ def test_patch_similarity_raises_the_entropy(tiny_teacher: Teacher) -> None:
     assert driven.losses["patch_similarity"][-1] < plain.losses["patch_similarity"][-1] - 0.05
 
 
+@pytest.mark.parametrize("ranking", ["cls_attention", "attention_received", "gradient_activation"])
+def test_patch_similarity_sees_each_block_once_where_patches_are_ranked(tiny_teacher: Teacher, ranking: str) -> None:
+    """Ranking runs attention once more; the term and its gradient are those of a step that does not rank."""
+    config: dict[str, Any] = {**STILL, "iterations": 5, "lr": 0.1, "patch_similarity": 1.0, "ranking": ranking}
+    values = []
+    for stops in ({"stop_steps": [1], "stop_fractions": [0.5]}, {"stop_steps": [], "stop_fractions": []}):
+        run = Inversion(tiny_teacher, TARGETS, InversionConfig(**{**config, **stops}), seeds=SEEDS)
+        run.step()
+        values.append((run.result().losses["patch_similarity"], run.images.grad))
+        run.step()
+    assert torch.allclose(values[0][0], values[1][0], atol=1e-6)
+    assert values[0][1] is not None
+    assert values[1][1] is not None
+    assert torch.allclose(values[0][1], values[1][1], atol=1e-6)
+
+
 def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.errors import NonFiniteError
 from pipeline.inversion import Inversion, InversionConfig, Teacher, invert, score
 from tests.conftest import make_tiny_model
 
@@ -72,3 +73,12 @@ def test_splits_and_neighbours_change_nothing() -> None:
         assert torch.equal(one.keep_indices[1:2], single.keep_indices)
         assert ((one.images - other.images).abs() <= 1 / 64).float().mean() >= 0.999
         assert ((one.images[1:2] - single.images).abs() <= 1 / 64).float().mean() >= 0.999
+
+
+def test_a_detached_image_that_is_not_finite_is_reported(tiny_teacher: Teacher) -> None:
+    run = Inversion(tiny_teacher, TARGETS, config(2), seeds=SEEDS)
+    while not run.finished:
+        run.step()
+    run._harvests[0].images[1, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="pixels"):
+        run.result()

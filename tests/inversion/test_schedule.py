@@ -138,3 +138,14 @@ def test_a_formula_fills_in_the_lists_once() -> None:
         InversionConfig(iterations=100, stop_formula=formula, stop_steps=[7], stop_fractions=[0.5])
     with pytest.raises(ConfigError, match="before the end, 20 iterations"):
         InversionConfig(iterations=20, stop_formula=formula)
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "keep_ratio", "num_stops", "left"),
+    [(196, 0.25, 4, 49), (196, 0.25, 8, 49), (196, 1 / 7, 1, 28), (16, 0.25, 4, 4), (10, 0.1, 1, 1), (100, 0.1, 1, 10)],
+)
+def test_a_formula_reaches_its_ratio(num_patches: int, keep_ratio: float, num_stops: int, left: int) -> None:
+    formula = StopFormula(keep_ratio=keep_ratio, by_step=300, num_stops=num_stops)
+    phases = InversionConfig(stop_formula=formula).phases(num_patches)
+    assert len(phases) == num_stops + 1
+    assert phases[-1] == (3700, left)

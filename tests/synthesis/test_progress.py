@@ -18,7 +18,9 @@ class Terminal(io.StringIO):
 
 
 def report_on(stream: io.StringIO) -> ProgressReport:
-    return ProgressReport(num_shards=5, num_done=1, num_images=40, stream=stream, why_silent=lambda: "0 GPUs are free")
+    return ProgressReport(
+        num_shards=5, num_done=1, num_images=40, stream=stream, why_silent=lambda: "0 GPUs are free", whole_run=200
+    )
 
 
 def test_plain_lines() -> None:
@@ -40,8 +42,12 @@ def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
     with report_on(stream) as report:
         report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
         report.shard_finished(done(2, 1.0, [50, 50]))
+        report.shard_finished(done(2, 1.0, [200, 200]))
     told = [line for line in stream.getvalue().splitlines() if " ran " in line]
-    assert told == ["synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 in the mean"]
+    assert told == [
+        "synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 in the mean",
+        "synthesis: shard 0 ran all 200 steps, none of its 2 images ended early",
+    ]
 
 
 def test_a_terminal_has_one_line_that_is_rewritten() -> None:
