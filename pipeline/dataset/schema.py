@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DatasetError
 
@@ -95,7 +95,9 @@ def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         place = "" if uri is None else f" of {uri!r}"
-        raise DatasetError(f"image {name!r}{place} cannot be decoded: {error}") from error
+        # Pillow's own words for it name an object in memory.
+        reason = f"it is none of {', '.join(_FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise DatasetError(f"image {name!r}{place} cannot be decoded: {reason}") from error
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")

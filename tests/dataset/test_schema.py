@@ -61,8 +61,9 @@ def test_decode_16_bit_keeps_the_range() -> None:
 @pytest.mark.parametrize("content", [b"", b"no image", b"truncated"])
 def test_decode_refuses_and_names_the_image(content: bytes) -> None:
     code = schema.encode_image(make_images(1)[0])[:-30] if content == b"truncated" else content
-    with pytest.raises(DatasetError, match="digit-7"):
-        schema.decode_image(code, "digit-7")
+    with pytest.raises(DatasetError, match=r"image 'digit-7' of 'x\.parquet' cannot be decoded: ") as refused:
+        schema.decode_image(code, "digit-7", "x.parquet")
+    assert "object at" not in str(refused.value)
 
 
 def test_schema_has_the_types_of_the_contract() -> None:
