@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, one_line
 from pipeline.families import refusal
 from pipeline.masked import SHAPE_ERRORS, patch_size
 from pipeline.models import LoadedModel
@@ -67,7 +67,7 @@ class ImageReader(nn.Module):
         try:
             logits = self(torch.zeros(1, *size))
         except SHAPE_ERRORS as error:
-            raise ModelError(f"{name} cannot read the teacher's images {list(size)}: {_one_line(error)}") from error
+            raise ModelError(f"{name} cannot read the teacher's images {list(size)}: {one_line(error)}") from error
         if logits.shape[1:] != (len(teacher.class_names),):
             raise ModelError(
                 f"{name} answers with {list(logits.shape[1:])} values, the teacher with {len(teacher.class_names)}"
@@ -97,7 +97,3 @@ def _as_reader_of_tokens(model: nn.Module, teacher: LoadedModel) -> SubsetViT | 
         return None
     # Images and patches are square: one size and one number of patches make one grid.
     return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], num_patches(teacher)) else None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, one_line
 
 # What a model raises for images of a shape that it does not take.
 SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
@@ -49,8 +49,7 @@ class MaskedModel(nn.Module):
         try:
             logits = self(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
         except SHAPE_ERRORS as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ModelError(f"{family} cannot read images {shape}: {reason}") from error
+            raise ModelError(f"{family} cannot read images {shape}: {one_line(error)}") from error
         if logits.shape != (1, self.num_classes):
             raise ModelError(f"{family} answers an image with {list(logits.shape[1:])}, not {self.num_classes} classes")
 

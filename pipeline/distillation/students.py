@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.distillation.config import StudentConfig
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, ModelError, one_line
 from pipeline.image_reader import ImageReader
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
@@ -98,7 +98,7 @@ def prune_depth(model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         pruned = timm.create_model(model.pretrained_cfg["architecture"], **arguments)  # type: ignore[index]
         pruned.load_state_dict(dict(_renumber_blocks(model.state_dict(), blocks)))
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{family} cannot be made with {len(blocks)} of its blocks: {_one_line(error)}") from error
+        raise ModelError(f"{family} cannot be made with {len(blocks)} of its blocks: {one_line(error)}") from error
     pruned.pretrained_cfg = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     return pruned.eval()
 
@@ -140,7 +140,3 @@ def _head_parameters(model: nn.Module) -> list[nn.Parameter]:
     heads = model.get_classifier()  # type: ignore[operator]
     modules = heads if isinstance(heads, tuple) else (heads,)
     return [parameter for module in modules for parameter in module.parameters()]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
