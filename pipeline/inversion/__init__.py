@@ -2,6 +2,7 @@
 
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
 from pipeline.inversion.engine import Inversion, invert, score, start_images
+from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.losses import Disagreement, FeaturePrior
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.teacher import AnyTeacher, MaskedTeacher, Teacher, make_teacher
@@ -18,6 +19,7 @@ __all__ = [
     "MaskedTeacher",
     "StopFormula",
     "Teacher",
+    "frozen_copy",
     "invert",
     "make_teacher",
     "score",

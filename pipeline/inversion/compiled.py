@@ -26,7 +26,7 @@ class Compiled:
         leading: arguments passed on as they are.
         device: that it runs on.
         most_rows: it is never called with more. None pads nothing, for functions whose rows depend on each other.
-        backend: `aot_eager` finds the same graphs and makes no code of them.
+        backend: of `torch.compile`; `aot_eager` finds the same graphs and makes no code of them.
 
     Attributes:
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
@@ -38,7 +38,7 @@ class Compiled:
         *leading: Any,
         device: torch.device,
         most_rows: int | None,
-        backend: str = "inductor",
+        backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         # No copies into static addresses are made here: CUDA graphs copy what they are called with by themselves, and
         # pixels are a small part of a step. Pixels with an address of their own would cost a graph for each inversion.
@@ -57,7 +57,7 @@ class Compiled:
             size = padded_size(count, self._most_rows)
             rows = tuple(pad_rows(tensor, size) for tensor in rows)
         # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.
-        rows = tuple(tensor.contiguous() for tensor in rows)
+        rows = tuple(_own_gradient(tensor.contiguous()) for tensor in rows)
         shapes = tuple(tensor.shape for tensor in rows)
         started = time.perf_counter()
         with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):  # type: ignore[attr-defined]
@@ -67,6 +67,25 @@ class Compiled:
             self.compile_s += time.perf_counter() - started
         # A CUDA graph's next run writes over what this one returned.
         return result.clone() if self._most_rows is None else result[:count].clone()
+
+
+def _own_gradient(rows: Tensor) -> Tensor:
+    return _OwnGradient.apply(rows) if rows.requires_grad else rows  # type: ignore[no-any-return]
+
+
+class _OwnGradient(torch.autograd.Function):
+    """The same rows, whose gradient comes back in memory of its own.
+
+    A CUDA graph returns gradients where its next run writes over them, and a leaf keeps the first it gets as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clone()
 
 
 def padded_size(count: int, most: int) -> int:

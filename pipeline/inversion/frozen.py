@@ -22,33 +22,35 @@ def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
     through oneDNN, which is faster than the default the fewer the rows are: by 15% at 46 of 196 patches. It takes two
     more copies of those weights, and rounds rows alike whatever their number. What is to be `compiled` cannot hold such
     layers.
+
+    A teacher that is such a copy already is returned as it is: who inverts many batches makes it once. A CUDA graph
+    holds the addresses of the weights it was recorded with, and would be recorded anew for another copy.
     """
-    if dtype == "bfloat16":
-        return _rounded(teacher)
-    if teacher.mean.device.type == "cpu" and not compiled:
-        return _packed(teacher)
-    return teacher
+    packs = teacher.mean.device.type == "cpu" and not compiled and torch.backends.mkldnn.is_available()
+    layout = "rounded" if dtype == "bfloat16" else "packed" if packs else "plain"
+    if teacher.layout == layout:
+        return teacher
+    assert teacher.layout == "plain", f"weights already {teacher.layout} cannot be {layout}"
+    ready = copy.deepcopy(teacher)
+    ready.layout = layout
+    (_round if layout == "rounded" else _pack)(ready)
+    return ready
 
 
-def _rounded(teacher: T) -> T:
-    rounded = copy.deepcopy(teacher)
-    for module in rounded.modules():
+def _round(teacher: AnyTeacher) -> None:
+    for module in teacher.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(torch.bfloat16)
     if teacher.mean.device.type == "cpu":
         # There the fused kernel's backward is three times as slow as in float32, and formed attention is faster than
         # either (torch 2.15 on AMD EPYC, 47 and 197 tokens).
-        for module in rounded.modules():
+        for module in teacher.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010
-    return rounded
 
 
-def _packed(teacher: T) -> T:
-    packed = copy.deepcopy(teacher)
-    if not torch.backends.mkldnn.is_available():
-        return packed
-    blocks = [module for module in packed.modules() if type(module) is Block]
+def _pack(teacher: AnyTeacher) -> None:
+    blocks = [module for module in teacher.modules() if type(module) is Block]
     for block in blocks:
         if type(block.attn) is not Attention:
             continue
@@ -57,7 +59,6 @@ def _packed(teacher: T) -> T:
             if type(module) is nn.Linear and not (block is blocks[-1] and name == "attn.qkv"):
                 parent, _, child = name.rpartition(".")
                 setattr(block.get_submodule(parent), child, _FrozenLinear(module))
-    return packed
 
 
 class _FrozenLinear(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class _Frozen(nn.Module):
     std: Tensor
     in_chans: int
     grid_size: int
+    # How `frozen_copy` laid its weights out.
+    layout: Literal["plain", "rounded", "packed"] = "plain"
 
     def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if not len(mean) == len(std) == self.in_chans:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from pipeline.dataset import schema
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.inversion import Disagreement, FeaturePrior, Harvest, InversionResult, invert, make_teacher, score
+from pipeline.inversion import (
+    Disagreement,
+    FeaturePrior,
+    Harvest,
+    InversionResult,
+    frozen_copy,
+    invert,
+    make_teacher,
+    score,
+)
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import SynthesisConfig
@@ -96,6 +105,7 @@ class Inverter:
         self.teacher = make_teacher(
             loaded.model, config.inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std
         ).to(self.device)
+        self.ready_teacher = frozen_copy(self.teacher, config.inversion.dtype, compiled=config.inversion.compile)
         self.feature_prior = None
         if feature_model is not None:
             published = config.inversion.scope == "published"
@@ -158,7 +168,7 @@ class Inverter:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
         try:
             return invert(
-                self.teacher,
+                self.ready_teacher,
                 targets,
                 self.config.inversion,
                 seeds=seeds,

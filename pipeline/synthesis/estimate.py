@@ -78,7 +78,7 @@ def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
 
 def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig) -> Inversion:
     return Inversion(
-        inverter.teacher,
+        inverter.ready_teacher,
         torch.tensor(starts, device=inverter.device),
         inversion,
         seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(starts))],

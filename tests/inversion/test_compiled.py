@@ -1,5 +1,6 @@
 """Compiled pieces and runs against eager ones, on the CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,6 +101,32 @@ def test_image_priors_are_one_graph(prior: Any) -> None:
     assert torch.allclose(ours, theirs)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
     assert num_graphs() == 1
+
+
+def returning_a_buffer(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+    """A backend that returns gradients as CUDA graphs do: where the next run writes over them."""
+    buffer = torch.empty(0)
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+            return 2 * rows
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            return buffer.resize_(gradients[0].shape).copy_(2 * gradients[0]).detach()
+
+    return lambda *rows: (Doubled.apply(rows[0]),)
+
+
+def test_gradients_do_not_stay_where_a_graph_writes_again() -> None:
+    rows = torch.ones(2, 3, requires_grad=True)
+    double = Compiled(lambda rows: 2 * rows, device=CPU, most_rows=None, backend=returning_a_buffer)
+    double(rows).sum().backward()
+    first = rows.grad
+    double(torch.ones(2, 3, requires_grad=True)).mul(5).sum().backward()
+    assert first is not None
+    assert torch.equal(first, torch.full((2, 3), 2.0))
 
 
 def test_sizes_are_halved_as_a_batch_is_where_memory_runs_out() -> None:

@@ -57,6 +57,16 @@ def test_the_teacher_itself_is_untouched(teacher: Teacher, dtype: str) -> None:
     assert all(type(module) is nn.Linear for module in teacher.modules() if isinstance(module, nn.Linear))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_copy_is_made_once(teacher: Teacher, dtype: str) -> None:
+    frozen = frozen_copy(teacher, dtype)
+    assert frozen is not teacher
+    assert frozen_copy(frozen, dtype) is frozen
+    # A further layout on top would not be what was asked for.
+    with pytest.raises(AssertionError, match="already"):
+        frozen_copy(frozen, "float32" if dtype == "bfloat16" else "bfloat16")
+
+
 def test_layers_of_plain_blocks_are_packed_but_what_the_last_block_reads_in_part() -> None:
     teacher = Teacher(timm.create_model("vit_tiny_patch16_224", **TINY), mean=HALF, std=HALF)  # type: ignore[arg-type]
     first, last = frozen_copy(teacher, "float32").model.blocks

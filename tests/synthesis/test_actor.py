@@ -215,15 +215,15 @@ def test_a_split_because_memory_ran_out_is_recorded(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = make_writer(tiny_folder, tmp_path)
-    assert isinstance(writer.teacher, Teacher)
-    forward = writer.teacher.forward_patches
+    assert isinstance(writer.ready_teacher, Teacher)
+    forward = writer.ready_teacher.forward_patches
 
     def small_memory(patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if len(patches) > 2:
             raise torch.OutOfMemoryError("more than two images")
         return forward(patches, positions)
 
-    monkeypatch.setattr(writer.teacher, "forward_patches", small_memory)
+    monkeypatch.setattr(writer.ready_teacher, "forward_patches", small_memory)
     list(writer(batch_of(plan_shards(writer.config)[:1])))
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
