@@ -2,10 +2,10 @@
 
     python -m benchmarks.methods
 
-For each method and seed: 200 images of the demo's teacher, a W4A4 calibration on them, and the demo's student distilled
-on them, through the same code as the jobs, each in a process with one thread. Two processes run at a time. Prints
-progress, and writes `benchmarks/results/methods.md` and `methods.json`. Seeds are of the images and of the student; the
-teacher is one.
+For each method and seed: 200 images of the demo's teacher, a W4A4 and a W4A3 calibration on them, and the demo's
+student distilled on them, through the same code as the jobs, each in a process with one thread. Two processes run at a
+time. Prints progress, and writes `benchmarks/results/methods.md` and `methods.json`. Seeds are of the images and of the
+student; the teacher is one.
 """
 
 import argparse
@@ -37,6 +37,8 @@ from pipeline.synthesis.writer import PartWriter
 
 RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
+# What images are good for, and the figure that says so.
+COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
 # Of the sparse stage all but its stops.
 _REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": []}
 
@@ -78,6 +80,10 @@ METHODS = (
         stage="sparse",
         settings={**_REBIRTH, "inversion.rebirth": 4, "inversion.iterations": 400},
     ),
+    Method(name="sparse, by attention received", stage="sparse", settings={"inversion.ranking": "attention_received"}),
+    Method(
+        name="sparse, by gradient × activation", stage="sparse", settings={"inversion.ranking": "gradient_activation"}
+    ),
     Method(name="sparse, patch similarity", stage="sparse", settings={"inversion.patch_similarity": 0.1}),
     Method(name="sparse, adversarial", stage="sparse", settings={"inversion.adversarial": 1.0}, against=SPARSE),
 )
@@ -92,6 +98,7 @@ class Figures:
     mean_steps: float | None
     confidence: float | None
     w4a4_top1: float
+    w4a3_top1: float
     before_top1: float
     student_top1: float
 
@@ -133,11 +140,11 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     quantized = {
         **shared,
         "output": bench.path("calibrate", name),
-        "settings": [{"weights": 4, "activations": 4}],
+        "settings": [{"weights": 4, "activations": 4}, {"weights": 4, "activations": 3}],
         "formats": ["pt2"],
         "num_workers": 0,
     }
-    top1 = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"][0]["top1"]
+    artifacts = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"]
     trained = {**shared, "output": bench.path("distill", name), "seed": seed, "num_workers": 0}
     student = distill(parse_config(DistillationConfig, bench.arguments("distill", trained)))
     return Figures(
@@ -145,7 +152,8 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
         work=made.get("work"),
         mean_steps=made.get("mean_steps"),
         confidence=made.get("confidence"),
-        w4a4_top1=top1,
+        w4a4_top1=artifacts[0]["top1"],
+        w4a3_top1=artifacts[1]["top1"],
         before_top1=student["before_top1"],
         student_top1=student["top1"],
     )
@@ -212,13 +220,13 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     dense = figures[DENSE]
     rows = [_row(name, found, dense) for name, found in figures.items()]
     before = statistics.fmean(found.before_top1 for found in dense)
-    header = ("images", "CPU s an image", "work", "steps", "confidence", "W4A4 top-1", "student top-1")
+    header = ("images", "CPU s an image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
     differences = [
         (name, *_difference(found, figures[SPARSE]))
         for name, found in figures.items()
         if name not in (SPARSE, "real images")
     ]
-    told = ("images", "student: points above sparse", "W4A4: points above sparse", "what that says")
+    told = ("images", *(f"{what}: points above sparse" for what in COMPARED), "what that says")
     return "\n\n".join(
         [
             "# Methods, side by side",
@@ -246,15 +254,19 @@ def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple
         _spread([f.mean_steps for f in found], 0),
         _spread([f.confidence for f in found], 3),
         _spread([f.w4a4_top1 for f in found], 1),
+        _spread([f.w4a3_top1 for f in found], 1),
         _spread([f.student_top1 for f in found], 1),
     )
 
 
-def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str, str, str]:
-    student = [a.student_top1 - b.student_top1 for a, b in zip(found, base, strict=True)]
-    quantized = [a.w4a4_top1 - b.w4a4_top1 for a, b in zip(found, base, strict=True)]
-    said = "; ".join([_verdict("student", student), _verdict("W4A4", quantized)])
-    return _spread(student, 1, signed=True), _spread(quantized, 1, signed=True), said
+def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str, ...]:
+    """Points above the base of everything compared, and what they say."""
+    points = {
+        what: [getattr(a, name) - getattr(b, name) for a, b in zip(found, base, strict=True)]
+        for what, name in COMPARED.items()
+    }
+    said = "; ".join(_verdict(what, differences) for what, differences in points.items())
+    return *(_spread(differences, 1, signed=True) for differences in points.values()), said
 
 
 def _verdict(what: str, differences: Sequence[float]) -> str:

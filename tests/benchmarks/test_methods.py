@@ -13,7 +13,14 @@ from tests.jobs.test_demo import write_small_stages
 
 FACTS = {"command": "c", "commit": "abc", "cores": 2, "device": "d", "torch": "t", "timm": "m"}
 ONE = Figures(
-    seconds=0.1, work=8.0, mean_steps=200.0, confidence=0.9, w4a4_top1=98.0, before_top1=77.0, student_top1=90.0
+    seconds=0.1,
+    work=8.0,
+    mean_steps=200.0,
+    confidence=0.9,
+    w4a4_top1=98.0,
+    w4a3_top1=88.0,
+    before_top1=77.0,
+    student_top1=90.0,
 )
 
 
@@ -33,10 +40,13 @@ def test_page_tells_differences_from_noise() -> None:
         "unsteady": [replace(ONE, work=1.0, student_top1=top1) for top1 in (85.0, 90.0, 96.0)],
     }
     page = report(figures, {**FACTS, "seeds": [0, 1, 2], "minutes": 3})
-    assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 93.0 ± 1.0 |" in page
-    assert "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | student better; W4A4 no different |" in page
+    assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 88.0 ± 0.0 | 93.0 ± 1.0 |" in page
+    assert (
+        "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | student better; W4A4 no different; W4A3 no different |"
+        in page
+    )
     assert "student no different" in next(line for line in page.splitlines() if line.startswith("| unsteady | +0.3"))
-    assert "| real images | – | – | – | – | 98.0 ± 0.0 | 90.0 ± 0.0 |" in page
+    assert "| real images | – | – | – | – | 98.0 ± 0.0 | 88.0 ± 0.0 | 90.0 ± 0.0 |" in page
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -56,7 +66,9 @@ def test_each_kind_of_method_with_little_of_everything(tmp_path: Path) -> None:
     assert rebirth is not None
     assert plain is not None
     assert 0 < rebirth < plain
-    assert all(0 <= top1 <= 100 for f in found.values() for top1 in (f.w4a4_top1, f.student_top1, f.before_top1))
+    assert all(
+        0 <= top1 <= 100 for f in found.values() for top1 in (f.w4a4_top1, f.w4a3_top1, f.student_top1, f.before_top1)
+    )
 
 
 def test_methods_differ_in_name_and_are_made_of_known_settings() -> None:
