@@ -28,17 +28,17 @@ from pipeline.inversion.flops import TeacherShape, step_flops
 WARM_UP = 4
 
 
-def make_run(
-    teacher: Teacher, *, batch: int, alive: int | None, dtype: str, steps: int, compiled: bool = False
-) -> Inversion:
+def make_run(options: argparse.Namespace, teacher: Teacher, *, alive: int | None, steps: int) -> Inversion:
     """An inversion that from its second step on reads `alive` patches of each image; None for all of them."""
     stops: dict[str, Any] = {"stop_steps": [], "stop_fractions": []}
     if alive is not None:
         # Half a patch more than wanted: the engine rounds down.
         stops = {"stop_steps": [1], "stop_fractions": [1 - (alive + 0.5) / teacher.num_patches]}
-    config = InversionConfig(iterations=steps, dtype=dtype, compile=compiled, **stops)  # type: ignore[arg-type]
-    targets = torch.arange(batch) % teacher.num_classes
-    return Inversion(teacher, targets, config, seeds=list(range(batch)))
+    config = InversionConfig(
+        iterations=steps, dtype=options.dtype, compile=options.compile, micro_batch=options.micro_batch, **stops
+    )
+    targets = torch.arange(options.batch) % teacher.num_classes
+    return Inversion(teacher, targets, config, seeds=list(range(options.batch)))
 
 
 def seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -77,6 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": options.model,
         "batch": options.batch,
+        "micro_batch": options.micro_batch,
         "patches": [teacher.num_patches, options.alive],
         "dtype": options.dtype,
         "seconds": {name: float(f"{value:.4g}") for name, value in medians.items()},
@@ -98,13 +99,7 @@ def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[dict[
     torch.manual_seed(0)
     total = WARM_UP + options.steps * options.rounds
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
-    shape: dict[str, Any] = {
-        "batch": options.batch,
-        "dtype": options.dtype,
-        "steps": total,
-        "compiled": options.compile,
-    }
-    dense, sparse = make_run(teacher, alive=None, **shape), make_run(teacher, alive=options.alive, **shape)
+    dense, sparse = (make_run(options, teacher, alive=alive, steps=total) for alive in (None, options.alive))
     runs: dict[str, Callable[[], object]] = {"dense": dense.step, "sparse": sparse.step}
     if options.plain:
         targets = torch.arange(options.batch) % teacher.num_classes
@@ -145,6 +140,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of ours")
+    parser.add_argument("--micro-batch", type=int, help="of ours while every patch is alive; by default the batch")
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
     parser.add_argument("--steps", type=int, default=2, help="steps a round and run")
     parser.add_argument("--rounds", type=int, default=5)

@@ -25,10 +25,11 @@ class Compiled:
         function: of `leading` and tensors of the same length; returns one row for each of theirs.
         leading: arguments passed on as they are.
         device: that it runs on.
-        most_rows: it is never called with more. None pads nothing, for functions whose rows depend on each other.
+        most_rows: it is not called with more. None pads nothing, for functions whose rows depend on each other.
         backend: of `torch.compile`; `aot_eager` finds the same graphs and makes no code of them.
 
     Attributes:
+        most_rows: as given; it may be changed between calls.
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
     """
 
@@ -47,14 +48,14 @@ class Compiled:
             function, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
         self._leading = leading
-        self._most_rows = most_rows
+        self.most_rows = most_rows
         self._met: set[tuple[torch.Size, ...]] = set()
         self.compile_s = 0.0
 
     def __call__(self, *rows: Tensor) -> Tensor:
         count = len(rows[0])
-        if self._most_rows is not None:
-            size = padded_size(count, self._most_rows)
+        if self.most_rows is not None:
+            size = padded_size(count, self.most_rows)
             rows = tuple(pad_rows(tensor, size) for tensor in rows)
         # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.
         rows = tuple(_own_gradient(tensor.contiguous()) for tensor in rows)
@@ -66,7 +67,7 @@ class Compiled:
             self._met.add(shapes)
             self.compile_s += time.perf_counter() - started
         # A CUDA graph's next run writes over what this one returned.
-        return result.clone() if self._most_rows is None else result[:count].clone()
+        return result.clone() if self.most_rows is None else result[:count].clone()
 
 
 def _own_gradient(rows: Tensor) -> Tensor:

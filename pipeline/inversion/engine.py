@@ -19,7 +19,8 @@ from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.patches import all_patches, draw_jitter, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
-from pipeline.inversion.teacher import AnyTeacher
+from pipeline.inversion.splitting import Split
+from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.viewing import View, Viewer
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
@@ -94,7 +95,6 @@ class Inversion:
             step's gradient.
         keep_indices: int64 [b, K], the patches alive.
         num_steps: steps done.
-        micro_batch: images in one forward and backward.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Inversion:
         assert len(seeds) == len(targets), "one seed for each target"
         assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
         assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
-        self.micro_batch = min(config.micro_batch or len(targets), len(targets))
+        self._split = Split(min(config.micro_batch or len(targets), len(targets)))
         device = teacher.mean.device
         generators = _generators(seeds)
         start = _start(teacher, generators)
@@ -137,26 +137,35 @@ class Inversion:
         self._ended: Harvest | None = None
         self._rows = torch.arange(len(targets), device=device)
         self._steps_taken = torch.full((len(targets),), config.num_steps)
-        if self._couples_images() and self.micro_batch < len(targets):
+        if self._couples_images() and self._split.most < len(targets):
             raise ConfigError(
-                f"micro_batch {self.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
+                f"micro_batch {config.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
                 "is defined on the whole batch: use scope image"
             )
         self._checked = 0
         image_priors = losses.image_priors(published=config.scope == "published")
         self._priors = {name: prior for name, prior in image_priors.items() if name in self._weights}
+        self._look: Compiled | None = None
         self._compiled = self._compile() if config.compile else []
+        # Others read the whole image however few patches are alive.
+        reads_alive = [isinstance(teacher, Teacher), feature_prior is None]
+        self._takes_less = all(reads_alive) and (disagreement is None or disagreement.reads_kept)
 
     def _compile(self) -> list[Compiled]:
         """Put compiled pieces in the place of those that every step runs."""
         alone, device = self.config.scope == "image", self.images.device
-        look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
+        self._look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
         priors = {
             name: Compiled(prior, device=device, most_rows=len(self.images) if alone else None)
             for name, prior in self._priors.items()
         }
-        self._viewer.look, self._priors = look, {**priors}
-        return [look, *priors.values()]
+        self._viewer.look, self._priors = self._look, {**priors}
+        return [self._look, *priors.values()]
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in one forward and backward."""
+        return self._split.size(len(self.images))
 
     @property
     def finished(self) -> bool:
@@ -215,7 +224,13 @@ class Inversion:
         if change.detaches:
             # The pixels go on changing: total variation and momentum act on patches that have left too.
             self._harvests.append(Harvest(self.images.detach().clone(), chosen))
+        before = self.keep_indices.shape[1]
         self.keep_indices = others if change.detaches else chosen
+        if self._takes_less:
+            # Prefix tokens, which stay, are few.
+            self._split.grow(before, max(1, self.keep_indices.shape[1]))
+        if self._look is not None:
+            self._look.most_rows = self.micro_batch
 
     def _put_aside(self, ending: Ending) -> Tensor | None:
         """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""
@@ -255,7 +270,8 @@ class Inversion:
             harvests=harvests,
             losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
             num_steps=self._steps_taken.clamp(max=self.num_steps),
-            micro_batch=self.micro_batch,
+            micro_batch=self._split.fewest,
+            ran_out=self._split.ran_out,
             compile_s=sum(piece.compile_s for piece in self._compiled),
         )
 
@@ -283,7 +299,7 @@ class Inversion:
                 # The step has changed nothing yet: run it again in smaller pieces, and stay there.
                 if self.micro_batch == 1 or self._couples_images():
                     raise
-                self.micro_batch = (self.micro_batch + 1) // 2
+                self._split.halve(len(self.images))
 
     def _couples_images(self) -> bool:
         """Whether a term is defined on the whole batch alone."""
@@ -294,8 +310,8 @@ class Inversion:
         share = 1 / len(self.images) if self.config.scope == "published" else 1.0
         parts: list[dict[str, Tensor]] = []
         scores: list[Tensor] | None = [] if self.num_steps + 1 in self._changes else None
-        for start in range(0, len(self.images), self.micro_batch):
-            terms = self._viewer.terms(self._view(slice(start, start + self.micro_batch)), scores)
+        for rows in self._split.slices(len(self.images)):
+            terms = self._viewer.terms(self._view(rows), scores)
             loss = sum((self._weights[name] * value.sum() for name, value in terms.items()), self.images.new_zeros(()))
             (share * loss).backward()
             parts.append({name: value.detach() for name, value in terms.items()})

@@ -26,7 +26,8 @@ class InversionResult:
         harvests: what left the run, in that order: one, or with Patch Rebirth one for each part of the patches.
         losses: each term's value at every step, on the CPU; the mean over the images that took it.
         num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
-        micro_batch: images in one forward at the end; less than asked for where memory ran out.
+        micro_batch: the fewest images that a forward was limited to.
+        ran_out: whether memory did, so that the batch was split otherwise than asked for.
         compile_s: seconds in which graphs were compiled.
     """
 
@@ -34,6 +35,7 @@ class InversionResult:
     losses: dict[str, Tensor]
     num_steps: Tensor
     micro_batch: int
+    ran_out: bool = False
     compile_s: float = 0.0
 
     @property

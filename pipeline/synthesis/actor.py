@@ -63,7 +63,7 @@ class Shard:
 
     Attributes:
         table: the contract's columns.
-        micro_batch: images in one forward, where memory ran out for more; else None.
+        micro_batch: the fewest images in one forward, where memory ran out for more; else None.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
         compile_s: seconds in which graphs were compiled.
         peak_bytes: of the GPU's memory, by this actor so far; 0 on a CPU.
@@ -144,11 +144,10 @@ class Inverter:
             "image_id": list(image_ids),
             "shard_id": [shard_id] * len(labels),
         }
-        asked = min(self.config.inversion.micro_batch or len(starts), len(starts))
         arrow_schema = schema.arrow_schema(self.class_names)
         return Shard(
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
-            micro_batch=result.micro_batch if result.micro_batch < asked else None,
+            micro_batch=result.micro_batch if result.ran_out else None,
             num_steps=result.num_steps.tolist(),
             compile_s=result.compile_s,
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,

@@ -68,7 +68,7 @@ def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
     return Probe(
         step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
         peak_bytes=peak,
-        predicted_bytes=_predicted(inverter, short, len(starts), run.micro_batch),
+        predicted_bytes=_predicted(inverter, short, len(starts), run.result().micro_batch),
         device_bytes=_device_bytes(inverter.device, sharing),
         largest_batch=largest_batch(
             _device_bytes(inverter.device, sharing), _one_image(inverter, short, peak, len(starts))

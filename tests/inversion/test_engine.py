@@ -156,8 +156,36 @@ def test_out_of_memory_splits_the_batch_and_says_so(tiny_teacher: Teacher) -> No
     tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=2)
     split = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
     assert split.micro_batch == 2
+    assert split.ran_out
+    assert not whole.ran_out
     assert torch.equal(whole.keep_indices, split.keep_indices)
     assert_alike(tiny_teacher, whole.images, split.images)
+
+
+class CountImages(nn.Module):
+    """Stands in the teacher's first block and notes how many images pass, and with how many tokens."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.seen: list[tuple[int, int]] = []
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.seen.append((tokens.shape[0], tokens.shape[1]))
+        return self.block(tokens)
+
+
+def test_as_patches_are_stopped_more_images_go_together(tiny_teacher: Teacher) -> None:
+    block = CountImages(tiny_teacher.model.blocks[0])
+    tiny_teacher.model.blocks[0] = block
+    config = InversionConfig(
+        iterations=3, stop_steps=[1, 2], stop_fractions=[0.5, 0.5], micro_batch=2, dtype="bfloat16"
+    )
+    run = Inversion(tiny_teacher, torch.arange(8), config, seeds=range(8))
+    counted = run.teacher.model.blocks[0]
+    while not run.finished:
+        run.step()
+    assert counted.seen == [(2, 17)] * 4 + [(4, 9)] * 2 + [(8, 5)]
 
 
 def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:
@@ -231,18 +259,29 @@ def test_patch_similarity_sees_each_block_once_where_patches_are_ranked(tiny_tea
     assert torch.allclose(values[0][1], values[1][1], atol=1e-6)
 
 
-def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher) -> None:
+def make_prior() -> FeaturePrior:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None))
     with torch.no_grad():
         network(0.3 + 0.1 * torch.randn(16, 3, 32, 32))
-    prior = FeaturePrior(network)
-    values = []
+    return FeaturePrior(network)
+
+
+def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher) -> None:
+    prior, values = make_prior(), []
     for weight in (1e-9, 10.0):
         config = InversionConfig(**DENSE, **STILL, tv_l2=0, feature_prior=weight)
         result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
         values.append(result.losses["feature_prior"][-1])
     assert values[1] < 0.5 * values[0]
+
+
+def test_networks_that_read_whole_images_keep_the_split(tiny_teacher: Teacher) -> None:
+    config = InversionConfig(iterations=3, stop_steps=[1], stop_fractions=[0.5], micro_batch=2, feature_prior=1.0)
+    run = Inversion(tiny_teacher, torch.arange(8), config, seeds=range(8), feature_prior=make_prior())
+    while not run.finished:
+        run.step()
+    assert run.micro_batch == 2
 
 
 class AStudent(nn.Module):
