@@ -43,7 +43,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import InversionConfig, Teacher, invert
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
-from pipeline.ranking import Ranking, resolve_ranking
+from pipeline.vit.ranking import Ranking, resolve_ranking
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
 # As the demo's: of 200 iterations 10, 20, 30, 50.

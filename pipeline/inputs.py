@@ -15,9 +15,9 @@ from pipeline.dataset import schema
 from pipeline.dataset.reader import read_column, read_first, read_source, with_tensors
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError
-from pipeline.families import refusal
-from pipeline.image_reader import num_patches
-from pipeline.models import LoadedModel, real_image_transform
+from pipeline.models import LoadedModel, RealImageTransform
+from pipeline.models.image_reader import num_patches
+from pipeline.vit.families import refusal
 
 UNKNOWN = -1
 # A process that decodes images takes longer to start than to decode these.
@@ -99,7 +99,7 @@ def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Conve
         reads_subsets=refusal(loaded.model) is None,
         label_map=_label_map(source, loaded) if has_labels else None,
         labels_needed=labels,
-        transform=None if source.synthetic else real_image_transform(loaded),
+        transform=None if source.synthetic else RealImageTransform(loaded),
     )
 
 

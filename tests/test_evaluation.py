@@ -22,7 +22,7 @@ from pipeline.evaluation import (
     open_artifact,
     score,
 )
-from pipeline.models import ModelConfig, load_model, real_image_transform, save_model
+from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model
 from tests.conftest import TINY, make_tiny_model
 
 
@@ -122,7 +122,7 @@ def labelled(tmp_path: Path, tiny_folder: Path) -> str:
     """Images labelled with what the tiny model says of them, but for the last one."""
     pixels = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
-    transform = real_image_transform(loaded)
+    transform = RealImageTransform(loaded)
     with torch.no_grad():
         labels = loaded.model(torch.stack([transform(Image.fromarray(image)) for image in pixels])).argmax(1).tolist()
     labels[-1] = (labels[-1] + 1) % 10

@@ -10,10 +10,10 @@ from PIL import Image
 from pipeline.dataset import schema, store, write_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
-from pipeline.image_reader import num_patches
 from pipeline.inputs import check_inputs, read_inputs
 from pipeline.inversion import Teacher
-from pipeline.models import LoadedModel, ModelConfig, load_model, real_image_transform, save_model
+from pipeline.models import LoadedModel, ModelConfig, RealImageTransform, load_model, save_model
+from pipeline.models.image_reader import num_patches
 from tests.conftest import make_manifest, make_tiny_model
 
 DIGEST = "0123456789abcdef" * 4
@@ -58,7 +58,7 @@ def test_real_images_of_any_size_go_through_the_models_transform(tmp_path: Path,
     image = Image.fromarray(random_images(1, 50)[0, :40])
     image.save(tmp_path / "a.png")
     (row,) = read_inputs(str(tmp_path), loaded).take_all()
-    np.testing.assert_array_equal(row["pixels"], real_image_transform(loaded)(image).numpy())
+    np.testing.assert_array_equal(row["pixels"], RealImageTransform(loaded)(image).numpy())
     assert list(row["keep_indices"]) == list(range(16))
     assert row["label"] == -1
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.distillation.images import Batch, Images, to_batch
-from pipeline.families import refusal
-from pipeline.vit import SubsetViT
+from pipeline.vit.families import refusal
+from pipeline.vit.subset import SubsetViT
 
 # images [b, C, H, W], keep_indices [b, K] or None for all patches → logits [b, classes], final tokens [b, P + K, D]
 Reader = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]

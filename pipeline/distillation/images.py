@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline.dataset.sources import Source, Unit
 from pipeline.errors import DatasetError
-from pipeline.image_reader import num_patches
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
+from pipeline.models.image_reader import num_patches
 
 # Row groups for each worker, so that the workers' shares are about equal and mix.
 _UNITS_A_WORKER = 4

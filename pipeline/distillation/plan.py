@@ -13,11 +13,11 @@ from pipeline.distillation.answers import as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.families import refusal
 from pipeline.inputs import check_inputs
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import CONFIG, check_output, check_shared
-from pipeline.vit import SubsetViT
+from pipeline.vit.families import refusal
+from pipeline.vit.subset import SubsetViT
 
 
 @dataclass(frozen=True)

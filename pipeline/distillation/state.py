@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.checkpoints import refusal_of
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoints import refusal_of
 
 FOLDER = "checkpoints"
 # The one before the latest stays for a person who wants to go back; nothing reads it.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.distillation.config import StudentConfig
 from pipeline.errors import ConfigError, ModelError, one_line
-from pipeline.image_reader import ImageReader
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+from pipeline.models.image_reader import ImageReader
 
 
 class Student(ImageReader):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.last_block import pad_rows
+from pipeline.vit.last_block import pad_rows
 
 # Phases of a schedule times halvings of a batch. PyTorch's own limit of 8 is meant for shapes that vary by mistake.
 _MOST_GRAPHS = 256

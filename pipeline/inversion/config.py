@@ -14,7 +14,7 @@ from pipeline.inversion.schedule import (
     spread_stops,
     stop_changes,
 )
-from pipeline.ranking import Ranking
+from pipeline.vit.ranking import Ranking
 
 _STOP_STEPS, _STOP_FRACTIONS = [50, 100, 200, 300], [0.3, 0.3, 0.3, 0.3]
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.families import refusal
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
-from pipeline.masked import MaskedModel, fill_stopped
-from pipeline.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
-from pipeline.vit import SubsetViT
+from pipeline.vit.families import refusal
+from pipeline.vit.masked import MaskedModel, fill_stopped
+from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
+from pipeline.vit.subset import SubsetViT
 
 
 class _Frozen(nn.Module):

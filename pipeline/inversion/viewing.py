@@ -10,7 +10,7 @@ from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import jitter_images, move_patches
 from pipeline.inversion.teacher import AnyTeacher
-from pipeline.ranking import Ranking
+from pipeline.vit.ranking import Ranking
 
 
 @dataclass(frozen=True)

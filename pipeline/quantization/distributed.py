@@ -19,8 +19,8 @@ from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import CheckpointError, IncompleteError
-from pipeline.image_reader import num_patches
 from pipeline.models import LoadedModel, load_model
+from pipeline.models.image_reader import num_patches
 from pipeline.quantization.batches import Window, gather_batches, plan_windows, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver

@@ -12,12 +12,12 @@ from torchao.quantization.pt2e.observer import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.errors import ModelError
-from pipeline.families import check_family, refusal
 from pipeline.models import model_input_size
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import BitWidths, Placement
-from pipeline.vit import TokenSubset
+from pipeline.vit.families import check_family, refusal
+from pipeline.vit.subset import TokenSubset
 
 # torch.export takes a dimension of 0 or 1 in its example for a constant.
 _EXAMPLE_BATCH = 2

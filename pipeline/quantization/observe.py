@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.families import refusal
 from pipeline.quantization.batches import Batch
 from pipeline.quantization.graphs import export_images, export_subset, prepare, read_ranges
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import BitWidths, Placement
+from pipeline.vit.families import refusal
 
 
 class RangeObserver:

@@ -26,7 +26,6 @@ from pipeline.evaluation import (
     pt2_predictor,
     score,
 )
-from pipeline.families import refusal
 from pipeline.inputs import check_inputs, read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import CONFIG, check_output, check_shared
@@ -36,6 +35,7 @@ from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.ranges import Ranges, check_ranges
 from pipeline.quantization.settings import BitWidths
+from pipeline.vit.families import refusal
 
 _MEGABYTE = 1e6
 _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"

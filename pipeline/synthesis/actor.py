@@ -111,7 +111,7 @@ class Inverter:
             published = config.inversion.scope == "published"
             self.feature_prior = FeaturePrior(feature_model.model.to(self.device), batch_statistics=published)
         self.disagreement = None
-        student = networks.student_reader()
+        student = networks.student_reader
         if student is not None:
             self.disagreement = Disagreement(student.to(self.device), reads_kept=student.vit is not None)
 

@@ -8,12 +8,12 @@ import timm.models
 from torch import nn
 
 from pipeline.config import digest, to_dict
-from pipeline.families import refusal
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
-from pipeline.ranking import resolve_ranking
 from pipeline.synthesis.networks import Networks
 from pipeline.synthesis.shards import SynthesisConfig, resolve_classes
+from pipeline.vit.families import refusal
+from pipeline.vit.ranking import resolve_ranking
 
 # Settings that came later: left out where they are off, so that datasets made before keep their digest.
 _LATER = {

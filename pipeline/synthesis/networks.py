@@ -1,11 +1,12 @@
 """The networks that decide a dataset: the teacher, and those that some losses need beside it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.errors import ModelError
-from pipeline.image_reader import ImageReader
 from pipeline.inversion import FeaturePrior
 from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.models.image_reader import ImageReader
 from pipeline.synthesis.shards import SynthesisConfig
 
 
@@ -23,8 +24,9 @@ class Networks:
     feature_model: LoadedModel | None = None
     student: LoadedModel | None = None
 
+    @cached_property
     def student_reader(self) -> ImageReader | None:
-        """The student as it reads the teacher's images.
+        """The student as it reads the teacher's images, made and tried out when first asked for.
 
         Raises:
             ModelError: it does not take them, or has other classes.
@@ -53,7 +55,7 @@ def load_networks(config: SynthesisConfig) -> Networks:
             FeaturePrior(networks.feature_model.model)
         except ValueError as error:
             raise ModelError(f"feature model {networks.feature_model.name!r}: {error}") from error
-    networks.student_reader()
+    _ = networks.student_reader
     return networks
 
 

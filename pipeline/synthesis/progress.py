@@ -1,6 +1,7 @@
 """What a person sees while the dataset is being made: lines in a log, or one line of a terminal that is rewritten."""
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,11 @@ from typing import Any, TextIO
 _PLAIN_INTERVAL_S = 1.0
 # Without a shard in that time, say what the cluster is doing.
 _SILENCE_S = 60.0
+
+
+def tell(line: str) -> None:
+    """A line about what is going to be done."""
+    print(f"plan: {line}", file=sys.stderr, flush=True)
 
 
 def slowest(num_steps: list[int], whole_run: int | None) -> str | None:

@@ -15,7 +15,7 @@ from pipeline.distillation.state import load_state
 from pipeline.distillation.students import build_student
 from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.models import LoadedModel, ModelConfig
-from pipeline.vit import SubsetViT
+from pipeline.vit.subset import SubsetViT
 from tests.distillation.conftest import make_images
 
 CPU = torch.device("cpu")

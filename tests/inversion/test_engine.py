@@ -16,7 +16,7 @@ from pipeline.inversion import (
     start_images,
 )
 from pipeline.inversion.engine import _adam
-from pipeline.vit import SubsetViT
+from pipeline.vit.subset import SubsetViT
 from tests.conftest import make_tiny_model
 
 SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}

@@ -10,7 +10,7 @@ import torch
 from jobs.digits import CLASS_NAMES, DigitsConfig, Split, augment, load_scans, main, make_digits, normalise, split_scans
 from pipeline.dataset import schema, sources
 from pipeline.errors import ConfigError
-from pipeline.models import ModelConfig, load_model, real_image_transform
+from pipeline.models import ModelConfig, RealImageTransform, load_model
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_folder_loads_in_timm_and_here_and_sets_are_datasets(tmp_path: Path) -> 
     # The eval transform takes a 32×32 picture pixel by pixel.
     scan = load_scans().images[0]
     stored = schema.open_image(schema.encode_image(scan), "0")
-    assert torch.allclose(real_image_transform(loaded)(stored), normalise(scan[None])[0], atol=1e-6)
+    assert torch.allclose(RealImageTransform(loaded)(stored), normalise(scan[None])[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

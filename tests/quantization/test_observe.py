@@ -15,7 +15,7 @@ from pipeline.quantization.graphs import Exportable, activation_observers, expor
 from pipeline.quantization.observe import RangeObserver, cover_stopped
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import Placement
-from pipeline.vit import SubsetViT
+from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights
 
 

@@ -17,7 +17,7 @@ from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range
 from pipeline.quantization.batches import Batch
 from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.run import prepare
+from pipeline.synthesis.plan import prepare
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 

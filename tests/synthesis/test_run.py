@@ -1,7 +1,6 @@
 """The run on a real Ray cluster."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,9 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
 from pipeline.synthesis.plan import prepare
-from pipeline.synthesis.run import check_written, pool_options, told_reasons
+from pipeline.synthesis.pool import pool_options
+from pipeline.synthesis.run import check_written
+from pipeline.synthesis.summary import told_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -135,11 +136,10 @@ def test_only_what_is_missing_is_done_and_what_fails_is_told(
 
 
 def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
-    started = time.monotonic()
     again = synthesize(made.config)
     assert (again["complete"], again["num_images_made"], again["class_loss"]) == (True, 0, None)
+    assert again["workers"] == {}
     assert parts_of(made.output) == made.parts
-    assert time.monotonic() - started < 5
 
 
 def test_a_shard_that_was_made_and_is_not_there_has_a_reason() -> None:
@@ -252,10 +252,8 @@ def test_impossible_runs_end_before_anything_is_written(
     error: type[PipelineError],
     message: str,
 ) -> None:
-    started = time.monotonic()
     with pytest.raises(error, match=message):
         attempt(tiny_folder, tmp_path)
-    assert time.monotonic() - started < 5
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not (tmp_path / "out" / ".tmp").exists()
 

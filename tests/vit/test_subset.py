@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.vit import SubsetViT
+from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights, make_tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError, one_line
-from pipeline.families import refusal
-from pipeline.masked import SHAPE_ERRORS, patch_size
-from pipeline.models import LoadedModel
-from pipeline.vit import SubsetViT
+from pipeline.models.loading import LoadedModel
+from pipeline.vit.families import refusal
+from pipeline.vit.masked import SHAPE_ERRORS, patch_size
+from pipeline.vit.subset import SubsetViT
 
 
 class ImageReader(nn.Module):

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.families import check_family
+from pipeline.vit.families import check_family
 from tests.conftest import make_tiny_model
 
 REFUSED = {

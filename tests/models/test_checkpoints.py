@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoints import read_state_dict
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoints import read_state_dict
 
 
 @pytest.fixture

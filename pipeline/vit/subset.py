@@ -11,9 +11,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.families import check_family
-from pipeline.last_block import last_block, num_tokens_read, pad_rows
-from pipeline.ranking import Ranking, gradient_times, pool_attention, resolve_ranking
+from pipeline.vit.families import check_family
+from pipeline.vit.last_block import last_block, num_tokens_read, pad_rows
+from pipeline.vit.ranking import Ranking, gradient_times, pool_attention, resolve_ranking
 
 
 class TokenSubset(nn.Module):

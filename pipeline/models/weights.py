@@ -1,8 +1,10 @@
-"""What a model's weights must be, before anything is computed with them."""
+"""What a model's weights must be, before anything is computed with them; and their digest."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
@@ -82,3 +84,12 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"weights of {where!r} are not finite: {name!r} has NaN or infinity")
+
+
+def weight_digest(model: nn.Module) -> str:
+    """SHA-256, in hex, of a model's weights: names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,13 +1,10 @@
-"""timm models for teachers and students: made by name, with weights from timm, a checkpoint or a folder."""
+"""timm models made by name, with weights from timm, a checkpoint or a folder; and written as such a folder."""
 
 import dataclasses
-import hashlib
-import json
 import pickle
 import struct
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.checkpoints import read_state_dict
-from pipeline.checks import check_finite
-from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError
-from pipeline.storage import absolute, read_bytes
-from pipeline.weights import check_finite_weights, check_first_layer, check_heads, describe_misfit
+from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.models.checkpoints import read_state_dict
+from pipeline.models.class_names import class_names
+from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.weights import (
+    check_finite_weights,
+    check_first_layer,
+    check_heads,
+    describe_misfit,
+    weight_digest,
+)
 
-LOCAL_DIR = "local-dir:"
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
 # (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded; a corrupt file raises what its
 # reader stumbles over.
@@ -33,57 +35,6 @@ _TIMM_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
     *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model, and where its weights come from.
-
-    Args:
-        name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
-        pretrained: take timm's own weights for that name (downloaded).
-        checkpoint: weights at any fsspec URI, `.safetensors` or `.pth`.
-        use_ema: prefer averaged weights where a checkpoint has both.
-        num_classes: width of the classifier; by default the model's own.
-        in_chans: channels of the images, 1 or 3; by default the model's own.
-        model_args: further arguments of `timm.create_model`, such as `{img_size: 32, patch_size: 4}`.
-        class_names: a list, or the URI of a file (JSON list, or one name a line); by default timm's names where
-            the model says so, else numbers.
-        mean: of the pixels in [0, 1], one a channel; by default the model's own.
-        std: likewise.
-    """
-
-    name: str
-    pretrained: bool = False
-    checkpoint: str | None = None
-    use_ema: bool = True
-    num_classes: int | None = None
-    in_chans: int | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] | str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if self.in_chans not in (None, 1, 3):
-            raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ConfigError(f"num_classes must be at least 1, not {self.num_classes}")
-        if self.pretrained and self.checkpoint:
-            raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
-        if self.std is not None and min(self.std, default=0.0) <= 0:
-            raise ConfigError(f"std must be positive, not {self.std}")
-
-    def located(self) -> "ModelConfig":
-        """The same with absolute local paths: Ray's workers have working folders of their own."""
-        folder = self.name.removeprefix(LOCAL_DIR)
-        return dataclasses.replace(
-            self,
-            name=self.name if folder == self.name else LOCAL_DIR + absolute(folder),
-            checkpoint=None if self.checkpoint is None else absolute(self.checkpoint),
-            class_names=absolute(self.class_names) if isinstance(self.class_names, str) else self.class_names,
-        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +87,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     return LoadedModel(
         model=model,
         name=config.name,
-        class_names=_class_names(config, model),
+        class_names=class_names(config, model),
         mean=mean,
         std=std,
         input_size=(channels, height, width),
@@ -172,15 +123,6 @@ def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     return _input_size(model, timm.data.resolve_data_config({}, model=model))
 
 
-def weight_digest(model: nn.Module) -> str:
-    """SHA-256, in hex, of a model's weights: names, types, shapes and values."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
-
-
 class RealImageTransform:
     """timm's evaluation transform of a model's own config, for images of any size and mode."""
 
@@ -193,11 +135,6 @@ class RealImageTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """Normalised float32 [C, H, W]."""
         return self._transform(image.convert(self._mode))
-
-
-def real_image_transform(loaded: LoadedModel) -> RealImageTransform:
-    """The transform that real images go through on their way to a model."""
-    return RealImageTransform(loaded)
 
 
 def _create(config: ModelConfig, trained: bool) -> nn.Module:
@@ -287,51 +224,6 @@ def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], c
         # timm states three for a model that it made for one channel: grey is their mean.
         return (sum(values) / len(values),)
     raise ConfigError(f"{name} has {len(values)} values, the model reads {channels} channels: {list(values)}")
-
-
-def _class_names(config: ModelConfig, model: nn.Module) -> list[str]:
-    count = int(model.num_classes)  # type: ignore[arg-type]
-    given = config.class_names
-    names = _read_names(given) if isinstance(given, str) else given if given is not None else _own_names(model, count)
-    if len(names) != count:
-        raise ConfigError(f"class_names has {len(names)} names, model {config.name!r} has {count} classes")
-    repeated = [name for name, times in Counter(names).items() if times > 1]
-    if repeated:
-        raise ConfigError(f"class_names must differ; repeated: {repeated[:5]}")
-    return list(names)
-
-
-def _read_names(uri: str) -> list[str]:
-    try:
-        text = read_bytes(uri).decode()
-    except (DatasetError, UnicodeDecodeError) as error:
-        raise ConfigError(f"class_names: {error}") from error
-    if text.lstrip().startswith("["):
-        try:
-            return [str(name) for name in json.loads(text)]
-        except ValueError as error:
-            raise ConfigError(f"class_names: {uri!r} is not a JSON list: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _own_names(model: nn.Module, count: int) -> list[str]:
-    own = model.pretrained_cfg  # type: ignore[assignment]
-    labels = own.get("label_names")  # type: ignore[union-attr]
-    if labels:
-        ordered = [labels[key] for key in sorted(labels, key=int)] if isinstance(labels, dict) else list(labels)
-        if len(ordered) == count:
-            return [str(name) for name in ordered]
-    subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None  # type: ignore[union-attr]
-    if subset is None:
-        return [str(index) for index in range(count)]
-    info = timm.data.ImageNetInfo(subset)
-    described = list(info.label_descriptions())
-    times = Counter(described)
-    # Two synsets may share a description ("crane"): the synset tells them apart.
-    return [
-        text if times[text] == 1 else f"{text} ({synset})"
-        for text, synset in zip(described, info.label_names(), strict=True)
-    ]
 
 
 def _first_lines(error: BaseException) -> str:

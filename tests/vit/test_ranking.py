@@ -10,8 +10,8 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.ranking import Ranking, resolve_ranking
-from pipeline.vit import SubsetViT
+from pipeline.vit.ranking import Ranking, resolve_ranking
+from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights, make_tiny_model
 
 KEEP = torch.tensor([[0, 3, 5, 11], [1, 2, 9, 15]] * 4)

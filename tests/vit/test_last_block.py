@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from pipeline.last_block import num_tokens_read, pad_rows
-from pipeline.vit import SubsetViT
+from pipeline.vit.last_block import num_tokens_read, pad_rows
+from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights, make_tiny_model
 
 SIZES: dict[str, Any] = {**TINY}

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.models import ModelConfig, load_model, real_image_transform, save_model, weight_digest
+from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model, weight_digest
 from tests.conftest import HALF, TINY, make_tiny_model
 
 SIZES: dict[str, Any] = {name: value for name, value in TINY.items() if name != "num_classes"}
@@ -189,7 +189,7 @@ def test_other_ways_to_misconfigure() -> None:
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (40, 90)), ("L", (8, 8)), ("RGBA", (32, 32))])
 def test_real_images_of_any_size_and_mode(tiny_folder: Path, mode: str, size: tuple[int, int]) -> None:
-    transform = real_image_transform(load_model(ModelConfig(name=f"local-dir:{tiny_folder}")))
+    transform = RealImageTransform(load_model(ModelConfig(name=f"local-dir:{tiny_folder}")))
     pixels = transform(Image.new(mode, size, "white"))
     assert pixels.shape == (3, 32, 32)
     assert torch.allclose(pixels, torch.ones(3, 32, 32), atol=1e-5)

@@ -1,0 +1,52 @@
+"""The pool of actors, as the cluster has room for it."""
+
+from typing import Any
+
+import ray
+import ray.data
+
+from pipeline.errors import ConfigError
+from pipeline.synthesis.shards import SynthesisConfig
+
+
+def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> dict[str, Any]:
+    """Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
+
+    Args:
+        config: of the dataset.
+        num_shards: to be done.
+        fixed: no node can join the cluster any more.
+
+    Raises:
+        ConfigError: a fixed cluster is too small for the pool.
+    """
+    pool = config.pool
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = pool.device == "cuda" or (pool.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
+    # A GPU actor takes no CPU: on a small node it would wait for the tasks that hold them, and they for it.
+    resources = {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
+    max_size = min(pool.max_size, num_shards)
+    min_size = min(pool.min_size, max_size)
+    room = sum(room_of(node, resources) for node in nodes)
+    if fixed and room < min_size:
+        needed = "1 GPU" if use_gpu else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
+        raise ConfigError(f"pool.min_size {min_size} with {needed} an actor: this machine has room for {room}")
+    compute = ray.data.ActorPoolStrategy(
+        min_size=min_size,
+        max_size=max_size,
+        # With 1 the pool never grows.
+        max_tasks_in_flight_per_actor=2,
+    )
+    return {"compute": compute, **resources}
+
+
+def room_of(node: dict[str, float], resources: dict[str, int]) -> int:
+    """Actors that a node can hold."""
+    names = {"num_gpus": "GPU", "num_cpus": "CPU"}
+    return min(int(node.get(names[name], 0) // amount) for name, amount in resources.items() if amount)
+
+
+def sharing(resources: dict[str, int], actors: int) -> int:
+    """Actors at most that share a machine's memory; one where no machine is there yet."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, min(actors, max((room_of(node, resources) for node in nodes), default=1)))

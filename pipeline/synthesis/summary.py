@@ -1,0 +1,71 @@
+"""What a run says at its end, from what its actors told and what the files say now."""
+
+from collections import Counter
+from typing import Any
+
+from pipeline.dataset import store
+from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.shards import SynthesisConfig
+
+
+def summarise(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
+    """What was done and what was not, as plain data.
+
+    Args:
+        plan: of the run.
+        outcomes: a row a shard that an actor told of.
+        progress: what the output holds now.
+    """
+    unrecorded = set(progress.missing)
+    told = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
+    missing = [shard_id for shard_id in progress.missing if shard_id not in told]
+    failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | told
+    made = [row for row in outcomes if not row["error"]]
+    num_made = sum(row["num_images"] for row in made)
+    return {
+        "complete": progress.complete,
+        "output": plan.config.output,
+        "digest": plan.digest,
+        "num_shards": len(plan.shards),
+        "num_done": len(progress.done),
+        "failed": [{"shard_id": shard_id, "reason": failed[shard_id]} for shard_id in sorted(failed)],
+        "missing": missing,
+        "num_images": count_images(plan.shards),
+        "num_images_made": num_made,
+        "class_loss": _mean_over_images(made, "class_loss"),
+        "teacher_confidence": _mean_over_images(made, "teacher_confidence"),
+        **_steps_taken(plan.config, made),
+        **_machine_work(plan.config, made),
+        "workers": dict(Counter(row["worker"] for row in made)),
+    }
+
+
+def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
+    """Shard id → why it has no part: as its actor told, or because that wrote it somewhere else."""
+    return {
+        row["shard_id"]: row["reason"]
+        if row["error"]
+        else f"{row['worker']} wrote it, and it is not in {output!r}: another folder of that name on that machine?"
+        for row in outcomes
+    }
+
+
+def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where images may end early: how many steps they took, and how many ran to the end of the schedule."""
+    taken = [steps for row in made for steps in row["num_steps"]]
+    if config.inversion.adaptive_end is None or not taken:
+        return {}
+    to_the_end = sum(steps == config.inversion.num_steps for steps in taken)
+    return {"num_steps": {"mean": sum(taken) / len(taken), "most": max(taken), "ran_to_the_end": to_the_end}}
+
+
+def _machine_work(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of compiling over all actors, where asked for; the most memory of a GPU, where there was one."""
+    peak_bytes = max((row["peak_bytes"] for row in made), default=0)
+    compiled = {"compile_s": round(sum(row["compile_s"] for row in made), 2)} if config.inversion.compile else {}
+    return compiled | ({"peak_bytes": peak_bytes} if peak_bytes else {})
+
+
+def _mean_over_images(rows: list[dict[str, Any]], name: str) -> float | None:
+    images = sum(row["num_images"] for row in rows)
+    return sum(row[name] * row["num_images"] for row in rows) / images if images else None
