@@ -244,9 +244,10 @@ def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
-from pipeline.synthesis import plan_shards
+from pipeline.synthesis import plan_shards, writer as module
 from tests.synthesis.test_actor import batch_of, make_writer, outcomes_of
 
+module.RETRY_DELAYS_S = (0.0, 0.0)
 writer = make_writer(Path(sys.argv[1]), Path(sys.argv[2]))
 shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
