@@ -6,7 +6,8 @@ A teacher learns coloured shapes on textured backgrounds (`benchmarks/shapes.py`
 mostly goes with the class. Then, for each seed, with a dataset, a teacher, inversions and students of its own:
 
 - The teacher ranks the patches of real images as an inversion ranks those of its own: how much of the patches that
-  survive sparse inversion, or are detached by rebirth, or survive a choice at random, is foreground?
+  survive sparse inversion, or are detached by rebirth, or survive a choice at random, is foreground? The same for
+  sparse inversion by two other rankings of patches.
 - Students learn from inversions of each kind: how do they do on new images whose backgrounds go with the class, and
   on those whose backgrounds never do?
 
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import InversionConfig, Teacher, invert
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
-from pipeline.vit.ranking import Ranking, resolve_ranking
+from pipeline.vit.ranking import Ranking
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
 # As the demo's: of 200 iterations 10, 20, 30, 50.
@@ -144,6 +145,9 @@ def make_arms(config: HallucinationConfig) -> list[Arm]:
         Arm(name="sparse", inversion=sparse),
         Arm(name="random patches", inversion=sparse, at_random=True),
         Arm(name="rebirth", inversion=rebirth),
+        # The teacher's own ranking is the CLS token's attention.
+        Arm(name="sparse by attention received", inversion=replace(sparse, ranking="attention_received")),
+        Arm(name="sparse by gradient × activation", inversion=replace(sparse, ranking="gradient_activation")),
     ]
 
 
@@ -157,10 +161,10 @@ def chosen_patches(teacher: Teacher, images: Tensor, labels: Tensor, config: Inv
         teacher: ranks them.
         images: normalised [B, C, H, W].
         labels: int64 [B].
-        config: its schedule counts.
+        config: its schedule and ranking count.
     """
     alive, detached = all_patches(len(images), teacher.num_patches), []
-    still, ranking = torch.zeros(len(images), 3, dtype=torch.int64), resolve_ranking(teacher.model)
+    still, ranking = torch.zeros(len(images), 3, dtype=torch.int64), teacher.resolve_ranking(config)
     for change in config.changes(teacher.num_patches).values():
         _, scores = teacher.look_and_rank(images, alive, still, ranking, labels)
         chosen, others = split_best(alive, scores, change.count)
@@ -193,7 +197,7 @@ def rank_real_images(arms: Sequence[Arm], model: nn.Module, scenes: Scenes, seed
     return kept
 
 
-def synthesize(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
+def invert_set(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
     """Invert the teacher into a set of images, 8-bit and filled as a stored dataset's are."""
     teacher = arm.teacher(model, seed)
     targets = torch.arange(len(CLASS_NAMES)).repeat(per_class // arm.inversion.images_per_run)
@@ -240,7 +244,7 @@ def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int
     return student.eval()
 
 
-def make_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes, seed: int) -> LoadedModel:
+def trained_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes, seed: int) -> LoadedModel:
     """Train the demo's kind of teacher on the scenes."""
     settings = DigitsConfig(output="in memory", epochs=config.teacher_epochs, noise=config.teacher_noise, seed=seed)
     untrained = build_teacher(seed, channels=3, num_classes=len(CLASS_NAMES))
@@ -257,7 +261,7 @@ def make_sets(
     sets, seconds = {}, {}
     for arm in arms:
         started = time.monotonic()
-        sets[arm.name] = synthesize(arm, model, per_class, seed)
+        sets[arm.name] = invert_set(arm, model, per_class, seed)
         seconds[arm.name] = time.monotonic() - started
     sets["real"] = real_images(train, per_class)
     return sets, seconds
@@ -279,7 +283,7 @@ def measure(config: HallucinationConfig, seed: int) -> Trial:
         print(f"seed {seed}, {time.monotonic() - started:.0f} s: {name}: {told}", file=sys.stderr, flush=True)
 
     scores: dict[str, dict[str, float]] = {}
-    loaded = make_teacher(config, train, held_out["matching"], seed)
+    loaded = trained_teacher(config, train, held_out["matching"], seed)
     score("teacher", loaded.model)
     score("student before training", build_student(_STUDENT, loaded, seed=seed).eval())
     arms = make_arms(config)

@@ -20,6 +20,8 @@ _STUDENTS_COMPARED = [
     ("rebirth", "sparse"),
     ("rebirth", "random patches"),
     ("sparse", "random patches"),
+    ("sparse by attention received", "sparse"),
+    ("sparse by gradient × activation", "sparse"),
     ("real", "dense"),
 ]
 
@@ -81,7 +83,8 @@ Swapped: new images on another class's."""
 _ABOUT_FOREGROUND = """\
 Percent of the kept patches' area that lies on the shape, over all held-out images. Their patches are chosen as
 each kind of inversion chooses among those of its own images, with the same schedule. Dense inversion keeps all:
-the base rate. Rebirth's images together are all patches as well."""
+the base rate. Rebirth's images together are all patches as well. Sparse and rebirth rank by the CLS
+token's attention."""
 _ABOUT_TOP1 = """\
 Percent of the held-out images. Students are the teacher's first and last block, distilled on as many images of
 each kind; they have the teacher's weights, and what these know of backgrounds, before they learn. Sparse images

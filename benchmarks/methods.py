@@ -134,7 +134,7 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     """Make a method's images with one seed and use them; in a process of its own."""
     torch.set_num_threads(1)
     name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
-    made = {} if method.stage is None else synthesize(bench, method, bench.path("images", name), seed)
+    made = {} if method.stage is None else write_dataset(bench, method, bench.path("images", name), seed)
     images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
     shared = {"teacher.name": bench.teacher, "images": images, "labelled": bench.path("digits", "held_out.parquet")}
     quantized = {
@@ -159,7 +159,7 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     )
 
 
-def synthesize(bench: Bench, method: Method, output: str, seed: int) -> dict[str, float]:
+def write_dataset(bench: Bench, method: Method, output: str, seed: int) -> dict[str, float]:
     """Write a dataset as the actors do, here and timed: seconds, counted work and steps of an image."""
     assert method.stage is not None
     own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
