@@ -1,10 +1,12 @@
 """Inverting a frozen teacher into images: pure tensors, without Ray and without files."""
 
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
-from pipeline.inversion.engine import Inversion, invert, score, start_images
+from pipeline.inversion.draws import start_images
+from pipeline.inversion.engine import Inversion, invert
 from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.losses import Disagreement, FeaturePrior
 from pipeline.inversion.result import Harvest, InversionResult
+from pipeline.inversion.scoring import score
 from pipeline.inversion.teacher import AnyTeacher, MaskedTeacher, Teacher, make_teacher
 
 __all__ = [

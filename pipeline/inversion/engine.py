@@ -14,9 +14,10 @@ from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import losses
 from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.draws import draw_jitter, draw_start, generators_of
 from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
-from pipeline.inversion.patches import all_patches, draw_jitter, split_best
+from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.splitting import Split
@@ -72,21 +73,6 @@ def invert(
     return run.result()
 
 
-def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
-    """The noise inversion starts from: N(0, 1) in normalised space [B, C, H, W], each image's from its own seed."""
-    return _start(teacher, _generators(seeds))
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Tensor:
-    # On the CPU on every device: an image's start does not depend on where it is made.
-    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
-
-
 class Inversion:
     """One inversion under way; `step` it, look at it, take its `result`.
 
@@ -115,8 +101,8 @@ class Inversion:
         assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
         self._split = Split(min(config.micro_batch or len(targets), len(targets)))
         device = teacher.mean.device
-        generators = _generators(seeds)
-        start = _start(teacher, generators)
+        generators = generators_of(seeds)
+        start = draw_start(teacher, generators)
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
@@ -338,20 +324,3 @@ def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:
     """Adam in one pass over the pixels, if an image's new pixels do not then depend on its place in the batch."""
     fused = images.device.type == "cuda" or images[0].numel() % _ADAM_WIDTH == 0
     return torch.optim.Adam([images], lr=config.lr, betas=config.betas, fused=fused)
-
-
-@torch.no_grad()
-def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the teacher makes of stored images, read over CLS and kept tokens.
-
-    Args:
-        pixels: 8-bit [B, H, W, C].
-        keep_indices: int64 [B, K].
-        targets: int64 [B].
-
-    Returns:
-        Class loss [B], probability of the target [B], most probable class int64 [B].
-    """
-    logits = teacher(teacher.from_uint8(pixels), keep_indices)
-    probabilities = logits.softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
-    return losses.class_loss(logits, targets), probabilities, logits.argmax(dim=1)

@@ -4,7 +4,6 @@ A jitter is three integers an image, [B, 3]: the image is rolled by (dy, dx) pix
 flip is 1, mirrored left-right. Patches are numbered row by row; `keep_indices` is int64 [B, K], ascending.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,24 +27,6 @@ def split_best(keep_indices: Tensor, scores: Tensor, count: int) -> tuple[Tensor
     """
     ranked = keep_indices.gather(1, torch.sort(scores, dim=1, descending=True, stable=True).indices)
     return ranked[:, :count].sort(dim=1).values, ranked[:, count:].sort(dim=1).values
-
-
-def draw_jitter(
-    generators: Sequence[torch.Generator], steps: int, *, largest_shift: int, flip_probability: float
-) -> Tensor:
-    """Random jitter for every step and image, int64 [steps, B, 3], each image's from its own generator.
-
-    Args:
-        generators: one an image, on the CPU.
-        largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
-        flip_probability: of a mirrored view.
-    """
-    tables = []
-    for generator in generators:
-        shifts = torch.randint(-largest_shift, largest_shift + 1, (steps, 2), generator=generator)
-        flips = torch.rand(steps, 1, generator=generator) < flip_probability
-        tables.append(torch.cat([shifts, flips.long()], dim=1))
-    return torch.stack(tables, dim=1)
 
 
 def move_patches(keep_indices: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:

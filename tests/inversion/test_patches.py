@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.inversion.patches import cut_patches, draw_jitter, jitter_images, move_patches, split_best
+from pipeline.inversion.patches import cut_patches, jitter_images, move_patches, split_best
 
 GRID, SIDE = 4, 8
 
@@ -80,15 +80,3 @@ def test_survivors_are_the_best_in_ascending_order() -> None:
 def test_of_equal_scores_the_first_survives() -> None:
     keep = torch.tensor([[2, 5, 7, 9]])
     assert split_best(keep, torch.tensor([[0.2, 0.2, 0.9, 0.2]]), 2)[0].tolist() == [[2, 7]]
-
-
-def test_an_image_draws_the_same_jitter_whatever_its_neighbours() -> None:
-    def draw(seeds: list[int]) -> torch.Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return draw_jitter(generators, 50, largest_shift=4, flip_probability=0.5)
-
-    assert torch.equal(draw([1, 2, 3])[:, 1], draw([2])[:, 0])
-    drawn = draw([1])[:, 0]
-    assert set(drawn[:, 2].tolist()) == {0, 1}
-    assert drawn[:, :2].min() == -4
-    assert drawn[:, :2].max() == 4

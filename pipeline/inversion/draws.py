@@ -1,0 +1,43 @@
+"""What chance decides, from seeds alone: the noise that an image starts from, and how each step shows it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.inversion.teacher import AnyTeacher
+
+
+def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
+    """The noise inversion starts from: N(0, 1) in normalised space [B, C, H, W], each image's from its own seed."""
+    return draw_start(teacher, generators_of(seeds))
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One an image, on the CPU."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Tensor:
+    """`start_images`, and the generators left where an image's jitter goes on."""
+    # On the CPU on every device: an image's start does not depend on where it is made.
+    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
+
+
+def draw_jitter(
+    generators: Sequence[torch.Generator], steps: int, *, largest_shift: int, flip_probability: float
+) -> Tensor:
+    """Random jitter for every step and image, int64 [steps, B, 3], each image's from its own generator.
+
+    Args:
+        generators: one an image, on the CPU.
+        largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
+        flip_probability: of a mirrored view.
+    """
+    tables = []
+    for generator in generators:
+        shifts = torch.randint(-largest_shift, largest_shift + 1, (steps, 2), generator=generator)
+        flips = torch.rand(steps, 1, generator=generator) < flip_probability
+        tables.append(torch.cat([shifts, flips.long()], dim=1))
+    return torch.stack(tables, dim=1)

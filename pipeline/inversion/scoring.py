@@ -1,0 +1,24 @@
+"""What the teacher makes of images as they are stored."""
+
+import torch
+from torch import Tensor
+
+from pipeline.inversion import losses
+from pipeline.inversion.teacher import AnyTeacher
+
+
+@torch.no_grad()
+def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the teacher makes of stored images, read over CLS and kept tokens.
+
+    Args:
+        pixels: 8-bit [B, H, W, C].
+        keep_indices: int64 [B, K].
+        targets: int64 [B].
+
+    Returns:
+        Class loss [B], probability of the target [B], most probable class int64 [B].
+    """
+    logits = teacher(teacher.from_uint8(pixels), keep_indices)
+    probabilities = logits.softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    return losses.class_loss(logits, targets), probabilities, logits.argmax(dim=1)
