@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.circumstances import circumstances
 from benchmarks.plain import PlainInversion
-from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion import Inversion, InversionConfig, Teacher, frozen_copy
 from pipeline.inversion.flops import TeacherShape, step_flops
 
 # A step before the stop; after it one to compile, one to warm up and one to record a CUDA graph.
@@ -99,7 +99,8 @@ def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[dict[
     torch.manual_seed(0)
     total = WARM_UP + options.steps * options.rounds
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
-    dense, sparse = (make_run(options, teacher, alive=alive, steps=total) for alive in (None, options.alive))
+    ready = frozen_copy(teacher, options.dtype, compiled=options.compile)
+    dense, sparse = (make_run(options, ready, alive=alive, steps=total) for alive in (None, options.alive))
     runs: dict[str, Callable[[], object]] = {"dense": dense.step, "sparse": sparse.step}
     if options.plain:
         targets = torch.arange(options.batch) % teacher.num_classes

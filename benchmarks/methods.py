@@ -134,6 +134,9 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     """Make a method's images with one seed and use them; in a process of its own."""
     torch.set_num_threads(1)
     name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
+    for kind in ("images", "calibrate", "distill"):
+        # What an earlier run left was made by another engine, perhaps.
+        storage.remove_folder(bench.path(kind, name))
     made = {} if method.stage is None else write_dataset(bench, method, bench.path("images", name), seed)
     images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
     shared = {"teacher.name": bench.teacher, "images": images, "labelled": bench.path("digits", "held_out.parquet")}
@@ -291,7 +294,11 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="runs/methods", help="teacher, images and students; a dataset is kept")
+    parser.add_argument(
+        "--folder",
+        default="runs/methods",
+        help="of the teacher, which is kept, and of images and students, which are made anew",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--only", nargs="+", help="names of methods; dense and sparse always")
     parser.add_argument("--processes", type=int, default=2)

@@ -5,8 +5,8 @@
 Every phase (196, 137, 95, 66 and 46 patches alive) is a run of its own, ours and the plain one's, and all are stepped
 in turn; so are the phases of Patch Rebirth (196, 147, 98 and 49 for `--rebirth 4`, nearly as sparse), which leaves that
 many images a run. A dense schedule is 4000 steps of the first phase. Beside the seconds: the work counted, how near to
-the machine's peak it is done, the memory of the first phase, where it peaks (`--micro-batch 32` brings it to a sixth of
-the plain one's, and leaves the sparsest phase the whole batch), and what `--compile` takes at first.
+the machine's peak it is done, the memory of the first phase (`--micro-batch 32` brings it to a sixth of the plain
+one's, and leaves the sparsest phase the whole batch), and what `--compile` takes at first.
 Needs neither Ray nor torchao. Prints one JSON line.
 """
 
@@ -22,7 +22,7 @@ import torch
 from benchmarks.circumstances import circumstances
 from benchmarks.inversion import WARM_UP, make_parser, make_run, matmul_peak, seconds, take_turns
 from benchmarks.plain import PlainInversion
-from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion import Inversion, InversionConfig, Teacher, frozen_copy
 from pipeline.inversion.flops import TeacherShape, run_flops, step_flops
 from pipeline.inversion.memory import LiveBytes, predict, weight_bytes
 
@@ -38,9 +38,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     phases = InversionConfig().phases(teacher.num_patches)
     rebirth = InversionConfig(rebirth=options.rebirth).phases(teacher.num_patches)
     # First, while nothing else is on the device.
-    memory = _memory(options, teacher)
+    ready = frozen_copy(teacher, options.dtype, compiled=options.compile)
+    memory = _memory(options, teacher, ready)
     ours, reborn = (
-        [_our_run(options, teacher, None if n == teacher.num_patches else n) for _, n in schedule]
+        [_our_run(options, ready, None if n == teacher.num_patches else n) for _, n in schedule]
         for schedule in (phases, rebirth)
     )
     plain = [_plain_run(options, device, n) for _, n in phases] if options.plain else []
@@ -150,12 +151,18 @@ def _compiling(compile_s: float, schedule_s: float) -> dict[str, float]:
     return {"seconds": round(compile_s, 1), "share_of_first_run": round(compile_s / (compile_s + schedule_s), 4)}
 
 
-def _memory(options: argparse.Namespace, teacher: Teacher) -> dict[str, Any]:
-    """Peak bytes of dense steps, weights included, each run alone on the device; on a CPU tensors, uncompiled."""
+def _memory(options: argparse.Namespace, teacher: Teacher, ready: Teacher) -> dict[str, Any]:
+    """Peak bytes of dense steps, weights included, each run alone on the device; on a CPU tensors, uncompiled.
+
+    Args:
+        options: of the command.
+        teacher: as made.
+        ready: its frozen copy.
+    """
     device = teacher.mean.device
     on_gpu = device.type == "cuda"
     uncompiled = argparse.Namespace(**{**vars(options), "compile": options.compile and on_gpu})
-    ours = make_run(uncompiled, teacher, alive=None, steps=3)
+    ours = make_run(uncompiled, ready, alive=None, steps=3)
     peaks = {"ours": _peak(ours, ours.images, list(ours.teacher.parameters()))}
     if not on_gpu:
         peaks["ours"] += weight_bytes(teacher, options.dtype) - _strided_bytes(ours.teacher)
@@ -163,8 +170,8 @@ def _memory(options: argparse.Namespace, teacher: Teacher) -> dict[str, Any]:
     del ours
     if options.plain:
         plain = _plain_run(options, device, teacher.num_patches)
-        # On a GPU the teacher of ours lies beside it.
-        beside = _strided_bytes(teacher) if on_gpu else 0
+        # On a GPU the teachers of ours lie beside it.
+        beside = sum(_strided_bytes(module) for module in {teacher, ready}) if on_gpu else 0
         peaks["plain"] = _peak(plain, plain.images, list(plain.model.parameters())) - beside
     ratio = {"ours/plain": round(peaks["ours"] / peaks["plain"], 3)} if options.plain else {}
     return {"peak_bytes": peaks, "predicted_ours": predicted, **ratio}

@@ -55,6 +55,7 @@ class Compiled:
     def __call__(self, *rows: Tensor) -> Tensor:
         count = len(rows[0])
         if self.most_rows is not None:
+            assert count <= self.most_rows, f"{count} rows, at most {self.most_rows} were to come"
             size = padded_size(count, self.most_rows)
             rows = tuple(pad_rows(tensor, size) for tensor in rows)
         # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.

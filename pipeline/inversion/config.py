@@ -83,8 +83,8 @@ class InversionConfig:
         patch_similarity: weight of the patch similarity entropy, which is maximised (PSAQ-ViT).
         feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean colour.
         adversarial: weight of a student's disagreement with the teacher, which is maximised (Adaptive DeepInversion).
-        micro_batch: images in one forward and backward; the whole batch by default. The fewer patches are alive, the
-            more images go together, which takes no more memory. Halved when memory runs out.
+        micro_batch: images in one forward and backward while every patch is alive; the whole batch by default. Later
+            more images go together, with as many tokens as at first. Halved when memory runs out.
         dtype: of the teacher's forward and backward; pixels and optimiser stay float32.
         ranking: what decides which patches survive; `auto` is the family's natural one, see `resolve_ranking`.
         mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on

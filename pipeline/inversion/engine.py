@@ -99,7 +99,8 @@ class Inversion:
         assert len(seeds) == len(targets), "one seed for each target"
         assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
         assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
-        self._split = Split(min(config.micro_batch or len(targets), len(targets)))
+        self._split = Split(len(targets), config.micro_batch or len(targets))
+        self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
         generators = generators_of(seeds)
         start = draw_start(teacher, generators)
@@ -123,7 +124,7 @@ class Inversion:
         self._ended: Harvest | None = None
         self._rows = torch.arange(len(targets), device=device)
         self._steps_taken = torch.full((len(targets),), config.num_steps)
-        if self._couples_images() and self._split.most < len(targets):
+        if self._couples_images() and self._split.size < len(targets):
             raise ConfigError(
                 f"micro_batch {config.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
                 "is defined on the whole batch: use scope image"
@@ -133,9 +134,9 @@ class Inversion:
         self._priors = {name: prior for name, prior in image_priors.items() if name in self._weights}
         self._look: Compiled | None = None
         self._compiled = self._compile() if config.compile else []
-        # Others read the whole image however few patches are alive.
-        reads_alive = [isinstance(teacher, Teacher), feature_prior is None]
-        self._takes_less = all(reads_alive) and (disagreement is None or disagreement.reads_kept)
+        # Other networks read the whole image however few patches are alive.
+        others_read_alive = feature_prior is None and (disagreement is None or disagreement.reads_kept)
+        self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and others_read_alive else None
 
     def _compile(self) -> list[Compiled]:
         """Put compiled pieces in the place of those that every step runs."""
@@ -150,8 +151,13 @@ class Inversion:
 
     @property
     def micro_batch(self) -> int:
-        """Images in one forward and backward."""
-        return self._split.size(len(self.images))
+        """Images in one forward and backward, at most."""
+        return self._split.size
+
+    @property
+    def fewest(self) -> int:
+        """The smallest that `micro_batch` has been."""
+        return self._split.fewest
 
     @property
     def finished(self) -> bool:
@@ -212,9 +218,8 @@ class Inversion:
             self._harvests.append(Harvest(self.images.detach().clone(), chosen))
         before = self.keep_indices.shape[1]
         self.keep_indices = others if change.detaches else chosen
-        if self._takes_less:
-            # Prefix tokens, which stay, are few.
-            self._split.grow(before, max(1, self.keep_indices.shape[1]))
+        if self._prefix is not None:
+            self._split.grow(len(self.images), self._prefix + before, self._prefix + self.keep_indices.shape[1])
         if self._look is not None:
             self._look.most_rows = self.micro_batch
 
@@ -256,8 +261,8 @@ class Inversion:
             harvests=harvests,
             losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
             num_steps=self._steps_taken.clamp(max=self.num_steps),
-            micro_batch=self._split.fewest,
-            ran_out=self._split.ran_out,
+            micro_batch=self.fewest,
+            halvings=self._halvings,
             compile_s=sum(piece.compile_s for piece in self._compiled),
         )
 
@@ -285,7 +290,8 @@ class Inversion:
                 # The step has changed nothing yet: run it again in smaller pieces, and stay there.
                 if self.micro_batch == 1 or self._couples_images():
                     raise
-                self._split.halve(len(self.images))
+                self._split.halve()
+                self._halvings.append((self.num_steps, self.micro_batch))
 
     def _couples_images(self) -> bool:
         """Whether a term is defined on the whole batch alone."""

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.flops import TeacherShape
+from pipeline.inversion.splitting import Split
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 
 # Of a device's memory, what a proposal leaves to allocators, kernels and errors of the prediction.
@@ -51,6 +52,21 @@ def is_predictable(teacher: Teacher) -> bool:
     return teacher.embeds_subsets and all(type(b) is Block and type(b.attn) is Attention for b in blocks)
 
 
+def predict_run(teacher: Teacher, config: InversionConfig, *, batch: int) -> StepBytes:
+    """The largest step of a whole run of eager inversion; arguments as of `predict`.
+
+    As patches are stopped, more images go together: it may be in any phase.
+    """
+    prefix, phases = teacher.num_prefix_tokens, config.phases(teacher.num_patches)
+    split, steps, before = Split(batch, config.micro_batch or batch), [], None
+    for _, num_kept in phases:
+        if before is not None:
+            split.grow(batch, prefix + before, prefix + num_kept)
+        steps.append(predict(teacher, config, batch=batch, micro_batch=split.size, num_kept=num_kept))
+        before = num_kept
+    return max(steps, key=lambda step: step.total)
+
+
 def predict(
     teacher: Teacher,
     config: InversionConfig,
@@ -66,10 +82,10 @@ def predict(
         config: of the inversion; image priors and class loss are counted, the other terms are not.
         batch: images.
         micro_batch: images in one forward and backward; by default as configured.
-        num_kept: patches read of each; by default all, which is where a run's memory peaks.
+        num_kept: patches read of each; by default all.
     """
     kept = teacher.num_patches if num_kept is None else num_kept
-    together = min(micro_batch or config.micro_batch or batch, batch)
+    together = Split(batch, micro_batch or config.micro_batch or batch).size
     image = teacher.in_chans * teacher.image_size**2 * _FLOAT
     teacher_work = together * _teacher_bytes(teacher, config, kept) + (batch * image if together < batch else 0)
     # Gradient, total variation's gradient, and two differences; without it the gradient, and as gathered.

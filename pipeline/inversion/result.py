@@ -1,6 +1,6 @@
 """What an inversion leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -27,7 +27,8 @@ class InversionResult:
         losses: each term's value at every step, on the CPU; the mean over the images that took it.
         num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
         micro_batch: the fewest images that a forward was limited to.
-        ran_out: whether memory did, so that the batch was split otherwise than asked for.
+        halvings: (step, images in one forward from then on), where memory ran out and the batch was split otherwise
+            than asked for.
         compile_s: seconds in which graphs were compiled.
     """
 
@@ -35,7 +36,7 @@ class InversionResult:
     losses: dict[str, Tensor]
     num_steps: Tensor
     micro_batch: int
-    ran_out: bool = False
+    halvings: list[tuple[int, int]] = field(default_factory=list)
     compile_s: float = 0.0
 
     @property

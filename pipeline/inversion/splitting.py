@@ -1,5 +1,6 @@
 """How many images go through the teacher together, so that a step needs no more memory than there is."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 
@@ -7,36 +8,38 @@ class Split:
     """A batch in parts of equal size, or one image apart.
 
     Args:
+        count: images of the batch.
         most: images of one part, at most.
 
     Attributes:
-        fewest: the smallest that `most` has been.
-        ran_out: whether memory ever did.
+        size: images of the largest part; fewer once images have left the batch.
+        fewest: the smallest that `size` has been.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = self.fewest = most
-        self.ran_out = False
-
-    def size(self, count: int) -> int:
-        """Of the largest part of a batch of `count` images."""
-        return -(-count // self._num_parts(count))
+    def __init__(self, count: int, most: int) -> None:
+        # Exact, or it would shrink at every stop.
+        self._most = Fraction(most)
+        self.size = self.fewest = _even(count, self._most)
 
     def slices(self, count: int) -> list[slice]:
-        """The parts of a batch of `count` images."""
-        num_parts = self._num_parts(count)
+        """The parts of what is left of the batch, `count` images."""
+        num_parts = max(1, -(-count // self.size))
         bounds = [count * part // num_parts for part in range(num_parts + 1)]
         return [slice(start, stop) for start, stop in pairwise(bounds)]
 
-    def _num_parts(self, count: int) -> int:
-        return max(1, -(-count // self.most))
+    def halve(self) -> None:
+        """After memory ran out."""
+        self.size = (self.size + 1) // 2
+        self._most = Fraction(self.size)
+        self.fewest = min(self.fewest, self.size)
 
-    def halve(self, count: int) -> None:
-        """After memory ran out for a batch of `count` images."""
-        self.most = (self.size(count) + 1) // 2
-        self.fewest = min(self.fewest, self.most)
-        self.ran_out = True
-
-    def grow(self, before: int, after: int) -> None:
+    def grow(self, count: int, before: int, after: int) -> None:
         """After an image has come down from `before` tokens to `after`: as many tokens as before go together."""
-        self.most = self.most * before // after
+        self._most *= Fraction(before, after)
+        self.size = _even(count, self._most)
+
+
+def _even(count: int, most: Fraction) -> int:
+    """Images of the largest part."""
+    num_parts = max(1, -(-count // int(most)))
+    return -(-count // num_parts)

@@ -63,14 +63,14 @@ class Shard:
 
     Attributes:
         table: the contract's columns.
-        micro_batch: the fewest images in one forward, where memory ran out for more; else None.
+        halvings: (step, images in one forward from then on), where memory ran out for more.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
         compile_s: seconds in which graphs were compiled.
         peak_bytes: of the GPU's memory, by this actor so far; 0 on a CPU.
     """
 
     table: pa.Table
-    micro_batch: int | None
+    halvings: list[tuple[int, int]]
     num_steps: list[int]
     compile_s: float
     peak_bytes: int
@@ -147,7 +147,7 @@ class Inverter:
         arrow_schema = schema.arrow_schema(self.class_names)
         return Shard(
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
-            micro_batch=result.micro_batch if result.ran_out else None,
+            halvings=result.halvings,
             num_steps=result.num_steps.tolist(),
             compile_s=result.compile_s,
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,

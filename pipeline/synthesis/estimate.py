@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from pipeline.inversion import Inversion, InversionConfig, Teacher
-from pipeline.inversion.memory import LiveBytes, StepBytes, is_predictable, largest_batch, predict, weight_bytes
+from pipeline.inversion.memory import (
+    LiveBytes,
+    StepBytes,
+    is_predictable,
+    largest_batch,
+    predict,
+    predict_run,
+    weight_bytes,
+)
 from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.identity import image_seed
 from pipeline.synthesis.shards import SynthesisConfig
@@ -34,7 +42,7 @@ class Probe:
 
     Attributes:
         step_seconds: of one step, phase by phase.
-        peak_bytes: of the first phase, where memory peaks: what CUDA's allocator gave out, on a CPU the tensors alive.
+        peak_bytes: of the run: what CUDA's allocator gave out, on a CPU the tensors alive in two steps of each phase.
         predicted_bytes: the same from the teacher's shape; None where its family is not counted.
         device_bytes: of the GPU, or an actor's share of the machine.
         largest_batch: images that fit in one forward and backward, with a margin.
@@ -60,18 +68,18 @@ def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
     """
     inverter = Inverter(config)
     starts = labels[:: config.inversion.images_per_run]
-    short = _shortened(config.inversion)
+    short = _shortened(config.inversion, _phase(config.inversion))
     run = _make_run(inverter, starts, short)
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     first_steps = range(_warm_up(short), len(seconds), _phase(short))
-    peak = _peak_bytes(inverter, starts, short)
+    peak = _peak_bytes(inverter, starts)
     return Probe(
         step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
         peak_bytes=peak,
-        predicted_bytes=_predicted(inverter, short, len(starts), run.result().micro_batch),
+        predicted_bytes=_predicted(inverter, short, len(starts)),
         device_bytes=_device_bytes(inverter.device, sharing),
         largest_batch=largest_batch(
-            _device_bytes(inverter.device, sharing), _one_image(inverter, short, peak, len(starts))
+            _device_bytes(inverter.device, sharing), _one_image(inverter, run, peak, len(starts))
         ),
     )
 
@@ -87,19 +95,22 @@ def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig)
     )
 
 
-def _peak_bytes(inverter: Inverter, starts: list[int], inversion: InversionConfig) -> int:
-    """At the end of a run on a GPU; on a CPU that of two more steps, for nobody has counted, and uncompiled."""
+def _peak_bytes(inverter: Inverter, starts: list[int]) -> int:
+    """So far on a GPU; on a CPU that of a run of two steps a phase, for nobody has counted, and uncompiled."""
     if inverter.device.type == "cuda":
         return torch.cuda.max_memory_allocated(inverter.device)
-    run = _make_run(inverter, starts, dataclasses.replace(inversion, compile=False))
+    # The second step of a phase has all that an optimiser keeps, and ranks the patches where a stop comes.
+    inversion = dataclasses.replace(_shortened(inverter.config.inversion, 2), compile=False)
+    run = _make_run(inverter, starts, inversion)
     with LiveBytes([run.images], without=run.teacher.parameters()) as live:
-        run.step()
+        while not run.finished:
+            run.step()
     return live.peak + weight_bytes(inverter.teacher, inversion.dtype)
 
 
-def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int, micro_batch: int) -> int | None:
+def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int) -> int | None:
     teacher = _counted_teacher(inverter, inversion)
-    return None if teacher is None else predict(teacher, inversion, batch=batch, micro_batch=micro_batch).total
+    return None if teacher is None else predict_run(teacher, inversion, batch=batch).total
 
 
 def _counted_teacher(inverter: Inverter, inversion: InversionConfig) -> Teacher | None:
@@ -111,13 +122,15 @@ def _counted_teacher(inverter: Inverter, inversion: InversionConfig) -> Teacher 
     return None if teacher.model.attn_pool is not None else teacher
 
 
-def _one_image(inverter: Inverter, inversion: InversionConfig, peak: int, batch: int) -> StepBytes:
-    """The step of one image, as predicted, or an equal share of what was measured."""
-    teacher = _counted_teacher(inverter, inversion)
+def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> StepBytes:
+    """The step of one image: as predicted, or its share of what was measured of those that went together."""
+    teacher = _counted_teacher(inverter, run.config)
     if teacher is not None:
-        return predict(teacher, inversion, batch=1)
-    weights = weight_bytes(inverter.teacher, inversion.dtype)
-    return StepBytes(weights=weights, pixels=0, work=max(1, (peak - weights) // batch))
+        return predict(teacher, run.config, batch=1)
+    weights = weight_bytes(inverter.teacher, run.config.dtype)
+    # Itself and the optimiser's two moments.
+    pixels = 3 * run.images[0].numel() * run.images.element_size()
+    return StepBytes(weights=weights, pixels=pixels, work=max(1, (peak - weights - batch * pixels) // run.fewest))
 
 
 def _device_bytes(device: torch.device, sharing: int) -> int:
@@ -130,9 +143,8 @@ def _device_bytes(device: torch.device, sharing: int) -> int:
     return min(physical, int(told) if told != "max" else physical) // sharing
 
 
-def _shortened(inversion: InversionConfig) -> InversionConfig:
-    """The same phases, a few steps each, and no image that ends early."""
-    phase = _phase(inversion)
+def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:
+    """The same phases, of so many steps each, and no image that ends early."""
     if inversion.rebirth is not None:
         return dataclasses.replace(inversion, iterations=phase * inversion.rebirth, adaptive_end=None)
     num_stops = len(inversion.stop_steps)

@@ -86,8 +86,9 @@ class PartWriter(Inverter):
 
     def _write(self, shard_id: int, shard: Shard) -> None:
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(schema.SCHEMA_VERSION)}
-        if shard.micro_batch is not None:
-            facts["micro_batch"] = str(shard.micro_batch)
+        if shard.halvings:
+            # Another split may round otherwise: from this step on, so many images at a time.
+            facts["halvings"] = json.dumps(shard.halvings)
         if self.config.inversion.adaptive_end is not None:
             facts["num_steps"] = json.dumps(shard.num_steps)
         table = shard.table.replace_schema_metadata(schema.arrow_schema(self.class_names, metadata=facts).metadata)

@@ -156,8 +156,8 @@ def test_out_of_memory_splits_the_batch_and_says_so(tiny_teacher: Teacher) -> No
     tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=2)
     split = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
     assert split.micro_batch == 2
-    assert split.ran_out
-    assert not whole.ran_out
+    assert split.halvings[:2] == [(0, 3), (0, 2)]
+    assert whole.halvings == []
     assert torch.equal(whole.keep_indices, split.keep_indices)
     assert_alike(tiny_teacher, whole.images, split.images)
 
@@ -185,7 +185,7 @@ def test_as_patches_are_stopped_more_images_go_together(tiny_teacher: Teacher) -
     counted = run.teacher.model.blocks[0]
     while not run.finished:
         run.step()
-    assert counted.seen == [(2, 17)] * 4 + [(4, 9)] * 2 + [(8, 5)]
+    assert counted.seen == [(2, 17)] * 4 + [(2, 9), (3, 9), (3, 9)] + [(4, 5)] * 2
 
 
 def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from pipeline.inversion import Inversion, InversionConfig, Teacher
-from pipeline.inversion.memory import LiveBytes, StepBytes, largest_batch, predict
+from pipeline.inversion.memory import LiveBytes, StepBytes, largest_batch, predict, predict_run
 from tests.conftest import HALF
 
 # Width, heads and depth in the proportions of DeiT-T, S and B; a small one with images that outweigh the tokens.
@@ -42,6 +42,28 @@ def test_predicted_as_measured(
     config = InversionConfig(iterations=3, dtype=dtype, micro_batch=micro_batch, **stops)  # type: ignore[arg-type]
     predicted = predict(teacher, config, batch=4, num_kept=25 if stop else 100)
     assert predicted.pixels + predicted.work == pytest.approx(measure(teacher, config, 4), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "keep", "registers"), [(10, 9, 0.7, 0), (34, 8, 0.23, 0), (16, 4, 0.1, 4)]
+)
+def test_the_largest_step_of_a_run_may_be_in_any_phase(
+    batch: int, micro_batch: int, keep: float, registers: int
+) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=80, patch_size=8, num_classes=10, reg_tokens=registers, **SHAPES[1]
+    )
+    teacher = Teacher(model, mean=HALF, std=HALF)
+    config = InversionConfig(iterations=4, stop_steps=[2], stop_fractions=[1 - keep], micro_batch=micro_batch)
+    run = Inversion(teacher, torch.arange(batch) % 10, config, seeds=list(range(batch)))
+    with LiveBytes([run.images], without=run.teacher.parameters()) as live:
+        while not run.finished:
+            run.step()
+    predicted = predict_run(teacher, config, batch=batch)
+    assert predicted.pixels + predicted.work == pytest.approx(live.peak, rel=0.15)
+    # What goes together later takes no more memory than the parts that were asked for.
+    asked = predict(teacher, config, batch=micro_batch)
+    assert predicted.work < 1.1 * asked.work + batch * 3 * 80 * 80 * 4
 
 
 def test_what_fits_leaves_a_margin() -> None:

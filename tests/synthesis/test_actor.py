@@ -207,7 +207,7 @@ def test_part_tells_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     assert footer.metadata is not None
     assert footer.metadata[b"digest"].decode() == writer.digest
     assert footer.metadata[b"shard_id"] == b"1"
-    assert b"micro_batch" not in footer.metadata
+    assert b"halvings" not in footer.metadata
     assert b"num_steps" not in footer.metadata
 
 
@@ -227,7 +227,7 @@ def test_a_split_because_memory_ran_out_is_recorded(
     list(writer(batch_of(plan_shards(writer.config)[:1])))
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
-    assert footer.metadata[b"micro_batch"] == b"2"
+    assert json.loads(footer.metadata[b"halvings"]) == [[0, 3], [0, 2], [4, 2]]
 
 
 def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from tests.conftest import HALF, TINY, enlarge_weights
 from tests.synthesis.conftest import make_config
 
 
-def make_eva() -> nn.Module:
+def make_eva(**changes: int) -> nn.Module:
     """A family whose blocks are not timm's plain ones."""
-    return enlarge_weights(timm.create_model("eva02_tiny_patch14_336", **TINY))  # type: ignore[arg-type]
+    return enlarge_weights(timm.create_model("eva02_tiny_patch14_336", **{**TINY, **changes}))  # type: ignore[arg-type]
 
 
 def test_phases_of_the_published_schedule() -> None:
@@ -47,6 +47,20 @@ def test_memory_of_a_family_that_is_not_counted_is_measured(tmp_path: Path) -> N
     assert probed.predicted_bytes is None
     assert 0 < probed.peak_bytes < probed.device_bytes
     assert probed.largest_batch > 3
+
+
+def test_what_fits_does_not_depend_on_how_the_shard_was_split(tmp_path: Path) -> None:
+    folder = tmp_path / "eva"
+    model = make_eva(embed_dim=192, depth=4)
+    save_model(model, folder, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    inversion = {"iterations": 6, "stop_steps": [3], "stop_fractions": [0.5]}
+    largest = [
+        probe(
+            make_config(folder, "unused", inversion={**inversion, "micro_batch": micro_batch}), [0] * 16, sharing=1
+        ).largest_batch
+        for micro_batch in (None, 2)
+    ]
+    assert 0.5 < largest[1] / largest[0] < 1.5
 
 
 def test_each_phase_of_a_rebirth_is_timed(tiny_folder: Path) -> None:
