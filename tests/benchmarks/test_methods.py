@@ -59,9 +59,11 @@ def test_each_kind_of_method_with_little_of_everything(tmp_path: Path) -> None:
     make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
     wanted = {method.name: method for method in METHODS}
     kinds = ("real images", "sparse", "rebirth, v = 4", "sparse, adversarial")
+    # What an earlier run left under that name is in nobody's way.
+    left = Path(bench.path("images", "sparse-1"))
+    left.mkdir(parents=True)
+    (left / "manifest.json").write_text("{}")
     found = {name: measure(bench, wanted[name], 1) for name in kinds}
-    # Again, over what is there.
-    assert measure(bench, wanted["sparse"], 1).student_top1 == found["sparse"].student_top1
     assert found["real images"].work is None
     assert found["sparse"].mean_steps == found["rebirth, v = 4"].mean_steps == 4
     rebirth, plain = found["rebirth, v = 4"].work, found["sparse"].work

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,16 +83,17 @@ def cluster() -> Iterator[Cluster]:
     ports = {name: free_port() for name in named} | {"min-worker-port": 0, "max-worker-port": 0}
     sizes = ["--num-cpus=4", "--num-gpus=0", f"--object-store-memory={150 * 2**20}"]
     flags = [*(f"--{name}={port}" for name, port in ports.items()), *sizes, f"--temp-dir={folder}"]
-    # With --block the command is the parent of all that it starts, and takes it along.
+    # With --block the command is the parent of all that it starts, in a process group of their own.
     command = [RAY, "start", "--head", "--block", "--include-dashboard=true", "--disable-usage-stats", *flags]
     with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         cluster = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", environment, folder)
         wait_until_ready(cluster, head)
         yield cluster
     finally:
-        head.terminate()
+        # Asked to end, it takes half a minute.
+        os.killpg(head.pid, signal.SIGKILL)
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,5 +1,7 @@
 """Any number of workers: the same scales to the last bit, every image read once."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +59,35 @@ def calibrate(
     return calibrate_ranges(config, rows(loaded, images), loaded, "0" * 64)
 
 
+@pytest.fixture(scope="module")
+def alone(
+    loaded: LoadedModel, images: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Calibration]:
+    """By batch size, the calibration without workers, made once."""
+
+    @cache
+    def calibrated(batch_size: int) -> Calibration:
+        return calibrate(loaded, images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size)
+
+    return calibrated
+
+
 # Batches of 8 make 3 windows, one for each worker at the most; batches of 16 make 2, so that a worker gets none.
 @pytest.mark.parametrize(("workers", "batch_size"), [(1, 8), (2, 8), (3, 8), (3, 16)])
 def test_workers_agree_to_the_last_bit_and_read_every_image_once(
-    workers: int, batch_size: int, loaded: LoadedModel, images: str, tiny_folder: Path, tmp_path: Path
+    workers: int,
+    batch_size: int,
+    alone: Callable[[int], Calibration],
+    loaded: LoadedModel,
+    images: str,
+    tiny_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    alone = calibrate(loaded, images, tiny_folder, tmp_path, 0, batch_size)
+    expected = alone(batch_size).ranges
     calibration = calibrate(loaded, images, tiny_folder, tmp_path, workers, batch_size)
 
-    differing = [name for name, bounds in calibration.ranges.items() if bounds != alone.ranges[name]]
-    assert calibration.ranges.keys() == alone.ranges.keys()
+    differing = [name for name, bounds in calibration.ranges.items() if bounds != expected[name]]
+    assert calibration.ranges.keys() == expected.keys()
     assert differing == []
     assert len(calibration.image_ids) == workers
     assert sum(not part for part in calibration.image_ids) == (1 if batch_size == 16 else 0)
