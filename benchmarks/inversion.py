@@ -3,9 +3,11 @@
     python -m benchmarks.inversion --model deit_base_patch16_224 --batch 8 --alive 46 --dtype bfloat16
 
 The four are stepped in turn, so that a machine whose speed drifts slows all; each ratio is the median of the rounds'
-ratios. The plain one is always fp32. Beside the seconds: the operations counted (`pipeline.inversion.flops`), what that
-makes a second, and the machine's own peak in a product of large matrices of the same type. Weights are random: they do
-not change the work. Prints one JSON line.
+ratios. The plain one is always fp32. With `--compile` ours are compiled, and two that are not stand beside them.
+
+Beside the seconds: the operations counted (`pipeline.inversion.flops`), what that makes a second, and the machine's own
+peak in a product of large matrices of the same type. Weights are random: they do not change the work. Prints one JSON
+line.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from benchmarks.circumstances import circumstances
 from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher, frozen_copy
 from pipeline.inversion.flops import TeacherShape, step_flops
+
+Steps = dict[str, Callable[[], object]]
 
 # A step before the stop; after it one to compile, one to warm up and one to record a CUDA graph.
 WARM_UP = 4
@@ -69,11 +73,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The JSON line, as plain data."""
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs, teacher = _make_runs(options, device)
-    for step in runs.values():
+    teacher, ours, steps = _make_runs(options, device)
+    for step in steps.values():
         seconds(step, WARM_UP, device)
-    rounds = take_turns(runs, options, device)
-    medians = {name: statistics.median(took[name] for took in rounds) for name in runs}
+    rounds = take_turns(steps, options, device)
+    medians = {name: statistics.median(took[name] for took in rounds) for name in steps}
     return {
         "model": options.model,
         "batch": options.batch,
@@ -81,38 +85,49 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "patches": [teacher.num_patches, options.alive],
         "dtype": options.dtype,
         "seconds": {name: float(f"{value:.4g}") for name, value in medians.items()},
-        "ratios": _ratios(rounds),
+        "ratios": ratios(rounds),
         "work": _work(options, teacher, medians, matmul_peak(getattr(torch, options.dtype), device)),
-        "compile": options.compile,
+        "compile_s": {name: round(run.result().compile_s, 1) for name, run in ours.items()},
         **circumstances("benchmarks.inversion", device),
     }
 
 
-def take_turns(
-    runs: dict[str, Callable[[], object]], options: argparse.Namespace, device: torch.device
-) -> list[dict[str, float]]:
+def take_turns(runs: Steps, options: argparse.Namespace, device: torch.device) -> list[dict[str, float]]:
     """Seconds of a step of each run, round by round."""
     return [{name: seconds(step, options.steps, device) for name, step in runs.items()} for _ in range(options.rounds)]
 
 
-def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, Callable[[], object]], Teacher]:
+def _make_runs(options: argparse.Namespace, device: torch.device) -> tuple[Teacher, dict[str, Inversion], Steps]:
+    """The teacher, our runs as asked for, and the steps of all that are compared."""
     torch.manual_seed(0)
-    total = WARM_UP + options.steps * options.rounds
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
-    ready = frozen_copy(teacher, options.dtype, compiled=options.compile)
-    dense, sparse = (make_run(options, ready, alive=alive, steps=total) for alive in (None, options.alive))
-    runs: dict[str, Callable[[], object]] = {"dense": dense.step, "sparse": sparse.step}
+    ours = _our_runs(options, teacher)
+    steps: Steps = {name: run.step for name, run in ours.items()}
+    if options.compile:
+        eager = _our_runs(argparse.Namespace(**{**vars(options), "compile": False}), teacher)
+        steps |= {f"eager_{name}": run.step for name, run in eager.items()}
     if options.plain:
         targets = torch.arange(options.batch) % teacher.num_classes
         for name, alive in (("plain_dense", None), ("plain_sparse", options.alive)):
             model = timm.create_model(options.model).to(device)
-            runs[name] = PlainInversion(model, targets, alive=alive).step
-    return runs, teacher
+            steps[name] = PlainInversion(model, targets, alive=alive).step
+    return teacher, ours, steps
 
 
-def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+def _our_runs(options: argparse.Namespace, teacher: Teacher) -> dict[str, Inversion]:
+    total = WARM_UP + options.steps * options.rounds
+    ready = frozen_copy(teacher, options.dtype, compiled=options.compile)
+    return {
+        name: make_run(options, ready, alive=alive, steps=total)
+        for name, alive in (("dense", None), ("sparse", options.alive))
+    }
+
+
+def ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Medians over the rounds of how many times faster the second is than the first."""
     pairs = [("dense", "sparse")]
+    if "eager_dense" in rounds[0]:
+        pairs += [("eager_dense", "dense"), ("eager_sparse", "sparse")]
     if "plain_dense" in rounds[0]:
         pairs += [("plain_dense", "plain_sparse"), ("plain_dense", "dense"), ("plain_sparse", "sparse")]
     return {f"{a}/{b}": round(statistics.median(took[a] / took[b] for took in rounds), 3) for a, b in pairs}

@@ -1,0 +1,41 @@
+"""The benchmark of steps: a line of a small model, and ratios that are of what they say."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.inversion import main, ratios
+
+SMALL = ["--model=test_vit", "--alive=23", "--rounds=1", "--steps=1", "--threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def line_of(flags: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    main([*SMALL, *flags])
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+def test_one_line_of_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    found = line_of(["--batch=2", "--micro-batch=1", "--dtype=bfloat16"], capsys)
+    seconds = found["seconds"]
+    assert seconds.keys() == {"dense", "sparse", "plain_dense", "plain_sparse"}
+    for pair, ratio in found["ratios"].items():
+        first, second = pair.split("/")
+        assert ratio == pytest.approx(seconds[first] / seconds[second], rel=1e-2)
+    assert 3 < found["work"]["counted_ratio"] < 100 / 23 + 1
+    assert found["compile_s"] == {"dense": 0, "sparse": 0}
+
+
+def test_compiled_steps_are_compared_with_eager_ones() -> None:
+    rounds = [{"dense": 2.0, "sparse": 1.0, "eager_dense": eager, "eager_sparse": 3.0} for eager in (4.0, 6.0, 7.0)]
+    assert ratios(rounds) == {"dense/sparse": 2.0, "eager_dense/dense": 3.0, "eager_sparse/sparse": 3.0}
