@@ -65,6 +65,7 @@ class ProgressReport:
         self._rewrites = stream.isatty()
         self._started = self._last_shard = time.monotonic()
         self._last_line = -math.inf
+        self._told: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._tell_silence, daemon=True)
@@ -106,12 +107,12 @@ class ProgressReport:
         return "synthesis: " + "; ".join(parts)
 
     def _print_status(self, *, last: bool = False) -> None:
-        now = time.monotonic()
+        now, counts = time.monotonic(), (self._done, self._failed)
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))
             self._stream.flush()
-        elif last or now - self._last_line >= _PLAIN_INTERVAL_S:
-            self._last_line = now
+        elif counts != self._told and (last or now - self._last_line >= _PLAIN_INTERVAL_S):
+            self._last_line, self._told = now, counts
             self._print(self.status())
 
     def _print(self, line: str) -> None:

@@ -37,6 +37,17 @@ def test_plain_lines() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_the_end_is_not_told_twice() -> None:
+    stream = io.StringIO()
+    with report_on(stream) as report:
+        report.shard_finished(done(10, 1.0))
+    assert len(stream.getvalue().splitlines()) == 1
+    nothing = io.StringIO()
+    with report_on(nothing):
+        pass
+    assert nothing.getvalue() == "synthesis: 1 of 5 shards done, 0 failed\n"
+
+
 def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
     stream = io.StringIO()
     with report_on(stream) as report:
