@@ -161,10 +161,11 @@ class InversionConfig:
 
     def _fill_in_stops(self, name: str, lists: tuple[list[int], list[float]]) -> None:
         """What another setting makes of the stops, in place of the default; what was filled in before stays."""
-        if (self.stop_steps, self.stop_fractions) not in (lists, (_STOP_STEPS, _STOP_FRACTIONS)):
+        given = self.stop_steps, self.stop_fractions
+        if given not in (lists, (_STOP_STEPS, _STOP_FRACTIONS), ([], [])):
             raise ConfigError(
-                f"{name} gives stop_steps and stop_fractions: leave them out, "
-                f"not {self.stop_steps} and {self.stop_fractions}"
+                f"{name} gives stop_steps and stop_fractions: leave them out or set both to [], "
+                f"not to {self.stop_steps} and {self.stop_fractions}"
             )
         # Frozen for everyone else: what is stored and digested is what is run.
         object.__setattr__(self, "stop_steps", lists[0])

@@ -56,7 +56,7 @@ def test_rebirth(num_patches: int, factor: int, steps: list[int], detached: list
     [
         ({"rebirth": 1}, "rebirth must be at least 2 images a run, not 1"),
         ({"rebirth": 11, "iterations": 10}, "rebirth 11 needs as many iterations, not 10"),
-        ({"rebirth": 2, "stop_steps": [3], "stop_fractions": [0.5]}, r"rebirth gives stop_steps .*, not \[3\] and"),
+        ({"rebirth": 2, "stop_steps": [3], "stop_fractions": [0.5]}, r"rebirth gives stop_steps .*, not to \[3\] and"),
         ({"rebirth": 2, "stop_formula": StopFormula(keep_ratio=0.5, by_step=300)}, "leave stop_formula out"),
     ],
 )
@@ -134,7 +134,9 @@ def test_a_formula_fills_in_the_lists_once() -> None:
     config = InversionConfig(iterations=100, stop_formula=formula)
     assert (config.stop_steps, config.stop_fractions) == ([15, 30], [0.5, 0.5])
     assert from_dict(InversionConfig, to_dict(config)) == config
-    with pytest.raises(ConfigError, match=r"leave them out, not \[7\] and \[0.5\]"):
+    # As flags say over a file that has lists.
+    assert InversionConfig(iterations=100, stop_formula=formula, stop_steps=[], stop_fractions=[]) == config
+    with pytest.raises(ConfigError, match=r"leave them out or set both to \[\], not to \[7\] and \[0.5\]"):
         InversionConfig(iterations=100, stop_formula=formula, stop_steps=[7], stop_fractions=[0.5])
     with pytest.raises(ConfigError, match="before the end, 20 iterations"):
         InversionConfig(iterations=20, stop_formula=formula)
