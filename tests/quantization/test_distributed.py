@@ -73,7 +73,7 @@ def alone(
 
 
 # Batches of 8 make 3 windows, one for each worker at the most; batches of 16 make 2, so that a worker gets none.
-@pytest.mark.parametrize(("workers", "batch_size"), [(1, 8), (2, 8), (3, 8), (3, 16)])
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 8), (3, 8), (3, 16)])
 def test_workers_agree_to_the_last_bit_and_read_every_image_once(
     workers: int,
     batch_size: int,
