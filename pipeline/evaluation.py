@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.cluster import connect, own_errors
-from pipeline.dataset.sources import Source, find_source
+from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
-from pipeline.inputs import check_inputs, read_inputs
+from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
 # Normalised images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
@@ -66,8 +66,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         PipelineError: the model, an artefact or the labelled images cannot be read, or do not go together.
     """
     loaded = load_model(config.teacher)
-    labelled = find_source(config.labelled)
-    check_inputs(labelled, loaded, labels=True)
+    labelled = find_labelled(config.labelled, loaded)
     predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
@@ -119,7 +118,7 @@ def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> It
     Raises:
         DatasetError: at once, when there are no labels; while reading, when an image cannot be decoded.
     """
-    images = read_inputs(source.uri, loaded, labels=True, source=source).select_columns(["pixels", "label"])
+    images = read_inputs(source, loaded, labels=True).select_columns(["pixels", "label"])
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         with own_errors():

@@ -26,12 +26,11 @@ _FEW_BLOCKS = 16
 
 
 def read_inputs(
-    uri: str,
+    images: str | Source,
     loaded: LoadedModel,
     *,
     labels: bool = False,
     override_num_blocks: int | None = None,
-    source: Source | None = None,
 ) -> ray.data.Dataset:
     """Rows `pixels` float32 [C, H, W] normalised, `label` int64, `keep_indices` int64 list, `image_id` string.
 
@@ -40,17 +39,17 @@ def read_inputs(
     number. Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
 
     Args:
-        uri: as `pipeline.dataset.read_images` takes it.
+        images: a URI as `pipeline.dataset.read_images` takes it, or what was found at one already, perhaps with fewer
+            of its units or in another order.
         loaded: the model that is to read them.
         labels: whether labels are needed.
         override_num_blocks: into how many blocks to read, for parallelism; by default few where there are few images.
-        source: what was found at the URI already, perhaps with fewer of its units or in another order.
 
     Raises:
         DatasetError: as `read_images`; synthetic images of another size or patch grid than the model's; no labels
             though they are needed, or labels that are not the model's.
     """
-    source = source or find_source(uri)
+    source = find_source(images) if isinstance(images, str) else images
     convert = _conversion(source, loaded, labels=labels)
     num_blocks = override_num_blocks or _few_blocks(source)
     return read_source(source, columns=_columns(source), convert=convert, num_blocks=num_blocks)
@@ -78,6 +77,17 @@ def check_inputs(source: Source, loaded: LoadedModel, *, labels: bool = False) -
     if labels and source.class_names and convert.label_map is None and loaded.names_known:
         told = f"{source.class_names[0]!r}, ..., model {loaded.name!r} has {loaded.class_names[0]!r}, ..."
         print(f"warning: {source.uri!r} has the classes {told}: labels go by number", file=sys.stderr, flush=True)
+
+
+def find_labelled(uri: str, loaded: LoadedModel) -> Source:
+    """Labelled images at a URI, found and checked without a cluster.
+
+    Raises:
+        DatasetError: there are none, or as `check_inputs`.
+    """
+    source = find_source(uri)
+    check_inputs(source, loaded, labels=True)
+    return source
 
 
 def _columns(source: Source) -> list[str]:

@@ -177,7 +177,7 @@ def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.dat
     Raises:
         DatasetError: as `read_inputs`.
     """
-    dataset = read_inputs(source.uri, loaded, labels=labels, source=source)
+    dataset = read_inputs(source, loaded, labels=labels)
     dataset.context.execution_options.preserve_order = True
     return dataset
 

@@ -13,7 +13,7 @@ from pipeline.distillation.answers import as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.inputs import check_inputs
+from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import CONFIG, check_output, check_shared
 from pipeline.vit.families import refusal
@@ -59,9 +59,7 @@ def prepare(config: DistillationConfig) -> Plan:
     if not config.allow_incomplete:
         images.check_complete()
     check_inputs(images, teacher, labels=config.label_weight > 0)
-    labelled = None if config.labelled is None else find_source(config.labelled)
-    if labelled is not None:
-        check_inputs(labelled, teacher, labels=True)
+    labelled = None if config.labelled is None else find_labelled(config.labelled, teacher)
     _check_batch_norm(config, student, images.num_rows)
     # Paths as they were given: a job that is submitted again may run in another folder.
     decided = {

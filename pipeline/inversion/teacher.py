@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
-from pipeline.vit.families import refusal
+from pipeline.vit.families import check_family
 from pipeline.vit.masked import MaskedModel, fill_stopped
 from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
 from pipeline.vit.subset import SubsetViT
@@ -220,10 +220,9 @@ def make_teacher(
     """
     if config.mask_only:
         return MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
-    reason = refusal(model)
-    if reason is not None:
-        raise ModelError(
-            f"{type(model).__name__} cannot be run on a token subset: {reason}; "
-            "inversion.mask_only inverts it on whole images, without saving any time"
-        )
+    try:
+        check_family(model)
+    except ModelError as error:
+        instead = "inversion.mask_only inverts it on whole images, without saving any time"
+        raise ModelError(f"{error}; {instead}") from error
     return Teacher(model, mean=mean, std=std)

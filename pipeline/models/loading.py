@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 from pipeline.models.checkpoints import read_state_dict
 from pipeline.models.class_names import class_names
 from pipeline.models.config import LOCAL_DIR, ModelConfig
@@ -227,4 +227,4 @@ def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], c
 
 
 def _first_lines(error: BaseException) -> str:
-    return describe_misfit(error) or " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    return describe_misfit(error) or one_line(error, most=400)

@@ -26,7 +26,7 @@ from pipeline.evaluation import (
     pt2_predictor,
     score,
 )
-from pipeline.inputs import check_inputs, read_inputs
+from pipeline.inputs import check_inputs, find_labelled, read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import CONFIG, check_output, check_shared
 from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
@@ -72,15 +72,13 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     source = find_source(config.images)
     _check_source(config, source, loaded)
     check_inputs(source, loaded)
-    labelled = None if config.labelled is None else find_source(config.labelled)
-    if labelled is not None:
-        check_inputs(labelled, loaded, labels=True)
+    labelled = None if config.labelled is None else find_labelled(config.labelled, loaded)
     program = export_images(loaded.model, config.placement)
     identity = _identity(config, source, loaded)
     _claim(config.output, identity)
 
     fixed = connect()
-    images = read_inputs(config.images, loaded, source=source)
+    images = read_inputs(source, loaded)
     batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
     with storage.writing_to(config.output):
         return _calibrate(config, loaded, program, identity, images, batches, fixed=fixed)

@@ -18,7 +18,6 @@ from pipeline.inversion import (
     InversionResult,
     frozen_copy,
     invert,
-    make_teacher,
     score,
 )
 from pipeline.synthesis.identity import config_digest, image_seed
@@ -99,12 +98,10 @@ class Inverter:
         any_network = config.feature_model is not None or config.student is not None or config.inversion.mask_only
         make_deterministic(self.device, strict=not any_network)
         networks = load_networks(config)
-        loaded, feature_model = networks.teacher, networks.feature_model
+        feature_model = networks.feature_model
         self.digest = config_digest(config, networks)
-        self.class_names = loaded.class_names
-        self.teacher = make_teacher(
-            loaded.model, config.inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std
-        ).to(self.device)
+        self.class_names = networks.teacher.class_names
+        self.teacher = networks.make_teacher(config.inversion).to(self.device)
         self.ready_teacher = frozen_copy(self.teacher, config.inversion.dtype, compiled=config.inversion.compile)
         self.feature_prior = None
         if feature_model is not None:

@@ -72,15 +72,13 @@ def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
     run = _make_run(inverter, starts, short)
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     first_steps = range(_warm_up(short), len(seconds), _phase(short))
-    peak = _peak_bytes(inverter, starts)
+    peak, device_bytes = _peak_bytes(inverter, starts), _device_bytes(inverter.device, sharing)
     return Probe(
         step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
         peak_bytes=peak,
         predicted_bytes=_predicted(inverter, short, len(starts)),
-        device_bytes=_device_bytes(inverter.device, sharing),
-        largest_batch=largest_batch(
-            _device_bytes(inverter.device, sharing), _one_image(inverter, run, peak, len(starts))
-        ),
+        device_bytes=device_bytes,
+        largest_batch=largest_batch(device_bytes, _one_image(inverter, run, peak, len(starts))),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.errors import ModelError
-from pipeline.inversion import FeaturePrior
+from pipeline.inversion import AnyTeacher, FeaturePrior, InversionConfig, make_teacher
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
 from pipeline.synthesis.shards import SynthesisConfig
@@ -23,6 +23,15 @@ class Networks:
     teacher: LoadedModel
     feature_model: LoadedModel | None = None
     student: LoadedModel | None = None
+
+    def make_teacher(self, inversion: InversionConfig) -> AnyTeacher:
+        """The teacher as an inversion reads it.
+
+        Raises:
+            ModelError: see `pipeline.inversion.make_teacher`.
+        """
+        loaded = self.teacher
+        return make_teacher(loaded.model, inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std)
 
     @cached_property
     def student_reader(self) -> ImageReader | None:

@@ -12,7 +12,7 @@ from pipeline.config import to_dict
 from pipeline.dataset import schema, store
 from pipeline.dataset.sources import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.inversion import AnyTeacher, make_teacher
+from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
 from pipeline.synthesis.identity import identity
@@ -66,9 +66,7 @@ def prepare(config: SynthesisConfig) -> Plan:
     networks = load_networks(config)
     loaded = networks.teacher
     shards = plan_shards(config, num_classes=len(loaded.class_names))
-    teacher = make_teacher(
-        loaded.model, config.inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std
-    )
+    teacher = networks.make_teacher(config.inversion)
     config.inversion.check(teacher.num_patches)
     if teacher.num_patches > schema.MAX_PATCHES:
         raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")

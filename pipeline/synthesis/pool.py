@@ -21,13 +21,13 @@ def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> di
         ConfigError: a fixed cluster is too small for the pool.
     """
     pool = config.pool
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     use_gpu = pool.device == "cuda" or (pool.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
     # A GPU actor takes no CPU: on a small node it would wait for the tasks that hold them, and they for it.
     resources = {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
     max_size = min(pool.max_size, num_shards)
     min_size = min(pool.min_size, max_size)
-    room = sum(room_of(node, resources) for node in nodes)
+    room = sum(_room(node, resources) for node in nodes)
     if fixed and room < min_size:
         needed = "1 GPU" if use_gpu else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
         raise ConfigError(f"pool.min_size {min_size} with {needed} an actor: this machine has room for {room}")
@@ -40,7 +40,7 @@ def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> di
     return {"compute": compute, **resources}
 
 
-def room_of(node: dict[str, float], resources: dict[str, int]) -> int:
+def _room(node: dict[str, float], resources: dict[str, int]) -> int:
     """Actors that a node can hold."""
     names = {"num_gpus": "GPU", "num_cpus": "CPU"}
     return min(int(node.get(names[name], 0) // amount) for name, amount in resources.items() if amount)
@@ -48,5 +48,9 @@ def room_of(node: dict[str, float], resources: dict[str, int]) -> int:
 
 def sharing(resources: dict[str, int], actors: int) -> int:
     """Actors at most that share a machine's memory; one where no machine is there yet."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(1, min(actors, max((room_of(node, resources) for node in nodes), default=1)))
+    return max(1, min(actors, max((_room(node, resources) for node in _nodes()), default=1)))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

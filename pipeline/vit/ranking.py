@@ -18,8 +18,7 @@ def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto")
 
     That is the attention that makes the classifier's input: of the latent query that pools the tokens, else of the CLS
     token (as published) where the classifier reads it, else the attention that patches receive from the patches which
-    the classifier averages. Where
-    the attention cannot be read, it is the gradient.
+    the classifier averages. Where the attention cannot be read, it is the gradient.
 
     Args:
         model: one that `check_family` lets pass.

@@ -179,10 +179,10 @@ class SubsetViT(nn.Module):
 
     def _read_patches(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and where not the whole last block is run, the attention of the tokens that the classifier reads."""
+        if not self.tokens_read:
+            return self._head(self._patch_features(patches, positions)), None
         model = self.model
         tokens = model.norm_pre(self._embed(patches, positions))
-        if not self.tokens_read:
-            return self._head(model.norm(model.blocks(tokens))), None
         tokens, attention = last_block(model.blocks[-1], model.blocks[:-1](tokens), self.tokens_read)
         return self._head(model.norm(tokens)), attention
 
