@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from benchmarks.markdown import table
+
 BASE = "dense"  # which keeps every patch
 BACKGROUNDS = ("matching", "swapped")
 _COLOURS = {"matching": "#4477aa", "swapped": "#ee8866"}
@@ -66,7 +68,7 @@ def page(trials: Sequence[Trial], facts: Mapping[str, Any]) -> str:
         _table("top-1 of", top1, gap=True),
         _differences(_compared(top1[0]), top1),
         "## Seconds to make a set",
-        _rows(
+        table(
             ["inversion", "seconds"], [[name, _mean([t.seconds[name] for t in trials])] for name in trials[0].seconds]
         ),
         "## Measured on",
@@ -104,7 +106,7 @@ def _table(header: str, trials: Sequence[ByName], *, gap: bool = False) -> str:
         if gap:
             row.append(_mean([trial[name]["matching"] - trial[name]["swapped"] for trial in trials]))
         rows.append(row)
-    return _rows([header, *BACKGROUNDS, *(["lost by swapping"] if gap else [])], rows)
+    return table([header, *BACKGROUNDS, *(["lost by swapping"] if gap else [])], rows)
 
 
 def _differences(pairs: Sequence[tuple[str, str]], trials: Sequence[ByName]) -> str:
@@ -116,18 +118,13 @@ def _differences(pairs: Sequence[tuple[str, str]], trials: Sequence[ByName]) -> 
             values = [trial[first][backgrounds] - trial[second][backgrounds] for trial in trials]
             row += [_mean(values, sign=True), f"{sum(value > 0 for value in values)} of {len(values)}"]
         rows.append(row)
-    return _rows(["difference in a seed", "matching", "seeds above 0", "swapped", "seeds above 0"], rows)
+    return table(["difference in a seed", "matching", "seeds above 0", "swapped", "seeds above 0"], rows)
 
 
 def _mean(values: Sequence[float], *, sign: bool = False) -> str:
     """Mean ± sample standard deviation, the latter where there are two values or more."""
     mean = f"{statistics.fmean(values):{'+' if sign else ''}.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _code(value: object) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.circumstances import circumstances
+from benchmarks.markdown import table
 from jobs.demo import STAGES
 from jobs.digits import DigitsConfig, make_digits
 from pipeline import storage
@@ -239,10 +240,10 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             "the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
-            _markdown(header, rows),
+            table(header, rows),
             "The same seeds, seed by seed, against `sparse`; a difference is told where its mean is more than two "
             "standard errors from zero.",
-            _markdown(told, differences),
+            table(told, differences),
         ]
     )
 
@@ -285,11 +286,6 @@ def _spread(values: Sequence[float | None], digits: int, *, signed: bool = False
     sign = "+" if signed else ""
     deviation = statistics.stdev(known) if len(known) > 1 else 0.0
     return f"{statistics.fmean(known):{sign}.{digits}f} ± {deviation:.{digits}f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,16 +1,14 @@
 """What a user sees of bad data that comes to light only while Ray reads it: our line, and no traceback before it."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 
 from pipeline.dataset import schema
+from tests.jobs.conftest import start_job
 
 TIMEOUT_S = 200
 JOBS = {
@@ -38,18 +36,8 @@ def data(tmp_path: Path) -> dict[str, str]:
 
 
 def start(job: str, data: dict[str, str], teacher: Path, output: Path) -> subprocess.Popen[str]:
-    """The job as a user starts it, on the cluster of the tests."""
     flags = [flag.format(**data) for flag in JOBS[job]]
-    command = [sys.executable, "-m", f"jobs.{job}", f"--teacher.name=local-dir:{teacher}", f"--output={output}", *flags]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
+    return start_job(job, f"--teacher.name=local-dir:{teacher}", f"--output={output}", *flags)
 
 
 @pytest.mark.usefixtures("ray_session")

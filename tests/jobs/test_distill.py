@@ -1,8 +1,6 @@
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 
 from jobs.distill import main
 from pipeline.dataset.schema import encode_image
 from pipeline.models import ModelConfig, load_model, weight_digest
 from tests.distillation.conftest import write_ragged
+from tests.jobs.conftest import start_job
 
 TIMEOUT_S = 120
 
@@ -49,20 +47,6 @@ def write_beyond(path: Path) -> None:
     pq.write_table(pa.table({"image": [code, code], "label": [0, 10]}), path)
 
 
-def start(flags: list[str]) -> subprocess.Popen[str]:
-    """The job as a user starts it, on the cluster of the tests."""
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jobs.distill", *flags]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-
-
 def kill_after_epoch(job: subprocess.Popen[str], output: Path, epoch: int) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not any(int(path.stem[-5:]) >= epoch for path in (output / "checkpoints").glob("epoch-*.pt")):
@@ -78,7 +62,7 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     config: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--config", write_config(config, tmp_path), "--num_workers", "1"]
-    kill_after_epoch(start(flags), tmp_path / "out", 3)
+    kill_after_epoch(start_job("distill", *flags), tmp_path / "out", 3)
     assert not (tmp_path / "out" / "result.json").exists()
 
     assert main(flags) == 0

@@ -26,6 +26,15 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
+def write_dataset(values: dict[str, Any]) -> None:
+    """What a synthesis of these settings writes, in this process."""
+    plan = prepare(from_dict(SynthesisConfig, values))
+    writer = PartWriter(plan.config, plan.digest)
+    for shard in plan.shards:
+        list(writer({name: [value] for name, value in shard.items()}))
+    store.write_manifest(plan.config.output, plan.manifest)
+
+
 @pytest.fixture(scope="module")
 def synthetic(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten sparse images, as a synthesis writes them."""
@@ -37,11 +46,7 @@ def synthetic(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> st
         "shard_size": 5,
         "inversion": {"iterations": 6, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3]},
     }
-    plan = prepare(from_dict(SynthesisConfig, values))
-    writer = PartWriter(plan.config, plan.digest)
-    for shard in plan.shards:
-        list(writer({name: [value] for name, value in shard.items()}))
-    store.write_manifest(output, plan.manifest)
+    write_dataset(values)
     return output
 
 
@@ -183,11 +188,7 @@ def write_masked(teacher: Path, output: str) -> str:
         "classes": [0, 1, 2, 3, 4],
         "inversion": {"iterations": 6, "stop_steps": [2], "stop_fractions": [0.5], "mask_only": True},
     }
-    plan = prepare(from_dict(SynthesisConfig, values))
-    writer = PartWriter(plan.config, plan.digest)
-    for shard in plan.shards:
-        list(writer({name: [value] for name, value in shard.items()}))
-    store.write_manifest(output, plan.manifest)
+    write_dataset(values)
     return output
 
 
