@@ -2,7 +2,7 @@
 
     python -m benchmarks.hallucination
 
-A teacher learns coloured shapes on textured backgrounds (`benchmarks/shapes.py`), where in training the background
+A teacher learns colored shapes on textured backgrounds (`benchmarks/shapes.py`), where in training the background
 mostly goes with the class. Then, for each seed, with a dataset, a teacher, inversions and students of its own:
 
 - The teacher ranks the patches of real images as an inversion ranks those of its own: how much of the patches that
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from benchmarks.circumstances import circumstances
 from benchmarks.hallucination_report import BASE, Trial, draw, page
 from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
-from jobs.digits import DigitsConfig, build_teacher, normalise, top1, train_teacher
+from jobs.digits import DigitsConfig, build_teacher, normalize, top1, train_teacher
 from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
@@ -46,7 +46,7 @@ from pipeline.inversion.patches import all_patches, split_best
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.vit.ranking import Ranking
 
-HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalise`
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalize`
 # As the demo's: of 200 iterations 10, 20, 30, 50.
 _STOPPED_AT, _STOP_FRACTIONS = (0.05, 0.1, 0.15, 0.25), [0.3] * 4
 _CPU = torch.device("cpu")
@@ -159,7 +159,7 @@ def chosen_patches(teacher: Teacher, images: Tensor, labels: Tensor, config: Inv
 
     Args:
         teacher: ranks them.
-        images: normalised [B, C, H, W].
+        images: normalized [B, C, H, W].
         labels: int64 [B].
         config: its schedule and ranking count.
     """
@@ -189,7 +189,7 @@ def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
 def rank_real_images(arms: Sequence[Arm], model: nn.Module, scenes: Scenes, seed: int) -> dict[str, Tensor]:
     """The patches [B, K] that each kind of inversion would keep of real images, by name; rebirth's by image as well."""
     kept: dict[str, Tensor] = {}
-    images, labels = normalise(scenes.images), torch.from_numpy(scenes.labels)
+    images, labels = normalize(scenes.images), torch.from_numpy(scenes.labels)
     for arm in arms:
         parts = chosen_patches(arm.teacher(model, seed), images, labels, arm.inversion)
         for number, part in enumerate(parts, 1):
@@ -213,7 +213,7 @@ def real_images(scenes: Scenes, per_class: int) -> Images:
     """As many of the teacher's own training images as a synthetic set has, whole."""
     count = per_class * len(CLASS_NAMES)
     labels = torch.from_numpy(scenes.labels[:count])
-    return _in_memory(normalise(scenes.images[:count]), labels, all_patches(count, GRID**2))
+    return _in_memory(normalize(scenes.images[:count]), labels, all_patches(count, GRID**2))
 
 
 def _in_memory(pixels: Tensor, labels: Tensor, keep_indices: Tensor) -> Images:

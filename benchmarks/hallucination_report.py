@@ -79,7 +79,7 @@ def page(trials: Sequence[Trial], facts: Mapping[str, Any]) -> str:
 
 _ABOUT = """\
 Made by `benchmarks/hallucination.py`; every figure is a mean ± standard deviation over the seeds, each with a
-dataset, a teacher, inversions and students of its own. The teacher learnt coloured shapes on textures that
+dataset, a teacher, inversions and students of its own. The teacher learnt colored shapes on textures that
 mostly go with the class (`matching` in the settings below). Matching: new images on their own class's texture.
 Swapped: new images on another class's."""
 _ABOUT_FOREGROUND = """\

@@ -1,6 +1,6 @@
-"""Coloured shapes on textured backgrounds, with their true masks: images whose background may go with the class.
+"""Colored shapes on textured backgrounds, with their true masks: images whose background may go with the class.
 
-The shape is the class; its colour, size and place, and the colours of the background, say nothing about it. There is a
+The shape is the class; its color, size and place, and the colors of the background, say nothing about it. There is a
 texture for each class, and a set of images states how often the background is the class's own. Where it mostly is, a
 model may learn the texture in place of the shape; where it never is, such a model is found out.
 """
@@ -82,13 +82,13 @@ def _draw(shape: int, texture: int, random: np.random.Generator) -> tuple[np.nda
     """One image uint8 [H, W, 3] and its mask bool [H, W]."""
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float64)
     radius = random.uniform(*_RADIUS)
-    centre = random.uniform(radius, IMAGE_SIZE - 1 - radius, 2)
-    mask = _SHAPES[CLASS_NAMES[shape]]((x - centre[0]) / radius, (y - centre[1]) / radius)
+    center = random.uniform(radius, IMAGE_SIZE - 1 - radius, 2)
+    mask = _SHAPES[CLASS_NAMES[shape]]((x - center[0]) / radius, (y - center[1]) / radius)
     phase = _TEXTURES[texture](x, y) / random.uniform(*_PERIOD) + random.uniform()
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * phase)[..., None]
     dark = random.uniform(0, 0.2, 3)
     background = dark + wave * random.uniform(*_CONTRAST, 3)
     # Brighter than any background in one channel at least, dimmer in another.
-    colour = random.permutation([random.uniform(0.8, 1), random.uniform(0.2, 1), random.uniform(0, 0.4)])
-    pixels = np.where(mask[..., None], colour, background)
+    color = random.permutation([random.uniform(0.8, 1), random.uniform(0.2, 1), random.uniform(0, 0.4)])
+    pixels = np.where(mask[..., None], color, background)
     return np.round(pixels * 255).astype(np.uint8), mask

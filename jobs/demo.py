@@ -1,6 +1,6 @@
 """The whole way once, on real handwriting: `python -m jobs.demo --config jobs/configs/demo/demo.yaml`.
 
-Trains a teacher, inverts it (sparse and dense), quantizes it on four sets of images and distils a student on each:
+Trains a teacher, inverts it (sparse and dense), quantizes it on four sets of images and distills a student on each:
 synthetic sparse, synthetic dense, real, and the noise that inversion starts from. Every stage is the job that a user
 would run, with its own config beside the demo's.
 """

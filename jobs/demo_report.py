@@ -143,7 +143,7 @@ def summary_tables(report: Mapping[str, Any], claims: Sequence[Claim]) -> list[T
 
 
 def _quantization_table(report: Mapping[str, Any]) -> Table:
-    """A row for each set of images, a column for each bit width and artefact."""
+    """A row for each set of images, a column for each bit width and artifact."""
     columns: dict[str, dict[str, float]] = {}
     errors: dict[str, float] = {}
     for row in report["quantization"]:
@@ -219,7 +219,7 @@ def _runtime_table(calibrations: Mapping[str, Mapping[str, Any]]) -> Table:
         [f"W{row['weights']}A{row['activations']}", row["artifact"], row["size_mb"], row["latency_ms"]]
         for row in done["artifacts"]
     ]
-    return Table(header=["model", "artefact", "size (MB)", done["latency"]], rows=rows)
+    return Table(header=["model", "artifact", "size (MB)", done["latency"]], rows=rows)
 
 
 def draw_images(images: Mapping[str, str]) -> bytes:

@@ -47,7 +47,7 @@ class DigitsConfig:
         batch_size: images a step.
         lr: peak learning rate of AdamW, after a tenth of the steps, before a cosine to zero.
         weight_decay: of AdamW.
-        noise: standard deviation of the noise added to the normalised training images. Without noise and the
+        noise: standard deviation of the noise added to the normalized training images. Without noise and the
             geometric changes beside it, inversions of the teacher are texture that teaches a student nothing.
         held_out: images kept for scoring.
         images_per_class: size of the real set and of the reference set.
@@ -89,7 +89,7 @@ class Split:
 
 
 def load_scans() -> Split:
-    """All 1,797 scans, enlarged from 8×8 with 17 grey levels to 32×32 with 256."""
+    """All 1,797 scans, enlarged from 8×8 with 17 gray levels to 32×32 with 256."""
     pixels, labels = load_digits(return_X_y=True)
     small = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -120,7 +120,7 @@ def split_scans(scans: Split, *, held_out: int, images_per_class: int, seed: int
     }
 
 
-def normalise(images: np.ndarray) -> Tensor:
+def normalize(images: np.ndarray) -> Tensor:
     """uint8 [N, H, W, C] → float32 [N, C, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -185,7 +185,7 @@ def train_teacher(
     The held-out top-1 is only recorded: nothing is chosen by it.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    images, labels = normalise(train.images), torch.from_numpy(train.labels)
+    images, labels = normalize(train.images), torch.from_numpy(train.labels)
     steps = config.epochs * math.ceil(len(labels) / config.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -215,7 +215,7 @@ def train_teacher(
 @torch.inference_mode()
 def top1(model: nn.Module, split: Split) -> float:
     """Percent of the images that the model classifies as labelled."""
-    prediction = model(normalise(split.images)).argmax(dim=1)
+    prediction = model(normalize(split.images)).argmax(dim=1)
     return 100 * (prediction == torch.from_numpy(split.labels)).float().mean().item()
 
 

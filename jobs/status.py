@@ -58,7 +58,7 @@ def _dataset(uri: str) -> dict[str, Any]:
 
 
 def _calibration(uri: str) -> dict[str, Any]:
-    """From the report, which is written last, and the artefacts that it names."""
+    """From the report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
     wanted = ["ranges.json", "report.json"]
     if "report.json" in there:

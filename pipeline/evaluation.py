@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of any artefact on labelled images, and how long it takes."""
+"""Top-1 and top-5 of any artifact on labelled images, and how long it takes."""
 
 import importlib
 import statistics
@@ -18,7 +18,7 @@ from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
-# Normalised images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
+# Normalized images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
 Predictor = Callable[[Tensor], Tensor]
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 
@@ -28,10 +28,10 @@ class EvaluationConfig:
     """What to score, and on which labelled images.
 
     Args:
-        teacher: the model whose normalisation, image size and class names hold; it is scored itself where no
-            artefact is given.
+        teacher: the model whose normalization, image size and class names hold; it is scored itself where no
+            artifact is given.
         labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
-        artifacts: URIs of artefacts of the teacher: `.pt2`, `.onnx`, weights for its architecture (`.safetensors`,
+        artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx`, weights for its architecture (`.safetensors`,
             `.pth`), or folders as timm loads with `local-dir:`, which bring their own model.
         output: where `evaluation.json` goes; nowhere by default.
         batch_size: images a forward.
@@ -60,10 +60,10 @@ class Score:
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
-    """Score every artefact in one pass over the labelled images; returns what the job prints.
+    """Score every artifact in one pass over the labelled images; returns what the job prints.
 
     Raises:
-        PipelineError: the model, an artefact or the labelled images cannot be read, or do not go together.
+        PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
     """
     loaded = load_model(config.teacher)
     labelled = find_labelled(config.labelled, loaded)
@@ -113,7 +113,7 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
 
 
 def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Normalised images and their labels, from any source that has labels.
+    """Normalized images and their labels, from any source that has labels.
 
     Raises:
         DatasetError: at once, when there are no labels; while reading, when an image cannot be decoded.
@@ -131,12 +131,12 @@ def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> It
 
 
 def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predictor:
-    """A predictor of the teacher's images from an artefact's name.
+    """A predictor of the teacher's images from an artifact's name.
 
     Args:
         uri: `.pt2`, `.onnx`, weights of the teacher's architecture, or a folder as timm saves one.
         config: the teacher's.
-        teacher: as loaded from it; its normalisation is that of the images.
+        teacher: as loaded from it; its normalization is that of the images.
 
     Raises:
         DatasetError: there is no such file.
@@ -151,12 +151,12 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predic
     folder = uri.removeprefix(LOCAL_DIR)
     if not storage.exists(storage.join(folder, "config.json")):
         kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
-        raise CheckpointError(f"{uri!r} is no artefact: neither one of {kinds} nor a folder that timm saved")
+        raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
     _check_input_size(uri, loaded.input_size, teacher.input_size)
-    return _renormalised(model_predictor(loaded.model), teacher, loaded)
+    return _renormalized(model_predictor(loaded.model), teacher, loaded)
 
 
 def _check_input_size(uri: str, size: Sequence[int | str | None], wanted: tuple[int, int, int]) -> None:
@@ -164,8 +164,8 @@ def _check_input_size(uri: str, size: Sequence[int | str | None], wanted: tuple[
         raise CheckpointError(f"{uri!r} reads images of {list(size)}, the teacher's are {list(wanted)}")
 
 
-def _renormalised(predict: Predictor, given: LoadedModel, own: LoadedModel) -> Predictor:
-    """A predictor that takes images in another model's normalisation."""
+def _renormalized(predict: Predictor, given: LoadedModel, own: LoadedModel) -> Predictor:
+    """A predictor that takes images in another model's normalization."""
     if (given.mean, given.std) == (own.mean, own.std):
         return predict
     (mean, std), (own_mean, own_std) = (

@@ -32,9 +32,9 @@ def read_inputs(
     labels: bool = False,
     override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
-    """Rows `pixels` float32 [C, H, W] normalised, `label` int64, `keep_indices` int64 list, `image_id` string.
+    """Rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
 
-    Synthetic images are only normalised: they lie on the teacher's patch grid. Real ones go through the evaluation
+    Synthetic images are only normalized: they lie on the teacher's patch grid. Real ones go through the evaluation
     transform of the model's own config. Labels map by class name where the source's names are the model's, else by
     number. Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
 
@@ -190,8 +190,8 @@ class _Convert:
         if size != self.size:
             given, wanted = _size_text(size), _size_text(self.size)
             raise DatasetError(f"synthetic image {name!r} of {self.uri!r} is {given}, the model reads {wanted}")
-        normalised = (pixels.astype(np.float32) / np.float32(255) - self.mean) / self.std
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        normalized = (pixels.astype(np.float32) / np.float32(255) - self.mean) / self.std
+        return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
     def labels(self, table: pa.Table) -> pa.Array:
         """The model's labels, int64.

@@ -60,7 +60,7 @@ def test_there_and_back() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--name", "x", "--inner.colour", "red"], "inner.colour"),
+        (["--name", "x", "--inner.color", "red"], "inner.color"),
         (["--name", "x", "--inner.size", "many"], "many"),
         (["--name", "x", "--inner.mode", "c"], "c"),
         (["--name", "x", "--inner.size", "0"], "size must be positive, not 0"),

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of every kind of artefact, on labelled images."""
+"""Top-1 and top-5 of every kind of artifact, on labelled images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_unreadable_artifacts_are_refused(tmp_path: Path, tiny_folder: Path) -> 
         open_artifact(str(tmp_path / "none.onnx"), ModelConfig(name="x"), tiny)
 
 
-def test_a_folder_is_given_images_in_its_own_normalisation(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_folder_is_given_images_in_its_own_normalization(tmp_path: Path, tiny_folder: Path) -> None:
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
     mean, std = (0.2, 0.3, 0.4), (0.1, 0.2, 0.3)
     save_model(make_tiny_model(), tmp_path / "other", class_names=list("abcdefghij"), mean=mean, std=std)

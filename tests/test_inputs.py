@@ -42,7 +42,7 @@ def write_synthetic(folder: Path, *, side: int = 32, keep: list[list[int]], labe
     return images
 
 
-def test_synthetic_images_are_only_normalised(tmp_path: Path, loaded: LoadedModel) -> None:
+def test_synthetic_images_are_only_normalized(tmp_path: Path, loaded: LoadedModel) -> None:
     images = write_synthetic(tmp_path, keep=[[0, 5], [3]], labels=[7, 2])
     rows = read_inputs(str(tmp_path), loaded, labels=True).take_all()
     teacher = Teacher(loaded.model, mean=loaded.mean, std=loaded.std)
@@ -82,12 +82,12 @@ def test_labelled_parquet_maps_by_class_name(tmp_path: Path, loaded: LoadedModel
     assert [row["label"] for row in read_inputs(str(file), loaded, labels=True).take_all()] == [2, 0]
 
 
-def test_grey_model_reads_colours_as_grey(tmp_path: Path) -> None:
+def test_gray_model_reads_colors_as_gray(tmp_path: Path) -> None:
     model = make_tiny_model(in_chans=1, num_classes=2)
     save_model(model, tmp_path / "m", class_names=["a", "b"], mean=(0.5,), std=(0.5,))
-    grey = load_model(ModelConfig(name=f"local-dir:{tmp_path / 'm'}"))
+    gray = load_model(ModelConfig(name=f"local-dir:{tmp_path / 'm'}"))
     write_images(str(tmp_path / "x.parquet"), random_images(2, 32), [0, 1], ["a", "b"])
-    assert read_inputs(str(tmp_path / "x.parquet"), grey).take(1)[0]["pixels"].shape == (1, 32, 32)
+    assert read_inputs(str(tmp_path / "x.parquet"), gray).take(1)[0]["pixels"].shape == (1, 32, 32)
 
 
 def test_num_patches(loaded: LoadedModel) -> None:

@@ -20,7 +20,7 @@ def test_contact_sheet_enlarges_without_smoothing() -> None:
     assert np.array_equal(cell, np.kron(checker[:, :, 0], np.ones((14, 14), np.uint8)))
 
 
-def test_contact_sheet_takes_colour_and_large_pictures_of_any_shape() -> None:
+def test_contact_sheet_takes_color_and_large_pictures_of_any_shape() -> None:
     red = np.zeros((300, 150, 3), np.uint8)
     red[:, :, 0] = 255
     sheet = contact_sheet([red], ["a caption that is far too long for its cell"], columns=5, cell=100)

@@ -31,7 +31,7 @@ def read_images(
 ) -> ray.data.Dataset:
     """Images, and what is known of each, as a Ray Dataset.
 
-    Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for greys and 3 for colours; `image_id`, which
+    Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for grays and 3 for colors; `image_id`, which
     derives from file and row where the source has none; `label` int64 where there are labels; of a synthetic dataset
     all other columns of the contract.
 
@@ -126,7 +126,7 @@ def _split(units: Sequence[Unit], num_blocks: int) -> list[Unit]:
 
 
 def _groups(units: Sequence[Unit], count: int) -> list[list[Unit]]:
-    """Neighbouring units in at most `count` groups of about equal numbers of rows."""
+    """Neighboring units in at most `count` groups of about equal numbers of rows."""
     rows = sum(unit.num_rows for unit in units)
     groups: dict[int, list[Unit]] = {}
     before = 0

@@ -104,7 +104,7 @@ def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image
 
 
 def decode_image(encoded: bytes, name: str, uri: str | None = None) -> np.ndarray:
-    """uint8 [H, W, C] of an encoded image, C being 1 for greys and 3 for colours.
+    """uint8 [H, W, C] of an encoded image, C being 1 for grays and 3 for colors.
 
     Raises:
         DatasetError: as `open_image`.

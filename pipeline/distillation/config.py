@@ -29,7 +29,7 @@ class StudentConfig:
 
     Args:
         model: any timm model, with or without weights. What it leaves open (channels, classes, and without weights of
-            its own the normalisation) is the teacher's.
+            its own the normalization) is the teacher's.
         depth_pruned: the teacher's blocks to keep, counted from 0; the rest of the copy is the teacher's.
         linear_head: freeze the backbone, in evaluation mode, and train a new linear head alone, as published (SMI,
             Hu et al., ICML 2024, section 4.2, on an ImageNet backbone).

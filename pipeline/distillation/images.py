@@ -31,7 +31,7 @@ class Images:
     """Images in memory, N of them, in the order of their source.
 
     Attributes:
-        pixels: float32 [N, C, H, W], normalised as the teacher's.
+        pixels: float32 [N, C, H, W], normalized as the teacher's.
         labels: int64 [N], -1 where unknown.
         keep_indices: int64 [N, largest K], each row filled up with 0.
         num_kept: int64 [N], how many of a row count.

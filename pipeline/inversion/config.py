@@ -58,11 +58,11 @@ class AdaptiveEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How images are optimised from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
+    """How images are optimized from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
 
     Args:
-        iterations: optimisation steps; 0, without stops, leaves the noise that inversion starts from, to compare with.
-        lr: Adam's learning rate, in normalised pixels.
+        iterations: optimization steps; 0, without stops, leaves the noise that inversion starts from, to compare with.
+        lr: Adam's learning rate, in normalized pixels.
         betas: Adam's.
         jitter: largest shift on each axis, as a share of the image's side.
         flip: probability of a mirrored view.
@@ -74,18 +74,18 @@ class InversionConfig:
             does not divide are not run. Instead of stops.
         adaptive_end: end an image early once the teacher is sure of it; by default all run to the end.
         scope: `image` takes every loss an image and sums, and draws jitter an image, so that an image does not depend
-            on its neighbours; `published` averages the class loss, takes the total variation over the whole batch and
+            on its neighbors; `published` averages the class loss, takes the total variation over the whole batch and
             draws one jitter a batch.
         class_weight: of the class loss.
         tv_l2: weight of the L2 total variation. With scope `image`, λ·√B of a published λ at batch B weighs the same.
         tv_l1: weight of the L1 total variation.
         l2: weight of the pixels' Euclidean norm.
-        patch_similarity: weight of the patch similarity entropy, which is maximised (PSAQ-ViT).
-        feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean colour.
-        adversarial: weight of a student's disagreement with the teacher, which is maximised (Adaptive DeepInversion).
+        patch_similarity: weight of the patch similarity entropy, which is maximized (PSAQ-ViT).
+        feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean color.
+        adversarial: weight of a student's disagreement with the teacher, which is maximized (Adaptive DeepInversion).
         micro_batch: images in one forward and backward while every patch is alive; the whole batch by default. Later
             more images go together, with as many tokens as at first. Halved when memory runs out.
-        dtype: of the teacher's forward and backward; pixels and optimiser stay float32.
+        dtype: of the teacher's forward and backward; pixels and optimizer stay float32.
         ranking: what decides which patches survive; `auto` is the family's natural one, see `resolve_ranking`.
         mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on
             a token subset.

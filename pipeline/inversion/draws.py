@@ -9,7 +9,7 @@ from pipeline.inversion.teacher import AnyTeacher
 
 
 def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
-    """The noise inversion starts from: N(0, 1) in normalised space [B, C, H, W], each image's from its own seed."""
+    """The noise inversion starts from: N(0, 1) in normalized space [B, C, H, W], each image's from its own seed."""
     return draw_start(teacher, generators_of(seeds))
 
 

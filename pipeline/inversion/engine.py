@@ -46,9 +46,9 @@ def invert(
     Args:
         teacher: on the device to run on.
         targets: classes, int64 [B].
-        config: losses, schedule and optimiser.
+        config: losses, schedule and optimizer.
         seeds: one an image; with scope `image` it alone decides the image's start and jitter.
-        init: starting images [B, C, H, W] in normalised space, instead of noise from the seeds.
+        init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
         jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
         feature_prior, disagreement: each needed where its weight is not 0.
 
@@ -77,7 +77,7 @@ class Inversion:
     """One inversion under way; `step` it, look at it, take its `result`.
 
     Attributes:
-        images: float32 [b, C, H, W], the leaf that is optimised, of those that have not ended; `.grad` holds the last
+        images: float32 [b, C, H, W], the leaf that is optimized, of those that have not ended; `.grad` holds the last
             step's gradient.
         keep_indices: int64 [b, K], the patches alive.
         num_steps: steps done.
@@ -189,7 +189,7 @@ class Inversion:
         return table.expand(-1, len(self.images), -1)
 
     def step(self) -> None:
-        """One step of the optimiser, after stopping or detaching what the schedule says.
+        """One step of the optimizer, after stopping or detaching what the schedule says.
 
         Raises:
             NonFiniteError: within `CHECK_EVERY` steps of the first value that is not finite.

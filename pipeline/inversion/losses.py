@@ -1,7 +1,7 @@
 """Loss terms of the inversion.
 
 Each returns one value an image, [B]; `published` ones couple the images of a batch, as the published code does. Images
-are normalised float32 [B, C, H, W].
+are normalized float32 [B, C, H, W].
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 # A zero difference has no direction: its norm gets the subgradient 0, not 0/0.
 _SMALLEST = 1e-12
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
-# Each pixel and its neighbour to the right, below, and on the two diagonals.
+# Each pixel and its neighbor to the right, below, and on the two diagonals.
 _NEIGHBOURS = (
     ((..., _ALL, _BUT_LAST), (..., _ALL, _BUT_FIRST)),
     ((..., _BUT_LAST, _ALL), (..., _BUT_FIRST, _ALL)),
@@ -30,17 +30,17 @@ def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def tv_l2(images: Tensor) -> Tensor:
-    """L2 total variation [B]: the norms of the four neighbour differences (DeepInversion; Yin et al., CVPR 2020)."""
-    return _NeighbourNorms.apply(images, 1)  # type: ignore[no-any-return]
+    """L2 total variation [B]: the norms of the four neighbor differences (DeepInversion; Yin et al., CVPR 2020)."""
+    return _NeighborNorms.apply(images, 1)  # type: ignore[no-any-return]
 
 
 def tv_l2_batch(images: Tensor) -> Tensor:
     """The published L2 total variation, a scalar: each norm runs over the whole batch at once."""
-    return _NeighbourNorms.apply(images, 0).squeeze()  # type: ignore[no-any-return]
+    return _NeighborNorms.apply(images, 0).squeeze()  # type: ignore[no-any-return]
 
 
-class _NeighbourNorms(torch.autograd.Function):
-    """Sum of the norms of the neighbour differences, with the gradient written out.
+class _NeighborNorms(torch.autograd.Function):
+    """Sum of the norms of the neighbor differences, with the gradient written out.
 
     Automatic differentiation of the slices makes a zero-filled copy of the images for each of eight, three times the
     work of all else here; on a small teacher with few patches alive that is a quarter of a step.
@@ -67,7 +67,7 @@ class _NeighbourNorms(torch.autograd.Function):
 
 
 def tv_l1(images: Tensor) -> Tensor:
-    """L1 total variation [B]: the mean absolute values of the four neighbour differences."""
+    """L1 total variation [B]: the mean absolute values of the four neighbor differences."""
     return sum((difference.abs().flatten(1).mean(dim=1) for difference in _differences(images)), images.new_zeros(()))
 
 
@@ -90,7 +90,7 @@ def _norm(rows: Tensor) -> Tensor:
 
 
 def patch_similarity_entropy(outputs: Sequence[Tensor], *, bandwidth: float = 0.01, points: int = 10) -> Tensor:
-    """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximised.
+    """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximized.
 
     Noise has patches that all look alike; a picture has like and unlike ones. The density is a Gaussian kernel
     estimate at `points` places between the smallest and the largest similarity, made to integrate to 1 there (PSAQ-ViT;
@@ -129,7 +129,7 @@ class FeaturePrior:
     the images depend on each other.
 
     Args:
-        network: a CNN with BatchNorm2d layers that reads images normalised as the teacher's; it is frozen.
+        network: a CNN with BatchNorm2d layers that reads images normalized as the teacher's; it is frozen.
 
     Raises:
         ValueError: the network has no BatchNorm2d layer.
@@ -172,15 +172,15 @@ def js_divergence(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 class Disagreement:
-    """How much a student's answer differs from the teacher's; to be maximised.
+    """How much a student's answer differs from the teacher's; to be maximized.
 
     Images that only the teacher understands are what the student has to learn yet (Adaptive DeepInversion; Yin et al.,
     CVPR 2020, section 3.3, there 1 - JS is minimised).
 
     Args:
-        student: normalised images [B, C, H, W] of the teacher, `keep_indices` int64 [B, K] → logits; it is frozen.
+        student: normalized images [B, C, H, W] of the teacher, `keep_indices` int64 [B, K] → logits; it is frozen.
         reads_kept: whether the student reads the patches of `keep_indices` alone; otherwise it is shown the image as it
-            will be, stopped patches in mean colour.
+            will be, stopped patches in mean color.
         temperature: that softens both answers.
     """
 

@@ -10,7 +10,7 @@ class Harvest:
     """One image of each start, as it left the run.
 
     Attributes:
-        images: float32 [B, C, H, W] in normalised space, before stopped patches are filled.
+        images: float32 [B, C, H, W] in normalized space, before stopped patches are filled.
         keep_indices: int64 [B, K], ascending.
     """
 

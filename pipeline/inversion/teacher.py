@@ -1,4 +1,4 @@
-"""The frozen teacher: logits and patch scores on kept patches, and its normalisation."""
+"""The frozen teacher: logits and patch scores on kept patches, and its normalization."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -18,9 +18,9 @@ from pipeline.vit.subset import SubsetViT
 
 
 class _Frozen(nn.Module):
-    """What teachers of both kinds have in common: frozen weights, and the normalisation of their images.
+    """What teachers of both kinds have in common: frozen weights, and the normalization of their images.
 
-    Pixels are float32 in normalised space, [B, C, H, W]: 0 is the mean colour, `low` to `high` what a stored image
+    Pixels are float32 in normalized space, [B, C, H, W]: 0 is the mean color, `low` to `high` what a stored image
     can hold.
     """
 
@@ -41,30 +41,30 @@ class _Frozen(nn.Module):
 
     @property
     def low(self) -> Tensor:
-        """Black, in normalised space [C, 1, 1]."""
+        """Black, in normalized space [C, 1, 1]."""
         return -self.mean / self.std
 
     @property
     def high(self) -> Tensor:
-        """White, in normalised space [C, 1, 1]."""
+        """White, in normalized space [C, 1, 1]."""
         return (1 - self.mean) / self.std
 
     def to_uint8(self, images: Tensor) -> Tensor:
-        """Normalised [B, C, H, W] to the 8-bit pixels [B, H, W, C] that are stored, rounded to the nearest."""
+        """Normalized [B, C, H, W] to the 8-bit pixels [B, H, W, C] that are stored, rounded to the nearest."""
         pixels = (images * self.std + self.mean) * 255
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def from_uint8(self, pixels: Tensor) -> Tensor:
-        """8-bit pixels [B, H, W, C] to normalised float32 [B, C, H, W]."""
+        """8-bit pixels [B, H, W, C] to normalized float32 [B, C, H, W]."""
         return (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
 
     def fill_stopped(self, images: Tensor, keep_indices: Tensor) -> Tensor:
-        """The images with every patch outside `keep_indices` [B, K] at the mean colour."""
+        """The images with every patch outside `keep_indices` [B, K] at the mean color."""
         return fill_stopped(images, keep_indices, self.grid_size)
 
 
 class Teacher(_Frozen, SubsetViT):
-    """A frozen ViT with the normalisation of its images. What is stopped costs it nothing.
+    """A frozen ViT with the normalization of its images. What is stopped costs it nothing.
 
     Args:
         model: a timm ViT; its weights are frozen and it is put in evaluation mode.
@@ -74,7 +74,7 @@ class Teacher(_Frozen, SubsetViT):
         notice: what a user should know at once; nothing.
 
     Raises:
-        ModelError: a family that cannot be run on a token subset, or a normalisation for other channels.
+        ModelError: a family that cannot be run on a token subset, or a normalization for other channels.
     """
 
     notice: str | None = None
@@ -129,7 +129,7 @@ class Teacher(_Frozen, SubsetViT):
 
 
 class MaskedTeacher(_Frozen, MaskedModel):
-    """A frozen classifier of any family, which reads whole images with stopped patches at the mean colour.
+    """A frozen classifier of any family, which reads whole images with stopped patches at the mean color.
 
     Forward and backward cost as much as of a dense inversion; pixels of stopped patches get no gradient of the class.
 
@@ -139,7 +139,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
         mean, std: of pixels in [0, 1], one for each channel.
 
     Raises:
-        ModelError: it has no grid of patches, or a normalisation for other channels.
+        ModelError: it has no grid of patches, or a normalization for other channels.
     """
 
     embeds_subsets = False

@@ -111,5 +111,5 @@ class Viewer:
         return disagreement(logits, shown, positions)
 
     def _filled(self, view: View) -> Tensor:
-        """What the images will be, jittered: the patches alive, over mean colour."""
+        """What the images will be, jittered: the patches alive, over mean color."""
         return jitter_images(self.teacher.fill_stopped(view.images, view.keep_indices), view.jitter)

@@ -1,4 +1,4 @@
-"""A model that reads the images of another: in that one's normalisation, and on the kept tokens alone where it can."""
+"""A model that reads the images of another: in that one's normalization, and on the kept tokens alone where it can."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class ImageReader(nn.Module):
     Args:
         model: a timm model with the teacher's number of classes.
         teacher: whose images it is to read.
-        mean, std: the model's own normalisation, of pixels in [0, 1], one for each channel.
+        mean, std: the model's own normalization, of pixels in [0, 1], one for each channel.
 
     Attributes:
         model: the timm model.
@@ -35,30 +35,30 @@ class ImageReader(nn.Module):
         self.model = model
         self.mean, self.std = tuple(mean), tuple(std)
         self.vit = _as_reader_of_tokens(model, teacher)
-        # From the teacher's normalisation to the model's.
+        # From the teacher's normalization to the model's.
         own, given = (torch.tensor(v).view(2, -1, 1, 1) for v in ((mean, std), (teacher.mean, teacher.std)))
         self.register_buffer("scale", given[1] / own[1], persistent=False)
         self.register_buffer("shift", (given[0] - own[0]) / own[1], persistent=False)
-        self.renormalises = self.mean != teacher.mean or self.std != teacher.std
+        self.renormalizes = self.mean != teacher.mean or self.std != teacher.std
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W] in the teacher's normalisation.
+        """Logits [B, classes] of images [B, C, H, W] in the teacher's normalization.
 
         Args:
-            images: filled with the mean colour where patches are stopped.
+            images: filled with the mean color where patches are stopped.
             keep_indices: int64 [B, K], or None for all patches; a model without `vit` reads the image regardless.
         """
-        images = self._normalise(images)
+        images = self._normalize(images)
         return self.model(images) if self.vit is None else self.vit(images, keep_indices)
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits, and the tokens after the final norm [B, P + K, D]; only with `vit`."""
         assert self.vit is not None
-        return self.vit.forward_tokens(self._normalise(images), keep_indices)
+        return self.vit.forward_tokens(self._normalize(images), keep_indices)
 
     @torch.inference_mode()
     def try_out(self, teacher: LoadedModel) -> None:
-        """Read one grey image, so that a model which cannot is told before any work starts.
+        """Read one gray image, so that a model which cannot is told before any work starts.
 
         Raises:
             ModelError: it does not take the teacher's images, or answers with other than the teacher's classes.
@@ -73,8 +73,8 @@ class ImageReader(nn.Module):
                 f"{name} answers with {list(logits.shape[1:])} values, the teacher with {len(teacher.class_names)}"
             )
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.shift if self.renormalises else images
+    def _normalize(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift if self.renormalizes else images
 
 
 def num_patches(loaded: LoadedModel) -> int:

@@ -75,7 +75,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     Raises:
         ModelError: unknown name, arguments the family does not take, or another class count than its weights have.
         CheckpointError: weights missing, corrupt, unsafe, not finite or of another model.
-        ConfigError: class names or normalisation that do not fit the model.
+        ConfigError: class names or normalization that do not fit the model.
     """
     model = _create(config, trained).eval()
     check_finite_weights(config.checkpoint or config.name, model)
@@ -133,7 +133,7 @@ class RealImageTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Normalised float32 [C, H, W]."""
+        """Normalized float32 [C, H, W]."""
         return self._transform(image.convert(self._mode))
 
 
@@ -221,7 +221,7 @@ def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], c
     if len(values) == channels:
         return values
     if given is None and channels == 1:
-        # timm states three for a model that it made for one channel: grey is their mean.
+        # timm states three for a model that it made for one channel: gray is their mean.
         return (sum(values) / len(values),)
     raise ConfigError(f"{name} has {len(values)} values, the model reads {channels} channels: {list(values)}")
 

@@ -1,4 +1,4 @@
-"""Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2` and ONNX QDQ artefacts."""
+"""Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2` and ONNX QDQ artifacts."""
 
 import logging
 from importlib import import_module

@@ -19,7 +19,7 @@ class Batch:
     """Images that are read together, because they keep the same number of patches.
 
     Attributes:
-        images: float32 [B, C, H, W] normalised.
+        images: float32 [B, C, H, W] normalized.
         keep_indices: int64 [B, K].
         image_ids: B names.
     """
@@ -84,7 +84,7 @@ def _choose(image_ids: Sequence[str], max_images: int | None, seed: int) -> set[
 
 
 def share_windows(windows: Sequence[Window], num_workers: int) -> list[list[Window]]:
-    """Neighbouring windows for each worker, as equally as goes; some get none where there are too few."""
+    """Neighboring windows for each worker, as equally as goes; some get none where there are too few."""
     bounds = [round(len(windows) * worker / num_workers) for worker in range(num_workers + 1)]
     return [list(windows[start:stop]) for start, stop in pairwise(bounds)]
 

@@ -18,13 +18,13 @@ class CalibrationConfig:
         teacher: the model to quantize.
         images: what to calibrate on: a synthetic dataset, Parquet with a column `image`, or a folder of images; real
             images and noise as well as synthetic ones.
-        output: where the artefacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
-        labelled: URI of labelled images to score the artefacts on; without it they are timed only.
-        settings: bit widths; one pass over the images serves them all. Widths below 8 make the artefact no faster.
+        output: where the artifacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
+        labelled: URI of labelled images to score the artifacts on; without it they are timed only.
+        settings: bit widths; one pass over the images serves them all. Widths below 8 make the artifact no faster.
         placement: what is quantized, see `MinMaxQuantizer`.
         mode: `sparse` reads the kept patches of each image alone, as a ViT can; `dense` whole images, with the mean
-            colour where patches are stopped.
-        formats: kinds of artefacts to write.
+            color where patches are stopped.
+        formats: kinds of artifacts to write.
         batch_size: images a forward in calibration.
         max_images: calibrate on this many, drawn at random; on all by default.
         seed: of that draw.

@@ -47,7 +47,7 @@ class Exportable(nn.Module):
                     module.fused_attn = False
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalised images [B, C, H, W] read at keep_indices int64 [B, K]; None reads all."""
+        """Logits [B, classes] of normalized images [B, C, H, W] read at keep_indices int64 [B, K]; None reads all."""
         if self.subset is None:
             return self.model(images)
         self.subset.keep_indices = keep_indices

@@ -1,4 +1,4 @@
-"""Calibrate on Ray, convert, export, score: from a teacher and images to artefacts and one row of figures for each."""
+"""Calibrate on Ray, convert, export, score: from a teacher and images to artifacts and one row of figures for each."""
 
 import tempfile
 from collections.abc import Iterable
@@ -114,7 +114,7 @@ def _calibrate(
 
 
 def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> dict[str, Any]:
-    """What decides the ranges and with them every artefact, and its digest; bit widths and workers do not."""
+    """What decides the ranges and with them every artifact, and its digest; bit widths and workers do not."""
     deciding = {
         "teacher": loaded.digest,
         "mean": list(loaded.mean),
@@ -177,7 +177,7 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     if differing:
         name = differing[0]
         raise DatasetError(
-            f"{output!r} holds artefacts of another calibration: "
+            f"{output!r} holds artifacts of another calibration: "
             f"{name} was {there.get(name)!r}, now it is {identity[name]!r}"
         )
     storage.check_writable(output)
@@ -201,7 +201,7 @@ def _make_artifacts(
 def _baselines(
     config: CalibrationConfig, loaded: LoadedModel, program: ExportedProgram, folder: Path
 ) -> list[_Artifact]:
-    """The float model in the runtimes of the artefacts, to compare with."""
+    """The float model in the runtimes of the artifacts, to compare with."""
     size = sum(value.numel() * value.element_size() for value in loaded.model.state_dict().values())
     baselines = []
     if "pt2" in config.formats:

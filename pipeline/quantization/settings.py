@@ -17,7 +17,7 @@ class BitWidths:
     """Bit widths of a quantized model, 2 to 16 each.
 
     Integers are stored in containers of 8 or 16 bits. Widths below 8 use fewer values of an 8-bit one: they show what
-    the accuracy would be, and make the artefact neither smaller nor, on a CPU runtime, faster than 8 bits do. Above 8
+    the accuracy would be, and make the artifact neither smaller nor, on a CPU runtime, faster than 8 bits do. Above 8
     the runtimes have no integer kernels, and compute in float.
 
     Args:

@@ -97,7 +97,7 @@ def _peak_bytes(inverter: Inverter, starts: list[int]) -> int:
     """So far on a GPU; on a CPU that of a run of two steps a phase, for nobody has counted, and uncompiled."""
     if inverter.device.type == "cuda":
         return torch.cuda.max_memory_allocated(inverter.device)
-    # The second step of a phase has all that an optimiser keeps, and ranks the patches where a stop comes.
+    # The second step of a phase has all that an optimizer keeps, and ranks the patches where a stop comes.
     inversion = dataclasses.replace(_shortened(inverter.config.inversion, 2), compile=False)
     run = _make_run(inverter, starts, inversion)
     with LiveBytes([run.images], without=run.teacher.parameters()) as live:
@@ -126,7 +126,7 @@ def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> Ste
     if teacher is not None:
         return predict(teacher, run.config, batch=1)
     weights = weight_bytes(inverter.teacher, run.config.dtype)
-    # Itself and the optimiser's two moments.
+    # Itself and the optimizer's two moments.
     pixels = 3 * run.images[0].numel() * run.images.element_size()
     return StepBytes(weights=weights, pixels=pixels, work=max(1, (peak - weights - batch * pixels) // run.fewest))
 

@@ -18,7 +18,7 @@ from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import ProgressReport, tell
 from pipeline.synthesis.shards import SynthesisConfig
-from pipeline.synthesis.summary import summarise
+from pipeline.synthesis.summary import summarize
 from pipeline.synthesis.writer import PartWriter
 
 # Shards in a row that could not be written before the run stops making more.
@@ -120,4 +120,4 @@ def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)
     sheet = write_contact_sheet(output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"])
-    return {**summarise(plan, outcomes, progress), "seconds": round(seconds, 2), "contact_sheet": sheet}
+    return {**summarize(plan, outcomes, progress), "seconds": round(seconds, 2), "contact_sheet": sheet}

@@ -56,7 +56,7 @@ class SynthesisConfig:
         classes: label numbers; by default all of the teacher's.
         shard_size: rows of a part file, inverted together; with `inversion.rebirth` v they come of 1/v as many starts.
         seed: of everything that is drawn.
-        inversion: losses, schedule and optimiser.
+        inversion: losses, schedule and optimizer.
         feature_model: the CNN of the feature prior, where that has a weight.
         student: the trained student of the adversarial term, where that has a weight.
         pool: the actors.

@@ -8,7 +8,7 @@ from pipeline.synthesis.plan import Plan, count_images
 from pipeline.synthesis.shards import SynthesisConfig
 
 
-def summarise(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
+def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
     """What was done and what was not, as plain data.
 
     Args:

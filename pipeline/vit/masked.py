@@ -1,4 +1,4 @@
-"""Any timm classifier, read on whole images whose stopped patches show the mean colour. It saves nothing."""
+"""Any timm classifier, read on whole images whose stopped patches show the mean color. It saves nothing."""
 
 from typing import Any
 
@@ -38,12 +38,12 @@ class MaskedModel(nn.Module):
         self._try_out()
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalised images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
+        """Logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
         return self.model(images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size))
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Read one grey image, so that a model which cannot is told before any work starts."""
+        """Read one gray image, so that a model which cannot is told before any work starts."""
         family, shape = type(self.model).__name__, [self.in_chans, self.image_size, self.image_size]
         like = next(self.model.parameters())
         try:
@@ -76,7 +76,7 @@ def patch_size(model: Any, image_size: tuple[int, int]) -> int:
 
 
 def fill_stopped(images: Tensor, keep_indices: Tensor, grid_size: int) -> Tensor:
-    """Normalised square images [B, C, H, W] with every patch outside `keep_indices` [B, K] at the mean colour, 0."""
+    """Normalized square images [B, C, H, W] with every patch outside `keep_indices` [B, K] at the mean color, 0."""
     kept = torch.zeros(images.shape[0], grid_size**2, dtype=images.dtype, device=images.device)
     kept.scatter_(1, keep_indices, 1)
     side = images.shape[-1] // grid_size

@@ -76,7 +76,7 @@ class SubsetViT(nn.Module):
             self.model.patch_drop = self._slot
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalised images [B, C, H, W], read at `keep_indices` int64 [B, K] (None: all)."""
+        """Logits [B, classes] of normalized images [B, C, H, W], read at `keep_indices` int64 [B, K] (None: all)."""
         return self._head(self._features(images, keep_indices))
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class SubsetViT(nn.Module):
           summed over the width; it takes one more forward, and the last block's backward.
 
         Args:
-            images: normalised [B, C, H, W].
+            images: normalized [B, C, H, W].
             keep_indices: int64 [B, K]; None: all.
             ranking: one that `resolve_ranking` allows; by default the family's natural one.
             targets: int64 [B], for `gradient_activation`.

@@ -19,7 +19,7 @@ from benchmarks.hallucination import (
 )
 from benchmarks.hallucination_report import BASE, Trial, page
 from benchmarks.shapes import make_scenes
-from jobs.digits import build_teacher, normalise
+from jobs.digits import build_teacher, normalize
 from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.patches import all_patches
 
@@ -42,7 +42,7 @@ def test_foreground_share_is_of_the_kept_area() -> None:
 
 def test_patches_with_the_highest_scores_survive_and_are_detached_first(model: torch.nn.Module) -> None:
     teacher = Teacher(model, mean=HALF, std=HALF)
-    images = normalise(make_scenes(6, matching=1.0, seed=0).images)
+    images = normalize(make_scenes(6, matching=1.0, seed=0).images)
     best = teacher.forward_scores(images)[1].topk(16, dim=1).indices.sort(dim=1).values
     (kept,) = chosen_patches(teacher, images, LABELS, InversionConfig(stop_steps=[1], stop_fractions=[0.75]))
     assert torch.equal(kept, best)
@@ -52,7 +52,7 @@ def test_patches_with_the_highest_scores_survive_and_are_detached_first(model: t
 
 
 def test_random_ranking_is_seeded_and_leaves_answers_alone(model: torch.nn.Module) -> None:
-    images = normalise(make_scenes(6, matching=1.0, seed=0).images)
+    images = normalize(make_scenes(6, matching=1.0, seed=0).images)
     teacher = Teacher(model, mean=HALF, std=HALF)
     rankings = [teacher, *(RandomRanking(model, seed=seed) for seed in (1, 1, 2))]
     own, first, again, other = (chosen_patches(ranking, images, LABELS, InversionConfig())[0] for ranking in rankings)

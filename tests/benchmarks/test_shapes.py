@@ -18,23 +18,23 @@ def test_swapped_backgrounds_are_of_every_other_class() -> None:
 
 
 def test_masks_are_true() -> None:
-    """Within its mask a shape has one colour, which no pixel outside has."""
+    """Within its mask a shape has one color, which no pixel outside has."""
     scenes = make_scenes(60, matching=0.5, seed=2)
     for image, mask in zip(scenes.images, scenes.masks, strict=True):
-        (colour,) = np.unique(image[mask], axis=0)
-        assert not (image[~mask] == colour).all(axis=1).any()
+        (color,) = np.unique(image[mask], axis=0)
+        assert not (image[~mask] == color).all(axis=1).any()
         assert 0.05 < mask.mean() < 0.5
 
 
 def test_nothing_but_shape_and_texture_tells_the_class() -> None:
-    """The classes' mean colours, of foreground and of background, are those of all images, within sampling error."""
+    """The classes' mean colors, of foreground and of background, are those of all images, within sampling error."""
     scenes = make_scenes(3000, matching=1.0, seed=3)
     for side in (scenes.masks, ~scenes.masks):
-        colours = np.stack([image[part].mean(axis=0) for image, part in zip(scenes.images, side, strict=True)])
-        error = colours.std(axis=0) / (len(colours) / len(CLASS_NAMES)) ** 0.5
+        colors = np.stack([image[part].mean(axis=0) for image, part in zip(scenes.images, side, strict=True)])
+        error = colors.std(axis=0) / (len(colors) / len(CLASS_NAMES)) ** 0.5
         for label in range(len(CLASS_NAMES)):
-            mean = colours[scenes.labels == label].mean(axis=0)
-            assert (abs(mean - colours.mean(axis=0)) < 4 * error).all(), CLASS_NAMES[label]
+            mean = colors[scenes.labels == label].mean(axis=0)
+            assert (abs(mean - colors.mean(axis=0)) < 4 * error).all(), CLASS_NAMES[label]
 
 
 def test_scenes_follow_the_seed() -> None:

@@ -76,8 +76,8 @@ def test_columns_and_encoded_images(tmp_path: Path) -> None:
     assert set(only_labels.take(1)[0]) == {"label"}
 
 
-def test_grey_images_have_one_channel(tmp_path: Path) -> None:
-    file = tmp_path / "grey.parquet"
+def test_gray_images_have_one_channel(tmp_path: Path) -> None:
+    file = tmp_path / "gray.parquet"
     write_images(str(file), IMAGES[:, :, :, :1], LABELS, NAMES)
     assert rows_of(file)[3]["image"].shape == (8, 8, 1)
 

@@ -26,7 +26,7 @@ def kept_patches(row: int) -> list[int]:
 
 
 def make_images(count: int, *, seed: int = 0, ragged: bool = True) -> Images:
-    """Normalised noise on the tiny teacher's grid; image `i` has label `i % 10`."""
+    """Normalized noise on the tiny teacher's grid; image `i` has label `i % 10`."""
     random = np.random.default_rng(seed)
     keep = [kept_patches(row) if ragged else list(range(NUM_PATCHES)) for row in range(count)]
     padded = np.zeros((count, max(map(len, keep), default=0)), np.int64)

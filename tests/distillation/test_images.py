@@ -28,7 +28,7 @@ def test_epochs_and_seeds_have_their_own_orders() -> None:
     assert orders[1] == tuple(np.concatenate(plan_epoch(50, 8, seed=0, epoch=1)))
 
 
-def test_neighbours_in_the_source_are_spread_over_an_epoch() -> None:
+def test_neighbors_in_the_source_are_spread_over_an_epoch() -> None:
     # Parts are sorted by class: 10 classes of 20 images.
     first = plan_epoch(200, 20, seed=0, epoch=0)[0] // 20
     assert len(set(first)) >= 6

@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == before
 
 
-def test_an_unlabelled_training(make_config: MakeConfig) -> None:
+def test_an_unlabeled_training(make_config: MakeConfig) -> None:
     result = distill(make_config("out", labelled=None, epochs=2))
     assert result["before_top1"] is result["top1"] is result["best_top1"] is None
     assert result["best_epoch"] == 2

@@ -83,7 +83,7 @@ def test_the_teacher_is_left_as_it_is(teacher: LoadedModel) -> None:
     assert weight_digest(teacher.model) == before
 
 
-def test_a_new_student_has_the_teachers_classes_and_normalisation_and_its_seeds_weights(teacher: LoadedModel) -> None:
+def test_a_new_student_has_the_teachers_classes_and_normalization_and_its_seeds_weights(teacher: LoadedModel) -> None:
     torch.manual_seed(123)
     first, again, other = (build_student(tiny_student(), teacher, seed=seed) for seed in (0, 0, 1))
     assert first.model.num_classes == 10
@@ -142,13 +142,13 @@ def test_distilled_models_have_two_heads(teacher: LoadedModel) -> None:
     assert len(student.trained_parameters()) == 4
 
 
-def test_a_student_with_its_own_normalisation_sees_the_same_colours(teacher: LoadedModel) -> None:
+def test_a_student_with_its_own_normalization_sees_the_same_colors(teacher: LoadedModel) -> None:
     mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
     model = make_tiny_model(seed=5)
     student = Student(model, teacher, mean=mean, std=std)
-    colours = torch.rand(2, 3, 32, 32)
-    seen_by_teacher = (colours - torch.tensor(teacher.mean).view(3, 1, 1)) / torch.tensor(teacher.std).view(3, 1, 1)
-    seen_by_student = (colours - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    colors = torch.rand(2, 3, 32, 32)
+    seen_by_teacher = (colors - torch.tensor(teacher.mean).view(3, 1, 1)) / torch.tensor(teacher.std).view(3, 1, 1)
+    seen_by_student = (colors - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(student(seen_by_teacher), model(seen_by_student), rtol=1e-4, atol=1e-4)
 
 
@@ -179,8 +179,8 @@ def test_impossible_students(
 
 
 def test_a_backbone_for_other_channels_is_refused(teacher: LoadedModel, tmp_path: Path) -> None:
-    grey = make_tiny_model(in_chans=1)
-    save_model(grey, tmp_path, class_names=[str(i) for i in range(10)], mean=(0.5,), std=(0.5,))
+    gray = make_tiny_model(in_chans=1)
+    save_model(gray, tmp_path, class_names=[str(i) for i in range(10)], mean=(0.5,), std=(0.5,))
     student = StudentConfig(model=ModelConfig(name=f"local-dir:{tmp_path}"))
     with pytest.raises(ModelError, match="reads 1 channels, the teacher's images have 3"):
         build_student(student, teacher, seed=0)

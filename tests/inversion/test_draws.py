@@ -14,7 +14,7 @@ def test_an_image_starts_from_its_own_seed(tiny_teacher: Teacher) -> None:
     assert abs(float(together.std()) - 1) < 0.05
 
 
-def test_an_image_draws_the_same_jitter_whatever_its_neighbours() -> None:
+def test_an_image_draws_the_same_jitter_whatever_its_neighbors() -> None:
     def draw(seeds: list[int]) -> torch.Tensor:
         return draw_jitter(generators_of(seeds), 50, largest_shift=4, flip_probability=0.5)
 

@@ -21,7 +21,7 @@ from tests.conftest import make_tiny_model
 
 SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}
 DENSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [], "stop_fractions": []}
-# An untrained teacher sees another class in each shifted view: what it is to recognise is optimised unshifted.
+# An untrained teacher sees another class in each shifted view: what it is to recognise is optimized unshifted.
 STILL: dict[str, Any] = {"jitter": 0.0, "flip": 0.0}
 TARGETS = torch.tensor([3, 1, 4, 1, 5])
 SEEDS = [10, 11, 12, 13, 14]
@@ -58,7 +58,7 @@ def test_only_the_total_variation_touches_stopped_patches(tiny_teacher: Teacher)
         run.step()
     assert run.images.grad is not None
     kept = tiny_teacher.fill_stopped(torch.ones_like(run.images), run.keep_indices).bool()
-    # The jitter of a step shifts the view by less than half a patch or reads its neighbour: look at a still view.
+    # The jitter of a step shifts the view by less than half a patch or reads its neighbor: look at a still view.
     run._jitter[12] = 0
     run.step()
     assert (run.images.grad[~kept] == 0).all()
@@ -99,7 +99,7 @@ def test_adam_moves_an_image_alike_in_every_batch(size: int, threads: int) -> No
 
 
 def assert_alike(teacher: Teacher, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Equal to two of 256 grey levels at 99.9% of the pixels."""
+    """Equal to two of 256 gray levels at 99.9% of the pixels."""
     difference = ((first - second) * teacher.std).abs()
     assert (difference <= 1 / 128).float().mean() >= 0.999
 
@@ -123,7 +123,7 @@ def test_the_published_run_may_be_split_too(tiny_teacher: Teacher) -> None:
     assert_alike(tiny_teacher, whole.images, split.images)
 
 
-def test_an_image_does_not_depend_on_its_neighbours(tiny_teacher: Teacher) -> None:
+def test_an_image_does_not_depend_on_its_neighbors(tiny_teacher: Teacher) -> None:
     config = InversionConfig(**SPARSE, tv_l2=1e-2)
     together = invert(tiny_teacher, TARGETS, config, seeds=SEEDS)
     alone = invert(tiny_teacher, TARGETS[2:3], config, seeds=SEEDS[2:3])

@@ -63,7 +63,7 @@ def test_every_image_shows_the_teacher_its_class(tiny_teacher: Teacher) -> None:
         assert score(tiny_teacher, pixels, harvest.keep_indices, TARGETS)[2].tolist() == TARGETS.tolist()
 
 
-def test_splits_and_neighbours_change_nothing() -> None:
+def test_splits_and_neighbors_change_nothing() -> None:
     teacher = Teacher(make_tiny_model(), mean=(0.5,) * 3, std=(0.5,) * 3)
     whole = invert(teacher, TARGETS, config(4), seeds=SEEDS)
     split = invert(teacher, TARGETS, config(4, micro_batch=2), seeds=SEEDS)

@@ -12,7 +12,7 @@ from tests.jobs.conftest import start_job
 
 TIMEOUT_S = 200
 JOBS = {
-    # Scored last, when there are artefacts already.
+    # Scored last, when there are artifacts already.
     "calibrate": ("--images={whole}", "--labelled={damaged}", "--num_workers=0", "--formats=[pt2]"),
     "distill": ("--images={damaged}", "--num_workers=0", "--student.depth_pruned=[0]", "--epochs=1"),
     "evaluate": ("--labelled={damaged}",),

@@ -60,7 +60,7 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
         (["--batchsize", "3"], "ConfigError", "batchsize"),
         (["--images", "{tmp}/nowhere"], "DatasetError", "nowhere"),
         (["--images", "{tmp}/bad.parquet"], "DatasetError", "bad.parquet"),
-        (["--labelled", "{tmp}/unlabelled"], "DatasetError", "has no labels"),
+        (["--labelled", "{tmp}/unlabeled"], "DatasetError", "has no labels"),
         (["--labelled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
         (["--labelled", "{tmp}/beyond.parquet"], "DatasetError", "beyond.parquet' has label 10, there are 10 classes"),
         (["--labelled", "{tmp}/negative.parquet"], "DatasetError", "has label -1, there are 10 classes"),
@@ -82,8 +82,8 @@ def test_what_a_user_gets_wrong_is_told_in_one_line(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "unlabelled").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "unlabelled" / "a.png")
+    (tmp_path / "unlabeled").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "unlabeled" / "a.png")
     code = encode_image(np.zeros((32, 32, 3), np.uint8))
     for name, first, label in (("beyond", code, 10), ("negative", code, -1), ("noise", b"noise", 3)):
         pq.write_table(pa.table({"image": [first, code], "label": [0, label]}), tmp_path / f"{name}.parquet")

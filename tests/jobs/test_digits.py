@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from jobs.digits import CLASS_NAMES, DigitsConfig, Split, augment, load_scans, main, make_digits, normalise, split_scans
+from jobs.digits import CLASS_NAMES, DigitsConfig, Split, augment, load_scans, main, make_digits, normalize, split_scans
 from pipeline.dataset import schema, sources
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig, RealImageTransform, load_model
@@ -56,7 +56,7 @@ def test_too_many_images_asked_for(scans: Split) -> None:
 
 
 def test_augmentation_moves_pixels_little_and_is_seeded(scans: Split) -> None:
-    images = normalise(scans.images[:64])
+    images = normalize(scans.images[:64])
     first, again = (augment(images, noise=0.0, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
     assert first.min() >= -1
@@ -88,7 +88,7 @@ def test_folder_loads_in_timm_and_here_and_sets_are_datasets(tmp_path: Path) -> 
     # The eval transform takes a 32×32 picture pixel by pixel.
     scan = load_scans().images[0]
     stored = schema.open_image(schema.encode_image(scan), "0")
-    assert torch.allclose(RealImageTransform(loaded)(stored), normalise(scan[None])[0], atol=1e-6)
+    assert torch.allclose(RealImageTransform(loaded)(stored), normalize(scan[None])[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The job `evaluate`: one JSON line with a row for each artefact."""
+"""The job `evaluate`: one JSON line with a row for each artifact."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_the_job_prints_one_json_line(
     [
         (b"not a program", "x.pt2", "as a .pt2 program"),
         (b"not a model", "x.onnx", "as an ONNX model"),
-        (b"\x80\x04.", "x.pickle", "is no artefact"),
+        (b"\x80\x04.", "x.pickle", "is no artifact"),
         (None, "none.pt2", "cannot read"),
     ],
 )

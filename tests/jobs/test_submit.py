@@ -101,7 +101,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.timeout(600)
 def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_path: Path) -> None:
     teacher = ["--teacher.name", f"local-dir:{tiny_folder}"]
-    images, artefacts, student = (str(tmp_path / name) for name in ("images", "artefacts", "student"))
+    images, artifacts, student = (str(tmp_path / name) for name in ("images", "artifacts", "student"))
 
     config = ["--config", "jobs/configs/demo/sparse.yaml", *teacher, "--output", images]
     small = ["--images_per_class=1", "--shard_size=5", "--inversion.iterations=4"]
@@ -110,11 +110,11 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     assert (made["num_done"], made["num_images_made"], made["failed"], made["missing"]) == (2, 10, [], [])
     assert store.read_manifest(images)["num_images"] == 10
 
-    config = ["--config", "jobs/configs/demo/calibrate.yaml", *teacher, "--images", images, "--output", artefacts]
+    config = ["--config", "jobs/configs/demo/calibrate.yaml", *teacher, "--images", images, "--output", artifacts]
     small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--num_workers=1"]
     calibrated = cluster.run("calibrate", *config, *small)
     assert calibrated["images"] == 10
-    read_pt2(Path(artefacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")
+    read_pt2(Path(artifacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")
 
     config = ["--config", "jobs/configs/demo/distill.yaml", *teacher, "--images", images, "--output", student]
     small = ["--labelled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]

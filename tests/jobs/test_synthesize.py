@@ -17,7 +17,7 @@ def test_our_own_errors_are_one_line_within_seconds(
     (tmp_path / "file").touch()
     good = ["--config", str(write_config(tmp_path, tiny_folder, str(tmp_path / "out")))]
     attempts = {
-        "ConfigError: .*colour": [*good, "--colour", "red"],
+        "ConfigError: .*color": [*good, "--color", "red"],
         "ConfigError: .*shard_size": [*good, "--shard_size", "big"],
         "ConfigError: .*fewer than one": [*good, "--inversion.stop_fractions", "[0.9, 0.99]"],
         "ConfigError: .*gone.yaml": ["--config", "gone.yaml"],

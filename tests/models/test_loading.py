@@ -172,7 +172,7 @@ def test_imagenet_names_are_timms_and_all_different(tmp_path: Path) -> None:
     assert len(set(names)) == 1000
 
 
-def test_normalisation_must_fit_the_channels(checkpoint: Path) -> None:
+def test_normalization_must_fit_the_channels(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="mean has 1 values, the model reads 3 channels"):
         load_model(config(checkpoint, mean=[0.5]))
     assert load_model(config(checkpoint, mean=[0.1, 0.2, 0.3])).mean == (0.1, 0.2, 0.3)

@@ -57,7 +57,7 @@ def quantized(
 def files(
     quantized: Callable[[BitWidths], ExportedProgram], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[BitWidths, str], Path]:
-    """Artefacts of the tiny model, written once."""
+    """Artifacts of the tiny model, written once."""
     folder = tmp_path_factory.mktemp("artifacts")
 
     def write(bits: BitWidths, kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""Artefacts as files: both take images alone, at any batch size, and compute what the quantized graph does."""
+"""Artifacts as files: both take images alone, at any batch size, and compute what the quantized graph does."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A whole calibration: from images of any origin to artefacts, ranges, scores; with nothing read twice."""
+"""A whole calibration: from images of any origin to artifacts, ranges, scores; with nothing read twice."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -59,7 +59,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
-    """In this process, one artefact, nothing scored."""
+    """In this process, one artifact, nothing scored."""
     values = {"settings": [BitWidths()], "formats": ["pt2"], "num_workers": 0, **changes}
     return CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values

@@ -64,7 +64,7 @@ def test_rows_are_the_contracts_and_scored_as_stored(tiny_folder: Path) -> None:
     assert table["teacher_prediction"].to_pylist() == prediction.tolist()
 
 
-def test_stopped_patches_hold_the_mean_colour(tiny_folder: Path) -> None:
+def test_stopped_patches_hold_the_mean_color(tiny_folder: Path) -> None:
     config = make_config(tiny_folder, "unused")
     (table,) = Inverter(config)(batch_of(plan_shards(config)[:1]))
     for image, kept in zip(table["image"].to_pylist(), table["keep_indices"].to_pylist(), strict=True):
@@ -83,12 +83,12 @@ def test_a_shard_does_not_depend_on_how_it_is_batched(tiny_folder: Path) -> None
     assert together == alone[::-1]
 
 
-def test_grey_teacher_makes_grey_png(tmp_path: Path) -> None:
+def test_gray_teacher_makes_gray_png(tmp_path: Path) -> None:
     save_model(make_tiny_model(in_chans=1), tmp_path, class_names=list("abcdefghij"), mean=(0.5,), std=(0.5,))
     config = make_config(tmp_path, "unused")
     (table,) = Inverter(config)(batch_of(plan_shards(config)[:1]))
     code = table["image"][0].as_py()["bytes"]
-    assert code[25] == 0  # PNG colour type: grey
+    assert code[25] == 0  # PNG color type: gray
     assert schema.decode_image(code, "x").shape == (32, 32, 1)
 
 

@@ -316,8 +316,8 @@ def test_a_masked_teacher_tells_at_once_that_nothing_is_saved(
     table = pq.read_table(tmp_path / "out" / "data")
     assert {len(kept) for kept in table["keep_indices"].to_pylist()} == {16}
     first = schema.decode_image(table["image"][0].as_py()["bytes"], "first")
-    grey = (first.reshape(8, 8, 8, 8, 3) == 128).all(axis=(1, 3, 4)).flatten()
-    assert sorted(set(range(64)) - set(grey.nonzero()[0].tolist())) == table["keep_indices"][0].as_py()
+    gray = (first.reshape(8, 8, 8, 8, 3) == 128).all(axis=(1, 3, 4)).flatten()
+    assert sorted(set(range(64)) - set(gray.nonzero()[0].tolist())) == table["keep_indices"][0].as_py()
 
 
 def test_without_the_option_such_a_teacher_is_refused(whole_folder: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
             "shard_size must be a multiple of inversion.rebirth 2, not 5",
         ),
         ({"inversion": {"adaptive_end": {"confidence": 2.0}}}, "adaptive_end.confidence must lie in"),
-        ({"colour": "red"}, "colour"),
+        ({"color": "red"}, "color"),
         ({"images_per_class": "many"}, "images_per_class"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_model_of_unknown_stride_is_refused() -> None:
         MaskedModel(model, image_size=(64, 64), in_chans=3)
 
 
-def test_stopped_patches_show_the_mean_colour() -> None:
+def test_stopped_patches_show_the_mean_color() -> None:
     filled = fill_stopped(torch.ones(1, 2, 6, 6), torch.tensor([[1, 3]]), 2)
     assert filled[0, 0, :3].tolist() == [[0, 0, 0, 1, 1, 1]] * 3
     assert filled[0, 1, 3:].tolist() == [[0, 0, 0, 1, 1, 1]] * 3
