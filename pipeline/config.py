@@ -22,12 +22,18 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
     Raises:
         ConfigError: an unknown key, an ill-typed value, a missing file, or values that do not go together.
     """
+    parser = make_parser(config_class, prog=prog)
+    return _build(parser, lambda: parser.parse_args(list(sys.argv[1:] if argv is None else argv)), config_class)
+
+
+def make_parser(config_class: type, *, prog: str | None = None) -> jsonargparse.ArgumentParser:
+    """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings."""
     parser = jsonargparse.ArgumentParser(
         prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)
-    return _build(parser, lambda: parser.parse_args(list(sys.argv[1:] if argv is None else argv)), config_class)
+    return parser
 
 
 def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:

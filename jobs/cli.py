@@ -1,0 +1,87 @@
+"""The command `sparse-inversion JOB ...`, the same as `python -m jobs.JOB ...`, with tab completion."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import jsonargparse
+
+from pipeline.config import make_parser
+
+PROG = "sparse-inversion"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job by where its parts are, so that the command line imports only the job that it runs."""
+
+    about: str
+    config: str
+    """Module and class of its settings."""
+
+
+JOBS = {
+    "synthesize": Job("invert a teacher into a synthetic dataset", "pipeline.synthesis:SynthesisConfig"),
+    "calibrate": Job("quantize a teacher on images", "pipeline.quantization:CalibrationConfig"),
+    "distill": Job("train a student to answer as the teacher does", "pipeline.distillation:DistillationConfig"),
+    "evaluate": Job("score artifacts on labeled images", "pipeline.evaluation:EvaluationConfig"),
+    "status": Job("list what of an output is done, missing and failed", "jobs.status:StatusConfig"),
+}
+_SHELLS = ("bash", "zsh", "tcsh")
+_USAGE = "\n".join(
+    [
+        f"usage: {PROG} JOB [--config FILE.yaml] [--section.key VALUE ...]",
+        "",
+        *(f"  {name:<12}{job.about}" for name, job in JOBS.items()),
+        f"  {'completion':<12}print the script for tab completion in a shell: {', '.join(_SHELLS)}",
+        "",
+        f"{PROG} JOB --help lists the settings of a job.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job and return its exit code: 2 where the command itself is wrong."""
+    name, *flags = (sys.argv[1:] if argv is None else argv) or ("--help",)
+    if name in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    if name == "completion":
+        return _print_completion(flags)
+    if name not in JOBS:
+        print(f"error: there is no job {name!r}\n{_USAGE}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"jobs.{name}").main(flags)
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    """Print the script that a shell reads, as in `eval "$(sparse-inversion completion bash)"`."""
+    if len(arguments) != 1 or arguments[0] not in _SHELLS:
+        print(f"error: completion needs one of {', '.join(_SHELLS)}, not {list(arguments)}", file=sys.stderr)
+        return 2
+    if find_spec("shtab") is None:
+        print(
+            "error: tab completion needs the extra 'completion': pip install sparse-inversion[completion]",
+            file=sys.stderr,
+        )
+        return 1
+    print(_whole_parser().get_completion_script(f"shtab-{arguments[0]}"))
+    return 0
+
+
+def _whole_parser() -> jsonargparse.ArgumentParser:
+    """All jobs with all their settings as one parser."""
+    parser = jsonargparse.ArgumentParser(prog=PROG)
+    commands = parser.add_subcommands()
+    for name, job in JOBS.items():
+        module, _, config_class = job.config.partition(":")
+        settings: Any = getattr(importlib.import_module(module), config_class)
+        commands.add_subcommand(name, make_parser(settings), help=job.about)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
