@@ -3,20 +3,20 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, repeat
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.distillation.answers import Answers, read_kept
+from pipeline.distillation.answers import Answers
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Batch, MemoryImages, StreamedImages
-from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token_loss
+from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
 from pipeline.distillation.students import Student
@@ -25,28 +25,26 @@ from pipeline.evaluation import count_correct
 from pipeline.models import weight_digest
 
 METRICS = "metrics.jsonl"
-_TERMS = ("kl", "tokens", "labels", "loss")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ImageSource = MemoryImages | StreamedImages
 
 
 @dataclass(frozen=True)
-class Rank:
-    """A worker's place among all, and its device."""
+class Group:
+    """The workers that train together: this one's rank, how many there are, and this one's device."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over all workers, in place."""
+        """Sum a tensor over all workers, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
 
 class StudentTrainer:
-    """Trains a student on one worker.
+    """Train a student on one worker.
 
     A step's gradient is the sum over the images of all workers divided by their number, whatever share each has: a
     worker that has run out of images adds zeros until all have. So the weights stay equal everywhere, and any number
@@ -59,7 +57,9 @@ class StudentTrainer:
         answers: of the teacher.
         images: this worker's share of the training images.
         labelled: its share of the held-out images, if there are any.
-        place: among the workers.
+        group: the workers.
+        parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
+            backward pass then averages gradients over the workers.
     """
 
     def __init__(
@@ -70,14 +70,15 @@ class StudentTrainer:
         answers: Answers,
         images: ImageSource,
         labelled: ImageSource | None,
-        place: Rank,
+        group: Group,
+        parallelize: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        self.config, self.digest, self.place = config, digest, place
-        self.student = student.to(place.device)
-        self.answers, self.images, self.labelled = answers, images, labelled
-        self.parameters = student.trained_parameters()
-        self.optimizer = make_optimizer(self.parameters, config)
-        self.dtype = DTYPES[config.dtype]
+        self.config, self.digest, self.group = config, digest, group
+        self.student = student.to(group.device)
+        self.images, self.labelled = images, labelled
+        self.optimizer = make_optimizer(student.trained_parameters(), config)
+        self.objective = Objective(config, self.student, answers)
+        self.parallel = self.objective if parallelize is None else parallelize(self.objective)
 
     def train(self) -> list[str]:
         """Go on from the last checkpoint to the last epoch.
@@ -113,10 +114,10 @@ class StudentTrainer:
         """One pass over all images; metrics as means over them."""
         self.student.train()
         # Dropout and drop path: other numbers at each epoch and worker, and the same after a restart.
-        torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.place.rank}"))
-        totals = torch.zeros(len(_TERMS) + 1, dtype=torch.float64)
-        checksum = torch.zeros(1, dtype=torch.int64, device=self.place.device)
-        batches: Iterator[Batch | None] = chain(self.images.batches(state.epoch, self.place.device), repeat(None))
+        torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.group.rank}"))
+        totals = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
+        checksum = torch.zeros(1, dtype=torch.int64, device=self.group.device)
+        batches: Iterator[Batch | None] = chain(self.images.batches(state.epoch, self.group.device), repeat(None))
         for batch in batches:
             if batch is not None:
                 checksum += sum(map(_hash, batch.image_ids))
@@ -129,62 +130,32 @@ class StudentTrainer:
             raise IncompleteError(f"epoch {state.epoch + 1} read {images} images of {self.images.num_images}")
         means = (totals[:-1] / totals[-1]).tolist()
         return {
-            **dict(zip(_TERMS, means, strict=True)),
+            **dict(zip(TERMS, means, strict=True)),
             "images": images,
-            "image_ids_checksum": int(self.place.sum(checksum).item()),
+            "image_ids_checksum": int(self.group.sum(checksum).item()),
         }
 
     def _step(self, batch: Batch | None, state: TrainingState) -> Tensor | None:
-        """One step over all workers' shares; sums of the loss terms and the number of images, or None at the end."""
-        # Zeros and not None: a share without images, or a parameter that this model does not use, counts as zero.
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        sums = torch.zeros(len(_TERMS) + 1, device=self.place.device)
-        if batch is not None and len(batch.pixels):
-            terms = self._losses(batch)
-            terms["loss"].sum().backward()
-            parts = [terms[name].detach().sum() if name in terms else sums.new_zeros(()) for name in _TERMS]
-            sums = torch.stack([*parts, sums.new_tensor(len(batch.pixels))])
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        flat = self.place.sum(torch.cat([*(g.flatten() for g in gradients), sums]))
-        sums = flat[-len(sums) :].double().cpu()
+        """Take one step over all workers' shares; return sums of the loss terms and the number of images, float64 on
+        the CPU, or None where no worker had an image."""
+        self.optimizer.zero_grad()
+        sums = self.parallel(batch)
+        sums[TERMS.index("loss")].backward()
+        sums = self.group.sum(sums.detach().clone()).double().cpu()
         count = sums[-1].item()
         if count == 0:
             return None
-        if not math.isfinite(sums[-2].item()):
+        if not math.isfinite(sums[TERMS.index("loss")].item()):
             raise NonFiniteError(state.steps, "distillation loss")
-        offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient) / count)
-            offset += gradient.numel()
+        for parameter in self.student.trained_parameters():
+            if parameter.grad is not None:
+                # The backward pass took the mean over the workers; the step takes the mean over the images.
+                parameter.grad /= count / self.group.world_size
         self._set_lr(state.images_seen + count / 2)
         self.optimizer.step()
         state.images_seen += round(count)
         state.steps += 1
         return sums
-
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Each term [B], and their weighted sum as `loss`."""
-        config = self.config
-        target, target_tokens = self.answers(batch)
-        logits, tokens = self._read(batch)
-        terms = {"kl": soft_label_loss(logits, target, config.temperature)}
-        terms["loss"] = terms["kl"]
-        if config.token_weight and tokens is not None and target_tokens is not None:
-            num_tokens = batch.num_kept + self.answers.teacher.num_prefix_tokens
-            terms["tokens"] = token_loss(tokens, target_tokens, num_tokens)
-            terms["loss"] = terms["loss"] + config.token_weight * terms["tokens"]
-        if config.label_weight:
-            terms["labels"] = hard_label_loss(logits, batch.labels)
-            terms["loss"] = terms["loss"] + config.label_weight * terms["labels"]
-        return terms
-
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The student's logits, and its final tokens where it reads tokens."""
-        with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if self.student.vit is None:
-                return self.student(batch.pixels).float(), None
-            return read_kept(self.student.forward_tokens, batch, self.student.vit.num_patches)
 
     def _set_lr(self, images_seen: float) -> None:
         total = self.config.epochs * self.images.num_images
@@ -206,7 +177,7 @@ class StudentTrainer:
         lr = self.optimizer.param_groups[0]["lr"]
         row = {"epoch": state.epoch, **metrics, "lr": lr, "seconds": round(seconds, 3)}
         state.history.append(row if top1 is None else {**row, "top1": top1})
-        if self.place.rank:
+        if self.group.rank:
             return
         write_metrics(self.config.output, state)
         if last or state.epoch % self.config.checkpoint_every == 0:
@@ -216,9 +187,9 @@ class StudentTrainer:
     def _average_buffers(self) -> None:
         """BatchNorm statistics: each worker saw other images, and where they are read anew perhaps fewer batches."""
         for buffer in self.student.model.buffers():
-            if self.place.world_size > 1:
-                total = self.place.sum(buffer.clone())
-                mean = total / self.place.world_size
+            if self.group.world_size > 1:
+                total = self.group.sum(buffer.clone())
+                mean = total / self.group.world_size
                 buffer.copy_(mean if buffer.is_floating_point() else mean.round())
 
     @torch.no_grad()
@@ -227,11 +198,11 @@ class StudentTrainer:
         if self.labelled is None:
             return None
         self.student.eval()
-        counts = torch.zeros(2, dtype=torch.int64, device=self.place.device)
-        for batch in self.labelled.in_order(self.place.device):
-            correct = count_correct(self._read(batch)[0], batch.labels)[0]
+        counts = torch.zeros(2, dtype=torch.int64, device=self.group.device)
+        for batch in self.labelled.in_order(self.group.device):
+            correct = count_correct(self.objective.read(batch)[0], batch.labels)[0]
             counts += torch.stack([correct, counts.new_tensor(len(batch.labels))])
-        correct, total = self.place.sum(counts).tolist()
+        correct, total = self.group.sum(counts).tolist()
         return 100 * correct / total
 
     def _weights(self) -> dict[str, Tensor]:
@@ -239,9 +210,9 @@ class StudentTrainer:
         return {name: value.detach().cpu().clone() for name, value in self.student.model.state_dict().items()}
 
     def _gather(self, text: str) -> list[str]:
-        if self.place.world_size == 1:
+        if self.group.world_size == 1:
             return [text]
-        texts: list[str] = [""] * self.place.world_size
+        texts: list[str] = [""] * self.group.world_size
         dist.all_gather_object(texts, text)
         return texts
 

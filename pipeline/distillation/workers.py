@@ -10,7 +10,8 @@ import ray
 import ray.train
 import torch
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from torch import nn
 
 from pipeline import storage
 from pipeline.cluster import connect
@@ -18,7 +19,8 @@ from pipeline.dataset.sources import Source
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
-from pipeline.distillation.loop import DTYPES, ImageSource, Rank, StudentTrainer
+from pipeline.distillation.loop import Group, ImageSource, StudentTrainer
+from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.students import build_student
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.models import LoadedModel, load_model, weight_digest
@@ -120,12 +122,13 @@ def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
     context = ray.train.get_context()
     connect()
     with _threads(task.config.cpus_per_worker):
-        return train_on(task, Rank(context.get_world_rank(), context.get_world_size(), get_device()))
+        group = Group(context.get_world_rank(), context.get_world_size(), get_device())
+        return train_on(task, group, _parallelize)
 
 
 def _train_here(task: Task, device: torch.device) -> list[str] | NonFiniteError:
     with _threads(task.config.cpus_per_worker):
-        return train_on(task, Rank(0, 1, device))
+        return train_on(task, Group(0, 1, device))
 
 
 @contextmanager
@@ -138,8 +141,21 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_on(task: Task, place: Rank) -> list[str] | NonFiniteError:
+def _parallelize(module: nn.Module) -> nn.Module:
+    """Wrap a module in `DistributedDataParallel`, where there are several workers."""
+    # BatchNorm's statistics are averaged over the workers after each epoch: every image counts, not rank 0's alone.
+    return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+
+def train_on(
+    task: Task, group: Group, parallelize: Callable[[nn.Module], nn.Module] | None = None
+) -> list[str] | NonFiniteError:
     """Train as one of the workers.
+
+    Args:
+        task: see `Task`.
+        group: the workers.
+        parallelize: see `StudentTrainer`.
 
     Returns:
         SHA-256 of the weights that each worker ended with; or, so that Ray does not try again what would end the same
@@ -151,16 +167,16 @@ def train_on(task: Task, place: Rank) -> list[str] | NonFiniteError:
     if (teacher.digest, weight_digest(student.model)) != (task.teacher_digest, task.student_digest):
         raise CheckpointError("the weights of teacher or student are not the same on every machine")
     answers = Answers(
-        as_reader(teacher.model).to(place.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
+        as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
-    images = _share(task.images, teacher, config, place, labels=config.label_weight > 0)
-    labelled = None if task.labelled is None else _share(task.labelled, teacher, config, place, labels=True)
+    images = _share(task.images, teacher, config, group, labels=config.label_weight > 0)
+    labelled = None if task.labelled is None else _share(task.labelled, teacher, config, group, labels=True)
     if isinstance(images, MemoryImages):
         answers.keep(
-            images.images, place.device, batch_size=config.batch_size, rank=place.rank, world_size=place.world_size
+            images.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
     try:
-        return StudentTrainer(config, task.digest, student, answers, images, labelled, place).train()
+        return StudentTrainer(config, task.digest, student, answers, images, labelled, group, parallelize).train()
     except NonFiniteError as error:
         return error
 
@@ -169,15 +185,15 @@ def _share(
     where: Source | list[ray.ObjectRef],
     teacher: LoadedModel,
     config: DistillationConfig,
-    place: Rank,
+    group: Group,
     *,
     labels: bool,
 ) -> ImageSource:
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "rank": place.rank,
-        "world_size": place.world_size,
+        "rank": group.rank,
+        "world_size": group.world_size,
     }
     if isinstance(where, Source):
         return StreamedImages(where, teacher, labels=labels, shuffle_buffer=config.shuffle_buffer, **common)

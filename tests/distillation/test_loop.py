@@ -10,7 +10,8 @@ from torch import Tensor
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.images import Batch, Images, MemoryImages
-from pipeline.distillation.loop import DTYPES, Rank, StudentTrainer
+from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.state import load_state
 from pipeline.distillation.students import build_student
 from pipeline.errors import IncompleteError, NonFiniteError
@@ -19,7 +20,7 @@ from pipeline.vit.subset import SubsetViT
 from tests.distillation.conftest import make_images
 
 CPU = torch.device("cpu")
-ALONE = Rank(0, 1, CPU)
+ALONE = Group(0, 1, CPU)
 
 
 def make_trainer(
@@ -100,8 +101,8 @@ def test_a_step_descends_the_mean_over_the_batch(teacher: LoadedModel, tmp_path:
     trainer = make_trainer(teacher, tmp_path, images=images, batch_size=6, token_weight=0.5, **settings)
     before = {name: value.detach().clone() for name, value in trainer.student.model.named_parameters()}
     (batch,) = trainer.images.batches(0, CPU)
-    loss = trainer._losses(batch)["loss"].mean()
-    gradients = dict(zip(before, torch.autograd.grad(loss, trainer.parameters), strict=True))
+    loss = trainer.objective.losses(batch)["loss"].mean()
+    gradients = dict(zip(before, torch.autograd.grad(loss, trainer.student.trained_parameters()), strict=True))
     trainer.train()
     for name, value in trainer.student.model.named_parameters():
         torch.testing.assert_close(value, before[name] - 0.5 * gradients[name], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,66 @@
+"""The student and its loss as one module, so that `DistributedDataParallel` sees the whole forward pass."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.distillation.answers import Answers, read_kept
+from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.images import Batch
+from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token_loss
+from pipeline.distillation.students import Student
+
+TERMS = ("kl", "tokens", "labels", "loss")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Objective(nn.Module):
+    """Sum the loss terms of a student over a batch.
+
+    Args:
+        config: weights of the terms, temperature and dtype.
+        student: the model to train.
+        answers: of the teacher.
+    """
+
+    def __init__(self, config: DistillationConfig, student: Student, answers: Answers) -> None:
+        super().__init__()
+        self.config, self.student, self.answers = config, student, answers
+        self.dtype = DTYPES[config.dtype]
+
+    def forward(self, batch: Batch | None) -> Tensor:
+        """Return the sum of each of `TERMS` over the images, and the number of images: float32 [len(TERMS) + 1].
+
+        A worker that has run out of images passes None and gets zeros, with zero gradients. `DistributedDataParallel`
+        would rather have it leave through `torch.distributed.algorithms.Join`, but then its optimizer would miss the
+        steps of the others, and their moments would differ from there on.
+        """
+        # Every parameter takes part, also one that this family does not use: its gradient is zero, not missing.
+        nothing = sum((p.flatten()[:1].sum() * 0.0 for p in self.student.trained_parameters()), torch.zeros(()))
+        if batch is None or not len(batch.pixels):
+            return torch.zeros(len(TERMS) + 1, device=nothing.device) + nothing
+        terms = self.losses(batch)
+        sums = [terms[name].sum() if name in terms else nothing for name in TERMS]
+        return torch.stack([*sums, nothing.new_tensor(len(batch.pixels))]) + nothing
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return each term [B], and their weighted sum as `loss`."""
+        config = self.config
+        target, target_tokens = self.answers(batch)
+        logits, tokens = self.read(batch)
+        terms = {"kl": soft_label_loss(logits, target, config.temperature)}
+        terms["loss"] = terms["kl"]
+        if config.token_weight and tokens is not None and target_tokens is not None:
+            num_tokens = batch.num_kept + self.answers.teacher.num_prefix_tokens
+            terms["tokens"] = token_loss(tokens, target_tokens, num_tokens)
+            terms["loss"] = terms["loss"] + config.token_weight * terms["tokens"]
+        if config.label_weight:
+            terms["labels"] = hard_label_loss(logits, batch.labels)
+            terms["loss"] = terms["loss"] + config.label_weight * terms["labels"]
+        return terms
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the student's logits [B, classes], and its final tokens where it reads tokens."""
+        with torch.autocast(batch.pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.student.vit is None:
+                return self.student(batch.pixels).float(), None
+            return read_kept(self.student.forward_tokens, batch, self.student.vit.num_patches)
