@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test format clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m jobs.demo --config jobs/configs/demo/demo.yaml
+	$(BIN)/python -m examples.digits.demo --config examples/digits/configs/demo.yaml
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from benchmarks.circumstances import circumstances
 from benchmarks.hallucination_report import BASE, Trial, draw, page
 from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
-from jobs.digits import DigitsConfig, build_teacher, normalize, top1, train_teacher
+from examples.digits.teacher import DigitsConfig, build_teacher, normalize, top1, train_teacher
 from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
@@ -134,7 +134,7 @@ class Arm:
 
 
 def make_arms(config: HallucinationConfig) -> list[Arm]:
-    """Settings as the demo's, in `jobs/configs/demo`."""
+    """Settings as the demo's, in `examples/digits/configs`."""
     stop_steps = [round(share * config.iterations) for share in _STOPPED_AT]
     common: dict[str, Any] = {"iterations": config.iterations, "lr": 0.1, "flip": 0.0}
     dense = InversionConfig(**common, tv_l2=1.4e-3, stop_steps=[], stop_fractions=[])

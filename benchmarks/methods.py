@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.circumstances import circumstances
 from benchmarks.markdown import table
-from jobs.demo import STAGES
-from jobs.digits import DigitsConfig, make_digits
+from examples.digits.demo import STAGES
+from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset import store

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.digits import IMAGE_SIZE, Split
+from examples.digits.teacher import IMAGE_SIZE, Split
 
 # Which pixels a shape of radius 1 around the origin covers; x to the right, y down. Areas are about alike.
 _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

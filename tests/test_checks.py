@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.digits import DigitsConfig
+from examples.digits.teacher import DigitsConfig
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig

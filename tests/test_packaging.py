@@ -57,15 +57,18 @@ def test_imports_run_one_way(module: str) -> None:
     allowed = ALLOWED[module] | {module}
     for path in files_of(module):
         for name in imports(path):
-            if name.split(".")[0] in ("pipeline", "jobs"):
+            if name.split(".")[0] in ("pipeline", "jobs", "examples"):
                 whole = {".".join(name.split(".")[:length]) for length in range(2, name.count(".") + 2)}
                 # `from pipeline import storage` names the package, then the module.
                 assert whole & allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_nothing_imports_the_jobs() -> None:
-    for path in (ROOT / "pipeline").rglob("*.py"):
-        assert not [name for name in imports(path) if name.split(".")[0] == "jobs"], path
+@pytest.mark.parametrize(
+    ("folder", "above"), [("pipeline", ("jobs", "examples", "benchmarks")), ("jobs", ("examples", "benchmarks"))]
+)
+def test_nothing_imports_what_stands_above_it(folder: str, above: tuple[str, ...]) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not [name for name in imports(path) if name.split(".")[0] in above], path
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from benchmarks.hallucination import (
 )
 from benchmarks.hallucination_report import BASE, Trial, page
 from benchmarks.shapes import make_scenes
-from jobs.digits import build_teacher, normalize
+from examples.digits.teacher import build_teacher, normalize
 from pipeline.inversion import InversionConfig, Teacher
 from pipeline.inversion.patches import all_patches
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from benchmarks.methods import METHODS, Bench, Figures, Method, measure, report, shortened
-from jobs.digits import DigitsConfig, make_digits
+from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline.config import parse_config
-from tests.jobs.test_demo import write_small_stages
+from tests.examples.digits.test_demo import write_small_stages
 
 FACTS = {"command": "c", "commit": "abc", "cores": 2, "device": "d", "torch": "t", "timm": "m"}
 ONE = Figures(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.demo import DemoConfig
-from jobs.digits import DigitsConfig
+from examples.digits.demo import DemoConfig
+from examples.digits.teacher import DigitsConfig
 from pipeline.config import parse_config
 from pipeline.distillation import DistillationConfig
 from pipeline.evaluation import EvaluationConfig
@@ -17,27 +17,27 @@ from pipeline.quantization import CalibrationConfig
 from pipeline.synthesis import SynthesisConfig
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
+FILES = sorted(path for folder in ("jobs", "examples") for path in (ROOT / folder).rglob("configs/**/*.yaml"))
 JOBS: dict[str, Any] = {
-    "calibrate": CalibrationConfig,
-    "demo": DemoConfig,
-    "digits": DigitsConfig,
-    "distill": DistillationConfig,
-    "evaluate": EvaluationConfig,
-    "synthesize": SynthesisConfig,
+    "jobs.calibrate": CalibrationConfig,
+    "jobs.distill": DistillationConfig,
+    "jobs.evaluate": EvaluationConfig,
+    "jobs.synthesize": SynthesisConfig,
+    "examples.digits.demo": DemoConfig,
+    "examples.digits.teacher": DigitsConfig,
 }
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every `python -m jobs.X ...` in a text, its flags split as a shell would; continued lines are joined."""
+    """Find the commands of jobs and examples in a text, split as a shell would; continued lines are joined."""
     joined = re.sub(r"\\\n#?\s*", " ", text)
-    return [shlex.split(found, comments=True) for found in re.findall(r"python -m jobs\.\w+[^`\n]*", joined)]
+    return [shlex.split(found, comments=True) for found in re.findall(r"python -m (?:jobs|examples)\.[^`\n]*", joined)]
 
 
 def parse_command(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT)
     flags = ["--dry_run=true" if flag == "--dry-run" else flag for flag in command[3:]]
-    return parse_config(JOBS[command[2].removeprefix("jobs.")], flags)
+    return parse_config(JOBS[command[2]], flags)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -72,7 +72,7 @@ def test_imagenet_rebirth(size: str) -> None:
 
 def test_demo_arms_differ_in_nothing_but_their_schedule() -> None:
     sparse, dense = (
-        parse_config(SynthesisConfig, ["--config", str(ROOT / "jobs" / "configs" / "demo" / f"{kind}.yaml")])
+        parse_config(SynthesisConfig, ["--config", str(ROOT / "examples" / "digits" / "configs" / f"{kind}.yaml")])
         for kind in ("sparse", "dense")
     )
     for name in ("teacher", "images_per_class", "shard_size", "seed", "pool"):

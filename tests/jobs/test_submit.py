@@ -103,20 +103,20 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     teacher = ["--teacher.name", f"local-dir:{tiny_folder}"]
     images, artifacts, student = (str(tmp_path / name) for name in ("images", "artifacts", "student"))
 
-    config = ["--config", "jobs/configs/demo/sparse.yaml", *teacher, "--output", images]
+    config = ["--config", "examples/digits/configs/sparse.yaml", *teacher, "--output", images]
     small = ["--images_per_class=1", "--shard_size=5", "--inversion.iterations=4"]
     stops = ["--inversion.stop_steps=[1, 2]", "--inversion.stop_fractions=[0.3, 0.3]"]
     made = cluster.run("synthesize", *config, *small, *stops)
     assert (made["num_done"], made["num_images_made"], made["failed"], made["missing"]) == (2, 10, [], [])
     assert store.read_manifest(images)["num_images"] == 10
 
-    config = ["--config", "jobs/configs/demo/calibrate.yaml", *teacher, "--images", images, "--output", artifacts]
+    config = ["--config", "examples/digits/configs/calibrate.yaml", *teacher, "--images", images, "--output", artifacts]
     small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--num_workers=1"]
     calibrated = cluster.run("calibrate", *config, *small)
     assert calibrated["images"] == 10
     read_pt2(Path(artifacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")
 
-    config = ["--config", "jobs/configs/demo/distill.yaml", *teacher, "--images", images, "--output", student]
+    config = ["--config", "examples/digits/configs/distill.yaml", *teacher, "--images", images, "--output", student]
     small = ["--labelled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]
     distilled = cluster.run("distill", *config, *small)
     assert (distilled["epochs"], distilled["images"]) == (2, 10)
@@ -125,7 +125,7 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
 
 
 def test_failed_job_exits_1_and_says_why_in_a_line(cluster: Cluster, tiny_folder: Path, tmp_path: Path) -> None:
-    config = ["--config", "jobs/configs/demo/sparse.yaml", "--teacher.name", f"local-dir:{tiny_folder}"]
+    config = ["--config", "examples/digits/configs/sparse.yaml", "--teacher.name", f"local-dir:{tiny_folder}"]
     done = cluster.submit("python", "-m", "jobs.synthesize", *config, "--output", str(tmp_path), "--classes=[10]")
     assert done.returncode == 1
     assert "error: ConfigError: classes holds 10, the teacher has 10 classes, from 0" in done.stdout

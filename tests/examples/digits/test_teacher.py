@@ -7,7 +7,17 @@ import pytest
 import timm
 import torch
 
-from jobs.digits import CLASS_NAMES, DigitsConfig, Split, augment, load_scans, main, make_digits, normalize, split_scans
+from examples.digits.teacher import (
+    CLASS_NAMES,
+    DigitsConfig,
+    Split,
+    augment,
+    load_scans,
+    main,
+    make_digits,
+    normalize,
+    split_scans,
+)
 from pipeline.dataset import schema, sources
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig, RealImageTransform, load_model

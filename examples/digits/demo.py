@@ -1,4 +1,4 @@
-"""The whole way once, on real handwriting: `python -m jobs.demo --config jobs/configs/demo/demo.yaml`.
+"""The whole way once, on real handwriting: `python -m examples.digits.demo --config examples/digits/configs/demo.yaml`.
 
 Trains a teacher, inverts it (sparse and dense), quantizes it on four sets of images and distills a student on each:
 synthetic sparse, synthetic dense, real, and the noise that inversion starts from. Every stage is the job that a user
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.demo_report import check_claims, draw_images, render, results, summary_tables
-from jobs.digits import DigitsConfig, make_digits
+from examples.digits.report import check_claims, draw_images, render, results, summary_tables
+from examples.digits.teacher import DigitsConfig, make_digits
 from jobs.entry import run_job
 from pipeline import storage
 from pipeline.config import parse_config, to_dict
@@ -35,7 +35,7 @@ SYNTHETIC = {
     "dense": "dense inversion of the teacher",
     "noise": "the noise that inversion starts from",
 }
-STAGES = str(Path(__file__).parent / "configs" / "demo")
+STAGES = str(Path(__file__).parent / "configs")
 # Written first; a folder that holds it is the demo's own, and may be made anew.
 MARKER = "demo.json"
 

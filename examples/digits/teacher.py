@@ -1,6 +1,6 @@
 """The demo's teacher and its real images: scikit-learn's 1,797 handwritten digits, which come with the package.
 
-`python -m jobs.digits --output runs/digits` writes
+`python -m examples.digits.teacher --output runs/digits` writes
 
     teacher/            a small Vision Transformer as a folder that `timm.create_model("local-dir:...")` loads
     real.parquet        20 training images a class: what calibration and distillation on real images read

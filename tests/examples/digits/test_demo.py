@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.demo import ARMS, STAGES, Demo, DemoConfig, main, run_demo
-from jobs.demo_report import check_claims, draw_images, render, results, summary_tables
-from jobs.digits import CLASS_NAMES
+from examples.digits.demo import ARMS, STAGES, Demo, DemoConfig, main, run_demo
+from examples.digits.report import check_claims, draw_images, render, results, summary_tables
+from examples.digits.teacher import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset import sources
