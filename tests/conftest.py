@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 # Before Ray is imported: no token file in the user's home directory, and no usage pings or color codes.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -121,3 +122,41 @@ def ray_session() -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The environment that leads to an object store with a bucket `made`: a server that speaks S3, in this process."""
+    # Here, for most tests need neither and both take a second.
+    import boto3
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    # Servers of one process share what they hold.
+    with urlopen(Request(f"{env['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")):
+        pass
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="made")
+    S3FileSystem.clear_instance_cache()
+    yield env
+    S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3: dict[str, str]) -> Any:
+    """The bucket `made`, as boto3 shows it."""
+    import boto3
+
+    resource: Any = boto3.resource("s3")
+    return resource.Bucket("made")

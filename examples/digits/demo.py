@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec.implementations.local import LocalFileSystem
-
 from examples.digits.report import check_claims, draw_images, render, results, summary_tables
 from examples.digits.teacher import DigitsConfig, make_digits
 from jobs.entry import run_job
@@ -152,10 +150,9 @@ def _begin(config: DemoConfig) -> None:
     Raises:
         ConfigError: it is no local folder, or holds something other than an earlier demo.
     """
-    fs, path = storage.filesystem(config.output)
-    if not isinstance(fs, LocalFileSystem):
+    if not storage.is_local(config.output):
         raise ConfigError(f"output {config.output!r}: the demo needs a local folder, timm loads its teacher from there")
-    folder = Path(path)
+    folder = Path(storage.absolute(config.output))
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
             raise ConfigError(f"output {config.output!r} is not empty and holds no earlier demo")

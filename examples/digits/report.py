@@ -259,9 +259,11 @@ def _student_curves(output: str, arms: Sequence[str]) -> bytes:
 
 def _mean_losses(output: str, data: str) -> list[float]:
     """Training loss by epoch, mean over the seeds."""
-    fs, path = storage.filesystem(storage.join(output, "distill"))
+    folder = storage.join(output, "distill")
+    names = [name for name, _ in storage.find_files(folder) if name.startswith(f"{data}-")]
     runs = [
-        [json.loads(line)["loss"] for line in fs.cat_file(name).splitlines()]
-        for name in sorted(fs.glob(f"{path}/{data}-*/metrics.jsonl"))
+        [json.loads(line)["loss"] for line in storage.read_bytes(storage.join(folder, name)).splitlines()]
+        for name in names
+        if name.partition("/")[2] == "metrics.jsonl"
     ]
     return [fmean(epoch) for epoch in zip(*runs, strict=True)]

@@ -1,40 +1,15 @@
 """Output on an object store: a server that speaks S3, in this process."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import timm
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from jobs import status
 from tests.synthesis.conftest import Made, start, write_config
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The environment that leads to an object store with a bucket `made`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    env = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="made")
-    S3FileSystem.clear_instance_cache()
-    yield env
-    S3FileSystem.clear_instance_cache()
-    server.stop()
-
 
 SCRIPT = """
 import json, sys

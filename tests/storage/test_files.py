@@ -1,8 +1,11 @@
+import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,40 @@ def test_no_credentials_is_an_os_error_of_ours(monkeypatch: pytest.MonkeyPatch) 
     S3FileSystem.clear_instance_cache()
     with pytest.raises(DatasetError, match="s3://bucket/x"):
         storage.check_writable("s3://bucket/x")
+
+
+@pytest.mark.parametrize("place", ["local", "memory", "s3"])
+def test_a_file_is_created_once(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if place == "s3":
+        request.getfixturevalue("s3")
+    uri = {"local": f"{tmp_path}/a/x.json", "memory": f"memory://{tmp_path.name}/x", "s3": "s3://made/a/x"}[place]
+    assert storage.create_json(uri, {"first": 1}) is True
+    assert storage.create_json(uri, {"second": 2}) is False
+    assert storage.read_json(uri) == {"first": 1}
+
+
+@pytest.mark.parametrize("place", ["local", "local without hard links", "s3"])
+def test_of_many_that_create_a_file_at_once_one_wins(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "s3":
+        request.getfixturevalue("s3")
+    if place == "local without hard links":
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    uri = "s3://made/x" if place == "s3" else str(tmp_path / "x")
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait()
+        return storage.create_bytes(uri, bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(create, range(8)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(uri) == bytes([won.index(True)]) * 1000
+    if place != "s3":
+        assert os.listdir(tmp_path) == ["x"]

@@ -1,0 +1,147 @@
+"""Which file system and path a URI names. Decided here alone, so that every job reads a path in the same way.
+
+A string is a URI only if it says so: `s3://bucket/key`, `file:///data`, or a chain such as `simplecache::s3://bucket/key`.
+Any other string is a local path and is taken literally (`::`, `*`, `[`, `#`, `%20` and `://` included), except that a
+leading `~` is the home folder. fsspec itself would cut a local path, or the key of an object, at `::`.
+"""
+
+import inspect
+import os
+import posixpath
+import re
+import sys
+from pathlib import PurePath
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.chained import ChainedFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.errors import DatasetError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+# RFC 8089 allows one slash as well.
+_LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)")
+# What the storage backends raise for a location that cannot be read or written. FileNotFoundError and
+# PermissionError are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
+_LOCATION_ERRORS = (OSError, ValueError, ImportError)
+# What the drivers of object stores let through without turning it into an OSError: no credentials, no endpoint.
+_DRIVER_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+# Where Ray unpacks what `ray job submit --working-dir` and `py_modules` bring, on every node.
+_RAY_PACKAGES = ("working_dir_files", "py_modules_files")
+
+
+def driver_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors of the drivers in use: an error cannot come from a module that nobody has imported."""
+    return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
+
+
+def location_errors() -> tuple[type[BaseException], ...]:
+    """Return all that reading or writing a location may raise."""
+    return (*_LOCATION_ERRORS, *driver_errors())
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URI or plain local path, and the path on it.
+
+    Raises:
+        DatasetError: the scheme is unknown or its driver is not installed.
+    """
+    try:
+        protocol = _protocol(uri)
+        if protocol is None:
+            return fsspec.filesystem("file"), _local_path(uri)
+        kind: Any = fsspec.get_filesystem_class(protocol)
+        if _chains(kind):
+            return url_to_fs(uri)
+        return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+    except location_errors() as error:
+        raise DatasetError(f"cannot open {uri!r}: {error}") from error
+
+
+def _protocol(uri: str) -> str | None:
+    """Return the protocol that a URI names first; None for a local path."""
+    if _LOCAL_URI.match(uri):
+        return None
+    match = _SCHEME.match(uri)
+    if match:
+        return match[1]
+    # `simplecache::s3://bucket/key`: a bare protocol, and after it something that is a URI beyond doubt.
+    first, _, rest = uri.partition("::")
+    is_chain = first in fsspec.available_protocols() and (_LOCAL_URI.match(rest) or _protocol(rest) is not None)
+    return first if is_chain else None
+
+
+def _chains(kind: type[fsspec.AbstractFileSystem]) -> bool:
+    """Whether a file system stands on another one, which is named after `::`, as zip and the caches do."""
+    takes = inspect.signature(kind.__init__).parameters.keys()
+    return issubclass(kind, ChainedFileSystem) or not takes.isdisjoint({"fo", "target_protocol"})
+
+
+def _local_path(uri: str) -> str:
+    match = _LOCAL_URI.match(uri)
+    path = os.path.expanduser(uri[match.end() :] if match else uri)
+    while path.startswith("./"):
+        path = path[2:].lstrip("/")
+    # Not `abspath`: `..` after a symbolic link is not what it looks like.
+    return os.path.join(os.getcwd(), "" if path == "." else path).rstrip("/") or "/"
+
+
+def join(uri: str, *names: str) -> str:
+    """Return `uri` with path segments appended; in a chain they belong to the innermost path (`zip://HERE::s3://...`)."""
+    protocol = _protocol(uri)
+    if protocol is None or "::" not in uri:
+        return posixpath.join(uri, *names)
+    kind = fsspec.get_filesystem_class(protocol)
+    if not _chains(kind):
+        return posixpath.join(uri, *names)
+    first, _, rest = uri.partition("::")
+    if "://" in first:
+        return f"{posixpath.join(first, *names)}::{rest}"
+    if issubclass(kind, ChainedFileSystem):
+        return f"{first}::{join(rest, *names)}"
+    return f"{first}://{posixpath.join(*names)}::{rest}"
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a location is on this machine's own file system."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def absolute(uri: str) -> str:
+    """Return the same location for a process with another working folder."""
+    fs, path = filesystem(uri)
+    return path if isinstance(fs, LocalFileSystem) else uri
+
+
+def in_memory(uri: str) -> bool:
+    """Return whether a location is this process's alone, and gone with it."""
+    return isinstance(filesystem(uri)[0], MemoryFileSystem)
+
+
+def in_job_package(uri: str) -> bool:
+    """Return whether a location is inside the copy of a working folder that Ray unpacks for a job, and deletes."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        return False
+    parts = PurePath(os.path.realpath(path)).parts
+    return any(
+        folder in _RAY_PACKAGES and (before == "runtime_resources" or inside.startswith("_ray_pkg_"))
+        for before, folder, inside in zip(parts, parts[1:], (*parts[2:], ""), strict=False)
+    )
+
+
+def why_missing(uri: str) -> str:
+    """Return what to add to a message that nothing is at `uri`: where relative paths lead in a submitted job."""
+    if not in_job_package(uri):
+        return ""
+    return (
+        "; in a submitted job relative paths lead into the package that Ray made of --working-dir: "
+        "give an object store URI, or an absolute path on a disk that all nodes share"
+    )

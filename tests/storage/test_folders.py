@@ -1,0 +1,106 @@
+"""Folders on stores that know none: markers are no files, and what may not be deleted does no harm."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline import storage
+
+
+class NoDelete(MemoryFileSystem):
+    """A store that lets nothing be deleted, as a bucket policy may say."""
+
+    protocol = "nodelete"
+    store: dict[str, Any] = {}  # noqa: RUF012  (as in the class it extends)
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("nodelete://", "memory://"))
+
+    def rm_file(self, path: str) -> None:
+        raise PermissionError(f"Access Denied: {path}")
+
+
+@pytest.fixture
+def nodelete(request: pytest.FixtureRequest) -> str:
+    fsspec.register_implementation("nodelete", NoDelete, clobber=True)
+    NoDelete.store.clear()
+    return "nodelete://bucket/out"
+
+
+def test_without_permission_to_delete_one_probe_is_left_and_never_read(nodelete: str) -> None:
+    for _ in range(3):
+        storage.check_writable(nodelete)
+    assert list(NoDelete.store) == ["/bucket/out/.probe"]
+    assert storage.list_files(nodelete) == []
+    assert storage.find_files(nodelete) == []
+
+
+def test_what_may_not_be_deleted_is_left_and_said_once(nodelete: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c/d"):
+        storage.write_bytes(f"{nodelete}/{name}", b"1")
+    storage.remove(f"{nodelete}/a")
+    storage.remove(f"{nodelete}/b")
+    storage.remove_folder(f"{nodelete}/c")
+    assert len(storage.find_files(nodelete)) == 3
+    folders = [f"note: files are left in {folder!r}" for folder in (nodelete, f"{nodelete}/c")]
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == folders
+
+
+def test_removing_a_folder_takes_its_name_literally() -> None:
+    for folder in ("run[1]", "run1", "run*"):
+        storage.write_bytes(f"memory://literal/{folder}/deep/x", b"1")
+    storage.remove_folder("memory://literal/run[1]")
+    storage.remove_folder("memory://literal/run*")
+    storage.remove_folder("memory://literal/nowhere")
+    assert storage.find_files("memory://literal") == [("run1/deep/x", 1)]
+
+
+def test_links_to_files_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"1")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "folder" / "broken").symlink_to(tmp_path / "nowhere")
+    assert storage.list_files(str(tmp_path / "folder")) == ["link"]
+
+
+def test_check_writable_leaves_nothing_new(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    storage.check_writable(str(tmp_path / "there"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def put(bucket: Any, *keys: str) -> None:
+    for key in keys:
+        bucket.put_object(Key=key, Body=b"" if key.endswith(("/", "_$folder$")) or key == "out/sub" else b"12")
+
+
+MARKERS = ("out/", "out/data/", "out/data_$folder$", "out/sub", "out/empty/")
+
+
+def test_folder_markers_are_no_files(s3_bucket: Any) -> None:
+    put(s3_bucket, *MARKERS, "out/data/a.bin", "out/sub/deep/b.bin", "out/c.json", "out/.probe", "only/")
+    assert storage.list_files("s3://made/out") == ["c.json"]
+    assert storage.list_files("s3://made/out/data") == ["a.bin"]
+    assert storage.find_files("s3://made/out") == [("c.json", 2), ("data/a.bin", 2), ("sub/deep/b.bin", 2)]
+    assert storage.list_files("s3://made/only") == storage.find_files("s3://made/only") == []
+    assert storage.find_files("s3://made/out/c.json") == [("", 2)]
+    assert storage.list_files("s3://made/out/c.json") == []
+
+
+def test_a_folder_with_markers_is_copied_and_deleted(s3_bucket: Any, tmp_path: Path) -> None:
+    put(s3_bucket, *MARKERS, "out/data/a.bin", "out/sub/deep/b.bin", "out/train/", "out/train/x")
+    storage.download_folder("s3://made/out", tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "data/a.bin",
+        "sub/deep/b.bin",
+        "train/x",
+    ]
+    storage.remove_folder("s3://made/out/train")
+    assert storage.find_files("s3://made/out") == [("data/a.bin", 2), ("sub/deep/b.bin", 2)]

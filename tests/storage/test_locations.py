@@ -1,0 +1,124 @@
+"""Which file system and path a string names: URIs are read as URIs, and local paths as they are written."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.cached import SimpleCacheFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+
+ODD = [
+    "a::b",
+    "file.zip::x",
+    "zip::x",
+    "s3:x",
+    "run*",
+    "a?b",
+    "[1]",
+    "a#b",
+    "a%20b",
+    "file:x",
+    "ünï cöde",
+    "~x",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("form", ["relative", "absolute", "file://"])
+def test_a_plain_local_path_is_taken_literally(
+    name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = {"relative": "", "absolute": f"{tmp_path}/", "file://": f"file://{tmp_path}/"}[form]
+    folder = f"{start}{name}"
+    storage.check_writable(folder)
+    storage.write_bytes(storage.join(folder, "deep", "a.txt"), b"1")
+    storage.write_bytes(storage.join(folder, "b.txt"), b"22")
+    assert storage.create_bytes(storage.join(folder, "b.txt"), b"3") is False
+    assert (tmp_path / name / "deep" / "a.txt").read_bytes() == b"1"
+    assert os.listdir(tmp_path) == [name.partition("/")[0]]
+    assert storage.list_files(folder) == ["b.txt"]
+    assert storage.find_files(folder) == [("b.txt", 2), ("deep/a.txt", 1)]
+    assert storage.absolute(folder) == str(tmp_path / name)
+    assert storage.absolute(storage.absolute(folder)) == str(tmp_path / name)
+    storage.download_folder(folder, tmp_path / "copy")
+    assert (tmp_path / "copy" / "deep" / "a.txt").read_bytes() == b"1"
+    storage.remove_folder(storage.join(folder, "deep"))
+    assert storage.find_files(folder) == [("b.txt", 2)]
+
+
+def test_a_protocol_in_the_middle_of_a_local_path_is_no_protocol(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/s3://x/y", b"1")
+    assert (tmp_path / "s3:" / "x" / "y").read_bytes() == b"1"
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("~/data") == str(tmp_path / "home" / "data")
+    assert storage.absolute("./~/data") == str(tmp_path / "~" / "data")
+
+
+@pytest.mark.parametrize(("uri", "path"), [("file:/x/y", "/x/y"), ("./", "{here}"), (".", "{here}"), ("/", "/")])
+def test_other_forms_of_local_paths(uri: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute(uri) == path.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a::b/c", "s3://bucket/b::file.zip"])
+def test_a_key_of_an_object_is_not_cut(uri: str) -> None:
+    assert storage.filesystem(uri)[1] == uri.removeprefix("s3://")
+    assert storage.join(uri, "d") == f"{uri}/d"
+
+
+def test_chained_locations_are_read(tmp_path: Path) -> None:
+    storage.write_bytes("memory://chained/folder/a.txt", b"1")
+    cached = "simplecache::memory://chained/folder"
+    assert isinstance(storage.filesystem(cached)[0], SimpleCacheFileSystem)
+    assert storage.read_bytes(storage.join(cached, "a.txt")) == b"1"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("folder/a.txt", "22")
+    for inside in (f"zip://folder::{tmp_path}/x.zip", f"zip://folder::file://{tmp_path}/x.zip"):
+        assert storage.list_files(inside) == ["a.txt"]
+        assert storage.read_bytes(storage.join(inside, "a.txt")) == b"22"
+    assert storage.read_bytes(storage.join(f"zip::file://{tmp_path}/x.zip", "folder", "a.txt")) == b"22"
+    assert isinstance(storage.filesystem(f"{tmp_path}/x.zip")[0], LocalFileSystem)
+
+
+def test_an_unknown_scheme_is_named() -> None:
+    with pytest.raises(DatasetError, match="cannot open 'gopher://host/x'"):
+        storage.filesystem("gopher://host/x")
+
+
+PACKAGE = "session_2026-11-26_00-00-00_000000_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
+
+
+@pytest.mark.parametrize(
+    ("folder", "inside"),
+    [
+        (f"{PACKAGE}/runs", True),
+        (PACKAGE, True),
+        ("runtime_resources/py_modules_files/_ray_pkg_0/x", True),
+        ("runtime_resources/working_dir_files/s3_bucket_code/x", True),
+        ("elsewhere/working_dir_files/_ray_pkg_0/x", True),
+        ("working_dir_files/runs", False),
+        ("runs", False),
+    ],
+)
+def test_what_lies_in_a_package_that_ray_unpacked(
+    folder: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    assert storage.in_job_package(str(tmp_path / folder)) is inside
+    assert storage.in_job_package(str(tmp_path / "link" / "new")) is inside
+    monkeypatch.chdir(tmp_path / folder)
+    assert storage.in_job_package("runs/x") is inside
+    assert not storage.in_job_package(f"s3://bucket/{PACKAGE}")
+    with pytest.raises(DatasetError) as raised:
+        storage.read_bytes("runs/x")
+    assert ("relative paths lead into the package that Ray made of --working-dir" in str(raised.value)) is inside
