@@ -13,12 +13,14 @@ Ranges = dict[str, tuple[float, float]]
 
 
 def reduce_ranges(ranges: Ranges, device: torch.device) -> Ranges:
-    """The ranges over all workers of the default process group; every worker must call it, with the same names.
+    """Return the ranges over all workers of the default process group; all must call it, with the same names.
 
-    A worker that saw nothing takes part with (inf, -inf), which changes nothing.
+    A worker that saw nothing takes part with (inf, -inf), which changes nothing. Where a worker saw NaN, the range is
+    infinite, so that `check_ranges` refuses it: a reduction drops NaN or keeps it as the order of the workers has it.
     """
     # A maximum over both, so that one reduction does: min(x) = -max(-x), exactly.
     values = torch.tensor([[-low, high] for low, high in ranges.values()], dtype=torch.float32, device=device)
+    values[values.isnan()] = torch.inf
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return {name: (-low, high) for name, (low, high) in zip(ranges, values.tolist(), strict=True)}
 
