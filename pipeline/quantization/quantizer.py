@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.export import ExportedProgram
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     EdgeOrNode,
@@ -22,10 +23,15 @@ _MATMUL = {_aten.matmul.default}
 _SOFTMAX = {_aten.softmax.int}
 _ADD = {_aten.add.Tensor, _aten.add_.Tensor}
 _NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
+# Modules whose work is products with weights.
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention)
 # What passes values on unchanged between an operator and the one that decides what they are.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
 # The module below which the exported model lies (`graphs.Exportable.model`).
 _ROOT = "model."
+# The smallest scale. The observers' own, 1.2e-7, is not small for weights: layers whose weights are smaller than that
+# times 128 would be rounded to zero. The product of two scales of this size is still a number in float32.
+_SMALLEST_SCALE = 2.0**-64
 
 
 class MinMaxQuantizer(Quantizer):
@@ -42,7 +48,8 @@ class MinMaxQuantizer(Quantizer):
       embedding stay in float; attention @ value is the input of `proj`.
 
     Every activation observer gets an attribute `point`, its name: the module's path and what is observed, such as
-    `blocks.0.attn.qkv:input`.
+    `blocks.0.attn.qkv:input`; where a model calls a module more than once, the second call's is
+    `blocks.0.attn.qkv:input#2`.
     """
 
     def __init__(self, bits: BitWidths, placement: Placement) -> None:
@@ -84,16 +91,18 @@ class MinMaxQuantizer(Quantizer):
 
 
 def activation_spec(bits: int) -> QuantizationSpec:
-    """Unsigned, asymmetric, per tensor: 0 to 2^bits - 1."""
+    """Return the specification of activations: unsigned, asymmetric, one scale per tensor, 0 to 2^bits - 1."""
     container = torch.uint8 if bits <= 8 else torch.uint16
-    return QuantizationSpec(container, MinMaxObserver, 0, 2**bits - 1, torch.per_tensor_affine)
+    observer = MinMaxObserver.with_args(eps=_SMALLEST_SCALE)
+    return QuantizationSpec(container, observer, 0, 2**bits - 1, torch.per_tensor_affine)
 
 
 def weight_spec(bits: int) -> QuantizationSpec:
-    """Signed, symmetric, per output channel: -2^(bits-1) to 2^(bits-1) - 1."""
+    """Return the specification of weights: signed, symmetric, one scale per output channel."""
     container = torch.int8 if bits <= 8 else torch.int16
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return QuantizationSpec(container, PerChannelMinMaxObserver, low, high, torch.per_channel_symmetric, ch_axis=0)
+    observer = PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE)
+    return QuantizationSpec(container, observer, low, high, torch.per_channel_symmetric, ch_axis=0)
 
 
 def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
@@ -102,8 +111,28 @@ def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
 
 
+def find_float_layers(model: nn.Module, program: ExportedProgram) -> list[str]:
+    """Return the names of the layers of a model that no placement quantizes.
+
+    Their weights are no constants of the graph: convolutions that standardize them at each forward, recurrent layers,
+    and layers in a part of the forward pass that `torch.export` keeps as a graph of its own.
+
+    Args:
+        model: the one that was exported.
+        program: of `graphs.export_images`.
+    """
+    # By identity: a layer that lies under two names has the one that the export chose.
+    quantized = {id(_weight_of(model, weight)) for weight, _ in weight_edges(program.module().graph)}
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
+    return [name for name, module in layers if id(getattr(module, "weight", None)) not in quantized]
+
+
+def _weight_of(model: nn.Module, weight: fx.Node) -> Any:
+    return model.get_submodule(_layer_path(weight)).weight
+
+
 def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
-    """What is observed at which name: an edge (producer, consumer) or a node's output, in the graph's order."""
+    """Return the name of each observed point, an edge (producer, consumer) or a node's output, in the graph's order."""
     points: dict[EdgeOrNode, str] = {}
     weighted = {consumer: _layer_path(weight) for weight, consumer in weight_edges(graph)}
     blocks: set[str] = set()
@@ -114,7 +143,24 @@ def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
             points |= _operands(node)
         if placement == "published":
             points |= _published(node, weighted, blocks)
-    return points
+    return _number_calls(points)
+
+
+def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
+    """Tell apart what bears one name at several places: a module that is called more than once.
+
+    Edges that leave the same node are one place.
+    """
+    places: dict[str, list[fx.Node]] = {}
+    numbered: dict[EdgeOrNode, str] = {}
+    for point, name in points.items():
+        producer = point if isinstance(point, fx.Node) else point[0]
+        seen = places.setdefault(name, [])
+        if producer not in seen:
+            seen.append(producer)
+        number = seen.index(producer) + 1
+        numbered[point] = name if number == 1 else f"{name}#{number}"
+    return numbered
 
 
 def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:

@@ -1,16 +1,19 @@
 """Where the three placements observe."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch.export import ExportedProgram
+from torch.nn.utils.parametrizations import weight_norm
 
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
-from pipeline.quantization.graphs import activation_observers, prepare
-from pipeline.quantization.quantizer import MinMaxQuantizer, activation_spec, weight_spec
+from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare, read_ranges
+from pipeline.quantization.quantizer import MinMaxQuantizer, activation_spec, find_float_layers, weight_spec
 from pipeline.quantization.settings import Placement
+from tests.conftest import make_tiny_model
 
 LINEAR = {"attn.qkv:input", "attn.proj:input", "mlp.fc1:input", "mlp.fc2:input"}
 MATMUL = LINEAR | {"attn:query", "attn:key", "attn:probability", "attn:value"}
@@ -52,3 +55,52 @@ def test_bit_widths_decide_the_integers(bits: int) -> None:
 def test_a_graph_without_layers_is_refused(programs: Callable[[Placement], ExportedProgram]) -> None:
     with pytest.raises(ModelError, match="no linear layer or convolution"):
         MinMaxQuantizer(BitWidths(), "linear").validate(programs("linear").graph_module)
+
+
+@pytest.mark.parametrize("placement", ["linear", "published"])
+def test_a_module_that_is_called_twice_is_quantized_as_two_equal_ones(placement: Placement) -> None:
+    shared, apart = make_tiny_model(), make_tiny_model()
+    shared.blocks[1] = shared.blocks[0]  # type: ignore[index, operator]
+    apart.blocks[1] = copy.deepcopy(apart.blocks[0])  # type: ignore[index, operator]
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ranges, logits = [], []
+    for model in (shared, apart):
+        program = export_images(model, placement)
+        prepared = prepare(program, BitWidths(), placement)
+        with torch.no_grad():
+            prepared(images)
+            ranges.append(read_ranges(prepared))
+            logits.append(convert(program, BitWidths(), placement, ranges[-1])(images))
+    # In the order of the graph.
+    assert list(ranges[0].values()) == list(ranges[1].values())
+    assert sum(name.endswith(".attn.qkv:input#2") for name in ranges[0]) == 1
+    assert torch.equal(*logits)
+
+
+def test_weights_and_activations_of_any_size_are_quantized_alike() -> None:
+    plain, scaled = make_tiny_model(), make_tiny_model()
+    with torch.no_grad():
+        # The same function: large inputs of small weights in one layer, the other way round in the other.
+        for block, factor in zip(scaled.blocks, (2.0**30, 2.0**-30), strict=True):  # type: ignore[arg-type]
+            block.norm2.weight.mul_(factor)
+            block.norm2.bias.mul_(factor)
+            block.mlp.fc1.weight.div_(factor)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for model in (plain, scaled):
+        program = export_images(model, "linear")
+        prepared = prepare(program, BitWidths(), "linear")
+        with torch.no_grad():
+            prepared(images)
+            logits.append(convert(program, BitWidths(), "linear", read_ranges(prepared))(images))
+    assert torch.equal(*logits)
+
+
+def test_layers_with_computed_weights_are_found_to_stay_in_float() -> None:
+    model = make_tiny_model()
+    assert find_float_layers(model, export_images(model, "linear")) == []
+    weight_norm(model.blocks[1].mlp.fc1)  # type: ignore[index, union-attr]
+    assert find_float_layers(model, export_images(model, "linear")) == ["blocks.1.mlp.fc1"]
+    model = make_tiny_model()
+    model.blocks[1] = model.blocks[0]  # type: ignore[index, operator]
+    assert find_float_layers(model, export_images(model, "linear")) == []
