@@ -59,7 +59,8 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     """Make a student, on the CPU, in evaluation mode; new weights derive from the seed alone.
 
     Raises:
-        ConfigError: a block that the teacher does not have, or another class count than the teacher's.
+        ConfigError: a block that the teacher does not have, another class count than the teacher's, or an argument of
+            the model that would have no effect.
         ModelError, CheckpointError: as `load_model`; or the model does not take the teacher's images.
     """
     with torch.random.fork_rng(devices=[]):
@@ -74,6 +75,11 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     inherited = {k: teacher.data_config[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     made.model.pretrained_cfg = {**made.model.pretrained_cfg, **inherited}  # type: ignore[dict-item]
     student = Student(made.model, teacher, mean=made.mean, std=made.std, linear_head=config.linear_head)
+    if student.vit is not None and config.model is not None and config.model.model_args.get("patch_drop_rate"):
+        raise ConfigError(
+            "student.model.model_args.patch_drop_rate has no effect: this student reads the patches that each image "
+            "keeps; leave it out"
+        )
     student.try_out(teacher)
     return student
 

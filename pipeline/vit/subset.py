@@ -72,8 +72,8 @@ class SubsetViT(nn.Module):
         # Leading tokens that the last block is run for; 0 runs it whole.
         self.tokens_read = num_tokens_read(model)
         self._slot = TokenSubset(self.num_prefix_tokens, with_indices=isinstance(model, Eva))
-        if not self.embeds_subsets:
-            self.model.patch_drop = self._slot
+        # The patches to read are given: one that drops patches at random in training must not drop any beside them.
+        self.model.patch_drop = nn.Identity() if self.embeds_subsets else self._slot
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of normalized images [B, C, H, W], read at `keep_indices` int64 [B, K] (None: all)."""

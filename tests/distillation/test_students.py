@@ -192,3 +192,19 @@ def test_a_model_without_blocks_cannot_be_pruned(teacher: LoadedModel) -> None:
         prune_depth(resnet, [0])
     with pytest.raises(ModelError, match="no blocks"):
         build_student(StudentConfig(depth_pruned=[0]), replace(teacher, model=resnet), seed=0)
+
+
+def test_a_student_that_reads_kept_patches_drops_none_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    names = [str(label) for label in range(10)]
+    save_model(make_tiny_model(patch_drop_rate=0.5), folder, class_names=names, mean=(0.5,) * 3, std=(0.5,) * 3)
+    teacher = load_model(ModelConfig(name=f"local-dir:{folder}"))
+    student = build_student(StudentConfig(depth_pruned=[0, 1]), teacher, seed=0).train()
+    # Of 16 patches and a CLS token.
+    assert student.forward_tokens(IMAGES)[1].shape[1] == 17
+    assert student.forward_tokens(IMAGES, KEEP)[1].shape[1] == 4
+
+
+def test_a_patch_dropout_without_effect_is_refused(teacher: LoadedModel) -> None:
+    with pytest.raises(ConfigError, match="patch_drop_rate has no effect"):
+        build_student(tiny_student(patch_drop_rate=0.5), teacher, seed=0)
