@@ -101,13 +101,16 @@ def score(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, T
 
 
 def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Tensor:
-    """How many labels [B] are the first, and among the first five, of logits [B, classes]: int64 [2].
+    """Count the labels [B] that are the first, and among the first five, of logits [B, classes]: int64 [2].
 
     Raises:
-        CheckpointError: a label is beyond the classes.
+        CheckpointError: a label is beyond the classes, or a logit is not finite: NaN would count as the largest.
     """
     if int(labels.max()) >= logits.shape[1]:
         raise CheckpointError(f"{name!r} has {logits.shape[1]} classes, a label is {int(labels.max())}")
+    finite = logits.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise CheckpointError(f"{name!r} answers {int((~finite).sum())} of {len(labels)} images with NaN or infinity")
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
 

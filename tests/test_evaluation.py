@@ -62,6 +62,14 @@ def test_several_predictors_are_scored_in_one_pass() -> None:
     assert (scores["last"].top1, scores["last"].top5) == (25.0, 100.0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_not_scored(value: float) -> None:
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = value
+    with pytest.raises(CheckpointError, match=r"'half.onnx' answers 1 of 3 images with NaN or infinity"):
+        score({"half.onnx": lambda _images: logits}, [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))])
+
+
 def test_no_labelled_images_is_an_error() -> None:
     with pytest.raises(DatasetError, match="no labelled images"):
         score({}, [])
