@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, described
 from benchmarks.markdown import table
 from examples.digits.demo import STAGES
 from examples.digits.teacher import DigitsConfig, make_digits
@@ -234,8 +234,9 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     return "\n\n".join(
         [
             "# Methods, side by side",
-            f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, torch "
-            f"{facts['torch']}, timm {facts['timm']}, seeds {facts['seeds']}, in {facts['minutes']} minutes. "
+            f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
+            f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, "
+            f"seeds {facts['seeds']}, in {facts['minutes']} minutes. "
             "Handwritten digits, the demo's teacher and settings, 200 images a set; means and standard deviations over "
             "the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "

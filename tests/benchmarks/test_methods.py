@@ -11,7 +11,15 @@ from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline.config import parse_config
 from tests.examples.digits.test_demo import write_small_stages
 
-FACTS = {"command": "c", "commit": "abc", "cores": 2, "device": "d", "torch": "t", "timm": "m"}
+FACTS = {
+    "command": "c",
+    "commit": "abc",
+    "cores": 2,
+    "device": "d",
+    "instruction_sets": ["avx2"],
+    "torch": "t",
+    "timm": "m",
+}
 ONE = Figures(
     seconds=0.1,
     work=8.0,
@@ -40,6 +48,7 @@ def test_page_tells_differences_from_noise() -> None:
         "unsteady": [replace(ONE, work=1.0, student_top1=top1) for top1 in (85.0, 90.0, 96.0)],
     }
     page = report(figures, {**FACTS, "seeds": [0, 1, 2], "minutes": 3})
+    assert "on 2 × d, with avx2, torch t," in page
     assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 88.0 ± 0.0 | 93.0 ± 1.0 |" in page
     assert (
         "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | student better; W4A4 no different; W4A3 no different |"
