@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import Datasource
@@ -16,12 +17,17 @@ from ray.data.extensions import ArrowTensorArray
 
 from pipeline import storage
 from pipeline.dataset import schema
+from pipeline.dataset.columns import convert as convert_column
 from pipeline.dataset.sources import ImageFiles, RowRange, Source, Unit, find_source
 from pipeline.errors import DatasetError
 
 Convert = Callable[[pa.Table], pa.Table]
 # Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
+# Photographs of 12 megapixels, of 4 MB, come four at a time.
 _ROWS_AT_ONCE = 64
+_BYTES_AT_ONCE = 16 * 2**20
+# Rows without images.
+_SMALL_ROWS_AT_ONCE = 2**16
 # A column of labels is small and far away: many row groups at a time.
 _COLUMN_THREADS = 32
 
@@ -87,7 +93,7 @@ def read_column(source: Source, name: str) -> Iterator[pa.Table]:
     """
     units = [unit for unit in source.units if isinstance(unit, RowRange)]
     with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
-        yield from threads.map(lambda unit: _read_rows(unit, source.columns, [name]), units)
+        yield from threads.map(lambda unit: pa.concat_tables(_read_rows(unit, source.columns, [name])), units)
 
 
 class _ImagesDatasource(Datasource):
@@ -141,45 +147,72 @@ def _read(
     units: Sequence[Unit], types: dict[str, pa.DataType], columns: Sequence[str] | None, convert: Convert | None
 ) -> Iterable[pa.Table]:
     for unit in units:
-        table = _read_rows(unit, types, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            rows = table.slice(start, _ROWS_AT_ONCE)
-            yield convert(rows) if convert is not None else rows
+        tables = _read_rows(unit, types, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
+        for table in tables:
+            yield convert(table) if convert is not None else table
 
 
-def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
+def _rows_at_once(unit: Unit) -> int:
+    """Return how many rows with images are read together, so that few large images are."""
+    return min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * unit.num_rows // max(1, unit.size)))
+
+
+def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Read rows piece by piece: of nested columns Arrow cannot hold a whole row group beyond 2 GB."""
     wanted = [name for name in types if columns is None or name in columns]
+    size = _rows_at_once(unit) if "image" in wanted else _SMALL_ROWS_AT_ONCE
+    # Without any column nothing tells how many rows there are.
+    options: Any = {"row_groups": [unit.row_group], "columns": wanted or list(types)[-1:]}
+    row = 0
     try:
         with storage.open_file(unit.uri) as file:
-            group = pq.ParquetFile(file).read_row_group(unit.row_group, columns=wanted)
+            for batch in pq.ParquetFile(file).iter_batches(size, **options):
+                start = max(row, unit.start)
+                rows = batch.slice(start - row, max(0, min(unit.stop, row + len(batch)) - start))
+                row += len(batch)
+                if len(rows):
+                    yield _to_table(unit, start, rows, types, columns)
+                if row >= unit.stop:
+                    break
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {unit.uri!r}: {' '.join(str(error).split())}") from error
-    group = group.slice(unit.start, unit.num_rows)
-    arrays = {name: _encoded(group[name]) if name == "image" else group[name].cast(types[name]) for name in wanted}
-    if "image_id" not in types and (columns is None or "image_id" in columns):
-        stem = unit.name.removesuffix(".parquet")
-        first = unit.first_row + unit.start
-        ids = [f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + unit.num_rows)]
-        arrays["image_id"] = pa.chunked_array([pa.array(ids, pa.string())])
+
+
+def _to_table(
+    unit: RowRange, start: int, rows: pa.RecordBatch, types: dict[str, pa.DataType], columns: Sequence[str] | None
+) -> pa.Table:
+    """Return rows of a row group, from row `start` on, as the contract has them."""
+    wanted = [name for name in types if columns is None or name in columns]
+    arrays = {name: convert_column(unit.uri, name, rows[name], types[name]) for name in wanted}
+    if columns is None or "image_id" in columns:
+        ids = _derived_ids(unit, start, len(rows))
+        arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids
     if "image" in arrays and arrays["image"].null_count:
-        raise DatasetError(f"{unit.uri!r} has an image without bytes in row group {unit.row_group}")
+        place = arrays["image"].is_null().index(True).as_py()
+        # Hugging Face datasets writes images that lie in files of their own as paths, unless they are embedded.
+        there = f"only {rows['image'][place].as_py()}" if pa.types.is_struct(rows["image"].type) else "it is null"
+        raise DatasetError(f"{unit.uri!r} has no bytes of the image in row {unit.first_row + start + place}: {there}")
     return pa.table(arrays)
 
 
-def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_struct(column.type):
-        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=None)
-    return column.cast(pa.binary())
+def _derived_ids(unit: RowRange, start: int, count: int) -> pa.Array:
+    """Return ids of rows that have none of their own, from file and row."""
+    stem = unit.name.removesuffix(".parquet")
+    first = unit.first_row + start
+    return pa.array([f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + count)], pa.string())
 
 
-def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> pa.Table:
-    arrays: dict[str, pa.Array] = {
-        "image": pa.array([storage.read_bytes(uri) for uri, _, _ in unit.files], pa.binary()),
-        "image_id": pa.array([name for _, name, _ in unit.files], pa.string()),
-    }
-    if unit.files[0][2] is not None:
-        arrays["label"] = pa.array([label for _, _, label in unit.files], pa.int64())
-    return pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
+def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    size = _rows_at_once(unit)
+    for start in range(0, unit.num_rows, size):
+        files = unit.files[start : start + size]
+        arrays: dict[str, pa.Array] = {
+            "image": pa.array([storage.read_bytes(uri) for uri, _, _ in files], pa.binary()),
+            "image_id": pa.array([name for _, name, _ in files], pa.string()),
+        }
+        if files[0][2] is not None:
+            arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
+        yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
 
 
 def _decode(uri: str, table: pa.Table) -> pa.Table:
@@ -193,7 +226,12 @@ def _decode(uri: str, table: pa.Table) -> pa.Table:
 
 
 def with_tensors(table: pa.Table, tensors: Mapping[str, list[np.ndarray]]) -> pa.Table:
-    """A block with tensor columns, each of one shape or of several, beside the columns of a table."""
+    """Return a block with tensor columns, each of one shape or of several, beside the columns of a table."""
     for name, arrays in tensors.items():
-        table = table.append_column(name, ArrowTensorArray.from_numpy(arrays, column_name=name))
+        # Filled one by one: of a list, numpy tries to make one array, and fails where only the last sizes differ, as
+        # those of gray and color images do.
+        column = np.empty(len(arrays), object)
+        for row, array in enumerate(arrays):
+            column[row] = array
+        table = table.append_column(name, ArrowTensorArray.from_numpy(column, column_name=name))
     return table

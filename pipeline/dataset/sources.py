@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema, store
+from pipeline.dataset.columns import column_types
 from pipeline.errors import DatasetError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -161,12 +162,12 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str]) -> Source
     with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
         footers = list(threads.map(lambda name: _read_footer(_file_uri(uri, name)), names))
     first = footers[0].schema.to_arrow_schema()
-    columns = _read_columns(_file_uri(uri, names[0]), first, extra_columns)
+    columns = column_types(_file_uri(uri, names[0]), first, extra_columns)
     class_names = schema.class_names_of(first)
     units: list[Unit] = []
     for name, footer in zip(names, footers, strict=True):
         file_uri, file_schema = _file_uri(uri, name), footer.schema.to_arrow_schema()
-        if _read_columns(file_uri, file_schema, extra_columns) != columns:
+        if column_types(file_uri, file_schema, extra_columns) != columns:
             raise DatasetError(f"{file_uri!r} has other columns than {_file_uri(uri, names[0])!r}")
         if schema.class_names_of(file_schema) != class_names:
             raise DatasetError(f"{file_uri!r} has other class names than {_file_uri(uri, names[0])!r}")
@@ -205,43 +206,6 @@ def _read_footer(uri: str) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{uri!r} is not a whole Parquet file: {reason}") from error
-
-
-def _read_columns(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str]) -> dict[str, pa.DataType]:
-    """Columns to read, with the type that they are read as."""
-    types = {field.name: field.type for field in file_schema}
-    if not _holds_images(types.get("image")):
-        found = f"it is {types['image']}" if "image" in types else f"its columns are {list(types)[:10]}"
-        raise DatasetError(f"{uri!r} has no column `image` of encoded images (binary, or struct<bytes, path>): {found}")
-    for name in extra_columns:
-        if name not in types:
-            raise DatasetError(f"{uri!r} has no column {name!r}, only {list(types)[:10]}")
-    columns = {"image": pa.binary()}
-    for name, kind in types.items():
-        if name in schema.COLUMNS and name != "image":
-            columns[name] = _contract_type(uri, name, kind)
-        elif name in extra_columns and name != "image":
-            columns[name] = kind
-    return columns
-
-
-def _holds_images(kind: pa.DataType | None) -> bool:
-    if kind is not None and pa.types.is_struct(kind):
-        fields = {field.name: field.type for field in kind}
-        return "bytes" in fields and _holds_images(fields["bytes"])
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _contract_type(uri: str, name: str, kind: pa.DataType) -> pa.DataType:
-    wanted = schema.COLUMNS[name]
-    if name == "image_id" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return wanted
-    integers = pa.types.is_integer(wanted) and pa.types.is_integer(kind)
-    floats = pa.types.is_floating(wanted) and pa.types.is_floating(kind)
-    lists = pa.types.is_list(wanted) and pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
-    if integers or floats or lists:
-        return wanted
-    raise DatasetError(f"{uri!r}: column {name!r} is {kind}, it must be {wanted}")
 
 
 def _row_groups(uri: str, name: str, footer: pq.FileMetaData) -> Iterator[RowRange]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.dataset import read_images, schema, store, write_images
+from pipeline.dataset import read_images, reader, schema, store, write_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
@@ -241,3 +241,42 @@ def test_a_decoded_image_that_is_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(buffer.getvalue())
     with pytest.raises(DatasetError, match="bad-one"):
         read_images(str(tmp_path)).take_all()
+
+
+def test_gray_and_color_images_of_one_size_are_read_together(tmp_path: Path) -> None:
+    """numpy cannot make one array of [8, 8, 3] and [8, 8, 1], and neither could Ray's column of tensors."""
+    for row, pixels in enumerate(IMAGES):
+        Image.fromarray(pixels if row % 2 else pixels[:, :, 0]).save(tmp_path / f"{row}.png")
+    rows = rows_of(tmp_path)
+    assert [row["image"].shape for row in rows] == [(8, 8, 3 if row % 2 else 1) for row in range(10)]
+    shuffled = read_images(str(tmp_path), override_num_blocks=5).random_shuffle(seed=0).take_all()
+    assert sorted(row["image_id"] for row in shuffled) == [row["image_id"] for row in rows]
+
+
+def test_rows_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
+    codes = [schema.encode_image(image) for image in IMAGES[:3]]
+    pq.write_table(pa.table({"image": codes, "image_id": ["a", None, "c"]}), tmp_path / "x.parquet")
+    assert [row["image_id"] for row in read_images(str(tmp_path)).take_all()] == ["a", "x-00000001", "c"]
+
+
+def test_row_groups_are_read_in_pieces_of_few_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row group beyond 2 GB Arrow can read pieces alone; each is decoded before the next is read."""
+    monkeypatch.setattr(reader, "_BYTES_AT_ONCE", 500)
+    codes = [schema.encode_image(image) for image in IMAGES]
+    pq.write_table(pa.table({"image": codes, "label": LABELS}), tmp_path / "x.parquet")
+    source = find_source(str(tmp_path))
+    units = [part for unit in source.units for part in unit.split(3)]
+    tables = list(reader._read(units, source.columns, None, None))
+    assert max(map(len, tables)) <= 2
+    together = pa.concat_tables(tables)
+    assert together["image"].to_pylist() == codes
+    assert together["image_id"].to_pylist() == [f"x-{row:08d}" for row in range(10)]
+    assert pa.concat_tables(reader.read_column(source, "label"))["label"].to_pylist() == LABELS
+
+
+def test_images_that_are_paths_alone_are_named_by_row(tmp_path: Path) -> None:
+    rows = [{"bytes": schema.encode_image(IMAGES[0]), "path": None}, {"bytes": None, "path": "far/a.png"}]
+    pq.write_table(pa.table({"image": pa.array(rows, schema.IMAGE)}), tmp_path / "x.parquet")
+    source = find_source(str(tmp_path))
+    with pytest.raises(DatasetError, match=r"x\.parquet' has no bytes of the image in row 1: only .*far/a\.png"):
+        list(reader._read(source.units, source.columns, None, None))

@@ -1,0 +1,132 @@
+"""Which columns of a Parquet file are read, and how what other tools write becomes the contract's types.
+
+Polars writes views and large types, pandas categories, and whole numbers as floats where some are missing, DuckDB and
+Hugging Face datasets lists of fixed size; a file in which no value is known has columns of type null.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset import schema
+from pipeline.errors import DatasetError
+
+_IMAGE, _IMAGE_ID = "image", "image_id"
+
+
+def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] = ()) -> dict[str, pa.DataType]:
+    """Return the columns to read, each with the type that it is read as; `image` is encoded bytes.
+
+    Args:
+        uri: of the file, for messages.
+        file_schema: of the file.
+        extra_columns: columns to read besides the contract's.
+
+    Raises:
+        DatasetError: there is no column of images, a column is absent or comes twice, or its type cannot be converted.
+    """
+    names = [name for name in file_schema.names if name in schema.COLUMNS or name in extra_columns]
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise DatasetError(f"{uri!r} has several columns {repeated[0]!r}")
+    kinds = {field.name: field.type for field in file_schema}
+    if not _holds_images(kinds.get(_IMAGE)):
+        found = f"it is {kinds[_IMAGE]}" if _IMAGE in kinds else f"its columns are {file_schema.names[:10]}"
+        raise DatasetError(f"{uri!r} has no column `image` of encoded images (binary, or struct<bytes, path>): {found}")
+    absent = [name for name in extra_columns if name not in kinds]
+    if absent:
+        raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {file_schema.names[:10]}")
+    types = {name: _read_type(uri, name, kinds[name]) for name in names if name != _IMAGE}
+    # Ids that are all null are no ids.
+    return {_IMAGE: pa.binary()} | {name: kind for name, kind in types.items() if kind is not None}
+
+
+def _read_type(uri: str, name: str, kind: pa.DataType) -> pa.DataType | None:
+    wanted = schema.COLUMNS.get(name)
+    if wanted is None:
+        return kind
+    found = _plain(kind)
+    if name == _IMAGE_ID and pa.types.is_null(found):
+        return None
+    if any(fits(wanted) and accepts(found) for fits, accepts in _CONVERSIONS):
+        return wanted
+    raise DatasetError(f"{uri!r}: column {name!r} is {kind}, it must be {wanted}")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_integer(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in kinds) and pa.types.is_integer(kind.value_type)
+
+
+# Columns of which type → what they may be in a file.
+_CONVERSIONS: tuple[tuple[Callable[[Any], bool], Callable[[Any], bool]], ...] = (
+    (pa.types.is_string, _is_id),
+    (pa.types.is_integer, _is_number),
+    (pa.types.is_floating, _is_number),
+    (pa.types.is_list, _is_list),
+)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values, whatever way they are stored."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
+
+
+def _holds_images(kind: pa.DataType | None) -> bool:
+    if kind is not None and pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        kind = kind.field(index).type if index >= 0 else None
+    return kind is not None and pa.types.is_binary(_plain(kind))
+
+
+def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return a column of a file as the type that `column_types` gave for it.
+
+    Args:
+        uri: of the file, for messages.
+        name: of the column.
+        column: as the file has it.
+        kind: the type to return.
+
+    Raises:
+        DatasetError: a value does not fit, such as a label of 1.5.
+    """
+    if name == _IMAGE and pa.types.is_struct(column.type):
+        # Unlike `field` it knows that a missing struct has no bytes.
+        column = pc.struct_field(column, "bytes")
+    if isinstance(column, pa.ExtensionArray) and not column.type.equals(kind):
+        column = column.storage
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
+            # What pandas makes of whole numbers of which some are missing.
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DatasetError(f"{uri!r}: column {name!r} is not all {kind}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,106 @@
+"""What other tools make of the contract's columns, read as the contract says or refused in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import schema
+from pipeline.dataset.columns import column_types, convert
+from pipeline.errors import DatasetError
+
+CODES = [schema.encode_image(np.full((8, 8, 3), value, np.uint8)) for value in range(3)]
+ENCODED = pa.array(CODES, pa.binary())
+
+
+def as_read(tmp_path: Path, columns: dict[str, Any]) -> dict[str, list[Any]]:
+    """What a file of these columns is read as, once it has been written and opened again."""
+    file = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table(columns), file)
+    types = column_types(file, pq.read_schema(file))
+    (batch,) = pq.ParquetFile(file).iter_batches(columns=list(types))
+    found = {name: convert(file, name, batch[name], kind) for name, kind in types.items()}
+    assert {name: array.type for name, array in found.items()} == types
+    return {name: array.to_pylist() for name, array in found.items()}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        ENCODED.cast(pa.large_binary()),
+        ENCODED.cast(pa.binary_view()),
+        ENCODED.dictionary_encode(),
+        pa.array([{"path": "x", "bytes": code} for code in CODES]),
+        pa.array(
+            [{"bytes": code, "path": None} for code in CODES],
+            pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]),
+        ),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_images_as_polars_and_pandas_write_them(tmp_path: Path, image: pa.Array) -> None:
+    assert as_read(tmp_path, {"image": image}) == {"image": CODES}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        # pandas, which has no whole numbers beside a missing one.
+        (pa.array([2.0, float("nan"), None]), [2, None, None]),
+        (pa.array([True, False, True]), [1, 0, 1]),
+        (pa.nulls(3), [None, None, None]),
+        (pa.array([2, 0, None], pa.uint8()), [2, 0, None]),
+        (pa.array([2, 0, 2]).dictionary_encode(), [2, 0, 2]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_labels_become_int64(tmp_path: Path, label: pa.Array, expected: list[int | None]) -> None:
+    assert as_read(tmp_path, {"image": ENCODED, "label": label})["label"] == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([7, 8, 9]), ["7", "8", "9"]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        (pa.array(["a", "b", None], pa.string_view()), ["a", "b", None]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_ids_become_strings(tmp_path: Path, ids: pa.Array, expected: list[str | None]) -> None:
+    assert as_read(tmp_path, {"image": ENCODED, "image_id": ids})["image_id"] == expected
+
+
+def test_ids_of_which_none_is_known_are_not_read(tmp_path: Path) -> None:
+    assert as_read(tmp_path, {"image": ENCODED, "image_id": pa.nulls(3)}).keys() == {"image"}
+
+
+@pytest.mark.parametrize("kind", [pa.large_list(pa.int64()), pa.list_(pa.uint8(), 2)], ids=str)
+def test_lists_of_other_kinds_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    kept = [[0, 3], [1, 2], [0, 1]]
+    assert as_read(tmp_path, {"image": ENCODED, "keep_indices": pa.array(kept, kind)})["keep_indices"] == kept
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0.5, 1.0, 2.0]}, r"x\.parquet': column 'label' is not all int64: Float value 0.5"),
+        ({"label": pa.array([2**63] * 3, pa.uint64())}, "column 'label' is not all int64"),
+        ({"label": ["a", "b", "c"]}, "column 'label' is string, it must be int64"),
+        ({"keep_indices": [[40000]] * 3}, "column 'keep_indices' is not all list"),
+        ({"image_id": [0.5, 1.5, 2.5]}, "column 'image_id' is double, it must be string"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_line(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as raised:
+        as_read(tmp_path, {"image": ENCODED, **columns})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_column_that_comes_twice_is_refused() -> None:
+    twice = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("label", pa.int64()), ("x", pa.int8())])
+    with pytest.raises(DatasetError, match=r"'f' has several columns 'label'"):
+        column_types("f", twice)
