@@ -1,6 +1,7 @@
 """What every Ray Train run of ours has in common: where it keeps its state, what it asks for, how it fails."""
 
 import math
+import os
 import sys
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import ray
 from fsspec.implementations.local import LocalFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline import storage
@@ -53,8 +55,12 @@ def worker_configs(
         fixed: no node can join the cluster any more.
 
     Raises:
-        ConfigError: a fixed cluster is too small; Ray would wait for a larger one for ever.
+        ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
+            for the first version of Ray Train.
     """
+    if not is_v2_enabled():
+        found = f"{V2_ENABLED_ENV_VAR} is {os.environ.get(V2_ENABLED_ENV_VAR)!r}"
+        raise ConfigError(f"{found}, and workers need Ray Train V2: unset it, or set num_workers to 0")
     total = ray.cluster_resources()
     use_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
     needed = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})

@@ -62,3 +62,9 @@ def test_more_workers_than_a_machine_holds_are_refused() -> None:
         worker_configs(3, 1, "auto", fixed=True)
     scaling, torch_config = worker_configs(9, 1, "cpu", fixed=False)
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (9, False, "gloo")
+
+
+def test_the_first_version_of_ray_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    with pytest.raises(ConfigError, match=r"RAY_TRAIN_V2_ENABLED is '0', and workers need Ray Train V2: unset it"):
+        worker_configs(1, 1, "cpu", fixed=True)
