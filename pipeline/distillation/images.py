@@ -7,7 +7,7 @@ copy of the dataset is made, and images far apart mix as far as row groups and b
 each need a buffer of several parts. The order is then another for another number of workers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,36 @@ def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> li
     return np.array_split(order, -(-num_images // batch_size))
 
 
+def even_sizes(num_images: int, batch_size: int) -> list[int]:
+    """Return sizes of batches as `plan_epoch` cuts them, but of two images at least, which BatchNorm needs.
+
+    A batch of one image is avoided by one more image in others, if there are others.
+    """
+    batches = max(1, min(-(-num_images // batch_size), num_images // 2 if batch_size > 1 else num_images))
+    return [len(rows) for rows in np.array_split(np.arange(num_images), batches)]
+
+
+def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
+    """Cut images that come in any portions into batches of given sizes; what is left over comes last.
+
+    With a shuffle buffer Ray Data hands over smaller batches than asked for, of one image too, wherever a block ends.
+    """
+    waiting: list[Images] = []
+    portions = iter(parts)
+    for size in sizes:
+        while sum(map(len, waiting)) < size:
+            part = next(portions, None)
+            if part is None:
+                break
+            waiting.append(part)
+        if not waiting:
+            return
+        together = _concatenate(waiting)
+        yield together.take(np.arange(min(size, len(together))))
+        waiting = [together.take(np.arange(size, len(together)))] if len(together) > size else []
+    yield from (part for part in (*waiting, *portions) if len(part))
+
+
 def share_units(units: Sequence[Unit], *, seed: int, epoch: int, rank: int, world_size: int) -> list[Unit]:
     """The row groups that one of the workers reads in an epoch, in its order; all workers' together are all."""
     pieces = -(-_UNITS_A_WORKER * world_size // max(1, len(units)))
@@ -167,8 +197,10 @@ class StreamedImages:
         # With no buffer beyond a batch, nothing could be shuffled.
         size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
-        for columns in dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options):
-            yield to_batch(_to_images(columns), device)
+        batches = dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options)
+        sizes = even_sizes(sum(unit.num_rows for unit in units), self._batch_size)
+        for images in rebatch(map(_to_images, batches), sizes):
+            yield to_batch(images, device)
 
 
 def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
@@ -205,16 +237,26 @@ def read_into_memory(source: Source, loaded: LoadedModel, *, labels: bool) -> Im
         start += len(part)
     if start != source.num_rows:
         raise DatasetError(f"{source.uri!r}: read {start} images of {source.num_rows}")
-    width = max(part.keep_indices.shape[1] for part in parts)
-    ids = [image_id for part in parts for image_id in part.image_ids]
-    if len(set(ids)) < len(ids):
+    images = _concatenate(parts, pixels)
+    if len(set(images.image_ids)) < len(images):
         raise DatasetError(f"{source.uri!r} has two images of one image_id")
+    return images
+
+
+def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Images:
+    """Return images one after another.
+
+    Args:
+        parts: one at least.
+        pixels: of all, where they lie together already.
+    """
+    width = max(part.keep_indices.shape[1] for part in parts)
     return Images(
-        pixels,
+        np.concatenate([part.pixels for part in parts]) if pixels is None else pixels,
         np.concatenate([part.labels for part in parts]),
         np.concatenate([np.pad(p.keep_indices, ((0, 0), (0, width - p.keep_indices.shape[1]))) for p in parts]),
         np.concatenate([part.num_kept for part in parts]),
-        ids,
+        [image_id for part in parts for image_id in part.image_ids],
     )
 
 

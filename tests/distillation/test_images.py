@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.dataset.sources import RowRange
-from pipeline.distillation.images import MemoryImages, plan_epoch, share_units, to_batch
+from pipeline.distillation.images import MemoryImages, even_sizes, plan_epoch, rebatch, share_units, to_batch
 from tests.distillation.conftest import kept_patches, make_images
 
 CPU = torch.device("cpu")
@@ -88,3 +88,31 @@ def test_groups_hold_images_that_keep_equally_many_patches() -> None:
     assert [keep.shape for _, keep in groups] == [(2, 4), (4, 7), (2, 16)]
     for places, keep in groups:
         assert keep.tolist() == [kept_patches(row) for row in places.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [(65, 64, [33, 32]), (128, 64, [64, 64]), (3, 2, [3]), (5, 2, [3, 2]), (3, 1, [1, 1, 1]), (1, 4, [1])],
+)
+def test_no_batch_is_left_with_one_image_where_images_are_read_anew(
+    count: int, batch_size: int, sizes: list[int]
+) -> None:
+    assert even_sizes(count, batch_size) == sizes
+
+
+@pytest.mark.parametrize("portions", [[1] * 7, [7], [3, 0, 4], [6, 1]])
+def test_portions_of_any_size_become_even_batches(portions: list[int]) -> None:
+    images = make_images(7)
+    starts = np.cumsum([0, *portions])
+    parts = [images.take(np.arange(start, start + size)) for start, size in zip(starts, portions, strict=False)]
+    batches = list(rebatch(parts, [3, 2, 2]))
+    assert [len(batch) for batch in batches] == [3, 2, 2]
+    assert [name for batch in batches for name in batch.image_ids] == images.image_ids
+    np.testing.assert_array_equal(np.concatenate([batch.pixels for batch in batches]), images.pixels)
+    kept = [row[:count].tolist() for b in batches for row, count in zip(b.keep_indices, b.num_kept, strict=True)]
+    assert kept == [row[:count].tolist() for row, count in zip(images.keep_indices, images.num_kept, strict=True)]
+
+
+def test_images_beyond_the_planned_batches_are_not_dropped() -> None:
+    batches = list(rebatch([make_images(4), make_images(3)], [2, 2]))
+    assert [len(batch) for batch in batches] == [2, 2, 3]
