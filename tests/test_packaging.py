@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,3 +156,15 @@ def test_the_folders_and_files_that_the_readme_names_are_there() -> None:
     named = re.findall(r"`(\S+/\S+)`", section)
     assert len(named) >= 6
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_a_submitted_job_leaves_history_environment_and_outputs_behind(tmp_path: Path) -> None:
+    for name in (".gitignore", ".rayignore"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for name in (".git/objects/pack", ".venv/bin/python", "runs/x/manifest.json", "jobs/synthesize.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    left_out = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    files = {file.relative_to(tmp_path).as_posix(): file for file in tmp_path.rglob("*") if file.is_file()}
+    sent = {name for name, file in files.items() if not any(ignores(file) for ignores in left_out)}
+    assert sent == {".gitignore", ".rayignore", "jobs/synthesize.py"}
