@@ -10,7 +10,7 @@ import ray.exceptions
 from ray._private import worker
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.errors import IncompleteError, PipelineError
+from pipeline.errors import IncompleteError, PipelineError, one_line
 
 
 def connect() -> bool:
@@ -41,13 +41,18 @@ def connect() -> bool:
     return node is not None and node.is_head()
 
 
+# What a task may end with through no fault of its code: a full disk or object store, a worker that was killed.
+_WORLD = (ray.exceptions.RayError, OSError, MemoryError)
+
+
 @contextmanager
 def own_errors() -> Iterator[None]:
     """Turn what Ray raises on the driver into our own errors, where it is about the world and not about our code.
 
     Raises:
         PipelineError: as a worker raised it, without Ray's traceback.
-        IncompleteError: workers could not start, kept dying, or nothing moved any more.
+        IncompleteError: workers could not start, kept dying, or nothing moved any more; or a machine ran out of disk
+            or memory.
     """
     try:
         yield
@@ -57,9 +62,17 @@ def own_errors() -> Iterator[None]:
         ours = _our_error(error)
         if ours is not None:
             raise ours from None
-        if isinstance(error, ray.exceptions.RayTaskError):
+        root = _root(error)
+        if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
             raise  # a fault in our code: its traceback tells where
-        raise IncompleteError(f"Ray gave up: {' '.join(str(error).split())}") from error
+        raise IncompleteError(f"Ray gave up: {one_line(root, most=1000)}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what a task ended with, or a task that it waited for; of another error the error itself."""
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
 
 
 def _our_error(error: BaseException) -> PipelineError | None:

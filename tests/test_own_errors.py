@@ -1,5 +1,6 @@
 """Errors that come back from Ray: ours as they were raised, without Ray's traceback."""
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -52,6 +53,30 @@ def while_an_actor_starts() -> None:
     rows.take_all()
 
 
+@ray.remote
+def _on_a_full_disk(deeper: int) -> None:
+    if deeper:
+        ray.get(_on_a_full_disk.remote(deeper - 1))
+    raise ray.exceptions.OutOfDiskError("1 of 1 GB\nused")
+
+
+@ray.remote
+def _without_space() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+
+def on_a_full_disk() -> None:
+    ray.get(_on_a_full_disk.remote(0))
+
+
+def in_a_task_of_a_task() -> None:
+    ray.get(_on_a_full_disk.remote(1))
+
+
+def without_space() -> None:
+    ray.get(_without_space.remote())
+
+
 def with_its_actor() -> None:
     ray.get(Dies.remote().work.remote())
 
@@ -63,6 +88,9 @@ def with_its_actor() -> None:
         (in_a_row, NonFiniteError, "^shard 0: tv_l2 is not finite at step 7$"),
         (while_an_actor_starts, ModelError, "^no such model$"),
         (with_its_actor, IncompleteError, "^Ray gave up: "),
+        (on_a_full_disk, IncompleteError, r"^Ray gave up: OutOfDiskError: 1 of 1 GB used "),
+        (in_a_task_of_a_task, IncompleteError, "^Ray gave up: OutOfDiskError: "),
+        (without_space, IncompleteError, r"^Ray gave up: OSError: .*No space left on device: '/tmp/x'$"),
     ],
 )
 def test_ours_come_back_as_they_were(work: Callable[[], None], error: type[PipelineError], message: str) -> None:
