@@ -118,7 +118,7 @@ def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Arra
     """
     if name == _IMAGE and pa.types.is_struct(column.type):
         # Unlike `field` it knows that a missing struct has no bytes.
-        column = pc.struct_field(column, "bytes")
+        column = pc.struct_field(column, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(column, pa.ExtensionArray) and not column.type.equals(kind):
         column = column.storage
     try:
@@ -126,7 +126,7 @@ def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Arra
             column = column.cast(column.type.value_type)
         if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
             # What pandas makes of whole numbers of which some are missing.
-            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)  # pyright: ignore[reportAttributeAccessIssue]
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DatasetError(f"{uri!r}: column {name!r} is not all {kind}: {' '.join(str(error).split())}") from error

@@ -186,7 +186,7 @@ def _to_table(
     arrays = {name: convert_column(unit.uri, name, rows[name], types[name]) for name in wanted}
     if columns is None or "image_id" in columns:
         ids = _derived_ids(unit, start, len(rows))
-        arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids
+        arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids  # pyright: ignore[reportAttributeAccessIssue]
     if "image" in arrays and arrays["image"].null_count:
         place = arrays["image"].is_null().index(True).as_py()
         # Hugging Face datasets writes images that lie in files of their own as paths, unless they are embedded.
