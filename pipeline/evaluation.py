@@ -31,6 +31,7 @@ class EvaluationConfig:
         teacher: the model whose normalization, image size and class names hold; it is scored itself where no
             artifact is given.
         labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
+        labelled_split: which split of them to score on, such as `test`, where there are several.
         artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx`, weights for its architecture (`.safetensors`,
             `.pth`), or folders as timm loads with `local-dir:`, which bring their own model.
         output: where `evaluation.json` goes; nowhere by default.
@@ -39,6 +40,7 @@ class EvaluationConfig:
 
     teacher: ModelConfig
     labelled: str
+    labelled_split: str | None = None
     artifacts: list[str] | None = None
     output: str | None = None
     batch_size: int = 64
@@ -66,7 +68,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
     """
     loaded = load_model(config.teacher)
-    labelled = find_labelled(config.labelled, loaded)
+    labelled = find_labelled(config.labelled, loaded, config.labelled_split)
     predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
@@ -74,7 +76,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     connect()
     scores = score(predictors, labelled_batches(labelled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
-    result = {"labelled": config.labelled, "artifacts": rows}
+    split = {} if config.labelled_split is None else {"labelled_split": config.labelled_split}
+    result = {"labelled": config.labelled, **split, "artifacts": rows}
     if config.output is not None:
         with storage.writing_to(config.output):
             storage.write_json(storage.join(config.output, "evaluation.json"), result)

@@ -1,6 +1,5 @@
 """Images of any origin as a model's input: what calibration, distillation and evaluation read."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.dataset import schema
+from pipeline.dataset.classes import doubtful_order
 from pipeline.dataset.reader import read_column, read_first, read_source, with_tensors
 from pipeline.dataset.sources import Source, find_source
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, warn
+from pipeline.labels import match_classes, only_spelled_otherwise
 from pipeline.models import LoadedModel, RealImageTransform
 from pipeline.models.image_reader import num_patches
 from pipeline.vit.families import refusal
@@ -32,15 +33,16 @@ def read_inputs(
     labels: bool = False,
     override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
-    """Rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
+    """Return rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
 
     Synthetic images are only normalized: they lie on the teacher's patch grid. Real ones go through the evaluation
-    transform of the model's own config. Labels map by class name where the source's names are the model's, else by
-    number. Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
+    transform of the model's own config. Labels map by class name where the source's names are the model's. Where none
+    is, they go by number if labels are needed and there are equally many classes, and are -1 if they are not needed.
+    Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
 
     Args:
-        images: a URI as `pipeline.dataset.read_images` takes it, or what was found at one already, perhaps with fewer
-            of its units or in another order.
+        images: a URI as `pipeline.dataset.read_images` takes it, or what `find_source` found at one, of a split of it
+            say, perhaps with fewer of its units or in another order.
         loaded: the model that is to read them.
         labels: whether labels are needed.
         override_num_blocks: into how many blocks to read, for parallelism; by default few where there are few images.
@@ -56,9 +58,9 @@ def read_inputs(
 
 
 def check_inputs(source: Source, loaded: LoadedModel, *, labels: bool = False) -> None:
-    """Find out without a cluster what reading would stumble over hours later: every label, and the first image.
+    """Check without a cluster what reading would stumble over hours later: every label, and the first image.
 
-    Labels that go by number though there are names on both sides are told on standard error.
+    One line on standard error says so where labels go by number, with the classes that are taken to be the same.
 
     Args:
         source: what was found at a URI.
@@ -74,18 +76,23 @@ def check_inputs(source: Source, loaded: LoadedModel, *, labels: bool = False) -
         for table in read_column(source, "label"):
             convert.labels(table)
     convert(read_first(source, _columns(source)))
-    if labels and source.class_names and convert.label_map is None and loaded.names_known:
-        told = f"{source.class_names[0]!r}, ..., model {loaded.name!r} has {loaded.class_names[0]!r}, ..."
-        print(f"warning: {source.uri!r} has the classes {told}: labels go by number", file=sys.stderr, flush=True)
+    _, told = _map_labels(source, loaded, needed=labels)
+    if told is not None:
+        warn(told)
 
 
-def find_labelled(uri: str, loaded: LoadedModel) -> Source:
-    """Labelled images at a URI, found and checked without a cluster.
+def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
+    """Find labelled images at a URI, and check them without a cluster.
+
+    Args:
+        uri: as `find_source` takes it.
+        loaded: the model that is to read them.
+        split: which of several splits to read.
 
     Raises:
         DatasetError: there are none, or as `check_inputs`.
     """
-    source = find_source(uri)
+    source = find_source(uri, split=split)
     check_inputs(source, loaded, labels=True)
     return source
 
@@ -107,7 +114,7 @@ def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Conve
         num_classes=len(loaded.class_names),
         num_patches=num_patches(loaded),
         reads_subsets=refusal(loaded.model) is None,
-        label_map=_label_map(source, loaded) if has_labels else None,
+        label_map=_map_labels(source, loaded, needed=labels)[0] if has_labels else None,
         labels_needed=labels,
         transform=None if source.synthetic else RealImageTransform(loaded),
     )
@@ -133,27 +140,66 @@ def _size_text(size: Sequence[int]) -> str:
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
-def _label_map(source: Source, loaded: LoadedModel) -> list[int] | None:
-    """The model's label for each of the source's; None where they are the same.
+def _map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
+    """Return the model's label for each of the source's, and what is to be told about them.
+
+    None instead of labels where the source's are numbers without names, and are the model's.
 
     Raises:
-        DatasetError: the source has more classes than the model, or only some of its names.
+        DatasetError: labels are needed, and the source's classes cannot be found among the model's.
     """
-    names = source.class_names
+    names, own = source.class_names, loaded.class_names
     if names is None:
-        return None
-    number = {name: label for label, name in enumerate(loaded.class_names)}
-    unknown = [name for name in names if name not in number]
-    if not unknown:
-        return [number[name] for name in names]
-    if len(unknown) < len(names):
-        known = next(name for name in names if name in number)
+        return None, None
+    found = match_classes(names, own)
+    labels = [UNKNOWN if label is None else label for label in found]
+    unknown = [name for name, label in zip(names, found, strict=True) if label is None]
+    if not unknown or not needed:
+        return labels, None
+    if only_spelled_otherwise(names, found, own):
+        told = f"the classes {_pairs(names, own, [names.index(name) for name in unknown])} are taken to be the same"
+        return list(range(len(names))), f"{source.uri!r} and model {loaded.name!r}: {told}"
+    _check_by_number(source, loaded, found)
+    told = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
+    return list(range(len(names))), f"{told}: {_pairs(names, own, range(len(names)))}"
+
+
+def _check_by_number(source: Source, loaded: LoadedModel, found: Sequence[int | None]) -> None:
+    """Refuse labels that cannot go by number.
+
+    Raises:
+        DatasetError: some names of the classes match, the numbers of classes differ, or nothing tells the order.
+    """
+    names, own = source.class_names or [], loaded.class_names
+    remedy = "name the classes as the model does, or set the model's class_names to names of these in its own order"
+    unknown = next(name for name, label in zip(names, found, strict=True) if label is None)
+    known = next((name for name, label in zip(names, found, strict=True) if label is not None), None)
+    if known is not None:
         raise DatasetError(
-            f"{source.uri!r} has the class {unknown[0]!r}, which model {loaded.name!r} lacks, though it has {known!r}"
+            f"{source.uri!r} has the class {unknown!r}, which model {loaded.name!r} lacks or has more than once, "
+            f"though it has {known!r}: {remedy}"
         )
-    if len(names) > len(number):
-        raise DatasetError(f"{source.uri!r} has {len(names)} classes, model {loaded.name!r} has {len(number)}")
-    return None
+    if len(names) != len(own):
+        raise DatasetError(
+            f"{source.uri!r} has {len(names)} classes, {_some(names)}, model {loaded.name!r} has {len(own)}, "
+            f"{_some(own)}, and no name is the same, so no label is known: {remedy}"
+        )
+    doubtful = doubtful_order(names) if source.of_folders else None
+    if doubtful is not None:
+        raise DatasetError(
+            f"{source.uri!r}: no class folder is called as a class of model {loaded.name!r}, and their order is not "
+            f"known: {doubtful[0]!r} and {doubtful[1]!r} are sorted differently by torchvision and by timm: {remedy}"
+        )
+
+
+def _pairs(names: Sequence[str], own: Sequence[str], labels: Sequence[int]) -> str:
+    """Return what the first labels mean on both sides."""
+    pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:3]]
+    return ", ".join([*pairs, "..."] if len(labels) > 3 else pairs)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(repr, names[:2]), "..."])
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.dataset import schema, store, write_images
+from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import check_inputs, read_inputs
@@ -63,17 +64,102 @@ def test_real_images_of_any_size_go_through_the_models_transform(tmp_path: Path,
     assert row["label"] == -1
 
 
-def test_folder_maps_by_class_name_else_by_order(tmp_path: Path, loaded: LoadedModel) -> None:
-    for folder, names in {"named": ["class j", "class b"], "other": ["wolf", "lynx"]}.items():
-        for name in names:
-            (tmp_path / folder / name).mkdir(parents=True)
-            Image.fromarray(random_images(1, 32)[0]).save(tmp_path / folder / name / "x.png")
-    found = {
-        folder: {row["image_id"]: row["label"] for row in read_inputs(str(tmp_path / folder), loaded).take_all()}
-        for folder in ("named", "other")
-    }
-    assert found["named"] == {"class b/x.png": 1, "class j/x.png": 9}
-    assert found["other"] == {"lynx/x.png": 0, "wolf/x.png": 1}
+def write_folders(folder: Path, names: list[str]) -> str:
+    """A folder for each class, with one image."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(random_images(1, 32)[0]).save(folder / name / "x.png")
+    return str(folder)
+
+
+def labels_of(uri: str, loaded: LoadedModel, *, labels: bool = True) -> dict[str, int]:
+    """The model's label of each class folder."""
+    rows = read_inputs(uri, loaded, labels=labels).take_all()
+    return {row["image_id"].partition("/")[0]: row["label"] for row in rows}
+
+
+def with_classes(loaded: LoadedModel, names: list[str]) -> LoadedModel:
+    return replace(loaded, class_names=names)
+
+
+def test_class_folders_map_by_name(tmp_path: Path, loaded: LoadedModel) -> None:
+    assert labels_of(write_folders(tmp_path / "a", ["class j", "class b"]), loaded) == {"class b": 1, "class j": 9}
+    assert labels_of(write_folders(tmp_path / "b", ["Class_J", "class-b"]), loaded) == {"class-b": 1, "Class_J": 9}
+
+
+def test_folders_that_are_numbers_are_the_labels_of_a_model_whose_names_are_numbers(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    numbered = with_classes(loaded, [str(label) for label in range(12)])
+    uri = write_folders(tmp_path / "some", ["02", "10", "3"])
+    assert labels_of(uri, numbered) == {"02": 2, "10": 10, "3": 3}
+    with pytest.raises(DatasetError, match=r"has the class '12', which model .* lacks"):
+        read_inputs(write_folders(tmp_path / "beyond", ["2", "12"]), numbered, labels=True)
+
+
+def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_told(
+    tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = write_folders(tmp_path / "v", [str(number) for number in range(10)])
+    named = with_classes(loaded, list("jihgfedcba"))
+    check_inputs(find_source(uri), named, labels=True)
+    assert capsys.readouterr().err == (
+        f"warning: no class of {uri!r} is called as one of model {loaded.name!r}: labels go by number: "
+        "'0' is 'j', '1' is 'i', '2' is 'h', ...\n"
+    )
+    assert labels_of(uri, named)["9"] == 9
+
+
+def test_an_empty_class_folder_counts_and_an_absent_one_is_refused(tmp_path: Path, loaded: LoadedModel) -> None:
+    names = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+    uri = write_folders(tmp_path / "v", [name for name in names if name != "bee"])
+    with pytest.raises(
+        DatasetError, match=r"has 9 classes, 'ant', 'cat', \.\.\., model .* has 10, .*no name is the same"
+    ):
+        check_inputs(find_source(uri), loaded, labels=True)
+    (tmp_path / "v" / "bee").mkdir()
+    assert labels_of(uri, loaded) == {name: label for label, name in enumerate(names) if name != "bee"}
+
+
+def test_an_order_on_which_torchvision_and_timm_differ_is_refused(tmp_path: Path, loaded: LoadedModel) -> None:
+    uri = write_folders(tmp_path / "v", [f"class{number}" for number in range(1, 11)])
+    with pytest.raises(DatasetError, match="'class10' and 'class2' are sorted differently by torchvision and by timm"):
+        read_inputs(uri, with_classes(loaded, list("abcdefghij")), labels=True)
+    assert labels_of(uri, with_classes(loaded, [f"Class {number}" for number in range(1, 11)]))["class10"] == 9
+
+
+def test_labels_that_are_not_needed_are_unknown_where_no_class_is_the_models(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    uri = write_folders(tmp_path / "v", ["wolf", "lynx", "class b"])
+    assert labels_of(uri, loaded, labels=False) == {"class b": 1, "lynx": -1, "wolf": -1}
+
+
+def test_another_split_of_a_folder_gives_the_classes_that_this_one_lacks(tmp_path: Path, loaded: LoadedModel) -> None:
+    letters = list("abcdefghij")
+    write_folders(tmp_path / "train", letters)
+    write_folders(tmp_path / "val", ["a", "c"])
+    rows = read_inputs(find_source(str(tmp_path), split="validation"), loaded, labels=True).take_all()
+    assert {row["image_id"]: row["label"] for row in rows} == {"val/a/x.png": 0, "val/c/x.png": 2}
+
+
+def test_rotated_photos_are_read_as_hugging_face_datasets_reads_them(tmp_path: Path, loaded: LoadedModel) -> None:
+    import datasets
+
+    pixels = random_images(1, 32)[0, :20]
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        for suffix in ("png", "jpg", "webp", "tif"):
+            Image.fromarray(pixels).save(tmp_path / f"{orientation}.{suffix}", exif=exif)
+    ids = [str(path) for path in sorted(tmp_path.iterdir())]
+    theirs = datasets.Dataset.from_dict({"image": ids}).cast_column("image", datasets.Image())["image"]
+    ours = {row["image_id"]: row["image"] for row in read_images(str(tmp_path)).take_all()}
+    inputs = {row["image_id"]: row["pixels"] for row in read_inputs(str(tmp_path), loaded).take_all()}
+    for path, image in zip(ids, theirs, strict=True):
+        np.testing.assert_array_equal(ours[Path(path).name], np.asarray(image))
+        np.testing.assert_array_equal(inputs[Path(path).name], RealImageTransform(loaded)(image).numpy())
+    assert ours["6.png"].shape == (32, 20, 3)
 
 
 def test_labelled_parquet_maps_by_class_name(tmp_path: Path, loaded: LoadedModel) -> None:
@@ -118,15 +204,15 @@ def test_synthetic_images_on_another_patch_grid(tmp_path: Path, loaded: LoadedMo
 def test_more_classes_than_the_model_has(tmp_path: Path, loaded: LoadedModel) -> None:
     file = str(tmp_path / "x.parquet")
     write_images(file, random_images(1, 32), [10], [str(label) for label in range(11)])
-    with pytest.raises(DatasetError, match=r"11 classes, model .* has 10"):
-        read_inputs(file, loaded)
+    with pytest.raises(DatasetError, match=r"has 11 classes, .*, model .* has 10"):
+        read_inputs(file, loaded, labels=True)
 
 
 def test_class_names_that_are_the_models_only_in_part(tmp_path: Path, loaded: LoadedModel) -> None:
     file = str(tmp_path / "x.parquet")
     write_images(file, random_images(2, 32), [0, 1], ["class b", "zebra"])
-    with pytest.raises(DatasetError, match=r"class 'zebra', which model .* lacks, though it has 'class b'"):
-        read_inputs(file, loaded)
+    with pytest.raises(DatasetError, match=r"class 'zebra', which model .* lacks .*, though it has 'class b'"):
+        read_inputs(file, loaded, labels=True)
 
 
 def test_label_outside_the_classes(tmp_path: Path, loaded: LoadedModel) -> None:
@@ -145,12 +231,11 @@ def test_withheld_labels_are_unknown(tmp_path: Path, loaded: LoadedModel) -> Non
         read_inputs(str(tmp_path), loaded, labels=True).take_all()
 
 
-def test_labels_that_go_by_number_though_there_are_names_are_told(
+def test_class_names_in_parquet_that_are_the_models_in_another_order_are_not_warned_about(
     tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, names in (("same", NAMES), ("other", list("jihgfedcba"))):
-        write_images(str(tmp_path / f"{name}.parquet"), random_images(1, 32), [3], names)
-        check_inputs(find_source(str(tmp_path / f"{name}.parquet")), loaded, labels=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: '{tmp_path}/other.parquet' has the classes 'j', ..., model ")
-    assert line.endswith("has 'class a', ...: labels go by number")
+    file = str(tmp_path / "x.parquet")
+    write_images(file, random_images(1, 32), [3], NAMES[::-1])
+    check_inputs(find_source(file), loaded, labels=True)
+    assert capsys.readouterr().err == ""
+    assert read_inputs(file, loaded, labels=True).take_all()[0]["label"] == 6

@@ -18,7 +18,8 @@ from ray.data.extensions import ArrowTensorArray
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.columns import convert as convert_column
-from pipeline.dataset.sources import ImageFiles, RowRange, Source, Unit, find_source
+from pipeline.dataset.sources import Source, find_source
+from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError
 
 Convert = Callable[[pa.Table], pa.Table]
@@ -33,7 +34,12 @@ _COLUMN_THREADS = 32
 
 
 def read_images(
-    uri: str, *, columns: Sequence[str] | None = None, decode: bool = True, override_num_blocks: int | None = None
+    uri: str,
+    *,
+    split: str | None = None,
+    columns: Sequence[str] | None = None,
+    decode: bool = True,
+    override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
     """Images, and what is known of each, as a Ray Dataset.
 
@@ -44,6 +50,7 @@ def read_images(
     Args:
         uri: a synthetic dataset, a Parquet file or a folder of them with a column `image` (binary, or
             struct<bytes, path>), or a folder of images with one subfolder a class, or none.
+        split: which of several splits to read, such as `test`; `docs/images.md` says where they are looked for.
         columns: which ones; further columns of a Parquet file must be named here.
         decode: decode the images.
         override_num_blocks: into how many blocks to read, for parallelism.
@@ -54,7 +61,7 @@ def read_images(
     """
     wanted = list(columns or ())
     derived = {"image", "image_id"}
-    source = find_source(uri, [name for name in wanted if name not in schema.COLUMNS])
+    source = find_source(uri, [name for name in wanted if name not in schema.COLUMNS], split=split)
     absent = [name for name in wanted if name not in source.columns and name not in derived]
     if absent:
         raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {sorted(derived | set(source.columns))}")
@@ -197,7 +204,7 @@ def _to_table(
 
 def _derived_ids(unit: RowRange, start: int, count: int) -> pa.Array:
     """Return ids of rows that have none of their own, from file and row."""
-    stem = unit.name.removesuffix(".parquet")
+    stem = unit.name.removesuffix(unit.name[-len(".parquet") :])
     first = unit.first_row + start
     return pa.array([f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + count)], pa.string())
 

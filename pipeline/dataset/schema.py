@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.errors import DatasetError
 
 SCHEMA_VERSION = 1
@@ -25,8 +26,6 @@ COLUMNS = {
     "teacher_confidence": pa.float32(),
     "teacher_prediction": pa.int64(),
 }
-# Pillow knows more; of some it starts other programs to read them (EPS).
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
 
@@ -80,31 +79,25 @@ def encode_image(pixels: np.ndarray) -> bytes:
 
 
 def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image:
-    """A decoded picture of mode L or RGB, whatever it was stored as.
+    """Return a decoded picture of mode L or RGB, whatever it was stored as, by the rules of `decoding.decode`.
 
     Args:
-        encoded: a PNG, a JPEG, or what else Pillow reads.
+        encoded: bytes of an image file, of any format in `decoding.FORMATS`.
         name: of the image, for the message.
         uri: what it was read from, likewise.
 
     Raises:
-        DatasetError: not an image, truncated, or absurdly large.
+        DatasetError: it is not an image, truncated, or absurdly large, or a rule refuses it.
     """
     try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return decode(encoded)
+    except UnreadableImageError as error:
         place = "" if uri is None else f" of {uri!r}"
-        # Pillow's own words for it name an object in memory.
-        reason = f"it is none of {', '.join(_FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
-        raise DatasetError(f"image {name!r}{place} cannot be decoded: {reason}") from error
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+        raise DatasetError(f"image {name!r}{place} cannot be decoded: {error}") from error
 
 
 def decode_image(encoded: bytes, name: str, uri: str | None = None) -> np.ndarray:
-    """uint8 [H, W, C] of an encoded image, C being 1 for grays and 3 for colors.
+    """Return uint8 [H, W, C] of an encoded image, C being 1 for gray and 3 for color.
 
     Raises:
         DatasetError: as `open_image`.

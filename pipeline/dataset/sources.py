@@ -6,8 +6,7 @@ Everything is looked at before any work starts: a truncated or foreign file is t
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,67 +14,19 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema, store
+from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, read_card
 from pipeline.dataset.columns import column_types
-from pipeline.errors import DatasetError
+from pipeline.dataset.decoding import IMAGE_SUFFIXES
+from pipeline.dataset.folders import check_folders, class_folder, find_classes
+from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
+from pipeline.dataset.splits import check_one_dataset, choose_split, folder_splits, missing_shards, parquet_splits
+from pipeline.dataset.units import ImageFiles, RowRange, Unit
+from pipeline.errors import DatasetError, warn
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # Footers are small and far away: many at a time.
 _FOOTER_THREADS = 32
 # Image files that are read together when nothing else is asked for.
 _IMAGES_A_UNIT = 128
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows of one row group of a Parquet file.
-
-    Attributes:
-        name: of the file under the source's URI; image ids derive from it.
-        first_row: number in the file of the row group's first row.
-        start, stop: rows of the row group that belong to the range.
-        size: their bytes, about.
-    """
-
-    uri: str
-    name: str
-    row_group: int
-    first_row: int
-    start: int
-    stop: int
-    size: int
-
-    @property
-    def num_rows(self) -> int:
-        return self.stop - self.start
-
-    def split(self, parts: int) -> list["RowRange"]:
-        edges = [self.start + self.num_rows * part // parts for part in range(parts + 1)]
-        return [
-            RowRange(self.uri, self.name, self.row_group, self.first_row, start, stop, self.size // parts)
-            for start, stop in pairwise(edges)
-            if stop > start
-        ]
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Some of the files of an image folder: (URI, name under the folder, label or None), and their bytes together."""
-
-    files: tuple[tuple[str, str, int | None], ...]
-    size: int
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.files)
-
-    def split(self, parts: int) -> list["ImageFiles"]:
-        edges = [self.num_rows * part // parts for part in range(parts + 1)]
-        return [
-            ImageFiles(self.files[start:stop], self.size // parts) for start, stop in pairwise(edges) if stop > start
-        ]
-
-
-Unit = RowRange | ImageFiles
 
 
 @dataclass(frozen=True)
@@ -99,6 +50,11 @@ class Source:
     manifest: dict[str, Any] | None = None
 
     @property
+    def of_folders(self) -> bool:
+        """Whether the classes are folders, whose order nobody stated."""
+        return any(isinstance(unit, ImageFiles) for unit in self.units)
+
+    @property
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
 
@@ -116,32 +72,56 @@ class Source:
             )
 
 
-def find_source(uri: str, extra_columns: Sequence[str] = ()) -> Source:
+def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | None = None) -> Source:
     """Find out what a URI holds, and check all of it that can be checked without reading images.
+
+    One line on standard error says which files are not read. `docs/images.md` has the rules.
 
     Args:
         uri: a synthetic dataset, a Parquet file or a folder of them, or a folder of images, with one subfolder a class
             or none.
         extra_columns: columns of Parquet files to read besides the contract's.
+        split: which of several splits to read, such as `test`.
 
     Raises:
-        DatasetError: nothing there, no images in it, or a truncated, foreign or mixed file; the message names it.
+        DatasetError: nothing there, no images in it, or a truncated, foreign or mixed file; several splits and none
+            chosen, or no such split. The message names it.
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder")
     if storage.exists(store.manifest_uri(uri)):
+        if split is not None:
+            raise DatasetError(f"{uri!r} is a synthetic dataset, which has no splits: {split!r} cannot be read")
         return _synthetic(uri, extra_columns)
-    files = storage.find_files(uri)
-    parquet = [(name, size) for name, size in files if name.endswith(".parquet") or name == ""]
+    listing = list_tree(uri)
+    names = [name for name, _ in listing.files]
+    if names == [""]:
+        return _one_file(uri, extra_columns, split)
+    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    # Facts about the images beside it, as Hugging Face datasets has them.
+    facts = "metadata.parquet" if images else None
+    parquet = [name for name in names if _is_parquet(name) and posixpath.basename(name) != facts]
     if parquet:
-        return _parquet(uri, [name for name, _ in parquet], extra_columns)
-    images = [(name, size) for name, size in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        return _parquet_folder(uri, listing, parquet, extra_columns, split)
     if not images:
-        raise DatasetError(f"no dataset at {uri!r}: neither Parquet files nor images are in it")
+        there = f": it holds {count(names, 'file')}, {by_suffix(names)}" if names else ": it is empty"
+        raise DatasetError(f"no dataset at {uri!r}: neither Parquet files nor images are in it{there}")
     if extra_columns:
         raise DatasetError(f"{uri!r} is a folder of images: it has no column {extra_columns[0]!r}")
-    return _image_folder(uri, images)
+    return _image_folder(uri, listing, images, split)
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+def _one_file(uri: str, extra_columns: Sequence[str], split: str | None) -> Source:
+    if split is not None:
+        raise DatasetError(f"{uri!r} is one file, which has no splits: {split!r} cannot be read")
+    if uri.lower().endswith(IMAGE_SUFFIXES):
+        raise DatasetError(f"{uri!r} is one image: give the URI of its folder")
+    return _parquet(uri, [""], extra_columns)
 
 
 def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
@@ -156,6 +136,39 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
         raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
     class_names = [str(name) for name in manifest["class_names"]]
     return Source(uri, source.columns, class_names, True, source.units, manifest)
+
+
+def _parquet_folder(
+    uri: str, listing: Listing, names: list[str], extra_columns: Sequence[str], split: str | None
+) -> Source:
+    card = read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
+    config = card_config(uri, card)
+    splits = None if config is None else card_splits(uri, config, names)
+    by_card = splits is not None
+    splits = splits or parquet_splits(names)
+    chosen, files = choose_split(uri, splits, split)
+    if not by_card:
+        check_one_dataset(uri, chosen, files)
+    for name, (there, total) in missing_shards(files).items():
+        warn(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
+    unread = {name for found in splits.files.values() for name in found} - set(files)
+    report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
+    source = _parquet(uri, files, extra_columns)
+    return replace(source, class_names=_agreed_names(uri, source.class_names, card_class_names(card, config)))
+
+
+def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
+    """Return the class names of Parquet files, which may be told by themselves or by a card.
+
+    Raises:
+        DatasetError: both tell them, and they differ.
+    """
+    if in_files is not None and in_card is not None and in_files != in_card:
+        raise DatasetError(
+            f"{uri!r}: its Parquet files name {len(in_files)} classes, {in_files[:3]}..., and its {CARD} "
+            f"{len(in_card)}, {in_card[:3]}...: correct the card"
+        )
+    return in_card if in_files is None else in_files
 
 
 def _parquet(uri: str, names: list[str], extra_columns: Sequence[str]) -> Source:
@@ -217,28 +230,27 @@ def _row_groups(uri: str, name: str, footer: pq.FileMetaData) -> Iterator[RowRan
         first_row += group.num_rows
 
 
-def _image_folder(uri: str, images: list[tuple[str, int]]) -> Source:
-    folders = sorted({posixpath.dirname(name) for name, _ in images})
-    if "" in folders and len(folders) > 1:
-        stray = next(name for name, _ in images if "/" not in name)
-        raise DatasetError(f"{uri!r} has class subfolders and, beside them, the image {stray!r}")
-    nested = [folder for folder in folders if "/" in folder]
-    if nested:
-        raise DatasetError(f"{uri!r}: images must lie in class subfolders, not deeper as in {nested[0]!r}")
-    named = folders != [""]
-    labels = {folder: label if named else None for label, folder in enumerate(folders)}
+def _image_folder(uri: str, listing: Listing, images: list[str], split: str | None) -> Source:
+    splits = folder_splits(images)
+    chosen, read = choose_split(uri, splits, split)
+    root = chosen or ""
+    check_folders(uri, root, read)
+    names = find_classes(uri, root, splits.files or [""], images, listing.empty_folders)
+    report_skipped(uri, listing, "images", read=read, unread=set(images))
+    labels = {name: label for label, name in enumerate(names)}
+    sizes = dict(listing.files)
     units = [
         ImageFiles(
-            tuple((storage.join(uri, name), name, labels[posixpath.dirname(name)]) for name, _ in chunk),
-            sum(size for _, size in chunk),
+            tuple((storage.join(uri, name), name, labels.get(class_folder(root, name))) for name in chunk),
+            sum(sizes[name] for name in chunk),
         )
-        for chunk in _chunks(images, _IMAGES_A_UNIT)
+        for chunk in _chunks(read, _IMAGES_A_UNIT)
     ]
     columns = {"image": pa.binary(), "image_id": pa.string()}
-    if named:
+    if names:
         columns["label"] = pa.int64()
-    return Source(uri, columns, folders if named else None, False, list(units))
+    return Source(uri, columns, names or None, False, list(units))
 
 
-def _chunks(items: list[tuple[str, int]], size: int) -> Iterable[list[tuple[str, int]]]:
+def _chunks(items: list[str], size: int) -> Iterable[list[str]]:
     return (items[start : start + size] for start in range(0, len(items), size))

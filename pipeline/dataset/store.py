@@ -6,6 +6,7 @@
 - `<output>/.tmp/`: what a killed local write leaves; emptied by the next run.
 """
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,10 +198,11 @@ def write_images(
         row_group_size: rows that are read together.
 
     Raises:
-        DatasetError: counts that differ, labels without a name, repeated ids, or it could not be written.
+        DatasetError: counts that differ, labels that are no whole numbers or have no name, repeated ids, images of
+            another type, or it could not be written.
     """
     names = [f"{row:06d}" for row in range(len(images))] if image_ids is None else list(image_ids)
-    values = [int(label) for label in labels]
+    values = [_whole(uri, label) for label in labels]
     if not len(images) == len(values) == len(names):
         raise DatasetError(f"{uri!r}: {len(images)} images, {len(values)} labels, {len(names)} ids")
     unnamed = sorted({label for label in values if not 0 <= label < len(class_names)})
@@ -214,6 +216,13 @@ def write_images(
         storage.write_bytes(uri, schema.to_parquet(table, row_group_size=row_group_size))
     except OSError as error:
         raise DatasetError(f"cannot write {uri!r}: {type(error).__name__}: {error}") from error
+
+
+def _whole(uri: str, label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise DatasetError(f"{uri!r}: a label must be a whole number, not {label!r}") from error
 
 
 def _failure_uri(output: str, shard_id: int) -> str:

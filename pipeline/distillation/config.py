@@ -19,6 +19,8 @@ _NOT_IN_DIGEST = (
     "cache_gb",
     "allow_incomplete",
 )
+# Settings that came later: a run without them keeps its digest.
+_IF_SET = ("images_split", "labelled_split")
 _POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
 _NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "num_workers", "seed", "max_failures")
 
@@ -55,9 +57,11 @@ class DistillationConfig:
         teacher: the model to learn from; a ViT reads kept tokens alone, any other family the filled image.
         student: the model that learns.
         images: a synthetic dataset, or any Parquet file or folder, or folder of images.
+        images_split: which split of them, such as `train`, where there are several.
         output: folder or URI that everything is written under.
         labelled: labelled images to score the student on; the best epoch is the one of the highest top-1. Without them
             it is the one of the lowest training loss.
+        labelled_split: which split of them, such as `test`, where there are several.
         epochs: passes over the images.
         batch_size: images a step, over all workers together.
         optimizer: AdamW, or SGD with momentum.
@@ -87,8 +91,10 @@ class DistillationConfig:
     teacher: ModelConfig
     student: StudentConfig
     images: str
+    images_split: str | None = None
     output: str
     labelled: str | None = None
+    labelled_split: str | None = None
     epochs: int = 60
     batch_size: int = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -131,8 +137,9 @@ class DistillationConfig:
             )
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide which student comes out, as plain data."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_DIGEST}
+        """Return the settings that decide which student comes out, as plain data."""
+        values = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_DIGEST}
+        return {name: value for name, value in values.items() if value is not None or name not in _IF_SET}
 
 
 def _check_blocks(blocks: list[int]) -> None:

@@ -16,7 +16,8 @@ import ray.data
 import torch
 from torch import Tensor
 
-from pipeline.dataset.sources import Source, Unit
+from pipeline.dataset.sources import Source
+from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel

@@ -55,11 +55,11 @@ def prepare(config: DistillationConfig) -> Plan:
     teacher = load_model(config.teacher)
     student = build_student(config.student, teacher, seed=config.seed)
     _check_tokens(config, as_reader(teacher.model), student)
-    images = find_source(config.images)
+    images = find_source(config.images, split=config.images_split)
     if not config.allow_incomplete:
         images.check_complete()
     check_inputs(images, teacher, labels=config.label_weight > 0)
-    labelled = None if config.labelled is None else find_labelled(config.labelled, teacher)
+    labelled = None if config.labelled is None else find_labelled(config.labelled, teacher, config.labelled_split)
     _check_batch_norm(config, student, images.num_rows)
     # Paths as they were given: a job that is submitted again may run in another folder.
     decided = {

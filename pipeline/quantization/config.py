@@ -18,8 +18,10 @@ class CalibrationConfig:
         teacher: the model to quantize.
         images: what to calibrate on: a synthetic dataset, Parquet with a column `image`, or a folder of images; real
             images and noise as well as synthetic ones.
+        images_split: which split of them, such as `train`, where there are several.
         output: where the artifacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
         labelled: URI of labelled images to score the artifacts on; without it they are timed only.
+        labelled_split: which split of them, such as `test`, where there are several.
         settings: bit widths; one pass over the images serves them all. Widths below 8 make the artifact no faster.
         placement: what is quantized, see `MinMaxQuantizer`.
         mode: `sparse` reads the kept patches of each image alone, as a ViT can; `dense` whole images, with the mean
@@ -41,8 +43,10 @@ class CalibrationConfig:
 
     teacher: ModelConfig
     images: str
+    images_split: str | None = None
     output: str
     labelled: str | None = None
+    labelled_split: str | None = None
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"

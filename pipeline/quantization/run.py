@@ -69,10 +69,10 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         check_onnx()
     loaded = load_model(config.teacher)
     _check_mode(config, loaded)
-    source = find_source(config.images)
+    source = find_source(config.images, split=config.images_split)
     _check_source(config, source, loaded)
     check_inputs(source, loaded)
-    labelled = None if config.labelled is None else find_labelled(config.labelled, loaded)
+    labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
     program = export_images(loaded.model, config.placement)
     identity = _identity(config, source, loaded)
     _claim(config.output, identity)
@@ -127,6 +127,8 @@ def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
         "batch_size": config.batch_size,
         "max_images": config.max_images,
         "seed": config.seed,
+        # A calibration of before there were splits keeps its digest.
+        **({} if config.images_split is None else {"images_split": config.images_split}),
     }
     return {**deciding, "digest": digest(deciding)}
 

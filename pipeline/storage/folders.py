@@ -65,6 +65,28 @@ def find_files(uri: str) -> list[tuple[str, int]]:
     return sorted((name, size) for name, size in below.items() if not any(map(_is_hidden, name.split("/"))))
 
 
+def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return files with their sizes in bytes, and folders, by their names below a location, sorted.
+
+    Hidden ones are among them. What an object store keeps in place of a folder is one.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    root = path.rstrip("/")
+    try:
+        found: dict[str, Any] = fs.find(path, detail=True, withdirs=True)  # type: ignore[assignment]
+    except location_errors() as error:
+        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
+    parents = {folder for name in found for folder in _parents(name)}
+    folders = {name for name, entry in found.items() if entry["type"] == "directory" or _is_marker(entry, parents)}
+    below = {name: name.removeprefix(root).strip("/") for name in found}
+    files = [(below[name], int(entry["size"] or 0)) for name, entry in found.items() if name not in folders]
+    return sorted(files), sorted({below[name].removesuffix(_HADOOP_MARKER) for name in folders} - {""})
+
+
 def _is_file(fs: Any, entry: dict[str, Any]) -> bool:
     # A link to a file is told as neither file nor folder.
     return entry["type"] == "file" or (bool(entry.get("islink")) and fs.isfile(entry["name"]))

@@ -1,0 +1,118 @@
+"""The dataset card of Hugging Face: YAML at the head of `README.md` that says which files are which split."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+from fsspec.utils import glob_translate
+
+from pipeline import storage
+from pipeline.dataset.splits import Splits
+from pipeline.errors import DatasetError
+
+CARD = "README.md"
+
+
+def read_card(uri: str) -> dict[str, Any]:
+    """Return the YAML of the card in a folder; empty where the card has none.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    card = storage.join(uri, CARD)
+    lines = storage.read_bytes(card).decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---" or "---" not in map(str.rstrip, lines[1:]):
+        return {}
+    end = [line.rstrip() for line in lines].index("---", 1)
+    try:
+        values = yaml.safe_load("\n".join(lines[1:end]))
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{card!r} has a head that is not YAML: {' '.join(str(error).split())}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def card_config(uri: str, card: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration that a card gives, or marks as the default; None where it gives none.
+
+    Raises:
+        DatasetError: there are several and none is the default.
+    """
+    configs = card.get("configs")
+    configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+    defaults = [config for config in configs if config.get("default") or config.get("config_name") == "default"]
+    if len(configs) > 1 and len(defaults) != 1:
+        names = ", ".join(repr(config.get("config_name")) for config in configs)
+        raise DatasetError(
+            f"{uri!r} is a dataset in several configurations, {names}, by its {CARD}: give the URI of the folder of one"
+        )
+    return (defaults or configs or [None])[0]
+
+
+def card_splits(uri: str, config: dict[str, Any], names: Sequence[str]) -> Splits | None:
+    """Group files by the `data_files` of a configuration; None where it has none.
+
+    Splits without a file here are left out: one may have been downloaded without the others.
+
+    Raises:
+        DatasetError: no file is named, or the card is not as Hugging Face documents it.
+    """
+    base = str(config.get("data_dir") or "").strip("/")
+    if "data_files" not in config:
+        inside = [name for name in names if name.startswith(f"{base}/")] if base else []
+        return Splits({"train": inside}, []) if inside else None
+    patterns = _patterns(uri, config["data_files"])
+    files = {split: _matching(base, globs, names) for split, globs in patterns.items()}
+    files = {split: found for split, found in files.items() if found}
+    if not files:
+        given = next(iter(patterns.values()), [])
+        raise DatasetError(
+            f"{uri!r}: its {CARD} lists data_files such as {given[:1]}, and none is here: correct or remove it"
+        )
+    # What the card leaves out is no part of the dataset.
+    return Splits(files, [])
+
+
+def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> list[str] | None:
+    """Return the names that a card's `dataset_info` gives to the values of `label`; None where it gives none."""
+    infos = card.get("dataset_info")
+    infos = infos if isinstance(infos, list) else [infos]
+    wanted = (config or {}).get("config_name")
+    for info in infos:
+        if isinstance(info, dict) and (len(infos) == 1 or info.get("config_name", "default") == wanted):
+            for feature in info.get("features") or ():
+                names = _names_of(feature)
+                if names is not None:
+                    return names
+    return None
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    try:
+        names = feature["dtype"]["class_label"]["names"] if feature["name"] == "label" else None
+        # Written as a mapping of quoted numbers.
+        ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
+        return None if ordered is None else [str(name) for name in ordered]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _patterns(uri: str, data_files: Any) -> dict[str, list[str]]:
+    """Return the patterns of each split; files without a split are `train`, as in Hugging Face datasets."""
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    patterns: dict[str, list[str]] = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            entry = {"split": "train", "path": entry}
+        paths = entry.get("path") if isinstance(entry, dict) else None
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or "split" not in entry:
+            raise DatasetError(f"{uri!r}: its {CARD} has the data_files entry {entry!r}, without split or path")
+        patterns.setdefault(str(entry["split"]), []).extend(map(str, paths))
+    return patterns
+
+
+def _matching(base: str, globs: Iterable[str], names: Sequence[str]) -> list[str]:
+    whole = [f"{base}/{glob}" if base else glob for glob in globs]
+    expressions = [re.compile(glob_translate(glob.removeprefix("./"))) for glob in whole]
+    return [name for name in names if any(expression.match(name) for expression in expressions)]

@@ -1,0 +1,48 @@
+"""Names of classes: which are numbers, and in what order class folders count."""
+
+import re
+from collections.abc import Collection
+from itertools import pairwise
+
+from pipeline.errors import DatasetError
+
+
+def as_number(name: str) -> int | None:
+    """Return the number that a name is, zero-padded or not; None for any other name."""
+    return int(name) if name.isascii() and name.isdigit() else None
+
+
+def order_classes(names: Collection[str]) -> list[str]:
+    """Sort class folders: by number where all are numbers, and as text otherwise, as torchvision does.
+
+    Raises:
+        DatasetError: two folders are the same number, such as `1` and `01`.
+    """
+    numbers = {name: as_number(name) for name in names}
+    if None in numbers.values():
+        return sorted(names)
+    ordered = sorted(names, key=lambda name: (numbers[name], name))
+    for name, following in pairwise(ordered):
+        if numbers[name] == numbers[following]:
+            raise DatasetError(f"the class folders {name!r} and {following!r} are the same number")
+    return ordered
+
+
+def doubtful_order(names: Collection[str]) -> tuple[str, str] | None:
+    """Return two names that torchvision and timm put in different orders; None where they agree on all.
+
+    torchvision sorts class folders as text. timm ignores case, and numbers within a name count by value. Names that
+    are numbers are beyond doubt here: they go by number.
+    """
+    if all(as_number(name) is not None for name in names):
+        return None
+    for text, natural in zip(sorted(names), sorted(names, key=_natural_key), strict=True):
+        if text != natural:
+            return text, natural
+    return None
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", name.lower())
+    # Every second part is what was split at: digits.
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]

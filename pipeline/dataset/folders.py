@@ -1,0 +1,64 @@
+"""Folders of images: which classes there are, and which of them each image is of."""
+
+import posixpath
+from collections.abc import Collection, Iterable, Sequence
+
+from pipeline.dataset.classes import order_classes
+from pipeline.errors import DatasetError
+
+
+def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
+    """Check that images lie all in class subfolders of `root`, or all beside each other.
+
+    Raises:
+        DatasetError: they lie beside class subfolders, or deeper than in one.
+    """
+    folders = {class_folder(root, name) for name in images}
+    if "" in folders and len(folders) > 1:
+        stray = next(name for name in images if class_folder(root, name) == "")
+        raise DatasetError(f"{uri!r} has class subfolders and, beside them, the image {stray!r}")
+    nested = sorted(folder for folder in folders if "/" in folder)
+    if nested:
+        raise DatasetError(
+            f"{uri!r}: images must lie in class subfolders, not deeper as in {posixpath.join(root, nested[0])!r}; "
+            "only folders of splits, such as train/ and test/, may hold the class subfolders"
+        )
+
+
+def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str], empty: Collection[str]) -> list[str]:
+    """Return the classes of a folder of images in the order of their labels; none where it has no subfolders.
+
+    Every class subfolder counts, without an image in it as well. Where the folder of another split has all of them and
+    more, those count too, so that a class without a test image shifts no label.
+
+    Args:
+        uri: for messages.
+        root: folder of the class subfolders, below `uri`; `""` for `uri` itself.
+        roots: those of all splits.
+        images: names of all images below `uri`.
+        empty: names of folders below `uri` that hold no file.
+
+    Raises:
+        DatasetError: two folders are the same number.
+    """
+    found = {split: _classes_in(split, images, empty) for split in roots}
+    own = found[root]
+    if not _classes_in(root, images, ()):
+        return []
+    names = max((classes for classes in found.values() if classes >= own), key=len)
+    try:
+        return order_classes(names)
+    except DatasetError as error:
+        raise DatasetError(f"{uri!r}: {error}") from error
+
+
+def class_folder(root: str, name: str) -> str:
+    """Return the class subfolder of an image, by its name below the location; `""` where it lies in none."""
+    return posixpath.dirname(name.removeprefix(f"{root}/") if root else name)
+
+
+def _classes_in(root: str, images: Sequence[str], empty: Collection[str]) -> set[str]:
+    prefix = f"{root}/" if root else ""
+    folders = [posixpath.dirname(name) for name in images] + list(empty)
+    below = {folder.removeprefix(prefix) for folder in folders if folder.startswith(prefix)}
+    return {folder for folder in below if folder and "/" not in folder}

@@ -1,0 +1,57 @@
+"""What is read together: rows of a Parquet file, or some image files."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows of one row group of a Parquet file.
+
+    Attributes:
+        name: of the file under the source's URI; image ids derive from it.
+        first_row: number in the file of the row group's first row.
+        start, stop: rows of the row group that belong to the range.
+        size: their bytes, about.
+    """
+
+    uri: str
+    name: str
+    row_group: int
+    first_row: int
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+    def split(self, parts: int) -> list["RowRange"]:
+        edges = [self.start + self.num_rows * part // parts for part in range(parts + 1)]
+        return [
+            RowRange(self.uri, self.name, self.row_group, self.first_row, start, stop, self.size // parts)
+            for start, stop in pairwise(edges)
+            if stop > start
+        ]
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Some of the files of an image folder: (URI, name under the folder, label or None), and their bytes together."""
+
+    files: tuple[tuple[str, str, int | None], ...]
+    size: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.files)
+
+    def split(self, parts: int) -> list["ImageFiles"]:
+        edges = [self.num_rows * part // parts for part in range(parts + 1)]
+        return [
+            ImageFiles(self.files[start:stop], self.size // parts) for start, stop in pairwise(edges) if stop > start
+        ]
+
+
+Unit = RowRange | ImageFiles
