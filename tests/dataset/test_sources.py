@@ -1,0 +1,191 @@
+"""What is found at a location, and what is said of the rest."""
+
+import os
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from s3fs import S3FileSystem
+
+from pipeline.dataset import write_images
+from pipeline.dataset.listing import list_tree
+from pipeline.dataset.sources import find_source
+from pipeline.dataset.units import ImageFiles
+from pipeline.errors import DatasetError
+
+PIXELS = np.zeros((1, 8, 8, 3), np.uint8)
+
+
+def image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def parquet(path: Path, names: list[str] | None = None, count: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_images(str(path), PIXELS.repeat(count, 0), [0] * count, names or ["a", "b"])
+
+
+def found(uri: Path | str, split: str | None = None) -> dict[str, int | None]:
+    """Name and label of each image of a folder."""
+    units = find_source(str(uri), split=split).units
+    return {name: label for unit in units if isinstance(unit, ImageFiles) for _, name, label in unit.files}
+
+
+def test_folders_that_are_numbers_are_labels_by_number(tmp_path: Path) -> None:
+    for number in range(12):
+        image(tmp_path / str(number) / "x.png")
+    assert found(tmp_path) == {f"{number}/x.png": number for number in range(12)}
+
+
+def test_empty_class_folders_count_and_others_without_images_do_not(tmp_path: Path) -> None:
+    for name in ("ant/x.png", "cat/x.png"):
+        image(tmp_path / name)
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "x.xml").touch()
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    assert find_source(str(tmp_path)).class_names == ["ant", "bee", "cat"]
+    assert found(tmp_path) == {"ant/x.png": 0, "cat/x.png": 2}
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    image(tmp_path / "stock" / "ant" / "x.png")
+    image(tmp_path / "v" / "cat" / "x.png")
+    os.symlink("../stock/ant", tmp_path / "v" / "ant")
+    os.symlink("../../stock/ant/x.png", tmp_path / "v" / "cat" / "y.png")
+    os.symlink("v", tmp_path / "w")
+    expected = {"ant/x.png": 0, "cat/x.png": 1, "cat/y.png": 1}
+    assert found(tmp_path / "v") == found(tmp_path / "w") == expected
+
+
+def test_links_that_lead_in_a_circle_are_told_and_those_that_lead_nowhere_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image(tmp_path / "ant" / "x.png")
+    os.symlink("..", tmp_path / "ant" / "back")
+    assert found(tmp_path) == {"ant/x.png": 0}
+    assert capsys.readouterr().err == (
+        f"warning: '{tmp_path}': only images are read; "
+        "skipped: the link 'ant/back', which leads to a folder that it lies in\n"
+    )
+    os.symlink("/nowhere", tmp_path / "bee")
+    with pytest.raises(DatasetError, match="the link 'bee' leads to '/nowhere', which is not there"):
+        find_source(str(tmp_path))
+
+
+def test_images_of_every_suffix_are_read_and_the_rest_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.png", "b.ppm", "c.gif", "d.jfif", "e.JPEG", "f.avif"]
+    for name in names:
+        image(tmp_path / name)
+    assert sorted(found(tmp_path)) == names
+    assert capsys.readouterr().err == ""
+    for name in ("a.txt", "b.txt", "c.json", "._a.png", "Makefile"):
+        (tmp_path / name).touch()
+    assert sorted(found(tmp_path)) == names
+    assert capsys.readouterr().err == (
+        f"warning: '{tmp_path}': only images are read; "
+        "skipped: 4 other files (2 .txt, 1 without suffix, 1 .json), such as 'Makefile'; 1 hidden\n"
+    )
+
+
+def test_parquet_beside_images_is_read_and_the_images_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet(tmp_path / "x.PARQUET")
+    image(tmp_path / "x.png")
+    assert find_source(str(tmp_path)).num_rows == 1
+    assert "only Parquet files are read; skipped: 1 other file (1 .png), such as 'x.png'" in capsys.readouterr().err
+    (tmp_path / "x.PARQUET").rename(tmp_path / "metadata.parquet")
+    assert found(tmp_path) == {"x.png": None}
+    assert "only images are read; skipped: 1 other file (1 .parquet)" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_else_is_described(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(DatasetError, match=r"neither Parquet files nor images are in it: it holds 1 file, 1 \.tar"):
+        find_source(str(tmp_path))
+    image(tmp_path / "x.png")
+    with pytest.raises(DatasetError, match="is one image: give the URI of its folder"):
+        find_source(str(tmp_path / "x.png"))
+
+
+def test_splits_of_a_folder_of_images_are_read_one_at_a_time(tmp_path: Path) -> None:
+    for name in ("train/ant/x.png", "train/bee/x.png", "train/cat/x.png", "val/ant/x.png", "val/cat/x.png"):
+        image(tmp_path / name)
+    with pytest.raises(DatasetError, match="has the splits 'train', 'val': choose one with images_split"):
+        find_source(str(tmp_path))
+    assert found(tmp_path, "train") == {"train/ant/x.png": 0, "train/bee/x.png": 1, "train/cat/x.png": 2}
+    # No image of a bee: still a cat is class 2.
+    assert found(tmp_path, "validation") == {"val/ant/x.png": 0, "val/cat/x.png": 2}
+    assert found(tmp_path / "train")["cat/x.png"] == 2
+    image(tmp_path / "extra" / "ant" / "x.png")
+    with pytest.raises(DatasetError, match="not deeper as in 'extra/ant'; only folders of splits, such as train/"):
+        find_source(str(tmp_path))
+
+
+def test_classes_of_a_test_folder_that_has_none_do_not_count_for_training(tmp_path: Path) -> None:
+    for name in ("train/ant/x.png", "train/bee/x.png", "test/unknown/x.png"):
+        image(tmp_path / name)
+    assert find_source(str(tmp_path), split="train").class_names == ["ant", "bee"]
+
+
+def test_splits_of_parquet_files_are_read_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet(tmp_path / "data" / "train-00000-of-00002.parquet", count=3)
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(DatasetError, match="has the splits 'test', 'train': choose one with images_split"):
+        find_source(str(tmp_path))
+    assert find_source(str(tmp_path), split="test").num_rows == 1
+    assert capsys.readouterr().err == ""
+    assert find_source(str(tmp_path), split="train").num_rows == 3
+    assert "has 1 of the 2 files of 'data/train': the others are missing" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match="is one file, which has no splits: 'test' cannot be read"):
+        find_source(str(tmp_path / "data" / "test-00000-of-00001.parquet"), split="test")
+
+
+def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", count=3)
+    parquet(tmp_path / "more.parquet", count=2)
+    card = tmp_path / "README.md"
+    files = "data_files: [{split: fit, path: [train.parquet, more.parquet]}]"
+    card.write_text(f"---\nconfigs:\n- config_name: default\n  {files}\n---\n# A dataset\n")
+    assert find_source(str(tmp_path)).num_rows == find_source(str(tmp_path), split="fit").num_rows == 5
+    label = "{name: label, dtype: {class_label: {names: {'0': x, '1': y}}}}"
+    card.write_text(f"---\ndataset_info:\n  features:\n  - {label}\n---\n")
+    (tmp_path / "more.parquet").unlink()
+    with pytest.raises(
+        DatasetError, match=r"its Parquet files name 2 classes, \['a', 'b'\].*README.md 2, \['x', 'y'\]"
+    ):
+        find_source(str(tmp_path))
+    card.write_text("---\n{\n---\n")
+    with pytest.raises(DatasetError, match=r"README.md' has a head that is not YAML"):
+        find_source(str(tmp_path))
+
+
+def test_an_object_store_has_the_folders_that_a_marker_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    S3FileSystem.clear_instance_cache()
+    try:
+        store = boto3.client("s3")
+        store.create_bucket(Bucket="made")
+        for key in ("v/", "v/ant/", "v/ant/x.png", "v/bee/", "v/cat/x.png", "v/.git/a", "v/.git/b"):
+            store.put_object(Bucket="made", Key=key, Body=b"" if key.endswith("/") else b"x")
+        listing = list_tree("s3://made/v")
+        assert [name for name, _ in listing.files] == ["ant/x.png", "cat/x.png"]
+        assert (listing.empty_folders, listing.hidden) == ({"bee"}, 1)
+        assert list_tree("s3://made/v/ant/x.png").files == [("", 1)]
+        assert find_source("s3://made/v").class_names == ["ant", "bee", "cat"]
+    finally:
+        S3FileSystem.clear_instance_cache()
+        server.stop()

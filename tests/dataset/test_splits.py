@@ -1,0 +1,153 @@
+import pytest
+
+from pipeline.dataset.card import card_class_names, card_config, card_splits
+from pipeline.dataset.classes import doubtful_order, order_classes
+from pipeline.dataset.splits import (
+    Splits,
+    check_one_dataset,
+    choose_split,
+    folder_splits,
+    missing_shards,
+    parquet_splits,
+)
+from pipeline.errors import DatasetError
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00005.parquet", "train"),
+        ("data/holdout-00000-of-00001-a1b2c3.parquet", "holdout"),
+        ("default/validation/0000.parquet", "validation"),
+        ("my_val_data/x.parquet", "validation"),
+        ("mnist_train.parquet", "train"),
+        ("Test.PARQUET", "test"),
+        ("train2.parquet", "train"),
+        ("my-test/dev.parquet", "validation"),
+        ("contest.parquet", None),
+        ("trainer.parquet", None),
+        ("train_test.parquet", None),
+        ("part-00000-0123abcd.parquet", None),
+    ],
+)
+def test_the_split_of_a_parquet_file_is_in_its_name_or_its_folders(name: str, split: str | None) -> None:
+    found = parquet_splits([name])
+    assert (found.files, found.others) == ({} if split is None else {split: [name]}, [name] if split is None else [])
+
+
+def test_folders_are_splits_only_if_all_are_named_so() -> None:
+    assert set(folder_splits(["train/ant/x.png", "val/ant/x.png"]).files) == {"train", "val"}
+    assert set(folder_splits(["train/x.png", "test/x.png"]).files) == {"train", "test"}
+    assert set(folder_splits(["train_images/a/x.png"]).files) == {"train_images"}
+    # Classes of vehicles, and of instruments.
+    assert not folder_splits(["train/x.png", "bus/x.png"]).files
+    assert not folder_splits(["test tube/x.png", "train set/x.png"]).files
+    assert not folder_splits(["train/ant/x.png", "x.png"]).files
+
+
+def test_a_split_is_chosen_by_its_name_or_another_word_for_it() -> None:
+    splits = Splits({"train": ["a"], "val": ["b"]}, [])
+    assert choose_split("u", splits, "val") == ("val", ["b"])
+    assert choose_split("u", splits, "validation") == ("val", ["b"])
+    assert choose_split("u", Splits({"train": ["a"]}, []), None) == ("train", ["a"])
+    assert choose_split("u", Splits({}, ["a"]), None) == (None, ["a"])
+    with pytest.raises(DatasetError, match="'u' has no split 'test': its splits are 'train', 'val'"):
+        choose_split("u", splits, "test")
+    with pytest.raises(DatasetError, match="'u' has no split 'test': it has no splits"):
+        choose_split("u", Splits({}, ["a"]), "test")
+
+
+def test_several_splits_are_not_read_as_one() -> None:
+    with pytest.raises(DatasetError, match="has the splits 'test', 'train': choose one with images_split or labelled_"):
+        choose_split("u", Splits({"train": ["a"], "test": ["b"]}, []), None)
+    with pytest.raises(DatasetError, match=r"files of the split 'train' and of none, such as 'holdout\.parquet'"):
+        choose_split("u", parquet_splits(["train.parquet", "holdout.parquet"]), None)
+
+
+def test_numbered_files_that_are_absent_are_counted() -> None:
+    names = [f"train-{number:05d}-of-00004.parquet" for number in (0, 3)]
+    assert missing_shards([*names, "test-00000-of-00001.parquet", "x.parquet"]) == {"train": (2, 4)}
+
+
+def test_one_split_in_several_configurations_is_refused() -> None:
+    names = [f"{size}/train-00000-of-00001.parquet" for size in ("160px", "320px")]
+    with pytest.raises(DatasetError, match="'train' in several folders, '160px' and '320px' among them"):
+        check_one_dataset("u", "train", names)
+    check_one_dataset("u", "train", names[:1])
+
+
+def test_numbers_are_sorted_by_value_and_other_names_as_text() -> None:
+    assert order_classes({"10", "9", "0"}) == ["0", "9", "10"]
+    assert order_classes({"10", "09", "00"}) == ["00", "09", "10"]
+    assert order_classes({"b", "a", "10"}) == ["10", "a", "b"]
+    with pytest.raises(DatasetError, match="'01' and '1' are the same number"):
+        order_classes({"1", "01"})
+
+
+@pytest.mark.parametrize(
+    ("names", "doubtful"),
+    [
+        (["0", "1", "10", "2"], None),
+        (["ant", "bee"], None),
+        (["class01", "class10"], None),
+        (["class1", "class10", "class2"], ("class10", "class2")),
+        (["Zebra", "ant"], ("Zebra", "ant")),
+        (["a²", "a1"], None),
+    ],
+)
+def test_an_order_is_doubtful_where_torchvision_and_timm_differ(
+    names: list[str], doubtful: tuple[str, str] | None
+) -> None:
+    assert doubtful_order(names) == doubtful
+
+
+CARD = {
+    "configs": [
+        {"config_name": "small", "data_files": "s.parquet"},
+        {
+            "config_name": "large",
+            "default": True,
+            "data_files": [
+                {"split": "train", "path": ["a/*.parquet", "b/**"]},
+                {"split": "test", "path": "held_out/*.parquet"},
+                {"split": "validation", "path": "not_here/*"},
+            ],
+        },
+    ],
+    "dataset_info": [
+        {"config_name": "small", "features": []},
+        {
+            "config_name": "large",
+            "features": [
+                {"name": "image", "dtype": "image"},
+                {"name": "label", "dtype": {"class_label": {"names": {"0": "ant", "1": "bee", "10": "k", "2": "c"}}}},
+            ],
+        },
+    ],
+}
+
+
+def test_a_card_says_which_files_are_which_split() -> None:
+    config = card_config("u", CARD)
+    assert config is not None
+    names = ["a/0.parquet", "a/x/0.parquet", "b/x/0.parquet", "held_out/train.parquet", "s.parquet"]
+    splits = card_splits("u", config, names)
+    assert splits == Splits({"train": ["a/0.parquet", "b/x/0.parquet"], "test": ["held_out/train.parquet"]}, [])
+    assert card_class_names(CARD, config) == ["ant", "bee", "c", "k"]
+    with pytest.raises(DatasetError, match=r"lists data_files such as \['a/\*.parquet'\], and none is here"):
+        card_splits("u", config, ["other.parquet"])
+
+
+def test_a_card_with_several_configurations_and_no_default_is_refused() -> None:
+    card = {"configs": [{"config_name": name, "data_files": f"{name}/*"} for name in ("full", "small")]}
+    with pytest.raises(DatasetError, match="in several configurations, 'full', 'small', by its README"):
+        card_config("u", card)
+
+
+def test_a_card_that_is_not_as_documented_is_named() -> None:
+    with pytest.raises(DatasetError, match=r"data_files entry \{'path': 'x'\}, without split or path"):
+        card_splits("u", {"data_files": [{"path": "x"}]}, ["x"])
+    assert card_config("u", {"license": "mit"}) is None
+    assert card_splits("u", {"config_name": "default"}, ["x"]) is None
+    assert card_splits("u", {"data_dir": "d"}, ["d/x", "e/x"]) == Splits({"train": ["d/x"]}, [])
+    assert card_class_names({"dataset_info": {"features": [{"name": "label", "dtype": "int64"}]}}, None) is None
