@@ -1,10 +1,9 @@
 """Top-1 and top-5 of any artifact on labelled images, and how long it takes."""
 
-import importlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.opened import Opened, Predictor, fit_to_teacher
 from pipeline.cluster import connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 
-# Normalized images [B, C, H, W] on the CPU → logits [B, classes] on the CPU.
-Predictor = Callable[[Tensor], Tensor]
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 
 
@@ -32,8 +31,10 @@ class EvaluationConfig:
             artifact is given.
         labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
         labelled_split: which split of them to score on, such as `test`, where there are several.
-        artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx`, weights for its architecture (`.safetensors`,
-            `.pth`), or folders as timm loads with `local-dir:`, which bring their own model.
+        artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
+            it), weights for its architecture (`.safetensors`, `.pth`), or folders as timm loads with `local-dir:`,
+            which bring their own model. Classes that an artifact names in another order than the teacher are put in
+            the teacher's; other classes, or another number of them, are refused.
         output: where `evaluation.json` goes; nowhere by default.
         batch_size: images a forward.
     """
@@ -137,23 +138,35 @@ def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> It
 
 
 def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predictor:
-    """A predictor of the teacher's images from an artifact's name.
+    """Return a predictor of the teacher's images and classes from an artifact's name.
 
     Args:
         uri: `.pt2`, `.onnx`, weights of the teacher's architecture, or a folder as timm saves one.
         config: the teacher's.
-        teacher: as loaded from it; its normalization is that of the images.
+        teacher: as loaded from it; its normalization and class names hold.
 
     Raises:
         DatasetError: there is no such file.
-        CheckpointError: it is corrupt, of another kind than its name says, or reads images of another size.
+        CheckpointError: it is corrupt, of another kind than its name says, reads images of another size, or has other
+            classes than the teacher.
     """
+    return fit_to_teacher(_open(uri, config), uri, teacher)
+
+
+def _open(uri: str, config: ModelConfig) -> Opened:
+    # Here and not above: the operators of `.pt2` files come from torchao, which takes seconds to import.
     if uri.endswith(".pt2"):
-        return pt2_predictor(storage.read_bytes(uri), uri, teacher.input_size)
+        from pipeline.artifacts.pt2 import open_pt2
+
+        return open_pt2(uri)
     if uri.endswith(".onnx"):
-        return onnx_predictor(storage.read_bytes(uri), uri, teacher.input_size)
+        from pipeline.artifacts.onnx import open_onnx
+
+        return open_onnx(uri)
     if uri.endswith(_CHECKPOINTS):
-        return model_predictor(load_model(replace(config, checkpoint=uri, pretrained=False)).model)
+        # A checkpoint names no classes, and is read as the teacher is.
+        loaded = load_model(replace(config, checkpoint=uri, pretrained=False))
+        return Opened(model_predictor(loaded.model), Facts(), loaded.input_size)
     folder = uri.removeprefix(LOCAL_DIR)
     if not storage.exists(storage.join(folder, "config.json")):
         kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
@@ -161,27 +174,11 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predic
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
-    _check_input_size(uri, loaded.input_size, teacher.input_size)
-    return _renormalized(model_predictor(loaded.model), teacher, loaded)
-
-
-def _check_input_size(uri: str, size: Sequence[int | str | None], wanted: tuple[int, int, int]) -> None:
-    if tuple(size) != wanted:
-        raise CheckpointError(f"{uri!r} reads images of {list(size)}, the teacher's are {list(wanted)}")
-
-
-def _renormalized(predict: Predictor, given: LoadedModel, own: LoadedModel) -> Predictor:
-    """A predictor that takes images in another model's normalization."""
-    if (given.mean, given.std) == (own.mean, own.std):
-        return predict
-    (mean, std), (own_mean, own_std) = (
-        torch.tensor((model.mean, model.std)).view(2, -1, 1, 1) for model in (given, own)
-    )
-    return lambda images: predict((images * std + mean - own_mean) / own_std)
+    return Opened(model_predictor(loaded.model), Facts.of(loaded), loaded.input_size)
 
 
 def model_predictor(model: nn.Module) -> Predictor:
-    """Of a module in evaluation mode."""
+    """Return the predictor of a module, which is put in evaluation mode."""
     model.eval()
 
     def predict(images: Tensor) -> Tensor:
@@ -189,55 +186,6 @@ def model_predictor(model: nn.Module) -> Predictor:
             return model(images)
 
     return predict
-
-
-def pt2_predictor(content: bytes, uri: str, input_size: tuple[int, int, int] | None = None) -> Predictor:
-    """Of a `.pt2` program. It has no training mode: what it does was fixed when it was exported.
-
-    Raises:
-        CheckpointError: as `pipeline.quantization.pt2.read_pt2`; or it reads images of another size than asked for.
-    """
-    from pipeline.quantization.pt2 import read_pt2
-
-    exported = read_pt2(content, uri)
-    if input_size is not None:
-        inputs = set(exported.graph_signature.user_inputs)
-        shapes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs]
-        _check_input_size(uri, shapes[0][1:] if len(shapes) == 1 else [], input_size)
-    program = exported.module()
-
-    def predict(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return program(images)
-
-    return predict
-
-
-def onnx_predictor(content: bytes, uri: str, input_size: tuple[int, int, int] | None = None) -> Predictor:
-    """Of an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
-
-    Raises:
-        ConfigError: ONNX Runtime is not installed.
-        CheckpointError: it is not an ONNX model; or it reads images of another size than asked for.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(f"{uri!r} needs the extra 'onnx': {error}") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # ONNX Runtime's errors derive from Exception alone.
-    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except unreadable as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {reason}") from error
-    if input_size is not None:
-        _check_input_size(uri, session.get_inputs()[0].shape[1:], input_size)
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
 def measure_latency(predict: Predictor, images: Tensor, repeats: int = 9) -> float:

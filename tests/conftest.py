@@ -20,6 +20,8 @@ from torch import nn
 from pipeline.inversion import Teacher
 from pipeline.models import save_model
 
+pytest_plugins = ["tests.quantized"]
+
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 HALF = (0.5, 0.5, 0.5)
 

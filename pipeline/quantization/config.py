@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.artifacts.onnx import WeightType
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
@@ -27,6 +28,10 @@ class CalibrationConfig:
         mode: `sparse` reads the kept patches of each image alone, as a ViT can; `dense` whole images, with the mean
             color where patches are stopped.
         formats: kinds of artifacts to write.
+        onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
+            the same on every CPU. `int8` is what TensorRT and OpenVINO expect, and is faster in ONNX Runtime on x86
+            CPUs with VNNI; without VNNI its products saturate there, and the logits are wrong. Weights of 7 bits or
+            fewer (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
         batch_size: images a forward in calibration.
         max_images: calibrate on this many, drawn at random; on all by default.
         seed: of that draw.
@@ -51,6 +56,7 @@ class CalibrationConfig:
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"
     formats: list[ArtifactFormat] = field(default_factory=lambda: ["pt2", "onnx"])
+    onnx_weights: WeightType = "uint8"
     batch_size: int = 32
     max_images: int | None = None
     seed: int = 0

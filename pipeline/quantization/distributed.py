@@ -7,6 +7,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 import ray.train
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.cluster import own_errors
@@ -30,6 +32,8 @@ from pipeline.training import fit, run_config, worker_configs
 
 # Under the output, while the workers run.
 TRAIN_FOLDER = "train"
+# To compare artifacts on: each adds as many logits as there are classes.
+_NUM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Calibration:
     Attributes:
         ranges: over all images.
         image_ids: those that each worker read.
+        samples: a few of the images, float32 [B, C, H, W], normalized.
     """
 
     ranges: Ranges
     image_ids: list[list[str]]
+    samples: Tensor
 
     @property
     def num_images(self) -> int:
@@ -78,9 +84,11 @@ def calibrate_ranges(
         rows = _index(images, _dense_patches(config, loaded))
         windows = plan_windows(rows, config.batch_size, config.max_images, config.seed)
         if workers is not None:
-            calibration = _calibrate_on_workers(config, images, loaded, windows, digest, *workers)
+            observed = _calibrate_on_workers(config, images, loaded, windows, digest, *workers)
         else:
-            calibration = _calibrate_here(config, images, loaded, windows)
+            observed = _calibrate_here(config, images, loaded, windows)
+        samples = np.stack([np.asarray(row["pixels"], np.float32) for row in images.take(_NUM_SAMPLES)])
+    calibration = Calibration(**observed, samples=torch.from_numpy(samples))
     _check_complete(calibration, windows)
     return calibration
 
@@ -109,7 +117,7 @@ def _index(images: ray.data.Dataset, dense_patches: int | None) -> list[tuple[st
 
 def _calibrate_here(
     config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, windows: Sequence[Window]
-) -> Calibration:
+) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cpus_per_worker)
     try:
@@ -118,7 +126,7 @@ def _calibrate_here(
         image_ids = observer.observe(gather_batches(images.iter_rows(), _batches(windows), dense_patches=dense))
     finally:
         torch.set_num_threads(threads)
-    return Calibration(observer.ranges(), [image_ids])
+    return {"ranges": observer.ranges(), "image_ids": [image_ids]}
 
 
 def _calibrate_on_workers(
@@ -129,7 +137,7 @@ def _calibrate_on_workers(
     digest: str,
     scaling: ScalingConfig,
     torch_config: TorchConfig,
-) -> Calibration:
+) -> dict[str, Any]:
     shares = share_windows(windows, config.num_workers)
     # A worker without windows has an empty part, which ends where the one before it ends.
     cuts = list(accumulate((share[-1].stop if share else 0 for share in shares[:-1]), max))
@@ -157,13 +165,13 @@ def _calibrate_on_workers(
     # A run holds nothing to go on from: one that was cut off starts anew, for it is one pass over few images.
     storage.remove_folder(folder)
     try:
-        return Calibration(**fit(trainer))
+        return fit(trainer)
     finally:
         storage.remove_folder(folder)
 
 
 def _observe_part(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does: read its part, merge with the others. Returns the fields of a `Calibration`."""
+    """What a worker does: read its part, merge with the others. Returns ranges and image ids of a `Calibration`."""
     config = from_dict(CalibrationConfig, settings["config"])
     torch.set_num_threads(config.cpus_per_worker)
     loaded = load_model(config.teacher)

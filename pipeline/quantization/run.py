@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,20 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline import storage
+from pipeline.artifacts.onnx import check_onnx
 from pipeline.cluster import connect
 from pipeline.config import digest, to_dict
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError, ModelError
-from pipeline.evaluation import (
-    Predictor,
-    Score,
-    labelled_batches,
-    measure_latency,
-    model_predictor,
-    onnx_predictor,
-    pt2_predictor,
-    score,
-)
+from pipeline.evaluation import Score, labelled_batches, measure_latency, score
 from pipeline.inputs import check_inputs, find_labelled, read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import CONFIG, check_output, check_shared
-from pipeline.quantization.artifacts import check_onnx, save_onnx, save_pt2
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
-from pipeline.quantization.graphs import convert, export_images, reexport
-from pipeline.quantization.ranges import Ranges, check_ranges
-from pipeline.quantization.settings import BitWidths
+from pipeline.quantization.graphs import export_images
+from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
+from pipeline.quantization.ranges import check_ranges
 from pipeline.vit.families import refusal
 
 _MEGABYTE = 1e6
@@ -43,24 +33,16 @@ _WIDE_NOTE = "above 8 bits, kept in int16: CPU runtimes compute it in float"
 _REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower than fp32"
 
 
-@dataclass(frozen=True)
-class _Artifact:
-    """A file that was made, where it will lie, and how to run it."""
-
-    bits: BitWidths | None
-    format: str
-    uri: str | None
-    size: int
-    predict: Predictor
-
-
 def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """Run the whole calibration; returns what the job prints, which `report.json` under the output holds too.
 
+    Each artifact is opened from its file and compared with what was calibrated, on calibration images. One that
+    computes other logits is not written; `failed` in the report names it, with its error, and `complete` is false.
+
     Raises:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
-            the workers were lost too often. Nothing is under the output then, unless writing itself failed half-way:
-            whole files only.
+            the workers were lost too often. Nothing is under the output then, unless the artifacts were made already
+            and only measuring them failed, or writing itself: whole files only.
     """
     # What can be wrong is found out before a cluster is joined or anything is written.
     if config.num_workers:
@@ -97,18 +79,20 @@ def _calibrate(
     calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=fixed)
     check_ranges(calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-        made = Path(folder, "made")
-        made.mkdir()
-        artifacts = _make_artifacts(config, program, calibration.ranges, made)
-        baselines = _baselines(config, loaded, program, Path(folder))
-        rows = _measure(config, loaded, baselines + artifacts, labelled)
-        # Only now: what turns out bad while it is scored leaves nothing behind.
+        files = Path(folder, "made")
+        files.mkdir()
+        made = make_artifacts(config, loaded, program, calibration.ranges, calibration.samples, files)
+        # Before they are measured: whatever goes wrong then, they are there.
         storage.write_json(
             storage.join(config.output, CONFIG), {**identity, "job": "calibrate", "config": to_dict(config)}
         )
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
-        storage.upload_folder(made, config.output)
-    report = _report(config, calibration, rows[: len(baselines)], rows[len(baselines) :])
+        storage.upload_folder(files, config.output)
+        _remove_refused(config.output, made.refused)
+        baselines, missing = make_baselines(config, loaded, program, Path(folder))
+        rows = _measure(config, loaded, baselines + made.artifacts, labelled)
+    fp32 = rows[: len(baselines)] + missing
+    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
     storage.write_json(storage.join(config.output, "report.json"), report)
     return report
 
@@ -185,42 +169,20 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     storage.check_writable(output)
 
 
-def _make_artifacts(
-    config: CalibrationConfig, program: ExportedProgram, ranges: Ranges, folder: Path
-) -> list[_Artifact]:
-    """Convert for every bit width, write each format to a local folder, and read it back from what was written."""
-    artifacts = []
-    for bits in config.settings:
-        quantized = reexport(convert(program, bits, config.placement, ranges), program)
-        for kind in config.formats:
-            path = folder / f"{bits.label}.{kind}"
-            content = _save(quantized, kind, path)
-            uri = storage.join(config.output, path.name)
-            artifacts.append(_Artifact(bits, kind, uri, len(content), _open(kind, content, uri)))
-    return artifacts
-
-
-def _baselines(
-    config: CalibrationConfig, loaded: LoadedModel, program: ExportedProgram, folder: Path
-) -> list[_Artifact]:
-    """The float model in the runtimes of the artifacts, to compare with."""
-    size = sum(value.numel() * value.element_size() for value in loaded.model.state_dict().values())
-    baselines = []
-    if "pt2" in config.formats:
-        baselines.append(_Artifact(None, "torch", None, size, model_predictor(loaded.model)))
-    if "onnx" in config.formats:
-        content = _save(program, "onnx", folder / "fp32.onnx")
-        baselines.append(_Artifact(None, "onnx", None, len(content), _open("onnx", content, "fp32.onnx")))
-    return baselines
+def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
+    """Delete what an earlier run wrote under the name of an artifact that turned out wrong."""
+    for row in refused:
+        for name in (row["artifact"], f"{row['artifact']}.data"):
+            storage.remove(storage.join(output, name))
 
 
 def _measure(
     config: CalibrationConfig,
     loaded: LoadedModel,
-    artifacts: list[_Artifact],
+    artifacts: list[Artifact],
     labelled: Iterable[tuple[Tensor, Tensor]] | None,
 ) -> list[dict[str, Any]]:
-    """A row of figures for each, scored in one pass where there are labelled images."""
+    """Return a row of figures for each, scored in one pass where there are labelled images."""
     scores = {}
     if labelled is not None:
         scores = score({str(number): artifact.predict for number, artifact in enumerate(artifacts)}, labelled)
@@ -230,34 +192,26 @@ def _measure(
     ]
 
 
-def _save(program: ExportedProgram, kind: str, path: Path) -> bytes:
-    (save_onnx if kind == "onnx" else save_pt2)(program, path)
-    return path.read_bytes()
-
-
-def _open(kind: str, content: bytes, uri: str) -> Predictor:
-    return (onnx_predictor if kind == "onnx" else pt2_predictor)(content, uri)
-
-
-def _latency(artifact: _Artifact, loaded: LoadedModel, batch_size: int) -> float:
+def _latency(artifact: Artifact, loaded: LoadedModel, batch_size: int) -> float:
     return measure_latency(artifact.predict, torch.zeros(batch_size, *loaded.input_size))
 
 
-def _row(artifact: _Artifact, scored: Score | None, latency: float) -> dict[str, Any]:
+def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, Any]:
     row: dict[str, Any] = {"artifact": artifact.format}
     if artifact.bits is not None:
         row = {"weights": artifact.bits.weights, "activations": artifact.bits.activations, **row, "uri": artifact.uri}
     row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
+    row |= {name: float(f"{error:.3g}") for name, error in (artifact.errors or {}).items()}
     if scored is not None:
         row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images}
     note = _note(artifact)
     return row if note is None else row | {"note": note}
 
 
-def _note(artifact: _Artifact) -> str | None:
-    """What a user would otherwise wonder about in a row's figures."""
-    if artifact.bits is None:
-        return None
+def _note(artifact: Artifact) -> str | None:
+    """Return what a user would otherwise wonder about in a row's figures."""
+    if artifact.bits is None or artifact.note is not None:
+        return artifact.note
     if artifact.format == "pt2":
         return _REFERENCE_NOTE
     widths = (artifact.bits.weights, artifact.bits.activations)
@@ -265,10 +219,14 @@ def _note(artifact: _Artifact) -> str | None:
 
 
 def _report(
-    config: CalibrationConfig, calibration: Calibration, baselines: list[dict[str, Any]], rows: list[dict[str, Any]]
+    config: CalibrationConfig,
+    calibration: Calibration,
+    baselines: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
 ) -> dict[str, Any]:
     return {
-        "complete": True,
+        "complete": not refused,
         "images": calibration.num_images,
         "images_per_worker": [len(part) for part in calibration.image_ids],
         "placement": config.placement,
@@ -277,4 +235,5 @@ def _report(
         "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
         "fp32": baselines,
         "artifacts": rows,
+        **({"failed": refused} if refused else {}),
     }

@@ -34,6 +34,11 @@ class BitWidths:
                 raise ConfigError(f"{name} must have {MIN_BITS} to {MAX_BITS} bits, not {bits}")
 
     @property
+    def can_saturate(self) -> bool:
+        """Whether two products of an unsigned activation and a signed weight can exceed 16 bits, as x86 adds them."""
+        return 2 * (2**self.activations - 1) * 2 ** (self.weights - 1) > 2**15 - 1 and max(vars(self).values()) <= 8
+
+    @property
     def label(self) -> str:
         """Short name of files and table rows, such as `w4a8`."""
         return f"w{self.weights}a{self.activations}"

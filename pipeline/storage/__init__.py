@@ -1,9 +1,11 @@
 """Files at any fsspec location: a file exists wholly or not at all."""
 
 from pipeline.storage.files import (
+    bring_beside,
     create_bytes,
     create_json,
     exists,
+    local_file,
     open_file,
     read_bytes,
     read_json,
@@ -27,6 +29,7 @@ from pipeline.storage.locations import absolute, filesystem, in_job_package, in_
 
 __all__ = [
     "absolute",
+    "bring_beside",
     "check_writable",
     "create_bytes",
     "create_json",
@@ -40,6 +43,7 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
+    "local_file",
     "new_folders",
     "open_file",
     "read_bytes",

@@ -6,6 +6,7 @@ import json
 import os
 import posixpath
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,6 +187,53 @@ def open_file(uri: str) -> IO[bytes]:
         return fs.open(path, "rb")  # type: ignore[return-value]
     except driver_errors() as error:
         raise OSError(reason(error)) from error
+
+
+@contextmanager
+def local_file(uri: str) -> Iterator[Path]:
+    """Give the path of a file on this machine: its own, or that of a copy in a folder that is deleted at the end.
+
+    Raises:
+        DatasetError: there is no such file, or it cannot be read.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        if not os.path.isfile(path):
+            raise DatasetError(f"cannot read {uri!r}: there is no such file{why_missing(uri)}")
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="copy-") as folder:
+        target = Path(folder, posixpath.basename(path))
+        _download(uri, path, target)
+        yield target
+
+
+def bring_beside(uri: str, name: str, copy: Path) -> None:
+    """Make sure that a file which lies beside another lies beside that one's local copy too.
+
+    Args:
+        uri: the one file.
+        name: of the other, relative to the folder of the first.
+        copy: as `local_file` gave it for `uri`.
+
+    Raises:
+        DatasetError: there is no such file, or it cannot be read.
+    """
+    target = copy.parent / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = posixpath.join(posixpath.dirname(filesystem(uri)[1]), name)
+        _download(uri, path, target)
+
+
+def _download(uri: str, path: str, target: Path) -> None:
+    """Copy a file on the file system of a URI to this machine, in pieces."""
+    fs, own = filesystem(uri)
+    try:
+        fs.get_file(path, str(target))
+    except location_errors() as error:
+        needed = "" if path == own else f"{posixpath.basename(path)!r}, which belongs to "
+        raise DatasetError(f"cannot read {needed}{uri!r}: {reason(error)}") from error
 
 
 def remove(uri: str) -> None:

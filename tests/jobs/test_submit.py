@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import timm
 
+from pipeline.artifacts.pt2 import open_pt2
 from pipeline.dataset import store
-from pipeline.quantization.pt2 import read_pt2
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -114,7 +114,7 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--num_workers=1"]
     calibrated = cluster.run("calibrate", *config, *small)
     assert calibrated["images"] == 10
-    read_pt2(Path(artifacts, "w8a8.pt2").read_bytes(), "w8a8.pt2")
+    open_pt2(f"{artifacts}/w8a8.pt2")
 
     config = ["--config", "examples/digits/configs/distill.yaml", *teacher, "--images", images, "--output", student]
     small = ["--labelled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]

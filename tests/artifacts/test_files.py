@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.evaluation import onnx_predictor, pt2_predictor
+from pipeline.artifacts.onnx import open_onnx
+from pipeline.artifacts.pt2 import open_pt2
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import Batch
 
@@ -27,8 +28,7 @@ def images(batch: int, scale: float = 1.0) -> Tensor:
 
 
 def run(path: Path, batch: Tensor) -> Tensor:
-    predictor = onnx_predictor if path.suffix == ".onnx" else pt2_predictor
-    return predictor(path.read_bytes(), str(path))(batch)
+    return (open_onnx if path.suffix == ".onnx" else open_pt2)(str(path)).predict(batch)
 
 
 @pytest.mark.parametrize("bits", [W8A8, W4A4], ids=lambda bits: bits.label)
@@ -85,10 +85,10 @@ def test_twelve_bits_are_stored_in_sixteen(kind: str, files: Files, model: nn.Mo
     assert 1e-5 < error < 5e-3
 
 
-def test_onnx_stores_int8_weights_and_names_its_ends(files: Files, model: nn.Module) -> None:
+def test_onnx_stores_weights_in_8_bits_and_names_its_ends(files: Files, model: nn.Module) -> None:
     graph = onnx.load(files(W8A8, "onnx")).graph
     stored = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1 and "_frozen" in tensor.name}
-    assert stored == {onnx.TensorProto.INT8}
+    assert stored == {onnx.TensorProto.UINT8}
     (entry,), (end,) = graph.input, graph.output
     assert (entry.name, end.name) == ("images", "logits")
     assert entry.type.tensor_type.shape.dim[0].dim_param == end.type.tensor_type.shape.dim[0].dim_param == "batch"

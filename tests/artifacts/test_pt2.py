@@ -11,16 +11,29 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.artifacts.pt2 import open_pt2
 from pipeline.errors import CheckpointError
 from pipeline.quantization import BitWidths
-from pipeline.quantization.pt2 import read_pt2
 
 Files = Callable[[BitWidths, str], Path]
+Read = Callable[[bytes], Any]
 
 
 @pytest.fixture
 def content(files: Files) -> bytes:
     return files(BitWidths(), "pt2").read_bytes()
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Open the bytes of a file named `x.pt2`."""
+
+    def open_bytes(content: bytes) -> Any:
+        path = tmp_path / "x.pt2"
+        path.write_bytes(content)
+        return open_pt2(str(path))
+
+    return open_bytes
 
 
 class Bomb:
@@ -49,48 +62,48 @@ def edit_json(content: bytes, suffix: str, change: Callable[[Any], None]) -> byt
     return edit(content, suffix, apply)
 
 
-def test_our_own_files_are_read(content: bytes) -> None:
-    assert read_pt2(content, "x.pt2").module()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+def test_our_own_files_are_read(content: bytes, read: Read) -> None:
+    assert read(content).predict(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_pickled_example_inputs_are_refused(content: bytes) -> None:
+def test_pickled_example_inputs_are_refused(content: bytes, read: Read) -> None:
     bomb = edit(content, "/sample_inputs/model.pt", lambda _: pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="holds pickled example inputs"):
-        read_pt2(bomb, "x.pt2")
+        read(bomb)
 
 
-def test_pickled_weights_are_refused(content: bytes) -> None:
+def test_pickled_weights_are_refused(content: bytes, read: Read) -> None:
     def pickled(config: Any) -> None:
         config["config"]["model.cls_token"]["use_pickle"] = True
 
     with pytest.raises(CheckpointError, match="could run code: 'use_pickle'"):
-        read_pt2(edit_json(content, "model_weights_config.json", pickled), "x.pt2")
+        read(edit_json(content, "model_weights_config.json", pickled))
 
 
-def test_pickled_constants_are_refused(content: bytes) -> None:
+def test_pickled_constants_are_refused(content: bytes, read: Read) -> None:
     def opaque(config: Any) -> None:
         config["config"]["c"] = {"path_name": "opaque_obj_0", "use_pickle": False}
 
     with pytest.raises(CheckpointError, match="could run code: 'path_name' is 'opaque_obj_0'"):
-        read_pt2(edit_json(content, "model_constants_config.json", opaque), "x.pt2")
+        read(edit_json(content, "model_constants_config.json", opaque))
 
 
 @pytest.mark.parametrize("target", ["torch.ops.load_library", "torch.hub.load", "torch.ops.aten.x.y.z", "#extension"])
-def test_operators_that_do_not_compute_are_refused(target: str, content: bytes) -> None:
+def test_operators_that_do_not_compute_are_refused(target: str, content: bytes, read: Read) -> None:
     def retarget(program: Any) -> None:
         program["graph_module"]["graph"]["nodes"][0]["target"] = target
 
     with pytest.raises(CheckpointError, match="could run code: 'target'"):
-        read_pt2(edit_json(content, "/models/model.json", retarget), "x.pt2")
+        read(edit_json(content, "/models/model.json", retarget))
 
 
-def test_expressions_other_than_sizes_are_refused(content: bytes) -> None:
+def test_expressions_other_than_sizes_are_refused(content: bytes, read: Read) -> None:
     def evaluate(program: Any) -> None:
         sizes = program["graph_module"]["graph"]["tensor_values"]["images"]["sizes"]
         sizes[0]["as_expr"]["expr_str"] = "__import__('os')"
 
     with pytest.raises(CheckpointError, match="could run code: 'expr_str'"):
-        read_pt2(edit_json(content, "/models/model.json", evaluate), "x.pt2")
+        read(edit_json(content, "/models/model.json", evaluate))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_expressions_other_than_sizes_are_refused(content: bytes) -> None:
     ],
 )
 def test_entries_that_a_program_does_not_have_are_refused(
-    names: list[str], content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: list[str], content: bytes, read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     archive = io.BytesIO(content)
@@ -112,18 +125,18 @@ def test_entries_that_a_program_does_not_have_are_refused(
         for name in names:
             target.writestr(name, pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match=r"x\.pt2"):
-        read_pt2(archive.getvalue(), "x.pt2")
+        read(archive.getvalue())
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a zip", "half"])
-def test_corrupt_files_are_refused(damage: bytes | str, content: bytes) -> None:
+def test_corrupt_files_are_refused(damage: bytes | str, content: bytes, read: Read) -> None:
     damaged = content[: len(content) // 2] if isinstance(damage, str) else damage
-    with pytest.raises(CheckpointError, match=r"cannot read 'x\.pt2'"):
-        read_pt2(damaged, "x.pt2")
+    with pytest.raises(CheckpointError, match=r"cannot read '.*x\.pt2'"):
+        read(damaged)
 
 
-def test_another_archive_is_refused() -> None:
+def test_another_archive_is_refused(read: Read) -> None:
     other = io.BytesIO()
     torch.save({"a": torch.zeros(1)}, other)
     with pytest.raises(CheckpointError, match="holds 0 models"):
-        read_pt2(other.getvalue(), "x.pt2")
+        read(other.getvalue())

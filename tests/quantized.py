@@ -1,4 +1,4 @@
-"""One tiny model, exported once for the whole folder: an export takes a second."""
+"""Fixtures of artifacts and quantization: one tiny model, exported once for all tests, for an export takes seconds."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,12 +9,16 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from pipeline.quantization.artifacts import save_onnx, save_pt2
+from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.onnx import save_onnx
+from pipeline.artifacts.pt2 import save_pt2
 from pipeline.quantization.batches import Batch
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.settings import BitWidths, Placement
-from tests.conftest import make_tiny_model
+from tests.conftest import HALF, make_tiny_model
+
+FACTS = Facts([f"class {letter}" for letter in "abcdefghij"], HALF, HALF)
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +61,15 @@ def quantized(
 def files(
     quantized: Callable[[BitWidths], ExportedProgram], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[BitWidths, str], Path]:
-    """Artifacts of the tiny model, written once."""
+    """Artifacts of the tiny model, written once, as calibration writes them."""
     folder = tmp_path_factory.mktemp("artifacts")
 
     def write(bits: BitWidths, kind: str) -> Path:
         path = folder / f"{bits.label}.{kind}"
-        (save_onnx if kind == "onnx" else save_pt2)(quantized(bits), path)
+        if kind == "onnx":
+            save_onnx(quantized(bits), path, FACTS, weights="uint8")
+        else:
+            save_pt2(quantized(bits), path, FACTS)
         return path
 
     return cache(write)

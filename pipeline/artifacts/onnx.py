@@ -1,0 +1,233 @@
+"""ONNX files: QuantizeLinear and DequantizeLinear pairs, written for any runtime and run by ONNX Runtime on the CPU."""
+
+import contextlib
+import copy
+import importlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from pipeline import storage
+from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.opened import Opened, Predictor
+from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
+
+WeightType = Literal["uint8", "int8"]
+# From this opset on QuantizeLinear takes 16 bits; older ones are read by more runtimes.
+_OPSET, _OPSET_16_BITS = 20, 21
+# Protobuf ends at 2 GiB; some of it is the graph.
+_MOST_INLINE_BYTES = 2**31 - 2**27
+_INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+
+
+def save_onnx(
+    program: ExportedProgram,
+    path: str | Path,
+    facts: Facts | None = None,
+    *,
+    weights: WeightType = "int8",
+    most_inline_bytes: int = _MOST_INLINE_BYTES,
+) -> list[Path]:
+    """Write a program with the input `images` and the output `logits`.
+
+    Args:
+        program: a float or a quantized one, which takes images alone.
+        path: the file to write; large weights go into a second file, `<path>.data`, which belongs beside it.
+        facts: class names and normalization, for the file's metadata.
+        weights: how 8-bit weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
+            activations and int8 weights saturate in 16 bits on x86 processors without VNNI, those of two uint8 do not.
+        most_inline_bytes: weights of more bytes in all go into the second file.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: the ONNX packages are not installed.
+        ModelError: the program has no ONNX form.
+    """
+    check_onnx()
+    clipped = _clip_narrow_activations(program)
+    try:
+        exported: Any = torch.onnx.export(
+            clipped,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            opset_version=_OPSET_16_BITS if _has_16_bits(program) else _OPSET,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(f"the model has no ONNX form: {one_line(error)}") from error
+    model = exported.model
+    _forget_origins(model)
+    if weights == "uint8":
+        _store_weights_as_uint8(model)
+    model.metadata_props.update((facts or Facts()).to_strings())
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    exported.save(str(path), external_data=size > most_inline_bytes)
+    return sorted(Path(path).parent.glob(f"{Path(path).name}*"))
+
+
+def check_onnx() -> None:
+    """Find out before the work that the ONNX packages are missing.
+
+    Raises:
+        ConfigError: with the name of the missing package.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"ONNX files need the extra 'onnx': {error}") from error
+
+
+def open_onnx(uri: str, *, exact: bool = False) -> Opened:
+    """Open an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
+
+    Args:
+        uri: the model; weights that it keeps in further files are looked for beside it.
+        exact: let ONNX Runtime turn int8 weights into uint8 where its products would saturate otherwise.
+
+    Raises:
+        ConfigError: the ONNX packages are not installed.
+        DatasetError: there is no such file, or a file that it needs is missing.
+        CheckpointError: it is not an ONNX model, or takes or gives other than one batch of images and one of logits.
+    """
+    check_onnx()
+    with _local_files(uri) as path:
+        session = _make_session(path, uri, exact=exact)
+    entries = session.get_inputs()
+    if len(entries) != 1 or entries[0].type not in _INPUT_TYPES or len(entries[0].shape) != 4:
+        found = [(entry.name, entry.type, entry.shape) for entry in entries]
+        raise CheckpointError(f"{uri!r} must take one float [batch, channels, height, width], not {found}")
+    batch, *size = entries[0].shape
+    return Opened(
+        _predictor(session, uri),
+        Facts.from_strings(session.get_modelmeta().custom_metadata_map, uri),
+        # A size that is named instead of numbered is any size.
+        tuple(size) if all(isinstance(side, int) for side in size) else None,
+        batch if isinstance(batch, int) else None,
+    )
+
+
+def _make_session(path: Path, uri: str, *, exact: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _runtime_errors() as error:
+        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {one_line(error)}") from error
+
+
+def _predictor(session: Any, uri: str) -> Predictor:
+    entry = session.get_inputs()[0]
+    dtype = _INPUT_TYPES[entry.type]
+
+    def predict(images: Tensor) -> Tensor:
+        try:
+            logits = session.run(None, {entry.name: images.to(dtype).numpy()})[0]
+        except _runtime_errors() as error:
+            raise CheckpointError(f"{uri!r} cannot be run on images {list(images.shape)}: {one_line(error)}") from error
+        return torch.as_tensor(logits).float()
+
+    return predict
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's errors, which derive from Exception alone."""
+    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile")
+    return tuple(getattr(state, name) for name in (*names, "RuntimeException", "NoModel", "ModelLoaded", "EPFail"))
+
+
+@contextlib.contextmanager
+def _local_files(uri: str) -> Iterator[Path]:
+    """Give the path of a model on this machine, with the files that it needs beside it."""
+    with storage.local_file(uri) as path:
+        for name in _further_files(path, uri):
+            storage.bring_beside(uri, name, path)
+        yield path
+
+
+def _further_files(path: Path, uri: str) -> list[str]:
+    """Names of the files that a model keeps weights in.
+
+    Raises:
+        CheckpointError: it is not an ONNX model, or names a file that does not lie beside it or below.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {one_line(error)}") from error
+    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    tensors = [*model.graph.initializer, *constants]
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name:
+            raise CheckpointError(f"{uri!r} keeps weights in {name!r}, which does not lie beside it")
+    return sorted(names)
+
+
+def _store_weights_as_uint8(model: Any) -> None:
+    """Add 128 to int8 weights and to their zero points: the same values, in a type whose products do not saturate."""
+    import onnx_ir as ir
+
+    stored = {}
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[0].dtype == ir.DataType.INT8:
+            stored |= {value.name: value for value in (node.inputs[0], node.inputs[2])}
+    for value in stored.values():
+        shifted = torch.from_numpy(value.const_value.numpy()).to(torch.int16) + 128
+        value.const_value = ir.tensor(shifted.to(torch.uint8).numpy(), name=value.name)
+        value.dtype = ir.DataType.UINT8
+
+
+def _clip_narrow_activations(program: ExportedProgram) -> ExportedProgram:
+    """Return a copy in which what does not fill its container is clipped to the range of its bits first.
+
+    QuantizeLinear saturates at the limits of its container, whatever the bit width: at 4 bits a value beyond the
+    calibrated range would come out as 16 to 255.
+    """
+    # Registers the operator named below.
+    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
+
+    program = copy.deepcopy(program)
+    graph = program.graph_module.graph
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in list(graph.find_nodes(op="call_function", target=quantize)):
+        source, scale, zero_point, quant_min, quant_max, container = node.args
+        limits = torch.iinfo(container)
+        if (quant_min, quant_max) != (limits.min, limits.max):
+            bounds = ((quant_min - zero_point) * scale, (quant_max - zero_point) * scale)
+            with graph.inserting_before(node):
+                clip = graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+            clip.meta = {"val": source.meta["val"]}
+            node.update_arg(0, clip)
+    program.graph_module.recompile()
+    return program
+
+
+def _has_16_bits(program: ExportedProgram) -> bool:
+    wide = (torch.int16, torch.uint16)
+    return any(argument in wide for node in program.graph.nodes for argument in node.args)
+
+
+def _forget_origins(model: Any) -> None:
+    """Leave out names of files of the machine that exported."""
+    graph = model.graph
+    for holder in (*graph, *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        holder.metadata_props.clear()

@@ -1,0 +1,134 @@
+"""`.pt2` files: programs for torch. They are read as data: torch's own reader unpickles and evaluates what it finds."""
+
+import copy
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchao.quantization.pt2e  # noqa: F401  (registers the quantization operators)
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from pipeline import storage
+from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.opened import Opened
+from pipeline.errors import CheckpointError, one_line
+
+# Under `extra/` of the archive.
+_FACTS = "facts.json"
+# Operators that compute; `torch.` names other than these are looked up as attributes and could load anything.
+_OPERATORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|_operator\.\w+|torch\.sym_\w+|")
+# Sizes as sympy prints them; they are evaluated.
+_WORDS = "Symbol|Integer|Rational|Mul|Add|Pow|Max|Min|Mod|FloorDiv|True|False|positive|integer|nonnegative"
+# What `torch.export.save` writes, under one folder. torch's reader takes other entries for compiled code (`.so`) or, at
+# the root, for a file of an older format, which it unpickles.
+_ENTRIES = re.compile(
+    r"models/model\.json|data/(weights/(model_weights_config\.json|weight_\d+)"
+    r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
+    r"|extra/[^/]+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
+_SIZES = re.compile(rf"([\s\d,()=*+/-]|'[su]\d+'|[su]\d+|{_WORDS})*")
+# What torch and zipfile stumble over in a file that is cut off or mangled.
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
+
+
+def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = None) -> None:
+    """Write a program as `torch.export.load` reads it, after `import torchao`.
+
+    It is the reference: integers are dequantized before every operator, so it is not fast.
+
+    Args:
+        program: takes images alone.
+        path: the file to write; its name ends with `.pt2`.
+        facts: class names and normalization, for the extra file `facts.json` of the archive.
+    """
+    program = copy.deepcopy(program)
+    for node in program.graph_module.graph.nodes:
+        # It names files of the machine that exported.
+        node.meta.pop("stack_trace", None)
+    program.example_inputs = None
+    torch.export.save(program, path, extra_files={_FACTS: json.dumps((facts or Facts()).to_strings())})
+
+
+def open_pt2(uri: str) -> Opened:
+    """Open a `.pt2` program. It has no training mode: what it does was fixed when it was exported.
+
+    Raises:
+        DatasetError: there is no such file.
+        CheckpointError: it is not a program, takes other than one batch of images, or holds what could run code:
+            pickles, operators that do not compute, or expressions other than sizes.
+    """
+    with storage.local_file(uri) as path:
+        try:
+            facts = _check(path, uri)
+            # A file object, for torch wants a path to end with `.pt2`, and a user's may end otherwise.
+            with path.open("rb") as file:
+                exported = torch.export.load(file)
+        except _UNREADABLE as error:
+            raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {one_line(error, most=200)}") from error
+    batch, *size = _input_shape(exported, uri)
+    program = exported.module()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = program(images)
+        return logits.float() if isinstance(logits, Tensor) else logits
+
+    return Opened(predict, facts, tuple(size), batch if isinstance(batch, int) else None)
+
+
+def _input_shape(exported: ExportedProgram, uri: str) -> list[Any]:
+    inputs = set(exported.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in exported.graph.nodes if node.name in inputs]
+    found = [[getattr(value, "dtype", None), *getattr(value, "shape", ())] for value in values]
+    if len(found) != 1 or len(found[0]) != 5 or found[0][0] != torch.float32:
+        raise CheckpointError(f"{uri!r} must take one float32 [batch, channels, height, width], not {found}")
+    return found[0][1:]
+
+
+def _check(path: Path, uri: str) -> Facts:
+    """Refuse what is not a program, or could run code; returns the facts that were stored with it."""
+    with zipfile.ZipFile(path) as archive:
+        names = [info.filename for info in archive.infolist()]
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        own = [name for name in names if name.endswith(f"/extra/{_FACTS}")]
+        facts = json.loads(archive.read(own[0])) if own else {}
+        # Extra files are text that nothing evaluates.
+        documents = [archive.read(name) for name in names if name.endswith(".json") and "/extra/" not in name]
+    foreign = [name for name in names if _ENTRIES.fullmatch(name.partition("/")[2]) is None]
+    models = [name for name in names if "/models/" in name]
+    if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
+        raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models")
+    if foreign or len({name.partition("/")[0] for name in names}) != 1:
+        raise CheckpointError(f"{uri!r} holds what a .pt2 program does not, such as {(foreign or names)[0]!r}")
+    if any(sizes[name] for name in names if "/sample_inputs/" in name):
+        raise CheckpointError(f"{uri!r} holds pickled example inputs, which could run code")
+    for key, value in _items([json.loads(document) for document in documents]):
+        if not _is_data(key, value):
+            raise CheckpointError(f"{uri!r} could run code: {key!r} is {str(value)[:80]!r}")
+    return Facts.from_strings(facts, uri)
+
+
+def _is_data(key: str, value: Any) -> bool:
+    """Whether an entry of the archive's documents is one that is only read."""
+    if key == "use_pickle" or key == "guards_code":
+        return not value
+    if key == "path_name":
+        return re.fullmatch(r"(weight|tensor)_\d+", str(value)) is not None
+    if key == "target":
+        return _OPERATORS.fullmatch(str(value)) is not None
+    return key != "expr_str" or _SIZES.fullmatch(str(value)) is not None
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _items(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _items(inner)
