@@ -16,7 +16,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 
-WeightType = Literal["uint8", "int8"]
+WeightType = Literal["uint8", "int8", "int16"]
 # From this opset on QuantizeLinear takes 16 bits; older ones are read by more runtimes.
 _OPSET, _OPSET_16_BITS = 20, 21
 # Protobuf ends at 2 GiB; some of it is the graph.
@@ -38,8 +38,9 @@ def save_onnx(
         program: a float or a quantized one, which takes images alone.
         path: the file to write; large weights go into a second file, `<path>.data`, which belongs beside it.
         facts: class names and normalization, for the file's metadata.
-        weights: how 8-bit weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
+        weights: how int8 weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
             activations and int8 weights saturate in 16 bits on x86 processors without VNNI, those of two uint8 do not.
+            `int16` is for activations of more than 8 bits, which ONNX Runtime rounds to 8 beside 8-bit weights.
         most_inline_bytes: weights of more bytes in all go into the second file.
 
     Returns:
@@ -65,8 +66,8 @@ def save_onnx(
         raise ModelError(f"the model has no ONNX form: {one_line(error)}") from error
     model = exported.model
     _forget_origins(model)
-    if weights == "uint8":
-        _store_weights_as_uint8(model)
+    if weights != "int8":
+        _store_weights(model, weights)
     model.metadata_props.update((facts or Facts()).to_strings())
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     exported.save(str(path), external_data=size > most_inline_bytes)
@@ -92,7 +93,8 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
 
     Args:
         uri: the model; weights that it keeps in further files are looked for beside it.
-        exact: let ONNX Runtime turn int8 weights into uint8 where its products would saturate otherwise.
+        exact: leave out ONNX Runtime's optimizations, so that it dequantizes before every operator as the `.pt2` does
+            and no product can saturate.
 
     Raises:
         ConfigError: the ONNX packages are not installed.
@@ -122,7 +124,7 @@ def _make_session(path: Path, uri: str, *, exact: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     if exact:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
@@ -182,18 +184,18 @@ def _further_files(path: Path, uri: str) -> list[str]:
     return sorted(names)
 
 
-def _store_weights_as_uint8(model: Any) -> None:
-    """Add 128 to int8 weights and to their zero points: the same values, in a type whose products do not saturate."""
+def _store_weights(model: Any, stored: WeightType) -> None:
+    """Keep int8 weights and their zero points in another type; in an unsigned one both are shifted by 128."""
     import onnx_ir as ir
 
-    stored = {}
+    found = {}
     for node in model.graph:
         if node.op_type == "DequantizeLinear" and node.inputs[0].dtype == ir.DataType.INT8:
-            stored |= {value.name: value for value in (node.inputs[0], node.inputs[2])}
-    for value in stored.values():
-        shifted = torch.from_numpy(value.const_value.numpy()).to(torch.int16) + 128
-        value.const_value = ir.tensor(shifted.to(torch.uint8).numpy(), name=value.name)
-        value.dtype = ir.DataType.UINT8
+            found |= {value.name: value for value in (node.inputs[0], node.inputs[2])}
+    for value in found.values():
+        shifted = torch.from_numpy(value.const_value.numpy()).to(torch.int16) + (128 if stored == "uint8" else 0)
+        value.const_value = ir.tensor(shifted.to(getattr(torch, stored)).numpy(), name=value.name)
+        value.dtype = ir.DataType[stored.upper()]
 
 
 def _clip_narrow_activations(program: ExportedProgram) -> ExportedProgram:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.artifacts.onnx import WeightType
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
@@ -56,7 +55,7 @@ class CalibrationConfig:
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"
     formats: list[ArtifactFormat] = field(default_factory=lambda: ["pt2", "onnx"])
-    onnx_weights: WeightType = "uint8"
+    onnx_weights: Literal["uint8", "int8"] = "uint8"
     batch_size: int = 32
     max_images: int | None = None
     seed: int = 0
@@ -81,6 +80,8 @@ class CalibrationConfig:
                 raise ConfigError(f"{name} must not be negative, as {getattr(self, name)} is")
         if self.max_images is not None and self.max_images < 1:
             raise ConfigError(f"max_images must be at least 1, not {self.max_images}")
+        if self.onnx_weights not in ("uint8", "int8"):
+            raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.onnx import open_onnx, save_onnx
+from pipeline.artifacts.onnx import WeightType, open_onnx, save_onnx
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.pt2 import open_pt2, save_pt2
 from pipeline.errors import PipelineError
@@ -101,7 +101,7 @@ def make_artifacts(
             expected = _Expected(images, floating, quantized.module()(images))
         for kind in config.formats:
             path = folder / f"{bits.label}.{kind}"
-            files = _save(quantized, kind, path, loaded, weights=config.onnx_weights if bits.can_saturate else "int8")
+            files = _save(quantized, kind, path, loaded, weights=_stored_as(config, bits))
             predict = _OPEN[kind](str(path)).predict
             errors, note = expected.errors(predict(images)), None
             if errors["deviation"] > expected.bound and _saturates(config, kind, bits, path, expected):
@@ -135,6 +135,12 @@ def make_baselines(
         print(f"fp32 as ONNX, to compare with, was {note}", file=sys.stderr, flush=True)
         return baselines, [{"artifact": "onnx", "note": note}]
     return [*baselines, Artifact("onnx", sum(file.stat().st_size for file in files), predict)], []
+
+
+def _stored_as(config: CalibrationConfig, bits: BitWidths) -> WeightType:
+    if bits.activations > 8:
+        return "int16"
+    return config.onnx_weights if bits.can_saturate else "int8"
 
 
 def _save(program: ExportedProgram, kind: ArtifactFormat, path: Path, loaded: LoadedModel, **how: Any) -> list[Path]:

@@ -29,7 +29,7 @@ from pipeline.vit.families import refusal
 
 _MEGABYTE = 1e6
 _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
-_WIDE_NOTE = "above 8 bits, kept in int16: CPU runtimes compute it in float"
+_WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
 _REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower than fp32"
 
 
