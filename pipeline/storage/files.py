@@ -219,11 +219,14 @@ def bring_beside(uri: str, name: str, copy: Path) -> None:
     Raises:
         DatasetError: there is no such file, or it cannot be read.
     """
+    fs, path = filesystem(uri)
     target = copy.parent / name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path = posixpath.join(posixpath.dirname(filesystem(uri)[1]), name)
-        _download(uri, path, target)
+    if target.is_file():
+        return
+    if isinstance(fs, LocalFileSystem):
+        raise DatasetError(f"cannot read {name!r}, which belongs to {uri!r}: there is no such file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _download(uri, posixpath.join(posixpath.dirname(path), name), target)
 
 
 def _download(uri: str, path: str, target: Path) -> None:
