@@ -1,5 +1,6 @@
 """Where an exported ViT is quantized: min-max observers on weights and activations, at any bit width."""
 
+import sys
 from typing import Any
 
 import torch
@@ -125,6 +126,16 @@ def find_float_layers(model: nn.Module, program: ExportedProgram) -> list[str]:
     quantized = {id(_weight_of(model, weight)) for weight, _ in weight_edges(program.module().graph)}
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
     return [name for name, module in layers if id(getattr(module, "weight", None)) not in quantized]
+
+
+def tell_float_layers(name: str, layers: list[str]) -> None:
+    """Say on standard error which layers of a model stay in float, where there are any."""
+    if layers:
+        named = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
+        told = (
+            f"{len(layers)} layers of {name!r} stay in float, their weights are computed in the forward pass: {named}"
+        )
+        print(f"note: {told}", file=sys.stderr, flush=True)
 
 
 def _weight_of(model: nn.Module, weight: fx.Node) -> Any:

@@ -24,6 +24,7 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
+from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.ranges import check_ranges
 from pipeline.vit.families import refusal
 
@@ -56,6 +57,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     check_inputs(source, loaded)
     labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
     program = export_images(loaded.model, config.placement)
+    tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
     identity = _identity(config, source, loaded)
     _claim(config.output, identity)
 

@@ -136,3 +136,12 @@ def test_it_is_exported_to_read_whole_images(name: str) -> None:
         torch.testing.assert_close(program.module()(images), expected, atol=1e-5, rtol=1e-4)
         quantized = convert(program, BitWidths(), "linear", observer.ranges())(images)
     assert ((quantized - expected).norm() / expected.norm()).item() < 0.1
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "hiera_tiny_224", "vit_relpos_small_patch16_224"])
+def test_a_program_that_reads_whole_images_has_an_onnx_form(name: str) -> None:
+    images, program = torch.randn(2, 3, 64, 64), export_images(make_whole(name), "linear")
+    exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert exported is not None
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images)[0], program.module()(images), atol=1e-4, rtol=1e-3)

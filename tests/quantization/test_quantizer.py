@@ -11,7 +11,13 @@ from torch.nn.utils.parametrizations import weight_norm
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare, read_ranges
-from pipeline.quantization.quantizer import MinMaxQuantizer, activation_spec, find_float_layers, weight_spec
+from pipeline.quantization.quantizer import (
+    MinMaxQuantizer,
+    activation_spec,
+    find_float_layers,
+    tell_float_layers,
+    weight_spec,
+)
 from pipeline.quantization.settings import Placement
 from tests.conftest import make_tiny_model
 
@@ -96,7 +102,11 @@ def test_weights_and_activations_of_any_size_are_quantized_alike() -> None:
     assert torch.equal(*logits)
 
 
-def test_layers_with_computed_weights_are_found_to_stay_in_float() -> None:
+def test_layers_with_computed_weights_are_said_to_stay_in_float(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_float_layers("tiny", [])
+    assert capsys.readouterr().err == ""
+    tell_float_layers("tiny", ["a", "b", "c", "d"])
+    assert "4 layers of 'tiny' stay in float" in capsys.readouterr().err
     model = make_tiny_model()
     assert find_float_layers(model, export_images(model, "linear")) == []
     weight_norm(model.blocks[1].mlp.fc1)  # type: ignore[index, union-attr]
