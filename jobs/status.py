@@ -9,7 +9,7 @@ from typing import Any
 from jobs.entry import run_job
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.dataset.sources import damaged_parts
+from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
 from pipeline.outputs import CONFIG, job_of
 

@@ -1,8 +1,10 @@
 """The Parquet contract: the columns of a part file, how images are encoded, and what its metadata says."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,12 @@ from PIL import Image
 from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.errors import DatasetError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 has the class names in every part. A dataset keeps the version that it was begun with.
+READABLE_VERSIONS = (1, 2)
+# Class names that take more than this as JSON are left out of all parts but the first. Files hold them 2.3 times:
+# Arrow repeats a schema's metadata, in base64.
+MAX_NAMES_BYTES = 4096
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {
@@ -28,45 +35,117 @@ COLUMNS = {
 }
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
+# Keys of a file's metadata: Hugging Face's own, and ours.
+_MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
 
 
 def arrow_schema(
-    class_names: Sequence[str], *, columns: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None
+    class_names: Sequence[str] | None,
+    *,
+    columns: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> pa.Schema:
-    """The Arrow schema of a part, or of some of its columns, marked up for Hugging Face datasets.
+    """Return the Arrow schema of a part, or of some of its columns, marked up for Hugging Face datasets.
 
     Args:
-        class_names: names of labels 0, 1, 2, ...
+        class_names: names of labels 0, 1, 2, ...; None marks labels as plain numbers.
         columns: by default all.
         metadata: further facts for the file's metadata.
     """
     names = list(COLUMNS if columns is None else columns)
     features = {name: _feature(name, class_names) for name in names}
-    marks = {"huggingface": json.dumps({"info": {"features": features}})}
+    marks = {_MARKS.decode(): json.dumps({"info": {"features": features}})}
     return pa.schema([(name, COLUMNS[name]) for name in names], metadata={**marks, **(metadata or {})})
 
 
-def _feature(name: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """How Hugging Face datasets describe a column."""
+def part_schema(
+    class_names: Sequence[str],
+    shard_id: int,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    version: int = SCHEMA_VERSION,
+) -> pa.Schema:
+    """Return the Arrow schema of a shard's part, which depends on nothing but the arguments.
+
+    Class names are facts of the dataset, so the manifest holds them. Every part holds their digest; few names
+    (`MAX_NAMES_BYTES`) stand in every part too, and many in the part of shard 0 alone, where Hugging Face datasets
+    looks for them.
+
+    Args:
+        class_names: names of labels 0, 1, 2, ...
+        shard_id: of the part.
+        metadata: further facts for the file's metadata.
+        version: of the dataset's contract; with 1 every part holds all names, and no digest of them.
+    """
+    if version == 1:
+        return arrow_schema(class_names, metadata=metadata)
+    few = len(json.dumps(list(class_names))) <= MAX_NAMES_BYTES
+    facts = {**(metadata or {}), _NAMES_DIGEST.decode(): names_digest(class_names)}
+    return arrow_schema(class_names if few or shard_id == 0 else None, metadata=facts)
+
+
+def names_digest(class_names: Sequence[str]) -> str:
+    """Return the SHA-256, in hex, of class names in their order."""
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
+
+
+def _feature(name: str, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Return how Hugging Face datasets describes a column."""
     if name == "image":
         return {"_type": "Image"}
-    if name == "label":
+    if name == "label" and class_names is not None:
         return {"names": list(class_names), "_type": "ClassLabel"}
     if pa.types.is_list(COLUMNS[name]):
         # Spelled so that every version reads it; since datasets 4 it is named List.
-        return {"feature": {"dtype": str(COLUMNS[name].value_type), "_type": "Value"}, "_type": "Sequence"}
-    dtype = {"float": "float32"}.get(str(COLUMNS[name]), str(COLUMNS[name]))
-    return {"dtype": dtype, "_type": "Value"}
+        return {"feature": {"dtype": _dtype(COLUMNS[name].value_type), "_type": "Value"}, "_type": "Sequence"}
+    return {"dtype": _dtype(COLUMNS[name]), "_type": "Value"}
 
 
-def class_names_of(schema: pa.Schema) -> list[str] | None:
-    """The names that a file's Hugging Face metadata gives to the values of `label`; None where it gives none."""
+def _dtype(kind: pa.DataType) -> str:
+    return {"float": "float32"}.get(str(kind), str(kind))
+
+
+def card_features(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the columns as the YAML header of a Hugging Face dataset card lists them."""
+    kinds: dict[str, Any] = {
+        "image": {"dtype": "image"},
+        "label": {"dtype": {"class_label": {"names": {str(label): name for label, name in enumerate(class_names)}}}},
+    }
+    for name, kind in COLUMNS.items():
+        if name not in kinds:
+            kinds[name] = {"sequence": _dtype(kind.value_type)} if pa.types.is_list(kind) else {"dtype": _dtype(kind)}
+    return [{"name": name, **kinds[name]} for name in COLUMNS]
+
+
+def class_names_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | None:
+    """Return the names that a file's Hugging Face metadata gives to the values of `label`; None where it gives none.
+
+    Files of one dataset repeat the same names: they share one tuple.
+    """
+    marks = (metadata or {}).get(_MARKS)
+    return None if marks is None else _names_in(marks)
+
+
+@lru_cache(maxsize=2)
+def _names_in(marks: bytes) -> tuple[str, ...] | None:
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
+        names = json.loads(marks)["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return [str(name) for name in names] if isinstance(names, list) else None
+    return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def names_digest_of(metadata: Mapping[bytes, bytes] | None) -> str | None:
+    """Return the digest of a file's class names, which the file may not hold itself; None where it has none."""
+    stated = (metadata or {}).get(_NAMES_DIGEST)
+    if stated is not None:
+        return stated.decode(errors="replace")
+    names = class_names_of(metadata)
+    return None if names is None else _digest_of_tuple(names)
+
+
+# Of one tuple that many files share, the digest is computed once.
+_digest_of_tuple = lru_cache(maxsize=2)(names_digest)
 
 
 def encode_image(pixels: np.ndarray) -> bytes:

@@ -5,26 +5,23 @@ Everything is looked at before any work starts: a truncated or foreign file is t
 
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, read_card
-from pipeline.dataset.columns import column_types
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
+from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
 from pipeline.dataset.splits import check_one_dataset, choose_split, folder_splits, missing_shards, parquet_splits
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, warn
 
-# Footers are small and far away: many at a time.
-_FOOTER_THREADS = 32
 # Image files that are read together when nothing else is asked for.
 _IMAGES_A_UNIT = 128
 
@@ -130,11 +127,11 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     if not done:
         raise DatasetError(f"synthetic dataset {uri!r} has no parts yet")
     names = [f"data/{store.part_name(shard_id, manifest['digest'])}" for shard_id in done]
-    source = _parquet(uri, names, extra_columns)
+    class_names = [str(name) for name in manifest["class_names"]]
+    source = _parquet(uri, names, extra_columns, class_names)
     absent = sorted(set(schema.COLUMNS) - set(source.columns))
     if absent:
         raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
-    class_names = [str(name) for name in manifest["class_names"]]
     return Source(uri, source.columns, class_names, True, source.units, manifest)
 
 
@@ -153,8 +150,9 @@ def _parquet_folder(
         warn(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
     report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
-    source = _parquet(uri, files, extra_columns)
-    return replace(source, class_names=_agreed_names(uri, source.class_names, card_class_names(card, config)))
+    in_card = card_class_names(card, config)
+    source = _parquet(uri, files, extra_columns, in_card)
+    return replace(source, class_names=_agreed_names(uri, source.class_names, in_card))
 
 
 def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
@@ -171,63 +169,56 @@ def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | Non
     return in_card if in_files is None else in_files
 
 
-def _parquet(uri: str, names: list[str], extra_columns: Sequence[str]) -> Source:
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-        footers = list(threads.map(lambda name: _read_footer(_file_uri(uri, name)), names))
-    first = footers[0].schema.to_arrow_schema()
-    columns = column_types(_file_uri(uri, names[0]), first, extra_columns)
-    class_names = schema.class_names_of(first)
+def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Sequence[str] | None = None) -> Source:
+    """Return what Parquet files hold.
+
+    Args:
+        uri: of the file, or the folder of the files.
+        names: of the files in the folder.
+        extra_columns: columns to read besides the contract's.
+        known: class names that are told elsewhere, for files that hold none.
+    """
+    files = read_facts([_file_uri(uri, name) for name in names], extra_columns)
+    first = next(files)
+    held: tuple[str, ...] | None = None
     units: list[Unit] = []
-    for name, footer in zip(names, footers, strict=True):
-        file_uri, file_schema = _file_uri(uri, name), footer.schema.to_arrow_schema()
-        if column_types(file_uri, file_schema, extra_columns) != columns:
-            raise DatasetError(f"{file_uri!r} has other columns than {_file_uri(uri, names[0])!r}")
-        if schema.class_names_of(file_schema) != class_names:
-            raise DatasetError(f"{file_uri!r} has other class names than {_file_uri(uri, names[0])!r}")
-        units.extend(_row_groups(file_uri, name, footer))
+    for name, facts in zip(names, chain([first], files), strict=True):
+        if facts.columns != first.columns:
+            raise DatasetError(f"{facts.uri!r} has other columns than {first.uri!r}")
+        if facts.names_digest != first.names_digest:
+            raise DatasetError(f"{facts.uri!r} has other class names than {first.uri!r}")
+        held = held or facts.class_names
+        units.extend(_row_groups(facts, name))
     if not units:
         raise DatasetError(f"{uri!r} has no rows")
-    return Source(uri, columns, class_names, "keep_indices" in columns, units)
+    class_names = known if held is None else held
+    if class_names is None and first.names_digest is not None:
+        class_names = _names_beside(uri, first)
+    named = None if class_names is None else list(class_names)
+    return Source(uri, first.columns, named, "keep_indices" in first.columns, units)
 
 
-def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Shard id → reason, of those parts that are not what their names say: cut off when they were copied, say."""
-
-    def reason(shard_id: int) -> str | None:
-        try:
-            uri = store.part_uri(output, shard_id, digest)
-            facts = _read_footer(uri).metadata or {}
-            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
-                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
-        except DatasetError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
-        return {shard_id: text for shard_id, text in reasons if text is not None}
+def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
+    """Return the class names of parts that do not hold them, from the manifest beside `data/`; None without it."""
+    output = posixpath.dirname(posixpath.dirname(part.uri))
+    names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
+    if schema.names_digest(names) == part.names_digest:
+        return names
+    reason = "parts of a synthetic dataset without its class names, which its manifest.json has: labels go by number"
+    warn(f"{uri!r} holds {reason}")
+    return None
 
 
 def _file_uri(uri: str, name: str) -> str:
     return storage.join(uri, name) if name else uri
 
 
-def _read_footer(uri: str) -> pq.FileMetaData:
-    try:
-        with storage.open_file(uri) as file:
-            return pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{uri!r} is not a whole Parquet file: {reason}") from error
-
-
-def _row_groups(uri: str, name: str, footer: pq.FileMetaData) -> Iterator[RowRange]:
+def _row_groups(facts: FileFacts, name: str) -> Iterator[RowRange]:
     first_row = 0
-    for index in range(footer.num_row_groups):
-        group = footer.row_group(index)
-        if group.num_rows:
-            yield RowRange(uri, name, index, first_row, 0, group.num_rows, group.total_byte_size)
-        first_row += group.num_rows
+    for index, (num_rows, size) in enumerate(facts.row_groups):
+        if num_rows:
+            yield RowRange(facts.uri, name, index, first_row, 0, num_rows, size)
+        first_row += num_rows
 
 
 def _image_folder(uri: str, listing: Listing, images: list[str], split: str | None) -> Source:

@@ -1,6 +1,7 @@
 """The dataset as files: names, what is done and what is missing, the manifest, failures.
 
-- `<output>/manifest.json`: what the dataset is to hold.
+- `<output>/manifest.json`: what the dataset is to hold, and the facts that all parts share, such as class names.
+- `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.
 - `<output>/data/part-NNNNN-<digest8>.parquet`: one a shard; it exists if and only if the shard is done.
 - `<output>/failed/shard-NNNNN.json`: why a shard is not.
 - `<output>/.tmp/`: what a killed local write leaves; emptied by the next run.
@@ -152,9 +153,9 @@ def read_manifest(output: str) -> dict[str, Any]:
     manifest = storage.read_json(uri)
     if not isinstance(manifest, dict):
         raise DatasetError(f"{uri!r} is not a manifest of this software, but a {type(manifest).__name__}")
-    if manifest.get("schema_version") != schema.SCHEMA_VERSION:
-        version = manifest.get("schema_version")
-        raise DatasetError(f"{uri!r} has schema version {version!r}, this software reads {schema.SCHEMA_VERSION}")
+    version = manifest.get("schema_version")
+    if version not in schema.READABLE_VERSIONS:
+        raise DatasetError(f"{uri!r} has schema version {version!r}, this software reads {schema.READABLE_VERSIONS}")
     _check_keys(uri, manifest, _MANIFEST)
     _check_keys(uri, manifest["teacher"], _TEACHER, "teacher.")
     if [type(side) for side in manifest["image_size"]] != [int] * 3:

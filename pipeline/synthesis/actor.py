@@ -141,7 +141,7 @@ class Inverter:
             "image_id": list(image_ids),
             "shard_id": [shard_id] * len(labels),
         }
-        arrow_schema = schema.arrow_schema(self.class_names)
+        arrow_schema = schema.part_schema(self.class_names, shard_id)
         return Shard(
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
             halvings=result.halvings,

@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset import schema, store
-from pipeline.dataset.sources import damaged_parts
+from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel

@@ -10,6 +10,7 @@ import ray.data
 from pipeline import storage
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
+from pipeline.dataset.card import write_card
 from pipeline.errors import IncompleteError
 from pipeline.outputs import check_shared
 from pipeline.synthesis.dry_run import dry_run
@@ -69,6 +70,7 @@ def _begin(plan: Plan) -> None:
         store.clear_temporaries(output)
         if not storage.exists(store.manifest_uri(output)):
             store.write_manifest(output, plan.manifest)
+        write_card(output, plan.manifest)
         for shard_id in set(store.failed_shards(output)) & set(plan.progress.done):
             store.remove_failure(output, shard_id)
 
@@ -80,7 +82,10 @@ def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]
         IncompleteError: shard after shard could not be written.
     """
     rows = ray.data.from_items(plan.to_do, override_num_blocks=len(plan.to_do)).map_batches(
-        PartWriter, fn_constructor_args=(plan.config, plan.digest), batch_size=1, **options
+        PartWriter,
+        fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"]),
+        batch_size=1,
+        **options,
     )
     rows.context.wait_for_min_actors_s = plan.config.pool.start_timeout_s
     rows.context.execution_no_progress_timeout_s = plan.config.pool.no_progress_timeout_s

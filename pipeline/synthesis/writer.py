@@ -45,13 +45,15 @@ class PartWriter(Inverter):
     Args:
         config: of the dataset.
         digest: as the driver found it; another one here means that this actor sees another teacher.
+        schema_version: of the dataset's contract, as its manifest states it.
 
     Raises:
         ModelError: it does.
     """
 
-    def __init__(self, config: SynthesisConfig, digest: str) -> None:
+    def __init__(self, config: SynthesisConfig, digest: str, schema_version: int = schema.SCHEMA_VERSION) -> None:
         super().__init__(config)
+        self.schema_version = schema_version
         if self.digest != digest:
             raise ModelError(
                 f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
@@ -85,14 +87,14 @@ class PartWriter(Inverter):
         }
 
     def _write(self, shard_id: int, shard: Shard) -> None:
-        facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(schema.SCHEMA_VERSION)}
+        facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
             # Another split may round otherwise: from this step on, so many images at a time.
             facts["halvings"] = json.dumps(shard.halvings)
         if self.config.inversion.adaptive_end is not None:
             facts["num_steps"] = json.dumps(shard.num_steps)
-        table = shard.table.replace_schema_metadata(schema.arrow_schema(self.class_names, metadata=facts).metadata)
-        content = schema.to_parquet(table)
+        part = schema.part_schema(self.class_names, shard_id, metadata=facts, version=self.schema_version)
+        content = schema.to_parquet(shard.table.replace_schema_metadata(part.metadata))
         with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
 
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset import read_images, reader, schema, store, write_images
+from pipeline.dataset.card import write_card
+from pipeline.dataset.footers import damaged_parts
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
@@ -22,8 +24,10 @@ LABELS = [row % 3 for row in range(10)]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def write_synthetic(folder: Path, *, shards: int = 2, side: int = 8, channels: int = 3) -> Path:
-    """A dataset of 5 images a shard, as synthesis leaves it."""
+def write_synthetic(
+    folder: Path, *, shards: int = 2, side: int = 8, channels: int = 3, names: list[str] = NAMES, version: int = 2
+) -> Path:
+    """Write a dataset of 5 images a shard, as synthesis leaves it."""
     images = IMAGES[:, :side, :side, :channels]
     for shard_id in range(shards):
         rows = range(shard_id * 5, shard_id * 5 + 5)
@@ -38,9 +42,14 @@ def write_synthetic(folder: Path, *, shards: int = 2, side: int = 8, channels: i
             "teacher_confidence": [0.25] * 5,
             "teacher_prediction": [1] * 5,
         }
-        table = pa.table(columns, schema=schema.arrow_schema(NAMES))
-        store.write_part(str(folder), shard_id, DIGEST, schema.to_parquet(table))
-    store.write_manifest(str(folder), make_manifest(DIGEST, class_names=NAMES, image_size=[channels, side, side]))
+        facts = {"digest": DIGEST, "shard_id": str(shard_id)}
+        part = schema.part_schema(names, shard_id, metadata=facts, version=version)
+        store.write_part(str(folder), shard_id, DIGEST, schema.to_parquet(pa.table(columns, schema=part)))
+    manifest = make_manifest(
+        DIGEST, class_names=names, image_size=[channels, side, side], num_shards=shards, schema_version=version
+    )
+    store.write_manifest(str(folder), manifest)
+    write_card(str(folder), manifest)
     return folder
 
 
@@ -280,3 +289,70 @@ def test_images_that_are_paths_alone_are_named_by_row(tmp_path: Path) -> None:
     source = find_source(str(tmp_path))
     with pytest.raises(DatasetError, match=r"x\.parquet' has no bytes of the image in row 1: only .*far/a\.png"):
         list(reader._read(source.units, source.columns, None, None))
+
+
+MANY = [f"class {number}" for number in range(2000)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_class_names_of_a_dataset_of_many_classes(tmp_path: Path, version: int) -> None:
+    write_synthetic(tmp_path, shards=2, names=MANY, version=version)
+    sizes = [part.stat().st_size for part in sorted((tmp_path / "data").iterdir())]
+    assert (max(sizes) < 2 * min(sizes)) == (version == 1)
+    assert find_source(str(tmp_path)).class_names == MANY
+    assert find_source(str(tmp_path / "data")).class_names == MANY
+    assert damaged_parts(str(tmp_path), DIGEST, [0, 1]) == {}
+    assert len(rows_of(tmp_path)) == 10
+
+
+def test_parts_without_names_have_those_of_the_manifest_beside_them_or_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_synthetic(tmp_path, names=MANY)
+    (tmp_path / "data" / store.part_name(0, DIGEST)).unlink()
+    assert find_source(str(tmp_path / "data")).class_names == MANY
+    assert capsys.readouterr().err == ""
+    (tmp_path / "manifest.json").unlink()
+    assert find_source(str(tmp_path / "data")).class_names is None
+    assert "labels go by number" in capsys.readouterr().err
+
+
+def test_parts_of_two_sets_of_classes_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """Though neither of the two files holds the names themselves."""
+    for name, names in (("a", MANY), ("b", MANY[::-1])):
+        part = write_synthetic(tmp_path / name, names=names) / "data" / store.part_name(1, DIGEST)
+        (tmp_path / "both").mkdir(exist_ok=True)
+        part.rename(tmp_path / "both" / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"b\.parquet' has other class names than .*a\.parquet"):
+        find_source(str(tmp_path / "both"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("names", "first"), [(NAMES, True), (NAMES, False), (MANY, True), (MANY, False)])
+def test_hugging_face_finds_class_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], first: bool, streaming: bool
+) -> None:
+    """From the folder of the dataset always, from its data where the first part is there or names are few."""
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    write_synthetic(tmp_path / "out", shards=2, names=names)
+    if not first:
+        (tmp_path / "out" / "data" / store.part_name(0, DIGEST)).unlink()
+    places = ["out", "out/data"] if first or names is NAMES else ["out"]
+    for place in places:
+        loaded = datasets.load_dataset(
+            str(tmp_path / place), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
+        )
+        rows = list(loaded)
+        assert loaded.features["label"].names == names
+        assert len(rows) == (10 if first else 5)
+        assert rows[-1]["label"] == LABELS[9]
+        np.testing.assert_array_equal(np.asarray(rows[-1]["image"]), IMAGES[9])
+
+
+def test_a_readme_of_the_users_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    write_synthetic(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not (write_synthetic(tmp_path / "old", version=1) / "README.md").exists()

@@ -81,9 +81,29 @@ def test_schema_has_the_types_of_the_contract() -> None:
 
 
 def test_class_names_survive() -> None:
-    assert schema.class_names_of(schema.arrow_schema(["a", "b"])) == ["a", "b"]
-    assert schema.class_names_of(pa.schema([("label", pa.int64())])) is None
-    assert schema.class_names_of(pa.schema([("label", pa.int64())], metadata={"huggingface": "{"})) is None
+    assert schema.class_names_of(schema.arrow_schema(["a", "b"]).metadata) == ("a", "b")
+    assert schema.class_names_of(schema.arrow_schema(None).metadata) is None
+    assert schema.class_names_of(None) is None
+    assert schema.class_names_of({b"huggingface": b"{"}) is None
+
+
+FEW, MANY = ["ant", "bee"], [f"class {number}" for number in range(5000)]
+
+
+@pytest.mark.parametrize(("names", "shards"), [(FEW, [0, 1, 7]), (MANY, [0])])
+def test_many_class_names_stand_in_the_first_part_alone(names: list[str], shards: list[int]) -> None:
+    parts = {shard_id: schema.part_schema(names, shard_id).metadata for shard_id in (0, 1, 7)}
+    assert [shard_id for shard_id, facts in parts.items() if schema.class_names_of(facts)] == shards
+    assert {schema.names_digest_of(facts) for facts in parts.values()} == {schema.names_digest(names)}
+    assert all(len(str(facts)) < 1500 for shard_id, facts in parts.items() if shard_id not in shards)
+
+
+def test_a_part_of_version_1_has_the_metadata_it_always_had() -> None:
+    facts = {"digest": "d", "shard_id": "3", "schema_version": "1"}
+    part = schema.part_schema(MANY, 3, metadata=facts, version=1)
+    assert part.equals(schema.arrow_schema(MANY, metadata=facts), check_metadata=True)
+    assert list(part.metadata) == [b"huggingface", b"digest", b"shard_id", b"schema_version"]
+    assert schema.names_digest_of(part.metadata) == schema.names_digest(MANY)
 
 
 def test_parquet_is_zstd_and_the_same_each_time() -> None:

@@ -37,7 +37,12 @@ def test_dataset_is_whole(made: Made) -> None:
     assert made.summary["num_done"] == made.summary["num_shards"] == 6
     assert made.summary["num_images"] == made.summary["num_images_made"] == 30
     assert sorted(made.parts) == [f"data/part-{shard:05d}-{made.summary['digest'][:8]}.parquet" for shard in range(6)]
-    assert sorted(path.name for path in made.output.iterdir()) == ["contact_sheet.png", "data", "manifest.json"]
+    assert sorted(path.name for path in made.output.iterdir()) == [
+        "README.md",
+        "contact_sheet.png",
+        "data",
+        "manifest.json",
+    ]
     table = pq.read_table(made.output / "data")
     assert table.num_rows == 30
     assert len(set(table["image_id"].to_pylist())) == 30
@@ -103,15 +108,16 @@ def test_composes_with_any_pipeline_and_writes_nothing(made: Made) -> None:
 def test_only_what_is_missing_is_done_and_what_fails_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pool of one on the CPU takes up what a single process left; class 4 cannot be made at all."""
+    """A pool of one on the CPU takes up what a single process of an earlier version, whose parts had other metadata,
+    left; class 4 cannot be made at all."""
     output = tmp_path / "out"
     config = make_config(nan_teacher(tmp_path / "teacher"), output, pool={"device": "cpu"})
     plan = prepare(config)
-    writer = PartWriter(config, plan.digest)
+    writer = PartWriter(config, plan.digest, 1)
     shards = {name: [shard[name] for shard in plan.shards] for name in plan.shards[0]}
     list(writer(shards))
     undisturbed = parts_of(output)
-    store.write_manifest(str(output), plan.manifest)
+    store.write_manifest(str(output), {**plan.manifest, "schema_version": 1})
     gone = output / "data" / store.part_name(4, plan.digest)
     gone.unlink()
     # What earlier runs leave: a failure of a shard that was done since, one of a shard that is to be done, half a file.

@@ -1,0 +1,102 @@
+"""What the footers of Parquet files say, as a few facts of each: a footer itself may take megabytes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset import schema, store
+from pipeline.dataset.columns import column_types
+from pipeline.errors import DatasetError
+
+# Footers are small and far away: many at a time.
+_FOOTER_THREADS = 32
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is kept of a Parquet file's footer.
+
+    Attributes:
+        uri: of the file.
+        columns: name → Arrow type as it will be read, `image` being encoded bytes.
+        class_names: of labels 0, 1, 2, ..., where the file holds them.
+        names_digest: of the class names, where the file names it or holds them.
+        dataset_digest: of the synthetic dataset whose part the file is, where it is one.
+        row_groups: rows and bytes of each.
+    """
+
+    uri: str
+    columns: dict[str, pa.DataType]
+    class_names: tuple[str, ...] | None
+    names_digest: str | None
+    dataset_digest: str | None
+    row_groups: tuple[tuple[int, int], ...]
+
+
+def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterator[FileFacts]:
+    """Read the footers of Parquet files with images, many at a time, and yield the facts in the order of the files.
+
+    Args:
+        uris: of the files.
+        extra_columns: columns to read besides the contract's.
+
+    Raises:
+        DatasetError: a file is truncated or foreign, or lacks a column; the message names it.
+    """
+    # The first alone: what it says of columns and classes the others repeat, and share.
+    first = _read_one(uris[0], extra_columns)
+    yield first
+
+    def read(uri: str) -> FileFacts:
+        facts = _read_one(uri, extra_columns)
+        return replace(facts, columns=first.columns) if facts.columns == first.columns else facts
+
+    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+        yield from threads.map(read, uris[1:])
+
+
+def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
+    footer, file_schema = _read_footer(uri)
+    metadata = footer.metadata or {}
+    digest = metadata.get(b"digest")
+    groups = (footer.row_group(index) for index in range(footer.num_row_groups))
+    return FileFacts(
+        uri,
+        column_types(uri, file_schema, extra_columns),
+        schema.class_names_of(metadata),
+        schema.names_digest_of(metadata),
+        None if digest is None else digest.decode(errors="replace"),
+        tuple((group.num_rows, group.total_byte_size) for group in groups),
+    )
+
+
+def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
+    """Return shard id → reason for parts that are not what their names say: cut off when they were copied, say."""
+
+    def reason(shard_id: int) -> str | None:
+        try:
+            uri = store.part_uri(output, shard_id, digest)
+            facts = _read_footer(uri)[0].metadata or {}
+            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
+                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
+        return {shard_id: text for shard_id, text in reasons if text is not None}
+
+
+def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    try:
+        with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
+            # Not `metadata.schema`: that and the metadata hold each other, and megabytes wait for the garbage collector.
+            return parquet.metadata, parquet.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{uri!r} is not a whole Parquet file: {reason}") from error
