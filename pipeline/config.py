@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 
 C = TypeVar("C")
 
+_LONGEST_MESSAGE = 2000
+
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
     """Read a config from `--config FILE.yaml` and `--section.key value` flags; later ones win.
@@ -56,7 +58,9 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
 
 
 def _one_line(message: str) -> str:
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+    line = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    # The parser repeats values that may have thousands of entries.
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 100]} ... {line[-100:]}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
 def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
-            # Not `metadata.schema`: that and the metadata hold each other, and megabytes wait for the garbage collector.
+            # Not `metadata.schema`: the two hold each other, and megabytes wait for the garbage collector.
             return parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())

@@ -36,7 +36,8 @@ class ModelConfig:
     num_classes: int | None = None
     in_chans: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] | str | None = None
+    # Not a list: the parser of configs takes minutes for a list of thousands.
+    class_names: tuple[str, ...] | str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
 

@@ -10,8 +10,9 @@ from torch import nn
 from pipeline.config import digest, to_dict
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
+from pipeline.synthesis.classes import list_classes
 from pipeline.synthesis.networks import Networks
-from pipeline.synthesis.shards import SynthesisConfig, resolve_classes
+from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.vit.families import refusal
 from pipeline.vit.ranking import resolve_ranking
 
@@ -34,7 +35,7 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
         "feature_model": None if feature_model is None else _model_identity(feature_model),
         **({} if student is None else {"student": _model_identity(student)}),
         "class_names": teacher.class_names,
-        "classes": resolve_classes(config, len(teacher.class_names)),
+        "classes": list_classes(config.classes, len(teacher.class_names)),
         "images_per_class": config.images_per_class,
         "shard_size": config.shard_size,
         "seed": config.seed,

@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig, load_model
+from pipeline.synthesis.classes import Classes, is_file, list_classes, read_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class SynthesisConfig:
         teacher: the trained ViT to invert.
         output: folder of the dataset, at any fsspec URI.
         images_per_class: images of each class; with `inversion.rebirth` v a multiple of v.
-        classes: label numbers; by default all of the teacher's.
+        classes: labels and ranges, as a list or as text (`0-9,20`), or the URI of a file of them, one or more a line;
+            by default all of the teacher's.
         shard_size: rows of a part file, inverted together; with `inversion.rebirth` v they come of 1/v as many starts.
         seed: of everything that is drawn.
         inversion: losses, schedule and optimizer.
@@ -66,7 +68,8 @@ class SynthesisConfig:
     teacher: ModelConfig
     output: str
     images_per_class: int
-    classes: list[int] | None = None
+    # Not a list: the parser of configs takes minutes for a list of thousands.
+    classes: Classes | None = None
     shard_size: int = 32
     seed: int = 0
     inversion: InversionConfig = field(default_factory=InversionConfig)
@@ -83,8 +86,8 @@ class SynthesisConfig:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, not {self.seed}")
-        if self.classes is not None:
-            _check_classes(self.classes)
+        if self.classes is not None and not is_file(self.classes):
+            read_classes(self.classes)
         per_run = self.inversion.images_per_run
         for name in ("images_per_class", "shard_size"):
             if getattr(self, name) % per_run:
@@ -108,39 +111,23 @@ class SynthesisConfig:
             )
 
 
-def _check_classes(classes: list[int]) -> None:
-    if not classes:
-        raise ConfigError("classes is an empty list: leave it out for all classes")
-    negative = [label for label in classes if label < 0]
-    if negative:
-        raise ConfigError(f"classes holds {negative[0]}: labels start at 0")
-    repeated = sorted({label for label in classes if classes.count(label) > 1})
-    if repeated:
-        raise ConfigError(f"classes holds {repeated[0]} more than once")
-
-
 def located(config: SynthesisConfig) -> SynthesisConfig:
-    """The config with absolute local paths: an actor has a working folder of its own."""
+    """Return the config with absolute local paths, and classes read from their file: actors have folders of their own.
+
+    Raises:
+        ConfigError: the file of classes cannot be read.
+    """
+    classes = config.classes
+    if is_file(classes):
+        classes = tuple(f"{labels.start}-{labels.stop - 1}" for labels in read_classes(classes))
     return dataclasses.replace(
         config,
+        classes=classes,
         output=storage.absolute(config.output),
         teacher=config.teacher.located(),
         feature_model=config.feature_model and config.feature_model.located(),
         student=config.student and config.student.located(),
     )
-
-
-def resolve_classes(config: SynthesisConfig, num_classes: int) -> list[int]:
-    """The labels to make images for.
-
-    Raises:
-        ConfigError: a label that the teacher does not have.
-    """
-    classes = list(range(num_classes)) if config.classes is None else list(config.classes)
-    beyond = [label for label in classes if label >= num_classes]
-    if beyond:
-        raise ConfigError(f"classes holds {beyond[0]}, the teacher has {num_classes} classes, from 0")
-    return classes
 
 
 def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> list[dict[str, Any]]:
@@ -159,7 +146,7 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
     """
     if num_classes is None:
         num_classes = len(load_model(config.teacher).class_names)
-    classes = resolve_classes(config, num_classes)
+    classes = list_classes(config.classes, num_classes)
     images = [(label, f"{label:05d}-{number:06d}") for label in classes for number in range(config.images_per_class)]
     return [
         {
