@@ -18,6 +18,7 @@ from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+from pipeline.vetting import announce, check_teacher
 
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 
@@ -69,6 +70,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
     """
     loaded = load_model(config.teacher)
+    announce(loaded.notices)
+    check_teacher(loaded)
     labelled = find_labelled(config.labelled, loaded, config.labelled_split)
     predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}

@@ -37,6 +37,8 @@ COLUMNS = {
 MAX_PATCHES = 2**15
 # Keys of a file's metadata: Hugging Face's own, and ours.
 _MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
+# Of a stored picture: gray, or red, green and blue.
+CHANNELS = (1, 3)
 
 
 def arrow_schema(
@@ -150,7 +152,7 @@ _digest_of_tuple = lru_cache(maxsize=2)(names_digest)
 
 def encode_image(pixels: np.ndarray) -> bytes:
     """A PNG of uint8 [H, W, C] with 1 or 3 channels; the same pixels give the same bytes, for no time is stored."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS:
         raise DatasetError(f"an image must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")

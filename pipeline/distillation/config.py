@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
-from pipeline.models import ModelConfig
+from pipeline.models import PREPROCESSING, ModelConfig
 
 # What decides where and how fast a student is trained, not which student comes out.
 _NOT_IN_DIGEST = (
@@ -139,6 +139,11 @@ class DistillationConfig:
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide which student comes out, as plain data."""
         values = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_DIGEST}
+        for model in (values["teacher"], values["student"]["model"]):
+            for name in PREPROCESSING:
+                # Left out where it is not set: these settings came later, and old runs keep their digest.
+                if model is not None and model[name] is None:
+                    del model[name]
         return {name: value for name, value in values.items() if value is not None or name not in _IF_SET}
 
 

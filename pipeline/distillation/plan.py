@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import CONFIG, check_output, check_shared
+from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 
@@ -53,7 +54,10 @@ def prepare(config: DistillationConfig) -> Plan:
     if config.num_workers:
         check_shared(config.output)
     teacher = load_model(config.teacher)
+    announce(teacher.notices)
+    check_teacher(teacher)
     student = build_student(config.student, teacher, seed=config.seed)
+    announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     images = find_source(config.images, split=config.images_split)
     if not config.allow_incomplete:

@@ -21,6 +21,7 @@ class Student(ImageReader):
     Args:
         model, teacher, mean, std: as of `ImageReader`.
         linear_head: freeze everything but the classifier.
+        notices: what a user should know of how the model was loaded.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class Student(ImageReader):
         mean: Sequence[float],
         std: Sequence[float],
         linear_head: bool = False,
+        notices: tuple[str, ...] = (),
     ) -> None:
         super().__init__(model, teacher, mean=mean, std=std)
         self.linear_head = linear_head
+        self.notices = notices
         if linear_head:
             self.requires_grad_(False)
             for parameter in _head_parameters(model):
@@ -53,6 +56,7 @@ class _Made:
     model: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notices: tuple[str, ...] = ()
 
 
 def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> Student:
@@ -74,7 +78,14 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     # Where real images are resized and cropped, the student that is saved must do as the teacher did.
     inherited = {k: teacher.data_config[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     made.model.pretrained_cfg = {**made.model.pretrained_cfg, **inherited}  # type: ignore[dict-item]
-    student = Student(made.model, teacher, mean=made.mean, std=made.std, linear_head=config.linear_head)
+    student = Student(
+        made.model,
+        teacher,
+        mean=made.mean,
+        std=made.std,
+        linear_head=config.linear_head,
+        notices=made.notices,
+    )
     if student.vit is not None and config.model is not None and config.model.model_args.get("patch_drop_rate"):
         raise ConfigError(
             "student.model.model_args.patch_drop_rate has no effect: this student reads the patches that each image "
@@ -139,7 +150,7 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
         raise ModelError(
             f"student {config.name!r} reads {loaded.input_size[0]} channels, the teacher's images have {channels}"
         )
-    return _Made(loaded.model, loaded.mean, loaded.std)
+    return _Made(loaded.model, loaded.mean, loaded.std, loaded.notices)
 
 
 def _head_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -1,6 +1,6 @@
 """timm models for teachers and students, and how they read images."""
 
-from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.config import LOCAL_DIR, PREPROCESSING, ModelConfig
 from pipeline.models.loading import (
     LoadedModel,
     RealImageTransform,
@@ -12,6 +12,7 @@ from pipeline.models.weights import weight_digest
 
 __all__ = [
     "LOCAL_DIR",
+    "PREPROCESSING",
     "LoadedModel",
     "ModelConfig",
     "RealImageTransform",

@@ -1,101 +1,217 @@
-"""Weights as people have them: any fsspec location, several ways of wrapping, and never code.
+"""Weights as people have them: any fsspec location, several kinds of files, several ways of wrapping, and never code.
 
-safetensors files hold data alone. `.pth` files are read with `weights_only=True`; the one class allowed beside tensors
-and containers is `argparse.Namespace`, which timm's CheckpointSaver stores.
+safetensors and npz files hold data alone; what `torch.save` wrote is read as data, see `pipeline.models.pickles`. A
+file is what its content says, whatever its name.
 """
 
-import argparse
 import io
-import pickle
+import json
 import re
-import struct
-import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, DatasetError
-from pipeline.storage import read_bytes
+from pipeline.errors import CheckpointError, DatasetError, one_line
+from pipeline.models.containers import describe_foreign, readable_kind
+from pipeline.models.pickles import NumpyArray, read_pickle, refusal_of
+from pipeline.storage import join, list_files, read_bytes
+
+__all__ = ["find_weights_file", "read_state_dict", "refusal_of"]
 
 # Where savers put the weights: timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, plain dicts.
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
-# What `torch.load` stumbles over in a file that is cut off or mangled.
-_CORRUPT = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
-_CORRUPT_ERRORS = (*_CORRUPT, EOFError, OSError, struct.error)
+# In timm's own order, and the indexes of sharded weights, which timm does not read.
+_PREFERRED_FILES = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("pytorch_model.pth", "model.pth", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+)
+_PREFERRED_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
+_SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
+# Files that tell what saved a folder → what it is, and what to do.
+_FOLDERS = {
+    "zero_to_fp32.py": ("a DeepSpeed checkpoint", "convert it: python FOLDER/zero_to_fp32.py FOLDER weights"),
+    "latest": ("a DeepSpeed checkpoint", "convert it with its zero_to_fp32.py"),
+    "saved_model.pb": ("a TensorFlow SavedModel", "save its tensors under timm's names with torch.save"),
+    "_CHECKPOINT_METADATA": ("an Orbax checkpoint (JAX)", "save its tensors under timm's names with torch.save"),
+}
 
 
 def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = True) -> dict[str, Tensor]:
     """Read a checkpoint and name its tensors as the model does.
 
     Args:
-        uri: `.safetensors`, or anything `torch.load` reads (`.pth`, `.pt`, `.pth.tar`, `.bin`, `.ckpt`).
+        uri: a safetensors file, what `torch.save` wrote, an npz file, or the `.index.json` of a sharded checkpoint.
         model_keys: names in the model's own state dict; what DistributedDataParallel (`module.`), `torch.compile`
             (`_orig_mod.`), Lightning (`model.`) or an averaged copy put before them is taken off.
         use_ema: prefer averaged weights where the checkpoint has both (as timm does).
 
     Raises:
-        CheckpointError: missing, corrupt, holding anything but data, or holding two sets of weights.
+        CheckpointError: missing, corrupt, of a kind that is not read, holding anything but data, or holding two sets of
+            weights.
     """
-    checkpoint = _read_safetensors(uri) if uri.endswith(".safetensors") else _read_pickle(uri)
-    weights = {name.replace("_orig_mod.", ""): value for name, value in _find_weights(uri, checkpoint, use_ema).items()}
+    checkpoint = _read(uri)
+    found = _find_weights(uri, checkpoint, set(model_keys), use_ema)
+    weights = {name.replace("_orig_mod.", ""): value for name, value in found.items()}
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def find_weights_file(folder: str) -> str:
+    """Return the URI of the weights in a folder as timm or transformers saves one.
+
+    Raises:
+        CheckpointError: there are none, or several and nothing says which.
+    """
+    names = _list(folder)
+    for name in _PREFERRED_FILES:
+        if name in names:
+            return join(folder, name)
+    for suffix in _PREFERRED_SUFFIXES:
+        found = sorted(name for name in names if name.endswith(suffix))
+        if len(found) > 1:
+            raise CheckpointError(f"folder {folder!r} has several files of weights, {found[:5]}: leave one, or name it")
+        if found:
+            return join(folder, found[0])
+    raise CheckpointError(f"folder {folder!r} has no weights: none of {', '.join(_PREFERRED_FILES[:4])} in {names[:8]}")
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        return list_files(folder)
+    except DatasetError as error:
+        raise CheckpointError(f"checkpoint: {error}") from error
+
+
+def _read(uri: str) -> Any:
+    content = _content(uri)
+    match readable_kind(uri, content):
+        case "safetensors":
+            return _read_safetensors(uri, content)
+        case "torch":
+            return read_pickle(uri, content)
+        case "npz":
+            return _read_npz(uri, content)
+        case "index":
+            return _read_shards(uri, content)
+    raise CheckpointError(f"checkpoint {uri!r} {describe_foreign(uri, content)}")
 
 
 def _content(uri: str) -> bytes:
     try:
         return read_bytes(uri)
     except DatasetError as error:
+        if names := _list(uri):
+            raise CheckpointError(f"checkpoint {uri!r} is a folder: {_describe_folder(uri, names)}") from error
         raise CheckpointError(f"checkpoint: {error}") from error
 
 
-def _read_safetensors(uri: str) -> dict[str, Tensor]:
+def _describe_folder(uri: str, names: list[str]) -> str:
+    if any(name.endswith(".distcp") for name in names):
+        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {uri} weights.pth"
+        return f"a distributed checkpoint (FSDP); convert it: {convert}"
+    for name, (what, instead) in _FOLDERS.items():
+        if name in names:
+            return f"{what}; {instead.replace('FOLDER', uri)}"
+    weights = [name for name in names if name in _PREFERRED_FILES or name.endswith(_PREFERRED_SUFFIXES)]
+    return f"give the file of weights in it ({', '.join((weights or names)[:5])})"
+
+
+def _read_safetensors(uri: str, content: bytes) -> dict[str, Tensor]:
+    if shard := _SHARD.search(uri.rpartition("/")[2]):
+        base, number, count, suffix = shard.groups()
+        told = f"{int(number)} of {int(count)} parts of the weights: give the index, {base}{suffix}.index.json"
+        raise CheckpointError(f"checkpoint {uri!r} is part {told}")
     try:
-        return safetensors.torch.load(_content(uri))
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"checkpoint {uri!r} is not a readable safetensors file: {error}") from error
 
 
-def _read_pickle(uri: str) -> Any:
-    content = io.BytesIO(_content(uri))
+def _read_npz(uri: str, content: bytes) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # Of pickle protocols, that there is a read-only storage, and other things that a user can do nothing about.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(content, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
-    except _CORRUPT_ERRORS as error:
-        raise CheckpointError(f"checkpoint {uri!r} is corrupt: {_reason(error)}") from error
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"checkpoint {uri!r} is not a readable npz file of numbers: {one_line(error)}") from error
 
 
-def refusal_of(error: pickle.UnpicklingError) -> str:
-    """Why `torch.load` with `weights_only` did not read a file; its own text is advice to run what is in there."""
-    unknown = re.search(r"GLOBAL (\S+)", str(error))
-    return f"holds more than weights ({unknown[1]})" if unknown else "holds more than weights, or is not a checkpoint"
+def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
+    """Read the files that an index names, beside it."""
+    try:
+        places: dict[str, str] = json.loads(content)["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {uri!r} is not the index of a sharded checkpoint: no weight_map") from error
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise CheckpointError(f"checkpoint {uri!r} names {name!r}, which is not a file beside it")
+        part = join(uri.rpartition("/")[0], name)
+        read = _content(part)
+        kind = readable_kind(part, read)
+        if kind not in ("safetensors", "torch"):
+            raise CheckpointError(f"checkpoint {part!r} {describe_foreign(part, read)}")
+        weights |= safetensors.torch.load(read) if kind == "safetensors" else read_pickle(part, read)
+    missing = sorted(set(places) - set(weights))
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {uri!r} lacks {len(missing)} tensors that its index names, as {missing[0]!r}"
+        )
+    return weights
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
-
-
-def _find_weights(uri: str, checkpoint: Any, use_ema: bool) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside what was saved."""
+def _find_weights(uri: str, checkpoint: Any, model_keys: set[str], use_ema: bool) -> dict[str, Tensor]:
+    """Return the mapping of names to tensors inside what was saved."""
     found = checkpoint
     while isinstance(found, Mapping):
         wrapped = next((k for k in (*(_EMA_KEYS if use_ema else ()), *_WEIGHT_KEYS) if _is_mapping(found.get(k))), None)
         if wrapped is None:
+            wrapped = _key_of_weights(uri, found, model_keys)
+        if wrapped is None:
             break
         found = found[wrapped]
-    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    tensors = _tensors(found)
     if not tensors:
         raise CheckpointError(f"checkpoint {uri!r} holds no state dict: found {_describe(checkpoint)}")
     return tensors
+
+
+def _key_of_weights(uri: str, found: Mapping[Any, Any], model_keys: set[str]) -> Any:
+    """Return the key of the one nested mapping that holds the model's tensors, where none lie beside it."""
+    if _tensors(found):
+        return None
+    # DeepSpeed says `module`, others `net`, `weights`, `params`; DINO has `student` and `teacher`.
+    holding = [key for key, value in found.items() if _holds_model(_tensors(value), model_keys)]
+    if len(holding) > 1:
+        keys = sorted(map(str, holding))
+        raise CheckpointError(f"checkpoint {uri!r} holds several sets of weights, under {keys}: save one of them alone")
+    return holding[0] if holding else None
+
+
+def _holds_model(tensors: Mapping[str, Tensor], model_keys: set[str]) -> bool:
+    return any(name.endswith(key) for key in sorted(model_keys)[:1] for name in tensors)
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """Return the tensors of a mapping by their names; NumPy arrays of numbers are tensors."""
+    if not isinstance(found, Mapping):
+        return {}
+    plain = {name: _as_tensor(value) for name, value in found.items() if isinstance(name, str)}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, NumpyArray) and value.value is not None:
+        return torch.from_numpy(value.value)
+    return value if isinstance(value, Tensor) else None
 
 
 def _is_mapping(value: Any) -> bool:
@@ -109,7 +225,7 @@ def _describe(value: Any) -> str:
 
 
 def _wrapper_prefix(uri: str, weights: Mapping[str, Tensor], model_keys: Collection[str], use_ema: bool) -> str:
-    """What stands before the model's own names: the prefix under which most of them are found."""
+    """Return what stands before the model's own names: the prefix under which most of them are found."""
     suffixes = sorted(model_keys)[:1]
     prefixes = {name[: -len(s)] for s in suffixes for name in weights if name.endswith(s)}
     found = {p: sum(p + key in weights for key in model_keys) for p in prefixes if p == "" or p.endswith(".")}

@@ -1,53 +1,58 @@
 """What a model's classes are called."""
 
-import json
 from collections import Counter
+from collections.abc import Sequence
 
 import timm.data
 from torch import nn
 
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import ConfigError
 from pipeline.models.config import ModelConfig
-from pipeline.storage import read_bytes
+from pipeline.models.name_files import names_of, read_class_names
 
 
-def class_names(config: ModelConfig, model: nn.Module) -> list[str]:
-    """The names of a model's classes: given, or its own, or timm's for ImageNet, or numbers.
+def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) -> list[str]:
+    """Return the names of a model's classes: given, or its own, or timm's for ImageNet, or numbers.
+
+    Args:
+        config: may give them, or the URI of a file of them.
+        model: as made.
+        trained: its own names are of its classes; a model that is yet to be trained may have had others.
 
     Raises:
-        ConfigError: as many names as the model has classes cannot be read, or two are the same.
+        ConfigError: as many names as the model has classes cannot be read, one is blank, or two are the same.
     """
     count = int(model.num_classes)  # type: ignore[arg-type]
     given = config.class_names
-    names = _read_names(given) if isinstance(given, str) else given if given is not None else _own_names(model, count)
+    where = "class_names" if given is not None else f"model {config.name!r}: its own class names"
+    if isinstance(given, str):
+        names = read_class_names(given)
+    else:
+        names = given if given is not None else _own_names(config.name, model, count, trained)
     if len(names) != count:
         raise ConfigError(f"class_names has {len(names)} names, model {config.name!r} has {count} classes")
+    if blank := [label for label, name in enumerate(names) if not name.strip()]:
+        raise ConfigError(f"{where}: the name of class {blank[0]} is blank")
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise ConfigError(f"class_names must differ; repeated: {repeated[:5]}")
+        raise ConfigError(f"{where} must differ; repeated: {repeated[:5]}; class_names may give others")
     return list(names)
 
 
-def _read_names(uri: str) -> list[str]:
-    try:
-        text = read_bytes(uri).decode()
-    except (DatasetError, UnicodeDecodeError) as error:
-        raise ConfigError(f"class_names: {error}") from error
-    if text.lstrip().startswith("["):
-        try:
-            return [str(name) for name in json.loads(text)]
-        except ValueError as error:
-            raise ConfigError(f"class_names: {uri!r} is not a JSON list: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _own_names(model: nn.Module, count: int) -> list[str]:
+def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequence[str]:
     own = model.pretrained_cfg  # type: ignore[assignment]
     labels = own.get("label_names")  # type: ignore[union-attr]
     if labels:
-        ordered = [labels[key] for key in sorted(labels, key=int)] if isinstance(labels, dict) else list(labels)
-        if len(ordered) == count:
-            return [str(name) for name in ordered]
+        try:
+            names = names_of(labels)
+        except ValueError as error:
+            raise ConfigError(f"model {name!r}: its own label_names {error}; class_names may give others") from error
+        if len(names) == count:
+            return names
+        if trained:
+            raise ConfigError(
+                f"model {name!r} has {count} classes and {len(names)} label_names of its own: give class_names"
+            )
     subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None  # type: ignore[union-attr]
     if subset is None:
         return [str(index) for index in range(count)]

@@ -1,32 +1,41 @@
-"""Which model, and where its weights come from."""
+"""Which model, where its weights come from, and how it sees real images."""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
+from pipeline.models.arguments import check_model_args
 from pipeline.storage import absolute
 
 LOCAL_DIR = "local-dir:"
+# How real images are resized and cropped.
+PREPROCESSING = ("interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, and where its weights come from.
+    """Which model, where its weights come from, and how it sees real images.
 
     Args:
         name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
         pretrained: take timm's own weights for that name (downloaded).
-        checkpoint: weights at any fsspec URI, `.safetensors` or `.pth`.
+        checkpoint: weights at any fsspec URI: `.safetensors`, `.pth`, `.npz`, or the index of a sharded checkpoint.
         use_ema: prefer averaged weights where a checkpoint has both.
         num_classes: width of the classifier; by default the model's own.
         in_chans: channels of the images, 1 or 3; by default the model's own.
-        model_args: further arguments of `timm.create_model`, such as `{img_size: 32, patch_size: 4}`.
-        class_names: a list, or the URI of a file (JSON list, or one name a line); by default timm's names where
-            the model says so, else numbers.
-        mean: of the pixels in [0, 1], one a channel; by default the model's own.
+        model_args: further arguments of the model, such as `{img_size: 32, patch_size: 4}`. Weights that were trained
+            at another image size are resampled only where `img_size` is given here.
+        class_names: a list, or the URI of a file: a JSON list, a JSON object (`{"0": "cat"}`, `{"cat": 0}`, or one
+            with `id2label`, `label2id`, `class_to_idx` or `label_names`), or one name per line. By default timm's names
+            where the model has them, else numbers.
+        mean: per channel, of pixels in [0, 1]; by default the model's own.
         std: likewise.
+        interpolation: of real images when they are resized; by default the model's own, as are the next two.
+        crop_pct: share of the resized image that the center crop keeps, at most 1.
+        crop_mode: `center` crops the shorter edge's square, `squash` resizes without keeping the aspect ratio, `border`
+            pads the shorter edge.
     """
 
     name: str
@@ -40,6 +49,9 @@ class ModelConfig:
     class_names: tuple[str, ...] | str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
+    crop_pct: float | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -51,9 +63,16 @@ class ModelConfig:
             raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
         if self.std is not None and min(self.std, default=0.0) <= 0:
             raise ConfigError(f"std must be positive, not {self.std}")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
+        check_model_args(self.model_args, {"num_classes": self.num_classes, "in_chans": self.in_chans})
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return how real images are resized and cropped, as far as this config says so."""
+        return {name: getattr(self, name) for name in PREPROCESSING if getattr(self, name) is not None}
 
     def located(self) -> "ModelConfig":
-        """The same with absolute local paths: Ray's workers have working folders of their own."""
+        """Return the same with absolute local paths: Ray's workers have working folders of their own."""
         folder = self.name.removeprefix(LOCAL_DIR)
         return dataclasses.replace(
             self,

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError, one_line
+from pipeline.errors import ModelError
 from pipeline.models.loading import LoadedModel
 from pipeline.vit.families import refusal
-from pipeline.vit.masked import SHAPE_ERRORS, patch_size
+from pipeline.vit.masked import patch_size
 from pipeline.vit.subset import SubsetViT
+from pipeline.vit.trial import try_out
 
 
 class ImageReader(nn.Module):
@@ -56,22 +57,14 @@ class ImageReader(nn.Module):
         assert self.vit is not None
         return self.vit.forward_tokens(self._normalize(images), keep_indices)
 
-    @torch.inference_mode()
     def try_out(self, teacher: LoadedModel) -> None:
-        """Read one gray image, so that a model which cannot is told before any work starts.
+        """Read two images, so that a model which cannot is refused before any work starts.
 
         Raises:
             ModelError: it does not take the teacher's images, or answers with other than the teacher's classes.
         """
-        name, size = f"student {type(self.model).__name__}", teacher.input_size
-        try:
-            logits = self(torch.zeros(1, *size))
-        except SHAPE_ERRORS as error:
-            raise ModelError(f"{name} cannot read the teacher's images {list(size)}: {one_line(error)}") from error
-        if logits.shape[1:] != (len(teacher.class_names),):
-            raise ModelError(
-                f"{name} answers with {list(logits.shape[1:])} values, the teacher with {len(teacher.class_names)}"
-            )
+        name = f"student {type(self.model).__name__}"
+        try_out(self, name, image_shape=teacher.input_size, num_classes=len(teacher.class_names))
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images * self.scale + self.shift if self.renormalizes else images

@@ -1,40 +1,20 @@
-"""timm models made by name, with weights from timm, a checkpoint or a folder; and written as such a folder."""
+"""Load a timm model with all that is needed to feed it, and write one as a folder."""
 
-import dataclasses
-import pickle
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import timm
 import timm.data
 import timm.models
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
-from pipeline.models.checkpoints import read_state_dict
+from pipeline.errors import ConfigError
 from pipeline.models.class_names import class_names
-from pipeline.models.config import LOCAL_DIR, ModelConfig
-from pipeline.models.weights import (
-    check_finite_weights,
-    check_first_layer,
-    check_heads,
-    describe_misfit,
-    weight_digest,
-)
-
-# What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
-# (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded; a corrupt file raises what its
-# reader stumbles over.
-_TIMM_ERRORS = (
-    *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
-    *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
-)
+from pipeline.models.config import ModelConfig
+from pipeline.models.making import input_size_of, make_model
+from pipeline.models.weights import check_finite_weights, weight_digest
 
 
 @dataclass(frozen=True)
@@ -46,7 +26,8 @@ class LoadedModel:
         mean, std: of pixels in [0, 1], one for each channel.
         input_size: channels, height and width in pixels.
         digest: SHA-256 of the weights.
-        data_config: timm's resolved data config (interpolation, crop_pct, ...).
+        data_config: timm's resolved data config (interpolation, crop_pct, ...), with what the config sets of it.
+        notices: what a user should know at once, one line each; jobs print them on standard error.
     """
 
     model: nn.Module
@@ -57,6 +38,7 @@ class LoadedModel:
     input_size: tuple[int, int, int]
     digest: str
     data_config: dict[str, Any]
+    notices: tuple[str, ...] = ()
 
     @property
     def names_known(self) -> bool:
@@ -77,22 +59,24 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         CheckpointError: weights missing, corrupt, unsafe, not finite or of another model.
         ConfigError: class names or normalization that do not fit the model.
     """
-    model = _create(config, trained).eval()
+    made = make_model(config, trained=trained)
+    model = made.model.eval()
     check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)
-    channels, height, width = _input_size(model, data_config)
+    channels, height, width = input_size_of(model, data_config)
     mean = _per_channel("mean", config.mean, data_config["mean"], channels)
     std = _per_channel("std", config.std, data_config["std"], channels)
-    data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std}
+    data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std, **config.preprocessing()}
     return LoadedModel(
         model=model,
         name=config.name,
-        class_names=class_names(config, model),
+        class_names=class_names(config, model, trained=trained),
         mean=mean,
         std=std,
         input_size=(channels, height, width),
         digest=weight_digest(model),
         data_config=data_config,
+        notices=made.notices,
     )
 
 
@@ -120,7 +104,7 @@ def save_model(
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width in pixels of the images that a timm model was made for."""
-    return _input_size(model, timm.data.resolve_data_config({}, model=model))
+    return input_size_of(model, timm.data.resolve_data_config({}, model=model))
 
 
 class RealImageTransform:
@@ -137,94 +121,15 @@ class RealImageTransform:
         return self._transform(image.convert(self._mode))
 
 
-def _create(config: ModelConfig, trained: bool) -> nn.Module:
-    from_folder = config.name.startswith(LOCAL_DIR) and config.checkpoint is None
-    if trained and not (from_folder or config.pretrained or config.checkpoint):
-        raise ModelError(
-            f"model {config.name!r} has no trained weights: set pretrained, checkpoint, or a {LOCAL_DIR} name"
-        )
-    if config.checkpoint is not None:
-        return _create_with_checkpoint(config, config.checkpoint)
-    model = _create_timm(config, pretrained=from_folder or config.pretrained)
-    if trained:
-        _check_own_head(config, model)
-        _check_own_patches(config, model)
-    return model
-
-
-def _create_timm(config: ModelConfig, **arguments: Any) -> nn.Module:
-    explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
-    explicit = {name: value for name, value in explicit.items() if value is not None}
-    try:
-        return timm.create_model(config.name, **{**config.model_args, **explicit, **arguments})
-    except _TIMM_ERRORS as error:
-        raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}") from error
-
-
-def _create_with_checkpoint(config: ModelConfig, uri: str) -> nn.Module:
-    """Through timm's own loading, which knows how each family's published checkpoints are laid out."""
-    with torch.device("meta"):
-        outline = _create_timm(config, pretrained=False)
-    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
-    check_heads(uri, weights, outline)
-    check_first_layer(f"checkpoint {uri!r}", weights, outline)
-    overlay = {
-        "state_dict": weights,
-        "num_classes": outline.num_classes,
-        "input_size": _input_size(outline, dict(outline.pretrained_cfg)),  # type: ignore[arg-type]
-        "label_offset": 0,
-        "custom_load": False,
-    }
-    try:
-        model = _create_timm(config, pretrained=True, pretrained_cfg_overlay=overlay)
-    except ModelError as error:
-        reason = _first_lines(error.__cause__ or error)
-        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
-    return model
-
-
-def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
-    """timm gives a pretrained model a fresh random head when asked for another class count; a teacher needs its own."""
-    own = model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
-    if own is not None and own != model.num_classes:
-        raise ModelError(f"model {config.name!r} was trained for {own} classes, num_classes says {model.num_classes}")
-
-
-def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
-    """A teacher must read the patches and channels that it was trained on.
-
-    Raises:
-        CheckpointError: the config asks for others than the weights were trained with.
-    """
-    if config.in_chans is None and not config.model_args:
-        return
-    # Made as the weights' own config says.
-    own = dataclasses.replace(config, in_chans=None, num_classes=None, model_args={}, mean=None, std=None)
-    with torch.device("meta"):
-        trained = _create_timm(own, pretrained=False)
-    check_first_layer(f"model {config.name!r}", trained.state_dict(), model)
-
-
-def _input_size(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:
-    """Of the model as it was made; timm's config may still tell the size it was trained at."""
-    channels, height, width = data_config["input_size"]
-    made_with = timm.models.get_model_args(model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or made_with.get("img_size")
-    if size is not None:
-        height, width = size if isinstance(size, tuple | list) else (size, size)
-    return int(getattr(model, "in_chans", None) or made_with.get("in_chans") or channels), int(height), int(width)
-
-
 def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], channels: int) -> tuple[float, ...]:
     values = tuple(float(v) for v in (given if given is not None else own))
     if len(values) == channels:
+        if name == "mean" and not all(0 <= value <= 1 for value in values):
+            raise ConfigError(
+                f"mean must be of pixels in [0, 1], not {list(values)}: divide by 255 if it is of 0 to 255"
+            )
         return values
     if given is None and channels == 1:
         # timm states three for a model that it made for one channel: gray is their mean.
         return (sum(values) / len(values),)
     raise ConfigError(f"{name} has {len(values)} values, the model reads {channels} channels: {list(values)}")
-
-
-def _first_lines(error: BaseException) -> str:
-    return describe_misfit(error) or one_line(error, most=400)

@@ -26,6 +26,7 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.ranges import check_ranges
+from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
 _MEGABYTE = 1e6
@@ -51,6 +52,9 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
+    announce(loaded.notices)
+    # Ranges are calibrated on whatever a model answers with; only scores read it as classes.
+    check_teacher(loaded, classes=config.labelled is not None)
     _check_mode(config, loaded)
     source = find_source(config.images, split=config.images_split)
     _check_source(config, source, loaded)
@@ -116,6 +120,9 @@ def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
         # A calibration of before there were splits keeps its digest.
         **({} if config.images_split is None else {"images_split": config.images_split}),
     }
+    preprocessing = config.teacher.preprocessing()
+    if preprocessing and not source.synthetic:
+        deciding["preprocessing"] = preprocessing
     return {**deciding, "digest": digest(deciding)}
 
 
@@ -161,12 +168,14 @@ def _claim(output: str, identity: dict[str, Any]) -> None:
     check_output(output, "calibrate")
     uri = storage.join(output, CONFIG)
     there = storage.read_json(uri) if storage.exists(uri) else identity
-    differing = [name for name in identity if there.get(name) != identity[name] and name != "digest"]
+    # Not in every identity, see `_identity`.
+    names = dict.fromkeys([*identity, "preprocessing"])
+    differing = [name for name in names if there.get(name) != identity.get(name) and name != "digest"]
     if differing:
         name = differing[0]
         raise DatasetError(
             f"{output!r} holds artifacts of another calibration: "
-            f"{name} was {there.get(name)!r}, now it is {identity[name]!r}"
+            f"{name} was {there.get(name)!r}, now it is {identity.get(name)!r}"
         )
     storage.check_writable(output)
 

@@ -8,6 +8,7 @@ from pipeline.inversion import AnyTeacher, FeaturePrior, InversionConfig, make_t
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
 from pipeline.synthesis.shards import SynthesisConfig
+from pipeline.vetting import check_teacher
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Networks:
         loaded = self.teacher
         return make_teacher(loaded.model, inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std)
 
+    def notices(self) -> list[str]:
+        """Return what a user should know at once of how they were loaded."""
+        networks = (self.teacher, self.feature_model, self.student)
+        return [notice for loaded in networks if loaded is not None for notice in loaded.notices]
+
     @cached_property
     def student_reader(self) -> ImageReader | None:
         """The student as it reads the teacher's images, made and tried out when first asked for.
@@ -48,12 +54,13 @@ class Networks:
 
 
 def load_networks(config: SynthesisConfig) -> Networks:
-    """Load them all, and see that they go together.
+    """Load them all, and check that they go together and that a dataset can be made of the teacher.
 
     Raises:
         ConfigError, ModelError, CheckpointError: one cannot be loaded, or does not fit the teacher.
     """
     teacher = load_model(config.teacher)
+    check_teacher(teacher, stored=True)
     networks = Networks(
         teacher=teacher,
         feature_model=_load_beside(config.feature_model, teacher, "feature model"),

@@ -11,13 +11,14 @@ from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset import schema, store
 from pipeline.dataset.footers import damaged_parts
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import SynthesisConfig, located, plan_shards
+from pipeline.vetting import announce
 
 # Libraries whose versions may decide pixels or bytes.
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -64,12 +65,11 @@ def prepare(config: SynthesisConfig) -> Plan:
         DatasetError: the output holds another dataset, or cannot be read.
     """
     networks = load_networks(config)
+    announce(networks.notices())
     loaded = networks.teacher
     shards = plan_shards(config, num_classes=len(loaded.class_names))
     teacher = networks.make_teacher(config.inversion)
     config.inversion.check(teacher.num_patches)
-    if teacher.num_patches > schema.MAX_PATCHES:
-        raise ConfigError(f"teacher {loaded.name!r} has {teacher.num_patches} patches, at most {schema.MAX_PATCHES}")
     facts = identity(config, networks)
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])

@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError, one_line
-
-# What a model raises for images of a shape that it does not take.
-SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+from pipeline.errors import ModelError
+from pipeline.vit.trial import device_and_dtype, try_out
 
 
 class MaskedModel(nn.Module):
@@ -35,23 +33,13 @@ class MaskedModel(nn.Module):
         self.patch_size = patch_size(model, image_size)
         self.grid_size = self.image_size // self.patch_size
         self.num_patches = self.grid_size**2
-        self._try_out()
+        shape = (in_chans, self.image_size, self.image_size)
+        like = device_and_dtype(model)
+        try_out(self, type(model).__name__, image_shape=shape, num_classes=self.num_classes, like=like)
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
         return self.model(images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size))
-
-    @torch.no_grad()
-    def _try_out(self) -> None:
-        """Read one gray image, so that a model which cannot is told before any work starts."""
-        family, shape = type(self.model).__name__, [self.in_chans, self.image_size, self.image_size]
-        like = next(self.model.parameters())
-        try:
-            logits = self(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-        except SHAPE_ERRORS as error:
-            raise ModelError(f"{family} cannot read images {shape}: {one_line(error)}") from error
-        if logits.shape != (1, self.num_classes):
-            raise ModelError(f"{family} answers an image with {list(logits.shape[1:])}, not {self.num_classes} classes")
 
 
 def patch_size(model: Any, image_size: tuple[int, int]) -> int:

@@ -158,7 +158,7 @@ def test_a_student_with_its_own_normalization_sees_the_same_colors(teacher: Load
         (StudentConfig(depth_pruned=[0, 7]), ConfigError, r"no block 7, the teacher has 2 \(0 to 1\)"),
         (StudentConfig(model=ModelConfig(name="resnet10t", num_classes=7)), ConfigError, "7, the teacher has 10"),
         (StudentConfig(model=ModelConfig(name="no_such_model")), ModelError, "no_such_model"),
-        (tiny_student(img_size=64), ModelError, r"cannot read the teacher's images \[3, 32, 32\]"),
+        (tiny_student(img_size=64), ModelError, r"student VisionTransformer cannot read images \[3, 32, 32\]"),
         (
             StudentConfig(model=ModelConfig(name="resnet10t", in_chans=1)),
             ConfigError,

@@ -201,5 +201,5 @@ def test_a_folder_with_corrupt_weights(tmp_path: Path, tiny_folder: Path, conten
     shutil.copytree(tiny_folder, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(ModelError, match="broken"):
+    with pytest.raises(CheckpointError, match=r"broken/model\.safetensors"):
         load_model(ModelConfig(name=f"local-dir:{folder}"))

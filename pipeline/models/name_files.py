@@ -1,0 +1,206 @@
+"""Read class names from a file: JSON of several shapes, or one name per line; refuse what could be read in two ways."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.storage import read_bytes
+
+_HINT = 'give a JSON list of names, a JSON object such as {"0": "cat"} or {"cat": 0}, or one name per line'
+# In a JSON object with more than the names: where they are. Number → name or name → number, or a list.
+_KEYS = ("id2label", "idx_to_class", "label_names", "label2id", "class_to_idx")
+# Kinds of files that are text and would be taken for names, line by line.
+_OTHER_KINDS = {
+    **dict.fromkeys((".yaml", ".yml"), "YAML"),
+    **dict.fromkeys((".csv", ".tsv"), "a table"),
+    **dict.fromkeys((".toml", ".ini", ".cfg", ".xml", ".html", ".htm", ".md", ".py", ".jsonl"), "no list of names"),
+    **dict.fromkeys((".pbtxt", ".parquet", ".pkl", ".npy", ".pth", ".mat"), "no list of names"),
+}
+_NUMBER_FIRST = re.compile(r"\s*\d+\s*[,;|:\t=]\s*\S")
+_NUMBER_LAST = re.compile(r".*\S\s*[,;|:\t=]\s*\d+\s*$")
+_NUMBER_SPACE_FIRST = re.compile(r"\s*(\d+)\s+(\S.*)")
+_NUMBER_SPACE_LAST = re.compile(r"\s*(.*\S)\s+(\d+)\s*$")
+_SYNSET_FIRST = re.compile(r"n\d{8}[\s,;:|]+\S")
+
+
+def read_class_names(uri: str) -> list[str]:
+    """Return the names in a file, in the order of their numbers.
+
+    Raises:
+        ConfigError: it cannot be read, or its content does not say one name for each number from 0 on.
+    """
+    try:
+        content = read_bytes(uri)
+    except DatasetError as error:
+        raise ConfigError(f"class_names: {error}") from error
+    try:
+        return parse_class_names(_decode(content), suffix=re.sub(r"^.*(\.\w+)$", r"\1", uri.rpartition("/")[2]).lower())
+    except ValueError as error:
+        raise ConfigError(f"class_names: {uri!r} {error}; {_HINT}") from error
+
+
+def parse_class_names(text: str, *, suffix: str = "") -> list[str]:
+    """Return the names that a text holds, in the order of their numbers.
+
+    Args:
+        text: JSON, or one name per line.
+        suffix: of the file's name; names of kinds that are neither are refused.
+
+    Raises:
+        ValueError: it is neither, or could be read in two ways; the message is the predicate of a sentence.
+    """
+    if suffix in _OTHER_KINDS:
+        raise ValueError(f"is {_OTHER_KINDS[suffix]}, by its name")
+    if not text.strip():
+        raise ValueError("is empty")
+    if suffix == ".json" or text.lstrip()[0] in "{[":
+        return names_of(_parse_json(text))
+    return _names_of_lines(text)
+
+
+def names_of(value: Any) -> list[str]:
+    """Return the names in a list, a mapping of numbers to names or of names to numbers, or a model's `config.json`.
+
+    Raises:
+        ValueError: it is none of them, or its numbers are not 0, 1, 2, ...; the message is the predicate of a sentence.
+    """
+    if isinstance(value, list | tuple):
+        return _checked(list(value))
+    if not isinstance(value, Mapping):
+        raise ValueError(f"is {value!r:.60}, neither a list nor an object of names")
+    found = {key: value[key] for key in _KEYS if value.get(key)}
+    if not found and isinstance(value.get("pretrained_cfg"), Mapping):
+        # As timm before 1.0 saved a model.
+        found = {key: value["pretrained_cfg"][key] for key in _KEYS if value["pretrained_cfg"].get(key)}
+    if not found:
+        return _names_of_mapping(value)
+    read = {key: names_of(names) for key, names in found.items()}
+    first = next(iter(read))
+    differing = [key for key, names in read.items() if names != read[first]]
+    if differing:
+        raise ValueError(f"has other names in {differing[0]} than in {first}")
+    return read[first]
+
+
+def _names_of_mapping(value: Mapping[Any, Any]) -> list[str]:
+    if not value:
+        raise ValueError("is an empty object")
+    keys_count = all(_is_number(key) or (isinstance(key, str) and key.isdecimal()) for key in value)
+    if all(_is_number(label) for label in value.values()):
+        return _in_order(list(value.values()), list(value.keys()))
+    if keys_count and all(isinstance(name, str) for name in value.values()):
+        if all(name.isdecimal() for name in value.values()) and any(str(k) != v for k, v in value.items()):
+            raise ValueError('maps numbers to numbers, both as text: which are the names? Write numbers as {"name": 0}')
+        return _in_order([int(key) for key in value], list(value.values()))
+    key, label = next(iter(value.items()))
+    told = f"maps {key!r:.40} to {label!r:.40}, neither a number to a name nor a name to a number"
+    raise ValueError(f"{told}, and has none of {', '.join(_KEYS)}")
+
+
+def _in_order(numbers: list[int], names: list[Any]) -> list[str]:
+    if sorted(numbers) != list(range(len(numbers))):
+        last = len(numbers) - 1
+        missing = sorted(set(range(len(numbers))) - set(numbers))
+        repeated = sorted(number for number, times in Counter(numbers).items() if times > 1)
+        told = f"{repeated[0]} is there twice" if repeated else f"{missing[0]} is missing"
+        raise ValueError(f"does not number its {len(numbers)} classes from 0 to {last}: {told}")
+    placed = dict(zip(numbers, names, strict=True))
+    return _checked([placed[number] for number in range(len(numbers))])
+
+
+def _checked(names: list[Any]) -> list[str]:
+    if not names:
+        raise ValueError("is an empty list")
+    for number, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"has {name!r:.60} as the name of class {number}, not a text")
+        if not name.strip():
+            raise ValueError(f"has a blank name for class {number}")
+    return names
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _decode(content: bytes) -> str:
+    """Return the text of UTF-8 with or without a byte order mark, or of UTF-16 with one, as Windows writes it."""
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not text in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} ({error.reason})") from error
+    if "\0" in text:
+        raise ValueError("is not text")
+    if text.startswith("version https://git-lfs"):
+        raise ValueError("is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    return text
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"looks like JSON and is not: {error}") from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"has the key {key!r} twice")
+    return made
+
+
+def _names_of_lines(text: str) -> list[str]:
+    lines = re.split(r"\r\n|\n|\r", text.rstrip())
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise ValueError(f"has a blank line, line {number}: which class has no name?")
+        if line.startswith(("<", "#")):
+            raise ValueError(f"has {line.strip()[:40]!r} in line {number}, which is no name")
+    for told in _suspicions(lines):
+        raise ValueError(f"is not one name per line: {told}, as in {lines[-1].strip()[:60]!r}")
+    return [line.strip() for line in lines]
+
+
+def _suspicions(lines: list[str]) -> Iterator[str]:
+    """Say what lines look like that hold more than a name."""
+    # The first may be the head of a table.
+    body = lines[1:] if len(lines) > 2 else lines
+    if len(lines) > 1 and all(_NUMBER_FIRST.match(line) for line in body):
+        yield "its lines begin with a number"
+    if len(lines) > 1 and all(_NUMBER_LAST.match(line) for line in body):
+        yield "its lines end with a number"
+    if len(lines) > 1 and all(re.match(r"\s*\d+[.)]\s+\S", line) for line in body):
+        yield "its lines are a numbered list"
+    if all(re.search(r"[,;]\s*$", line) for line in body):
+        yield "its lines end with a separator"
+    if all("\t" in line.strip() for line in body):
+        yield "its lines have columns"
+    if all(_SYNSET_FIRST.match(line) for line in body):
+        yield "its lines begin with a WordNet number"
+    if all(re.match(r"\s*- \S", line) for line in body):
+        yield "its lines are a YAML list"
+    if all(re.match(r"\s*(['\"]).*\1,?$", line.rstrip()) for line in body):
+        yield "its lines are in quotes"
+    if _numbered(lines):
+        yield "its lines are numbered"
+
+
+def _numbered(lines: list[str]) -> bool:
+    """Whether lines are number and name, or name and number, with a space between; names may hold numbers, too."""
+    first = [match for match in map(_NUMBER_SPACE_FIRST.match, lines) if match]
+    if len(first) == len(lines) > 1 and _all_differ([m[1] for m in first]) and _all_differ([m[2] for m in first]):
+        return True
+    last = [match for match in map(_NUMBER_SPACE_LAST.match, lines) if match]
+    numbers = sorted(int(match[2]) for match in last)
+    counts = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
+    return len(last) == len(lines) > 1 and counts and _all_differ([match[1] for match in last])
+
+
+def _all_differ(values: list[str]) -> bool:
+    return len(set(values)) == len(values)

@@ -1,0 +1,67 @@
+"""Find out whether timm resampled the positions of weights that were trained at another image size."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# Names of whole images' position embeddings: of timm and DINOv2, OpenAI's CLIP, transformers, Google's JAX code.
+_ABSOLUTE = re.compile(r"(^|[./])(pos_embed|positional_embedding|position_embeddings?(\.weight)?|pos_?embedding)$")
+
+
+def resampling(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Describe what weights were trained on, where timm resampled them to fit a model.
+
+    Args:
+        weights: as they were read, and then loaded.
+        model: that they were loaded into.
+
+    Returns:
+        An image size, or a tensor's shapes where no size follows from them; None where nothing was resampled. Rotary
+        positions and convolutions have no tensor to tell by.
+    """
+    made, layers = model.state_dict(), _checked_elsewhere(model)
+    embedding = made.get("pos_embed")
+    for name, trained in weights.items():
+        if name in layers:
+            continue
+        own = made.get(name)
+        if _ABSOLUTE.search(name) and embedding is not None and trained.shape[-1] == embedding.shape[-1]:
+            if not _same_grid(_num_tokens(trained), _num_tokens(embedding), model):
+                return _pixels(_num_tokens(trained), model)
+        elif own is not None and own.numel() != trained.numel():
+            return f"another window or image size ({name} is {list(trained.shape)}, here {list(own.shape)})"
+    return None
+
+
+def _checked_elsewhere(model: nn.Module) -> set[str]:
+    """Return the tensors of the first layer and the classifiers: other shapes of these are refused, or meant."""
+    config: Any = model.pretrained_cfg
+    layers: list[str] = []
+    for key in ("first_conv", "classifier"):
+        named = config.get(key) or ()
+        layers += [named] if isinstance(named, str) else named
+    return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
+def _num_tokens(embedding: Tensor) -> int:
+    return embedding.numel() // embedding.shape[-1]
+
+
+def _same_grid(trained: int, made: int, model: Any) -> bool:
+    """Whether two numbers of positions differ by prefix tokens at most, which some layouts count and others do not."""
+    prefix = int(getattr(model, "num_prefix_tokens", 1))
+    return abs(trained - made) in {0, 1, prefix}
+
+
+def _pixels(num_tokens: int, model: Any) -> str:
+    """Return the image size that so many positions stand for."""
+    prefix = int(getattr(model, "num_prefix_tokens", 1))
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    for extra in (prefix, 1, 0):
+        side = math.isqrt(max(num_tokens - extra, 0))
+        if side > 0 and side**2 == num_tokens - extra and patch is not None:
+            return f"{side * patch[0]}x{side * patch[1]} pixels"
+    return f"another image size ({num_tokens} positions)"

@@ -1,0 +1,89 @@
+"""What every job checks of its teacher on the driver, before anything else: that it is a classifier of pictures."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset.schema import CHANNELS, MAX_PATCHES
+from pipeline.errors import ModelError
+from pipeline.models import LOCAL_DIR, LoadedModel
+from pipeline.models.image_reader import num_patches
+from pipeline.vit.trial import try_out
+
+
+def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = False) -> None:
+    """Refuse a teacher that a job could work with for hours and make nothing useful of.
+
+    Args:
+        loaded: the teacher.
+        classes: its output is read as a softmax over its classes, as everywhere but in calibration without scores.
+        stored: its images are to be stored as the dataset contract says.
+
+    Raises:
+        ModelError: it has another number of channels than pictures have, too many patches to store, no classifier, one
+            logit, or answers two trial images with anything else than one logit for each class.
+    """
+    check_pictures(loaded)
+    if stored:
+        check_stored(loaded)
+    name, count = f"model {loaded.name!r}", len(loaded.class_names)
+    if classes:
+        _check_softmax(loaded)
+    if count:
+        try_out(loaded.model, name, image_shape=loaded.input_size, num_classes=count)
+
+
+def check_pictures(loaded: LoadedModel) -> None:
+    """Refuse a model that reads other channels than pictures have.
+
+    Raises:
+        ModelError: with the number of its channels.
+    """
+    channels = loaded.input_size[0]
+    if channels not in CHANNELS:
+        raise ModelError(
+            f"model {loaded.name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
+        )
+
+
+def check_stored(loaded: LoadedModel) -> None:
+    """Refuse a model whose images the dataset contract cannot hold.
+
+    Raises:
+        ModelError: it has more patches than `keep_indices` can number.
+    """
+    patches = num_patches(loaded)
+    if patches > MAX_PATCHES:
+        raise ModelError(f"model {loaded.name!r} has {patches} patches, a dataset can number {MAX_PATCHES}")
+
+
+def announce(notices: Iterable[str]) -> None:
+    """Print on standard error what a user should know at once, a line each."""
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr, flush=True)
+
+
+def _check_softmax(loaded: LoadedModel) -> None:
+    name, count = f"model {loaded.name!r}", len(loaded.class_names)
+    if not count:
+        raise ModelError(f"{name} has no classifier, it answers with features (num_classes is 0)")
+    if count == 1:
+        raise ModelError(
+            f"{name} has one logit: a softmax over one class is always 1, so that nothing can be told from it; a "
+            "sigmoid head becomes one of two classes with a row of zeros before its own (weights and bias)"
+        )
+    problem = _problem_type(loaded)
+    if problem == "multi_label_classification":
+        raise ModelError(
+            f"{name} answers with several labels for each image ({problem}), not with one of {count} classes"
+        )
+
+
+def _problem_type(loaded: LoadedModel) -> Any:
+    """Return what transformers wrote of the head into a folder's `config.json`; timm does not keep it."""
+    if not loaded.name.startswith(LOCAL_DIR):
+        return None
+    config = Path(loaded.name.removeprefix(LOCAL_DIR), "config.json")
+    return json.loads(config.read_text()).get("problem_type") if config.is_file() else None
