@@ -86,7 +86,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
-        raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder")
+        raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder{storage.why_missing(uri)}")
     if storage.exists(store.manifest_uri(uri)):
         if split is not None:
             raise DatasetError(f"{uri!r} is a synthetic dataset, which has no splits: {split!r} cannot be read")

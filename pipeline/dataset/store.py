@@ -23,6 +23,7 @@ from pipeline.errors import DatasetError
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _TEMPORARY = ".tmp"
+MANIFEST = "manifest.json"
 # What is read of a manifest, by any stage.
 _MANIFEST: dict[str, type] = {
     "digest": str,
@@ -106,6 +107,15 @@ def done_shards(output: str, digest: str) -> list[int]:
     return sorted(done)
 
 
+def part_exists(output: str, shard_id: int, digest: str) -> bool:
+    """Return whether a shard is done, by whichever run.
+
+    Raises:
+        DatasetError: that cannot be found out.
+    """
+    return storage.exists(part_uri(output, shard_id, digest))
+
+
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
     """Put a shard's part in its place, and strike the shard off the failures.
 
@@ -176,7 +186,7 @@ def write_manifest(output: str, manifest: Mapping[str, Any]) -> None:
 
 
 def manifest_uri(output: str) -> str:
-    return storage.join(output, "manifest.json")
+    return storage.join(output, MANIFEST)
 
 
 def write_images(

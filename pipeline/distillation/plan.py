@@ -8,14 +8,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import storage
 from pipeline.config import digest as digest_of
+from pipeline.config import to_dict
 from pipeline.dataset.sources import Source, find_source
 from pipeline.distillation.answers import as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
-from pipeline.outputs import CONFIG, check_output, check_shared
+from pipeline.outputs import CONFIG, check_output, check_place
+from pipeline.runs import check_same, image_facts, make_document, without_locations
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -27,14 +29,14 @@ class Plan:
 
     Attributes:
         config: with absolute local paths, for workers have working folders of their own.
-        identity: what decides the student, as plain data, and its digest.
+        document: what `config.json` says: what decides the student, as plain data, and its digest.
         teacher: as loaded on the driver.
         student: untrained, on the driver.
         images, labelled: what is there to be read.
     """
 
     config: DistillationConfig
-    identity: dict[str, Any]
+    document: dict[str, Any]
     teacher: LoadedModel
     student: Student
     images: Source
@@ -42,7 +44,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        return self.identity["digest"]
+        return self.document["digest"]
 
 
 def prepare(config: DistillationConfig) -> Plan:
@@ -51,8 +53,7 @@ def prepare(config: DistillationConfig) -> Plan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
     """
-    if config.num_workers:
-        check_shared(config.output)
+    check_place(config.output, shared=config.num_workers > 0)
     teacher = load_model(config.teacher)
     announce(teacher.notices)
     check_teacher(teacher)
@@ -65,18 +66,31 @@ def prepare(config: DistillationConfig) -> Plan:
     check_inputs(images, teacher, labels=config.label_weight > 0)
     labelled = None if config.labelled is None else find_labelled(config.labelled, teacher, config.labelled_split)
     _check_batch_norm(config, student, images.num_rows)
-    # Paths as they were given: a job that is submitted again may run in another folder.
-    decided = {
-        "config": config.deciding(),
+    document = _document(config, teacher, student, images, labelled)
+    check_output(config.output, "distill")
+    uri = storage.join(config.output, CONFIG)
+    if storage.exists(uri):
+        there = storage.read_json(uri)
+        check_same(config.output, "distill", there, document)
+        # Checkpoints carry the digest of the run that began; an earlier version may have counted more into it.
+        document["digest"] = there["digest"]
+    return Plan(_located(config), document, teacher, student, images, labelled)
+
+
+def _document(
+    config: DistillationConfig, teacher: LoadedModel, student: Student, images: Source, labelled: Source | None
+) -> dict[str, Any]:
+    """Return what `config.json` says: what decides the student, and its digest; the settings as given beside it."""
+    facts = {
+        "config": without_locations(config.deciding()),
         "teacher": teacher.digest,
         "student": weight_digest(student.model),
+        "class_names_sha256": digest_of({"names": teacher.class_names}),
         # The same folder may hold another dataset than it did.
-        "dataset": (images.manifest or {}).get("digest"),
-        "num_images": images.num_rows,
+        **image_facts(images),
+        "labelled": None if labelled is None else image_facts(labelled),
     }
-    identity = {"digest": digest_of(decided), **decided}
-    _check_same_run(config.output, identity)
-    return Plan(_located(config), identity, teacher, student, images, labelled)
+    return make_document("distill", facts, config=config.deciding(), settings=to_dict(config))
 
 
 def _located(config: DistillationConfig) -> DistillationConfig:
@@ -117,17 +131,3 @@ def _check_tokens(config: DistillationConfig, teacher: nn.Module, student: Stude
             raise ConfigError(
                 f"token_weight is {config.token_weight}, but the student's {what} is {own} and the teacher's {other}"
             )
-
-
-def _check_same_run(output: str, identity: dict[str, Any]) -> None:
-    check_output(output, "distill")
-    uri = storage.join(output, CONFIG)
-    if not storage.exists(uri):
-        return
-    there = storage.read_json(uri)
-    if there.get("digest") == identity["digest"]:
-        return
-    before, now = there.get("config") or {}, identity["config"]
-    differing = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
-    what = "; ".join(differing[:3]) or "the weights of teacher or student, or the images, differ"
-    raise DatasetError(f"output {output!r} holds a run of another config: {what}")

@@ -9,7 +9,6 @@ import torch
 
 from pipeline import storage
 from pipeline.cluster import connect, own_errors
-from pipeline.config import to_dict
 from pipeline.dataset.sources import Source
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
@@ -19,7 +18,7 @@ from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.models import save_model
-from pipeline.outputs import CONFIG
+from pipeline.runs import hold
 
 RESULT, CURVE = "result.json", "curve.png"
 
@@ -29,7 +28,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
     Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
     loads, `metrics.jsonl` with a row an epoch, `curve.png`, `result.json` when all is done; `config.json`,
-    `checkpoints/`, and `train/` of Ray Train while it runs.
+    `checkpoints/`, and `train/` of Ray Train while it runs. A run of equal settings that is at work on the output is
+    waited for, and its result is this one's.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labelled
@@ -43,12 +43,15 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     """
     plan = prepare(config)
     output = plan.config.output
-    if storage.exists(storage.join(output, RESULT)):
-        return storage.read_json(storage.join(output, RESULT))
+    result_uri = storage.join(output, RESULT)
+    if storage.exists(result_uri):
+        return storage.read_json(result_uri)
     storage.check_writable(output)
-    fixed = connect()
     try:
-        return _run(plan, fixed=fixed)
+        with hold(output, "distill", plan.document) as (_, waited):
+            if waited and storage.exists(result_uri):
+                return storage.read_json(result_uri)
+            return _run(plan, fixed=connect())
     except OSError as error:
         raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
 
@@ -57,8 +60,6 @@ def _run(plan: Plan, *, fixed: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
         train = prepare_training(_read(plan), fixed=fixed)
-        mine = {**plan.identity, "job": "distill", "settings": to_dict(plan.config)}
-        storage.write_json(storage.join(output, CONFIG), mine)
         done_before = max(list_epochs(output), default=0)
         with progress(output, plan.config.epochs, done_before):
             digests = train()
@@ -79,7 +80,7 @@ def _read(plan: Plan) -> Task:
             sources.append(source)
     images, labelled = sources
     assert images is not None
-    return Task(config, plan.digest, plan.teacher.digest, plan.identity["student"], images, labelled)
+    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labelled)
 
 
 def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

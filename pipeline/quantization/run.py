@@ -13,22 +13,24 @@ from torch.export import ExportedProgram
 from pipeline import storage
 from pipeline.artifacts.onnx import check_onnx
 from pipeline.cluster import connect
-from pipeline.config import digest, to_dict
+from pipeline.config import to_dict
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.evaluation import Score, labelled_batches, measure_latency, score
 from pipeline.inputs import check_inputs, find_labelled, read_inputs
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import CONFIG, check_output, check_shared
+from pipeline.outputs import CONFIG, check_output, check_place
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.ranges import check_ranges
+from pipeline.runs import check_same, hold, image_facts, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
+REPORT = "report.json"
 _MEGABYTE = 1e6
 _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
 _WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
@@ -44,11 +46,11 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     Raises:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
             the workers were lost too often. Nothing is under the output then, unless the artifacts were made already
-            and only measuring them failed, or writing itself: whole files only.
+            and only measuring them failed, or writing itself: whole files only. A run of equal settings that is at
+            work there is waited for.
     """
     # What can be wrong is found out before a cluster is joined or anything is written.
-    if config.num_workers:
-        check_shared(config.output)
+    check_place(config.output, shared=config.num_workers > 0)
     if "onnx" in config.formats:
         check_onnx()
     loaded = load_model(config.teacher)
@@ -62,36 +64,38 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
     program = export_images(loaded.model, config.placement)
     tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
-    identity = _identity(config, source, loaded)
-    _claim(config.output, identity)
+    document = _document(config, source, loaded)
+    _check_claim(config.output, document)
 
-    fixed = connect()
-    images = read_inputs(source, loaded)
-    batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
-    with storage.writing_to(config.output):
-        return _calibrate(config, loaded, program, identity, images, batches, fixed=fixed)
+    with hold(config.output, "calibrate", document) as (claimed, waited):
+        report_uri = storage.join(config.output, REPORT)
+        if waited and claimed.document["config"] == document["config"] and storage.exists(report_uri):
+            return storage.read_json(report_uri)  # the run that was waited for was asked for the same
+        fixed = connect()
+        images = read_inputs(source, loaded)
+        batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
+        with storage.writing_to(config.output):
+            return _calibrate(config, loaded, program, document, images, batches, fixed=fixed)
 
 
 def _calibrate(
     config: CalibrationConfig,
     loaded: LoadedModel,
     program: ExportedProgram,
-    identity: dict[str, Any],
+    document: dict[str, Any],
     images: ray.data.Dataset,
     labelled: Iterable[tuple[Tensor, Tensor]] | None,
     *,
     fixed: bool,
 ) -> dict[str, Any]:
-    calibration = calibrate_ranges(config, images, loaded, identity["digest"], fixed=fixed)
+    calibration = calibrate_ranges(config, images, loaded, document["digest"], fixed=fixed)
     check_ranges(calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
         made = make_artifacts(config, loaded, program, calibration.ranges, calibration.samples, files)
         # Before they are measured: whatever goes wrong then, they are there.
-        storage.write_json(
-            storage.join(config.output, CONFIG), {**identity, "job": "calibrate", "config": to_dict(config)}
-        )
+        storage.write_json(storage.join(config.output, CONFIG), document)
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
@@ -99,19 +103,20 @@ def _calibrate(
         rows = _measure(config, loaded, baselines + made.artifacts, labelled)
     fp32 = rows[: len(baselines)] + missing
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
-    storage.write_json(storage.join(config.output, "report.json"), report)
+    storage.write_json(storage.join(config.output, REPORT), report)
     return report
 
 
-def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> dict[str, Any]:
-    """What decides the ranges and with them every artifact, and its digest; bit widths and workers do not."""
-    deciding = {
+def _document(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> dict[str, Any]:
+    """Return what `config.json` says: what decides the ranges and with them every artifact, and its digest.
+
+    Bit widths and workers decide neither, so an output takes further bit widths.
+    """
+    facts = {
         "teacher": loaded.digest,
         "mean": list(loaded.mean),
         "std": list(loaded.std),
-        "images": storage.absolute(config.images),
-        "dataset": (source.manifest or {}).get("digest"),
-        "num_images": source.num_rows,
+        **image_facts(source),
         "placement": config.placement,
         "mode": config.mode,
         "batch_size": config.batch_size,
@@ -122,8 +127,21 @@ def _identity(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
     }
     preprocessing = config.teacher.preprocessing()
     if preprocessing and not source.synthetic:
-        deciding["preprocessing"] = preprocessing
-    return {**deciding, "digest": digest(deciding)}
+        facts["preprocessing"] = preprocessing
+    return make_document("calibrate", facts, config=to_dict(config))
+
+
+def _check_claim(output: str, document: dict[str, Any]) -> None:
+    """Refuse an output of another run, or one that cannot be written, while nothing is written yet.
+
+    Raises:
+        DatasetError: it is.
+    """
+    check_output(output, "calibrate")
+    uri = storage.join(output, CONFIG)
+    if storage.exists(uri):
+        check_same(output, "calibrate", storage.read_json(uri), document)
+    storage.check_writable(output)
 
 
 def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
@@ -157,27 +175,6 @@ def _check_source(config: CalibrationConfig, source: Source, loaded: LoadedModel
             f"{config.images!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
             f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
         )
-
-
-def _claim(output: str, identity: dict[str, Any]) -> None:
-    """Make sure that the output can be written and holds nothing of another calibration.
-
-    Raises:
-        DatasetError: it cannot, or it does.
-    """
-    check_output(output, "calibrate")
-    uri = storage.join(output, CONFIG)
-    there = storage.read_json(uri) if storage.exists(uri) else identity
-    # Not in every identity, see `_identity`.
-    names = dict.fromkeys([*identity, "preprocessing"])
-    differing = [name for name in names if there.get(name) != identity.get(name) and name != "digest"]
-    if differing:
-        name = differing[0]
-        raise DatasetError(
-            f"{output!r} holds artifacts of another calibration: "
-            f"{name} was {there.get(name)!r}, now it is {identity.get(name)!r}"
-        )
-    storage.check_writable(output)
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:

@@ -1,7 +1,6 @@
 """What is to be made, found possible on the driver before any work: the manifest, and what is done already."""
 
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
+from pipeline.runs import check_same
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import SynthesisConfig, located, plan_shards
@@ -129,21 +129,5 @@ def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
     if not storage.exists(store.manifest_uri(output)):
         return manifest
     there = store.read_manifest(output)
-    if there["digest"] != manifest["digest"]:
-        differences = list(_differences(there.get("identity"), manifest["identity"]))
-        told = "; ".join(differences[:5]) or "an unknown setting"
-        raise DatasetError(f"output {output!r} holds a dataset of another config: {told}")
+    check_same(output, "synthesize", there, manifest)
     return there
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif there != here:
-        yield f"{name} is {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

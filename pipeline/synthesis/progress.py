@@ -87,6 +87,9 @@ class ProgressReport:
             if outcome["error"]:
                 self._failed += 1
                 self._print(f"synthesis: shard {outcome['shard_id']} failed: {outcome['error']}: {outcome['reason']}")
+            elif outcome["by_another"]:
+                self._done += 1
+                self._images_to_do -= outcome["num_images"]
             else:
                 self._done += 1
                 self._images += outcome["num_images"]

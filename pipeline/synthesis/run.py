@@ -1,5 +1,6 @@
 """Making the dataset: check everything, submit what is missing, tell how it goes, say what is left undone."""
 
+import random
 import sys
 import time
 from typing import Any, cast
@@ -12,7 +13,8 @@ from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.dataset.card import write_card
 from pipeline.errors import IncompleteError
-from pipeline.outputs import check_shared
+from pipeline.outputs import check_place
+from pipeline.runs import Claim, claim
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.plan import Plan, count_images, prepare
 from pipeline.synthesis.pool import pool_options
@@ -40,7 +42,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         IncompleteError: the actors could not start, or nothing moved any more.
     """
     started = time.monotonic()
-    check_shared(config.output)
+    check_place(config.output, shared=True)
     plan = prepare(config)
     if plan.notice is not None:
         tell(plan.notice)
@@ -53,8 +55,10 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
             with own_errors():
                 fixed = connect()
                 options = pool_options(plan.config, len(plan.to_do), fixed=fixed)
-                _begin(plan)
-                outcomes = _invert_missing(plan, options)
+                claimed = _begin(plan)
+                # Beside another run of these settings each takes shards that the other is not at.
+                to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
+                outcomes = _invert_missing(plan, to_do, options)
         except IncompleteError as error:
             done = len(store.done_shards(plan.config.output, plan.digest))
             left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"
@@ -63,25 +67,29 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         return _finish(plan, outcomes, time.monotonic() - started)
 
 
-def _begin(plan: Plan) -> None:
-    """Make the output ready; from here on it is this dataset's."""
+def _begin(plan: Plan) -> Claim:
+    """Make the output ready; from here on it is this dataset's.
+
+    Raises:
+        DatasetError: meanwhile it became another's.
+    """
     output = plan.config.output
     with storage.writing_to(output):
         store.clear_temporaries(output)
-        if not storage.exists(store.manifest_uri(output)):
-            store.write_manifest(output, plan.manifest)
-        write_card(output, plan.manifest)
+        claimed = claim(output, "synthesize", plan.manifest)
+        write_card(output, claimed.document)
         for shard_id in set(store.failed_shards(output)) & set(plan.progress.done):
             store.remove_failure(output, shard_id)
+    return claimed
 
 
-def _invert_missing(plan: Plan, options: dict[str, Any]) -> list[dict[str, Any]]:
+def _invert_missing(plan: Plan, to_do: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Run the pool over what is missing; a row a shard.
 
     Raises:
         IncompleteError: shard after shard could not be written.
     """
-    rows = ray.data.from_items(plan.to_do, override_num_blocks=len(plan.to_do)).map_batches(
+    rows = ray.data.from_items(to_do, override_num_blocks=len(to_do)).map_batches(
         PartWriter,
         fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"]),
         batch_size=1,

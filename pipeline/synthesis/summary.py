@@ -20,7 +20,7 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
     told = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
     missing = [shard_id for shard_id in progress.missing if shard_id not in told]
     failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | told
-    made = [row for row in outcomes if not row["error"]]
+    made = [row for row in outcomes if not row["error"] and not row["by_another"]]
     num_made = sum(row["num_images"] for row in made)
     return {
         "complete": progress.complete,
@@ -32,6 +32,7 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
         "missing": missing,
         "num_images": count_images(plan.shards),
         "num_images_made": num_made,
+        "num_done_by_another_run": sum(row["by_another"] for row in outcomes),
         "class_loss": _mean_over_images(made, "class_loss"),
         "teacher_confidence": _mean_over_images(made, "teacher_confidence"),
         **_steps_taken(plan.config, made),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.dataset import schema, store
-from pipeline.errors import ModelError, NonFiniteError
+from pipeline.errors import DatasetError, ModelError, NonFiniteError
 from pipeline.synthesis.actor import Inverter, Shard, shard_rows
 from pipeline.synthesis.shards import SynthesisConfig
 
@@ -28,6 +28,7 @@ OUTCOME = pa.schema(
         "error": pa.string(),
         "reason": pa.string(),
         "unwritten": pa.bool_(),
+        "by_another": pa.bool_(),
         "worker": pa.string(),
         "num_images": pa.int64(),
         "class_loss": pa.float64(),
@@ -67,6 +68,8 @@ class PartWriter(Inverter):
             yield pa.Table.from_pylist([self._write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
 
     def _write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        if self._is_done(shard_id):
+            return self._by_another(shard_id, labels)
         try:
             shard = self.invert_shard(shard_id, labels, image_ids)
             self._write(shard_id, shard)
@@ -77,6 +80,7 @@ class PartWriter(Inverter):
             "error": "",
             "reason": "",
             "unwritten": False,
+            "by_another": False,
             "worker": self.worker,
             "num_images": len(labels),
             "class_loss": _mean(shard.table["class_loss"]),
@@ -97,7 +101,33 @@ class PartWriter(Inverter):
         content = schema.to_parquet(shard.table.replace_schema_metadata(part.metadata))
         with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
 
+    def _is_done(self, shard_id: int) -> bool:
+        """Whether another run has written the part; where that cannot be found out it is made all the same."""
+        try:
+            return store.part_exists(self.config.output, shard_id, self.digest)
+        except DatasetError:
+            return False
+
+    def _by_another(self, shard_id: int, labels: Sequence[int]) -> dict[str, Any]:
+        """The row of a shard whose part exists: a run of the same settings made it meanwhile."""
+        return {
+            "shard_id": shard_id,
+            "error": "",
+            "reason": "",
+            "unwritten": False,
+            "by_another": True,
+            "worker": self.worker,
+            "num_images": len(labels),
+            "class_loss": math.nan,
+            "teacher_confidence": math.nan,
+            "num_steps": [],
+            "compile_s": 0.0,
+            "peak_bytes": 0,
+        }
+
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
+        if self._is_done(shard_id):
+            return self._by_another(shard_id, labels)
         reason = " ".join(str(error).split())
         record = {
             "error": type(error).__name__,
@@ -116,6 +146,7 @@ class PartWriter(Inverter):
             "error": type(error).__name__,
             "reason": reason,
             "unwritten": isinstance(error, OSError),
+            "by_another": False,
             "worker": self.worker,
             "num_images": 0,
             "class_loss": math.nan,

@@ -151,7 +151,9 @@ def test_another_config_does_not_touch_a_run(make_config: MakeConfig) -> None:
     config = make_config("out", epochs=1)
     distill(config)
     before = {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
-    with pytest.raises(DatasetError, match=r"out' holds a run of another config: lr was 0\.01, is 0\.1"):
+    with pytest.raises(
+        DatasetError, match=r"out' holds a distillation of other settings: lr is 0\.01 there, 0\.1 here"
+    ):
         distill(make_config("out", epochs=1, lr=0.1))
     assert {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()} == before
 
@@ -159,7 +161,7 @@ def test_another_config_does_not_touch_a_run(make_config: MakeConfig) -> None:
 def test_other_images_in_the_same_place_are_not_taken_for_the_old_ones(make_config: MakeConfig, tmp_path: Path) -> None:
     distill(make_config("out", epochs=1))
     write_ragged(tmp_path / "images.parquet", 24)
-    with pytest.raises(DatasetError, match="or the images, differ"):
+    with pytest.raises(DatasetError, match="num_images is 23 there, 24 here"):
         distill(make_config("out", epochs=1))
 
 

@@ -9,7 +9,15 @@ from pipeline.synthesis.progress import ProgressReport
 
 def done(images: int, loss: float, num_steps: list[int] | None = None) -> dict:
     steps = num_steps or [8] * images
-    return {"shard_id": 0, "error": "", "reason": "", "num_images": images, "class_loss": loss, "num_steps": steps}
+    return {
+        "shard_id": 0,
+        "error": "",
+        "reason": "",
+        "by_another": False,
+        "num_images": images,
+        "class_loss": loss,
+        "num_steps": steps,
+    }
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,146 @@
+"""One process at a time works on an output: a small file says who, and is written again as long as that process lives.
+
+Only runs of equal settings come here (`pipeline.runs.claim` refuses others), and a run of equal settings writes equal
+files. So a lease that is taken over wrongly costs time and no data.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+
+NAME = ".at-work.json"
+_BEAT_S = 5.0
+# Without a sign of life for so long, a process on another machine is taken for dead. Clocks are not compared.
+_DEAD_S = 30.0
+_SETTLE_S = 0.2
+
+
+@contextmanager
+def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DEAD_S) -> Iterator[bool]:
+    """Work on an output alone. Wait for another process that does, and follow one that died.
+
+    Args:
+        output: the folder.
+        job: the name of the job, for the line that says that it waits.
+        beat_s: seconds between two signs of life.
+        dead_s: seconds without one after which another process counts as dead.
+
+    Yields:
+        Whether another process worked on the output meanwhile.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    uri = storage.join(output, NAME)
+    mine = {**_who(), "token": uuid.uuid4().hex, "since": datetime.now(UTC).isoformat(timespec="seconds"), "beat": 0}
+    waited = _acquire(uri, mine, job, beat_s, dead_s)
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(uri, mine, over, beat_s), daemon=True)
+    heart.start()
+    try:
+        yield waited
+    finally:
+        over.set()
+        heart.join()
+        if _token(_read(uri)) == mine["token"]:
+            storage.remove(uri)
+
+
+def _who() -> dict[str, Any]:
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": space}
+
+
+def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: float) -> bool:
+    """Wait until the lease is ours; returns whether there was somebody to wait for."""
+    seen: dict[str, Any] | None = None
+    seen_at = time.monotonic()
+    waited = False
+    while not storage.create_json(uri, mine):
+        other = _read(uri)
+        if other is None:
+            continue
+        if other != seen:
+            waited = waited or seen is not None
+            seen, seen_at = other, time.monotonic()
+        if _token(other) == mine["token"]:
+            break
+        if _is_dead(other) or time.monotonic() - seen_at > dead_s:
+            storage.write_json(uri, mine)
+            # Of several that find it dead the last to write has it.
+            time.sleep(_SETTLE_S)
+            if _token(_read(uri)) == mine["token"]:
+                break
+            continue
+        _tell_waiting(uri, other, job, dead_s)
+        time.sleep(min(1.0, beat_s / 2))
+    return waited
+
+
+_told: set[str] = set()
+
+
+def _tell_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
+    if str(_token(other)) in _told:
+        return
+    _told.add(str(_token(other)))
+    who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
+    print(
+        f"{job}: a run of the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
+        f"or for {dead_s:g} s without a sign of life",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _is_dead(other: dict[str, Any]) -> bool:
+    """Whether the process was on this machine and is there no more; False where that cannot be known."""
+    here = _who()
+    if any(other.get(name) != here[name] for name in ("host", "pid_namespace")) or not isinstance(other["pid"], int):
+        return False
+    try:
+        os.kill(other["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _beat(uri: str, mine: dict[str, Any], over: threading.Event, beat_s: float) -> None:
+    number = 0
+    while not over.wait(beat_s):
+        number += 1
+        try:
+            if _token(_read(uri)) not in (None, mine["token"]):
+                print(f"note: another process took over {uri.rpartition('/')[0]!r}", file=sys.stderr, flush=True)
+                return
+            storage.write_json(uri, {**mine, "beat": number})
+        except (OSError, DatasetError):
+            continue  # the next one may get through; the work itself finds out when the store is gone
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    """What the file says; None where there is none, or none that is whole."""
+    try:
+        value = storage.read_json(uri)
+    except DatasetError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _token(lease: dict[str, Any] | None) -> Any:
+    return None if lease is None else lease.get("token")

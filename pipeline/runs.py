@@ -1,0 +1,218 @@
+"""What identifies a run, for all three jobs: the facts that decide its output, how two runs differ, and the claim.
+
+The claim is a file under the output (`manifest.json` or `config.json`) that is created before any work and never
+replaced by another run's: of several runs that start at once one creates it, and the others compare. Its keys are
+`digest` and `identity`, the facts; no path is a fact, because a project may be moved.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import digest as digest_of
+from pipeline.dataset import store
+from pipeline.dataset.card import CARD
+from pipeline.dataset.sources import Source
+from pipeline.dataset.units import RowRange
+from pipeline.errors import DatasetError
+from pipeline.lease import lease
+from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
+
+_CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
+_MOST_TOLD = 5
+# On a store without an atomic create a claim may be seen before it is whole.
+_READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
+# What only says where something is, or what another fact says better.
+_LOCATIONS = ("images", "output", "checkpoint")
+_LOCAL_DIR = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An output that is this run's, or one of equal settings.
+
+    Attributes:
+        document: the claim as it is there; its digest counts.
+        new: whether this run created it; otherwise it goes on with, or works beside, another.
+    """
+
+    document: dict[str, Any]
+    new: bool
+
+
+def make_document(job: Job, facts: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Return a `config.json`: the facts that decide an output, their digest, and the settings as they were given."""
+    document = {"job": job, "digest": digest_of(facts), "identity": facts, **settings}
+    # As it will be read back: lists instead of tuples.
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield in words each value that differs between two nested mappings of plain data."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted(there.keys() | here.keys()):
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+    elif there != here:
+        yield f"{name.removeprefix('config.')} is {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse an output that a run of other settings has claimed.
+
+    Raises:
+        DatasetError: it is; the message names what differs.
+    """
+    owner = "synthesize" if job == "synthesize" else job_of_config(there)
+    if owner not in (None, job):
+        raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
+    if there.get("digest") == mine["digest"]:
+        return
+    facts, mine_facts = there.get("identity"), mine["identity"]
+    if facts is None:
+        # Written by an earlier version: the facts lay at the top, with paths among them.
+        facts = {name: without_locations(there[name]) for name in mine_facts if name in there}
+        mine_facts = {name: mine_facts[name] for name in facts}
+    told = list(differences(facts, mine_facts))
+    # The digest is in the name and seed of each part, so a dataset's must be the same.
+    if not told and (job == "synthesize" or not facts):
+        told = ["an unknown setting"]
+    if told:
+        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+        raise DatasetError(
+            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(told[:_MOST_TOLD])}{more}"
+            f"{_how_to_clear(output, job)}"
+        )
+
+
+def _how_to_clear(output: str, job: Job) -> str:
+    """What to do about a claim under which nothing was made: a run has just begun, or was killed."""
+    name = _CLAIMS[job]
+    if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
+        return ""
+    return f"; nothing is made yet: if that run is no longer at work, delete {storage.join(output, name)!r}"
+
+
+def without_locations(value: Any) -> Any:
+    """Return settings without those that only say where something is.
+
+    Weights, images and class names are facts by their content; that there are labelled images is kept.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    kept: dict[str, Any] = {}
+    for name, setting in value.items():
+        if name in _LOCATIONS or (name == "class_names" and isinstance(setting, str)):
+            continue
+        if name == "name" and str(setting).startswith(_LOCAL_DIR):
+            continue
+        kept[name] = setting is not None if name == "labelled" else without_locations(setting)
+    return kept
+
+
+def image_facts(source: Source) -> dict[str, Any]:
+    """Return what tells images from others without reading them: a dataset's digest, or names, rows and sizes."""
+    manifest = source.manifest or {}
+    listed = [
+        [unit.name, unit.row_group, unit.start, unit.stop, unit.size]
+        if isinstance(unit, RowRange)
+        else [[name for _, name, _ in unit.files], unit.size]
+        for unit in source.units
+    ]
+    return {
+        "dataset": manifest.get("digest"),
+        "num_images": source.num_rows,
+        "images_sha256": None if "digest" in manifest else digest_of({"units": listed}),
+    }
+
+
+def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
+    """Claim an output: create the claim if there is none, and compare with what is there then.
+
+    Args:
+        output: the folder.
+        job: whose it is to be.
+        mine: the claim as this run would write it, with `digest` and `identity`.
+
+    Raises:
+        DatasetError: it is a run's of other settings, or another job's, or cannot be written.
+    """
+    uri = storage.join(output, _CLAIMS[job])
+    with storage.writing_to(output):
+        new = storage.create_json(uri, mine)
+    there = _read(uri)
+    check_same(output, job, there, mine)
+    if new:
+        try:
+            # Another job may have claimed it by its own file at the same time; then neither has it.
+            _check_no_other(output, job)
+        except DatasetError:
+            _withdraw(output, job, mine)
+            raise
+    return Claim(there, new)
+
+
+def _check_no_other(output: str, job: Job) -> None:
+    if job != "synthesize":
+        check_output(output, job)
+        return
+    uri = storage.join(output, CONFIG)
+    owner = job_of_config(_read(uri)) if storage.exists(uri) else None
+    if owner is not None:
+        raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
+
+
+def _read(uri: str) -> dict[str, Any]:
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            return storage.read_json(uri)
+        except DatasetError:
+            time.sleep(_READ_PAUSE_S)
+    return storage.read_json(uri)
+
+
+def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
+    """Take a claim back under which nothing was made."""
+    uri = storage.join(output, _CLAIMS[job])
+    if [name for name, _ in storage.find_files(output)] == [_CLAIMS[job]] and storage.read_json(uri) == mine:
+        storage.remove(uri)
+
+
+@contextmanager
+def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
+    """Claim an output, and work on it alone: a run of equal settings is waited for, see `pipeline.lease`.
+
+    What fails before anything is made takes the claim back. A run that is killed leaves it, and one of equal settings
+    goes on with it.
+
+    Yields:
+        The claim, and whether another run worked on the output meanwhile.
+
+    Raises:
+        DatasetError: as `claim`.
+    """
+    folders = storage.new_folders(output)
+    done = new = False
+    try:
+        new = claim(output, job, mine).new
+        with lease(output, job) as waited:
+            # The run that was waited for may have taken its claim back.
+            claimed = claim(output, job, mine)
+            new = new or claimed.new
+            try:
+                yield claimed, waited
+                done = True
+            finally:
+                if new and not done:
+                    _withdraw(output, job, mine)
+    finally:
+        if not done:
+            storage.remove_empty(folders)
