@@ -11,7 +11,7 @@ Readable = Literal["safetensors", "torch", "npz", "index"]
 
 _TORCHSCRIPT = """python -c "import torch; torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth')\""""
 _EXPORTED = """python -c "import torch; torch.save(dict(torch.export.load('FILE').state_dict), 'weights.pth')\""""
-_ONNX = "its weights have lost their names: take the checkpoint that it was exported from"
+_ONNX = "its weights have lost their names, take the checkpoint that it was exported from"
 _TENSORFLOW = "load it with the library that wrote it, and save the tensors under timm's names with torch.save"
 _UNPACK = "unpack it, and give the file inside"
 

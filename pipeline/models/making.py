@@ -240,4 +240,6 @@ def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
 
 
 def _first_lines(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args == ("architecture",):
+        return "its config.json names no timm architecture, as that of a folder of transformers"
     return describe_misfit(error) or one_line(error, most=400)

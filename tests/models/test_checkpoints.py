@@ -1,20 +1,30 @@
 """Checkpoints as people have them."""
 
 import argparse
+import datetime
+import gzip
+import io
+import json
 import pickle
+import re
+import subprocess
+import sys
 import warnings
-from collections import OrderedDict
+import zipfile
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoints import read_state_dict
+from pipeline.models.checkpoints import find_weights_file, read_state_dict
 
 
 @pytest.fixture
@@ -127,3 +137,164 @@ def test_something_else_than_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="no state dict: found a mapping with the keys"):
         read_state_dict(str(tmp_path / "a.pth"), ["a"])
+
+
+def test_what_training_code_saves_beside_the_weights_is_data(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    beside = {
+        "best_acc": np.float64(0.9),
+        "epoch": np.int64(3),
+        "done": np.bool_(True),
+        "note": np.str_("a"),
+        "when": np.datetime64("2026-01-01"),
+        "curve": np.arange(6.0).reshape(2, 3),
+        "objects": np.array([None, {}], dtype=object),
+        "rng": np.random.default_rng(0).bit_generator.state,
+        "path": Path("/a/b"),
+        "saved": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "logs": defaultdict(list, {"loss": [1.0]}),
+        "last": deque([1, 2], maxlen=3),
+        "args": argparse.Namespace(out=Path("x")),
+        "device": torch.device("cpu"),
+    }
+    torch.save({"model": weights, **beside}, tmp_path / "a.pth")
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), weights)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_old_and_new_numpy(tmp_path: Path, weights: dict[str, Tensor], module: str) -> None:
+    torch.save({"model": weights, "best": np.float64(0.9)}, tmp_path / "a.pth")
+    renamed = (tmp_path / "b.pth", module.encode())
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(renamed[0], "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                content = re.sub(rb"numpy\._?core\.multiarray", renamed[1], content)
+                assert renamed[1] + b"\n" in content
+            new.writestr(name, content)
+    assert_same(read_state_dict(str(renamed[0]), weights), weights)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", "<f8"])
+def test_weights_as_numpy_arrays(tmp_path: Path, weights: dict[str, Tensor], dtype: str) -> None:
+    torch.save({name: value.numpy().astype(dtype) for name, value in weights.items()}, tmp_path / "a.pth")
+    found = read_state_dict(str(tmp_path / "a.pth"), weights)
+    assert_same({name: value.float() for name, value in found.items()}, weights)
+
+
+def test_an_array_whose_type_lies_is_not_read_as_pointers(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    class Lie:
+        def __reduce__(self) -> tuple[Any, ...]:
+            # An array of objects, with bytes where the objects should be.
+            return (_reconstruct, (np.ndarray, (0,), b"b"), (1, (2,), np.dtype("O"), False, b"\xff" * 16))
+
+    torch.save({"model": weights, "lie": Lie()}, tmp_path / "a.pth")
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), weights)
+
+
+@pytest.mark.parametrize("key", ["module", "net", "weights"])
+def test_the_one_mapping_that_holds_the_model_is_found(tmp_path: Path, weights: dict[str, Tensor], key: str) -> None:
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
+    torch.save({key: prefixed(weights, "module."), "optimizer": optimizer, "acc": 1.0}, tmp_path / "a.pth")
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), weights)
+    torch.save({key: weights, "teacher": weights}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"holds several sets of weights, under .*'teacher'"):
+        read_state_dict(str(tmp_path / "b.pth"), weights)
+
+
+def test_a_file_is_what_its_content_says(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    safetensors.torch.save_file(weights, tmp_path / "a.pth")
+    torch.save(weights, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", **{name: value.numpy() for name, value in weights.items()})  # type: ignore[arg-type]
+    for name in ("a.pth", "a.safetensors", "a.npz"):
+        assert_same(read_state_dict(str(tmp_path / name), weights), weights)
+
+
+def test_a_sharded_checkpoint_is_read_by_its_index(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    names = sorted(weights)
+    places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(names)}
+    for file in set(places.values()):
+        safetensors.torch.save_file({n: weights[n] for n in names if places[n] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same(read_state_dict(str(index), weights), weights)
+    assert find_weights_file(str(tmp_path)) == str(index)
+    with pytest.raises(
+        CheckpointError, match=r"is part 1 of 2 parts of the weights: give the index, model\.safetensors"
+    ):
+        read_state_dict(str(tmp_path / "model-00001-of-00002.safetensors"), weights)
+    index.write_text(json.dumps({"weight_map": {**places, "head.more": places[names[0]]}}))
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors that its index names, as 'head\.more'"):
+        read_state_dict(str(index), weights)
+    index.write_text(json.dumps({"weight_map": {"a": "../secret"}}))
+    with pytest.raises(CheckpointError, match="not a file beside it"):
+        read_state_dict(str(index), weights)
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "/").replace("_", "."), content)
+    return buffer.getvalue()
+
+
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "empty.pth": (b"", "is empty$"),
+    "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
+    "page.pth": (b"\n<!DOCTYPE html><html></html>", "a web page"),
+    "text.safetensors": (b"404: not found\n", r"is text, not a checkpoint \('404: not found'\)"),
+    "other.json": (b'{"a": 1}', "is JSON, not a checkpoint"),
+    "a.pth.gz": (gzip.compress(b"x"), "compressed with gzip: unpack it"),
+    "a.tar": (b"weights".ljust(257, b"\0") + b"ustar".ljust(300, b"\0"), "a tar archive: unpack it"),
+    "a.zip": (archive(weights_pth=b"x"), r"a zip archive of 1 files \(weights\.pth\): unpack it"),
+    "script.pt": (archive(a__data_pkl=b"", a__constants_pkl=b""), "a TorchScript archive.*torch.jit.load"),
+    "a.pt2": (archive(a__archive_format=b"pt2").replace(b"archive.format", b"archive_format"), "an exported program"),
+    "a.keras": (archive(model_weights_h5=b""), "a Keras model"),
+    "a.h5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    "a.onnx": (b"\x08\x08\x12\x07pytorch", "an ONNX model"),
+    "onnx.pth": (b"\x08\x08\x12\x07pytorch\xff", "an ONNX model"),
+    "a.msgpack": (b"\x81\xa6params\x80", "a Flax checkpoint"),
+    "flax.bin": (b"\x81\xa6params\x80\xff", "a Flax checkpoint"),
+    "a.gguf": (b"GGUF\0\0", "a GGUF file"),
+    "model.ckpt-7.data-00000-of-00001": (b"\0\1\xff", "a part of a TensorFlow checkpoint"),
+    "noise.pth": (b"\xa5\x5a" * 50, "is not a checkpoint, or corrupt"),
+    "pickled.pkl": (
+        pickle.dumps({"a": 1}),
+        "was pickled, but not by torch.save: if you trust the file, save its weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_kinds_are_named(tmp_path: Path, name: str) -> None:
+    content, message = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        read_state_dict(str(tmp_path / name), ["a"])
+    assert str(refused.value).startswith(f"checkpoint {str(tmp_path / name)!r} ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("__0_0.distcp", "a distributed checkpoint .*dcp_to_torch"),
+        ("zero_to_fp32.py", "a DeepSpeed checkpoint"),
+        ("saved_model.pb", "a TensorFlow SavedModel"),
+        ("model.safetensors", r"give the file of weights in it \(model\.safetensors\)"),
+    ],
+)
+def test_folders_are_named_by_what_lies_in_them(tmp_path: Path, inside: str, message: str) -> None:
+    (tmp_path / inside).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"is a folder: {message}"):
+        read_state_dict(str(tmp_path), ["a"])
+
+
+def test_the_way_out_that_is_told_works(tmp_path: Path, tiny_model: nn.Module) -> None:
+    torch.save({"model": tiny_model, "epoch": 3}, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match="and was not opened: if you trust the file") as refused:
+        read_state_dict(str(tmp_path / "whole.pth"), tiny_model.state_dict())
+    command = str(refused.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-W", "ignore", "-c", command], cwd=tmp_path, check=True)
+    assert_same(read_state_dict(str(tmp_path / "weights.pth"), tiny_model.state_dict()), tiny_model.state_dict())

@@ -1,9 +1,13 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import timm
+import timm.data
 import torch
 from PIL import Image
 from torch import nn
@@ -137,10 +141,61 @@ def test_a_folder_of_other_patches_or_channels(tiny_folder: Path, changes: dict[
     assert load_model(asked, trained=False).class_names[0] == "class a"
 
 
-def test_other_image_sizes_are_resampled(checkpoint: Path, tiny_folder: Path) -> None:
-    assert load_model(config(checkpoint, model_args={**SIZES, "img_size": 48})).input_size == (3, 48, 48)
-    folder = ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})
-    assert load_model(folder).input_size == (3, 48, 48)
+def test_an_image_size_that_is_asked_for_is_resampled_and_said(checkpoint: Path, tiny_folder: Path) -> None:
+    for loaded in (
+        load_model(config(checkpoint, model_args={**SIZES, "img_size": 48})),
+        load_model(ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})),
+    ):
+        assert loaded.input_size == (3, 48, 48)
+        (notice,) = loaded.notices
+        assert "was trained on 32x32 pixels, the model reads 48x48 pixels: resampled by timm" in notice
+    assert load_model(config(checkpoint)).notices == ()
+    assert load_model(ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 32})).notices == ()
+
+
+def test_weights_of_another_image_size_are_not_resampled_unasked(tmp_path: Path, tiny_folder: Path) -> None:
+    larger = make_tiny_model(img_size=48).state_dict()
+    torch.save(larger, tmp_path / "48.pth")
+    # The folder states 32 pixels, and its weights are of 48.
+    lying = tmp_path / "lying"
+    shutil.copytree(tiny_folder, lying)
+    safetensors.torch.save_file(larger, lying / "model.safetensors")
+    named = ModelConfig(name=f"local-dir:{tiny_folder}", checkpoint=str(tmp_path / "48.pth"))
+    for asked in (named, ModelConfig(name=f"local-dir:{lying}")):
+        with pytest.raises(
+            CheckpointError, match=r"on 48x48 pixels, the model reads 32x32 .* set model_args\.img_size"
+        ):
+            load_model(asked)
+        # What is to be trained anyway may start from there.
+        assert "was trained on 48x48 pixels" in load_model(asked, trained=False).notices[0]
+
+
+RESAMPLED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "swinv2_cr_tiny_224": ({"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}, 96, ""),
+    "beit_base_patch16_224": ({"embed_dim": 32, "depth": 1, "num_heads": 2}, 96, "relative_position_bias_table"),
+    "vit_relpos_small_patch16_224": ({"embed_dim": 32, "depth": 1, "num_heads": 2}, 96, ""),
+    "eva02_tiny_patch14_224": ({"embed_dim": 32, "depth": 1, "num_heads": 2}, 56, "56x56 pixels"),
+    "vit_small_patch16_rope_224": ({"embed_dim": 32, "depth": 1, "num_heads": 2}, 96, ""),
+    "deit_tiny_distilled_patch16_224": ({"embed_dim": 32, "depth": 1, "num_heads": 2}, 96, "96x96 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name: str) -> None:
+    sizes, trained, told = RESAMPLED[name]
+    asked = {**sizes, "img_size": 2 * trained}
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=trained, num_classes=3, **sizes)
+    save_model(model, tmp_path / "m", class_names=list("abc"), mean=HALF, std=HALF)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    as_folder = ModelConfig(name=f"local-dir:{tmp_path / 'm'}", model_args={"img_size": 2 * trained})
+    as_checkpoint = ModelConfig(name=name, checkpoint=str(tmp_path / "a.pth"), num_classes=3, model_args=asked)
+    for loaded in (load_model(as_folder), load_model(as_checkpoint)):
+        (notice,) = loaded.notices
+        assert told in notice
+        assert f"the model reads {2 * trained}x{2 * trained}" in notice
+    same = ModelConfig(name=f"local-dir:{tmp_path / 'm'}")
+    assert load_model(same).notices == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -178,6 +233,89 @@ def test_normalization_must_fit_the_channels(checkpoint: Path) -> None:
     assert load_model(config(checkpoint, mean=[0.1, 0.2, 0.3])).mean == (0.1, 0.2, 0.3)
 
 
+def test_a_mean_of_255_levels_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mean must be of pixels in \[0, 1\], not \[123.7, 116.3, 103.5\]"):
+        load_model(config(checkpoint, mean=[123.7, 116.3, 103.5]))
+
+
+def test_how_real_images_are_cropped_can_be_set(tiny_folder: Path) -> None:
+    picture = Image.fromarray(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)).convert("RGB")
+    name = f"local-dir:{tiny_folder}"
+    plain = RealImageTransform(load_model(ModelConfig(name=name)))(picture)
+    for changes in ({"crop_pct": 0.5}, {"interpolation": "nearest"}, {"crop_mode": "squash"}):
+        loaded = load_model(ModelConfig(name=name, **changes))
+        given = {"crop_pct": 0.9, "interpolation": "bicubic", "crop_mode": "center", **changes}
+        wanted = timm.data.create_transform(**{**loaded.data_config, **given}, is_training=False)
+        assert torch.equal(RealImageTransform(loaded)(picture), wanted(picture))  # type: ignore[operator]
+        assert not torch.equal(RealImageTransform(loaded)(picture), plain)
+
+
+def test_own_class_names_that_do_not_fit_are_not_replaced_by_numbers(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    stated = json.loads((folder / "config.json").read_text())
+    for names, message in (
+        (list("abcdefghi"), "10 classes and 9 label_names of its own: give class_names"),
+        ({"a": 0, "b": 2}, "its own label_names does not number its 2 classes"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**stated, "label_names": names}))
+        with pytest.raises(ConfigError, match=message):
+            load_model(ModelConfig(name=f"local-dir:{folder}"))
+    (folder / "config.json").write_text(
+        json.dumps({**stated, "label_names": {c: i for i, c in enumerate("abcdefghij")}})
+    )
+    assert load_model(ModelConfig(name=f"local-dir:{folder}")).class_names == list("abcdefghij")
+
+
+def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: nn.Module) -> None:
+    arrays = jax_layout(tiny_model.state_dict())
+    np.savez(tmp_path / "a.npz", **arrays)
+    loaded = load_model(config(tmp_path / "a.npz"))
+    assert loaded.digest == weight_digest(tiny_model)
+    with pytest.raises(CheckpointError, match="has 10 classes, the model has 7: set num_classes to 10"):
+        load_model(config(tmp_path / "a.npz", num_classes=7))
+    with pytest.raises(CheckpointError, match="on 32x32 pixels, the model reads 224x224"):
+        load_model(config(tmp_path / "a.npz", model_args={k: v for k, v in SIZES.items() if k != "img_size"}))
+    with pytest.raises(CheckpointError, match=r"lacks 12 tensors of the model, as 'blocks\.1|cannot|does not fit"):
+        load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 3}))
+    del arrays["head/kernel"], arrays["head/bias"]
+    np.savez(tmp_path / "b.npz", **arrays)
+    with pytest.raises(CheckpointError, match="has no classifier"):
+        load_model(config(tmp_path / "b.npz"))
+
+
+def jax_layout(weights: dict[str, torch.Tensor], *, heads: int = 2) -> dict[str, np.ndarray]:
+    """A ViT's weights under the names and in the shapes of the original JAX code."""
+    value = {name: tensor.numpy() for name, tensor in weights.items()}
+    made = {
+        "cls": value["cls_token"],
+        "embedding/kernel": value["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": value["patch_embed.proj.bias"],
+        "Transformer/posembed_input/pos_embedding": value["pos_embed"],
+        "Transformer/encoder_norm/scale": value["norm.weight"],
+        "Transformer/encoder_norm/bias": value["norm.bias"],
+        "head/kernel": value["head.weight"].T,
+        "head/bias": value["head.bias"],
+    }
+    for block in range(2):
+        ours, theirs = f"blocks.{block}.", f"Transformer/encoderblock_{block}/"
+        for number, norm in ((0, "norm1"), (2, "norm2")):
+            made[f"{theirs}LayerNorm_{number}/scale"] = value[f"{ours}{norm}.weight"]
+            made[f"{theirs}LayerNorm_{number}/bias"] = value[f"{ours}{norm}.bias"]
+        attention, width = f"{theirs}MultiHeadDotProductAttention_1/", value["cls_token"].shape[-1]
+        qkv, bias = value[f"{ours}attn.qkv.weight"], value[f"{ours}attn.qkv.bias"]
+        for part, name in enumerate(("query", "key", "value")):
+            rows = slice(part * width, (part + 1) * width)
+            made[f"{attention}{name}/kernel"] = qkv[rows].T.reshape(width, heads, -1)
+            made[f"{attention}{name}/bias"] = bias[rows].reshape(heads, -1)
+        made[f"{attention}out/kernel"] = value[f"{ours}attn.proj.weight"].T.reshape(heads, -1, width)
+        made[f"{attention}out/bias"] = value[f"{ours}attn.proj.bias"]
+        for number, name in enumerate(("fc1", "fc2")):
+            made[f"{theirs}MlpBlock_3/Dense_{number}/kernel"] = value[f"{ours}mlp.{name}.weight"].T
+            made[f"{theirs}MlpBlock_3/Dense_{number}/bias"] = value[f"{ours}mlp.{name}.bias"]
+    return made
+
+
 def test_other_ways_to_misconfigure() -> None:
     with pytest.raises(ConfigError, match="in_chans must be 1 or 3, not 4"):
         ModelConfig(name="a", in_chans=4)
@@ -193,6 +331,14 @@ def test_real_images_of_any_size_and_mode(tiny_folder: Path, mode: str, size: tu
     pixels = transform(Image.new(mode, size, "white"))
     assert pixels.shape == (3, 32, 32)
     assert torch.allclose(pixels, torch.ones(3, 32, 32), atol=1e-5)
+
+
+def test_a_folder_of_another_library(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    with pytest.raises(
+        ModelError, match=r"config\.json names no timm architecture, as that of a folder of transformers"
+    ):
+        load_model(ModelConfig(name=f"local-dir:{tmp_path}"))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 50, None])

@@ -1,0 +1,101 @@
+"""What a teacher must be, found on the loaded model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.distillation import DistillationConfig, StudentConfig
+from pipeline.distillation.plan import prepare as prepare_distillation
+from pipeline.errors import ModelError
+from pipeline.evaluation import EvaluationConfig, evaluate
+from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
+from pipeline.quantization import CalibrationConfig, calibrate
+from pipeline.synthesis import SynthesisConfig
+from pipeline.synthesis.plan import prepare as prepare_synthesis
+from pipeline.vetting import check_teacher
+from tests.conftest import make_tiny_model
+
+# Of every limit: a model beyond it, and what is said.
+BEYOND: dict[str, tuple[dict[str, Any], str]] = {
+    "one logit": ({"num_classes": 1}, "one logit: a softmax over one class is always 1"),
+    "no classifier": ({"num_classes": 0}, r"no classifier, it answers with features \(num_classes is 0\)"),
+    "tokens": ({"global_pool": ""}, r"answers with \[B, 17, 10\] \(a token sequence\), which are not logits"),
+    "four channels": ({"in_chans": 4}, r"reads images of 4 channels: datasets hold gray \(1\) or RGB \(3\) pictures"),
+    "two channels": ({"in_chans": 2}, "reads images of 2 channels"),
+    "too many patches": ({"img_size": 1456}, "has 33124 patches, a dataset can number 32768"),
+}
+
+
+def save_teacher(folder: Path, **changes: Any) -> str:
+    model = make_tiny_model(**changes)
+    half = (0.5,) * changes.get("in_chans", 3)
+    names = [f"class {label}" for label in range(changes.get("num_classes", 10))]
+    save_model(model, folder, class_names=names, mean=half, std=half)
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("limit", BEYOND)
+def test_a_model_beyond_a_limit_is_refused_before_anything_is_planned(tmp_path: Path, limit: str) -> None:
+    changes, message = BEYOND[limit]
+    teacher = ModelConfig(name=save_teacher(tmp_path / "teacher", **changes))
+    with pytest.raises(ModelError, match=f"^model 'local-dir:.*{message}"):
+        prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_limit_is_of_the_loaded_model_and_not_of_the_setting(tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path / "teacher")
+    loaded = load_model(
+        ModelConfig(name=folder, model_args={"in_chans": 4}, mean=[0.5] * 4, std=[0.5] * 4), trained=False
+    )
+    with pytest.raises(ModelError, match="reads images of 4 channels"):
+        check_teacher(loaded)
+
+
+@pytest.mark.parametrize("limit", ["one logit", "no classifier", "tokens", "four channels"])
+def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
+    changes, message = BEYOND[limit]
+    teacher = ModelConfig(name=save_teacher(tmp_path / "teacher", **changes))
+    # Nothing is read from here: the teacher is looked at first.
+    images, output = str(tmp_path / "images"), str(tmp_path / "out")
+    with pytest.raises(ModelError, match=message):
+        evaluate(EvaluationConfig(teacher=teacher, labelled=images))
+    with pytest.raises(ModelError, match=message):
+        calibrate(CalibrationConfig(teacher=teacher, images=images, labelled=images, output=output))
+    student = StudentConfig(depth_pruned=[0])
+    with pytest.raises(ModelError, match=message):
+        prepare_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))
+
+
+@pytest.fixture
+def one_logit(tmp_path: Path) -> LoadedModel:
+    return load_model(ModelConfig(name=save_teacher(tmp_path / "teacher", num_classes=1)))
+
+
+def test_ranges_without_scores_need_no_classes(one_logit: LoadedModel) -> None:
+    check_teacher(one_logit, classes=False)
+    with pytest.raises(ModelError, match="one logit"):
+        check_teacher(one_logit)
+
+
+def test_a_head_of_several_labels_an_image_is_refused_where_the_folder_says_so(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    with pytest.raises(ModelError, match="answers with several labels for each image"):
+        check_teacher(load_model(ModelConfig(name=f"local-dir:{folder}")))
+
+
+def test_a_resampled_teacher_is_announced(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})
+    prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert "was trained on 32x32 pixels, the model reads 48x48 pixels" in line

@@ -1,0 +1,42 @@
+"""Outputs that are no logits of a classifier."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.vit.trial import try_out
+
+
+def logits(images: Tensor) -> Tensor:
+    return images.flatten(1)[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda x: (logits(x), logits(x)), r"a tuple of 2, not with one tensor of logits"),
+        (lambda x: {"logits": logits(x)}, r"a dict with the keys \['logits'\]"),
+        (lambda x: [logits(x)], "a list of 1"),
+        (lambda x: logits(x)[:, None], r"\[B, 1, 4\] \(a token sequence\)"),
+        (lambda x: x, r"\[B, 3, 8, 8\] \(a feature or segmentation map\)"),
+        (lambda x: logits(x)[:, 0], r"\[B\]"),
+        (lambda x: logits(x)[:, :3], "3 values for each image: a classifier of 4 classes"),
+        (lambda x: logits(x).softmax(1), "probabilities .* not logits"),
+        (lambda x: x.reshape(2, 7), r"cannot read images \[3, 8, 8\]: RuntimeError"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(read: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(ModelError, match=f"model x .*{message}"):
+        try_out(read, "model x", image_shape=(3, 8, 8), num_classes=4)
+
+
+def test_logits_and_log_probabilities_pass_and_draw_nothing() -> None:
+    state = torch.get_rng_state()
+    try_out(logits, "model x", image_shape=(3, 8, 8), num_classes=4)
+    # A softmax of logarithms of probabilities gives the probabilities.
+    try_out(lambda x: logits(x).log_softmax(1), "model x", image_shape=(3, 8, 8), num_classes=4)
+    assert torch.equal(torch.get_rng_state(), state)
