@@ -1,1 +1,10 @@
-"""Entry points for `python -m jobs.NAME` and `ray job submit`."""
+"""Entry points for `python -m jobs.NAME`, `sparse-inversion NAME` and `ray job submit`."""
+
+import sys
+from pathlib import Path
+
+from jobs.stopping import stop_quietly_while_importing
+
+# Only where this process is a job, and not where tests or a user's own program import one.
+if sys.argv[0] == "-m" or Path(sys.argv[0]).name == "sparse-inversion":
+    stop_quietly_while_importing()

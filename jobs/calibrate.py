@@ -7,8 +7,12 @@ from jobs.entry import run_job
 from pipeline.quantization import CalibrationConfig, calibrate
 
 
+def _left(_: CalibrationConfig) -> str:
+    return "run it again: a calibration starts anew"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("calibrate", CalibrationConfig, calibrate, argv)
+    return run_job("calibrate", CalibrationConfig, calibrate, argv, left=_left)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
 
@@ -13,9 +15,16 @@ C = TypeVar("C")
 
 
 def run_job(
-    name: str, config_class: type[C], job: Callable[[C], dict[str, Any]], argv: Sequence[str] | None = None
+    name: str,
+    config_class: type[C],
+    job: Callable[[C], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    left: Callable[[C], str] = lambda config: "run it again",
 ) -> int:
-    """Run a job and return its exit code: 0 only if everything is done.
+    """Run a job and return its exit code.
+
+    0 only if everything is done, 1 for an error or work left undone, 130 after Ctrl-C and 143 after SIGTERM.
 
     Args:
         name: as in `python -m jobs.NAME`.
@@ -23,16 +32,56 @@ def run_job(
         job: does the work and returns what the one JSON line on standard output says; `"complete": False` in it
             makes the exit code 1.
         argv: the flags, by default those of the process.
+        left: says of a job that was stopped what is done and what to do next, in one line.
     """
+    stop = Stop()
+    hears = threading.current_thread() is threading.main_thread()
+    joined = _in_cluster()
+    config: C | None = None
     try:
-        config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
-        # Ray tells of lost workers on standard output, which is for the one line of the result.
-        with contextlib.redirect_stdout(sys.stderr):
-            result = job(config)
+        with stop.as_interrupt() if hears else contextlib.nullcontext():
+            config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
+            # Ray tells of lost workers on standard output, which is for the one line of the result.
+            with contextlib.redirect_stdout(sys.stderr), _exits_as_interrupts(stop):
+                result = job(config)
     except PipelineError as raised:
         # Ray gives an error of ours from a worker its own traceback as a message.
         error = getattr(raised, "cause", raised)
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        with stop.end_at_once() if hears else contextlib.nullcontext():
+            print(f"stopped: {_what_is_left(config, left)}", file=sys.stderr, flush=True)
+            if not joined and _in_cluster():
+                _leave_cluster()
+        return exit_code(stop.number)
     print(json.dumps(result), flush=True)
     return 0 if result.get("complete", True) else 1
+
+
+@contextlib.contextmanager
+def _exits_as_interrupts(stop: Stop) -> Any:
+    """A job ends by returning or raising: where the process is being left, a signal handler of Ray's does it."""
+    try:
+        yield
+    except SystemExit as exited:
+        stop.read_exit(exited)
+        raise KeyboardInterrupt from exited
+
+
+def _what_is_left(config: C | None, left: Callable[[C], str]) -> str:
+    if config is None:
+        return "nothing was done"
+    try:
+        return left(config)
+    except PipelineError as error:
+        return f"run it again for the rest ({error})"
+
+
+def _in_cluster() -> bool:
+    """Whether this process has joined a Ray cluster; jobs that need none never import Ray."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _leave_cluster() -> None:
+    sys.modules["ray"].shutdown()

@@ -1,16 +1,33 @@
 """Joining a Ray cluster, and the errors that come back from one."""
 
+import json
 import logging
+import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import grpc
 import ray
 import ray.data
 import ray.exceptions
-from ray._private import worker
+import ray.util.client
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private import services, worker
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._private.utils import check_version_info
+from ray._raylet import GcsClient
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.errors import IncompleteError, PipelineError, one_line
+from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
+
+# A head node that is there accepts a connection in milliseconds, and answers within a second or two.
+_CONNECT_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 10.0
+_NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`, or start them on one of its machines"
+_LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
 def connect() -> bool:
@@ -21,10 +38,19 @@ def connect() -> bool:
 
     Returns:
         Whether the cluster is one that this process started, now or before: no node will join it.
+
+    Raises:
+        ClusterError: see `check_cluster`; or Ray could not join or start the cluster.
     """
+    check_cluster()
     if not ray.is_initialized():
-        # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        with own_signals():
+            try:
+                # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            except Exception as error:
+                # Ray raises everything from ValueError to a bare Exception here.
+                raise ClusterError(f"cannot {_joining()}: {one_line(error)}{_advice(error)}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -36,9 +62,118 @@ def connect() -> bool:
     context.print_on_execution_start = False
     # Our own errors come back as what they are, and not as text in Ray's.
     context.raise_original_map_exception = True
-    # None where Ray Client speaks to a cluster from afar.
     node = worker._global_node
     return node is not None and node.is_head()
+
+
+def check_cluster() -> None:
+    """Check within seconds that there is a cluster to join, without joining it; Ray itself would wait for minutes.
+
+    A process that has joined one already, or that will start one of its own, passes.
+
+    Raises:
+        ClusterError: RAY_ADDRESS, or what Ray remembers of this machine, leads to a cluster that does not answer, runs
+            another version of Ray or Python, refuses the token, or is reached through Ray Client.
+    """
+    if ray.util.client.ray.is_connected():
+        raise ClusterError(f"this process is connected through Ray Client: {_NO_CLIENT}")
+    if ray.is_initialized():
+        return
+    address = _address()
+    if address is None:
+        return
+    where = f"the Ray cluster {address} ({_named_by()})"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except ValueError as error:
+        raise ClusterError(f"{_named_by()}, which is no HOST:PORT") from error
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {where}: {one_line(error)}; if it is gone, {_LOCAL}") from error
+    _check_answer(address, where)
+
+
+def _address() -> str | None:
+    """The address, as host:port, of the cluster that `ray.init()` would join; None where it would start a local one."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given.startswith("ray://"):
+        raise ClusterError(f"RAY_ADDRESS {given!r} is for Ray Client: {_NO_CLIENT}")
+    if "://" in given:
+        raise ClusterError(f"RAY_ADDRESS {given!r} is no address of a cluster: give HOST:PORT of its head, or 'local'")
+    try:
+        return services.canonicalize_bootstrap_address(None)
+    except ConnectionError as error:
+        raise ClusterError(f"{_named_by()}, and no Ray runs on this machine: {_LOCAL}") from error
+    except (ValueError, OSError) as error:
+        raise ClusterError(f"{_named_by()}, which is no HOST:PORT: {one_line(error)}") from error
+
+
+def _named_by() -> str:
+    """Where the address of a cluster comes from."""
+    given = os.environ.get("RAY_ADDRESS")
+    return f"RAY_ADDRESS is {given!r}" if given else "this machine's last one, in its file ray_current_cluster"
+
+
+def _joining() -> str:
+    address = _address()
+    return "start Ray on this machine" if address is None else f"join the Ray cluster {address} ({_named_by()})"
+
+
+def _advice(error: Exception) -> str:
+    return " Run it again when this machine has less to do." if "timed out during startup" in str(error) else ""
+
+
+def _check_answer(address: str, where: str) -> None:
+    """Ask the head for its versions.
+
+    Raises:
+        ClusterError: it gives none in time, or others than those of this process.
+    """
+    # A head that is stuck, and a server of another kind, accept connections and stay silent; Ray would wait a minute
+    # and more. With TLS that is left to Ray.
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        with grpc.insecure_channel(address) as channel:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=_ANSWER_TIMEOUT_S)
+            except grpc.FutureTimeoutError as error:
+                raise ClusterError(f"{where} does not answer, though something listens there") from error
+    try:
+        versions = GcsClient(address=address).internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+        # Without them Ray compares no versions, either.
+        if versions is not None:
+            check_version_info(json.loads(versions), "this machine")
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise ClusterError(f"cannot join {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Within it Ray may set handlers of SIGINT and SIGTERM; after it those from before are in force again.
+
+    Ray's handlers leave the process with exit code 15 or 0, and stay when Ray's work is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # Ray's own is kept in place of the system's, which would end the process without cleaning up.
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+def kill_own_processes() -> None:
+    """Kill at once what this process started of Ray; a cluster that it joined goes on."""
+    import psutil  # Ray brings it along, and it is found once Ray is imported
+
+    # Not by Ray's node, which would wait for a lock that the code being interrupted may hold. Agents, children of the
+    # raylet, would outlive it for a minute.
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 # What a task may end with through no fault of its code: a full disk or object store, a worker that was killed.

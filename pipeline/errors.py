@@ -41,6 +41,10 @@ class DatasetError(PipelineError):
     """A dataset is missing, truncated, foreign, of another config, or cannot be written."""
 
 
+class ClusterError(PipelineError):
+    """The Ray cluster to join is not there, does not answer, or is of another kind or version; or none could start."""
+
+
 class NonFiniteError(PipelineError):
     """A value became NaN or infinite during inversion: running it again would end the same way.
 

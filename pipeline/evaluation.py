@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.opened import Opened, Predictor, fit_to_teacher
-from pipeline.cluster import connect, own_errors
+from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
@@ -69,6 +69,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     Raises:
         PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
     """
+    check_cluster()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     check_teacher(loaded)

@@ -14,7 +14,7 @@ from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline import storage
-from pipeline.cluster import free_resources
+from pipeline.cluster import free_resources, own_signals
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -81,7 +81,9 @@ def fit(trainer: TorchTrainer) -> Any:
         PipelineError: as a worker raised it, or an IncompleteError when workers were lost too often.
     """
     try:
-        result: Any = trainer.fit()
+        # Ray Train's handler of SIGINT would outlive it, and turn Ctrl-C into exit code 0.
+        with own_signals():
+            result: Any = trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
     if result.error is not None:

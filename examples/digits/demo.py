@@ -181,8 +181,12 @@ def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) ->
     }
 
 
+def _left(config: DemoConfig) -> str:
+    return f"run it again: the demo makes {config.output!r} anew from the start"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("demo", DemoConfig, run_demo, argv)
+    return run_job("demo", DemoConfig, run_demo, argv, left=_left)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Knowledge distillation: students, losses, and their training on Ray Train."""
 
 from pipeline.distillation.config import DistillationConfig, StudentConfig
-from pipeline.distillation.run import distill
+from pipeline.distillation.run import distill, epochs_left
 
-__all__ = ["DistillationConfig", "StudentConfig", "distill"]
+__all__ = ["DistillationConfig", "StudentConfig", "distill", "epochs_left"]

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from pipeline import storage
-from pipeline.cluster import connect, own_errors
+from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
@@ -41,6 +41,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         NonFiniteError: the loss became NaN or infinite.
         IncompleteError: the workers could not start or kept dying.
     """
+    check_cluster()
     plan = prepare(config)
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
@@ -54,6 +55,16 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
             return _run(plan, fixed=connect())
     except OSError as error:
         raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
+
+
+def epochs_left(config: DistillationConfig) -> str:
+    """Say of a training that was stopped how far it came, from the files, and how to go on.
+
+    Raises:
+        DatasetError: the output cannot be read.
+    """
+    done = max(list_epochs(config.output), default=0)
+    return f"{done} of {config.epochs} epochs done, run it again for the rest"
 
 
 def _run(plan: Plan, *, fixed: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.onnx import check_onnx
-from pipeline.cluster import connect
+from pipeline.cluster import check_cluster, connect
 from pipeline.config import to_dict
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError, ModelError
@@ -50,6 +50,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             work there is waited for.
     """
     # What can be wrong is found out before a cluster is joined or anything is written.
+    check_cluster()
     check_place(config.output, shared=config.num_workers > 0)
     if "onnx" in config.formats:
         check_onnx()

@@ -3,5 +3,6 @@
 from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.run import synthesize
 from pipeline.synthesis.shards import PoolConfig, SynthesisConfig, plan_shards
+from pipeline.synthesis.summary import shards_left
 
-__all__ = ["Inverter", "PoolConfig", "SynthesisConfig", "plan_shards", "synthesize"]
+__all__ = ["Inverter", "PoolConfig", "SynthesisConfig", "plan_shards", "shards_left", "synthesize"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray.data
 
 from pipeline import storage
-from pipeline.cluster import connect, free_resources, own_errors
+from pipeline.cluster import check_cluster, connect, free_resources, own_errors
 from pipeline.dataset import store
 from pipeline.dataset.card import write_card
 from pipeline.errors import IncompleteError
@@ -43,6 +43,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     check_place(config.output, shared=True)
+    check_cluster()
     plan = prepare(config)
     if plan.notice is not None:
         tell(plan.notice)

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from pipeline import storage
 from pipeline.dataset import store
 from pipeline.synthesis.plan import Plan, count_images
 from pipeline.synthesis.shards import SynthesisConfig
@@ -39,6 +40,19 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
         **_machine_work(plan.config, made),
         "workers": dict(Counter(row["worker"] for row in made)),
     }
+
+
+def shards_left(config: SynthesisConfig) -> str:
+    """Say of a run that was stopped how much of its dataset there is, from the files, and how to go on.
+
+    Raises:
+        DatasetError: the output cannot be read.
+    """
+    if config.dry_run or not storage.exists(store.manifest_uri(config.output)):
+        return "nothing was made, run it again"
+    manifest = store.read_manifest(config.output)
+    done = len(store.done_shards(config.output, manifest["digest"]))
+    return f"{done} of {manifest['num_shards']} shards done, run it again for the rest"
 
 
 def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
