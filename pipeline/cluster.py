@@ -167,7 +167,7 @@ def own_signals() -> Iterator[None]:
 
 def kill_own_processes() -> None:
     """Kill at once what this process started of Ray; a cluster that it joined goes on."""
-    import psutil  # Ray brings it along, and it is found once Ray is imported
+    import psutil  # type: ignore[reportMissingModuleSource]  # Ray brings it, and it is found once Ray is imported
 
     # Not by Ray's node, which would wait for a lock that the code being interrupted may hold. Agents, children of the
     # raylet, would outlive it for a minute.

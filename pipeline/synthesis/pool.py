@@ -1,35 +1,45 @@
 """The pool of actors, as the cluster has room for it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
+from pipeline.synthesis.faults import Place
 from pipeline.synthesis.shards import SynthesisConfig
 
+# Ray starts an actor of a few lines within seconds, once the actors of the last pass have ended.
+_HOLD_TIMEOUT_S = 30.0
+_NODE_ID = "ray.io/node-id"
 
-def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> dict[str, Any]:
-    """Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
+
+def pool_options(
+    config: SynthesisConfig, num_shards: int, *, fixed: bool, without: Sequence[Place] = ()
+) -> dict[str, Any]:
+    """Return Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
 
     Args:
         config: of the dataset.
         num_shards: to be done.
         fixed: no node can join the cluster any more.
+        without: places that must get no actor; GPUs among them are to be held, see `hold`.
 
     Raises:
         ConfigError: a fixed cluster is too small for the pool.
     """
-    pool = config.pool
-    nodes = _nodes()
-    use_gpu = pool.device == "cuda" or (pool.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
-    # A GPU actor takes no CPU: on a small node it would wait for the tasks that hold them, and they for it.
-    resources = {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
+    pool, resources = config.pool, _resources(config)
     max_size = min(pool.max_size, num_shards)
     min_size = min(pool.min_size, max_size)
-    room = sum(_room(node, resources) for node in nodes)
+    room = seats(config, without=without)
+    if without:
+        min_size = max(1, min(min_size, room))
     if fixed and room < min_size:
-        needed = "1 GPU" if use_gpu else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
+        needed = "1 GPU" if "num_gpus" in resources else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
         raise ConfigError(f"pool.min_size {min_size} with {needed} an actor: this machine has room for {room}")
     compute = ray.data.ActorPoolStrategy(
         min_size=min_size,
@@ -37,7 +47,59 @@ def pool_options(config: SynthesisConfig, num_shards: int, *, fixed: bool) -> di
         # With 1 the pool never grows.
         max_tasks_in_flight_per_actor=2,
     )
-    return {"compute": compute, **resources}
+    nodes = sorted({place.node_id for place in without if place.gpu is None})
+    elsewhere = {"label_selector": {_NODE_ID: f"!in({', '.join(nodes)})"}} if nodes else {}
+    return {"compute": compute, **resources, **elsewhere}
+
+
+def _resources(config: SynthesisConfig) -> dict[str, int]:
+    """What each actor takes."""
+    pool = config.pool
+    use_gpu = pool.device == "cuda" or (pool.device == "auto" and any(node.get("GPU", 0) >= 1 for node in _nodes()))
+    # A GPU actor takes no CPU: on a small node it would wait for the tasks that hold them, and they for it.
+    return {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
+
+
+def seats(config: SynthesisConfig, *, without: Sequence[Place] = ()) -> int:
+    """Return how many actors the nodes that are there have room for, if nothing else runs on them."""
+    resources, total = _resources(config), 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            retired = [place for place in without if place.node_id == node["NodeID"]]
+            room = _room(node["Resources"], resources)
+            total += 0 if any(place.gpu is None for place in retired) else max(0, room - len(retired))
+    return total
+
+
+def hold(places: Sequence[Place]) -> dict[Place, ActorHandle]:
+    """Take GPUs so that Ray gives them to nobody else, as long as what this returns is kept.
+
+    Ray lets nobody choose a GPU of a node: GPUs are taken one after another, and those not meant are given back.
+    """
+    actor_class: Any = ray.remote(num_cpus=0, num_gpus=1)(_Holder)
+    held: dict[Place, ActorHandle] = {}
+    for node_id in sorted({place.node_id for place in places if place.gpu is not None}):
+        wanted = {place.gpu: place for place in places if place.node_id == node_id}
+        here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        spare: list[ActorHandle] = []
+        while wanted:
+            holder = actor_class.options(scheduling_strategy=here).remote()
+            try:
+                place = wanted.pop(ray.get(holder.gpu.remote(), timeout=_HOLD_TIMEOUT_S), None)
+            except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+                break  # it is taken by others, or the node is lost
+            if place is None:
+                spare.append(holder)
+            else:
+                held[place] = holder
+    return held
+
+
+class _Holder:
+    """An actor that does nothing but have a GPU."""
+
+    def gpu(self) -> str:
+        return ray.get_runtime_context().get_accelerator_ids()["GPU"][0]
 
 
 def _room(node: dict[str, float], resources: dict[str, int]) -> int:

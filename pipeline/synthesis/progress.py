@@ -80,6 +80,11 @@ class ProgressReport:
         with self._lock:
             self._print_status(last=True)
 
+    def tell(self, line: str) -> None:
+        """Print a line between those of the progress."""
+        with self._lock:
+            self._print(f"synthesis: {line}")
+
     def shard_finished(self, outcome: dict[str, Any]) -> None:
         """Count a shard in, by the row its actor sent."""
         with self._lock:

@@ -23,6 +23,8 @@ class PoolConfig:
             to bring one.
         start_timeout_s: to wait for `min_size` actors, nodes being started meanwhile.
         no_progress_timeout_s: to wait for the next shard before giving up; -1 waits for ever.
+        max_attempts: at a shard that kills its worker, or fails on one GPU after another, before it is recorded as
+            failed and the others go on.
     """
 
     min_size: int = 1
@@ -32,6 +34,7 @@ class PoolConfig:
     start_timeout_s: int = 900
     # A shard of 4000 dense steps on a CPU takes hours.
     no_progress_timeout_s: int = 6 * 3600
+    max_attempts: int = 3
 
     def __post_init__(self) -> None:
         if self.min_size < 1:
@@ -40,6 +43,8 @@ class PoolConfig:
             raise ConfigError(f"pool.max_size must be at least min_size {self.min_size}, not {self.max_size}")
         if self.cpus_per_actor < 1:
             raise ConfigError(f"pool.cpus_per_actor must be at least 1, not {self.cpus_per_actor}")
+        if self.max_attempts < 1:
+            raise ConfigError(f"pool.max_attempts must be at least 1, not {self.max_attempts}")
         if self.start_timeout_s < 1:
             raise ConfigError(f"pool.start_timeout_s must be positive, not {self.start_timeout_s}")
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:

@@ -29,6 +29,8 @@ OUTCOME = pa.schema(
         "reason": pa.string(),
         "unwritten": pa.bool_(),
         "by_another": pa.bool_(),
+        "handed_back": pa.bool_(),
+        "notes": pa.list_(pa.string()),
         "worker": pa.string(),
         "num_images": pa.int64(),
         "class_loss": pa.float64(),
@@ -40,6 +42,10 @@ OUTCOME = pa.schema(
 )
 
 
+class OtherTeacherError(ModelError):
+    """An actor loaded another teacher than the driver did: no shard may be made with it, on any machine."""
+
+
 class PartWriter(Inverter):
     """Rows of `plan_shards` → part files; what comes back is a small row a shard, told as soon as it is done.
 
@@ -49,25 +55,25 @@ class PartWriter(Inverter):
         schema_version: of the dataset's contract, as its manifest states it.
 
     Raises:
-        ModelError: it does.
+        OtherTeacherError: it does.
     """
 
     def __init__(self, config: SynthesisConfig, digest: str, schema_version: int = schema.SCHEMA_VERSION) -> None:
         super().__init__(config)
         self.schema_version = schema_version
         if self.digest != digest:
-            raise ModelError(
+            raise OtherTeacherError(
                 f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
                 f"({self.digest[:8]}): was it changed meanwhile?"
             )
-        # Who did it: a GPU that fails again and again has a name.
-        self.worker = f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
+        self.worker = worker_name()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         for shard_id, labels, image_ids in shard_rows(batch):
-            yield pa.Table.from_pylist([self._write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
+            yield pa.Table.from_pylist([self.write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
 
-    def _write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+    def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         try:
@@ -75,20 +81,16 @@ class PartWriter(Inverter):
             self._write(shard_id, shard)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
-        return {
-            "shard_id": shard_id,
-            "error": "",
-            "reason": "",
-            "unwritten": False,
-            "by_another": False,
-            "worker": self.worker,
-            "num_images": len(labels),
-            "class_loss": _mean(shard.table["class_loss"]),
-            "teacher_confidence": _mean(shard.table["teacher_confidence"]),
-            "num_steps": shard.num_steps,
-            "compile_s": shard.compile_s,
-            "peak_bytes": shard.peak_bytes,
-        }
+        return outcome(
+            shard_id,
+            self.worker,
+            num_images=len(labels),
+            class_loss=_mean(shard.table["class_loss"]),
+            teacher_confidence=_mean(shard.table["teacher_confidence"]),
+            num_steps=shard.num_steps,
+            compile_s=shard.compile_s,
+            peak_bytes=shard.peak_bytes,
+        )
 
     def _write(self, shard_id: int, shard: Shard) -> None:
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
@@ -110,51 +112,60 @@ class PartWriter(Inverter):
 
     def _by_another(self, shard_id: int, labels: Sequence[int]) -> dict[str, Any]:
         """The row of a shard whose part exists: a run of the same settings made it meanwhile."""
-        return {
-            "shard_id": shard_id,
-            "error": "",
-            "reason": "",
-            "unwritten": False,
-            "by_another": True,
-            "worker": self.worker,
-            "num_images": len(labels),
-            "class_loss": math.nan,
-            "teacher_confidence": math.nan,
-            "num_steps": [],
-            "compile_s": 0.0,
-            "peak_bytes": 0,
-        }
+        return outcome(shard_id, self.worker, by_another=True, num_images=len(labels))
 
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
-        reason = " ".join(str(error).split())
-        record = {
-            "error": type(error).__name__,
-            "reason": reason,
-            "labels": sorted(set(labels)),
-            "worker": self.worker,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        try:
-            with_retries(lambda: store.write_failure(self.config.output, shard_id, record))
-        except OSError as second:
-            # The driver still gets the row, and tells.
-            reason = f"{reason}; and this could not be recorded: {second}"
-        return {
-            "shard_id": shard_id,
-            "error": type(error).__name__,
-            "reason": reason,
-            "unwritten": isinstance(error, OSError),
-            "by_another": False,
-            "worker": self.worker,
-            "num_images": 0,
-            "class_loss": math.nan,
-            "teacher_confidence": math.nan,
-            "num_steps": [],
-            "compile_s": 0.0,
-            "peak_bytes": 0,
-        }
+        reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
+        unwritten = isinstance(error, OSError)
+        return outcome(shard_id, self.worker, error=type(error).__name__, reason=reason, unwritten=unwritten)
+
+
+def worker_name() -> str:
+    """Return the name of this process: a GPU that fails again and again has one."""
+    return f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
+
+
+def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
+    """Return the row that the driver gets of a shard; what is not given stands for nothing made and no error."""
+    nothing = {
+        "error": "",
+        "reason": "",
+        "unwritten": False,
+        "by_another": False,
+        "handed_back": False,
+        "notes": [],
+        "num_images": 0,
+        "class_loss": math.nan,
+        "teacher_confidence": math.nan,
+        "num_steps": [],
+        "compile_s": 0.0,
+        "peak_bytes": 0,
+    }
+    return {"shard_id": shard_id, "worker": worker, **nothing, **facts}
+
+
+def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: str, error: str, reason: str) -> str:
+    """Write a shard's failure record.
+
+    Returns:
+        The reason in one line; it tells as well if it could not be recorded.
+    """
+    reason = " ".join(reason.split())
+    record = {
+        "error": error,
+        "reason": reason,
+        "labels": sorted(set(labels)),
+        "worker": worker,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        with_retries(lambda: store.write_failure(output, shard_id, record))
+    except OSError as second:
+        # The driver still gets the row, and tells.
+        return f"{reason}; and this could not be recorded: {second}"
+    return reason
 
 
 def _mean(column: pa.ChunkedArray) -> float:

@@ -20,9 +20,9 @@ from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, plan_shards, synthesize
+from pipeline.synthesis.passes import check_written
 from pipeline.synthesis.plan import prepare
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.run import check_written
 from pipeline.synthesis.summary import told_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model

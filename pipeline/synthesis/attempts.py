@@ -1,0 +1,199 @@
+"""What a run knows of its workers and of their attempts at shards, kept where the death of a worker does not reach it.
+
+Ray starts a worker that died again, and gives it the same shard, without end and without saying so. So each worker
+tells one small actor, on the driver's machine, what it is about to do:
+
+- A shard that was begun and not ended killed its worker. After `max_attempts` it is given up, and recorded as failed.
+- A place (a GPU, or a node's CPUs) where errors follow each other is retired. Its worker stays, so that Ray gives the
+  GPU to nobody else, and waits; what Ray has assigned to it is handed back once nobody else has anything to do.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import ray
+
+from pipeline.synthesis.faults import Place
+
+# A GPU is retired when so many errors follow each other without a shard done between them.
+MAX_PLACE_ERRORS = 2
+# Ray Data assigns a worker the shard that it works on, and the one after it.
+_SHARDS_PER_WORKER = 2
+# Between two shards of a worker there is less; a worker that is started again takes longer, and is waited for.
+_BETWEEN_SHARDS_S = 3.0
+# A cluster that was joined may grow: another machine may come.
+_GROWING_S = 60.0
+# A node that is lost takes innocent shards along: it counts for less than a worker that dies alone.
+_LOST_NODES_PER_ATTEMPT = 3
+
+
+@dataclass
+class _Shard:
+    """Attempts at a shard that ended in no part.
+
+    Attributes:
+        history: what became of each attempt, in words.
+        lost_nodes: how many of them ended with their node.
+    """
+
+    history: list[str] = field(default_factory=list)
+    lost_nodes: int = 0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The answer to a worker that wants to begin a shard.
+
+    Attributes:
+        history: what became of earlier attempts, as far as the driver was not told.
+        refusal: why the shard is given up; empty where the worker is to do it.
+    """
+
+    history: list[str]
+    refusal: str
+
+
+class Attempts:
+    """Attempts of one run; made a Ray actor by the driver.
+
+    Args:
+        max_attempts: at a shard, before it is given up.
+    """
+
+    def __init__(self, max_attempts: int) -> None:
+        self._max_attempts = max_attempts
+        self._shards: dict[int, _Shard] = {}
+        self._errors: dict[Place, int] = {}
+        self._retired: dict[Place, str] = {}
+        self.open_pass([], 1, fixed=True, start_timeout_s=0)
+
+    # What the driver asks.
+
+    def open_pass(self, shard_ids: list[int], seats: int, *, fixed: bool, start_timeout_s: float) -> None:
+        """Begin with a new pool of workers.
+
+        Args:
+            shard_ids: to be done.
+            seats: workers that the cluster has room for now.
+            fixed: no node can join the cluster any more.
+            start_timeout_s: to wait for workers that Ray is still starting.
+        """
+        self._left = set(shard_ids)
+        self._seats, self._fixed, self._start_timeout_s = seats, fixed, start_timeout_s
+        self._loading: dict[str, Place] = {}
+        self._running: dict[int, Place] = {}
+        self._waiting: set[str] = set()
+        self._over = False
+        self._last_event = time.monotonic()
+
+    def retired(self) -> dict[Place, str]:
+        """The places that get no more work, and why."""
+        return dict(self._retired)
+
+    def is_retired(self, place: Place) -> bool:
+        """Return whether a place gets no more work."""
+        return place in self._retired
+
+    # What workers say.
+
+    def enter(self, worker: str, place: Place, *, loaded: bool) -> bool:
+        """Ask for work.
+
+        Args:
+            worker: the id of its actor, which stays when Ray starts it again.
+            place: that it computes on.
+            loaded: it has loaded the teacher; otherwise it does so next.
+
+        Returns:
+            Whether it may work; otherwise its place is retired.
+        """
+        self._last_event = time.monotonic()
+        died_at = self._loading.pop(worker, None)
+        if died_at is not None:
+            self._count(died_at, "its process died while it loaded the teacher")
+        if place in self._retired:
+            return False
+        if not loaded:
+            self._loading[worker] = place
+        return True
+
+    def begin(self, worker: str, place: Place, shard_id: int) -> Begun:
+        """Say that a shard is worked on from now on."""
+        self._last_event = time.monotonic()
+        self._loading.pop(worker, None)
+        shard = self._shards.setdefault(shard_id, _Shard())
+        died_at = self._running.pop(shard_id, None)
+        told = []
+        if died_at is not None:
+            lost = died_at.node_id not in self._alive_nodes()
+            shard.lost_nodes += lost
+            what = "the node was lost" if lost else "its worker died (killed for its memory, or crashed)"
+            told = [f"{what} on {died_at}"]
+            shard.history += told
+        refusal = self._given_up(shard_id)
+        if refusal:
+            self._left.discard(shard_id)
+        else:
+            self._running[shard_id] = place
+        return Begun(told, refusal)
+
+    def end(self, place: Place, shard_id: int) -> None:
+        """Say that a shard is done, or failed for a reason of its own."""
+        self._last_event = time.monotonic()
+        self._running.pop(shard_id, None)
+        self._left.discard(shard_id)
+        self._errors.pop(place, None)
+
+    def fail(self, worker: str, place: Place, reason: str, shard_id: int | None) -> str:
+        """Say that a place failed.
+
+        Args:
+            worker: the id of its actor.
+            place: that failed.
+            reason: in a line.
+            shard_id: that was worked on; None while the teacher was being loaded.
+
+        Returns:
+            Why the shard is given up; empty where another worker is to do it.
+        """
+        self._last_event = time.monotonic()
+        self._loading.pop(worker, None)
+        self._count(place, reason)
+        if shard_id is None:
+            return ""
+        self._running.pop(shard_id, None)
+        self._shards.setdefault(shard_id, _Shard()).history.append(f"{place} failed: {reason}")
+        refusal = self._given_up(shard_id)
+        if refusal:
+            self._left.discard(shard_id)
+        return refusal
+
+    def wait(self, worker: str) -> bool:
+        """Ask, from a retired place and again and again, whether to hand back what Ray has assigned to it."""
+        self._waiting.add(worker)
+        if not self._over and not self._running and not self._loading:
+            idle_s = time.monotonic() - self._last_event
+            others_done = len(self._left) <= _SHARDS_PER_WORKER * len(self._waiting)
+            if others_done:
+                patience_s = _BETWEEN_SHARDS_S
+            elif len(self._waiting) >= self._seats:
+                patience_s = _BETWEEN_SHARDS_S if self._fixed else _GROWING_S
+            else:
+                patience_s = max(self._start_timeout_s, _BETWEEN_SHARDS_S)
+            self._over = idle_s >= patience_s
+        return self._over
+
+    def _count(self, place: Place, reason: str) -> None:
+        self._errors[place] = self._errors.get(place, 0) + 1
+        if self._errors[place] >= MAX_PLACE_ERRORS:
+            self._retired.setdefault(place, reason)
+
+    def _given_up(self, shard_id: int) -> str:
+        shard = self._shards[shard_id]
+        lost, own = shard.lost_nodes, len(shard.history) - shard.lost_nodes
+        if own < self._max_attempts and lost < _LOST_NODES_PER_ATTEMPT * self._max_attempts:
+            return ""
+        return f"given up after {len(shard.history)} attempts: {'; '.join(shard.history[-self._max_attempts :])}"
+
+    def _alive_nodes(self) -> set[str]:
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

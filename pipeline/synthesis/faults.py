@@ -1,0 +1,89 @@
+"""Errors that are a machine's and not a shard's: which they are, and the place that they happened at."""
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray._private.thirdparty import pynvml
+
+from pipeline.errors import PipelineError
+
+# PyTorch raises AcceleratorError for what CUDA's runtime reports, and a RuntimeError for its libraries and drivers.
+_DEVICE_ERROR = re.compile(
+    r"\b(CUDA|HIP|cuDNN|cuBLAS|cuSPARSE|cuSOLVER|cuFFT|NCCL|NVML)( driver| internal)? error\b"
+    r"|\b(CUBLAS|CUDNN|CUSPARSE|CUSOLVER|CUFFT)_STATUS_|device-side assert"
+    r"|no (CUDA|HIP)-capable device|No (CUDA|HIP) GPUs are available|no NVIDIA driver",
+    re.IGNORECASE,
+)
+
+
+class DeviceError(PipelineError):
+    """A worker's GPU cannot be used."""
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether an error says that a GPU, its driver or the process's context on it failed; memory that ran out is none.
+
+    After such an error a CUDA context is of no use any more: every later call in that process fails.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, torch.AcceleratorError | DeviceError):
+        return True
+    return isinstance(error, RuntimeError) and _DEVICE_ERROR.search(str(error)) is not None
+
+
+def check_gpu(wanted: str) -> None:
+    """Refuse to compute on the CPU where Ray gave this process a GPU, and its driver does not let PyTorch use it.
+
+    Without it a broken GPU would look like none, and its shards would take a hundred times as long in silence.
+
+    Args:
+        wanted: the pool's `device`.
+
+    Raises:
+        DeviceError: PyTorch sees no GPU, though it is made for one and the machine has one.
+    """
+    on_cpu = wanted == "cpu" or torch.version.cuda is None or not os.path.exists("/dev/nvidiactl")
+    if ray.get_runtime_context().get_accelerator_ids().get("GPU") and not on_cpu and not torch.cuda.is_available():
+        raise DeviceError("no CUDA-capable device is usable, though the machine has one: is its driver in order?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker computes on.
+
+    Attributes:
+        node_id: of the Ray node.
+        host: name of the machine.
+        gpu: index of the GPU on that machine; None for its CPUs.
+        uuid: of the GPU, where NVIDIA's driver says it; else empty.
+    """
+
+    node_id: str
+    host: str
+    gpu: str | None
+    uuid: str = ""
+
+    def __str__(self) -> str:
+        name = "the CPUs" if self.gpu is None else f"GPU {self.gpu}{f' ({self.uuid})' if self.uuid else ''}"
+        return f"{name} of node {self.host} ({self.node_id[:8]})"
+
+
+def this_place() -> Place:
+    """The place of this process, a Ray worker."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU") or [None]
+    return Place(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
+
+
+def _uuid(gpu: str) -> str:
+    """From NVIDIA's management library, which answers for GPUs that CUDA cannot use any more."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))
+    except (pynvml.NVMLError, ValueError):
+        return ""

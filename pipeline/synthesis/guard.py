@@ -1,0 +1,118 @@
+"""The actor's side of `attempts`: a worker that outlives broken GPUs, and says what it does before it does it."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from pipeline import storage
+from pipeline.dataset import store
+from pipeline.errors import IncompleteError, PipelineError, one_line
+from pipeline.synthesis.actor import shard_rows
+from pipeline.synthesis.attempts import Begun
+from pipeline.synthesis.faults import check_gpu, is_device_error, this_place
+from pipeline.synthesis.shards import SynthesisConfig
+from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
+
+# The driver has loaded the same teacher: what fails here is this machine's. Faults of ours are of other types.
+_LOAD_ERRORS = (PipelineError, OSError, RuntimeError, ImportError, MemoryError, ValueError)
+_WAIT_S = 1.0
+
+
+class GuardedWriter:
+    """A `PartWriter` for `map_batches` that loads its teacher with its first shard.
+
+    Its constructor cannot fail: Ray Data ends the run when one does, whatever the other actors do.
+
+    Args:
+        config: of the dataset.
+        digest: as the driver found it.
+        attempts: the run's `Attempts`.
+
+    Raises:
+        OtherTeacherError: on the first shard; this actor sees another teacher.
+        IncompleteError: on the first shard; this actor sees another output.
+    """
+
+    def __init__(self, config: SynthesisConfig, digest: str, attempts: ActorHandle) -> None:
+        self._config, self._digest, self._attempts = config, digest, attempts
+        self._actor = ray.get_runtime_context().get_actor_id()
+        self._place, self._name = this_place(), worker_name()
+        self._writer: PartWriter | None = None
+        self._poisoned = False
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
+        """Yield a row of `OUTCOME` for each shard."""
+        for shard_id, labels, image_ids in shard_rows(batch):
+            yield pa.Table.from_pylist([self._do(shard_id, labels, image_ids)], schema=OUTCOME)
+
+    def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
+
+    def _do(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        if self._poisoned and not self._ask("is_retired", self._place):
+            # Nothing works in a CUDA context after an error. Ray starts another process, and gives it this shard.
+            os._exit(1)
+        if not self._ask("enter", self._actor, self._place, loaded=self._writer is not None):
+            return self._wait(shard_id)
+        try:
+            writer = self._loaded()
+        except _LOAD_ERRORS as error:
+            if isinstance(error, OtherTeacherError | IncompleteError):
+                raise
+            return self._failed(shard_id, labels, error, loading=True)
+        begun: Begun = self._ask("begin", self._actor, self._place, shard_id)
+        if begun.refusal:
+            return self._given_up(shard_id, labels, "WorkerDied", begun.refusal, begun.history)
+        try:
+            made = writer.write_shard(shard_id, labels, image_ids)
+        except RuntimeError as error:
+            if not is_device_error(error):
+                raise
+            return self._failed(shard_id, labels, error, loading=False)
+        self._ask("end", self._place, shard_id)
+        return {**made, "notes": begun.history}
+
+    def _loaded(self) -> PartWriter:
+        if self._writer is None:
+            self._check_output()
+            check_gpu(self._config.pool.device)
+            self._writer = PartWriter(self._config, self._digest)
+        return self._writer
+
+    def _check_output(self) -> None:
+        """Find out before the first shard is made that it would be written where nobody looks for it."""
+        manifest = store.manifest_uri(self._config.output)
+        if not storage.exists(manifest):
+            raise IncompleteError(
+                f"worker {self._name} of node {self._place.host} does not find {manifest!r}, which this run wrote: "
+                "is that a folder of one machine alone? Give an output that all machines share, such as s3://..."
+            )
+
+    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception, *, loading: bool) -> dict[str, Any]:
+        """Hand the shard back to be done elsewhere, or give it up where it fails everywhere."""
+        self._poisoned, self._writer = True, None
+        reason = one_line(error)
+        refusal = self._ask("fail", self._actor, self._place, reason, None if loading else shard_id)
+        doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
+        note = f"worker {self._name} failed on {self._place} while {doing}, another is to do it: {reason}"
+        if refusal:
+            return self._given_up(shard_id, labels, "DeviceError", refusal, [])
+        return outcome(shard_id, self._name, handed_back=True, notes=[note])
+
+    def _given_up(
+        self, shard_id: int, labels: Sequence[int], error: str, reason: str, notes: list[str]
+    ) -> dict[str, Any]:
+        reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
+        return outcome(shard_id, self._name, error=error, reason=reason, notes=notes)
+
+    def _wait(self, shard_id: int) -> dict[str, Any]:
+        """Keep the GPU from being given to anyone, until the others have done what they could."""
+        self._writer = None
+        while not self._ask("wait", self._actor):
+            time.sleep(_WAIT_S)
+        return outcome(shard_id, self._name, handed_back=True)

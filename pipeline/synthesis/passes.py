@@ -1,0 +1,155 @@
+"""The pool at work: a pass over what is to be done, and further ones over what broken workers handed back."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import storage
+from pipeline.cluster import free_resources
+from pipeline.dataset import store
+from pipeline.errors import IncompleteError
+from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.faults import Place
+from pipeline.synthesis.guard import GuardedWriter
+from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.pool import hold, pool_options, seats
+from pipeline.synthesis.progress import ProgressReport
+
+# Shards in a row that could not be written before the run stops making more.
+_MAX_UNWRITTEN = 5
+# Passes in a row in which no shard was finished.
+_MAX_BARREN_PASSES = 3
+# A store that shows a new file only after a moment is given that moment.
+_LOOK_AGAIN_S = (0.0, 1.0, 4.0)
+
+
+def invert_missing(plan: Plan, *, fixed: bool) -> list[dict[str, Any]]:
+    """Run the pool over what is missing.
+
+    Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
+    back to this process, and submitted again with the next pass.
+
+    Args:
+        plan: of the run.
+        fixed: no node can join the cluster any more.
+
+    Returns:
+        A row of `OUTCOME` for each shard that is done or failed.
+
+    Raises:
+        IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
+            where this process does not find it.
+    """
+    attempts = _start(plan.config.pool.max_attempts)
+    report = ProgressReport(
+        num_shards=len(plan.shards),
+        num_done=len(plan.progress.done),
+        num_images=count_images(plan.to_do),
+        stream=sys.stderr,
+        why_silent=free_resources,
+        whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
+    )
+    outcomes: list[dict[str, Any]] = []
+    held: dict[Place, ActorHandle] = {}
+    left, barren = plan.to_do, 0
+    with report:
+        while left:
+            retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
+            _check_workers_left(plan, retired, barren)
+            held |= hold([place for place in retired if place not in held])
+            handed_back: set[int] = set()
+            before = len(outcomes)
+            for row in _one_pass(plan, left, attempts, retired, fixed=fixed):
+                for note in row["notes"]:
+                    report.tell(note)
+                if row["handed_back"]:
+                    handed_back.add(row["shard_id"])
+                    continue
+                outcomes.append(row)
+                report.shard_finished(row)
+                check_found(plan, outcomes)
+                check_written(outcomes)
+            left = [shard for shard in left if shard["shard_id"] in handed_back]
+            barren = barren + 1 if len(outcomes) == before else 0
+    return outcomes
+
+
+def _start(max_attempts: int) -> ActorHandle:
+    """Start the run's `Attempts` on the machine of this process: when that is lost, the run is lost anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor_class: Any = ray.remote(num_cpus=0)(Attempts)
+    return actor_class.options(scheduling_strategy=here).remote(max_attempts)
+
+
+def _one_pass(
+    plan: Plan, shards: list[dict[str, Any]], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed: bool
+) -> Iterator[dict[str, Any]]:
+    pool = plan.config.pool
+    options = pool_options(plan.config, len(shards), fixed=fixed, without=list(retired))
+    opening = attempts.open_pass.remote(
+        [shard["shard_id"] for shard in shards],
+        min(options["compute"].max_size, seats(plan.config, without=list(retired))),
+        fixed=fixed,
+        start_timeout_s=pool.start_timeout_s,
+    )
+    ray.get(opening)
+    rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        GuardedWriter, fn_constructor_args=(plan.config, plan.digest, attempts), batch_size=1, **options
+    )
+    rows.context.wait_for_min_actors_s = pool.start_timeout_s
+    rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
+    # Without prefetching: a shard is told when it is done, and not when the next one is.
+    for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+        yield from cast(pa.Table, finished).to_pylist()
+
+
+def _check_workers_left(plan: Plan, retired: Mapping[Place, str], barren: int) -> None:
+    """Stop where the next pass could only end as the last one.
+
+    Raises:
+        IncompleteError: no place is left to work at; it names those that failed.
+    """
+    if not retired and barren < _MAX_BARREN_PASSES:
+        return
+    if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
+        reasons = [f"{place}: {reason}" for place, reason in retired.items()]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
+
+
+def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
+    """Look for the first part of each worker: what it writes elsewhere is lost, and need not be made.
+
+    Raises:
+        IncompleteError: the last of `outcomes` is its worker's first, and this process does not find its part.
+    """
+    row, *earlier = reversed(outcomes)
+    if row["error"] or any(other["worker"] == row["worker"] and not other["error"] for other in earlier):
+        return
+    uri = store.part_uri(plan.config.output, row["shard_id"], plan.digest)
+    for delay_s in _LOOK_AGAIN_S:
+        time.sleep(delay_s)
+        if storage.exists(uri):
+            return
+    raise IncompleteError(
+        f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
+        "that machine alone? Give an output that all machines share, such as s3://..."
+    )
+
+
+def check_written(outcomes: list[dict[str, Any]]) -> None:
+    """Stop when nothing can be written any more: what cannot be written need not be made.
+
+    Raises:
+        IncompleteError: the last few shards all were made and could not be written.
+    """
+    last = outcomes[-_MAX_UNWRITTEN:]
+    if len(last) == _MAX_UNWRITTEN and all(row["unwritten"] for row in last):
+        raise IncompleteError(f"{len(last)} shards in a row could not be written: {last[-1]['reason']}")
