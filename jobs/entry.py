@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
@@ -41,8 +41,8 @@ def run_job(
     try:
         with stop.as_interrupt() if hears else contextlib.nullcontext():
             config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
-            # Ray tells of lost workers on standard output, which is for the one line of the result.
-            with contextlib.redirect_stdout(sys.stderr), _exits_as_interrupts(stop):
+            # Ray prints about lost workers on standard output, which is for the one line of the result.
+            with contextlib.redirect_stdout(_Briefly(sys.stderr)), _exits_as_interrupts(stop):
                 result = job(config)
     except PipelineError as raised:
         # Ray gives an error of ours from a worker its own traceback as a message.
@@ -57,6 +57,27 @@ def run_job(
         return exit_code(stop.number)
     print(json.dumps(result), flush=True)
     return 0 if result.get("complete", True) else 1
+
+
+class _Briefly:
+    """A stream that passes text on, and of what Ray's raylet says only the first sentence.
+
+    The rest of its half page is advice on settings of Ray, which are not the user's to change.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def write(self, text: str) -> int:
+        sentence, dot, _ = text.partition(". ")
+        self._stream.write(sentence + dot.strip() if "(raylet)" in sentence else text)
+        return len(text)
 
 
 @contextlib.contextmanager

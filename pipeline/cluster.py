@@ -90,7 +90,7 @@ def check_cluster() -> None:
         raise ClusterError(f"{_named_by()}, which is no HOST:PORT") from error
     except OSError as error:
         raise ClusterError(f"nothing answers at {where}: {one_line(error)}; if it is gone, {_LOCAL}") from error
-    _check_answer(address, where)
+    check_answer(address, where)
 
 
 def _address() -> str | None:
@@ -123,7 +123,7 @@ def _advice(error: Exception) -> str:
     return " Run it again when this machine has less to do." if "timed out during startup" in str(error) else ""
 
 
-def _check_answer(address: str, where: str) -> None:
+def check_answer(address: str, where: str) -> None:
     """Ask the head for its versions.
 
     Raises:

@@ -81,7 +81,7 @@ class Attempts:
         self._left = set(shard_ids)
         self._seats, self._fixed, self._start_timeout_s = seats, fixed, start_timeout_s
         self._loading: dict[str, Place] = {}
-        self._running: dict[int, Place] = {}
+        self._running: dict[int, tuple[Place, str]] = {}
         self._waiting: set[str] = set()
         self._over = False
         self._last_event = time.monotonic()
@@ -117,24 +117,24 @@ class Attempts:
             self._loading[worker] = place
         return True
 
-    def begin(self, worker: str, place: Place, shard_id: int) -> Begun:
-        """Say that a shard is worked on from now on."""
+    def begin(self, worker: str, place: Place, shard_id: int, name: str) -> Begun:
+        """Say that a shard is worked on from now on, by the process of that name."""
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         shard = self._shards.setdefault(shard_id, _Shard())
-        died_at = self._running.pop(shard_id, None)
+        before = self._running.pop(shard_id, None)
         told = []
-        if died_at is not None:
+        if before is not None:
+            died_at, died = before
             lost = died_at.node_id not in self._alive_nodes()
             shard.lost_nodes += lost
-            what = "the node was lost" if lost else "its worker died (killed for its memory, or crashed)"
-            told = [f"{what} on {died_at}"]
+            told = [f"worker {died} {'was lost with its node' if lost else 'died'} ({died_at})"]
             shard.history += told
         refusal = self._given_up(shard_id)
         if refusal:
             self._left.discard(shard_id)
         else:
-            self._running[shard_id] = place
+            self._running[shard_id] = place, name
         return Begun(told, refusal)
 
     def end(self, place: Place, shard_id: int) -> None:
@@ -144,14 +144,15 @@ class Attempts:
         self._left.discard(shard_id)
         self._errors.pop(place, None)
 
-    def fail(self, worker: str, place: Place, reason: str, shard_id: int | None) -> str:
+    def fail(self, worker: str, place: Place, reason: str, shard_id: int, *, loading: bool) -> str:
         """Say that a place failed.
 
         Args:
             worker: the id of its actor.
             place: that failed.
             reason: in a line.
-            shard_id: that was worked on; None while the teacher was being loaded.
+            shard_id: that it was to do, and hands back or gives up.
+            loading: it was not begun, for the teacher could not be loaded.
 
         Returns:
             Why the shard is given up; empty where another worker is to do it.
@@ -159,14 +160,13 @@ class Attempts:
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         self._count(place, reason)
-        if shard_id is None:
+        # Handed back, it is another pass's.
+        self._left.discard(shard_id)
+        if loading:
             return ""
         self._running.pop(shard_id, None)
         self._shards.setdefault(shard_id, _Shard()).history.append(f"{place} failed: {reason}")
-        refusal = self._given_up(shard_id)
-        if refusal:
-            self._left.discard(shard_id)
-        return refusal
+        return self._given_up(shard_id)
 
     def wait(self, worker: str) -> bool:
         """Ask, from a retired place and again and again, whether to hand back what Ray has assigned to it."""
@@ -193,7 +193,9 @@ class Attempts:
         lost, own = shard.lost_nodes, len(shard.history) - shard.lost_nodes
         if own < self._max_attempts and lost < _LOST_NODES_PER_ATTEMPT * self._max_attempts:
             return ""
-        return f"given up after {len(shard.history)} attempts: {'; '.join(shard.history[-self._max_attempts :])}"
+        cause = " (killed for the memory it takes, or crashed?)" if "died" in shard.history[-1] else ""
+        last = "; ".join(shard.history[-self._max_attempts :])
+        return f"given up after {len(shard.history)} attempts{cause}: {last}"
 
     def _alive_nodes(self) -> set[str]:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

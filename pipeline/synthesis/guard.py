@@ -65,9 +65,9 @@ class GuardedWriter:
             if isinstance(error, OtherTeacherError | IncompleteError):
                 raise
             return self._failed(shard_id, labels, error, loading=True)
-        begun: Begun = self._ask("begin", self._actor, self._place, shard_id)
+        begun: Begun = self._ask("begin", self._actor, self._place, shard_id, self._name)
         if begun.refusal:
-            return self._given_up(shard_id, labels, "WorkerDied", begun.refusal, begun.history)
+            return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
         try:
             made = writer.write_shard(shard_id, labels, image_ids)
         except RuntimeError as error:
@@ -75,7 +75,7 @@ class GuardedWriter:
                 raise
             return self._failed(shard_id, labels, error, loading=False)
         self._ask("end", self._place, shard_id)
-        return {**made, "notes": begun.history}
+        return {**made, "notes": _about(shard_id, begun.history)}
 
     def _loaded(self) -> PartWriter:
         if self._writer is None:
@@ -97,18 +97,16 @@ class GuardedWriter:
         """Hand the shard back to be done elsewhere, or give it up where it fails everywhere."""
         self._poisoned, self._writer = True, None
         reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._place, reason, None if loading else shard_id)
+        refusal = self._ask("fail", self._actor, self._place, reason, shard_id, loading=loading)
         doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
         note = f"worker {self._name} failed on {self._place} while {doing}, another is to do it: {reason}"
         if refusal:
-            return self._given_up(shard_id, labels, "DeviceError", refusal, [])
+            return self._given_up(shard_id, labels, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])
 
-    def _given_up(
-        self, shard_id: int, labels: Sequence[int], error: str, reason: str, notes: list[str]
-    ) -> dict[str, Any]:
+    def _given_up(self, shard_id: int, labels: Sequence[int], error: str, reason: str) -> dict[str, Any]:
         reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
-        return outcome(shard_id, self._name, error=error, reason=reason, notes=notes)
+        return outcome(shard_id, self._name, error=error, reason=reason)
 
     def _wait(self, shard_id: int) -> dict[str, Any]:
         """Keep the GPU from being given to anyone, until the others have done what they could."""
@@ -116,3 +114,7 @@ class GuardedWriter:
         while not self._ask("wait", self._actor):
             time.sleep(_WAIT_S)
         return outcome(shard_id, self._name, handed_back=True)
+
+
+def _about(shard_id: int, history: list[str]) -> list[str]:
+    return [f"{line} while inverting shard {shard_id}, which is tried again" for line in history]

@@ -27,7 +27,7 @@ _MAX_UNWRITTEN = 5
 # Passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
 # A store that shows a new file only after a moment is given that moment.
-_LOOK_AGAIN_S = (0.0, 1.0, 4.0)
+_LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
 def invert_missing(plan: Plan, *, fixed: bool) -> list[dict[str, Any]]:

@@ -1,5 +1,10 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +26,17 @@ class Config:
 def job(config: Config) -> dict[str, object]:
     if config.outcome == "error":
         raise DatasetError("cannot read 'x'")
+    if config.outcome in ("SIGINT", "SIGTERM"):
+        os.kill(os.getpid(), signal.Signals[config.outcome])
+    if config.outcome == "raylet":
+        print("(raylet) A worker died. To troubleshoot the problem, set this and that.")
+    if config.outcome.startswith("exit"):
+        sys.exit(int(config.outcome.removeprefix("exit")))  # as Ray's own signal handlers do
     return {"outcome": config.outcome, "complete": config.outcome == "done"}
 
 
 def run(*argv: str) -> int:
-    return run_job("example", Config, job, argv)
+    return run_job("example", Config, job, argv, left=lambda config: f"{config.outcome} came, 2 of 3 done")
 
 
 def test_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +59,37 @@ def test_our_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_so_are_those_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--outcom", "done") == 1
     assert capsys.readouterr().err.startswith("error: ConfigError: ")
+
+
+@pytest.mark.parametrize(("how", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("exit15", 143), ("exit0", 130)])
+def test_a_stopped_job_says_what_is_left(how: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run("--outcome", how) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"stopped: {how} came, 2 of 3 done\n")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_help_is_no_interruption() -> None:
+    with pytest.raises(SystemExit) as exited:
+        run("--help")
+    assert exited.value.code == 0
+
+
+def test_of_what_ray_says_of_dead_workers_the_first_sentence_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--outcome", "raylet")
+    assert capsys.readouterr().err == "(raylet) A worker died.\n"
+
+
+def test_a_job_stopped_while_it_is_imported_says_so_in_a_line() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "jobs.synthesize"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    # The package of the jobs is imported first, and torch long after it.
+    while not process.stderr.readline().endswith("jobs.stopping\n"):
+        assert process.poll() is None
+    while not process.stderr.readline().endswith(" jobs\n"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    *_, last = process.stderr.read().splitlines()
+    assert (process.wait(), last) == (130, "stopped: nothing was done")

@@ -42,10 +42,20 @@ def write_config(folder: Path, teacher: Path, output: str, **changes: Any) -> Pa
     return file
 
 
-def start(arguments: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """Python on the test session's cluster, where workers get the same additions to the environment."""
+def start(arguments: list[str], env: dict[str, str], *, setup_hook: str | None = None) -> subprocess.Popen[str]:
+    """Python on the test session's cluster, where workers get the same additions to the environment.
+
+    Args:
+        arguments: of Python.
+        env: the additions.
+        setup_hook: a function, as `module.name`, that each worker calls first.
+    """
     address = ray.get_runtime_context().gcs_address
-    job = {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": env}})}
+    hook = {} if setup_hook is None else {"worker_process_setup_hook": setup_hook}
+    job = {
+        "RAY_ADDRESS": address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": env, **hook}}),
+    }
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=os.environ | env | job,

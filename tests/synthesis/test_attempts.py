@@ -1,0 +1,115 @@
+"""What becomes of shards and places when workers fail, without Ray."""
+
+import time
+
+import pytest
+
+from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.faults import Place
+
+GPU_0, GPU_1, FAR = (Place(node, node, gpu) for node, gpu in (("here", "0"), ("here", "1"), ("far", "0")))
+
+
+class HereOnly(Attempts):
+    """On a cluster that has lost the node `far`."""
+
+    def _alive_nodes(self) -> set[str]:
+        return {"here"}
+
+
+def make(shard_ids: list[int], *, max_attempts: int = 3, seats: int = 2) -> Attempts:
+    attempts = HereOnly(max_attempts)
+    attempts.open_pass(shard_ids, seats, fixed=True, start_timeout_s=0)
+    return attempts
+
+
+def test_a_shard_that_kills_its_worker_again_and_again_is_given_up() -> None:
+    attempts = make([4])
+    begun = [attempts.begin("a", GPU_0, 4, "pid 7") for _ in range(4)]
+    assert [bool(answer.refusal) for answer in begun] == [False, False, False, True]
+    assert begun[0].history == []
+    assert begun[1].history == ["worker pid 7 died (GPU 0 of node here (here))"]
+    assert begun[3].refusal.startswith(
+        "given up after 3 attempts (killed for the memory it takes, or crashed?): worker pid 7"
+    )
+
+
+def test_a_shard_that_ended_is_not_blamed_for_what_comes_later() -> None:
+    attempts = make([4])
+    for _ in range(9):
+        assert attempts.begin("a", GPU_0, 4, "pid 7").history == []
+        attempts.end(GPU_0, 4)
+
+
+def test_lost_nodes_count_for_less_and_not_for_nothing() -> None:
+    attempts = make([4])
+    refused = [bool(attempts.begin("a", FAR, 4, "pid 7").refusal) for _ in range(10)]
+    assert refused == [False] * 9 + [True]
+
+
+def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> None:
+    attempts = make([4, 5])
+    for place, given_up in ((GPU_0, False), (GPU_1, False), (GPU_0, True)):
+        attempts.begin("a", place, 4, "pid 7")
+        assert bool(attempts.fail("a", place, "CUDA error", 4, loading=False)) is given_up
+        attempts.begin("a", place, 5, "pid 7")
+        attempts.end(place, 5)
+    assert attempts.retired() == {}
+
+
+def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
+    attempts = make([1, 2])
+    for shard_id in (1, 2):
+        assert attempts.enter("a", GPU_0, loaded=True)
+        attempts.begin("a", GPU_0, shard_id, "pid 7")
+        attempts.fail("a", GPU_0, f"ECC error {shard_id}", shard_id, loading=False)
+    assert attempts.retired() == {GPU_0: "ECC error 2"}
+    assert not attempts.enter("a", GPU_0, loaded=True)
+    assert attempts.enter("b", GPU_1, loaded=True)
+
+
+def test_a_process_that_dies_while_it_loads_is_its_places_fault() -> None:
+    attempts = make([1])
+    assert attempts.enter("a", GPU_0, loaded=False)
+    assert attempts.enter("a", GPU_0, loaded=False)
+    assert not attempts.enter("a", GPU_0, loaded=False)
+    assert attempts.retired() == {GPU_0: "its process died while it loaded the teacher"}
+    assert attempts.begin("b", GPU_1, 1, "pid 7").history == []
+
+
+@pytest.mark.parametrize(
+    ("left", "waiting", "released"),
+    [
+        (2, ["a"], True),  # all that is left was assigned to the one that waits
+        (3, ["a"], False),  # another worker is still to come for the third
+        (9, ["a", "b"], True),  # nobody else can come
+    ],
+)
+def test_what_a_retired_worker_holds_is_handed_back_when_nobody_else_works(
+    left: int, waiting: list[str], released: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = HereOnly(3)
+    attempts.open_pass(list(range(left)), 2, fixed=True, start_timeout_s=900)
+    assert [attempts.wait(worker) for worker in waiting] == [False] * len(waiting)
+    later = time.monotonic() + 5
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert attempts.wait("a") is released
+
+
+def test_it_is_not_handed_back_while_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([1, 2])
+    attempts.begin("b", GPU_1, 1, "pid 7")
+    later = time.monotonic() + 5000
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not attempts.wait("a")
+    attempts.end(GPU_1, 1)
+    assert not attempts.wait("a")  # it may begin another at once
+
+
+def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([1, 2, 3, 4])
+    for shard_id, worker, place in ((1, "a", GPU_0), (2, "a", GPU_0), (3, "b", GPU_1)):
+        attempts.fail(worker, place, "no teacher", shard_id, loading=True)
+    later = time.monotonic() + 5
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert attempts.wait("a")

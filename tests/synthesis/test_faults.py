@@ -1,0 +1,105 @@
+"""Broken GPUs, shards that kill, outputs of one machine alone: on real workers, with logical GPUs."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import IncompleteError
+from pipeline.synthesis.faults import is_device_error
+from pipeline.synthesis.passes import check_found, invert_missing
+from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.run import _begin
+from pipeline.synthesis.writer import outcome
+from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
+
+# GPU 0 fails with every shard, and shard 3 kills the process that works on it.
+FAULTY = """
+import os, signal
+
+def set_up():
+    import torch
+    from pipeline.synthesis.actor import Inverter
+
+    whole = Inverter.invert_shard
+
+    def invert_shard(self, shard_id, *rest):
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "0":
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        if shard_id == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, shard_id, *rest)
+
+    Inverter.invert_shard = invert_shard
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Found no NVIDIA driver on your system."), True),
+        (RuntimeError("No CUDA GPUs are available"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. CUDA error"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("CUDA error: no"), False),
+    ],
+)
+def test_device_errors_are_told_from_others(error: Exception, expected: bool) -> None:
+    assert is_device_error(error) is expected
+
+
+def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    pool = {"min_size": 2, "max_size": 2, "max_attempts": 2}
+    file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=pool)
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="faulty.set_up")
+    out, told = job.communicate(timeout=200)
+    assert job.returncode == 1, told
+    summary = json.loads(out)
+    assert (summary["num_done"], summary["missing"]) == (5, [])
+    (failed,) = summary["failed"]
+    assert failed["shard_id"] == 3
+    assert failed["reason"].startswith("given up after 2 attempts")
+    record = json.loads((tmp_path / "out" / "failed" / "shard-00003.json").read_text())
+    assert (record["error"], record["labels"]) == ("WorkerDied", [5, 6])
+    assert {name: part for name, part in made.parts.items() if "part-00003" not in name} == parts_of(tmp_path / "out")
+    assert "failed on GPU 0 of node " in told
+    assert "uncorrectable ECC error" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "teacher")
+    plan = prepare(make_config(tmp_path / "teacher", tmp_path / "out"))
+    _begin(plan)
+    shutil.rmtree(tmp_path / "teacher")
+    with pytest.raises(IncompleteError, match=r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "):
+        invert_missing(plan, fixed=True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
+    plan = prepare(make_config(tiny_folder, tmp_path / "out"))
+    with pytest.raises(IncompleteError, match=r"worker .* does not find '.*manifest\.json'.* all machines share"):
+        invert_missing(plan, fixed=True)
+
+
+def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
+    plan = prepare(made.config)
+    elsewhere = dataclasses.replace(plan, config=dataclasses.replace(plan.config, output=str(tmp_path)))
+    first, second = outcome(0, "node-7 pid 5"), outcome(1, "node-7 pid 5")
+    check_found(plan, [first])
+    check_found(elsewhere, [first, second])
+    check_found(elsewhere, [outcome(0, "node-7 pid 5", error="OSError")])
+    with pytest.raises(IncompleteError, match=r"worker node-8 pid 6 wrote shard 2 as '.*', and it is not there"):
+        check_found(elsewhere, [first, second, outcome(2, "node-8 pid 6")])
