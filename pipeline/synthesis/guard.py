@@ -31,6 +31,7 @@ class GuardedWriter:
     Args:
         config: of the dataset.
         digest: as the driver found it.
+        schema_version: of the dataset's contract, as its manifest states it.
         attempts: the run's `Attempts`.
 
     Raises:
@@ -38,8 +39,9 @@ class GuardedWriter:
         IncompleteError: on the first shard; this actor sees another output.
     """
 
-    def __init__(self, config: SynthesisConfig, digest: str, attempts: ActorHandle) -> None:
-        self._config, self._digest, self._attempts = config, digest, attempts
+    def __init__(self, config: SynthesisConfig, digest: str, schema_version: int, attempts: ActorHandle) -> None:
+        self._config, self._attempts = config, attempts
+        self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
         self._place, self._name = this_place(), worker_name()
         self._writer: PartWriter | None = None
@@ -81,7 +83,7 @@ class GuardedWriter:
         if self._writer is None:
             self._check_output()
             check_gpu(self._config.pool.device)
-            self._writer = PartWriter(self._config, self._digest)
+            self._writer = PartWriter(self._config, self._digest, self._schema_version)
         return self._writer
 
     def _check_output(self) -> None:

@@ -30,7 +30,7 @@ _MAX_BARREN_PASSES = 3
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: Plan, *, fixed: bool) -> list[dict[str, Any]]:
+def invert_missing(plan: Plan, to_do: list[dict[str, Any]], *, fixed: bool) -> list[dict[str, Any]]:
     """Run the pool over what is missing.
 
     Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
@@ -38,6 +38,7 @@ def invert_missing(plan: Plan, *, fixed: bool) -> list[dict[str, Any]]:
 
     Args:
         plan: of the run.
+        to_do: rows of the shards that are missing, in the order to do them.
         fixed: no node can join the cluster any more.
 
     Returns:
@@ -51,14 +52,14 @@ def invert_missing(plan: Plan, *, fixed: bool) -> list[dict[str, Any]]:
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
-        num_images=count_images(plan.to_do),
+        num_images=count_images(to_do),
         stream=sys.stderr,
         why_silent=free_resources,
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     outcomes: list[dict[str, Any]] = []
     held: dict[Place, ActorHandle] = {}
-    left, barren = plan.to_do, 0
+    left, barren = to_do, 0
     with report:
         while left:
             retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
@@ -101,7 +102,10 @@ def _one_pass(
     )
     ray.get(opening)
     rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        GuardedWriter, fn_constructor_args=(plan.config, plan.digest, attempts), batch_size=1, **options
+        GuardedWriter,
+        fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"], attempts),
+        batch_size=1,
+        **options,
     )
     rows.context.wait_for_min_actors_s = pool.start_timeout_s
     rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
@@ -131,7 +135,7 @@ def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
         IncompleteError: the last of `outcomes` is its worker's first, and this process does not find its part.
     """
     row, *earlier = reversed(outcomes)
-    if row["error"] or any(other["worker"] == row["worker"] and not other["error"] for other in earlier):
+    if not _is_made(row) or any(other["worker"] == row["worker"] and _is_made(other) for other in earlier):
         return
     uri = store.part_uri(plan.config.output, row["shard_id"], plan.digest)
     for delay_s in _LOOK_AGAIN_S:
@@ -142,6 +146,10 @@ def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
         f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
         "that machine alone? Give an output that all machines share, such as s3://..."
     )
+
+
+def _is_made(row: Mapping[str, Any]) -> bool:
+    return not row["error"] and not row["by_another"]
 
 
 def check_written(outcomes: list[dict[str, Any]]) -> None:
