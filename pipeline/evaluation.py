@@ -18,6 +18,7 @@ from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+from pipeline.outputs import check_place
 from pipeline.vetting import announce, check_teacher
 
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
@@ -70,6 +71,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
     """
     check_cluster()
+    if config.output is not None:
+        check_place(config.output, shared=False)
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     check_teacher(loaded)

@@ -22,6 +22,7 @@ from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig, evaluate
+from pipeline.outputs import check_place
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.report import text_table
 from pipeline.synthesis import SynthesisConfig, synthesize
@@ -150,6 +151,7 @@ def _begin(config: DemoConfig) -> None:
     Raises:
         ConfigError: it is no local folder, or holds something other than an earlier demo.
     """
+    check_place(config.output, shared=False)
     if not storage.is_local(config.output):
         raise ConfigError(f"output {config.output!r}: the demo needs a local folder, timm loads its teacher from there")
     folder = Path(storage.absolute(config.output))

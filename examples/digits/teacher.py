@@ -30,6 +30,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
 from pipeline.models import save_model
+from pipeline.outputs import check_place
 from pipeline.storage import check_writable, join, upload_folder, write_json, writing_to
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
@@ -229,6 +230,7 @@ def make_digits(config: DigitsConfig) -> dict[str, Any]:
     sets = split_scans(
         load_scans(), held_out=config.held_out, images_per_class=config.images_per_class, seed=config.seed
     )
+    check_place(config.output, shared=False)
     check_writable(config.output)
     torch.set_num_threads(config.threads)
     untrained = build_teacher(config.seed, channels=1, num_classes=len(CLASS_NAMES))
