@@ -61,7 +61,7 @@ class HallucinationConfig:
     Args:
         output: local folder for the page and the figure.
         seeds: the whole experiment is run with each.
-        workers: processes, of one thread each, that the seeds are shared out to.
+        workers: processes, of one thread each, that the seeds are shared out to; 1 is this process.
         matching: share of the teacher's training images whose background is their class's own.
         train_images: of the teacher.
         held_out: new images with matching backgrounds, and as many with swapped ones.
@@ -345,9 +345,13 @@ def run(config: HallucinationConfig) -> dict[str, Any]:
     # Of the code that runs, whatever is committed meanwhile.
     measured_on = circumstances("benchmarks.hallucination", _CPU)
     started = time.monotonic()
-    # Fresh processes: one that has run torch's threads cannot be forked safely.
-    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        trials = list(pool.map(partial(measure, config), config.seeds))
+    trial = partial(measure, config)
+    if config.workers == 1:
+        trials = list(map(trial, config.seeds))
+    else:
+        # Fresh processes: one that has run torch's threads cannot be forked safely.
+        with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            trials = list(pool.map(trial, config.seeds))
     minutes = round((time.monotonic() - started) / 60, 1)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)

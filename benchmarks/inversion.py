@@ -25,11 +25,13 @@ from benchmarks.circumstances import circumstances
 from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher, frozen_copy
 from pipeline.inversion.flops import TeacherShape, step_flops
+from pipeline.precision import announce_dtype
 
 Steps = dict[str, Callable[[], object]]
 
 # A step before the stop; after it one to compile, one to warm up and one to record a CUDA graph.
 WARM_UP = 4
+_LONGEST_PRODUCT_S = 0.5
 
 
 def make_run(options: argparse.Namespace, teacher: Teacher, *, alive: int | None, steps: int) -> Inversion:
@@ -61,18 +63,31 @@ def _wait(device: torch.device) -> None:
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of the machine's best product of two large square matrices."""
-    size = 8192 if device.type == "cuda" else 2048
+    """Return operations per second of the machine's best product of two large square matrices.
+
+    They are smaller where a product would take long, as one in bfloat16 does on a processor without the instructions.
+    """
+    largest = 8192 if device.type == "cuda" else 2048
+    size = 256
+    # A product of twice the size takes eight times as long.
+    while size < largest and 8 * _product_seconds(size, dtype, device, of=3) < _LONGEST_PRODUCT_S:
+        size *= 2
+    return 2 * size**3 / _product_seconds(size, dtype, device, of=8)
+
+
+def _product_seconds(size: int, dtype: torch.dtype, device: torch.device, *, of: int) -> float:
+    """Return the least of several measurements, after three products that warm up."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         torch.matmul(left, right)
-    return 2 * size**3 / min(seconds(lambda: left @ right, 2, device) for _ in range(8))
+    return min(seconds(lambda: left @ right, 2, device) for _ in range(of))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The JSON line, as plain data."""
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    announce_dtype(options.dtype, on_gpu=device.type == "cuda")
     teacher, ours, steps = _make_runs(options, device)
     for step in steps.values():
         seconds(step, WARM_UP, device)

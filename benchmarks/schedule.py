@@ -25,6 +25,7 @@ from benchmarks.plain import PlainInversion
 from pipeline.inversion import Inversion, InversionConfig, Teacher, frozen_copy
 from pipeline.inversion.flops import TeacherShape, run_flops, step_flops
 from pipeline.inversion.memory import LiveBytes, predict, weight_bytes
+from pipeline.precision import announce_dtype
 
 Phases = list[tuple[int, int]]
 
@@ -34,6 +35,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    announce_dtype(options.dtype, on_gpu=device.type == "cuda")
     teacher = Teacher(timm.create_model(options.model), mean=(0.5,) * 3, std=(0.5,) * 3).to(device)
     phases = InversionConfig().phases(teacher.num_patches)
     rebirth = InversionConfig(rebirth=options.rebirth).phases(teacher.num_patches)

@@ -108,9 +108,12 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
     if len(entries) != 1 or entries[0].type not in _INPUT_TYPES or len(entries[0].shape) != 4:
         found = [(entry.name, entry.type, entry.shape) for entry in entries]
         raise CheckpointError(f"{uri!r} must take one float [batch, channels, height, width], not {found}")
+    outputs = [output.name for output in session.get_outputs()]
+    if len(outputs) > 1 and "logits" not in outputs:
+        raise CheckpointError(f"{uri!r} has the outputs {outputs}: which of them are the logits is not known")
     batch, *size = entries[0].shape
     return Opened(
-        _predictor(session, uri),
+        _predictor(session, uri, "logits" if "logits" in outputs else outputs[0]),
         Facts.from_strings(session.get_modelmeta().custom_metadata_map, uri),
         # A size that is named instead of numbered is any size.
         tuple(size) if all(isinstance(side, int) for side in size) else None,
@@ -131,13 +134,13 @@ def _make_session(path: Path, uri: str, *, exact: bool) -> Any:
         raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {one_line(error)}") from error
 
 
-def _predictor(session: Any, uri: str) -> Predictor:
+def _predictor(session: Any, uri: str, output: str) -> Predictor:
     entry = session.get_inputs()[0]
     dtype = _INPUT_TYPES[entry.type]
 
     def predict(images: Tensor) -> Tensor:
         try:
-            logits = session.run(None, {entry.name: images.to(dtype).numpy()})[0]
+            logits = session.run([output], {entry.name: images.to(dtype).numpy()})[0]
         except _runtime_errors() as error:
             raise CheckpointError(f"{uri!r} cannot be run on images {list(images.shape)}: {one_line(error)}") from error
         return torch.as_tensor(logits).float()

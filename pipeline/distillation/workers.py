@@ -24,6 +24,7 @@ from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.students import build_student
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.precision import announce_dtype
 from pipeline.training import fit, run_config, worker_configs
 
 # Under the output, while the workers run.
@@ -74,10 +75,12 @@ def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
         if config.device == "cuda" and not has_gpu:
             raise ConfigError("device is 'cuda', but this process sees no GPU")
         device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
+        announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return lambda: _outcome(_train_here(task, device))
     scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     if task.streams:
         _check_readers(config)
+    announce_dtype(config.dtype, on_gpu=scaling.use_gpu, on_nodes=True)
     return lambda: _outcome(_fit(task, scaling, torch_config))
 
 

@@ -19,6 +19,7 @@ from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.positions import resampling
 from pipeline.models.weights import check_first_layer, check_heads, check_jax_head, describe_misfit, jax_first_layer
+from pipeline.storage import exists, why_missing
 
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
 # (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded; a corrupt file raises what its
@@ -75,9 +76,12 @@ def _create(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
-        return timm.create_model(config.name, **{**config.model_args, **explicit, **arguments})
+        # Located, for timm knows no `~`.
+        return timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except _TIMM_ERRORS as error:
-        raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}") from error
+        folder = config.name.removeprefix(LOCAL_DIR)
+        hint = "" if folder == config.name or exists(folder) else why_missing(folder)
+        raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}{hint}") from error
 
 
 def _outline(config: ModelConfig) -> nn.Module:

@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster import connect, own_errors
+from pipeline.precision import announce_dtype
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images
 from pipeline.synthesis.pool import pool_options, sharing
@@ -31,6 +32,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     with own_errors():
         fixed = connect()
         options = pool_options(config, len(plan.to_do), fixed=fixed)
+        announce_dtype(config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
         actors = options.pop("compute").max_size
         trial = ray.remote(**options)(probe).remote(config, largest, sharing(options, actors))
         # The steps themselves, and compiling them, may take as long as a shard may.

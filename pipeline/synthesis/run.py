@@ -10,6 +10,7 @@ from pipeline.dataset import store
 from pipeline.dataset.card import write_card
 from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
+from pipeline.precision import announce_dtype
 from pipeline.runs import Claim, claim
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.passes import invert_missing
@@ -49,7 +50,8 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
             with own_errors():
                 fixed = connect()
                 # Before anything is written: the cluster may be too small.
-                pool_options(plan.config, len(plan.to_do), fixed=fixed)
+                options = pool_options(plan.config, len(plan.to_do), fixed=fixed)
+                announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
                 # Beside another run of these settings each takes shards that the other is not at.
                 to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))

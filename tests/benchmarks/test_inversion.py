@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.inversion import main, ratios
+from pipeline.precision import has_bfloat16
 
 SMALL = ["--model=test_vit", "--alive=23", "--rounds=1", "--steps=1", "--threads=1"]
 
@@ -19,14 +19,12 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def line_of(flags: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    main([*SMALL, *flags])
-    (line,) = capsys.readouterr().out.splitlines()
-    return json.loads(line)
-
-
-def test_one_line_of_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    found = line_of(["--batch=2", "--micro-batch=1", "--dtype=bfloat16"], capsys)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_line_of_figures(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--batch=2", "--micro-batch=1", f"--dtype={dtype}"])
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert ("bfloat16 is emulated" in printed.err) == (dtype == "bfloat16" and not has_bfloat16())
     seconds = found["seconds"]
     assert seconds.keys() == {"dense", "sparse", "plain_dense", "plain_sparse"}
     for pair, ratio in found["ratios"].items():

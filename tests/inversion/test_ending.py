@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.inversion import AdaptiveEnd, Inversion, InversionConfig, Teacher, invert
+from pipeline.inversion import AdaptiveEnd, Inversion, InversionConfig, InversionResult, Teacher, invert
 from pipeline.inversion.ending import Ending
+from tests.conftest import HALF, make_tiny_model
 
 TARGETS = torch.tensor([3, 1, 4, 1, 5])
 SEEDS = [10, 11, 12, 13, 14]
@@ -21,6 +22,13 @@ LONG: dict[str, Any] = {
     "stop_fractions": [0.5, 0.25],
 }
 END = AdaptiveEnd(confidence=0.8, hold_steps=10)
+
+
+@pytest.fixture(scope="module")
+def whole() -> InversionResult:
+    """One batch of the tiny teacher, which ends image by image."""
+    teacher = Teacher(make_tiny_model(), mean=HALF, std=HALF)
+    return invert(teacher, TARGETS, InversionConfig(**LONG, adaptive_end=END), seeds=SEEDS)
 
 
 def make_ending(**changes: int) -> Ending:
@@ -60,10 +68,9 @@ def test_counts_follow_their_images() -> None:
     assert ended.tolist() == [True]
 
 
-def test_an_image_that_ended_is_that_of_a_run_as_long(tiny_teacher: Teacher) -> None:
+def test_an_image_that_ended_is_that_of_a_run_as_long(tiny_teacher: Teacher, whole: InversionResult) -> None:
     """Leaving the batch changes neither the image that leaves nor those that stay."""
-    result = invert(tiny_teacher, TARGETS, InversionConfig(**LONG, adaptive_end=END), seeds=SEEDS)
-    steps = result.num_steps.tolist()
+    steps = whole.num_steps.tolist()
     assert len(set(steps)) > 1
     assert min(steps) < 300
     for row in (steps.index(min(steps)), steps.index(max(steps))):
@@ -74,8 +81,8 @@ def test_an_image_that_ended_is_that_of_a_run_as_long(tiny_teacher: Teacher) -> 
             run.step()
         alone = run.result()
         assert alone.num_steps.tolist() == [steps[row]]
-        assert torch.equal(alone.keep_indices[0], result.keep_indices[row])
-        assert ((alone.images[0] - result.images[row]).abs() <= 1 / 64).float().mean() >= 0.999
+        assert torch.equal(alone.keep_indices[0], whole.keep_indices[row])
+        assert ((alone.images[0] - whole.images[row]).abs() <= 1 / 64).float().mean() >= 0.999
 
 
 def test_the_teacher_is_sure_of_what_ended(tiny_teacher: Teacher) -> None:
@@ -107,8 +114,7 @@ def test_a_run_that_all_images_leave_is_finished(tiny_teacher: Teacher) -> None:
     assert result.keep_indices.shape == (5, 6)
 
 
-def test_a_micro_batch_does_not_change_who_ends_when(tiny_teacher: Teacher) -> None:
-    whole = invert(tiny_teacher, TARGETS, InversionConfig(**LONG, adaptive_end=END), seeds=SEEDS)
+def test_a_micro_batch_does_not_change_who_ends_when(tiny_teacher: Teacher, whole: InversionResult) -> None:
     split = invert(tiny_teacher, TARGETS, InversionConfig(**LONG, adaptive_end=END, micro_batch=2), seeds=SEEDS)
     assert torch.equal(whole.num_steps, split.num_steps)
     assert ((whole.images - split.images).abs() <= 1 / 64).float().mean() >= 0.999

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from pipeline.inversion import (
     FeaturePrior,
     Inversion,
     InversionConfig,
+    InversionResult,
     Teacher,
     invert,
     score,
@@ -17,7 +20,7 @@ from pipeline.inversion import (
 )
 from pipeline.inversion.engine import _adam
 from pipeline.vit.subset import SubsetViT
-from tests.conftest import make_tiny_model
+from tests.conftest import HALF, make_tiny_model
 
 SPARSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [5, 10], "stop_fractions": [0.5, 0.25]}
 DENSE: dict[str, Any] = {"iterations": 40, "lr": 0.1, "stop_steps": [], "stop_fractions": []}
@@ -104,11 +107,27 @@ def assert_alike(teacher: Teacher, first: torch.Tensor, second: torch.Tensor) ->
     assert (difference <= 1 / 128).float().mean() >= 0.999
 
 
+@pytest.fixture(scope="module")
+def unsplit() -> Callable[[int], tuple[dict[str, Any], InversionResult]]:
+    """Settings and result of a run of so many iterations with the whole batch in one forward, made once."""
+
+    def run(iterations: int) -> tuple[dict[str, Any], InversionResult]:
+        config: dict[str, Any] = {**SPARSE, "iterations": iterations, "lr": 0.25}
+        teacher = Teacher(make_tiny_model(), mean=HALF, std=HALF)
+        return config, invert(teacher, TARGETS, InversionConfig(**config), seeds=SEEDS)
+
+    return cache(run)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 @pytest.mark.parametrize("iterations", [40, 200])
-def test_another_split_makes_the_same_images(tiny_teacher: Teacher, micro_batch: int, iterations: int) -> None:
-    config: dict[str, Any] = {**SPARSE, "iterations": iterations, "lr": 0.25}
-    whole = invert(tiny_teacher, TARGETS, InversionConfig(**config), seeds=SEEDS)
+def test_another_split_makes_the_same_images(
+    tiny_teacher: Teacher,
+    unsplit: Callable[[int], tuple[dict[str, Any], InversionResult]],
+    micro_batch: int,
+    iterations: int,
+) -> None:
+    config, whole = unsplit(iterations)
     split = invert(tiny_teacher, TARGETS, InversionConfig(**config, micro_batch=micro_batch), seeds=SEEDS)
     assert split.micro_batch == micro_batch
     assert torch.equal(whole.keep_indices, split.keep_indices)

@@ -1,0 +1,66 @@
+"""Precision of compute: where a processor only emulates a type, a user is told before the work."""
+
+import platform
+import socket
+import sys
+from typing import Any
+
+import torch
+
+# For the nodes of a cluster to say what they have; one that does not answer is not waited for longer.
+_PATIENCE_S = 60.0
+
+
+def has_bfloat16() -> bool:
+    """Return whether this processor has instructions for products in bfloat16, and torch uses them."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # With AVX-512 alone oneDNN takes bfloat16, and computes it in float32 after converting every operand.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
+    """Say in a line on standard error that a type will be slow, where it will be.
+
+    Args:
+        dtype: `float32` or `bfloat16`.
+        on_gpu: the work is done on GPUs, which is never slow.
+        on_nodes: it is done on the nodes of the Ray cluster that was joined, and not in this process.
+    """
+    if dtype != "bfloat16" or on_gpu:
+        return
+    has = _ask_nodes() if on_nodes else {socket.gethostname(): has_bfloat16()}
+    slow = sorted(name for name, fast in has.items() if not fast)
+    if slow:
+        shown = ", ".join(slow[:3]) + (", ..." if len(slow) > 3 else "")
+        print(
+            f"plan: dtype bfloat16 is emulated where a processor has no instructions for it, and takes many times as "
+            f"long as float32: {len(slow)} of {len(has)} machines ({shown})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _ask_nodes() -> dict[str, bool]:
+    """Return by host name whether each node's processor has bfloat16; nodes that do not answer are left out."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
+            # Ray's types leave this strategy out.
+            there: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(has_bfloat16)
+            asked[task.remote()] = node["NodeManagerHostname"]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S) if asked else ([], [])
+    has = {}
+    for answer in answered:
+        try:
+            has[asked[answer]] = ray.get(answer)
+        except RayError:
+            continue  # the work itself will say what is wrong with the node
+    return has
