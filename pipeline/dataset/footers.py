@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.columns import column_types
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, one_line
 
 # Footers are small and far away: many at a time.
 _FOOTER_THREADS = 32
@@ -22,7 +22,7 @@ class FileFacts:
 
     Attributes:
         uri: of the file.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes.
+        columns: name → Arrow type as it will be read, `image` being encoded bytes; none where there are no rows.
         class_names: of labels 0, 1, 2, ..., where the file holds them.
         names_digest: of the class names, where the file names it or holds them.
         dataset_digest: of the synthetic dataset whose part the file is, where it is one.
@@ -66,7 +66,8 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
     groups = (footer.row_group(index) for index in range(footer.num_row_groups))
     return FileFacts(
         uri,
-        column_types(uri, file_schema, extra_columns),
+        # Without rows the types of columns mean nothing: of no values pandas makes columns of type null.
+        column_types(uri, file_schema, extra_columns) if footer.num_rows else {},
         schema.class_names_of(metadata),
         schema.names_digest_of(metadata),
         None if digest is None else digest.decode(errors="replace"),
@@ -97,6 +98,8 @@ def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             # Not `metadata.schema`: the two hold each other, and megabytes wait for the garbage collector.
             return parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{uri!r} is not a whole Parquet file: {reason}") from error
+    except (pa.ArrowException, *storage.read_errors()) as error:
+        # pyarrow's own errors about content have no number, which those of systems and stores have, or a type.
+        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+            raise DatasetError(f"{uri!r} is not a whole Parquet file: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error

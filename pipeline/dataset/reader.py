@@ -20,7 +20,7 @@ from pipeline.dataset import schema
 from pipeline.dataset.columns import convert as convert_column
 from pipeline.dataset.sources import Source, find_source
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, one_line
 
 Convert = Callable[[pa.Table], pa.Table]
 # Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
@@ -181,8 +181,8 @@ def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[
                     yield _to_table(unit, start, rows, types, columns)
                 if row >= unit.stop:
                     break
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"cannot read {unit.uri!r}: {' '.join(str(error).split())}") from error
+    except (pa.ArrowException, *storage.read_errors()) as error:
+        raise DatasetError(f"cannot read {unit.uri!r}: {one_line(error)}") from error
 
 
 def _to_table(

@@ -6,7 +6,6 @@ Everything is looked at before any work starts: a truncated or foreign file is t
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
 from pipeline.dataset.splits import check_one_dataset, choose_split, folder_splits, missing_shards, parquet_splits
+from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, warn
 
@@ -87,18 +87,23 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder{storage.why_missing(uri)}")
+    # A file first: beside a file there is no manifest to look for, and looking may be forbidden, or answered with the
+    # file itself, as a signed web address does.
+    if storage.is_file(uri):
+        return _one_file(uri, extra_columns, split)
     if storage.exists(store.manifest_uri(uri)):
         if split is not None:
             raise DatasetError(f"{uri!r} is a synthetic dataset, which has no splits: {split!r} cannot be read")
         return _synthetic(uri, extra_columns)
     listing = list_tree(uri)
     names = [name for name, _ in listing.files]
-    if names == [""]:
-        return _one_file(uri, extra_columns, split)
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     # Facts about the images beside it, as Hugging Face datasets has them.
     facts = "metadata.parquet" if images else None
     parquet = [name for name in names if _is_parquet(name) and posixpath.basename(name) != facts]
+    if parquet:
+        check_no_log(uri, names)
+        parquet = [name for name in parquet if not is_unfinished(name)]
     if parquet:
         return _parquet_folder(uri, listing, parquet, extra_columns, split)
     if not images:
@@ -152,6 +157,8 @@ def _parquet_folder(
     report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
     in_card = card_class_names(card, config)
     source = _parquet(uri, files, extra_columns, in_card)
+    if "label" not in source.columns:
+        check_labels_in_files(uri, files)
     return replace(source, class_names=_agreed_names(uri, source.class_names, in_card))
 
 
@@ -179,17 +186,20 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
         known: class names that are told elsewhere, for files that hold none.
     """
     files = read_facts([_file_uri(uri, name) for name in names], extra_columns)
-    first = next(files)
+    first: FileFacts | None = None
     held: tuple[str, ...] | None = None
     units: list[Unit] = []
-    for name, facts in zip(names, chain([first], files), strict=True):
+    for name, facts in zip(names, files, strict=True):
+        if not any(num_rows for num_rows, _ in facts.row_groups):
+            continue
+        first = first or facts
         if facts.columns != first.columns:
             raise DatasetError(f"{facts.uri!r} has other columns than {first.uri!r}")
         if facts.names_digest != first.names_digest:
             raise DatasetError(f"{facts.uri!r} has other class names than {first.uri!r}")
         held = held or facts.class_names
         units.extend(_row_groups(facts, name))
-    if not units:
+    if first is None:
         raise DatasetError(f"{uri!r} has no rows")
     class_names = known if held is None else held
     if class_names is None and first.names_digest is not None:

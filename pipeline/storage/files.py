@@ -8,6 +8,7 @@ import posixpath
 import sys
 import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -162,6 +163,24 @@ def read_json(uri: str) -> Any:
         raise DatasetError(f"{uri!r} is not JSON: {error}") from error
 
 
+def is_file(uri: str) -> bool:
+    """Return whether a single file is there; of a web address, whether anything is.
+
+    Asked for a file alone, a store that lets a user read it but not list its folder still answers.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        return bool(fs.isfile(path))
+    except location_errors():
+        return False
+
+
+def read_errors() -> tuple[type[BaseException], ...]:
+    """Return what reading a file that `open_file` opened may raise, beside what its reader makes of the content."""
+    return (OSError, *driver_errors())
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there.
 
@@ -184,9 +203,12 @@ def open_file(uri: str) -> IO[bytes]:
     """
     fs, path = filesystem(uri)
     try:
-        return fs.open(path, "rb")  # type: ignore[return-value]
+        file: Any = fs.open(path, "rb")
     except driver_errors() as error:
         raise OSError(reason(error)) from error
+    # A file in an archive (`zip://x.parquet::s3://...`) is closed when its file system is gone: that lives as long.
+    weakref.finalize(file, id, fs)
+    return file
 
 
 @contextmanager
@@ -246,6 +268,7 @@ def remove(uri: str) -> None:
         OSError: it could not be deleted for another reason.
     """
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # another process may have made it since this one looked
     try:
         if fs.exists(path):
             fs.rm_file(path)

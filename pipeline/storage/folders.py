@@ -60,7 +60,7 @@ def find_files(uri: str) -> list[tuple[str, int]]:
     except location_errors() as error:
         raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
     folders = {folder for name in found for folder in _parents(name)}
-    files = {name: int(entry["size"] or 0) for name, entry in found.items() if not _is_marker(entry, folders)}
+    files = {name: int(entry.get("size") or 0) for name, entry in found.items() if not _is_marker(entry, folders)}
     below = {name.removeprefix(root).lstrip("/"): size for name, size in files.items()}
     return sorted((name, size) for name, size in below.items() if not any(map(_is_hidden, name.split("/"))))
 
@@ -83,7 +83,7 @@ def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
     parents = {folder for name in found for folder in _parents(name)}
     folders = {name for name, entry in found.items() if entry["type"] == "directory" or _is_marker(entry, parents)}
     below = {name: name.removeprefix(root).strip("/") for name in found}
-    files = [(below[name], int(entry["size"] or 0)) for name, entry in found.items() if name not in folders]
+    files = [(below[name], int(entry.get("size") or 0)) for name, entry in found.items() if name not in folders]
     return sorted(files), sorted({below[name].removesuffix(_HADOOP_MARKER) for name in folders} - {""})
 
 
@@ -98,7 +98,7 @@ def _is_marker(entry: dict[str, Any], folders: set[str]) -> bool:
     Consoles and other tools put such empty objects where a store knows no folders.
     """
     name = entry["name"]
-    return not entry["size"] and (name.endswith(("/", _HADOOP_MARKER)) or name in folders)
+    return not entry.get("size") and (name.endswith(("/", _HADOOP_MARKER)) or name in folders)
 
 
 def _parents(name: str) -> Iterator[str]:

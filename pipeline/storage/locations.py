@@ -6,6 +6,7 @@ leading `~` is the home folder. fsspec itself would cut a local path, or the key
 """
 
 import inspect
+import logging
 import os
 import posixpath
 import re
@@ -35,6 +36,8 @@ _DRIVER_ERRORS = (
 )
 # Where Ray unpacks what `ray job submit --working-dir` and `py_modules` bring, on every node.
 _RAY_PACKAGES = ("working_dir_files", "py_modules_files")
+# gcsfs logs tracebacks of errors that it raises all the same; Python prints them where nobody has set up logging.
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 
 
 def driver_errors() -> tuple[type[BaseException], ...]:

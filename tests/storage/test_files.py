@@ -167,3 +167,16 @@ def test_of_many_that_create_a_file_at_once_one_wins(
     assert storage.read_bytes(uri) == bytes([won.index(True)]) * 1000
     if place != "s3":
         assert os.listdir(tmp_path) == ["x"]
+
+
+def test_one_file_is_told_from_a_folder_and_from_nothing(folder: str) -> None:
+    storage.write_bytes(storage.join(folder, "a.bin"), b"1")
+    assert storage.is_file(storage.join(folder, "a.bin"))
+    assert not storage.is_file(folder)
+    assert not storage.is_file(storage.join(folder, "b.bin"))
+
+
+def test_what_a_driver_logs_and_raises_all_the_same_is_not_printed() -> None:
+    code = "import logging, pipeline.storage; logging.getLogger('gcsfs.retry').error('out of retries')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
