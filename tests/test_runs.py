@@ -69,11 +69,11 @@ def test_other_jobs_do_not_share_an_output(tmp_path: Path) -> None:
 
 def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
     output, mine = tmp_path / "a" / "out", make_document("distill", {"seed": 0})
-    with pytest.raises(KeyboardInterrupt), hold(str(output), "distill", mine):
+    with pytest.raises(KeyboardInterrupt), hold(str(output), "distill", mine):  # noqa: PT012
         assert json.loads((output / "config.json").read_text()) == mine
         raise KeyboardInterrupt
     assert not (tmp_path / "a").exists()
-    with pytest.raises(DatasetError), hold(str(output), "distill", mine):
+    with pytest.raises(DatasetError), hold(str(output), "distill", mine):  # noqa: PT012
         (output / "checkpoint").write_text("")
         raise DatasetError("the disk is full")
     assert sorted(os.listdir(output)) == ["checkpoint", "config.json"]
@@ -82,7 +82,8 @@ def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
     assert sorted(os.listdir(output)) == ["checkpoint", "config.json"]
 
 
-SETTINGS = {"lr": 0.1, "images": "/old/images", "labelled": "/old/l", "teacher": {"name": "local-dir:/old/t", "std": None}}
+OLD_TEACHER = {"name": "local-dir:/old/t", "std": None}
+SETTINGS = {"lr": 0.1, "images": "/old/images", "labelled": "/old/l", "teacher": OLD_TEACHER}
 # As commit a18575d wrote them, paths among the facts.
 OLD: dict[Job, dict[str, Any]] = {
     "calibrate": {

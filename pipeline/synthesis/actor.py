@@ -22,6 +22,7 @@ from pipeline.inversion import (
 )
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.rows import RowReader, further_column
 from pipeline.synthesis.shards import SynthesisConfig
 
 
@@ -76,15 +77,23 @@ class Shard:
 
 
 class Inverter:
-    """Rows of `plan_shards` → rows of the dataset contract; a class for Ray Data's `map_batches`.
+    """Rows of shards → rows of the dataset contract; a class for Ray Data's `map_batches`.
 
-    `ray.data.from_items(plan_shards(config)).map_batches(Inverter, fn_constructor_args=(config,), batch_size=1,
-    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8), num_gpus=1)`. Rows may be of your own making: an image
-    depends on `shard_id`, its entry of `image_ids`, its label and the config; with scope `published` on the shard's
-    other images as well. With `rebirth` v, v rows that follow each other come of one start, and share a label.
+    `pipeline.synthesis.build_inverter(config)` gives `map_batches` its arguments. Rows are those of `plan_shards`, or
+    of your own making, as numpy, pandas or pyarrow batches of any size:
+
+    - `shard_id`: a whole number, another for each row.
+    - `labels`: a list with the class of each image.
+    - `image_ids`: as many names, all different.
+    - further columns are passed on to the images: a list with an entry for each image goes entry by entry, and any
+      other value is repeated.
+
+    An image depends on `shard_id`, its entry of `image_ids`, its label and the config; with scope `published` on the
+    shard's other images as well. With `rebirth` v, v images that follow each other come of one start and share a label.
 
     Args:
-        config: of the dataset; the actor loads the teacher itself.
+        config: of the dataset; the actor loads the teacher itself. Local paths in it must be absolute, as `located`
+            makes them: an actor has a working folder of its own.
 
     Raises:
         ModelError, CheckpointError, ConfigError: the teacher cannot be loaded, or not with this config.
@@ -101,6 +110,7 @@ class Inverter:
         feature_model = networks.feature_model
         self.digest = config_digest(config, networks)
         self.class_names = networks.teacher.class_names
+        self._rows = RowReader(len(self.class_names), again=True)
         self.teacher = networks.make_teacher(config.inversion).to(self.device)
         self.ready_teacher = frozen_copy(self.teacher, config.inversion.dtype, compiled=config.inversion.compile)
         self.feature_prior = None
@@ -112,14 +122,18 @@ class Inverter:
         if student is not None:
             self.disagreement = Disagreement(student.to(self.device), reads_kept=student.vit is not None)
 
-    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
-        """A table a shard.
+    def __call__(self, batch: Any) -> Iterator[pa.Table]:
+        """Yield one table for each shard.
 
         Raises:
+            DatasetError: a row is not as the class describes it; the message names shard and value.
             NonFiniteError: a loss or the pixels of a shard became NaN or infinite; it names the shard.
         """
-        for shard_id, labels, image_ids in shard_rows(batch):
-            yield self.invert_shard(shard_id, labels, image_ids).table
+        for row in self._rows.read(batch):
+            table = self.invert_shard(row.shard_id, row.labels, row.image_ids).table
+            for name in row.further:
+                table = table.append_column(name, further_column(row, name))
+            yield table
 
     def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> Shard:
         """Invert one shard, and score its images as they will be stored.

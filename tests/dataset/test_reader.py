@@ -345,6 +345,7 @@ def test_hugging_face_finds_class_names(
             str(tmp_path / place), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
         )
         rows = list(loaded)
+        assert loaded.features is not None
         assert loaded.features["label"].names == names
         assert len(rows) == (10 if first else 5)
         assert rows[-1]["label"] == LABELS[9]

@@ -19,7 +19,7 @@ from pipeline.dataset import read_images, schema, store
 from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
-from pipeline.synthesis import Inverter, plan_shards, synthesize
+from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
 from pipeline.synthesis.passes import check_written
 from pipeline.synthesis.plan import prepare
 from pipeline.synthesis.pool import pool_options
@@ -87,7 +87,8 @@ def test_read_back_on_ray(made: Made) -> None:
     assert len(row["keep_indices"]) == 7
 
 
-def test_composes_with_any_pipeline_and_writes_nothing(made: Made) -> None:
+@pytest.mark.parametrize("batch_format", ["numpy", "pandas", "pyarrow"])
+def test_composes_with_any_pipeline_and_writes_nothing(made: Made, batch_format: str) -> None:
     expected = pq.read_table(made.output / "data").sort_by("image_id")
     before = parts_of(made.output)
     rows = ray.data.from_items(plan_shards(made.config), override_num_blocks=2)
@@ -95,14 +96,46 @@ def test_composes_with_any_pipeline_and_writes_nothing(made: Made) -> None:
         Inverter,
         fn_constructor_args=(made.config,),
         batch_size=2,
+        batch_format=batch_format,
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
     )
-    got = pandas.DataFrame(dataset.take_all()).sort_values("image_id")
+    check_same(pandas.DataFrame(dataset.take_all()), expected)
+    assert parts_of(made.output) == before
+
+
+def check_same(got: pandas.DataFrame, expected: pa.Table) -> None:
+    got = got.sort_values("image_id")
     for name in ("image", "label", "shard_id", "class_loss", "teacher_prediction"):
         assert list(got[name]) == expected[name].to_pylist()
     assert [list(kept) for kept in got["keep_indices"]] == expected["keep_indices"].to_pylist()
-    assert parts_of(made.output) == before
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_stage_of_ones_own_pipeline(
+    made: Made, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, as_list: bool
+) -> None:
+    """With paths as the driver sees them, one block of all shards, and columns of one's own."""
+    monkeypatch.chdir(tiny_folder.parent)
+    config = replace(made.config, teacher=replace(made.config.teacher, name=f"local-dir:{tiny_folder.name}"))
+    shards = [{**shard, "run": 7, "place": list(range(len(shard["labels"])))} for shard in plan_shards(config)]
+    images = build_inverter(config)(shards if as_list else ray.data.from_items(shards, override_num_blocks=1))
+    with own_errors():
+        got = pandas.DataFrame(images.take_all())
+    check_same(got, pq.read_table(made.output / "data").sort_by("image_id"))
+    assert set(got["run"]) == {7}
+    assert list(got.sort_values("image_id")["place"]) == [0, 1, 2, 3, 4] * 6
+
+
+def test_impossible_rows_of_a_stage_are_one_typed_line(made: Made) -> None:
+    rows = [{"shard_id": 0, "labels": [0, 99], "image_ids": ["a", "b"]}]
+    images = build_inverter(made.config)(ray.data.from_items(rows))
+    with pytest.raises(DatasetError, match=r"^shard 0 has the label 99: .* has 10 classes$"), own_errors():
+        images.take_all()
+    with pytest.raises(DatasetError, match=r"^shard_id 0 comes more than once"):
+        build_inverter(made.config)([{**rows[0], "image_ids": [name, f"{name}2"]} for name in "ab"])
+    with pytest.raises(DatasetError, match="no shards"):
+        build_inverter(made.config)([])
 
 
 def test_only_what_is_missing_is_done_and_what_fails_is_told(
