@@ -18,7 +18,7 @@ from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services, worker
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import check_version_info
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
@@ -101,7 +101,7 @@ def _address() -> str | None:
     if "://" in given:
         raise ClusterError(f"RAY_ADDRESS {given!r} is no address of a cluster: give HOST:PORT of its head, or 'local'")
     try:
-        return services.canonicalize_bootstrap_address(None)
+        return services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
     except ConnectionError as error:
         raise ClusterError(f"{_named_by()}, and no Ray runs on this machine: {_LOCAL}") from error
     except (ValueError, OSError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 
 from pipeline.cluster import check_answer
 from pipeline.errors import ClusterError

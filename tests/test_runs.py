@@ -59,7 +59,8 @@ def test_of_many_that_claim_an_output_at_once_one_has_it(
 
 
 def test_other_jobs_do_not_share_an_output(tmp_path: Path) -> None:
-    for first, second in (("synthesize", "distill"), ("distill", "calibrate"), ("calibrate", "synthesize")):
+    pairs: list[tuple[Job, Job]] = [("synthesize", "distill"), ("distill", "calibrate"), ("calibrate", "synthesize")]
+    for first, second in pairs:
         output = str(tmp_path / first)
         claim(output, first, make_document(first, {"seed": 0}))
         with pytest.raises(DatasetError, match=f"{second} needs a folder of its own"):

@@ -80,7 +80,7 @@ def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
     scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
     if task.streams:
         _check_readers(config)
-    announce_dtype(config.dtype, on_gpu=scaling.use_gpu, on_nodes=True)
+    announce_dtype(config.dtype, on_gpu=bool(scaling.use_gpu), on_nodes=True)
     return lambda: _outcome(_fit(task, scaling, torch_config))
 
 

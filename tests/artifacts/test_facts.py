@@ -55,5 +55,5 @@ def test_metadata_that_is_something_else_is_refused(values: dict[str, str]) -> N
 def test_numbers_that_nobody_gave_are_no_names() -> None:
     named = load_model(ModelConfig(name="test_vit", num_classes=2), trained=False)
     assert Facts.of(named).class_names is None
-    named = load_model(ModelConfig(name="test_vit", num_classes=2, class_names=["a", "b"]), trained=False)
+    named = load_model(ModelConfig(name="test_vit", num_classes=2, class_names=("a", "b")), trained=False)
     assert Facts.of(named).class_names == ["a", "b"]

@@ -242,7 +242,8 @@ def test_how_real_images_are_cropped_can_be_set(tiny_folder: Path) -> None:
     picture = Image.fromarray(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)).convert("RGB")
     name = f"local-dir:{tiny_folder}"
     plain = RealImageTransform(load_model(ModelConfig(name=name)))(picture)
-    for changes in ({"crop_pct": 0.5}, {"interpolation": "nearest"}, {"crop_mode": "squash"}):
+    settings: list[dict[str, Any]] = [{"crop_pct": 0.5}, {"interpolation": "nearest"}, {"crop_mode": "squash"}]
+    for changes in settings:
         loaded = load_model(ModelConfig(name=name, **changes))
         given = {"crop_pct": 0.9, "interpolation": "bicubic", "crop_mode": "center", **changes}
         wanted = timm.data.create_transform(**{**loaded.data_config, **given}, is_training=False)
@@ -269,7 +270,7 @@ def test_own_class_names_that_do_not_fit_are_not_replaced_by_numbers(tmp_path: P
 
 def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: nn.Module) -> None:
     arrays = jax_layout(tiny_model.state_dict())
-    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]
     loaded = load_model(config(tmp_path / "a.npz"))
     assert loaded.digest == weight_digest(tiny_model)
     with pytest.raises(CheckpointError, match="has 10 classes, the model has 7: set num_classes to 10"):
@@ -279,7 +280,7 @@ def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: 
     with pytest.raises(CheckpointError, match=r"lacks 12 tensors of the model, as 'blocks\.1|cannot|does not fit"):
         load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 3}))
     del arrays["head/kernel"], arrays["head/bias"]
-    np.savez(tmp_path / "b.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckpointError, match="has no classifier"):
         load_model(config(tmp_path / "b.npz"))
 
