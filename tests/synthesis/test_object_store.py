@@ -55,6 +55,7 @@ def test_output_on_an_object_store(
         f"data/{path.rpartition('/')[2]}": store.cat_file(path) for path in store.ls("made/here/data")
     } == made.parts
     assert sorted(path.removeprefix("made/here/") for path in store.ls("made/here")) == [
+        "README.md",
         "contact_sheet.png",
         "data",
         "manifest.json",
