@@ -182,7 +182,8 @@ def _read(uri: str) -> dict[str, Any]:
 def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
     """Take a claim back under which nothing was made."""
     uri = storage.join(output, _CLAIMS[job])
-    if [name for name, _ in storage.find_files(output)] == [_CLAIMS[job]] and storage.read_json(uri) == mine:
+    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
+    if not made and storage.exists(uri) and storage.read_json(uri) == mine:
         storage.remove(uri)
 
 

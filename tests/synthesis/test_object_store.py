@@ -38,13 +38,14 @@ def check_student(store: S3FileSystem, result: dict[str, Any], folder: Path) -> 
     assert sum(name.startswith("blocks.1") for name, _ in student.named_modules()) == 0
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_output_on_an_object_store(
     made: Made, tiny_folder: Path, tmp_path: Path, s3: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_config(tmp_path, tiny_folder, "s3://made/here", pool={"device": "cpu"})
     process = start(["-c", SCRIPT, str(file)], s3)
-    out, told = process.communicate(timeout=200)
+    out, told = process.communicate(timeout=500)
     assert process.returncode == 0, told
     result = json.loads(out.splitlines()[-1])
     assert result["rows"] == 30
