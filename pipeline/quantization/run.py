@@ -97,11 +97,12 @@ def _calibrate(
         made = make_artifacts(config, loaded, program, calibration.ranges, calibration.samples, files)
         # Before they are measured: whatever goes wrong then, they are there.
         storage.write_json(storage.join(config.output, CONFIG), document)
+        baselines, missing = make_baselines(config, loaded, program, Path(folder))
+        rows = _measure(config, loaded, baselines + made.artifacts, labelled)
+        # Only now: data that turns out bad while it is scored leaves nothing behind. A baseline that fails is a note.
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
-        baselines, missing = make_baselines(config, loaded, program, Path(folder))
-        rows = _measure(config, loaded, baselines + made.artifacts, labelled)
     fp32 = rows[: len(baselines)] + missing
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
     storage.write_json(storage.join(config.output, REPORT), report)
