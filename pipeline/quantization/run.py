@@ -95,11 +95,10 @@ def _calibrate(
         files = Path(folder, "made")
         files.mkdir()
         made = make_artifacts(config, loaded, program, calibration.ranges, calibration.samples, files)
-        # Before they are measured: whatever goes wrong then, they are there.
-        storage.write_json(storage.join(config.output, CONFIG), document)
         baselines, missing = make_baselines(config, loaded, program, Path(folder))
         rows = _measure(config, loaded, baselines + made.artifacts, labelled)
         # Only now: data that turns out bad while it is scored leaves nothing behind. A baseline that fails is a note.
+        storage.write_json(storage.join(config.output, CONFIG), document)
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
