@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a job: one line instead of a traceback, and nothing of Ray left running.
+"""End a job on Ctrl-C and SIGTERM: one line instead of a traceback, and nothing of Ray left running.
 
 This module must stay light: it is in force before anything heavy is imported.
 """

@@ -1,4 +1,4 @@
-"""What the footers of Parquet files say, as a few facts of each: a footer itself may take megabytes."""
+"""A few facts of the footer of each Parquet file: a footer itself may take megabytes."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

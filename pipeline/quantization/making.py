@@ -15,7 +15,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.onnx import WeightType, open_onnx, save_onnx
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.pt2 import open_pt2, save_pt2
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, warn
 from pipeline.evaluation import model_predictor
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -166,7 +166,7 @@ def _saturation_note(name: str, deviation: float) -> str:
         f"int8 weights: ONNX Runtime's products saturate on this processor, which has no VNNI; relative error of the "
         f"logits {deviation:.3g} here, none where they do not saturate (onnx_weights: uint8 is right everywhere)"
     )
-    print(f"warning: {name}: {note}", file=sys.stderr, flush=True)
+    warn(f"{name}: {note}")
     return note
 
 

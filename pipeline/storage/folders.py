@@ -52,13 +52,7 @@ def find_files(uri: str) -> list[tuple[str, int]]:
     Raises:
         DatasetError: it cannot be listed.
     """
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    root = path.rstrip("/")
-    try:
-        found: dict[str, Any] = fs.find(path, detail=True)  # type: ignore[assignment]
-    except location_errors() as error:
-        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
+    root, found = _find(uri)
     folders = {folder for name in found for folder in _parents(name)}
     files = {name: int(entry.get("size") or 0) for name, entry in found.items() if not _is_marker(entry, folders)}
     below = {name.removeprefix(root).lstrip("/"): size for name, size in files.items()}
@@ -73,18 +67,22 @@ def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
     Raises:
         DatasetError: it cannot be listed.
     """
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    root = path.rstrip("/")
-    try:
-        found: dict[str, Any] = fs.find(path, detail=True, withdirs=True)  # type: ignore[assignment]
-    except location_errors() as error:
-        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
+    root, found = _find(uri, withdirs=True)
     parents = {folder for name in found for folder in _parents(name)}
     folders = {name for name, entry in found.items() if entry["type"] == "directory" or _is_marker(entry, parents)}
     below = {name: name.removeprefix(root).strip("/") for name in found}
     files = [(below[name], int(entry.get("size") or 0)) for name, entry in found.items() if name not in folders]
     return sorted(files), sorted({below[name].removesuffix(_HADOOP_MARKER) for name in folders} - {""})
+
+
+def _find(uri: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Return the path of a location without a slash at its end, and fsspec's entry for each path below it, uncached."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        return path.rstrip("/"), fs.find(path, detail=True, **options)  # type: ignore[return-value]
+    except location_errors() as error:
+        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
 
 
 def _is_file(fs: Any, entry: dict[str, Any]) -> bool:
