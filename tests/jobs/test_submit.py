@@ -36,7 +36,7 @@ class Cluster:
     def submit(self, *entry_point: str, **environment: str) -> subprocess.CompletedProcess[str]:
         # A working folder of its own for each job: Ray may delete that of one while the next starts with the same.
         bring = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
-        for name in ("jobs", "pipeline"):
+        for name in ("examples", "jobs", "pipeline"):
             shutil.copytree(ROOT / name, bring / name, ignore=shutil.ignore_patterns("__pycache__"))
         (bring / "name").write_text(bring.name)
         command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(bring), "--", *entry_point]
