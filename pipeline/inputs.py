@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pipeline.dataset import schema
 from pipeline.dataset.classes import doubtful_order
-from pipeline.dataset.reader import read_column, read_first, read_source, with_tensors
+from pipeline.dataset.collection import ImageCollection, find_images
+from pipeline.dataset.reader import read_collection, with_tensors
+from pipeline.dataset.rows import read_column, read_first, repeated_id
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError, warn
 from pipeline.labels import match_classes, only_spelled_otherwise
@@ -21,13 +23,15 @@ from pipeline.models.image_reader import num_patches
 from pipeline.vit.families import refusal
 
 UNKNOWN = -1
+# What is read of each source, where it has it.
+_COLUMNS = ("image_id", "image", "label", "keep_indices")
 # A process that decodes images takes longer to start than to decode these.
 _ROWS_PER_BLOCK = 64
 _FEW_BLOCKS = 16
 
 
 def read_inputs(
-    images: str | Source,
+    images: str | Sequence[str] | Source | ImageCollection,
     loaded: LoadedModel,
     *,
     labels: bool = False,
@@ -41,8 +45,8 @@ def read_inputs(
     Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
 
     Args:
-        images: a URI as `pipeline.dataset.read_images` takes it, or what `find_source` found at one, of a split of it
-            say, perhaps with fewer of its units or in another order.
+        images: a URI or several, as `pipeline.dataset.read_images` takes them; or what `find_source` or `find_images`
+            found there, of a split say, perhaps with fewer of its units or in another order.
         loaded: the model that is to read them.
         labels: whether labels are needed.
         override_num_blocks: into how many blocks to read, for parallelism; by default few where there are few images.
@@ -51,31 +55,46 @@ def read_inputs(
         DatasetError: as `read_images`; synthetic images of another size or patch grid than the model's; no labels
             though they are needed, or labels that are not the model's.
     """
-    source = find_source(images) if isinstance(images, str) else images
-    convert = _conversion(source, loaded, labels=labels)
-    num_blocks = override_num_blocks or _few_blocks(source)
-    return read_source(source, columns=_columns(source), convert=convert, num_blocks=num_blocks)
+    if isinstance(images, Source):
+        images = ImageCollection.of(images)
+    elif not isinstance(images, ImageCollection):
+        images = find_images(images)
+    converts = [_conversion(source, loaded, labels=labels) for source in images.sources]
+    num_blocks = override_num_blocks or _few_blocks(images)
+    return read_collection(images, columns=_COLUMNS, converts=converts, num_blocks=num_blocks)
 
 
-def check_inputs(source: Source, loaded: LoadedModel, *, labels: bool = False) -> None:
-    """Check without a cluster what reading would stumble over hours later: every label, and the first image.
+def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
+    """Check without a cluster what reading would stumble over hours later: all ids and labels, and the first images.
 
     One line on standard error says so where labels go by number, with the classes that are taken to be the same.
 
     Args:
-        source: what was found at a URI.
-        loaded: the model that is to read it.
+        images: what was found at one or several URIs.
+        loaded: the model that is to read them.
         labels: whether labels are needed.
 
     Raises:
-        DatasetError: as `read_inputs`; or a label without a class, or the first image cannot be decoded.
+        DatasetError: as `read_inputs`; or two images of one source have one id, a label has no class, or the first
+            image of a source cannot be decoded.
     """
+    for source in images.sources:
+        _check_source(source, loaded, labels=labels)
+        repeated = repeated_id(source)
+        if repeated is not None:
+            raise DatasetError(
+                f"{source.uri!r} has more than one image of the image_id {repeated!r}: if these are several datasets, "
+                "give the URI of each in a list"
+            )
+
+
+def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
     convert = _conversion(source, loaded, labels=labels)
     # What a synthesis writes has the labels of its manifest, and folders have those of their names.
     if "label" in source.columns and source.manifest is None:
         for table in read_column(source, "label"):
             convert.labels(table)
-    convert(read_first(source, _columns(source)))
+    convert(read_first(source, _COLUMNS))
     _, told = _map_labels(source, loaded, needed=labels)
     if told is not None:
         warn(told)
@@ -93,12 +112,12 @@ def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> So
         DatasetError: there are none, or as `check_inputs`.
     """
     source = find_source(uri, split=split)
-    check_inputs(source, loaded, labels=True)
+    _check_source(source, loaded, labels=True)
+    repeated = repeated_id(source)
+    if repeated is not None:
+        # An id may name a photograph that several rows are cut from: each row is scored.
+        warn(f"{source.uri!r} has more than one image of the image_id {repeated!r}: each of them is scored")
     return source
-
-
-def _columns(source: Source) -> list[str]:
-    return ["image_id", *(name for name in ("image", "label", "keep_indices") if name in source.columns)]
 
 
 def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Convert":
@@ -120,9 +139,9 @@ def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Conve
     )
 
 
-def _few_blocks(source: Source) -> int | None:
-    """Blocks for a small source; None leaves it to Ray, which would start a process on every core for a few images."""
-    blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
+def _few_blocks(images: ImageCollection) -> int | None:
+    """Return blocks for few images, for which Ray would start a process on every core; None leaves it to Ray."""
+    blocks = -(-images.num_rows // _ROWS_PER_BLOCK)
     return blocks if blocks <= _FEW_BLOCKS else None
 
 

@@ -16,8 +16,6 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.dataset.sources import Source
-from pipeline.dataset.units import RowRange
 from pipeline.errors import DatasetError
 from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
@@ -116,22 +114,6 @@ def without_locations(value: Any) -> Any:
             continue
         kept[name] = setting is not None if name == "labelled" else without_locations(setting)
     return kept
-
-
-def image_facts(source: Source) -> dict[str, Any]:
-    """Return what tells images from others without reading them: a dataset's digest, or names, rows and sizes."""
-    manifest = source.manifest or {}
-    listed = [
-        [unit.name, unit.row_group, unit.start, unit.stop, unit.size]
-        if isinstance(unit, RowRange)
-        else [[name for _, name, _ in unit.files], unit.size]
-        for unit in source.units
-    ]
-    return {
-        "dataset": manifest.get("digest"),
-        "num_images": source.num_rows,
-        "images_sha256": None if "digest" in manifest else digest_of({"units": listed}),
-    }
 
 
 def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from pipeline.dataset import read_images, schema, store, write_images
+from pipeline.dataset.collection import find_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
-from pipeline.inputs import check_inputs, read_inputs
+from pipeline.inputs import check_inputs, find_labelled, read_inputs
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, ModelConfig, RealImageTransform, load_model, save_model
 from pipeline.models.image_reader import num_patches
@@ -102,7 +103,7 @@ def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_told(
 ) -> None:
     uri = write_folders(tmp_path / "v", [str(number) for number in range(10)])
     named = with_classes(loaded, list("jihgfedcba"))
-    check_inputs(find_source(uri), named, labels=True)
+    check_inputs(find_images(uri), named, labels=True)
     assert capsys.readouterr().err == (
         f"warning: no class of {uri!r} is called as one of model {loaded.name!r}: labels go by number: "
         "'0' is 'j', '1' is 'i', '2' is 'h', ...\n"
@@ -116,7 +117,7 @@ def test_an_empty_class_folder_counts_and_an_absent_one_is_refused(tmp_path: Pat
     with pytest.raises(
         DatasetError, match=r"has 9 classes, 'ant', 'cat', \.\.\., model .* has 10, .*no name is the same"
     ):
-        check_inputs(find_source(uri), loaded, labels=True)
+        check_inputs(find_images(uri), loaded, labels=True)
     (tmp_path / "v" / "bee").mkdir()
     assert labels_of(uri, loaded) == {name: label for label, name in enumerate(names) if name != "bee"}
 
@@ -236,6 +237,34 @@ def test_class_names_in_parquet_that_are_the_models_in_another_order_are_not_war
 ) -> None:
     file = str(tmp_path / "x.parquet")
     write_images(file, random_images(1, 32), [3], NAMES[::-1])
-    check_inputs(find_source(file), loaded, labels=True)
+    check_inputs(find_images(file), loaded, labels=True)
     assert capsys.readouterr().err == ""
     assert read_inputs(file, loaded, labels=True).take_all()[0]["label"] == 6
+
+
+def test_labels_of_several_datasets_map_each_by_its_own_names(tmp_path: Path, loaded: LoadedModel) -> None:
+    one = write_folders(tmp_path / "one", ["class b", "class a"])
+    two = write_folders(tmp_path / "two", ["class j", "class b"])
+    rows = read_inputs([one, two], loaded, labels=True).take_all()
+    assert [row["label"] for row in rows] == [0, 1, 1, 9]
+    assert len({row["image_id"] for row in rows}) == 4
+
+
+def test_two_datasets_in_one_folder_are_refused_before_any_image_is_read(tmp_path: Path, loaded: LoadedModel) -> None:
+    codes = [schema.encode_image(image) for image in random_images(2, 32)]
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"image": codes, "image_id": ["0", "1"]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"more than one image of the image_id '0': .* in a list"):
+        check_inputs(find_images(str(tmp_path)), loaded)
+    both = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    with pytest.raises(DatasetError, match="are the same dataset"):
+        find_images(both)
+
+
+def test_images_that_are_scored_may_share_an_id_and_this_is_said(
+    tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = [schema.encode_image(image) for image in random_images(2, 32)]
+    pq.write_table(pa.table({"image": codes, "label": [0, 1], "image_id": ["0", "0"]}), tmp_path / "a.parquet")
+    assert find_labelled(str(tmp_path), loaded).num_rows == 2
+    assert "more than one image of the image_id '0': each of them is scored" in capsys.readouterr().err

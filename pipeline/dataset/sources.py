@@ -37,6 +37,7 @@ class Source:
         synthetic: made by inversion: pixels are on the teacher's grid, and are not to be resized.
         units: what is read together.
         manifest: of a synthetic dataset, where there is one.
+        qualifier: what image ids begin with, where several datasets are read together.
     """
 
     uri: str
@@ -45,6 +46,7 @@ class Source:
     synthetic: bool
     units: list[Unit]
     manifest: dict[str, Any] | None = None
+    qualifier: str = ""
 
     @property
     def of_folders(self) -> bool:
@@ -54,6 +56,10 @@ class Source:
     @property
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
+
+    def without_units(self) -> "Source":
+        """Return what is needed to read units that are sent by themselves."""
+        return replace(self, units=[], class_names=None, manifest=None)
 
     def check_complete(self) -> None:
         """Refuse a synthetic dataset that is still being made, or whose making was cut off.
@@ -112,6 +118,12 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     if extra_columns:
         raise DatasetError(f"{uri!r} is a folder of images: it has no column {extra_columns[0]!r}")
     return _image_folder(uri, listing, images, split)
+
+
+def is_synthetic(uri: str) -> bool:
+    """Whether there is a manifest of a synthetic dataset at a URI."""
+    uri = storage.absolute(uri)
+    return not storage.is_file(uri) and storage.exists(store.manifest_uri(uri))
 
 
 def _is_parquet(name: str) -> bool:

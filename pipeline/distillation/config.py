@@ -56,8 +56,10 @@ class DistillationConfig:
     Args:
         teacher: the model to learn from; a ViT reads kept tokens alone, any other family the filled image.
         student: the model that learns.
-        images: a synthetic dataset, or any Parquet file or folder, or folder of images.
-        images_split: which split of them, such as `train`, where there are several.
+        images: a synthetic dataset, or any Parquet file or folder, or folder of images; or a list of such, which are
+            trained on together.
+        images_split: which split of them, such as `train`, where there are several; of a list, that of each dataset
+            that is not synthetic.
         output: folder or URI that everything is written under.
         labelled: labelled images to score the student on; the best epoch is the one of the highest top-1. Without them
             it is the one of the lowest training loss.
@@ -90,7 +92,7 @@ class DistillationConfig:
 
     teacher: ModelConfig
     student: StudentConfig
-    images: str
+    images: str | list[str]
     images_split: str | None = None
     output: str
     labelled: str | None = None

@@ -16,7 +16,7 @@ import ray.data
 import torch
 from torch import Tensor
 
-from pipeline.dataset.sources import Source
+from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
@@ -124,10 +124,18 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
     yield from (part for part in (*waiting, *portions) if len(part))
 
 
-def share_units(units: Sequence[Unit], *, seed: int, epoch: int, rank: int, world_size: int) -> list[Unit]:
-    """The row groups that one of the workers reads in an epoch, in its order; all workers' together are all."""
+def share_units(
+    units: Sequence[tuple[int, Unit]], *, seed: int, epoch: int, rank: int, world_size: int
+) -> list[tuple[int, Unit]]:
+    """Return what one of the workers reads in an epoch, in its order; all workers' together are all.
+
+    Args:
+        units: of an `ImageCollection`, each with the number of its source.
+        seed, epoch: of the order.
+        rank, world_size: which worker, of how many.
+    """
     pieces = -(-_UNITS_A_WORKER * world_size // max(1, len(units)))
-    split = [part for unit in units for part in unit.split(min(pieces, unit.num_rows))]
+    split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
     order = np.random.default_rng((seed, epoch)).permutation(len(split))
     return [split[place] for place in order[rank::world_size]]
 
@@ -160,7 +168,7 @@ class StreamedImages:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageCollection,
         loaded: LoadedModel,
         *,
         labels: bool,
@@ -199,12 +207,12 @@ class StreamedImages:
         size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
         batches = dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options)
-        sizes = even_sizes(sum(unit.num_rows for unit in units), self._batch_size)
+        sizes = even_sizes(sum(unit.num_rows for _, unit in units), self._batch_size)
         for images in rebatch(map(_to_images, batches), sizes):
             yield to_batch(images, device)
 
 
-def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
+def open_inputs(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
     """`read_inputs` of what was found already, in the order of the source.
 
     Raises:
@@ -215,17 +223,17 @@ def open_inputs(source: Source, loaded: LoadedModel, *, labels: bool) -> ray.dat
     return dataset
 
 
-def image_bytes(source: Source, loaded: LoadedModel, *, with_tokens: bool) -> int:
+def image_bytes(source: ImageCollection, loaded: LoadedModel, *, with_tokens: bool) -> int:
     """What a source's images take in memory, with the teacher's final tokens where they are kept as well."""
     tokens = num_patches(loaded) * int(getattr(loaded.model, "embed_dim", 0)) if with_tokens else 0
     return source.num_rows * (int(np.prod(loaded.input_size)) + tokens) * np.dtype(np.float32).itemsize
 
 
-def read_into_memory(source: Source, loaded: LoadedModel, *, labels: bool) -> Images:
+def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> Images:
     """All images of a source.
 
     Raises:
-        DatasetError: as `read_inputs`, or two images have one id.
+        DatasetError: as `read_inputs`.
     """
     dataset = open_inputs(source, loaded, labels=labels)
     pixels = np.empty((source.num_rows, *loaded.input_size), np.float32)
@@ -238,10 +246,7 @@ def read_into_memory(source: Source, loaded: LoadedModel, *, labels: bool) -> Im
         start += len(part)
     if start != source.num_rows:
         raise DatasetError(f"{source.uri!r}: read {start} images of {source.num_rows}")
-    images = _concatenate(parts, pixels)
-    if len(set(images.image_ids)) < len(images):
-        raise DatasetError(f"{source.uri!r} has two images of one image_id")
-    return images
+    return _concatenate(parts, pixels)
 
 
 def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Images:

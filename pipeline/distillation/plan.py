@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
-from pipeline.dataset.sources import Source, find_source
+from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.distillation.answers import as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.students import Student, build_student
@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import CONFIG, check_output, check_place
-from pipeline.runs import check_same, image_facts, make_document, without_locations
+from pipeline.runs import check_same, make_document, without_locations
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -39,8 +39,8 @@ class Plan:
     document: dict[str, Any]
     teacher: LoadedModel
     student: Student
-    images: Source
-    labelled: Source | None
+    images: ImageCollection
+    labelled: ImageCollection | None
 
     @property
     def digest(self) -> str:
@@ -60,11 +60,13 @@ def prepare(config: DistillationConfig) -> Plan:
     student = build_student(config.student, teacher, seed=config.seed)
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
-    images = find_source(config.images, split=config.images_split)
+    images = find_images(config.images, split=config.images_split)
     if not config.allow_incomplete:
         images.check_complete()
     check_inputs(images, teacher, labels=config.label_weight > 0)
-    labelled = None if config.labelled is None else find_labelled(config.labelled, teacher, config.labelled_split)
+    labelled = None
+    if config.labelled is not None:
+        labelled = ImageCollection.of(find_labelled(config.labelled, teacher, config.labelled_split))
     _check_batch_norm(config, student, images.num_rows)
     document = _document(config, teacher, student, images, labelled)
     check_output(config.output, "distill")
@@ -78,7 +80,11 @@ def prepare(config: DistillationConfig) -> Plan:
 
 
 def _document(
-    config: DistillationConfig, teacher: LoadedModel, student: Student, images: Source, labelled: Source | None
+    config: DistillationConfig,
+    teacher: LoadedModel,
+    student: Student,
+    images: ImageCollection,
+    labelled: ImageCollection | None,
 ) -> dict[str, Any]:
     """Return what `config.json` says: what decides the student, and its digest; the settings as given beside it."""
     facts = {

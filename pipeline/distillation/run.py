@@ -9,7 +9,7 @@ import torch
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect, own_errors
-from pipeline.dataset.sources import Source
+from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.plan import Plan, prepare
@@ -81,7 +81,7 @@ def _read(plan: Plan) -> Task:
     """Images into memory where they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
-    sources: list[Source | list[ray.ObjectRef] | None] = []
+    sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
     for source, labels in ((plan.images, config.label_weight > 0), (plan.labelled, True)):
         size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=config.token_weight > 0)
         if source is not None and size <= left:

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.cluster import connect
-from pipeline.dataset.sources import Source
+from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
@@ -46,13 +46,13 @@ class Task:
     digest: str
     teacher_digest: str
     student_digest: str
-    images: Source | list[ray.ObjectRef]
-    labelled: Source | list[ray.ObjectRef] | None
+    images: ImageCollection | list[ray.ObjectRef]
+    labelled: ImageCollection | list[ray.ObjectRef] | None
 
     @property
     def streams(self) -> bool:
         """Whether workers read images from files, with tasks of Ray Data."""
-        return isinstance(self.images, Source) or isinstance(self.labelled, Source)
+        return isinstance(self.images, ImageCollection) or isinstance(self.labelled, ImageCollection)
 
 
 def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
@@ -185,7 +185,7 @@ def train_on(
 
 
 def _share(
-    where: Source | list[ray.ObjectRef],
+    where: ImageCollection | list[ray.ObjectRef],
     teacher: LoadedModel,
     config: DistillationConfig,
     group: Group,
@@ -198,7 +198,7 @@ def _share(
         "rank": group.rank,
         "world_size": group.world_size,
     }
-    if isinstance(where, Source):
+    if isinstance(where, ImageCollection):
         return StreamedImages(where, teacher, labels=labels, shuffle_buffer=config.shuffle_buffer, **common)
     images: Images = ray.get(where[0])
     return MemoryImages(images, **common)

@@ -17,8 +17,9 @@ class CalibrationConfig:
     Args:
         teacher: the model to quantize.
         images: what to calibrate on: a synthetic dataset, Parquet with a column `image`, or a folder of images; real
-            images and noise as well as synthetic ones.
-        images_split: which split of them, such as `train`, where there are several.
+            images and noise as well as synthetic ones. Or a list of such: all are read, one after another.
+        images_split: which split of them, such as `train`, where there are several; of a list, that of each dataset
+            that is not synthetic.
         output: where the artifacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
         labelled: URI of labelled images to score the artifacts on; without it they are timed only.
         labelled_split: which split of them, such as `test`, where there are several.
@@ -46,7 +47,7 @@ class CalibrationConfig:
     """
 
     teacher: ModelConfig
-    images: str
+    images: str | list[str]
     images_split: str | None = None
     output: str
     labelled: str | None = None

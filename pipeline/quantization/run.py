@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.artifacts.onnx import check_onnx
 from pipeline.cluster import check_cluster, connect
 from pipeline.config import to_dict
-from pipeline.dataset.sources import Source, find_source
+from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.errors import DatasetError, ModelError
 from pipeline.evaluation import Score, labelled_batches, measure_latency, score
 from pipeline.inputs import check_inputs, find_labelled, read_inputs
@@ -26,7 +26,7 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.ranges import check_ranges
-from pipeline.runs import check_same, hold, image_facts, make_document
+from pipeline.runs import check_same, hold, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -59,13 +59,13 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     # Ranges are calibrated on whatever a model answers with; only scores read it as classes.
     check_teacher(loaded, classes=config.labelled is not None)
     _check_mode(config, loaded)
-    source = find_source(config.images, split=config.images_split)
-    _check_source(config, source, loaded)
-    check_inputs(source, loaded)
+    images = find_images(config.images, split=config.images_split)
+    _check_images(config, images, loaded)
+    check_inputs(images, loaded)
     labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
     program = export_images(loaded.model, config.placement)
     tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
-    document = _document(config, source, loaded)
+    document = _document(config, images, loaded)
     _check_claim(config.output, document)
 
     with hold(config.output, "calibrate", document) as (claimed, waited):
@@ -73,10 +73,10 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         if waited and claimed.document["config"] == document["config"] and storage.exists(report_uri):
             return storage.read_json(report_uri)  # the run that was waited for was asked for the same
         fixed = connect()
-        images = read_inputs(source, loaded)
+        rows = read_inputs(images, loaded)
         batches = None if labelled is None else labelled_batches(labelled, loaded, config.score_batch_size)
         with storage.writing_to(config.output):
-            return _calibrate(config, loaded, program, document, images, batches, fixed=fixed)
+            return _calibrate(config, loaded, program, document, rows, batches, fixed=fixed)
 
 
 def _calibrate(
@@ -108,7 +108,7 @@ def _calibrate(
     return report
 
 
-def _document(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> dict[str, Any]:
+def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
     """Return what `config.json` says: what decides the ranges and with them every artifact, and its digest.
 
     Bit widths and workers decide neither, so an output takes further bit widths.
@@ -117,7 +117,7 @@ def _document(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
         "teacher": loaded.digest,
         "mean": list(loaded.mean),
         "std": list(loaded.std),
-        **image_facts(source),
+        **image_facts(images),
         "placement": config.placement,
         "mode": config.mode,
         "batch_size": config.batch_size,
@@ -127,7 +127,7 @@ def _document(config: CalibrationConfig, source: Source, loaded: LoadedModel) ->
         **({} if config.images_split is None else {"images_split": config.images_split}),
     }
     preprocessing = config.teacher.preprocessing()
-    if preprocessing and not source.synthetic:
+    if preprocessing and not all(source.synthetic for source in images.sources):
         facts["preprocessing"] = preprocessing
     return make_document("calibrate", facts, config=to_dict(config))
 
@@ -159,23 +159,23 @@ def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
         )
 
 
-def _check_source(config: CalibrationConfig, source: Source, loaded: LoadedModel) -> None:
+def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> None:
     """Synthetic images know how many they should be, and which teacher they are of.
 
     Raises:
         DatasetError: some are missing, or they are of another, and the config does not say that this is meant.
     """
     if not config.allow_incomplete:
-        source.check_complete()
-    manifest = source.manifest
-    if manifest is None or config.allow_other_teacher:
-        return
-    name, weights = manifest["teacher"]["name"], manifest["teacher"]["weights_sha256"]
-    if weights != loaded.digest:
-        raise DatasetError(
-            f"{config.images!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
-            f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
-        )
+        images.check_complete()
+    for source in images.sources:
+        if source.manifest is None or config.allow_other_teacher:
+            continue
+        name, weights = source.manifest["teacher"]["name"], source.manifest["teacher"]["weights_sha256"]
+        if weights != loaded.digest:
+            raise DatasetError(
+                f"{source.uri!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
+                f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
+            )
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.dataset import read_images, reader, schema, store, write_images
+from pipeline.dataset import read_images, schema, store, write_images
+from pipeline.dataset import rows as row_reader
 from pipeline.dataset.card import write_card
 from pipeline.dataset.footers import damaged_parts
 from pipeline.dataset.sources import find_source
@@ -270,17 +271,17 @@ def test_rows_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
 
 def test_row_groups_are_read_in_pieces_of_few_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a row group beyond 2 GB Arrow can read pieces alone; each is decoded before the next is read."""
-    monkeypatch.setattr(reader, "_BYTES_AT_ONCE", 500)
+    monkeypatch.setattr(row_reader, "_BYTES_AT_ONCE", 500)
     codes = [schema.encode_image(image) for image in IMAGES]
     pq.write_table(pa.table({"image": codes, "label": LABELS}), tmp_path / "x.parquet")
     source = find_source(str(tmp_path))
     units = [part for unit in source.units for part in unit.split(3)]
-    tables = list(reader._read(units, source.columns, None, None))
+    tables = [table for unit in units for table in row_reader.read_unit(source, unit)]
     assert max(map(len, tables)) <= 2
     together = pa.concat_tables(tables)
     assert together["image"].to_pylist() == codes
     assert together["image_id"].to_pylist() == [f"x-{row:08d}" for row in range(10)]
-    assert pa.concat_tables(reader.read_column(source, "label"))["label"].to_pylist() == LABELS
+    assert pa.concat_tables(row_reader.read_column(source, "label"))["label"].to_pylist() == LABELS
 
 
 def test_images_that_are_paths_alone_are_named_by_row(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_images_that_are_paths_alone_are_named_by_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array(rows, schema.IMAGE)}), tmp_path / "x.parquet")
     source = find_source(str(tmp_path))
     with pytest.raises(DatasetError, match=r"x\.parquet' has no bytes of the image in row 1: only .*far/a\.png"):
-        list(reader._read(source.units, source.columns, None, None))
+        list(row_reader.read_unit(source, source.units[0]))
 
 
 MANY = [f"class {number}" for number in range(2000)]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.dataset import reader, write_images
+from pipeline.dataset import write_images
+from pipeline.dataset.rows import read_unit
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 
@@ -89,7 +90,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def read(uri: str) -> int:
     source = find_source(uri)
-    return sum(map(len, reader._read(source.units, source.columns, None, None)))
+    return sum(len(table) for unit in source.units for table in read_unit(source, unit))
 
 
 def test_a_file_that_may_be_read_and_not_listed(server: Server) -> None:
@@ -106,7 +107,7 @@ def test_a_connection_that_is_cut_is_one_line(server: Server, scheme: str) -> No
     source = find_source(uri)
     server.faults.append("cut")
     with pytest.raises(DatasetError, match=r"cannot read '.*t\.parquet': ClientPayloadError: "):
-        list(reader._read(source.units, source.columns, None, None))
+        list(read_unit(source, source.units[0]))
     with pytest.raises(DatasetError, match=r"cannot read '.*t\.parquet': ClientPayloadError: "):
         find_source(uri)
 

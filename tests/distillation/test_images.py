@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.sources import RowRange
+from pipeline.dataset.units import RowRange, Unit
 from pipeline.distillation.images import MemoryImages, even_sizes, plan_epoch, rebatch, share_units, to_batch
 from tests.distillation.conftest import kept_patches, make_images
 
@@ -53,10 +53,10 @@ def test_more_workers_than_images() -> None:
     assert [len(part[0].image_ids) for part in parts] == [1, 1, 0]
 
 
-def row_groups(sizes: list[int]) -> list[RowRange]:
+def row_groups(sizes: list[int]) -> list[tuple[int, Unit]]:
     starts = np.cumsum([0, *sizes])
     return [
-        RowRange("file", "file", group, int(start), 0, size, 1)
+        (0, RowRange("file", "file", group, int(start), 0, size, 1))
         for group, (start, size) in enumerate(zip(starts, sizes, strict=False))
     ]
 
@@ -68,7 +68,7 @@ def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
     rows = [
         unit.first_row + row
         for rank in range(world_size)
-        for unit in share_units(units, seed=0, epoch=2, rank=rank, world_size=world_size)
+        for _, unit in share_units(units, seed=0, epoch=2, rank=rank, world_size=world_size)
         if isinstance(unit, RowRange)
         for row in range(unit.start, unit.stop)
     ]

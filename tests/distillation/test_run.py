@@ -91,6 +91,31 @@ def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeCon
     check_exact(distill(make_config("out", num_workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
 
 
+def test_several_datasets_are_trained_on_together(make_config: MakeConfig, tmp_path: Path) -> None:
+    # Every synthesis counts its images from 0.
+    (tmp_path / "two").mkdir()
+    write_ragged(tmp_path / "two" / "images.parquet", 5, seed=2)
+    both = [str(tmp_path / "images.parquet"), str(tmp_path / "two" / "images.parquet")]
+    rows = []
+    for cache_gb in (1.0, 0.0):
+        result = distill(make_config(f"cache-{cache_gb}", images=both, cache_gb=cache_gb, epochs=1))
+        rows += metrics(str(Path(result["student"]).parents[1]))
+    assert [row["images"] for row in rows] == [28, 28]
+    assert rows[0]["image_ids_checksum"] == rows[1]["image_ids_checksum"]
+
+
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_two_datasets_in_one_folder_are_refused(make_config: MakeConfig, tmp_path: Path, cache_gb: float) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        write_ragged(tmp_path / name / "images.parquet", 5)
+        (tmp_path / name / "images.parquet").rename(tmp_path / "mixed" / f"{name}.parquet")
+    with pytest.raises(DatasetError, match="more than one image of the image_id 'images-0000"):
+        distill(make_config("out", images=str(tmp_path / "mixed"), cache_gb=cache_gb))
+    assert not (tmp_path / "out").exists()
+
+
 def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
     student = StudentConfig(model=ModelConfig(name="test_resnet"))
     check_exact(distill(make_config("out", num_workers=2, student=student, token_weight=0.0)), 2)

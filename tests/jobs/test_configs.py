@@ -9,7 +9,7 @@ import pytest
 
 from examples.digits.demo import DemoConfig
 from examples.digits.teacher import DigitsConfig
-from pipeline.config import parse_config
+from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.distillation import DistillationConfig
 from pipeline.evaluation import EvaluationConfig
 from pipeline.inversion.schedule import survivors
@@ -88,3 +88,14 @@ def test_commands_in_documents_are_understood(document: str, monkeypatch: pytest
     for command in commands((ROOT / document).read_text()):
         if command[2] != "jobs.status" and "--config" in command:
             parse_command(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("a", "a"), ("[a, s3://b/c]", ["a", "s3://b/c"]), ("x[1].parquet", "x[1].parquet"), ("[a]", ["a"])],
+)
+def test_images_are_one_uri_or_a_list(given: str, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = parse_config(DistillationConfig, ["--config", "examples/digits/configs/distill.yaml", "--images", given])
+    assert config.images == read
+    assert from_dict(DistillationConfig, to_dict(config)) == config

@@ -1,0 +1,124 @@
+"""Several datasets read as one: which rows of which dataset, in which order, and ids that tell them apart."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.config import digest as digest_of
+from pipeline.dataset.rows import read_first
+from pipeline.dataset.sources import Source, find_source, is_synthetic
+from pipeline.dataset.units import RowRange, Unit
+from pipeline.errors import DatasetError
+
+_QUALIFIER_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class ImageCollection:
+    """Images of one or several sources.
+
+    Attributes:
+        sources: at least one. Where there are several, each has a `qualifier`, which its image ids begin with.
+        units: what is read together, in reading order: the number of the source, and rows or files of it.
+    """
+
+    sources: tuple[Source, ...]
+    units: list[tuple[int, Unit]]
+
+    @classmethod
+    def of(cls, *sources: Source) -> "ImageCollection":
+        """Return all rows of some sources, one source after another."""
+        return cls(sources, [(number, unit) for number, source in enumerate(sources) for unit in source.units])
+
+    @property
+    def num_rows(self) -> int:
+        return sum(unit.num_rows for _, unit in self.units)
+
+    @property
+    def uri(self) -> str:
+        """Return the URIs as one text, for messages."""
+        return ", ".join(source.uri for source in self.sources)
+
+    def check_complete(self) -> None:
+        """Refuse a synthetic dataset that is still being made, or whose making was cut off.
+
+        Raises:
+            DatasetError: shards of one are missing.
+        """
+        for source in self.sources:
+            source.check_complete()
+
+
+def find_images(
+    uris: str | Sequence[str], *, split: str | None = None, extra_columns: Sequence[str] = ()
+) -> ImageCollection:
+    """Find out what one or several URIs hold, see `find_source`.
+
+    Where there are several, image ids are qualified by their dataset, because every synthesis counts its images from
+    0: `3fa8c01e/tench-000007`. The qualifier is taken from what the dataset holds, so that moving it changes no id.
+
+    Args:
+        uris: of datasets, each as `find_source` takes it.
+        split: which split to read; of several datasets, of each that is not synthetic.
+        extra_columns: columns of Parquet files to read besides the contract's.
+
+    Raises:
+        DatasetError: as `find_source`; no URI; or one dataset twice.
+    """
+    if isinstance(uris, str):
+        return ImageCollection.of(find_source(uris, extra_columns, split=split))
+    if not uris:
+        raise DatasetError("images is an empty list: name at least one dataset")
+    if len(uris) == 1:
+        return find_images(uris[0], split=split, extra_columns=extra_columns)
+    sources = [find_source(uri, extra_columns, split=None if is_synthetic(uri) else split) for uri in uris]
+    return ImageCollection.of(*_qualify(sources))
+
+
+def _qualify(sources: Sequence[Source]) -> Iterator[Source]:
+    """Yield the sources with what tells their images apart.
+
+    Raises:
+        DatasetError: two of them are the same dataset.
+    """
+    found: dict[str, Source] = {}
+    for source in sources:
+        qualifier = _identify(source)[:_QUALIFIER_LENGTH]
+        if qualifier in found:
+            raise DatasetError(f"{found[qualifier].uri!r} and {source.uri!r} are the same dataset: read it once")
+        found[qualifier] = source
+        yield replace(source, qualifier=qualifier)
+
+
+def _identify(source: Source) -> str:
+    facts = source_facts(source)
+    if facts["dataset"] is not None:
+        return facts["dataset"]
+    # Folders may list alike, as `0.bmp`, `1.bmp` do, and hold other images.
+    (first,) = read_first(source, ["image"])["image"].to_pylist()
+    return digest_of({**facts, "first_image": hashlib.sha256(first or b"").hexdigest()})
+
+
+def source_facts(source: Source) -> dict[str, Any]:
+    """Return what tells a source from others without reading it: a dataset's digest, or names, rows and sizes."""
+    manifest = source.manifest or {}
+    listed = [
+        [unit.name, unit.row_group, unit.start, unit.stop, unit.size]
+        if isinstance(unit, RowRange)
+        else [[name for _, name, _ in unit.files], unit.size]
+        for unit in source.units
+    ]
+    return {
+        "dataset": manifest.get("digest"),
+        "num_images": source.num_rows,
+        "images_sha256": None if "digest" in manifest else digest_of({"units": listed}),
+    }
+
+
+def image_facts(images: ImageCollection) -> dict[str, Any]:
+    """Return what tells a collection from others, as `source_facts` does one source; the order of several counts."""
+    each = [source_facts(source) for source in images.sources]
+    if len(each) == 1:
+        return each[0]
+    return {"dataset": None, "num_images": images.num_rows, "images_sha256": digest_of({"sources": each})}

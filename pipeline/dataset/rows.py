@@ -1,0 +1,155 @@
+"""Units of a source → Arrow tables in this process: rows of Parquet files, and image files.
+
+Our own instead of Ray's readers, because the id of an image derives from its file and row.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset.columns import convert as convert_column
+from pipeline.dataset.sources import Source
+from pipeline.dataset.units import ImageFiles, RowRange, Unit
+from pipeline.errors import DatasetError, one_line
+
+# Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
+# Photographs of 12 megapixels, of 4 MB, come four at a time.
+_ROWS_AT_ONCE = 64
+_BYTES_AT_ONCE = 16 * 2**20
+# Rows without images.
+_SMALL_ROWS_AT_ONCE = 2**16
+# A column of labels is small and far away: many row groups at a time.
+_COLUMN_THREADS = 32
+
+
+def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
+    """The first row of a source, its image encoded, read in this process.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    unit = source.units[0]
+    return next(read_unit(source, unit.split(unit.num_rows)[0], columns))
+
+
+def read_column(source: Source, name: str) -> Iterator[pa.Table]:
+    """One column of Parquet files, a table a row group, read in this process; nothing of a folder of images.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    units = [unit for unit in source.units if isinstance(unit, RowRange)]
+    with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
+        yield from threads.map(lambda unit: pa.concat_tables(_read_rows(unit, source.columns, [name])), units)
+
+
+def repeated_id(source: Source) -> str | None:
+    """Return an image id that two images of a source have; None where all are different.
+
+    Only ids that are stored in foreign Parquet files can repeat: a synthesis makes each once, and others derive from
+    file and row. They are read without the images.
+
+    Raises:
+        DatasetError: they cannot be read.
+    """
+    if source.manifest is not None or "image_id" not in source.columns:
+        return None
+    tables = list(read_column(source, "image_id"))
+    if not tables:
+        return None
+    # Of a row without an id the derived one counts, so these are the ids as they will be read.
+    counts = pa.concat_tables(tables)["image_id"].value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))  # pyright: ignore[reportAttributeAccessIssue]
+    return str(repeated[0]["values"]) if len(repeated) else None
+
+
+def read_unit(source: Source, unit: Unit, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of a unit with encoded images, as the contract has them, a table of a good size at a time.
+
+    Args:
+        source: whose unit it is.
+        unit: what to read.
+        columns: which ones; None is all.
+
+    Raises:
+        DatasetError: a file cannot be read, or an image is not in it.
+    """
+    tables = _read_rows(unit, source.columns, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
+    for table in tables:
+        yield _qualified(table, source.qualifier) if source.qualifier else table
+
+
+def _qualified(table: pa.Table, qualifier: str) -> pa.Table:
+    """Return rows whose ids begin with what tells their dataset from others."""
+    if "image_id" not in table.column_names:
+        return table
+    ids = pc.binary_join_element_wise(qualifier, table["image_id"], "/")  # pyright: ignore[reportAttributeAccessIssue]
+    return table.set_column(table.column_names.index("image_id"), "image_id", ids)
+
+
+def _rows_at_once(unit: Unit) -> int:
+    """Return how many rows with images are read together, so that few large images are."""
+    return min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * unit.num_rows // max(1, unit.size)))
+
+
+def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Read rows piece by piece: of nested columns Arrow cannot hold a whole row group beyond 2 GB."""
+    wanted = [name for name in types if columns is None or name in columns]
+    size = _rows_at_once(unit) if "image" in wanted else _SMALL_ROWS_AT_ONCE
+    # Without any column nothing tells how many rows there are.
+    options: Any = {"row_groups": [unit.row_group], "columns": wanted or list(types)[-1:]}
+    row = 0
+    try:
+        with storage.open_file(unit.uri) as file:
+            for batch in pq.ParquetFile(file).iter_batches(size, **options):
+                start = max(row, unit.start)
+                rows = batch.slice(start - row, max(0, min(unit.stop, row + len(batch)) - start))
+                row += len(batch)
+                if len(rows):
+                    yield _to_table(unit, start, rows, types, columns)
+                if row >= unit.stop:
+                    break
+    except (pa.ArrowException, *storage.read_errors()) as error:
+        raise DatasetError(f"cannot read {unit.uri!r}: {one_line(error)}") from error
+
+
+def _to_table(
+    unit: RowRange, start: int, rows: pa.RecordBatch, types: dict[str, pa.DataType], columns: Sequence[str] | None
+) -> pa.Table:
+    """Return rows of a row group, from row `start` on, as the contract has them."""
+    wanted = [name for name in types if columns is None or name in columns]
+    arrays = {name: convert_column(unit.uri, name, rows[name], types[name]) for name in wanted}
+    if columns is None or "image_id" in columns:
+        ids = _derived_ids(unit, start, len(rows))
+        arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids  # pyright: ignore[reportAttributeAccessIssue]
+    if "image" in arrays and arrays["image"].null_count:
+        place = arrays["image"].is_null().index(True).as_py()
+        # Hugging Face datasets writes images that lie in files of their own as paths, unless they are embedded.
+        there = f"only {rows['image'][place].as_py()}" if pa.types.is_struct(rows["image"].type) else "it is null"
+        raise DatasetError(f"{unit.uri!r} has no bytes of the image in row {unit.first_row + start + place}: {there}")
+    return pa.table(arrays)
+
+
+def _derived_ids(unit: RowRange, start: int, count: int) -> pa.Array:
+    """Return ids of rows that have none of their own, from file and row."""
+    stem = unit.name.removesuffix(unit.name[-len(".parquet") :])
+    first = unit.first_row + start
+    return pa.array([f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + count)], pa.string())
+
+
+def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    size = _rows_at_once(unit)
+    for start in range(0, unit.num_rows, size):
+        files = unit.files[start : start + size]
+        arrays: dict[str, pa.Array] = {
+            "image": pa.array([storage.read_bytes(uri) for uri, _, _ in files], pa.binary()),
+            "image_id": pa.array([name for _, name, _ in files], pa.string()),
+        }
+        if files[0][2] is not None:
+            arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
+        yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
