@@ -5,9 +5,10 @@ replaced by another run's: of several runs that start at once one creates it, an
 `digest` and `identity`, the facts; no path is a fact, because a project may be moved.
 """
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +43,50 @@ class Claim:
     new: bool
 
 
-def make_document(job: Job, facts: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """Return a `config.json`: the facts that decide an output, their digest, and the settings as they were given."""
-    document = {"job": job, "digest": digest_of(facts), "identity": facts, **settings}
-    # As it will be read back: lists instead of tuples.
-    return json.loads(json.dumps(document, allow_nan=False))
+def identifying_settings(config: Any, *, recorded: Collection[str], excluded: Collection[str]) -> dict[str, Any]:
+    """Return the settings that belong to the identity of a run, as nested plain data.
+
+    A setting counts unless it is excluded, so that a new one is not forgotten. It then counts only where it differs
+    from its default, so that runs of before it existed keep their digest.
+
+    Args:
+        config: a dataclass; dataclasses within it are walked too.
+        recorded: dotted names that are in every digest, whatever their value, because they were from the first version
+            on. Such a list is frozen: a new setting needs no entry.
+        excluded: dotted names of settings, or of whole sections, that do not decide what comes out, or that a fact
+            stands for, as the digest of weights does for their path.
+    """
+    return _plain(dict(_identifying(config, "", recorded, excluded)))
+
+
+def _identifying(
+    config: Any, prefix: str, recorded: Collection[str], excluded: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        if name in excluded:
+            continue
+        counts = name in recorded or value != _default(field)
+        if dataclasses.is_dataclass(value):
+            section = dict(_identifying(value, f"{name}.", recorded, excluded))
+            if counts or section:
+                yield field.name, section
+        elif counts:
+            yield field.name, value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they will be read back from a file: lists instead of tuples."""
+    return json.loads(json.dumps(values, allow_nan=False))
+
+
+def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a `config.json`: the facts that identify a run, their digest, and the config as it was given."""
+    return _plain({"job": job, "digest": digest_of(facts), "identity": facts, "config": config})
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

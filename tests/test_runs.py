@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.outputs import Job, check_place
-from pipeline.runs import Claim, check_same, claim, differences, hold, make_document, without_locations
+from pipeline.runs import (
+    Claim,
+    check_same,
+    claim,
+    differences,
+    hold,
+    identifying_settings,
+    make_document,
+    without_locations,
+)
 
 JOBS: list[Job] = ["synthesize", "calibrate", "distill"]
 
@@ -40,7 +50,7 @@ def test_of_many_that_claim_an_output_at_once_one_has_it(
         start.wait()
         try:
             # Two of each seed.
-            return claim(output, job, make_document(job, {"seed": seed // 2}))
+            return claim(output, job, make_document(job, {"seed": seed // 2}, {}))
         except DatasetError as error:
             return str(error)
 
@@ -62,14 +72,14 @@ def test_other_jobs_do_not_share_an_output(tmp_path: Path) -> None:
     pairs: list[tuple[Job, Job]] = [("synthesize", "distill"), ("distill", "calibrate"), ("calibrate", "synthesize")]
     for first, second in pairs:
         output = str(tmp_path / first)
-        claim(output, first, make_document(first, {"seed": 0}))
+        claim(output, first, make_document(first, {"seed": 0}, {}))
         with pytest.raises(DatasetError, match=f"{second} needs a folder of its own"):
-            claim(output, second, make_document(second, {"seed": 0}))
+            claim(output, second, make_document(second, {"seed": 0}, {}))
         assert len(os.listdir(output)) == 1
 
 
 def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
-    output, mine = tmp_path / "a" / "out", make_document("distill", {"seed": 0})
+    output, mine = tmp_path / "a" / "out", make_document("distill", {"seed": 0}, {})
     with pytest.raises(KeyboardInterrupt), hold(str(output), "distill", mine):  # noqa: PT012
         assert json.loads((output / "config.json").read_text()) == mine
         raise KeyboardInterrupt
@@ -123,11 +133,43 @@ FACTS: dict[Job, dict[str, Any]] = {
 
 @pytest.mark.parametrize("job", ["calibrate", "distill"])
 def test_an_output_of_an_earlier_version_is_known_again_wherever_its_project_lies(job: Job, tmp_path: Path) -> None:
-    check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job]))
+    check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job], {}))
     for change in ({"num_images": 14}, {"teacher": "u" * 64}):
         (name, value), *_ = change.items()
         with pytest.raises(DatasetError, match=f"of other settings: {name} is .* there, {value!r:.10}"):
-            check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job] | change))
+            check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job] | change, {}))
+
+
+@dataclass(frozen=True)
+class Inner:
+    old: int = 1
+    new: int = 2
+
+
+@dataclass(frozen=True)
+class Outer:
+    old: int
+    output: str = ""
+    new: tuple[int, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+    optional: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("config", "identity"),
+    [
+        (Outer(0), {"old": 0, "inner": {"old": 1}}),
+        (Outer(0, output="x"), {"old": 0, "inner": {"old": 1}}),
+        (Outer(0, new=(3,)), {"old": 0, "new": [3], "inner": {"old": 1}}),
+        (Outer(0, inner=Inner(5, 6)), {"old": 0, "inner": {"old": 5, "new": 6}}),
+        (Outer(0, optional=Inner()), {"old": 0, "inner": {"old": 1}, "optional": {}}),
+        (Outer(0, optional=Inner(new=3)), {"old": 0, "inner": {"old": 1}, "optional": {"new": 3}}),
+    ],
+)
+def test_a_setting_identifies_a_run_unless_it_is_excluded(config: Outer, identity: dict[str, Any]) -> None:
+    """A setting that came later counts where it is not at its default, so that older runs keep their digest."""
+    recorded, excluded = ("old", "inner", "inner.old"), ("output",)
+    assert identifying_settings(config, recorded=recorded, excluded=excluded) == identity
 
 
 def test_of_settings_paths_are_left_out() -> None:

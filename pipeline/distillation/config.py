@@ -1,26 +1,48 @@
 """Settings of one distillation."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
-from pipeline.models import PREPROCESSING, ModelConfig
+from pipeline.models import ModelConfig
 
-# What decides where and how fast a student is trained, not which student comes out.
-_NOT_IN_DIGEST = (
-    "output",
-    "num_workers",
-    "cpus_per_worker",
-    "device",
-    "start_timeout_s",
-    "max_failures",
-    "checkpoint_every",
-    "cache_gb",
-    "allow_incomplete",
+_MODEL = (
+    "name",
+    "pretrained",
+    "checkpoint",
+    "use_ema",
+    "num_classes",
+    "in_chans",
+    "model_args",
+    "class_names",
+    "mean",
+    "std",
 )
-# Settings that came later: a run without them keeps its digest.
-_IF_SET = ("images_split", "labelled_split")
+# Which settings identify a training, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded are
+# those that decide where and how fast a student is trained.
+RECORDED_SETTINGS = frozenset(
+    (
+        *("teacher", *(f"teacher.{name}" for name in _MODEL)),
+        *("student", "student.model", *(f"student.model.{name}" for name in _MODEL)),
+        *(
+            "student.depth_pruned",
+            "student.linear_head",
+            "images",
+            "labelled",
+            "epochs",
+            "batch_size",
+            "optimizer",
+            "lr",
+        ),
+        *("weight_decay", "momentum", "schedule", "warmup_epochs", "temperature", "token_weight", "label_weight"),
+        *("dtype", "seed", "score_every", "shuffle_buffer"),
+    )
+)
+EXCLUDED_SETTINGS = (
+    *("output", "num_workers", "cpus_per_worker", "device", "start_timeout_s", "max_failures"),
+    *("checkpoint_every", "cache_gb", "allow_incomplete"),
+)
 _POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
 _NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "num_workers", "seed", "max_failures")
 
@@ -137,16 +159,6 @@ class DistillationConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} is less than an image for each of {self.num_workers} workers"
             )
-
-    def deciding(self) -> dict[str, Any]:
-        """Return the settings that decide which student comes out, as plain data."""
-        values = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_DIGEST}
-        for model in (values["teacher"], values["student"]["model"]):
-            for name in PREPROCESSING:
-                # Left out where it is not set: these settings came later, and old runs keep their digest.
-                if model is not None and model[name] is None:
-                    del model[name]
-        return {name: value for name, value in values.items() if value is not None or name not in _IF_SET}
 
 
 def _check_blocks(blocks: list[int]) -> None:

@@ -11,13 +11,13 @@ from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.distillation.answers import as_reader
-from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import CONFIG, check_output, check_place
-from pipeline.runs import check_same, make_document, without_locations
+from pipeline.runs import check_same, identifying_settings, make_document, without_locations
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -88,7 +88,9 @@ def _document(
 ) -> dict[str, Any]:
     """Return what `config.json` says: what decides the student, and its digest; the settings as given beside it."""
     facts = {
-        "config": without_locations(config.deciding()),
+        "config": without_locations(
+            identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS)
+        ),
         "teacher": teacher.digest,
         "student": weight_digest(student.model),
         "class_names_sha256": digest_of({"names": teacher.class_names}),
@@ -96,7 +98,7 @@ def _document(
         **image_facts(images),
         "labelled": None if labelled is None else image_facts(labelled),
     }
-    return make_document("distill", facts, config=config.deciding(), settings=to_dict(config))
+    return make_document("distill", facts, to_dict(config))
 
 
 def _located(config: DistillationConfig) -> DistillationConfig:

@@ -7,6 +7,16 @@ from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
 
+# Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
+# are those that a fact stands for (weights, images), those of what follows after the ranges, and those that decide
+# where and how fast they are calibrated.
+RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
+EXCLUDED_SETTINGS = (
+    *("teacher", "images", "output", "labelled", "labelled_split", "settings", "formats", "onnx_weights"),
+    *("num_workers", "cpus_per_worker", "device", "start_timeout_s", "max_failures"),
+    *("allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
+)
+
 ArtifactFormat = Literal["pt2", "onnx"]
 
 

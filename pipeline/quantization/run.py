@@ -20,13 +20,13 @@ from pipeline.evaluation import Score, labelled_batches, measure_latency, score
 from pipeline.inputs import check_inputs, find_labelled, read_inputs
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import CONFIG, check_output, check_place
-from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.ranges import check_ranges
-from pipeline.runs import check_same, hold, make_document
+from pipeline.runs import check_same, hold, identifying_settings, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -118,18 +118,12 @@ def _document(config: CalibrationConfig, images: ImageCollection, loaded: Loaded
         "mean": list(loaded.mean),
         "std": list(loaded.std),
         **image_facts(images),
-        "placement": config.placement,
-        "mode": config.mode,
-        "batch_size": config.batch_size,
-        "max_images": config.max_images,
-        "seed": config.seed,
-        # A calibration of before there were splits keeps its digest.
-        **({} if config.images_split is None else {"images_split": config.images_split}),
+        **identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS),
     }
     preprocessing = config.teacher.preprocessing()
     if preprocessing and not all(source.synthetic for source in images.sources):
         facts["preprocessing"] = preprocessing
-    return make_document("calibrate", facts, config=to_dict(config))
+    return make_document("calibrate", facts, to_dict(config))
 
 
 def _check_claim(output: str, document: dict[str, Any]) -> None:

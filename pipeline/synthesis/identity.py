@@ -7,28 +7,40 @@ from typing import Any
 import timm.models
 from torch import nn
 
-from pipeline.config import digest, to_dict
+from pipeline.config import digest
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
+from pipeline.runs import identifying_settings
 from pipeline.synthesis.classes import list_classes
 from pipeline.synthesis.networks import Networks
 from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.vit.families import refusal
 from pipeline.vit.ranking import resolve_ranking
 
-# Settings that came later: left out where they are off, so that datasets made before keep their digest.
-_LATER = {
-    "rebirth": None,
-    "adaptive_end": None,
-    "adversarial": 0.0,
-    "ranking": "auto",
-    "mask_only": False,
-    "compile": False,
-}
+# What a fact of its own stands for in `identity`, or what decides where and how fast a dataset is made.
+_EXCLUDED = ("teacher", "feature_model", "student", "classes", "output", "pool", "dry_run")
+# Frozen, see `identifying_settings`.
+_RECORDED = frozenset(
+    (
+        "images_per_class",
+        "shard_size",
+        "seed",
+        "inversion",
+        *(
+            f"inversion.{name}"
+            for name in (
+                *("iterations", "lr", "betas", "jitter", "flip", "stop_steps", "stop_fractions", "stop_formula"),
+                *("stop_formula.keep_ratio", "stop_formula.by_step", "stop_formula.num_stops"),
+                *("adaptive_end.confidence", "adaptive_end.hold_steps", "scope", "class_weight", "tv_l2", "tv_l1"),
+                *("l2", "patch_similarity", "feature_prior", "micro_batch", "dtype"),
+            )
+        ),
+    )
+)
 
 
 def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
-    """Everything that decides the bytes of the parts, and nothing else: not output, pool sizes or logging."""
+    """Return everything that decides the bytes of the parts, and nothing else."""
     teacher, feature_model, student = networks.teacher, networks.feature_model, networks.student
     return {
         "teacher": _model_identity(teacher),
@@ -36,18 +48,10 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
         **({} if student is None else {"student": _model_identity(student)}),
         "class_names": teacher.class_names,
         "classes": list_classes(config.classes, len(teacher.class_names)),
-        "images_per_class": config.images_per_class,
-        "shard_size": config.shard_size,
-        "seed": config.seed,
-        "inversion": _inversion_identity(config.inversion),
+        **identifying_settings(config, recorded=_RECORDED, excluded=_EXCLUDED),
         **_ranking_identity(config.inversion, networks.teacher.model),
         "torch_threads": config.pool.cpus_per_actor,
     }
-
-
-def _inversion_identity(inversion: InversionConfig) -> dict[str, Any]:
-    values = to_dict(inversion)
-    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _ranking_identity(inversion: InversionConfig, model: nn.Module) -> dict[str, str]:
