@@ -8,6 +8,8 @@ from pipeline.inversion.losses import Disagreement, FeaturePrior
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.scoring import score
 from pipeline.inversion.teacher import AnyTeacher, MaskedTeacher, Teacher, make_teacher
+from pipeline.inversion.terms import Term, build_terms
+from pipeline.inversion.viewing import Shown
 
 __all__ = [
     "AdaptiveEnd",
@@ -19,8 +21,11 @@ __all__ = [
     "InversionConfig",
     "InversionResult",
     "MaskedTeacher",
+    "Shown",
     "StopFormula",
     "Teacher",
+    "Term",
+    "build_terms",
     "frozen_copy",
     "invert",
     "make_teacher",

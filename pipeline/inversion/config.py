@@ -1,6 +1,6 @@
 """The settings of an inversion."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pipeline.checks import check_finite
@@ -17,6 +17,11 @@ from pipeline.inversion.schedule import (
 from pipeline.vit.ranking import Ranking
 
 _STOP_STEPS, _STOP_FRACTIONS = [50, 100, 200, 300], [0.3, 0.3, 0.3, 0.3]
+
+
+def _weight(default: float) -> float:
+    """Mark a setting as the weight of a loss term."""
+    return field(default=default, metadata={"weight": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +109,14 @@ class InversionConfig:
     rebirth: int | None = None
     adaptive_end: AdaptiveEnd | None = None
     scope: Literal["image", "published"] = "image"
-    class_weight: float = 1.0
-    # 1e-4 over a batch of 32, as published, an image: 1e-4 * sqrt(32).
-    tv_l2: float = 5.66e-4
-    tv_l1: float = 0.0
-    l2: float = 0.0
-    patch_similarity: float = 0.0
-    feature_prior: float = 0.0
-    adversarial: float = 0.0
+    class_weight: float = _weight(1.0)
+    # As published, 1e-4 over a batch of 32; per image that is 1e-4 * sqrt(32).
+    tv_l2: float = _weight(5.66e-4)
+    tv_l1: float = _weight(0.0)
+    l2: float = _weight(0.0)
+    patch_similarity: float = _weight(0.0)
+    feature_prior: float = _weight(0.0)
+    adversarial: float = _weight(0.0)
     micro_batch: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     ranking: Literal["auto", Ranking] = "auto"
@@ -132,9 +137,9 @@ class InversionConfig:
             raise ConfigError(f"flip must lie in [0, 1], not {self.flip}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"micro_batch must be at least 1, not {self.micro_batch}")
-        for name in ("class_weight", "tv_l2", "tv_l1", "l2", "patch_similarity", "feature_prior", "adversarial"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        for weight in (setting.name for setting in fields(self) if "weight" in setting.metadata):
+            if getattr(self, weight) < 0:
+                raise ConfigError(f"{weight} must not be negative, not {getattr(self, weight)}")
         if self.compile and self.mask_only:
             raise ConfigError("compile is for teachers that read patches alone, and mask_only for the others")
         if self.compile and self.patch_similarity:
@@ -170,20 +175,6 @@ class InversionConfig:
         # Frozen for everyone else: what is stored and digested is what is run.
         object.__setattr__(self, "stop_steps", lists[0])
         object.__setattr__(self, "stop_fractions", lists[1])
-
-    @property
-    def term_weights(self) -> dict[str, float]:
-        """The terms of a run by name, those on views first; the class loss always, that it can be read."""
-        terms = {
-            "class_loss": self.class_weight,
-            "patch_similarity": self.patch_similarity,
-            "feature_prior": self.feature_prior,
-            "adversarial": self.adversarial,
-            "tv_l2": self.tv_l2,
-            "tv_l1": self.tv_l1,
-            "l2": self.l2,
-        }
-        return {name: weight for name, weight in terms.items() if weight or name == "class_loss"}
 
     @property
     def num_steps(self) -> int:

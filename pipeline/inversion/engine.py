@@ -6,12 +6,12 @@ the paper leaves it open, follows the published run described in tests/data/READ
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.inversion import losses
 from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, draw_start, generators_of
@@ -22,6 +22,7 @@ from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.splitting import Split
 from pipeline.inversion.teacher import AnyTeacher, Teacher
+from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View, Viewer
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
@@ -38,8 +39,7 @@ def invert(
     seeds: Sequence[int],
     init: Tensor | None = None,
     jitter: Tensor | None = None,
-    feature_prior: losses.FeaturePrior | None = None,
-    disagreement: losses.Disagreement | None = None,
+    terms: Sequence[Term] | None = None,
 ) -> InversionResult:
     """Invert the teacher into one image for each target; with Patch Rebirth into several.
 
@@ -50,7 +50,7 @@ def invert(
         seeds: one an image; with scope `image` it alone decides the image's start and jitter.
         init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
         jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
-        feature_prior, disagreement: each needed where its weight is not 0.
+        terms: what is minimized; by default `build_terms(config)`, which holds the terms that need no other network.
 
     Raises:
         NonFiniteError: a loss term or the pixels became NaN or infinite.
@@ -58,16 +58,7 @@ def invert(
         ModelError: the teacher cannot rank patches, or show a loss what it needs, as the config says.
         torch.OutOfMemoryError: not even one image fits.
     """
-    run = Inversion(
-        teacher,
-        targets,
-        config,
-        seeds=seeds,
-        init=init,
-        jitter=jitter,
-        feature_prior=feature_prior,
-        disagreement=disagreement,
-    )
+    run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, terms=terms)
     while not run.finished:
         run.step()
     return run.result()
@@ -92,13 +83,12 @@ class Inversion:
         seeds: Sequence[int],
         init: Tensor | None = None,
         jitter: Tensor | None = None,
-        feature_prior: losses.FeaturePrior | None = None,
-        disagreement: losses.Disagreement | None = None,
+        terms: Sequence[Term] | None = None,
     ) -> None:
         config.check(teacher.num_patches)
         assert len(seeds) == len(targets), "one seed for each target"
-        assert bool(config.feature_prior) == (feature_prior is not None), "a feature prior goes with its weight"
-        assert bool(config.adversarial) == (disagreement is not None), "a student goes with the adversarial weight"
+        self.terms = build_terms(config) if terms is None else list(terms)
+        _check_terms(self.terms, teacher, config)
         self._split = Split(len(targets), config.micro_batch or len(targets))
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
@@ -107,7 +97,12 @@ class Inversion:
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
-        self._viewer = Viewer(self.teacher, config, feature_prior=feature_prior, disagreement=disagreement)
+        self._viewer = Viewer(
+            self.teacher,
+            dtype=config.dtype,
+            ranking=teacher.resolve_ranking(config),
+            watched=any(term.sees == "blocks" for term in self.terms),
+        )
         self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
@@ -116,8 +111,7 @@ class Inversion:
         self._ending = self._make_ending(len(targets), device)
         self._jitter = (self._draw(generators) if jitter is None else jitter).to(device)
         self._optimizer = _adam(self.images, config)
-        self._weights = config.term_weights
-        self._history = torch.zeros(config.num_steps, len(self._weights), device=device)
+        self._history = torch.zeros(config.num_steps, len(self.terms), device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
         # What has ended, and where in the batch the others stood at the start.
@@ -130,24 +124,27 @@ class Inversion:
                 "is defined on the whole batch: use scope image"
             )
         self._checked = 0
-        image_priors = losses.image_priors(published=config.scope == "published")
-        self._priors = {name: prior for name, prior in image_priors.items() if name in self._weights}
+        self._view_terms = [term for term in self.terms if term.sees != "pixels"]
+        self._pixel_terms = [term for term in self.terms if term.sees == "pixels"]
         self._look: Compiled | None = None
         self._compiled = self._compile() if config.compile else []
-        # Other networks read the whole image however few patches are alive.
-        others_read_alive = feature_prior is None and (disagreement is None or disagreement.reads_kept)
-        self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and others_read_alive else None
+        # A network that reads whole images needs as much memory however few patches are alive.
+        others_read_whole = any(term.network == "whole" for term in self.terms)
+        self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and not others_read_whole else None
 
     def _compile(self) -> list[Compiled]:
         """Put compiled pieces in the place of those that every step runs."""
         alone, device = self.config.scope == "image", self.images.device
         self._look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
-        priors = {
-            name: Compiled(prior, device=device, most_rows=len(self.images) if alone else None)
-            for name, prior in self._priors.items()
-        }
-        self._viewer.look, self._priors = self._look, {**priors}
-        return [self._look, *priors.values()]
+        pieces = [
+            Compiled(term.compute, device=device, most_rows=len(self.images) if alone else None)
+            for term in self._pixel_terms
+        ]
+        self._viewer.look = self._look
+        self._pixel_terms = [
+            replace(term, compute=piece) for term, piece in zip(self._pixel_terms, pieces, strict=True)
+        ]
+        return [self._look, *pieces]
 
     @property
     def micro_batch(self) -> int:
@@ -199,7 +196,7 @@ class Inversion:
             self._change(change)
         values = self._backward()
         going = None if self._ending is None else self._put_aside(self._ending)
-        self._history[self.num_steps] = torch.stack([values[name] for name in self._weights])
+        self._history[self.num_steps] = torch.stack([values[term.name] for term in self.terms])
         self._optimizer.step()
         with torch.no_grad():
             self.images.clamp_(self.teacher.low, self.teacher.high)
@@ -259,7 +256,7 @@ class Inversion:
         history = self._history[: self.num_steps].cpu()
         return InversionResult(
             harvests=harvests,
-            losses=dict(zip(self._weights, history.unbind(dim=1), strict=True)),
+            losses=dict(zip((term.name for term in self.terms), history.unbind(dim=1), strict=True)),
             num_steps=self._steps_taken.clamp(max=self.num_steps),
             micro_batch=self.fewest,
             halvings=self._halvings,
@@ -277,15 +274,15 @@ class Inversion:
         finite = torch.isfinite(self._history[: self.num_steps])
         if not bool(finite.all()):
             step, term = (~finite).nonzero()[0].tolist()
-            raise NonFiniteError(step, list(self._weights)[term])
+            raise NonFiniteError(step, self.terms[term].name)
         self._checked = self.num_steps
 
     def _backward(self) -> dict[str, Tensor]:
-        """Fill in the gradient; the value of each term, detached."""
+        """Fill in the gradient. Return the value of each term, detached."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self._view_terms() | self._image_terms()
+                return self._backward_views() | self._backward_pixels()
             except torch.OutOfMemoryError:
                 # The step has changed nothing yet: run it again in smaller pieces, and stay there.
                 if self.micro_batch == 1 or self._couples_images():
@@ -295,35 +292,56 @@ class Inversion:
 
     def _couples_images(self) -> bool:
         """Whether a term is defined on the whole batch alone."""
-        return bool(self.config.feature_prior) and self.config.scope == "published"
+        return any(term.couples_images and term.sees != "pixels" for term in self.terms)
 
-    def _view_terms(self) -> dict[str, Tensor]:
-        """Terms on what networks see of the images, micro-batch by micro-batch."""
+    def _backward_views(self) -> dict[str, Tensor]:
+        """Take the terms of views, micro-batch by micro-batch."""
         share = 1 / len(self.images) if self.config.scope == "published" else 1.0
         parts: list[dict[str, Tensor]] = []
         scores: list[Tensor] | None = [] if self.num_steps + 1 in self._changes else None
         for rows in self._split.slices(len(self.images)):
-            terms = self._viewer.terms(self._view(rows), scores)
-            loss = sum((self._weights[name] * value.sum() for name, value in terms.items()), self.images.new_zeros(()))
+            shown = self._viewer.show(self._view(rows), scores)
+            values = [(term, term.compute(shown).expand(len(shown.targets))) for term in self._view_terms]
+            loss = sum((term.weight * value.sum() for term, value in values), self.images.new_zeros(()))
             (share * loss).backward()
-            parts.append({name: value.detach() for name, value in terms.items()})
+            parts.append({term.name: value.detach() for term, value in values})
         self._scores = torch.cat(scores) if scores else None
-        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self._class_losses = values["class_loss"]
-        return {name: value.mean() for name, value in values.items()}
+        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._class_losses = together.get("class_loss", self._class_losses)
+        return {name: value.mean() for name, value in together.items()}
 
     def _view(self, rows: slice) -> View:
         jitter = self._jitter[self.num_steps, rows]
         return View(self.images[rows], self.keep_indices[rows], jitter, self.targets[rows])
 
-    def _image_terms(self) -> dict[str, Tensor]:
-        """Terms on the pixels of the whole batch, un-jittered; they act on stopped patches too, as published."""
+    def _backward_pixels(self) -> dict[str, Tensor]:
+        """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published."""
         published = self.config.scope == "published"
-        values = {name: prior(self.images) for name, prior in self._priors.items()}
+        values = [(term, term.compute(self.images)) for term in self._pixel_terms]
         if values:
-            reduced = [self._weights[n] * (v.mean() if published else v.sum()) for n, v in values.items()]
+            reduced = [term.weight * (value.mean() if published else value.sum()) for term, value in values]
             torch.stack(reduced).sum().backward()
-        return {name: value.detach().mean() for name, value in values.items()}
+        return {term.name: value.detach().mean() for term, value in values}
+
+
+def _check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionConfig) -> None:
+    """Refuse a list of terms that cannot be run.
+
+    Raises:
+        ConfigError: two have one name, none is of a view, or the class loss is missing that an adaptive end reads.
+        ModelError: one sees the blocks of a teacher that does not show them.
+    """
+    names = [term.name for term in terms]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"terms: more than one is named {repeated!r}")
+    if all(term.sees == "pixels" for term in terms):
+        raise ConfigError(f"terms: {names} see pixels alone, and the teacher is never asked; add the class loss")
+    if config.adaptive_end is not None and "class_loss" not in names:
+        raise ConfigError("terms: adaptive_end reads the term class_loss, which is missing")
+    for term in terms:
+        if term.sees == "blocks":
+            teacher.check_blocks(term.name)
 
 
 def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:

@@ -76,8 +76,12 @@ def pixel_l2(images: Tensor) -> Tensor:
     return _norm(images.flatten(1))
 
 
-def image_priors(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """By name, the terms on pixels alone; of the published total variation one value a batch, else one an image."""
+def pixel_losses(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the losses of pixels alone, by the setting of `InversionConfig` that holds their weight.
+
+    Args:
+        published: take the total variation over the whole batch, as the published code does.
+    """
     return {"tv_l2": tv_l2_batch if published else tv_l2, "tv_l1": tv_l1, "l2": pixel_l2}
 
 

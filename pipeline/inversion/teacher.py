@@ -114,18 +114,25 @@ class Teacher(_Frozen, SubsetViT):
         """How patches are ranked under a config.
 
         Raises:
-            ModelError: it asks for a ranking, or a loss, that reads an attention which the family does not show.
+            ModelError: it asks for a ranking that reads an attention which the family does not show.
             ConfigError: it asks for masks.
         """
         if config.mask_only:
             raise ConfigError("mask_only is for a MaskedTeacher, this Teacher leaves stopped patches out")
+        return resolve_ranking(self.model, config.ranking)
+
+    def check_blocks(self, term: str) -> None:
+        """Refuse a loss term that reads the attention of every block, where the family does not show it.
+
+        Raises:
+            ModelError: it does not.
+        """
         closed = [block for block in self.model.blocks if not shows_attention(block)]
-        if config.patch_similarity and closed:
+        if closed:
             raise ModelError(
-                f"patch_similarity reads the attention of every block of {type(self.model).__name__}, and that in its "
+                f"{term} reads the attention of every block of {type(self.model).__name__}, and that in its "
                 f"{type(closed[0]).__name__} cannot be read"
             )
-        return resolve_ranking(self.model, config.ranking)
 
 
 class MaskedTeacher(_Frozen, MaskedModel):
@@ -176,14 +183,14 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return self.look(images, keep_indices, jitter), scores.gather(1, keep_indices)
 
     def attention_outputs(self) -> AbstractContextManager[list[Tensor]]:
-        """Not of a masked teacher; `resolve_ranking` has refused the loss that asks for it."""
+        """Not of a masked teacher; `check_blocks` has refused the loss that asks for it."""
         raise NotImplementedError
 
     def resolve_ranking(self, config: InversionConfig) -> Ranking:
         """As `Teacher.resolve_ranking`: the gradient, for no attention is known to lie on the grid.
 
         Raises:
-            ModelError: it asks for another ranking, or for a loss that reads attention.
+            ModelError: it asks for another ranking.
             ConfigError: it does not ask for masks.
         """
         family = type(self.model).__name__
@@ -191,9 +198,15 @@ class MaskedTeacher(_Frozen, MaskedModel):
             raise ConfigError(f"{family} is masked, and mask_only is not set")
         if config.ranking not in ("auto", "gradient_activation"):
             raise ModelError(f"{family} cannot rank its patches by {config.ranking}: it is masked, not read by tokens")
-        if config.patch_similarity:
-            raise ModelError(f"patch_similarity reads the attention of every block, and {family} is masked")
         return "gradient_activation"
+
+    def check_blocks(self, term: str) -> None:
+        """As `Teacher.check_blocks`.
+
+        Raises:
+            ModelError: always; a masked model shows no attention.
+        """
+        raise ModelError(f"{term} reads the attention of every block, and {type(self.model).__name__} is masked")
 
 
 AnyTeacher = Teacher | MaskedTeacher
@@ -216,8 +229,23 @@ def make_teacher(
         mean, std: of pixels in [0, 1], one for each channel.
 
     Raises:
-        ModelError: a family that cannot be run on a token subset, without `mask_only`; or one that cannot be masked.
+        ModelError: a family that cannot be run on a token subset, without `mask_only`; one that cannot be masked; or
+            one that does not show a loss term what it reads.
     """
+    teacher = _make(model, config, image_size=image_size, mean=mean, std=std)
+    if config.patch_similarity:
+        teacher.check_blocks("patch_similarity")
+    return teacher
+
+
+def _make(
+    model: nn.Module,
+    config: InversionConfig,
+    *,
+    image_size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> AnyTeacher:
     if config.mask_only:
         return MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
     try:

@@ -1,13 +1,12 @@
-"""What networks see of the images at a step, and what they say to it: the terms of the loss that depend on a view."""
+"""What one step shows of the images: to the teacher, and to the loss terms that depend on a view."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pipeline.inversion import losses
-from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import jitter_images, move_patches
 from pipeline.inversion.teacher import AnyTeacher
 from pipeline.vit.ranking import Ranking
@@ -30,60 +29,81 @@ class View:
     targets: Tensor
 
 
+class Shown:
+    """A view and the teacher's answer to it, for loss terms.
+
+    Attributes:
+        logits: the teacher's, float32 [b, classes].
+        block_outputs: what the attention of each block gave, [b, K, d], where a term asked for it.
+    """
+
+    def __init__(
+        self, teacher: AnyTeacher, view: View, *, dtype: str, logits: Tensor, block_outputs: list[Tensor]
+    ) -> None:
+        self.logits = logits
+        self.block_outputs = block_outputs
+        self._teacher, self._view, self._dtype = teacher, view, dtype
+
+    @property
+    def targets(self) -> Tensor:
+        """The classes to invert, int64 [b]."""
+        return self._view.targets
+
+    @cached_property
+    def jittered(self) -> Tensor:
+        """The images [b, C, H, W], shifted and mirrored as the teacher saw them; stopped patches as they were left."""
+        return jitter_images(self._view.images, self._view.jitter)
+
+    @cached_property
+    def filled(self) -> Tensor:
+        """The images [b, C, H, W] as they will be stored, jittered: the patches alive over mean color."""
+        filled = self._teacher.fill_stopped(self._view.images, self._view.keep_indices)
+        return jitter_images(filled, self._view.jitter)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where in a jittered image the patches alive lie, int64 [b, K]."""
+        grid, side = self._teacher.grid_size, self._teacher.patch_size
+        return move_patches(self._view.keep_indices, self._view.jitter, grid_size=grid, patch_size=side)
+
+    def precision(self) -> torch.autocast:
+        """Return the context in which networks of this run compute."""
+        return _precision(self._view, self._dtype)
+
+
 class Viewer:
-    """The networks that look at the images: the teacher, and those of some losses.
+    """The teacher, as it looks at the images of a run.
 
     Args:
         teacher: made ready for the run.
-        config: which terms there are.
-        feature_prior, disagreement: where they have a weight.
+        dtype: of its forward and backward.
+        ranking: by which patches are ranked.
+        watched: a term reads the outputs of the teacher's blocks.
 
     Attributes:
         look: images, keep_indices, jitter → the teacher's logits [b, classes]; a compiled one may take its place.
     """
 
-    def __init__(
-        self,
-        teacher: AnyTeacher,
-        config: InversionConfig,
-        *,
-        feature_prior: losses.FeaturePrior | None,
-        disagreement: losses.Disagreement | None,
-    ) -> None:
+    def __init__(self, teacher: AnyTeacher, *, dtype: str, ranking: Ranking, watched: bool) -> None:
         self.teacher = teacher
-        self.config = config
-        self.feature_prior = feature_prior
-        self.disagreement = disagreement
         self.look: Callable[..., Tensor] = teacher.look
-        self._ranking: Ranking = teacher.resolve_ranking(config)
+        self._dtype, self._watched = dtype, watched
+        self._ranking: Ranking = ranking
 
-    def terms(self, view: View, scores: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Each term's value of each image [b]. The class loss is the first.
+    def show(self, view: View, scores: list[Tensor] | None = None) -> Shown:
+        """Run the teacher on a view.
 
         Args:
             view: to look at.
             scores: where the patches are to be ranked, it gets their scores [b, K], in the order of `keep_indices`.
         """
-        config = self.config
         outputs: list[Tensor] = []
-        precision = torch.autocast(view.images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-        with precision:
-            if config.patch_similarity:
-                logits = self._watched_logits(view, scores, outputs)
-            else:
-                logits = self._logits(view, scores)
-        terms = {"class_loss": losses.class_loss(logits.float(), view.targets)}
-        if config.patch_similarity:
-            terms["patch_similarity"] = -losses.patch_similarity_entropy(outputs)
-        if self.feature_prior is not None:
-            terms["feature_prior"] = self.feature_prior(self._filled(view)).expand(len(logits))
-        if self.disagreement is not None:
-            with precision:
-                terms["adversarial"] = -self._disagree(self.disagreement, logits.float(), view)
-        return terms
+        with _precision(view, self._dtype):
+            logits = self._watched_logits(view, scores, outputs) if self._watched else self._logits(view, scores)
+        return Shown(self.teacher, view, dtype=self._dtype, logits=logits.float(), block_outputs=outputs)
 
     def _logits(self, view: View, scores: list[Tensor] | None) -> Tensor:
-        """The teacher's logits [b, classes] of the patches alive, jittered."""
+        """Return the teacher's logits [b, classes] of the patches alive, jittered."""
         shown = view.images, view.keep_indices, view.jitter
         if scores is None:
             return self.look(*shown)
@@ -93,7 +113,7 @@ class Viewer:
         return logits
 
     def _watched_logits(self, view: View, scores: list[Tensor] | None, outputs: list[Tensor]) -> Tensor:
-        """The logits, and in `outputs` what every block's attention gave."""
+        """Return the logits, and in `outputs` what the attention of each block gave."""
         with self.teacher.attention_outputs() as seen:
             logits = self.look(view.images, view.keep_indices, view.jitter)
         outputs.extend(seen)
@@ -103,13 +123,6 @@ class Viewer:
                 self._logits(view, scores)
         return logits
 
-    def _disagree(self, disagreement: losses.Disagreement, logits: Tensor, view: View) -> Tensor:
-        """The student's disagreement [b] with the teacher's logits, about what the teacher was shown."""
-        shown = jitter_images(view.images, view.jitter) if disagreement.reads_kept else self._filled(view)
-        grid, side = self.teacher.grid_size, self.teacher.patch_size
-        positions = move_patches(view.keep_indices, view.jitter, grid_size=grid, patch_size=side)
-        return disagreement(logits, shown, positions)
 
-    def _filled(self, view: View) -> Tensor:
-        """What the images will be, jittered: the patches alive, over mean color."""
-        return jitter_images(self.teacher.fill_stopped(view.images, view.keep_indices), view.jitter)
+def _precision(view: View, dtype: str) -> torch.autocast:
+    return torch.autocast(view.images.device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -12,8 +12,6 @@ from torch import Tensor
 from pipeline.dataset import schema
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import (
-    Disagreement,
-    FeaturePrior,
     Harvest,
     InversionResult,
     frozen_copy,
@@ -107,20 +105,12 @@ class Inverter:
         any_network = config.feature_model is not None or config.student is not None or config.inversion.mask_only
         make_deterministic(self.device, strict=not any_network)
         networks = load_networks(config)
-        feature_model = networks.feature_model
         self.digest = config_digest(config, networks)
         self.class_names = networks.teacher.class_names
         self._rows = RowReader(len(self.class_names), again=True)
         self.teacher = networks.make_teacher(config.inversion).to(self.device)
         self.ready_teacher = frozen_copy(self.teacher, config.inversion.dtype, compiled=config.inversion.compile)
-        self.feature_prior = None
-        if feature_model is not None:
-            published = config.inversion.scope == "published"
-            self.feature_prior = FeaturePrior(feature_model.model.to(self.device), batch_statistics=published)
-        self.disagreement = None
-        student = networks.student_reader
-        if student is not None:
-            self.disagreement = Disagreement(student.to(self.device), reads_kept=student.vit is not None)
+        self.terms = networks.make_terms(config.inversion, self.device)
 
     def __call__(self, batch: Any) -> Iterator[pa.Table]:
         """Yield one table for each shard.
@@ -182,8 +172,7 @@ class Inverter:
                 targets,
                 self.config.inversion,
                 seeds=seeds,
-                feature_prior=self.feature_prior,
-                disagreement=self.disagreement,
+                terms=self.terms,
             )
         except NonFiniteError as error:
             raise NonFiniteError(error.step, error.term, shard_id) from error

@@ -88,8 +88,7 @@ def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig)
         torch.tensor(starts, device=inverter.device),
         inversion,
         seeds=[image_seed(inverter.digest, 0, str(row)) for row in range(len(starts))],
-        feature_prior=inverter.feature_prior,
-        disagreement=inverter.disagreement,
+        terms=inverter.terms,
     )
 
 
@@ -107,14 +106,14 @@ def _peak_bytes(inverter: Inverter, starts: list[int]) -> int:
 
 
 def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int) -> int | None:
-    teacher = _counted_teacher(inverter, inversion)
+    teacher = _counted_teacher(inverter)
     return None if teacher is None else predict_run(teacher, inversion, batch=batch).total
 
 
-def _counted_teacher(inverter: Inverter, inversion: InversionConfig) -> Teacher | None:
+def _counted_teacher(inverter: Inverter) -> Teacher | None:
     """The teacher, where all that a step takes is predicted: no other networks, nothing kept of its blocks."""
     teacher = inverter.teacher
-    others = inversion.feature_prior or inversion.adversarial or inversion.patch_similarity
+    others = any(term.network is not None or term.sees == "blocks" for term in inverter.terms)
     if others or not isinstance(teacher, Teacher) or not is_predictable(teacher):
         return None
     return None if teacher.model.attn_pool is not None else teacher
@@ -122,7 +121,7 @@ def _counted_teacher(inverter: Inverter, inversion: InversionConfig) -> Teacher 
 
 def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> StepBytes:
     """The step of one image: as predicted, or its share of what was measured of those that went together."""
-    teacher = _counted_teacher(inverter, run.config)
+    teacher = _counted_teacher(inverter)
     if teacher is not None:
         return predict(teacher, run.config, batch=1)
     weights = weight_bytes(inverter.teacher, run.config.dtype)

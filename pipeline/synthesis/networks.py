@@ -3,8 +3,18 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from pipeline.errors import ModelError
-from pipeline.inversion import AnyTeacher, FeaturePrior, InversionConfig, make_teacher
+from pipeline.inversion import (
+    AnyTeacher,
+    Disagreement,
+    FeaturePrior,
+    InversionConfig,
+    Term,
+    build_terms,
+    make_teacher,
+)
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
 from pipeline.synthesis.shards import SynthesisConfig
@@ -33,6 +43,17 @@ class Networks:
         """
         loaded = self.teacher
         return make_teacher(loaded.model, inversion, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std)
+
+    def make_terms(self, inversion: InversionConfig, device: torch.device) -> list[Term]:
+        """Build the loss terms of an inversion, with these networks on a device."""
+        prior = disagreement = None
+        if self.feature_model is not None:
+            network = self.feature_model.model.to(device)
+            prior = FeaturePrior(network, batch_statistics=inversion.scope == "published")
+        if self.student_reader is not None:
+            student = self.student_reader.to(device)
+            disagreement = Disagreement(student, reads_kept=student.vit is not None)
+        return build_terms(inversion, feature_prior=prior, disagreement=disagreement)
 
     def notices(self) -> list[str]:
         """Return what a user should know at once of how they were loaded."""

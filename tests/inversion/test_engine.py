@@ -8,12 +8,16 @@ from torch import nn
 
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import (
+    AdaptiveEnd,
     Disagreement,
     FeaturePrior,
     Inversion,
     InversionConfig,
     InversionResult,
+    Shown,
     Teacher,
+    Term,
+    build_terms,
     invert,
     score,
     start_images,
@@ -290,14 +294,16 @@ def test_feature_prior_draws_the_images_to_the_statistics(tiny_teacher: Teacher)
     prior, values = make_prior(), []
     for weight in (1e-9, 10.0):
         config = InversionConfig(**DENSE, **STILL, tv_l2=0, feature_prior=weight)
-        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
+        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=build_terms(config, feature_prior=prior))
         values.append(result.losses["feature_prior"][-1])
     assert values[1] < 0.5 * values[0]
 
 
 def test_networks_that_read_whole_images_keep_the_split(tiny_teacher: Teacher) -> None:
     config = InversionConfig(iterations=3, stop_steps=[1], stop_fractions=[0.5], micro_batch=2, feature_prior=1.0)
-    run = Inversion(tiny_teacher, torch.arange(8), config, seeds=range(8), feature_prior=make_prior())
+    run = Inversion(
+        tiny_teacher, torch.arange(8), config, seeds=range(8), terms=build_terms(config, feature_prior=make_prior())
+    )
     while not run.finished:
         run.step()
     assert run.micro_batch == 2
@@ -325,7 +331,8 @@ def test_the_adversarial_term_drives_teacher_and_student_apart(tiny_teacher: Tea
     values = []
     for weight in (1e-9, 20.0):
         config = InversionConfig(**SPARSE, **STILL, adversarial=weight)
-        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, disagreement=disagreement)
+        terms = build_terms(config, disagreement=disagreement)
+        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=terms)
         values.append(-result.losses["adversarial"][-1])
     assert values[1] > values[0] + 0.05
     assert all(parameter.grad is None for parameter in disagreement.student.parameters())
@@ -338,7 +345,7 @@ def test_terms_of_what_is_seen_leave_stopped_patches_alone(tiny_teacher: Teacher
     config = InversionConfig(
         **SPARSE, **STILL, tv_l2=0.0, class_weight=0.0, adversarial=1.0, patch_similarity=1.0, micro_batch=2
     )
-    run = Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, disagreement=disagreement)
+    run = Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=build_terms(config, disagreement=disagreement))
     for _ in range(12):
         run.step()
     assert run.images.grad is not None
@@ -351,7 +358,7 @@ def test_a_published_feature_prior_cannot_be_split(tiny_teacher: Teacher) -> Non
     prior = FeaturePrior(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), batch_statistics=True)
     config = InversionConfig(**DENSE, feature_prior=1.0, scope="published", micro_batch=2)
     with pytest.raises(ConfigError, match="micro_batch 2"):
-        Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, feature_prior=prior)
+        Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=build_terms(config, feature_prior=prior))
 
 
 @pytest.mark.parametrize("term", ["tv_l1", "l2"])
@@ -411,3 +418,38 @@ def test_one_channel() -> None:
     teacher = Teacher(make_tiny_model(in_chans=1), mean=(0.5,), std=(0.5,))
     result = invert(teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
     assert teacher.to_uint8(result.images).shape == (5, 32, 32, 1)
+
+
+def test_terms_of_ones_own_beside_those_of_the_config(tiny_teacher: Teacher) -> None:
+    """A term of pixels and one of a view: what the engine minimizes is their weighted sum."""
+    config = InversionConfig(**SPARSE, **STILL)
+
+    def darkness(images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+    def confidence(shown: Shown) -> torch.Tensor:
+        assert shown.filled.shape == shown.jittered.shape
+        return -shown.logits.softmax(dim=1).gather(1, shown.targets.unsqueeze(1)).squeeze(1)
+
+    def brightness(weight: float) -> float:
+        own = [Term("darkness", weight, darkness), Term("confidence", 0.5, confidence, sees="view")]
+        result = invert(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=[*build_terms(config), *own])
+        assert list(result.losses) == ["class_loss", "tv_l2", "darkness", "confidence"]
+        return float(result.losses["darkness"][-1])
+
+    assert brightness(10.0) < brightness(1e-9) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (["a", "a"], {}, "more than one is named 'a'"),
+        ([], {}, r"terms: \[\] see pixels alone"),
+        (["a"], {"adaptive_end": AdaptiveEnd(hold_steps=2)}, "adaptive_end reads the term class_loss"),
+    ],
+)
+def test_impossible_terms(tiny_teacher: Teacher, names: list[str], changes: dict[str, Any], message: str) -> None:
+    config = InversionConfig(**{**SPARSE, **changes})
+    terms = [Term(name, 1.0, lambda shown: shown.logits.sum(dim=1), sees="view") for name in names]
+    with pytest.raises(ConfigError, match=message):
+        Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=terms)

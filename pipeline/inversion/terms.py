@@ -1,0 +1,91 @@
+"""Loss terms: what is minimized, as a list of weighted functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pipeline.inversion import losses
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.viewing import Shown
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss.
+
+    Attributes:
+        name: key of its values in `InversionResult.losses`.
+        weight: factor of its values in the loss. A term that is maximized returns negative values.
+        compute: what to minimize. Of `pixels` it takes the un-jittered images of the whole batch, float32
+            [B, C, H, W] normalized, stopped patches included; otherwise a `Shown`, some images of the batch as this
+            step shows them to the teacher. It returns a value per image, [B], or a scalar for the batch.
+        sees: `pixels`; `view`, which holds the teacher's logits; or `blocks`, where the view also holds what the
+            attention of each block of the teacher gave.
+        network: which images a network of the term's own reads: `kept` patches alone, or `whole` images. None
+            without such a network.
+        couples_images: the value of an image depends on the others of the batch, which then cannot be split.
+    """
+
+    name: str
+    weight: float
+    compute: Callable[[Any], Tensor]
+    sees: Literal["pixels", "view", "blocks"] = "pixels"
+    network: Literal["kept", "whole"] | None = None
+    couples_images: bool = False
+
+
+def build_terms(
+    config: InversionConfig,
+    *,
+    feature_prior: losses.FeaturePrior | None = None,
+    disagreement: losses.Disagreement | None = None,
+) -> list[Term]:
+    """Return the terms that have a weight in a config; the class loss always, so that its value can be read.
+
+    Args:
+        config: weights and scope.
+        feature_prior: the distance to a CNN's statistics, where the config gives it a weight.
+        disagreement: that of a student, where the config gives the adversarial term a weight.
+    """
+    published = config.scope == "published"
+    networks = {"feature_prior": feature_prior, "adversarial": disagreement}
+    for name, network in networks.items():
+        assert bool(getattr(config, name)) == (network is not None), f"{name} has a weight or a network, not both"
+    terms = [Term("class_loss", config.class_weight, _class_loss, sees="view")]
+    if config.patch_similarity:
+        terms.append(Term("patch_similarity", config.patch_similarity, _dissimilarity, sees="blocks"))
+    if feature_prior is not None:
+        terms.append(_prior_term(config.feature_prior, feature_prior, couples_images=published))
+    if disagreement is not None:
+        terms.append(_disagreement_term(config.adversarial, disagreement))
+    for name, compute in losses.pixel_losses(published=published).items():
+        if getattr(config, name):
+            terms.append(Term(name, getattr(config, name), compute))
+    return terms
+
+
+def _class_loss(shown: Shown) -> Tensor:
+    return losses.class_loss(shown.logits, shown.targets)
+
+
+def _dissimilarity(shown: Shown) -> Tensor:
+    return -losses.patch_similarity_entropy(shown.block_outputs)
+
+
+def _prior_term(weight: float, prior: losses.FeaturePrior, *, couples_images: bool) -> Term:
+    def compute(shown: Shown) -> Tensor:
+        return prior(shown.filled)
+
+    return Term("feature_prior", weight, compute, sees="view", network="whole", couples_images=couples_images)
+
+
+def _disagreement_term(weight: float, disagreement: losses.Disagreement) -> Term:
+    def compute(shown: Shown) -> Tensor:
+        images = shown.jittered if disagreement.reads_kept else shown.filled
+        with shown.precision():
+            return -disagreement(shown.logits, images, shown.positions)
+
+    network = "kept" if disagreement.reads_kept else "whole"
+    return Term("adversarial", weight, compute, sees="view", network=network)
