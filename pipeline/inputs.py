@@ -24,7 +24,7 @@ from pipeline.vit.families import refusal
 
 UNKNOWN = -1
 # What is read of each source, where it has it.
-_COLUMNS = ("image_id", "image", "label", "keep_indices")
+COLUMNS = ("image_id", "image", "label", "keep_indices")
 # A process that decodes images takes longer to start than to decode these.
 _ROWS_PER_BLOCK = 64
 _FEW_BLOCKS = 16
@@ -59,9 +59,9 @@ def read_inputs(
         images = ImageCollection.of(images)
     elif not isinstance(images, ImageCollection):
         images = find_images(images)
-    converts = [_conversion(source, loaded, labels=labels) for source in images.sources]
+    converts = [conversion(source, loaded, labels=labels) for source in images.sources]
     num_blocks = override_num_blocks or _few_blocks(images)
-    return read_collection(images, columns=_COLUMNS, converts=converts, num_blocks=num_blocks)
+    return read_collection(images, columns=COLUMNS, converts=converts, num_blocks=num_blocks)
 
 
 def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
@@ -89,12 +89,12 @@ def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool =
 
 
 def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
-    convert = _conversion(source, loaded, labels=labels)
+    convert = conversion(source, loaded, labels=labels)
     # What a synthesis writes has the labels of its manifest, and folders have those of their names.
     if "label" in source.columns and source.manifest is None:
         for table in read_column(source, "label"):
             convert.labels(table)
-    convert(read_first(source, _COLUMNS))
+    convert(read_first(source, COLUMNS))
     _, told = _map_labels(source, loaded, needed=labels)
     if told is not None:
         warn(told)
@@ -120,12 +120,17 @@ def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> So
     return source
 
 
-def _conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "_Convert":
+def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert":
+    """Return what makes encoded rows of a source a model's input.
+
+    Raises:
+        DatasetError: as `read_inputs`.
+    """
     has_labels = "label" in source.columns
     if labels and not has_labels:
         raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders")
     _check_size(source, loaded)
-    return _Convert(
+    return Convert(
         uri=source.uri,
         size=loaded.input_size,
         mean=np.array(loaded.mean, np.float32),
@@ -222,7 +227,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Convert:
+class Convert:
     """Encoded rows → inputs. Runs in Ray's tasks: it carries what it needs, and not the model."""
 
     uri: str
@@ -237,17 +242,23 @@ class _Convert:
     transform: Callable[[Image.Image], Tensor] | None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        names = table["image_id"].to_pylist()
-        codes = table["image"].to_pylist()
-        pixels = [self._pixels(code, name) for code, name in zip(codes, names, strict=True)]
         columns = {
             "label": self.labels(table),
-            "keep_indices": self._keep_indices(table),
+            "keep_indices": self.keep_indices(table),
             "image_id": table["image_id"].combine_chunks(),
         }
-        return with_tensors(pa.table(columns), {"pixels": pixels})
+        return with_tensors(pa.table(columns), {"pixels": self.pixels(table)})
 
-    def _pixels(self, code: bytes, name: str) -> np.ndarray:
+    def pixels(self, table: pa.Table) -> list[np.ndarray]:
+        """Decode the images: float32 [C, H, W], normalized.
+
+        Raises:
+            DatasetError: one cannot be decoded, or a synthetic one is of another size than the model's.
+        """
+        names, codes = table["image_id"].to_pylist(), table["image"].to_pylist()
+        return [self._decode(code, name) for code, name in zip(codes, names, strict=True)]
+
+    def _decode(self, code: bytes, name: str) -> np.ndarray:
         if self.transform is not None:
             return self.transform(schema.open_image(code, name, self.uri)).numpy()
         pixels = schema.decode_image(code, name, self.uri)
@@ -279,7 +290,12 @@ class _Convert:
             labels = [UNKNOWN if label == UNKNOWN else self.label_map[label] for label in labels]
         return pa.array(labels, pa.int64())
 
-    def _keep_indices(self, table: pa.Table) -> pa.Array:
+    def keep_indices(self, table: pa.Table) -> pa.Array:
+        """Return the patches to read, a list of int64 for each image.
+
+        Raises:
+            DatasetError: one lies outside the model's grid.
+        """
         kind: Any = pa.list_(pa.int64())
         if "keep_indices" not in table.column_names:
             return pa.array([list(range(self.num_patches))] * len(table), kind)

@@ -10,10 +10,12 @@ from pipeline.config import from_dict
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.sources import Source
 from pipeline.dataset.units import RowRange
-from pipeline.distillation import DistillationConfig, plan
+from pipeline.distillation import DistillationConfig
+from pipeline.distillation import plan as training
 from pipeline.distillation.students import build_student
 from pipeline.models import LoadedModel, ModelConfig, load_model
-from pipeline.quantization import CalibrationConfig, run
+from pipeline.quantization import CalibrationConfig
+from pipeline.quantization import plan as calibration
 
 IMAGES = ImageCollection.of(Source("u", {}, None, False, [RowRange("u/x", "x", 0, 0, 0, 5, 100)]))
 CALIBRATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -80,14 +82,14 @@ def make(config_class: Any, changes: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", CALIBRATIONS)
 def test_a_calibration_keeps_its_digest(loaded: LoadedModel, name: str) -> None:
     changes, recorded = CALIBRATIONS[name]
-    assert run._document(make(CalibrationConfig, changes), IMAGES, loaded)["digest"] == recorded
+    assert calibration._document(make(CalibrationConfig, changes), IMAGES, loaded)["digest"] == recorded
 
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_keeps_its_digest(loaded: LoadedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes, recorded = TRAININGS[name]
     config = make(DistillationConfig, changes)
-    monkeypatch.setattr(plan, "weight_digest", lambda model: f"{2:064x}")
+    monkeypatch.setattr(training, "weight_digest", lambda model: f"{2:064x}")
     student = build_student(replace(config.student, model=None, depth_pruned=[1]), loaded, seed=0)
     labelled = IMAGES if config.labelled else None
-    assert plan._document(config, loaded, student, IMAGES, labelled)["digest"] == recorded
+    assert training._document(config, loaded, student, IMAGES, labelled)["digest"] == recorded

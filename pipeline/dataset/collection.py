@@ -1,5 +1,6 @@
 """Several datasets read as one: which rows of which dataset, in which order, and ids that tell them apart."""
 
+import bisect
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,20 @@ class ImageCollection:
     def uri(self) -> str:
         """Return the URIs as one text, for messages."""
         return ", ".join(source.uri for source in self.sources)
+
+    def select(self, rows: Sequence[int]) -> "ImageCollection":
+        """Return the units that hold some rows, numbered in reading order, ascending.
+
+        Of a row group all rows between the first and the last are left in, because they are read together.
+        """
+        selected: list[tuple[int, Unit]] = []
+        first, place = 0, 0
+        for number, unit in self.units:
+            stop = bisect.bisect_left(rows, first + unit.num_rows, place)
+            if stop > place:
+                selected.append((number, unit.select([row - first for row in rows[place:stop]])))
+            first, place = first + unit.num_rows, stop
+        return ImageCollection(self.sources, selected)
 
     def check_complete(self) -> None:
         """Refuse a synthetic dataset that is still being made, or whose making was cut off.

@@ -146,10 +146,9 @@ def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> Iterator[pa.
     size = _rows_at_once(unit)
     for start in range(0, unit.num_rows, size):
         files = unit.files[start : start + size]
-        arrays: dict[str, pa.Array] = {
-            "image": pa.array([storage.read_bytes(uri) for uri, _, _ in files], pa.binary()),
-            "image_id": pa.array([name for _, name, _ in files], pa.string()),
-        }
+        arrays: dict[str, pa.Array] = {"image_id": pa.array([name for _, name, _ in files], pa.string())}
+        if columns is None or "image" in columns:
+            arrays["image"] = pa.array([storage.read_bytes(uri) for uri, _, _ in files], pa.binary())
         if files[0][2] is not None:
             arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
         yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})

@@ -1,5 +1,6 @@
 """What is read together: rows of a Parquet file, or some image files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,6 +36,12 @@ class RowRange:
             if stop > start
         ]
 
+    def select(self, rows: Sequence[int]) -> "RowRange":
+        """Return the range from the first to the last of some rows, numbered from 0, ascending."""
+        start, stop = self.start + rows[0], self.start + rows[-1] + 1
+        size = self.size * (stop - start) // self.num_rows
+        return RowRange(self.uri, self.name, self.row_group, self.first_row, start, stop, size)
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -52,6 +59,10 @@ class ImageFiles:
         return [
             ImageFiles(self.files[start:stop], self.size // parts) for start, stop in pairwise(edges) if stop > start
         ]
+
+    def select(self, rows: Sequence[int]) -> "ImageFiles":
+        """Return some of the files, numbered from 0, ascending."""
+        return ImageFiles(tuple(self.files[row] for row in rows), self.size * len(rows) // self.num_rows)
 
 
 Unit = RowRange | ImageFiles

@@ -31,14 +31,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive rows of a dataset, and how they are read.
+    """Rows of a dataset that follow each other, and how they are read.
 
     Attributes:
-        stop: number of the row after the last one.
+        rows: their numbers in reading order, ascending.
         batches: image ids that are read together.
     """
 
-    stop: int
+    rows: list[int]
     batches: list[list[str]]
 
 
@@ -60,17 +60,19 @@ def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: i
     if not rows:
         raise DatasetError("there are no images to calibrate on")
     chosen = _choose([image_id for image_id, _ in rows], max_images, seed)
-    windows, current, total = [], {}, 0
-    for number, (image_id, num_kept) in enumerate(rows):
+    for image_id, num_kept in rows:
         if num_kept < 1:
             raise DatasetError(f"image {image_id!r} keeps no patch")
-        if image_id in chosen:
-            current.setdefault(num_kept, []).append(image_id)
-            total += 1
-            if total % batch_size == 0 or total == len(chosen):
-                windows.append(Window(number + 1, [current[k] for k in sorted(current)]))
-                current = {}
-    return windows
+    numbers = [number for number, (image_id, _) in enumerate(rows) if image_id in chosen]
+    return [_window(rows, numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
+
+
+def _window(rows: Sequence[tuple[str, int]], numbers: list[int]) -> Window:
+    batches: dict[int, list[str]] = {}
+    for number in numbers:
+        image_id, num_kept = rows[number]
+        batches.setdefault(num_kept, []).append(image_id)
+    return Window(numbers, [batches[num_kept] for num_kept in sorted(batches)])
 
 
 def _choose(image_ids: Sequence[str], max_images: int | None, seed: int) -> set[str]:

@@ -3,13 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
@@ -20,14 +17,17 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.config import from_dict, to_dict
+from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import CheckpointError, IncompleteError
 from pipeline.models import LoadedModel, load_model
 from pipeline.models.image_reader import num_patches
-from pipeline.quantization.batches import Window, gather_batches, plan_windows, share_windows
+from pipeline.progress import Count, progress
+from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.plan import Plan
 from pipeline.quantization.ranges import Ranges, reduce_ranges
-from pipeline.quantization.sampling import lowest_ranked
+from pipeline.quantization.reading import iterate_inputs
 from pipeline.training import fit, run_config, worker_configs
 
 # Under the output, while the workers run.
@@ -56,108 +56,98 @@ class Calibration:
         return sum(map(len, self.image_ids))
 
 
-def calibrate_ranges(
-    config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, digest: str, *, fixed: bool = False
-) -> Calibration:
-    """Read every image once, on `config.num_workers` workers, and merge what they saw.
+def calibrate_ranges(plan: Plan, *, fixed: bool = False) -> Calibration:
+    """Read every planned image once, on `num_workers` workers, and merge what they saw.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
-    bit, for any number of workers.
+    bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
+    decoded, with the rows that are read together from a file.
 
     Args:
-        config: how.
-        images: rows as `pipeline.inputs.read_inputs` gives them.
-        loaded: the model; workers load it anew from `config.teacher`.
-        digest: names the Ray Train run.
+        plan: what to calibrate on what.
         fixed: no node can join the cluster any more.
 
     Raises:
         ConfigError: a fixed cluster is too small.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
+    config = plan.config
     workers = None
     if config.num_workers:
         # Before the first image is read: a cluster may be too small.
         workers = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
-    with own_errors():
-        images = _in_memory(config, images)
-        rows = _index(images, _dense_patches(config, loaded))
-        windows = plan_windows(rows, config.batch_size, config.max_images, config.seed)
-        if workers is not None:
-            observed = _calibrate_on_workers(config, images, loaded, windows, digest, *workers)
-        else:
-            observed = _calibrate_here(config, images, loaded, windows)
-        samples = np.stack([np.asarray(row["pixels"], np.float32) for row in images.take(_NUM_SAMPLES)])
-    calibration = Calibration(**observed, samples=torch.from_numpy(samples))
-    _check_complete(calibration, windows)
+    with own_errors(), progress("calibrate", plan.num_images, on_workers=workers is not None) as count:
+        observed = _calibrate_here(plan, count) if workers is None else _calibrate_on_workers(plan, count, *workers)
+    calibration = Calibration(**observed, samples=_samples(plan))
+    _check_complete(calibration, plan.windows)
     return calibration
 
 
-def _in_memory(config: CalibrationConfig, images: ray.data.Dataset) -> ray.data.Dataset:
-    """The images in a fixed order, once decoded; of more than are wanted, few more than those."""
-    images = images.select_columns(["pixels", "keep_indices", "image_id"])
-    if config.max_images is not None:
-        draw = partial(lowest_ranked, count=config.max_images, seed=config.seed)
-        images = images.map_batches(draw, batch_format="pyarrow", batch_size=None)
-    images.context.execution_options.preserve_order = True
-    return images.materialize()
+def _samples(plan: Plan) -> Tensor:
+    """Read a few of the images, float32 [B, C, H, W]."""
+    rows = [row for window in plan.windows for row in window.rows][:_NUM_SAMPLES]
+    ids = {image_id for batch in _batches(plan.windows) for image_id in batch}
+    samples = iterate_inputs(plan.images.select(rows), plan.loaded, ids)
+    return torch.from_numpy(np.stack([row["pixels"] for row in islice(samples, len(rows))]))
 
 
-def _dense_patches(config: CalibrationConfig, loaded: LoadedModel) -> int | None:
+@dataclass(frozen=True)
+class _Share:
+    """What one worker reads.
+
+    Attributes:
+        images: with the units that hold its rows.
+        batches: image ids that are read together.
+    """
+
+    images: ImageCollection
+    batches: list[list[str]]
+
+
+def _share(plan: Plan, windows: Sequence[Window]) -> _Share:
+    return _Share(plan.images.select([row for window in windows for row in window.rows]), _batches(windows))
+
+
+def _observe(
+    config: CalibrationConfig, loaded: LoadedModel, observer: RangeObserver, share: _Share, count: Count
+) -> list[str]:
+    wanted = {image_id for batch in share.batches for image_id in batch}
     # A model without patches counts as one.
-    return num_patches(loaded) or 1 if config.mode == "dense" else None
+    dense = num_patches(loaded) or 1 if config.mode == "dense" else None
+    rows = iterate_inputs(share.images, loaded, wanted)
+    return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
 
 
-def _index(images: ray.data.Dataset, dense_patches: int | None) -> list[tuple[str, int]]:
-    """Id and number of patches to read of each row, in order."""
-    index = images.select_columns(["keep_indices", "image_id"])
-    index.context.execution_options.preserve_order = True
-    return [(str(row["image_id"]), dense_patches or len(row["keep_indices"])) for row in index.iter_rows()]
-
-
-def _calibrate_here(
-    config: CalibrationConfig, images: ray.data.Dataset, loaded: LoadedModel, windows: Sequence[Window]
-) -> dict[str, Any]:
+def _calibrate_here(plan: Plan, count: Count) -> dict[str, Any]:
+    config, loaded = plan.config, plan.loaded
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cpus_per_worker)
     try:
         observer = RangeObserver(loaded.model, config.placement)
-        dense = _dense_patches(config, loaded)
-        image_ids = observer.observe(gather_batches(images.iter_rows(), _batches(windows), dense_patches=dense))
+        image_ids = _observe(config, loaded, observer, _share(plan, plan.windows), count)
     finally:
         torch.set_num_threads(threads)
     return {"ranges": observer.ranges(), "image_ids": [image_ids]}
 
 
 def _calibrate_on_workers(
-    config: CalibrationConfig,
-    images: ray.data.Dataset,
-    loaded: LoadedModel,
-    windows: Sequence[Window],
-    digest: str,
-    scaling: ScalingConfig,
-    torch_config: TorchConfig,
+    plan: Plan, count: Count, scaling: ScalingConfig, torch_config: TorchConfig
 ) -> dict[str, Any]:
-    shares = share_windows(windows, config.num_workers)
-    # A worker without windows has an empty part, which ends where the one before it ends.
-    cuts = list(accumulate((share[-1].stop if share else 0 for share in shares[:-1]), max))
-    parts = images.split_at_indices(cuts) if cuts else [images]
+    config = plan.config
     folder = storage.join(config.output, TRAIN_FOLDER)
     trainer = TorchTrainer(
-        _observe_part,
+        _observe_share,
         train_loop_config={
             "config": to_dict(dataclasses.replace(config, teacher=config.teacher.located())),
-            "batches": [_batches(share) for share in shares],
-            "weights": loaded.digest,
+            "shares": [_share(plan, windows) for windows in share_windows(plan.windows, config.num_workers)],
+            "weights": plan.loaded.digest,
+            "count": count,
         },
         torch_config=torch_config,
-        datasets={_part_name(rank): part for rank, part in enumerate(parts)},
-        # Parts are cut at the windows above: Ray's own split would drop a remainder, or cut through a batch.
-        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=scaling,
         run_config=run_config(
             folder,
-            f"calibrate-{digest[:8]}",
+            f"calibrate-{plan.digest[:8]}",
             max_failures=config.max_failures,
             start_timeout_s=config.start_timeout_s,
         ),
@@ -170,26 +160,20 @@ def _calibrate_on_workers(
         storage.remove_folder(folder)
 
 
-def _observe_part(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does: read its part, merge with the others. Returns ranges and image ids of a `Calibration`."""
+def _observe_share(settings: dict[str, Any]) -> dict[str, Any]:
+    """Read a worker's share, and merge with the others: ranges and image ids of a `Calibration`."""
     config = from_dict(CalibrationConfig, settings["config"])
     torch.set_num_threads(config.cpus_per_worker)
     loaded = load_model(config.teacher)
     if loaded.digest != settings["weights"]:
         raise CheckpointError(f"the weights of {config.teacher.name!r} are not the same on every machine")
     device = get_device()
-    rank = ray.train.get_context().get_world_rank()
+    share: _Share = settings["shares"][ray.train.get_context().get_world_rank()]
     observer = RangeObserver(loaded.model.to(device), config.placement)
-    part: Any = ray.train.get_dataset_shard(_part_name(rank))
-    batches, dense = settings["batches"][rank], _dense_patches(config, loaded)
-    image_ids = observer.observe(gather_batches(part.iter_rows(), batches, dense_patches=dense))
+    image_ids = _observe(config, loaded, observer, share, settings["count"])
     everyone: list[Any] = [None] * ray.train.get_context().get_world_size()
     dist.all_gather_object(everyone, image_ids)
     return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}
-
-
-def _part_name(rank: int) -> str:
-    return f"part-{rank}"
 
 
 def _batches(windows: Sequence[Window]) -> list[list[str]]:

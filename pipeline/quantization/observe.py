@@ -1,6 +1,6 @@
 """Activation ranges of a model on images: one forward of each serves every bit width."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,8 +34,13 @@ class RangeObserver:
         self._model: Any = model
         self.num_images = 0
 
-    def observe(self, batches: Iterable[Batch]) -> list[str]:
-        """Read images once, at their kept patches where the family allows it; returns their ids."""
+    def observe(self, batches: Iterable[Batch], count: Callable[[int], None] = lambda _: None) -> list[str]:
+        """Read images once, at their kept patches where the family allows it, and return their ids.
+
+        Args:
+            batches: of images.
+            count: called with the number of images of each batch that was read.
+        """
         image_ids = []
         for batch in batches:
             arguments = self._arguments(batch)
@@ -43,6 +48,7 @@ class RangeObserver:
                 self._graph(*arguments)
             self.num_images += len(batch.images)
             image_ids += batch.image_ids
+            count(len(batch.images))
         return image_ids
 
     def _arguments(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ ROWS = [(f"image-{number:02d}", 3 + number % 3) for number in range(23)]
 def test_windows_hold_every_image_once_in_batches_of_equal_numbers_of_patches() -> None:
     windows = plan_windows(ROWS, 8, None, seed=0)
     batches = [batch for window in windows for batch in window.batches]
-    assert [window.stop for window in windows] == [8, 16, 23]
+    assert [window.rows for window in windows] == [list(range(8)), list(range(8, 16)), list(range(16, 23))]
     assert sorted(image_id for batch in batches for image_id in batch) == [image_id for image_id, _ in ROWS]
     kept = dict(ROWS)
     assert all(len({kept[image_id] for image_id in batch}) == 1 for batch in batches)

@@ -104,13 +104,13 @@ def test_one_pass_serves_every_bit_width(
     forwards: list[int] = []
     observe: Callable[..., list[str]] = RangeObserver.observe
 
-    def counting(self: RangeObserver, batches: Iterable[Batch]) -> list[str]:
+    def counting(self: RangeObserver, batches: Iterable[Batch], *count: Any) -> list[str]:
         def counted() -> Iterable[Batch]:
             for batch in batches:
                 forwards.append(len(batch.images))
                 yield batch
 
-        return observe(self, counted())
+        return observe(self, counted(), *count)
 
     monkeypatch.setattr(RangeObserver, "observe", counting)
     calibrate(make_config(tiny_folder, real, tmp_path / "one", batch_size=5))

@@ -1,0 +1,83 @@
+"""How far a job has come: workers count the images they have read, this process prints how many there are.
+
+No torch: a small actor of Ray imports it.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.actor import ActorHandle
+
+_INTERVAL_S = 2.0
+Count = Callable[[int], None]
+
+
+@contextmanager
+def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
+    """Print on standard error how many images have been read, while they are.
+
+    Args:
+        job: its name, which lines begin with.
+        num_images: to be read.
+        on_workers: other processes read them.
+
+    Yields:
+        What to call with the number of images that were just read, here or in any process of the cluster.
+    """
+    print(f"{job}: {num_images} images to read", file=sys.stderr, flush=True)
+    counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
+    finished = threading.Event()
+    thread = threading.Thread(target=_print_until, args=(job, counter, num_images, finished), daemon=True)
+    thread.start()
+    try:
+        yield partial(_add, counter)
+    finally:
+        finished.set()
+        thread.join()
+
+
+class _Counter:
+    """Images read so far."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    def total(self) -> int:
+        return self._count
+
+
+def _add(counter: "_Counter | ActorHandle", count: int) -> None:
+    if isinstance(counter, _Counter):
+        counter.add(count)
+    else:
+        counter.add.remote(count)
+
+
+def _total(counter: "_Counter | ActorHandle") -> int:
+    return counter.total() if isinstance(counter, _Counter) else int(ray.get(counter.total.remote()))  # type: ignore[arg-type]
+
+
+def _print_until(job: str, counter: "_Counter | ActorHandle", num_images: int, finished: threading.Event) -> None:
+    started, printed = time.monotonic(), 0
+    while not finished.wait(_INTERVAL_S):
+        try:
+            read = _total(counter)
+        except ray.exceptions.RayError:
+            # The cluster is going: the calibration itself says why.
+            return
+        if read > printed:
+            printed = read
+            rate = read / (time.monotonic() - started)
+            left = (num_images - read) / rate
+            line = f"{job}: {read} of {num_images} images, {rate:.3g} images/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,146 @@
+"""What is to be calibrated, found possible before any work starts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from pipeline import storage
+from pipeline.artifacts.onnx import check_onnx
+from pipeline.config import to_dict
+from pipeline.dataset.collection import ImageCollection, find_images, image_facts
+from pipeline.dataset.sources import Source
+from pipeline.errors import DatasetError, ModelError
+from pipeline.inputs import check_inputs, find_labelled
+from pipeline.models import LoadedModel, load_model
+from pipeline.outputs import CONFIG, check_output, check_place
+from pipeline.quantization.batches import Window, plan_windows
+from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
+from pipeline.quantization.graphs import export_images
+from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
+from pipeline.quantization.reading import read_index
+from pipeline.runs import check_same, identifying_settings, make_document
+from pipeline.vetting import announce, check_teacher
+from pipeline.vit.families import refusal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A calibration that was found possible.
+
+    Attributes:
+        config: as given.
+        document: what `config.json` says: what identifies the calibration, and its digest.
+        loaded: the model, as loaded on the driver.
+        program: the model as a graph that reads whole images.
+        images: what to calibrate on.
+        windows: which of them, and which are read together.
+        labelled: what to score on, where there is any.
+    """
+
+    config: CalibrationConfig
+    document: dict[str, Any]
+    loaded: LoadedModel
+    program: ExportedProgram
+    images: ImageCollection
+    windows: list[Window]
+    labelled: Source | None
+
+    @property
+    def digest(self) -> str:
+        return self.document["digest"]
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(window.rows) for window in self.windows)
+
+
+def prepare(config: CalibrationConfig) -> Plan:
+    """Check on the driver all that can be checked without Ray; nothing is written, and no image but the first is read.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
+    """
+    check_place(config.output, shared=config.num_workers > 0)
+    if "onnx" in config.formats:
+        check_onnx()
+    loaded = load_model(config.teacher)
+    announce(loaded.notices)
+    # Ranges are calibrated on whatever a model answers with; only scores read it as classes.
+    check_teacher(loaded, classes=config.labelled is not None)
+    _check_mode(config, loaded)
+    images = find_images(config.images, split=config.images_split)
+    _check_images(config, images, loaded)
+    check_inputs(images, loaded)
+    labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
+    index = read_index(images, loaded, dense=config.mode == "dense")
+    windows = plan_windows(index, config.batch_size, config.max_images, config.seed)
+    program = export_images(loaded.model, config.placement)
+    tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
+    document = _document(config, images, loaded)
+    _check_claim(config.output, document)
+    return Plan(config, document, loaded, program, images, windows, labelled)
+
+
+def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
+    """Return what `config.json` says: what decides the ranges and with them every artifact, and its digest.
+
+    Bit widths and workers decide neither, so an output takes further bit widths.
+    """
+    facts = {
+        "teacher": loaded.digest,
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        **image_facts(images),
+        **identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS),
+    }
+    preprocessing = config.teacher.preprocessing()
+    if preprocessing and not all(source.synthetic for source in images.sources):
+        facts["preprocessing"] = preprocessing
+    return make_document("calibrate", facts, to_dict(config))
+
+
+def _check_claim(output: str, document: dict[str, Any]) -> None:
+    """Refuse an output of another run, or one that cannot be written, while nothing is written yet.
+
+    Raises:
+        DatasetError: it is.
+    """
+    check_output(output, "calibrate")
+    uri = storage.join(output, CONFIG)
+    if storage.exists(uri):
+        check_same(output, "calibrate", storage.read_json(uri), document)
+    storage.check_writable(output)
+
+
+def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    """Only a family that can be run on a token subset is calibrated on kept patches.
+
+    Raises:
+        ModelError: it is another, and the mode is `sparse`.
+    """
+    reason = refusal(loaded.model)
+    if config.mode == "sparse" and reason is not None:
+        family = type(loaded.model).__name__
+        raise ModelError(
+            f"{family} cannot be calibrated on kept patches alone: {reason}; mode dense reads the filled images"
+        )
+
+
+def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> None:
+    """Synthetic images know how many they should be, and which teacher they are of.
+
+    Raises:
+        DatasetError: some are missing, or they are of another, and the config does not say that this is meant.
+    """
+    if not config.allow_incomplete:
+        images.check_complete()
+    for source in images.sources:
+        if source.manifest is None or config.allow_other_teacher:
+            continue
+        name, weights = source.manifest["teacher"]["name"], source.manifest["teacher"]["weights_sha256"]
+        if weights != loaded.digest:
+            raise DatasetError(
+                f"{source.uri!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
+                f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
+            )

@@ -1,0 +1,74 @@
+"""Calibration images, read in the process that observes them: a plan needs their ids alone, a worker only its own."""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.rows import read_unit
+from pipeline.dataset.units import Unit
+from pipeline.inputs import COLUMNS, Convert, conversion
+from pipeline.models import LoadedModel
+from pipeline.models.image_reader import num_patches
+
+# Ids are small and far away: many files at a time.
+_INDEX_THREADS = 32
+
+
+def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
+    """Return the id of each image and how many patches of it are read, in reading order. No image is read.
+
+    Args:
+        images: what was found.
+        loaded: the model that is to read them.
+        dense: all patches are read, whatever the images keep.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+    # A model without patches counts as one.
+    whole = num_patches(loaded) or 1
+    columns = ["image_id"] if dense else ["image_id", "keep_indices"]
+
+    def index(unit: tuple[int, Unit]) -> list[tuple[str, int]]:
+        number, rows = unit
+        return [pair for table in read_unit(images.sources[number], rows, columns) for pair in _pairs(table, whole)]
+
+    with ThreadPoolExecutor(_INDEX_THREADS) as threads:
+        return [pair for pairs in threads.map(index, images.units) for pair in pairs]
+
+
+def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
+    ids = table["image_id"].to_pylist()
+    counts = [whole] * len(ids)
+    if "keep_indices" in table.column_names:
+        counts = pc.list_value_length(table["keep_indices"]).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    return zip(map(str, ids), counts, strict=True)
+
+
+def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows as `pipeline.inputs.read_inputs` does, in this process: few images are decoded at a time.
+
+    Args:
+        images: what to read; other images in it are skipped without decoding them.
+        loaded: the model that is to read them.
+        wanted: ids of the images to yield.
+
+    Raises:
+        DatasetError: a file cannot be read, or an image cannot be decoded.
+    """
+    converts = [conversion(source, loaded, labels=False) for source in images.sources]
+    for number, unit in images.units:
+        for table in read_unit(images.sources[number], unit, COLUMNS):
+            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+            if chosen:
+                yield from _convert(converts[number], table.take(chosen))
+
+
+def _convert(convert: Convert, table: pa.Table) -> Iterator[dict[str, Any]]:
+    columns = (table["image_id"].to_pylist(), convert.pixels(table), convert.keep_indices(table).to_pylist())
+    for image_id, pixels, kept in zip(*columns, strict=True):
+        yield {"image_id": str(image_id), "pixels": pixels, "keep_indices": kept}
