@@ -17,7 +17,15 @@ from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
-from pipeline.dataset.splits import check_one_dataset, choose_split, folder_splits, missing_shards, parquet_splits
+from pipeline.dataset.splits import (
+    check_no_hidden_split_folders,
+    check_no_hidden_splits,
+    check_one_dataset,
+    choose_split,
+    folder_splits,
+    missing_shards,
+    parquet_splits,
+)
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, warn
@@ -163,6 +171,8 @@ def _parquet_folder(
     chosen, files = choose_split(uri, splits, split)
     if not by_card:
         check_one_dataset(uri, chosen, files)
+        if chosen is None:
+            check_no_hidden_splits(uri, files)
     for name, (there, total) in missing_shards(files).items():
         warn(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
@@ -246,6 +256,8 @@ def _row_groups(facts: FileFacts, name: str) -> Iterator[RowRange]:
 def _image_folder(uri: str, listing: Listing, images: list[str], split: str | None) -> Source:
     splits = folder_splits(images)
     chosen, read = choose_split(uri, splits, split)
+    if chosen is None:
+        check_no_hidden_split_folders(uri, read)
     root = chosen or ""
     check_folders(uri, root, read)
     names = find_classes(uri, root, splits.files or [""], images, listing.empty_folders)
