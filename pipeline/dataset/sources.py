@@ -4,6 +4,7 @@ Everything is looked at before any work starts: a truncated or foreign file is t
 """
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,9 @@ class Source:
         units: what is read together.
         manifest: of a synthetic dataset, where there is one.
         qualifier: what image ids begin with, where several datasets are read together.
+
+    Raises:
+        DatasetError: two classes have one name.
     """
 
     uri: str
@@ -55,6 +59,11 @@ class Source:
     units: list[Unit]
     manifest: dict[str, Any] | None = None
     qualifier: str = ""
+
+    def __post_init__(self) -> None:
+        repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]
+        if repeated:
+            raise DatasetError(f"{self.uri!r} has more than one class named {repeated[0]!r}: give each its own name")
 
     @property
     def of_folders(self) -> bool:
