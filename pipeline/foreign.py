@@ -70,10 +70,10 @@ def recognize_foreign(content: bytes, wanted: str, *, whole: bool = True) -> str
         whole: whether `content` is all of the file, or its first kilobyte.
 
     Returns:
-        None where the content is of no kind that is known here.
+        None where the content is of no kind that is known here, or begins as what it should be.
     """
     found = _recognize(content, wanted, whole=whole) or _text(content, wanted)
-    if found is None:
+    if found is None or found[0].startswith(wanted):
         return None
     what, instead = found
     return _sentence(what, instead if instead in _FOR_ANY_FILE else "")

@@ -16,6 +16,7 @@ from pipeline.foreign import recognize_foreign
         (b"<!DOCTYPE html>", "is a web page (HTML or XML), perhaps an error or a login: download the file itself"),
         (b'{"error": 1}', "is JSON, not an image"),
         (b"404: not found", "is text, not an image ('404: not found')"),
+        (b"\x89PNG", None),
         (b"PAR1", "is a Parquet file, not an image"),
         (b"PK\x03\x04 and more", "is corrupt, a zip archive that is cut off: download or copy it again"),
         # The first byte of a Flax checkpoint, as of anything else.

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipeline.foreign import recognize_foreign
+
 # Format, as Pillow calls it → suffixes of its files. Pillow knows more formats; of some it starts other programs to
 # read them (EPS), and some have no signature, so that any bytes may pass for them (TGA).
 FORMATS = {
@@ -98,10 +100,12 @@ def decode(encoded: bytes) -> Image.Image:
         turn = _UPRIGHT.get(_orientation(image))
         picture = _to_8_bit(image)
     except UnidentifiedImageError as error:
+        foreign = recognize_foreign(encoded, "an image")
         # Pillow's own words for it name an object in memory.
-        raise UnreadableImageError(
+        unknown = (
             f"Pillow reads it as none of {', '.join(FORMATS)}: damaged, another format, or an unusual kind of pixels"
-        ) from error
+        )
+        raise UnreadableImageError(unknown if foreign is None else f"it {foreign}") from error
     except _UNREADABLE as error:
         raise UnreadableImageError(str(error)) from error
     return picture if turn is None else picture.transpose(turn)

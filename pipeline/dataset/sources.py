@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema, store
-from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, read_card
+from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, class_order, read_card
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
-from pipeline.dataset.folders import check_folders, class_folder, find_classes
+from pipeline.dataset.folders import check_folders, check_not_empty, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
 from pipeline.dataset.splits import (
@@ -172,7 +172,7 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
 def _parquet_folder(
     uri: str, listing: Listing, names: list[str], extra_columns: Sequence[str], split: str | None
 ) -> Source:
-    card = read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
+    card = _card(uri, listing)
     config = card_config(uri, card)
     splits = None if config is None else card_splits(uri, config, names)
     by_card = splits is not None
@@ -191,6 +191,10 @@ def _parquet_folder(
     if "label" not in source.columns:
         check_labels_in_files(uri, files)
     return replace(source, class_names=_agreed_names(uri, source.class_names, in_card))
+
+
+def _card(uri: str, listing: Listing) -> dict[str, Any]:
+    return read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
 
 
 def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
@@ -269,10 +273,12 @@ def _image_folder(uri: str, listing: Listing, images: list[str], split: str | No
         check_no_hidden_split_folders(uri, read)
     root = chosen or ""
     check_folders(uri, root, read)
-    names = find_classes(uri, root, splits.files or [""], images, listing.empty_folders)
-    report_skipped(uri, listing, "images", read=read, unread=set(images))
-    labels = {name: label for label, name in enumerate(names)}
     sizes = dict(listing.files)
+    check_not_empty(uri, sizes, read)
+    card = _card(uri, listing)
+    names = class_order(uri, card, find_classes(uri, root, splits.files or [""], images, listing.empty_folders))
+    report_skipped(uri, listing, "images", read=[*read, *([CARD] if card else [])], unread=set(images))
+    labels = {name: label for label, name in enumerate(names)}
     units = [
         ImageFiles(
             tuple((storage.join(uri, name), name, labels.get(class_folder(root, name))) for name in chunk),

@@ -38,6 +38,21 @@ def test_every_format_is_read(kind: str) -> None:
     np.testing.assert_allclose(np.asarray(decode(encoded(image, kind))), np.asarray(image), atol=12)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not the file itself: run `git lfs"),
+        (b"<html></html>", "it is a web page"),
+        (b"\x89PNG\r\n\x1a\n and no more", "Pillow reads it as none of"),
+        (b"\x81\xff\0", "Pillow reads it as none of"),
+    ],
+)
+def test_what_lies_under_the_name_of_an_image_is_told(content: bytes, reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^image 'x' cannot be decoded: {reason}"):
+        decode_image(content, "x")
+
+
 def test_floats_from_0_to_1_are_scaled() -> None:
     pixels = decode_image(tiff(np.linspace(0, 1, 4096).reshape(64, 64), "f"), "x")
     assert pixels.shape == (64, 64, 1)

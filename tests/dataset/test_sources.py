@@ -191,6 +191,33 @@ def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> N
         find_source(str(tmp_path))
 
 
+def test_a_card_beside_a_folder_of_images_tells_the_order_of_its_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ant/x.png", "bee/x.png"):
+        image(tmp_path / name)
+    card = tmp_path / "README.md"
+    label = "{name: label, dtype: {class_label: {names: {'0': NAME, '1': bee, '2': ant}}}}"
+    head = f"---\ndataset_info:\n  features:\n  - {label}\n---\n"
+    card.write_text(head.replace("NAME", "cat"))
+    assert find_source(str(tmp_path)).class_names == ["cat", "bee", "ant"]
+    assert found(tmp_path) == {"ant/x.png": 2, "bee/x.png": 1}
+    assert capsys.readouterr().err == ""
+    card.write_text(head.replace("ant", "wasp"))
+    assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
+    assert "class names of its README.md are not read, because 'ant' is not among them" in capsys.readouterr().err
+    card.write_text("---\nconfigs:\n- {config_name: default, data_files: x/*}\n---\n")
+    assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
+    assert "the configs of its README.md are not read; of images, splits are folders" in capsys.readouterr().err
+
+
+def test_empty_image_files_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    with pytest.raises(DatasetError, match=r"has 1 empty image files, such as 'b\.png'"):
+        find_source(str(tmp_path))
+
+
 def test_an_object_store_has_the_folders_that_a_marker_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
