@@ -11,18 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.dataset import schema
-from pipeline.dataset.classes import doubtful_order
 from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.reader import read_collection, with_tensors
 from pipeline.dataset.rows import read_column, read_first, repeated_id
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError, warn
-from pipeline.labels import match_classes, only_spelled_otherwise
+from pipeline.labels import UNKNOWN, map_labels
 from pipeline.models import LoadedModel, RealImageTransform
 from pipeline.models.image_reader import num_patches
 from pipeline.vit.families import refusal
 
-UNKNOWN = -1
 # What is read of each source, where it has it.
 COLUMNS = ("image_id", "image", "label", "keep_indices")
 # A process that decodes images takes longer to start than to decode these.
@@ -95,7 +93,7 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
         for table in read_column(source, "label"):
             convert.labels(table)
     convert(read_first(source, COLUMNS))
-    _, told = _map_labels(source, loaded, needed=labels)
+    _, told = map_labels(source, loaded, needed=labels)
     if told is not None:
         warn(told)
 
@@ -138,7 +136,7 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert
         num_classes=len(loaded.class_names),
         num_patches=num_patches(loaded),
         reads_subsets=refusal(loaded.model) is None,
-        label_map=_map_labels(source, loaded, needed=labels)[0] if has_labels else None,
+        label_map=map_labels(source, loaded, needed=labels)[0] if has_labels else None,
         labels_needed=labels,
         transform=None if source.synthetic else RealImageTransform(loaded),
     )
@@ -162,68 +160,6 @@ def _check_size(source: Source, loaded: LoadedModel) -> None:
 def _size_text(size: Sequence[int]) -> str:
     channels, height, width = size
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
-def _map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
-    """Return the model's label for each of the source's, and what is to be told about them.
-
-    None instead of labels where the source's are numbers without names, and are the model's.
-
-    Raises:
-        DatasetError: labels are needed, and the source's classes cannot be found among the model's.
-    """
-    names, own = source.class_names, loaded.class_names
-    if names is None:
-        return None, None
-    found = match_classes(names, own)
-    labels = [UNKNOWN if label is None else label for label in found]
-    unknown = [name for name, label in zip(names, found, strict=True) if label is None]
-    if not unknown or not needed:
-        return labels, None
-    if only_spelled_otherwise(names, found, own):
-        told = f"the classes {_pairs(names, own, [names.index(name) for name in unknown])} are taken to be the same"
-        return list(range(len(names))), f"{source.uri!r} and model {loaded.name!r}: {told}"
-    _check_by_number(source, loaded, found)
-    told = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
-    return list(range(len(names))), f"{told}: {_pairs(names, own, range(len(names)))}"
-
-
-def _check_by_number(source: Source, loaded: LoadedModel, found: Sequence[int | None]) -> None:
-    """Refuse labels that cannot go by number.
-
-    Raises:
-        DatasetError: some names of the classes match, the numbers of classes differ, or nothing tells the order.
-    """
-    names, own = source.class_names or [], loaded.class_names
-    remedy = "name the classes as the model does, or set the model's class_names to names of these in its own order"
-    unknown = next(name for name, label in zip(names, found, strict=True) if label is None)
-    known = next((name for name, label in zip(names, found, strict=True) if label is not None), None)
-    if known is not None:
-        raise DatasetError(
-            f"{source.uri!r} has the class {unknown!r}, which model {loaded.name!r} lacks or has more than once, "
-            f"though it has {known!r}: {remedy}"
-        )
-    if len(names) != len(own):
-        raise DatasetError(
-            f"{source.uri!r} has {len(names)} classes, {_some(names)}, model {loaded.name!r} has {len(own)}, "
-            f"{_some(own)}, and no name is the same, so no label is known: {remedy}"
-        )
-    doubtful = doubtful_order(names) if source.of_folders else None
-    if doubtful is not None:
-        raise DatasetError(
-            f"{source.uri!r}: no class folder is called as a class of model {loaded.name!r}, and their order is not "
-            f"known: {doubtful[0]!r} and {doubtful[1]!r} are sorted differently by torchvision and by timm: {remedy}"
-        )
-
-
-def _pairs(names: Sequence[str], own: Sequence[str], labels: Sequence[int]) -> str:
-    """Return what the first labels mean on both sides."""
-    pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:3]]
-    return ", ".join([*pairs, "..."] if len(labels) > 3 else pairs)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*map(repr, names[:2]), "..."])
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import timm.data
 
-from pipeline.dataset.classes import as_number
+from pipeline.dataset.classes import as_number, doubtful_order, misnumbered
+from pipeline.dataset.sources import Source
+from pipeline.errors import DatasetError
+from pipeline.models import LoadedModel
 
+UNKNOWN = -1
 _SYNSET = re.compile(r"n\d{8}")
 # A description with its synset, where timm's description alone fits two classes: `crane (n02012849)`.
 _DESCRIBED = re.compile(r".+ \((n\d{8})\)")
@@ -19,64 +24,155 @@ _SUBSETS = ("imagenet-1k", "imagenet-22k")
 _MOST_OTHER_SPELLINGS = 0.01
 
 
-def match_classes(given: Sequence[str], own: Sequence[str]) -> list[int | None]:
+def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
+    """Return the model's label for each of the source's, and what is to be told about them.
+
+    None instead of labels where the source's are numbers without names, and are the model's. `UNKNOWN` is the label of
+    classes that the model does not have, where labels are not needed.
+
+    Args:
+        source: whose labels they are.
+        loaded: the model.
+        needed: whether labels are needed.
+
+    Raises:
+        DatasetError: labels are needed, and the source's classes cannot be found among the model's.
+    """
+    names, own = source.class_names, loaded.class_names
+    if names is None:
+        return None, None
+    found = match_classes(names, own)
+    unknown = [place for place, label in enumerate(found.labels) if label is None]
+    if not unknown or not needed:
+        return [UNKNOWN if label is None else label for label in found.labels], None
+    if only_spelled_otherwise(names, found, own):
+        told = f"the classes {_pairs(names, own, unknown)} are taken to be the same"
+        return list(range(len(names))), f"{source.uri!r} and model {loaded.name!r}: {told}"
+    refusal = _why_not_by_number(source, loaded, found)
+    if refusal is not None:
+        remedy = (
+            "name the classes as the model does, or list names of these in the model's order in teacher.class_names"
+        )
+        raise DatasetError(f"{source.uri!r} {refusal}: {remedy}")
+    told = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
+    return list(range(len(names))), f"{told}: {_pairs(names, own, range(len(names)))}"
+
+
+def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch") -> str | None:
+    """Say why labels cannot go by number, where not all names match, as the rest of a sentence; None where they can."""
+    names, own, model = source.class_names or [], loaded.class_names, f"model {loaded.name!r}"
+    if found.ambiguous:
+        return f"has the class {found.ambiguous[0]!r}, which is no single class of {model}: names differ too little"
+    known = next((name for name, label in zip(names, found.labels, strict=True) if label is not None), None)
+    if known is not None:
+        unknown = names[found.labels.index(None)]
+        return f"has the class {unknown!r}, which {model} lacks by that name, though it has {known!r}"
+    if len(names) != len(own):
+        return (
+            f"has {len(names)} classes, {_some(names)}, {model} has {len(own)}, {_some(own)}, and no name is the same, "
+            "so no label is known"
+        )
+    doubtful = doubtful_order(names) if source.of_folders else None
+    if doubtful is not None:
+        return (
+            f"has no class folder that is called as a class of {model}, and their order is not known: "
+            f"{doubtful[0]!r} and {doubtful[1]!r} are sorted differently by torchvision and by timm"
+        )
+    wrong = misnumbered(names)
+    if wrong is not None:
+        label = names.index(wrong)
+        return (
+            f"has numbered classes, of which {wrong!r} would be label {label}, {own[label]!r} of {model}: a number is "
+            "missing, or they are sorted as text"
+        )
+    return None
+
+
+def _pairs(names: Sequence[str], own: Sequence[str], labels: Sequence[int]) -> str:
+    """Return what the first labels mean on both sides."""
+    pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:3]]
+    return ", ".join([*pairs, "..."] if len(labels) > 3 else pairs)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(repr, names[:2]), "..."])
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """Which of a model's classes each class of a dataset is.
+
+    Attributes:
+        labels: for each class of the dataset the number of the model's; None where no single one matches.
+        ambiguous: those of the dataset's names that match several of the model's, or that match one with others.
+    """
+
+    labels: list[int | None]
+    ambiguous: list[str]
+
+
+def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
     """Match the names of a dataset's classes with those of a model's.
 
-    A name matches the same name, else one that differs in case, spaces, hyphens and underscores, or in zeros before a
-    number, else the description or the synset of the same ImageNet class. What matches several names matches none.
+    A name matches the same name, else the description or the synset of the same ImageNet class, else one that differs
+    in case, spaces, hyphens and underscores, or in zeros before a number. The stricter match goes first: where a model
+    has `na`, a dataset's `na` is that class, and its `NA` is none.
 
     Args:
         given: names of the dataset's classes.
         own: names of the model's classes, all different.
-
-    Returns:
-        For each given name the number of the model's class; None where none matches.
     """
-    number = {name: label for label, name in enumerate(own)}
-    if all(name in number for name in given):
-        labels: list[int | None] = [number[name] for name in given]
-    else:
-        labels = _match_loosely(given, own)
-    times = Counter(labels)
-    return [label if times[label] == 1 else None for label in labels]
+    labels: list[int | None] = [None] * len(given)
+    ambiguous: set[int] = set()
+    # Two classes may differ in case alone: `Jersey`, the cow, and `jersey`, which is worn.
+    for names_of in (_as_written, _names_of, _plain_names_of):
+        rest = [place for place, label in enumerate(labels) if label is None and place not in ambiguous]
+        if not rest:
+            break
+        labels_of = _labels_by_name(map(names_of, own))
+        taken = {label for label in labels if label is not None}
+        found = {place: _fitting(labels_of, names_of(given[place]), taken) for place in rest}
+        times = Counter(label for fitting in found.values() for label in fitting)
+        ambiguous |= {place for place, fitting in found.items() if any(times[label] > 1 for label in fitting)}
+        ambiguous |= {place for place, fitting in found.items() if len(fitting) > 1}
+        for place in found.keys() - ambiguous:
+            labels[place] = next(iter(found[place]), None)
+    return ClassMatch(labels, [given[place] for place in sorted(ambiguous)])
 
 
-def only_spelled_otherwise(given: Sequence[str], labels: Sequence[int | None], own: Sequence[str]) -> bool:
+def only_spelled_otherwise(given: Sequence[str], match: ClassMatch, own: Sequence[str]) -> bool:
     """Return whether names without a match are other spellings: hardly any, and all others have their own numbers.
 
     Args:
         given: names of the dataset's classes.
-        labels: what `match_classes` returned for them.
+        match: what `match_classes` returned for them.
         own: names of the model's classes.
     """
-    unmatched = labels.count(None)
-    in_place = all(label in (None, place) for place, label in enumerate(labels))
-    return len(given) == len(own) and in_place and unmatched <= _MOST_OTHER_SPELLINGS * len(own)
+    unmatched = match.labels.count(None)
+    in_place = all(label in (None, place) for place, label in enumerate(match.labels))
+    few = unmatched <= _MOST_OTHER_SPELLINGS * len(own)
+    return len(given) == len(own) and in_place and few and not match.ambiguous
 
 
-def _match_loosely(given: Sequence[str], own: Sequence[str]) -> list[int | None]:
-    as_written = _label_of(map(_names_of, own))
-    plain = _label_of(map(_plain_names_of, own))
-    # Two classes may differ in case alone: `Jersey`, the cow, and `jersey`, which is worn.
-    labels = [_one_of(as_written, _names_of(name)) for name in given]
-    return [
-        _one_of(plain, _plain_names_of(name)) if label is None else label
-        for name, label in zip(given, labels, strict=True)
-    ]
-
-
-def _label_of(names: Iterable[set[str]]) -> dict[str, int | None]:
-    """Return name → number of the class that has it; None where several have."""
-    found: dict[str, int | None] = {}
+def _labels_by_name(names: Iterable[set[str]]) -> dict[str, set[int]]:
+    """Return name → numbers of the classes that have it."""
+    found: dict[str, set[int]] = {}
     for label, same in enumerate(names):
         for name in same:
-            found[name] = None if name in found else label
+            found.setdefault(name, set()).add(label)
     return found
 
 
-def _one_of(label_of: Mapping[str, int | None], names: set[str]) -> int | None:
-    labels = {label_of.get(name) for name in names} - {None}
-    return labels.pop() if len(labels) == 1 else None
+def _fitting(labels_of: Mapping[str, set[int]], names: set[str], taken: set[int]) -> set[int]:
+    """Return the numbers of the classes that have one of some names: of one that a single class has, if there is."""
+    found = [labels_of[name] for name in names if name in labels_of]
+    single = set().union(*(labels for labels in found if len(labels) == 1))
+    fitting = single or set().union(*found)
+    return set() if fitting <= taken else fitting
+
+
+def _as_written(name: str) -> set[str]:
+    return {name}
 
 
 def _names_of(name: str) -> set[str]:

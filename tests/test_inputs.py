@@ -129,6 +129,40 @@ def test_an_order_on_which_torchvision_and_timm_differ_is_refused(tmp_path: Path
     assert labels_of(uri, with_classes(loaded, [f"Class {number}" for number in range(1, 11)]))["class10"] == 9
 
 
+@pytest.mark.parametrize(
+    ("names", "own", "reason"),
+    [
+        (["Cat", "cat", "x"], ["CAT", "dog", "bird"], "class 'Cat', which is no single class of model"),
+        (["na", "NA", "q"], ["na", "nb", "nc"], "class 'NA', which model .* lacks by that name, though it has 'na'"),
+        (
+            [str(number) for number in range(13) if number != 4],
+            list("abcdefghijkl"),
+            "'5' would be label 4, 'e' of model .*: a number is missing",
+        ),
+    ],
+)
+def test_folders_whose_labels_would_be_guessed_are_refused(
+    tmp_path: Path, loaded: LoadedModel, names: list[str], own: list[str], reason: str
+) -> None:
+    uri = write_folders(tmp_path / "v", names)
+    with pytest.raises(DatasetError, match=f"{reason}.*teacher.class_names"):
+        find_labelled(uri, with_classes(loaded, own))
+
+
+def test_names_of_parquet_files_that_are_sorted_as_text_are_refused(tmp_path: Path, loaded: LoadedModel) -> None:
+    file = str(tmp_path / "x.parquet")
+    write_images(file, random_images(1, 32), [2], ["0", "1", "10", *"23456789"])
+    with pytest.raises(DatasetError, match=r"'10' would be label 2, 'c' of model .* sorted as text"):
+        find_labelled(file, with_classes(loaded, list("abcdefghijk")))
+
+
+def test_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    file = str(tmp_path / "x.parquet")
+    write_images(file, random_images(1, 32), [0], ["cat", "cat", "z"])
+    with pytest.raises(DatasetError, match="has more than one class named 'cat'"):
+        find_source(file)
+
+
 def test_labels_that_are_not_needed_are_unknown_where_no_class_is_the_models(
     tmp_path: Path, loaded: LoadedModel
 ) -> None:

@@ -1,5 +1,7 @@
+import pytest
 import timm.data
 
+from pipeline.dataset.classes import misnumbered
 from pipeline.labels import match_classes, only_spelled_otherwise
 from pipeline.models import ModelConfig
 from pipeline.models.class_names import class_names
@@ -11,44 +13,99 @@ def imagenet_names() -> list[str]:
     return class_names(ModelConfig(name="test_vit"), model)
 
 
+def labels_of(given: list[str], own: list[str]) -> list[int | None]:
+    return match_classes(given, own).labels
+
+
 def test_the_same_names_match_in_any_order_and_number() -> None:
-    assert match_classes(["b", "a"], ["a", "b", "c"]) == [1, 0]
+    assert labels_of(["b", "a"], ["a", "b", "c"]) == [1, 0]
 
 
 def test_case_spaces_hyphens_underscores_and_leading_zeros_do_not_matter() -> None:
     own = ["Polar bear", "T-shirt", "3", "10", "crème"]
     given = ["polar_bear", "t shirt", "03", "010", "cre\u0300me"]
-    assert match_classes(given, own) == [0, 1, 2, 3, 4]
+    assert labels_of(given, own) == [0, 1, 2, 3, 4]
 
 
 def test_names_that_differ_in_case_alone_are_told_apart() -> None:
-    assert match_classes(["jersey", "Jersey", "x"], ["Jersey", "jersey", "X"]) == [1, 0, 2]
+    assert labels_of(["jersey", "Jersey", "x"], ["Jersey", "jersey", "X"]) == [1, 0, 2]
 
 
 def test_what_matches_two_names_matches_none() -> None:
-    assert match_classes(["JERSEY"], ["Jersey", "jersey"]) == [None]
-    assert match_classes(["A", "a_"], ["a", "b"]) == [None, None]
-    assert match_classes(["a", "a"], ["a", "b"]) == [None, None]
-    assert match_classes(["1-0"], ["10"]) == [None]
+    assert labels_of(["JERSEY"], ["Jersey", "jersey"]) == [None]
+    assert labels_of(["A", "a_"], ["a", "b"]) == [None, None]
+    assert labels_of(["a", "a"], ["a", "b"]) == [None, None]
+    assert labels_of(["1-0"], ["10"]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "labels", "ambiguous"),
+    [
+        # The same name goes first, so that Namibia's is not lost.
+        (["na", "NA", "q0"], ["na", "nb", "nc"], [0, None, None], []),
+        (["NA", "Na", "q0"], ["na", "nb", "nc"], [None, None, None], ["NA", "Na"]),
+        (["CAT", "z"], ["Cat", "cat"], [None, None], ["CAT"]),
+        (["Cat", "cat", "x"], ["CAT", "dog", "bird"], [None, None, None], ["Cat", "cat"]),
+        (["jersey", "JERSEY"], ["Jersey", "jersey"], [1, None], ["JERSEY"]),
+        (["01", "1"], ["1", "2"], [None, 0], []),
+        (["ant", "bee"], ["x", "y"], [None, None], []),
+    ],
+)
+def test_names_that_match_several_are_told_from_those_that_match_none(
+    given: list[str], own: list[str], labels: list[int | None], ambiguous: list[str]
+) -> None:
+    match = match_classes(given, own)
+    assert (match.labels, match.ambiguous) == (labels, ambiguous)
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (["0", "1", "2"], None),
+        (["1", "2", "3"], None),
+        (["01", "02", "03"], None),
+        (["0", "1", "3"], "3"),
+        (["0", "1", "10", "2"], "10"),
+        (["2", "3", "4"], "2"),
+        (["class_0", "class_1", "class_3"], "class_3"),
+        (["class_1", "class_2"], None),
+        (["n01440764", "n02102040"], None),
+        (["a1", "b7"], None),
+        (["ant", "7"], None),
+        ([], None),
+    ],
+)
+def test_numbers_that_are_not_the_places_of_their_classes(names: list[str], wrong: str | None) -> None:
+    assert misnumbered(names) == wrong
+
+
+def test_ambiguous_names_are_no_other_spellings() -> None:
+    own = [f"class {number}" for number in range(400)]
+    given = [*own[:398], "CLASS 9", "Class_9"]
+    assert match_classes(given, own).ambiguous == []
+    given = ["CLASS 0", "Class_0", *own[2:]]
+    match = match_classes(given, own)
+    assert match.ambiguous == given[:2]
+    assert not only_spelled_otherwise(given, match, own)
 
 
 def test_synsets_match_the_descriptions_that_timm_gives_a_model() -> None:
     own, synsets = imagenet_names(), timm.data.ImageNetInfo("imagenet-1k").label_names()
-    assert match_classes(synsets, own) == list(range(1000))
-    assert match_classes(own, synsets) == list(range(1000))
+    assert labels_of(synsets, own) == list(range(1000))
+    assert labels_of(own, synsets) == list(range(1000))
     # Imagenette, in another order.
-    assert match_classes(["n03888257", "n01440764"], own) == [701, 0]
+    assert labels_of(["n03888257", "n01440764"], own) == [701, 0]
     # Two classes are called crane, and only a synset says which.
-    assert match_classes(["n02012849", "n03126707"], own) == [134, 517]
-    assert match_classes(["crane"], own) == [None]
+    assert labels_of(["n02012849", "n03126707"], own) == [134, 517]
+    assert labels_of(["crane"], own) == [None]
 
 
 def test_hugging_face_spells_two_names_of_imagenet_otherwise() -> None:
     own = imagenet_names()
     theirs = [{"crane (n02012849)": "crane", "crane (n03126707)": "crane2"}.get(name, name) for name in own]
-    labels = match_classes(theirs, own)
-    assert labels.count(None) == 2
-    assert only_spelled_otherwise(theirs, labels, own)
+    match = match_classes(theirs, own)
+    assert match.labels.count(None) == 2
+    assert only_spelled_otherwise(theirs, match, own)
 
 
 def test_another_class_among_few_is_no_other_spelling() -> None:

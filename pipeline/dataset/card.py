@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.splits import Splits
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, warn
 
 CARD = "README.md"
 
@@ -89,6 +89,28 @@ def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> lis
                 if names is not None:
                     return names
     return None
+
+
+def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the class subfolders of images in the order of a card beside them, and all other classes that it names.
+
+    Warnings say what else the card tells that is not read: of images, splits are folders.
+
+    Args:
+        uri: of the folder.
+        card: what `read_card` returned.
+        names: of the subfolders, in the order without a card; none where there are none.
+    """
+    if card.get("configs"):
+        warn(f"{uri!r}: the configs of its {CARD} are not read; of images, splits are folders such as train and test")
+    stated = card_class_names(card, None)
+    if not names or stated is None:
+        return list(names)
+    absent = sorted(set(names) - set(stated))
+    if absent:
+        warn(f"{uri!r}: the class names of its {CARD} are not read, because {absent[0]!r} is not among them")
+        return list(names)
+    return stated
 
 
 def _names_of(feature: Any) -> list[str] | None:

@@ -1,10 +1,14 @@
-"""Names of classes: which are numbers, and in what order class folders count."""
+"""Names of classes: which are numbers, which repeat, and in what order class folders count."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from pipeline.errors import DatasetError
+
+_NUMBERED = re.compile(r"([^0-9]*)([0-9]+)([^0-9]*)")
+# Beyond that, numbers in names count nothing: `n000129` is a person of VGGFace2, `n01440764` a synset.
+_MOST_NUMBERS_A_CLASS = 2
 
 
 def as_number(name: str) -> int | None:
@@ -26,6 +30,26 @@ def order_classes(names: Collection[str]) -> list[str]:
         if numbers[name] == numbers[following]:
             raise DatasetError(f"the class folders {name!r} and {following!r} are the same number")
     return ordered
+
+
+def misnumbered(names: Sequence[str]) -> str | None:
+    """Return a name with another number than its place has; None where names count from 0 or 1, or hold no numbers.
+
+    A class may be absent (`0`, `1`, `3`), or the order be that of text (`1`, `10`, `2`). Names that are all alike but
+    for a number, as `class_0`, count as well, unless the numbers are far beyond how many there are: those identify.
+
+    Args:
+        names: of labels 0, 1, 2, ...
+    """
+    parts = [_NUMBERED.fullmatch(name) for name in names]
+    if None in parts or len({(part[1], part[3]) for part in parts if part}) > 1:
+        return None
+    numbers = [int(part[2]) for part in parts if part]
+    prefixed = any(as_number(name) is None for name in names)
+    if prefixed and max(numbers, default=0) > _MOST_NUMBERS_A_CLASS * len(names):
+        return None
+    first = 1 if numbers[:1] == [1] else 0
+    return next((name for place, name in enumerate(names) if numbers[place] != place + first), None)
 
 
 def doubtful_order(names: Collection[str]) -> tuple[str, str] | None:

@@ -4,11 +4,16 @@
 """
 
 import io
+import re
 import struct
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.foreign import recognize_foreign
 
 # Format, as Pillow calls it → suffixes of its files. Pillow knows more formats; of some it starts other programs to
 # read them (EPS), and some have no signature, so that any bytes may pass for them (TGA).
@@ -41,7 +46,17 @@ _UPRIGHT = {
 }
 # Values of 12 bits or fewer in a 16-bit file would come out almost black.
 _LEAST_16_BIT_MAXIMUM = 4096
+# Of colors in 16 bits Pillow reads the high bytes alone, by an unpacker of such a name, the byte order last. What BMP
+# calls BGR;16 has 5 or 6 bits a color.
+_HIGH_BYTES = re.compile(r"(?:RGB|RGBA|RGBa|RGBX|LA|CMYK);16([LBN])")
+_GRAY_ALPHA = "LA;16B"
+# Byte order → the other one; N is that of this machine.
+_OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+# Tags of TIFF and their values.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
+_PLANAR_CONFIGURATION, _SEPARATE = 284, 2
+_BITS_PER_SAMPLE = 258
 # Rounding in the program that scaled the values.
 _TOLERANCE = 1e-6
 
@@ -57,9 +72,10 @@ def decode(encoded: bytes) -> Image.Image:
 
     - 8-bit gray and RGB: as they are. Color profiles and gamma are ignored.
     - 1 bit: black is 0, white 255.
-    - 16 bits: the high byte; refused where no value needs more than 12 bits.
+    - 16 bits: the high byte; refused where no value needs more than 12 bits, unless all are 0. In PPM, where the file
+      states its largest value: refused where none reaches a sixteenth of it.
     - Floating point: times 255, where all values are in [0, 1]; refused otherwise.
-    - 32-bit integers: refused.
+    - 32-bit and signed integers: refused. So are color planes of more than 8 bits, which Pillow misreads.
     - Gray with alpha: gray. Palettes, alpha, CMYK, YCbCr and Lab: RGB as Pillow converts it. Alpha is dropped,
       nothing is blended with a background.
     - Several frames or pages: refused.
@@ -70,26 +86,33 @@ def decode(encoded: bytes) -> Image.Image:
         UnreadableImageError: it cannot be read, or a rule refuses it.
     """
     try:
-        image: Any = Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
-        high_bytes = any(";16" in str(tile.args) for tile in image.tile)
+        image = _open(encoded)
+        of_16_bits = any(_low_bits_of(tile) is not None for tile in image.tile)
         # The second frame of a JPEG is a preview or a gain map.
         if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
             raise UnreadableImageError(
                 f"it holds {image.n_frames} frames or pages, and one is read: save the one that is meant as a file"
             )
+        _check_tags(getattr(image, "tag_v2", {}))
         image.load()
+        if of_16_bits:
+            _check_not_dark(image, encoded)
         turn = _UPRIGHT.get(_orientation(image))
         picture = _to_8_bit(image)
     except UnidentifiedImageError as error:
+        foreign = recognize_foreign(encoded, "an image")
         # Pillow's own words for it name an object in memory.
-        raise UnreadableImageError(
+        unknown = (
             f"Pillow reads it as none of {', '.join(FORMATS)}: damaged, another format, or an unusual kind of pixels"
-        ) from error
+        )
+        raise UnreadableImageError(unknown if foreign is None else f"it {foreign}") from error
     except _UNREADABLE as error:
         raise UnreadableImageError(str(error)) from error
-    if high_bytes and 0 < np.asarray(picture).max() < _LEAST_16_BIT_MAXIMUM >> 8:
-        raise UnreadableImageError(_too_dark("its largest value"))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _open(encoded: bytes) -> Any:
+    return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -97,6 +120,66 @@ def _orientation(image: Image.Image) -> Any:
         return image.getexif().get(ExifTags.Base.Orientation)
     except _UNREADABLE:
         return None
+
+
+def _check_tags(tags: Mapping[int, Any]) -> None:
+    """Refuse TIFF files whose values Pillow takes for others."""
+    bits = tags.get(_BITS_PER_SAMPLE) or (1,)
+    # Of 32 bits signed and unsigned are refused alike, with their range.
+    if _SIGNED in _values(tags.get(_SAMPLE_FORMAT)) and max(_values(bits)) < 32:
+        raise UnreadableImageError("it stores signed integers, of no known range: save it in 8 or 16 bits without sign")
+    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE and len(_values(bits)) > 1 and max(_values(bits)) > 8:
+        raise UnreadableImageError("it stores each color in a plane of more than 8 bits: save it without planes")
+
+
+def _values(tag: Any) -> tuple[int, ...]:
+    return tag if isinstance(tag, tuple) else () if tag is None else (tag,)
+
+
+def _check_not_dark(image: Image.Image, encoded: bytes) -> None:
+    """Refuse colors in 16 bits that need 12 or fewer, of which Pillow has kept the high bytes; not what is all 0."""
+    high = _colors(image).max()
+    if high >= _LEAST_16_BIT_MAXIMUM >> 8:
+        return
+    if high or _low_bits(encoded).any():
+        raise UnreadableImageError(_too_dark("its largest value"))
+
+
+def _low_bits(encoded: bytes) -> np.ndarray:
+    """Return of colors in 16 bits what Pillow leaves out of them, without alpha."""
+    image = _open(encoded)
+    gray_alpha = any(_GRAY_ALPHA in _arguments(tile) for tile in image.tile)
+    image.tile = [_low_bits_of(tile) or tile for tile in image.tile]
+    # Of gray with alpha, read as four bytes, the second.
+    return np.asarray(image)[..., 1] if gray_alpha else _colors(image)
+
+
+def _colors(image: Image.Image) -> np.ndarray:
+    """Return the values of an image as it is stored, without alpha."""
+    values = np.asarray(image)
+    return values[..., :-1] if image.mode == "RGBA" else values
+
+
+def _low_bits_of(tile: Any) -> Any:
+    """Return how Pillow would read what it leaves out of a tile with 16 bits a color; None where it leaves out nothing.
+
+    A tile is what Pillow has found of an image's pixels in a file: which decoder reads them, and its arguments, of
+    which the name of the unpacker is the first or only one.
+    """
+    name, *rest = _arguments(tile)
+    if tile.codec_name in ("ppm", "ppm_plain"):
+        # Scaled to 8 bits by 256 instead of its own maximum, no value but 0 becomes 0.
+        return tile._replace(args=(name, 256)) if name == "RGB" and rest[0] > 255 else None
+    match = _HIGH_BYTES.fullmatch(str(name))
+    if match is None:
+        return None
+    # Pillow has no unpacker for the low bytes of gray with alpha.
+    low = "RGBA" if name == _GRAY_ALPHA else str(name)[:-1] + _OTHER_ORDER[match[1]]
+    return tile._replace(args=(low, *rest) if isinstance(tile.args, tuple) else low)
+
+
+def _arguments(tile: Any) -> tuple[Any, ...]:
+    return (tile.args or (None,)) if isinstance(tile.args, tuple) else (tile.args,)
 
 
 def _to_8_bit(image: Any) -> Image.Image:

@@ -1,7 +1,7 @@
 """Folders of images: which classes there are, and which of them each image is of."""
 
 import posixpath
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pipeline.dataset.classes import order_classes
 from pipeline.errors import DatasetError
@@ -23,6 +23,17 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
             f"{uri!r}: images must lie in class subfolders, not deeper as in {posixpath.join(root, nested[0])!r}; "
             "only folders of splits, such as train/ and test/, may hold the class subfolders"
         )
+
+
+def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -> None:
+    """Refuse image files without content, as a copy that was cut off leaves them.
+
+    Raises:
+        DatasetError: there are such.
+    """
+    empty = [name for name in images if not sizes[name]]
+    if empty:
+        raise DatasetError(f"{uri!r} has {len(empty)} empty image files, such as {empty[0]!r}: copy them again")
 
 
 def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str], empty: Collection[str]) -> list[str]:

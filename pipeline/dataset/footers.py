@@ -11,9 +11,14 @@ from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.columns import column_types
 from pipeline.errors import DatasetError, one_line
+from pipeline.foreign import recognize_foreign
 
 # Footers are small and far away: many at a time.
 _FOOTER_THREADS = 32
+# Of a file that is no Parquet file, as much as tells what it is.
+_HEAD_BYTES = 1024
+# The values of the column of images, as Parquet names them.
+_IMAGE_VALUES = ("image", "image.bytes")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         extra_columns: columns to read besides the contract's.
 
     Raises:
-        DatasetError: a file is truncated or foreign, or lacks a column; the message names it.
+        DatasetError: a file is truncated or foreign, lacks a column, or counts rows without an image; the message names
+            it.
     """
     # The first alone: what it says of columns and classes the others repeat, and share.
     first = _read_one(uris[0], extra_columns)
@@ -63,6 +69,7 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
     footer, file_schema = _read_footer(uri)
     metadata = footer.metadata or {}
     digest = metadata.get(b"digest")
+    _check_no_nulls(uri, footer)
     groups = (footer.row_group(index) for index in range(footer.num_row_groups))
     return FileFacts(
         uri,
@@ -73,6 +80,30 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
         None if digest is None else digest.decode(errors="replace"),
         tuple((group.num_rows, group.total_byte_size) for group in groups),
     )
+
+
+def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
+    """Refuse rows without an image, which reading would come upon late, where the writer has counted them.
+
+    Raises:
+        DatasetError: there are such.
+    """
+    if not footer.num_row_groups:
+        return
+    group = footer.row_group(0)
+    names = [group.column(index).path_in_schema for index in range(group.num_columns)]
+    column = next((index for index, name in enumerate(names) if name in _IMAGE_VALUES), None)
+    first_row = 0
+    for number in range(footer.num_row_groups if column is not None else 0):
+        group = footer.row_group(number)
+        statistics = group.column(column).statistics
+        if statistics is not None and statistics.has_null_count and statistics.null_count:
+            last_row = first_row + group.num_rows - 1
+            raise DatasetError(
+                f"{uri!r} has no bytes of the image in {statistics.null_count} of the rows {first_row} to {last_row}: "
+                "leave these out, or store the image files themselves where there are only paths to them"
+            )
+        first_row += group.num_rows
 
 
 def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
@@ -101,5 +132,17 @@ def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     except (pa.ArrowException, *storage.read_errors()) as error:
         # pyarrow's own errors about content have no number, which those of systems and stores have, or a type.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
-            raise DatasetError(f"{uri!r} is not a whole Parquet file: {' '.join(str(error).split())}") from error
+            foreign = _foreign(uri)
+            whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
+            raise DatasetError(f"{uri!r} {foreign or whole}") from error
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
+
+
+def _foreign(uri: str) -> str | None:
+    """Say what a file is that is no Parquet file, as the rest of a sentence; None where it may have been one."""
+    try:
+        with storage.open_file(uri) as file:
+            head = file.read(_HEAD_BYTES)
+    except storage.read_errors():
+        return None
+    return recognize_foreign(head, "a Parquet file", whole=False)

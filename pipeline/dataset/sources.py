@@ -4,6 +4,7 @@ Everything is looked at before any work starts: a truncated or foreign file is t
 """
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +13,20 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema, store
-from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, read_card
+from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, class_order, read_card
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
-from pipeline.dataset.folders import check_folders, class_folder, find_classes
+from pipeline.dataset.folders import check_folders, check_not_empty, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
-from pipeline.dataset.splits import check_one_dataset, choose_split, folder_splits, missing_shards, parquet_splits
+from pipeline.dataset.splits import (
+    check_no_hidden_split_folders,
+    check_no_hidden_splits,
+    check_one_dataset,
+    choose_split,
+    folder_splits,
+    missing_shards,
+    parquet_splits,
+)
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, warn
@@ -38,6 +47,9 @@ class Source:
         units: what is read together.
         manifest: of a synthetic dataset, where there is one.
         qualifier: what image ids begin with, where several datasets are read together.
+
+    Raises:
+        DatasetError: two classes have one name.
     """
 
     uri: str
@@ -47,6 +59,11 @@ class Source:
     units: list[Unit]
     manifest: dict[str, Any] | None = None
     qualifier: str = ""
+
+    def __post_init__(self) -> None:
+        repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]
+        if repeated:
+            raise DatasetError(f"{self.uri!r} has more than one class named {repeated[0]!r}: give each its own name")
 
     @property
     def of_folders(self) -> bool:
@@ -155,7 +172,7 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
 def _parquet_folder(
     uri: str, listing: Listing, names: list[str], extra_columns: Sequence[str], split: str | None
 ) -> Source:
-    card = read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
+    card = _card(uri, listing)
     config = card_config(uri, card)
     splits = None if config is None else card_splits(uri, config, names)
     by_card = splits is not None
@@ -163,6 +180,8 @@ def _parquet_folder(
     chosen, files = choose_split(uri, splits, split)
     if not by_card:
         check_one_dataset(uri, chosen, files)
+        if chosen is None:
+            check_no_hidden_splits(uri, files)
     for name, (there, total) in missing_shards(files).items():
         warn(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
@@ -172,6 +191,10 @@ def _parquet_folder(
     if "label" not in source.columns:
         check_labels_in_files(uri, files)
     return replace(source, class_names=_agreed_names(uri, source.class_names, in_card))
+
+
+def _card(uri: str, listing: Listing) -> dict[str, Any]:
+    return read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
 
 
 def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
@@ -246,12 +269,16 @@ def _row_groups(facts: FileFacts, name: str) -> Iterator[RowRange]:
 def _image_folder(uri: str, listing: Listing, images: list[str], split: str | None) -> Source:
     splits = folder_splits(images)
     chosen, read = choose_split(uri, splits, split)
+    if chosen is None:
+        check_no_hidden_split_folders(uri, read)
     root = chosen or ""
     check_folders(uri, root, read)
-    names = find_classes(uri, root, splits.files or [""], images, listing.empty_folders)
-    report_skipped(uri, listing, "images", read=read, unread=set(images))
-    labels = {name: label for label, name in enumerate(names)}
     sizes = dict(listing.files)
+    check_not_empty(uri, sizes, read)
+    card = _card(uri, listing)
+    names = class_order(uri, card, find_classes(uri, root, splits.files or [""], images, listing.empty_folders))
+    report_skipped(uri, listing, "images", read=[*read, *([CARD] if card else [])], unread=set(images))
+    labels = {name: label for label, name in enumerate(names)}
     units = [
         ImageFiles(
             tuple((storage.join(uri, name), name, labels.get(class_folder(root, name))) for name in chunk),

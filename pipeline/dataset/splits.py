@@ -14,9 +14,19 @@ KEYWORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _CANONICAL = {keyword: split for split, keywords in KEYWORDS.items() for keyword in keywords}
-_SEPARATORS = re.compile(r"[-._ 0-9]+")
+_WORDS = re.compile(r"[^\W\d_]+")
+# `imagenetTrain` is two words to a reader.
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\b.*", re.IGNORECASE)
+# A folder of a table partitioned as in Spark and Hive: `split=train`, `date=2026-01-01`.
+_PARTITION = re.compile(r"([^=]+)=(.*)")
+# What does not tell configurations apart: partitions and days.
+_NO_CONFIGURATION = re.compile(r"(?!config)[^=]+=.*|\d{4}-\d\d-\d\d", re.IGNORECASE)
+# More words in one name are random letters.
+_MOST_WORDS = 5
+_NUMBERS = re.compile(r"\d+")
 HOW_TO_CHOOSE = "choose one with images_split or labelled_split (in Python: split)"
+_INSTEAD = "give the URI of one, or rename them as docs/images.md has it"
 
 
 @dataclass(frozen=True)
@@ -32,15 +42,21 @@ class Splits:
     others: list[str]
 
 
-def parquet_splits(names: Iterable[str]) -> Splits:
+def parquet_splits(names: Collection[str]) -> Splits:
     """Group Parquet files by split: `NAME-00000-of-00005.parquet`, else a keyword in the file's or a folder's name.
 
-    A keyword counts where no letter is beside it: `mnist_train.parquet` and `val2/`, and not `contest.parquet`.
+    A keyword counts where no letter is beside it: `mnist_train.parquet` and `val2/`, and not `contest.parquet`. Of
+    numbered files the folder says the split where NAME holds no keyword and is the same in all folders:
+    `train/part-00000-of-00002.parquet`.
     """
+    numbered = _split_folders_of_numbered(names)
     files: dict[str, list[str]] = {}
     others = []
     for name in names:
         split = _split_of_file(name)
+        by_folder = numbered.get(split or "", ())
+        if len(by_folder) > 1 or (by_folder and len(numbered) == 1):
+            split = _split_of_segments(_segments(name)[1:])
         (others if split is None else files.setdefault(split, [])).append(name)
     return Splits(files, others)
 
@@ -48,14 +64,14 @@ def parquet_splits(names: Iterable[str]) -> Splits:
 def folder_splits(images: Collection[str]) -> Splits:
     """Group the images of a folder by split: `train/CLASS/x.png`, or `train/x.png` without classes.
 
-    The folders are splits only if all are named so: a class may be called `train`.
+    The folders are splits only if all are named so: a class may be called `train`. Without folders of classes below
+    them they must be keywords alone, or be of different splits: `train2017/x.png` and `val2017/x.png`.
     """
-    tops: dict[str, list[str]] = {}
-    for name in images:
-        tops.setdefault(name.partition("/")[0] if "/" in name else "", []).append(name)
+    tops = _top_folders(images)
+    found = {_word_in(top) for top in tops}
     nested = any(name.count("/") > 1 for name in images)
-    named = [top for top in tops if (_word_in(top) is not None if nested else top.lower() in _CANONICAL)]
-    return Splits(tops, []) if len(named) == len(tops) else Splits({}, list(images))
+    are_splits = None not in found and (nested or len(found) > 1 or all(top.lower() in _CANONICAL for top in tops))
+    return Splits(tops, []) if are_splits else Splits({}, list(images))
 
 
 def choose_split(uri: str, splits: Splits, wanted: str | None) -> tuple[str | None, list[str]]:
@@ -102,33 +118,133 @@ def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def check_one_dataset(uri: str, split: str | None, names: Iterable[str]) -> None:
-    """Refuse numbered files of one split in several folders, as of a dataset in several configurations.
+    """Refuse files of one split in several folders, as of a dataset in several configurations.
+
+    Hugging Face lays them out as `CONFIGURATION/SPLIT/0000.parquet` or `CONFIGURATION/SPLIT-00000-of-00001.parquet`.
+    The folder that names the split is no such folder, nor is a partition (`key=value`) or a day (`2026-01-31`); those
+    below the split's count as one where they differ in numbers alone (`train/shard_7/`). Files of no split may lie
+    anywhere.
 
     Raises:
         DatasetError: there are such.
     """
-    folders = sorted({posixpath.dirname(name) for name in names if _SHARD.fullmatch(posixpath.basename(name))})
-    if split is not None and _word_in(split) and len(folders) > 1:
+    if split is None or _word_in(split) is None:
+        return
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        above, below = _folders_around_split(name)
+        found.setdefault((above, _NUMBERS.sub("0", below)), "/".join(filter(None, (above, below))))
+    if len(found) > 1:
+        first, second = sorted(found.values())[:2]
         raise DatasetError(
-            f"{uri!r} has numbered files of the split {split!r} in several folders, "
-            f"{folders[0]!r} and {folders[1]!r} among them: give the URI of one"
+            f"{uri!r} has files of the split {split!r} in several folders, {first!r} and {second!r} among them, "
+            "which may be several configurations of a dataset: give the URI of one"
         )
 
 
-def _split_of_file(name: str) -> str | None:
+def check_no_hidden_splits(uri: str, names: Iterable[str]) -> None:
+    """Refuse Parquet files of no split whose names suggest different ones: `trainset/` and `testset/`.
+
+    Raises:
+        DatasetError: they do.
+    """
+    found: dict[frozenset[str], str] = {}
+    for name in names:
+        found.setdefault(frozenset().union(*map(_hints_in, _segments(name))), name)
+    # `latest/value.parquet` suggests two splits. It is one set if all files suggest the same two.
+    hinting = [name for hints, name in found.items() if hints]
+    if len(hinting) > 1 and len(frozenset().union(*found)) > 1:
+        raise DatasetError(_suggests_splits(uri, hinting))
+
+
+def check_no_hidden_split_folders(uri: str, images: Collection[str]) -> None:
+    """Refuse folders of images that would be classes, and whose names all suggest a split: `trainA/` and `testA/`.
+
+    Raises:
+        DatasetError: they do, and not all of them the same.
+    """
+    hints = {top: _hints_in(top) for top in _top_folders(images)}
+    if all(hints.values()) and len(frozenset().union(*hints.values())) > 1:
+        raise DatasetError(_suggests_splits(uri, list(hints)))
+
+
+def _suggests_splits(uri: str, names: list[str]) -> str:
+    return f"{uri!r}: {names[0]!r} and {names[1]!r} are named as if they were of different splits: {_INSTEAD}"
+
+
+def _top_folders(images: Iterable[str]) -> dict[str, list[str]]:
+    """Return the first folder of each image → the images in it; `""` for those in none."""
+    tops: dict[str, list[str]] = {}
+    for name in images:
+        tops.setdefault(name.partition("/")[0] if "/" in name else "", []).append(name)
+    return tops
+
+
+def _segments(name: str) -> list[str]:
+    """Return a file's name without suffix, then its folders, the nearest first: what is nearest says most."""
     folder, file = posixpath.split(name)
-    shard = _SHARD.fullmatch(file)
-    if shard:
-        return shard[1]
-    # What is nearest to the rows says most.
-    words = map(_word_in, [posixpath.splitext(file)[0], *reversed(folder.split("/"))])
-    return next((word for word in words if word is not None), None)
+    return [posixpath.splitext(file)[0], *reversed(folder.split("/"))]
+
+
+def _split_of_file(name: str) -> str | None:
+    shard = _SHARD.fullmatch(posixpath.basename(name))
+    return shard[1] if shard else _split_of_segments(_segments(name))
+
+
+def _split_of_segments(segments: Iterable[str]) -> str | None:
+    return next((word for word in map(_word_in, segments) if word is not None), None)
+
+
+def _split_folders_of_numbered(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return the NAME of numbered files, where it holds no keyword → splits that the folders of its files name."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        shard = _SHARD.fullmatch(posixpath.basename(name))
+        if shard and _word_in(shard[1]) is None:
+            split = _split_of_segments(_segments(name)[1:])
+            found.setdefault(shard[1], set()).update(() if split is None else (split,))
+    return found
+
+
+def _folders_around_split(name: str) -> tuple[str, str]:
+    """Return the folders above the one that names the split of a file, and those below it; no partitions and days."""
+    own, *folders = _segments(name)
+    depth = 0 if _word_in(own) else next((place for place, one in enumerate(folders, 1) if _word_in(one)), 0)
+    below, above = folders[: max(0, depth - 1)], folders[depth:]
+    return _join_folders(above), _join_folders(below)
+
+
+def _join_folders(nearest_first: list[str]) -> str:
+    kept = [folder for folder in nearest_first if not _NO_CONFIGURATION.fullmatch(folder)]
+    return "/".join(reversed(kept))
 
 
 def _word_in(name: str) -> str | None:
-    """Return the split that a name holds a keyword of; None for none, or for keywords of several splits."""
-    found = {_CANONICAL[word] for word in _SEPARATORS.split(name.lower()) if word in _CANONICAL}
+    """Return the split that a name holds a keyword of; None for none, or for keywords of several splits.
+
+    Of a partition the value says it: `split=train`, and not `is_train=0`.
+    """
+    partition = _PARTITION.fullmatch(name)
+    if partition:
+        name = "" if partition[1].lower() == "label" else partition[2]
+    found = {_CANONICAL[word] for word in _WORDS.findall(name.lower()) if word in _CANONICAL}
     return found.pop() if len(found) == 1 else None
+
+
+def _hints_in(name: str) -> frozenset[str]:
+    """Return the splits whose keywords a word in a name begins or ends with, and `is_train=0` as it is."""
+    partition = _PARTITION.fullmatch(name)
+    if partition:
+        about_splits = any(word in _CANONICAL for word in _WORDS.findall(partition[1].lower()))
+        return frozenset((name,)) if about_splits else frozenset()
+    words = [word.lower() for part in _CAMEL_CASE.split(name) for word in _WORDS.findall(part)]
+    if len(words) > _MOST_WORDS:
+        return frozenset()
+    return frozenset(
+        split
+        for keyword, split in _CANONICAL.items()
+        if any(keyword in (w[: len(keyword)], w[-len(keyword) :]) for w in words)
+    )
 
 
 def _canonical(split: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,21 @@ def test_every_suffix_that_pillow_knows_of_these_formats_is_an_image() -> None:
 def test_every_format_is_read(kind: str) -> None:
     image = Image.new("RGB", (24, 16), (200, 40, 90))
     np.testing.assert_allclose(np.asarray(decode(encoded(image, kind))), np.asarray(image), atol=12)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not the file itself: run `git lfs"),
+        (b"<html></html>", "it is a web page"),
+        (b"\x89PNG\r\n\x1a\n and no more", "Pillow reads it as none of"),
+        (b"\x81\xff\0", "Pillow reads it as none of"),
+    ],
+)
+def test_what_lies_under_the_name_of_an_image_is_told(content: bytes, reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^image 'x' cannot be decoded: {reason}"):
+        decode_image(content, "x")
 
 
 def test_floats_from_0_to_1_are_scaled() -> None:
@@ -71,21 +87,117 @@ def test_16_bits_keep_their_high_byte_and_all_of_a_pgm_s_range() -> None:
     assert np.asarray(decode(encoded(Image.new("I;16", (3, 2)), "PNG"))).max() == 0
 
 
-def color_png_of_16_bits(values: list[int]) -> bytes:
-    """Pillow writes no such file: one row of RGB, of which each value is all three colors."""
+def png_of_16_bits(rows: Any, color_type: int) -> bytes:
+    """Pillow writes no colors of 16 bits. Rows are [H, W, C]."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    rows = b"\0" + np.repeat(np.array(values, ">u2"), 3).tobytes()
-    header = struct.pack(">IIBBBBB", len(values), 1, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    values = np.array(rows, ">u2")
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
-def test_12_bits_in_a_color_file_of_16_are_refused() -> None:
-    np.testing.assert_array_equal(np.asarray(decode(color_png_of_16_bits([0, 65535])))[0, :, 0], [0, 255])
-    with pytest.raises(DatasetError, match="16 bits, of which its largest value needs 12 or fewer"):
-        decode_image(color_png_of_16_bits([0, 4095]), "x")
+def tiff_of_colors(rows: Any, kind: str, *, photometric: int = 2, deflate: bool = False, **tags: int) -> bytes:
+    """A TIFF of one strip, whose tags are names of PIL.TiffTags or as below; `kind` is NumPy's."""
+    values = np.array(rows, kind)
+    order, bits = (">" if kind[0] == ">" else "<"), 8 * values.itemsize
+    height, width, channels = values.shape
+    pixels = values.transpose(2, 0, 1).tobytes() if tags.get("planar") == 2 else values.tobytes()
+    pixels = zlib.compress(pixels) if deflate else pixels
+    each = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    entries: dict[int, tuple[int, int, int]] = {
+        256: (4, 1, width),
+        257: (4, 1, height),
+        258: (3, channels, 8 + len(pixels)) if channels > 2 else (3, 1, bits),
+        259: (3, 1, 8 if deflate else 1),
+        262: (3, 1, photometric),
+        273: (4, 1, 8),
+        277: (3, 1, channels),
+        278: (4, 1, height),
+        279: (4, 1, len(pixels)),
+        284: (3, 1, tags.get("planar", 1)),
+        339: (3, 1, tags.get("sample_format", 1)),
+    }
+
+    def entry(tag: int, form: int, count: int, value: int) -> bytes:
+        packed = struct.pack(f"{order}H", value).ljust(4, b"\0") if (form, count) == (3, 1) else None
+        return struct.pack(f"{order}HHI", tag, form, count) + (packed or struct.pack(f"{order}I", value))
+
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entry(tag, *held) for tag, held in entries.items())
+    head = struct.pack(f"{order}2sHI", b"MM" if order == ">" else b"II", 42, 8 + len(pixels) + len(each))
+    return head + pixels + each + directory + b"\0" * 4
+
+
+def ppm_of_16_bits(rows: Any, maximum: int = 65535, *, plain: bool = False) -> bytes:
+    values = np.array(rows, ">u2")
+    head = f"{'P3' if plain else 'P6'}\n{values.shape[1]} {values.shape[0]}\n{maximum}\n".encode()
+    return head + (" ".join(map(str, values.ravel())).encode() if plain else values.tobytes())
+
+
+def gray(*values: int, channels: int = 3) -> list[list[list[int]]]:
+    """One row of pixels, each with one value in all colors."""
+    return [[[value] * channels for value in values]]
+
+
+# Kind of file → its bytes for a row of gray values.
+COLORS_OF_16_BITS: dict[str, Callable[..., bytes]] = {
+    "png": lambda *values: png_of_16_bits(gray(*values), 2),
+    "png with alpha": lambda *values: png_of_16_bits([[[value] * 3 + [65535] for value in values]], 6),
+    "gray png with alpha": lambda *values: png_of_16_bits([[[value, 65535] for value in values]], 4),
+    "little-endian tiff": lambda *values: tiff_of_colors(gray(*values), "<u2"),
+    "big-endian tiff": lambda *values: tiff_of_colors(gray(*values), ">u2"),
+    "compressed tiff": lambda *values: tiff_of_colors(gray(*values), "<u2", deflate=True),
+    "compressed big-endian tiff": lambda *values: tiff_of_colors(gray(*values), ">u2", deflate=True),
+    "ppm": lambda *values: ppm_of_16_bits(gray(*values)),
+    "plain ppm": lambda *values: ppm_of_16_bits(gray(*values), plain=True),
+}
+
+
+@pytest.mark.parametrize("kind", COLORS_OF_16_BITS)
+def test_colors_of_16_bits_keep_their_high_byte_and_are_refused_where_12_bits_would_do(kind: str) -> None:
+    make = COLORS_OF_16_BITS[kind]
+    np.testing.assert_array_equal(decode_image(make(0, 0x8080, 65535), "x")[0, :, 0], [0, 0x80, 255])
+    for dark in ((0, 255), (1, 0), (100, 0), (0, 3900)):
+        with pytest.raises(DatasetError, match="16 bits, of which its largest value needs 12 or fewer"):
+            decode_image(make(*dark), "x")
+    # Really black.
+    assert decode_image(make(0, 0), "x").max() == 0
+
+
+def test_little_ink_in_16_bits_is_refused_and_none_is_white() -> None:
+    ink = [[[0, 0, 0, 200]]]
+    with pytest.raises(DatasetError, match="its largest value needs 12 or fewer"):
+        decode_image(tiff_of_colors(ink, "<u2", photometric=5), "x")
+    assert decode_image(tiff_of_colors(np.zeros((1, 1, 4)), "<u2", photometric=5), "x").min() == 255
+
+
+def test_a_ppm_is_scaled_by_the_largest_value_that_it_states() -> None:
+    np.testing.assert_array_equal(decode_image(ppm_of_16_bits(gray(0, 4095), 4095), "x")[0, :, 0], [0, 255])
+    with pytest.raises(DatasetError, match="almost black"):
+        decode_image(ppm_of_16_bits(gray(0, 200), 4095), "x")
+    np.testing.assert_array_equal(decode_image(b"P1\n2 1\n0 1\n", "x")[0, :, 0], [255, 0])
+    np.testing.assert_array_equal(decode_image(b"P2\n2 1\n3\n0 3\n", "x")[0, :, 0], [0, 255])
+    np.testing.assert_array_equal(decode_image(b"P6\n2 1\n255\n\0\0\0\1\1\1", "x")[0, :, 0], [0, 1])
+
+
+def test_a_dark_bmp_of_5_and_6_bits_a_color_has_no_16() -> None:
+    head = struct.pack("<2sIHHI", b"BM", 70, 0, 0, 66) + struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    content = head + struct.pack("<III", 0xF800, 0x07E0, 0x001F) + struct.pack("<HH", 1, 0)
+    np.testing.assert_array_equal(decode_image(content, "x")[0, 0], [0, 0, 8])
+
+
+@pytest.mark.parametrize("kind", ["<i1", "<i2"])
+def test_signed_integers_are_refused(kind: str) -> None:
+    content = tiff_of_colors([[[-128], [127]]], kind, photometric=1, sample_format=2)
+    with pytest.raises(DatasetError, match="it stores signed integers, of no known range"):
+        decode_image(content, "x")
+
+
+def test_planes_of_more_than_8_bits_are_refused() -> None:
+    with pytest.raises(DatasetError, match="in a plane of more than 8 bits"):
+        decode_image(tiff_of_colors(gray(0, 65535), "<u2", planar=2), "x")
 
 
 def test_gray_tiffs_in_which_white_is_0_are_inverted_or_refused() -> None:

@@ -148,6 +148,30 @@ def test_splits_of_parquet_files_are_read_one_at_a_time(tmp_path: Path, capsys: 
         find_source(str(tmp_path / "data" / "test-00000-of-00001.parquet"), split="test")
 
 
+def test_configurations_are_not_read_as_one_set(tmp_path: Path) -> None:
+    for name in ("alpha", "beta"):
+        parquet(tmp_path / "d" / name / "test" / "0000.parquet", count=10)
+        parquet(tmp_path / "plain" / name / "0000.parquet", count=10)
+    for split in ("test", None):
+        with pytest.raises(DatasetError, match="'test' in several folders, 'alpha' and 'beta' among them"):
+            find_source(str(tmp_path / "d"), split=split)
+    assert find_source(str(tmp_path / "d" / "alpha"), split="test").num_rows == 10
+    assert find_source(str(tmp_path / "plain")).num_rows == 20
+
+
+def test_names_that_suggest_splits_are_not_read_as_one_set(tmp_path: Path) -> None:
+    for name in ("trainset", "testset"):
+        parquet(tmp_path / "p" / name / "0.parquet")
+        image(tmp_path / "i" / name / "x.png")
+        image(tmp_path / "f" / name.replace("set", "2017") / "x.png")
+    for kind in ("p", "i"):
+        with pytest.raises(DatasetError, match="are named as if they were of different splits"):
+            find_source(str(tmp_path / kind))
+    with pytest.raises(DatasetError, match="has the splits 'test2017', 'train2017'"):
+        find_source(str(tmp_path / "f"))
+    assert found(tmp_path / "f", "train") == {"train2017/x.png": None}
+
+
 def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", count=3)
     parquet(tmp_path / "more.parquet", count=2)
@@ -164,6 +188,33 @@ def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> N
         find_source(str(tmp_path))
     card.write_text("---\n{\n---\n")
     with pytest.raises(DatasetError, match=r"README.md' has a head that is not YAML"):
+        find_source(str(tmp_path))
+
+
+def test_a_card_beside_a_folder_of_images_tells_the_order_of_its_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ant/x.png", "bee/x.png"):
+        image(tmp_path / name)
+    card = tmp_path / "README.md"
+    label = "{name: label, dtype: {class_label: {names: {'0': NAME, '1': bee, '2': ant}}}}"
+    head = f"---\ndataset_info:\n  features:\n  - {label}\n---\n"
+    card.write_text(head.replace("NAME", "cat"))
+    assert find_source(str(tmp_path)).class_names == ["cat", "bee", "ant"]
+    assert found(tmp_path) == {"ant/x.png": 2, "bee/x.png": 1}
+    assert capsys.readouterr().err == ""
+    card.write_text(head.replace("ant", "wasp"))
+    assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
+    assert "class names of its README.md are not read, because 'ant' is not among them" in capsys.readouterr().err
+    card.write_text("---\nconfigs:\n- {config_name: default, data_files: x/*}\n---\n")
+    assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
+    assert "the configs of its README.md are not read; of images, splits are folders" in capsys.readouterr().err
+
+
+def test_empty_image_files_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    with pytest.raises(DatasetError, match=r"has 1 empty image files, such as 'b\.png'"):
         find_source(str(tmp_path))
 
 

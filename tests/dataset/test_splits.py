@@ -4,6 +4,8 @@ from pipeline.dataset.card import card_class_names, card_config, card_splits
 from pipeline.dataset.classes import doubtful_order, order_classes
 from pipeline.dataset.splits import (
     Splits,
+    check_no_hidden_split_folders,
+    check_no_hidden_splits,
     check_one_dataset,
     choose_split,
     folder_splits,
@@ -24,6 +26,13 @@ from pipeline.errors import DatasetError
         ("Test.PARQUET", "test"),
         ("train2.parquet", "train"),
         ("my-test/dev.parquet", "validation"),
+        ("split=train/0.parquet", "train"),
+        ("split=test/part-00000-of-00001.parquet", "test"),
+        ("train(1).parquet", "train"),
+        ("test+extra.parquet", "test"),
+        ("[val]/a,b.parquet", "validation"),
+        ("is_train=0/0.parquet", None),
+        ("label=valid/0.parquet", None),
         ("contest.parquet", None),
         ("trainer.parquet", None),
         ("train_test.parquet", None),
@@ -39,9 +48,11 @@ def test_folders_are_splits_only_if_all_are_named_so() -> None:
     assert set(folder_splits(["train/ant/x.png", "val/ant/x.png"]).files) == {"train", "val"}
     assert set(folder_splits(["train/x.png", "test/x.png"]).files) == {"train", "test"}
     assert set(folder_splits(["train_images/a/x.png"]).files) == {"train_images"}
-    # Classes of vehicles, and of instruments.
+    assert set(folder_splits(["train2017/x.png", "val2017/x.png"]).files) == {"train2017", "val2017"}
+    assert set(folder_splits(["split=train/a/x.png", "split=test/a/x.png"]).files) == {"split=train", "split=test"}
+    # Classes of vehicles, and of trains.
     assert not folder_splits(["train/x.png", "bus/x.png"]).files
-    assert not folder_splits(["test tube/x.png", "train set/x.png"]).files
+    assert not folder_splits(["freight train/x.png", "train set/x.png"]).files
     assert not folder_splits(["train/ant/x.png", "x.png"]).files
 
 
@@ -69,11 +80,78 @@ def test_numbered_files_that_are_absent_are_counted() -> None:
     assert missing_shards([*names, "test-00000-of-00001.parquet", "x.parquet"]) == {"train": (2, 4)}
 
 
-def test_one_split_in_several_configurations_is_refused() -> None:
-    names = [f"{size}/train-00000-of-00001.parquet" for size in ("160px", "320px")]
-    with pytest.raises(DatasetError, match="'train' in several folders, '160px' and '320px' among them"):
-        check_one_dataset("u", "train", names)
-    check_one_dataset("u", "train", names[:1])
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["160px/train-00000-of-00001.parquet", "320px/train-00000-of-00001.parquet"], "'160px' and '320px'"),
+        (["alpha/train/0000.parquet", "beta/train/0000.parquet"], "'alpha' and 'beta'"),
+        (["alpha/train/0000.parquet", "beta/partial-train/0000.parquet"], "'alpha' and 'beta'"),
+        (["train/alpha/0000.parquet", "train/beta/0000.parquet"], "'alpha' and 'beta'"),
+        (["a/train.parquet", "train.parquet"], "'' and 'a'"),
+        (["config=a/split=train/0.parquet", "config=b/split=train/0.parquet"], "'config=a' and 'config=b'"),
+        (["default/train/0000.parquet", "default/train/0001.parquet"], None),
+        (["train/2026-01-01/0.parquet", "train/2026-01-02/0.parquet"], None),
+        (["2026-01-01/train.parquet", "2026-01-02/train.parquet"], None),
+        (["train/shard_0/0.parquet", "train/shard_11/0.parquet"], None),
+        (["day=1/train.parquet", "day=2/train.parquet"], None),
+        (["split=train/day=1/0.parquet", "split=train/day=2/0.parquet"], None),
+    ],
+)
+def test_one_split_in_several_configurations_is_refused(names: list[str], folders: str | None) -> None:
+    ((split, files),) = parquet_splits(names).files.items()
+    assert (split, files) == ("train", names)
+    if folders is None:
+        check_one_dataset("u", split, files)
+        return
+    with pytest.raises(DatasetError, match=f"split 'train' in several folders, {folders} among them.*the URI of one"):
+        check_one_dataset("u", split, files)
+
+
+def test_a_tree_of_files_without_splits_may_be_nested() -> None:
+    names = ["alpha/0.parquet", "beta/x/0.parquet", "0.parquet", "2026/01/0.parquet"]
+    assert parquet_splits(names) == Splits({}, names)
+    check_one_dataset("u", None, names)
+    check_no_hidden_splits("u", names)
+
+
+def test_the_folder_tells_the_split_of_files_that_are_all_numbered_alike() -> None:
+    names = [f"{split}/part-00000-of-00001.parquet" for split in ("train", "test")]
+    assert parquet_splits(names).files == {"train": names[:1], "test": names[1:]}
+    others = ["test_data/holdout-00000-of-00001.parquet", "test_data/fit-00000-of-00001.parquet"]
+    assert set(parquet_splits(others).files) == {"holdout", "fit"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["trainset", "testset"],
+        ["imagenetTrain", "imagenetVal"],
+        ["trainA", "testA"],
+        ["TRAININGDATA_60k", "TESTDATA_10k"],
+        ["train_test", "trainset"],
+        ["is_train=0", "is_train=1"],
+    ],
+)
+def test_names_that_suggest_different_splits_are_refused(names: list[str]) -> None:
+    for files in ([f"{name}.parquet" for name in names], [f"{name}/0.parquet" for name in names]):
+        assert not parquet_splits(files).files
+        with pytest.raises(DatasetError, match="as if they were of different splits: give the URI of one, or rename"):
+            check_no_hidden_splits("u", [*files, "extra.parquet"])
+
+
+def test_names_that_suggest_one_split_or_none_are_files_of_one_dataset() -> None:
+    check_no_hidden_splits("u", ["trainset/0.parquet", "trainset/1.parquet", "more/0.parquet"])
+    check_no_hidden_splits("u", ["latest/value0.parquet", "latest/value1.parquet"])
+    check_no_hidden_splits("u", ["dEv4fTq9xK2mBz0.parquet", "a8tEst3Lw7qPz2x.parquet"])
+
+
+def test_folders_of_images_that_all_suggest_a_split_are_refused() -> None:
+    with pytest.raises(DatasetError, match="'trainA' and 'testA' are named as if they were of different splits"):
+        check_no_hidden_split_folders("u", ["trainA/x.png", "testA/x.png"])
+    with pytest.raises(DatasetError, match="'train' and 'testset' are named"):
+        check_no_hidden_split_folders("u", ["train/x.png", "testset/x.png"])
+    check_no_hidden_split_folders("u", ["contest/x.png", "value/x.png", "ant/x.png"])
+    check_no_hidden_split_folders("u", ["trainset/x.png"])
 
 
 def test_numbers_are_sorted_by_value_and_other_names_as_text() -> None:

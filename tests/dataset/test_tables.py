@@ -63,6 +63,38 @@ def test_files_without_rows_say_nothing_of_the_columns(tmp_path: Path) -> None:
         find_source(str(tmp_path))
 
 
+@pytest.mark.parametrize("struct", [True, False])
+def test_rows_without_an_image_are_refused_before_any_is_read(tmp_path: Path, struct: bool) -> None:
+    codes = [CODE, CODE, CODE, None, CODE]
+    rows = [None if code is None else {"bytes": code, "path": None} for code in codes]
+    images = pa.array(rows, schema.IMAGE) if struct else pa.array(codes)
+    pq.write_table(pa.table({"label": [0] * 5, "image": images}), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(DatasetError, match=r"a\.parquet' has no bytes of the image in 1 of the rows 2 to 3: leave"):
+        find_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer, not the file itself: run `git lfs",
+        ),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"PK\x03\x04", "is a zip archive: unpack it"),
+        (b"\x89PNG", "is an image, not a Parquet file"),
+        (b"PAR1 and no more", "is not a whole Parquet file: "),
+        (b"\x81\xff\0", "is not a whole Parquet file: "),
+    ],
+)
+def test_what_lies_under_the_name_of_a_parquet_file_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    for uri in (tmp_path, tmp_path / "a.parquet"):
+        with pytest.raises(DatasetError, match=rf"a\.parquet' {reason}"):
+            find_source(str(uri))
+
+
 def test_image_folders_may_be_called_as_they_like(tmp_path: Path) -> None:
     for label in range(2):
         (tmp_path / f"label={label}").mkdir()
