@@ -22,7 +22,7 @@ class ModelConfig:
         name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
         pretrained: take timm's own weights for that name (downloaded).
         checkpoint: weights at any fsspec URI: `.safetensors`, `.pth`, `.npz`, or the index of a sharded checkpoint.
-        use_ema: prefer averaged weights where a checkpoint has both.
+        use_ema: prefer averaged weights (`ema` or `swa` in the key) where a checkpoint has both.
         num_classes: width of the classifier; by default the model's own.
         in_chans: channels of the images, 1 or 3; by default the model's own.
         model_args: further arguments of the model, such as `{img_size: 32, patch_size: 4}`. Weights that were trained
