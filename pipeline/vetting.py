@@ -10,6 +10,7 @@ from pipeline.dataset.schema import CHANNELS, MAX_PATCHES
 from pipeline.errors import ModelError
 from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.image_reader import num_patches
+from pipeline.models.loading import describe_channels
 from pipeline.vit.trial import try_out
 
 
@@ -43,9 +44,7 @@ def check_pictures(loaded: LoadedModel) -> None:
     """
     channels = loaded.input_size[0]
     if channels not in CHANNELS:
-        raise ModelError(
-            f"model {loaded.name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
-        )
+        raise ModelError(describe_channels(loaded.name, channels))
 
 
 def check_stored(loaded: LoadedModel) -> None:

@@ -55,6 +55,15 @@ def test_the_limit_is_of_the_loaded_model_and_not_of_the_setting(tmp_path: Path)
         check_teacher(loaded)
 
 
+@pytest.mark.parametrize("changes", [{}, {"mean": [0.5] * 3, "std": [0.5] * 3}])
+def test_channels_are_refused_before_their_normalization_is(tmp_path: Path, changes: dict[str, Any]) -> None:
+    teacher = ModelConfig(name="test_vit", num_classes=3, model_args={"in_chans": 4}, **changes)
+    with pytest.raises(
+        ModelError, match=r"^model 'test_vit' reads images of 4 channels: datasets hold gray \(1\) or RGB"
+    ):
+        load_model(teacher, trained=False)
+
+
 @pytest.mark.parametrize("limit", ["one logit", "no classifier", "tokens", "four channels"])
 def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
     changes, message = BEYOND[limit]
