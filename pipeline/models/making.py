@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ModelError, one_line
+from pipeline.models.arguments import check_argument_types
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.positions import resampling
@@ -84,11 +85,15 @@ def _create(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
         # Located, for timm knows no `~`.
-        return timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
+        model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except _TIMM_ERRORS as error:
         folder = config.name.removeprefix(LOCAL_DIR)
         hint = "" if folder == config.name or exists(folder) else why_missing(folder)
         raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}{hint}") from error
+    # With those that a folder states, where JSON has texts for truth values.
+    stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
+    check_argument_types({**stated, **config.model_args}, model)
+    return model
 
 
 def _outline(config: ModelConfig) -> nn.Module:
