@@ -90,15 +90,29 @@ def test_ranges_without_scores_need_no_classes(one_logit: LoadedModel) -> None:
         check_teacher(one_logit)
 
 
-def test_a_head_of_several_labels_an_image_is_refused_where_the_folder_says_so(
-    tmp_path: Path, tiny_folder: Path
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("multi_label_classification", "answers with several labels for each image"),
+        ("regression", r"answers with values \(regression\), not with one of 10 classes"),
+        ("ordinal", r"answers with something else than classes \(problem_type 'ordinal'\)"),
+        ("single_label_classification", None),
+        (None, None),
+    ],
+)
+def test_a_head_of_another_kind_is_refused_where_the_folder_says_so(
+    tmp_path: Path, tiny_folder: Path, problem: str | None, message: str | None
 ) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    with pytest.raises(ModelError, match="answers with several labels for each image"):
-        check_teacher(load_model(ModelConfig(name=f"local-dir:{folder}")))
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": problem}))
+    loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
+    if message is None:
+        check_teacher(loaded)
+        return
+    with pytest.raises(ModelError, match=message):
+        check_teacher(loaded)
 
 
 def test_a_resampled_teacher_is_announced(

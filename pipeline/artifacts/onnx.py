@@ -22,6 +22,7 @@ _OPSET, _OPSET_16_BITS = 20, 21
 # Protobuf ends at 2 GiB; some of it is the graph.
 _MOST_INLINE_BYTES = 2**31 - 2**27
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_OUTPUT_TYPES = (*_INPUT_TYPES, "tensor(double)")
 
 
 def save_onnx(
@@ -108,12 +109,16 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
     if len(entries) != 1 or entries[0].type not in _INPUT_TYPES or len(entries[0].shape) != 4:
         found = [(entry.name, entry.type, entry.shape) for entry in entries]
         raise CheckpointError(f"{uri!r} must take one float [batch, channels, height, width], not {found}")
-    outputs = [output.name for output in session.get_outputs()]
+    types = {output.name: output.type for output in session.get_outputs()}
+    outputs = list(types)
     if len(outputs) > 1 and "logits" not in outputs:
         raise CheckpointError(f"{uri!r} has the outputs {outputs}: which of them are the logits is not known")
+    output = "logits" if "logits" in outputs else outputs[0]
+    if types[output] not in _OUTPUT_TYPES:
+        raise CheckpointError(f"{uri!r} gives {types[output]} as {output!r}, not logits, which are floating numbers")
     batch, *size = entries[0].shape
     return Opened(
-        _predictor(session, uri, "logits" if "logits" in outputs else outputs[0]),
+        _predictor(session, uri, output),
         Facts.from_strings(session.get_modelmeta().custom_metadata_map, uri),
         # A size that is named instead of numbered is any size.
         tuple(size) if all(isinstance(side, int) for side in size) else None,

@@ -76,7 +76,7 @@ def open_pt2(uri: str) -> Opened:
     def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = program(images)
-        return logits.float() if isinstance(logits, Tensor) else logits
+        return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
     return Opened(predict, facts, tuple(size), batch if isinstance(batch, int) else None)
 

@@ -344,6 +344,27 @@ def test_own_class_names_that_do_not_fit_are_not_replaced_by_numbers(tmp_path: P
     assert load_model(ModelConfig(name=f"local-dir:{folder}")).class_names == list("abcdefghij")
 
 
+def test_names_in_a_folder_as_transformers_writes_them(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    own = json.loads((folder / "config.json").read_text())
+    own_names = own.pop("label_names")
+    letters, filled_in = list("abcdefghij"), [f"LABEL_{number}" for number in range(10)]
+
+    def names(**stated: Any) -> list[str]:
+        (folder / "config.json").write_text(json.dumps({**own, **stated}))
+        return load_model(ModelConfig(name=f"local-dir:{folder}")).class_names
+
+    assert names(id2label=dict(enumerate(letters))) == letters
+    assert names(label2id={name: number for number, name in enumerate(letters)}) == letters
+    assert names(label_names=own_names, id2label=dict(enumerate(filled_in))) == own_names
+    assert names(id2label=dict(enumerate(filled_in))) == [str(number) for number in range(10)]
+    with pytest.raises(ConfigError, match="has other names in label_names than in id2label"):
+        names(label_names=own_names, id2label=dict(enumerate(letters)))
+    with pytest.raises(ConfigError, match="10 classes and 2 class names of its own: give class_names"):
+        names(id2label={0: "a", 1: "b"})
+
+
 def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: nn.Module) -> None:
     arrays = jax_layout(tiny_model.state_dict())
     np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]
