@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, DatasetError, one_line
-from pipeline.models.containers import describe_foreign, readable_kind
+from pipeline.foreign import describe_foreign
+from pipeline.models.containers import readable_kind
 from pipeline.models.pickles import read_pickle, refusal_of
 from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, read_bytes

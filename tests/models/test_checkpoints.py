@@ -299,6 +299,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "empty.pth": (b"", "is empty$"),
     "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
     "page.pth": (b"\n<!DOCTYPE html><html></html>", "a web page"),
+    "page.onnx": (b"<html></html>", "a web page"),
     "text.safetensors": (b"404: not found\n", r"is text, not a checkpoint \('404: not found'\)"),
     "other.json": (b'{"a": 1}', "is JSON, not a checkpoint"),
     "a.pth.gz": (gzip.compress(b"x"), "compressed with gzip: unpack it"),
