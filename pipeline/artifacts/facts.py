@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
 from pipeline.models.name_files import agreed_names, names_in_config, names_of
@@ -115,6 +115,29 @@ def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_c
     parts = [_differing("which the teacher does not have", foreign), _differing("of the teacher's it lacks", missing)]
     repeated = [] if len(place) == len(own) else ["names that repeat"]
     raise CheckpointError(f"{uri!r} has other classes than the teacher: {'; '.join([*filter(None, parts), *repeated])}")
+
+
+def check_class_order(loaded: LoadedModel, teacher: LoadedModel, role: str) -> None:
+    """Refuse a trained model that has classes of the teacher's at other numbers: their logits would be compared.
+
+    Names that the teacher does not have are left alone: the model may have been trained on other classes.
+
+    Args:
+        loaded: the model, with the classifier that it was trained with.
+        teacher: whose answers are compared with its own.
+        role: what the model is, for the message: `student`.
+
+    Raises:
+        ModelError: with a class and its two numbers.
+    """
+    own, wanted = (Facts.of(model).class_names or [] for model in (loaded, teacher))
+    place = {name: number for number, name in enumerate(wanted)}
+    for number, name in enumerate(own):
+        if place.get(name, number) != number:
+            raise ModelError(
+                f"{role} {loaded.name!r} has the teacher's classes in another order: class {name!r} is its number "
+                f"{number}, and {place[name]} of the teacher; put the rows of its classifier into the teacher's order"
+            )
 
 
 def _differing(what: str, names: Sequence[str]) -> str:
