@@ -18,10 +18,11 @@ from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.outputs import check_place
 from pipeline.vetting import announce, check_teacher
 
-_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".npz", ".index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,9 @@ class EvaluationConfig:
         labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
         labelled_split: which split of them to score on, such as `test`, where there are several.
         artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
-            it), weights for its architecture (`.safetensors`, `.pth`), or folders as timm loads with `local-dir:`,
-            which bring their own model. Classes that an artifact names in another order than the teacher are put in
+            it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a `config.json` beside
+            them is read for their class names and normalization), or folders as timm loads with `local-dir:`, which
+            bring their own model. Classes that an artifact names in another order than the teacher are put in
             the teacher's; other classes, or another number of them, are refused.
         output: where `evaluation.json` goes; nowhere by default.
         batch_size: images a forward.
@@ -161,23 +163,27 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predic
 
 
 def _open(uri: str, config: ModelConfig) -> Opened:
+    name = uri.lower()
     # Here and not above: the operators of `.pt2` files come from torchao, which takes seconds to import.
-    if uri.endswith(".pt2"):
+    if name.endswith(".pt2"):
         from pipeline.artifacts.pt2 import open_pt2
 
         return open_pt2(uri)
-    if uri.endswith(".onnx"):
+    if name.endswith(".onnx"):
         from pipeline.artifacts.onnx import open_onnx
 
         return open_onnx(uri)
-    if uri.endswith(_CHECKPOINTS):
-        # A checkpoint names no classes, and is read as the teacher is.
+    if name.endswith(_CHECKPOINTS):
+        # Weights are read as the teacher's are. Their names are those that lie beside them, never the teacher's.
+        facts = Facts.beside(uri)
         loaded = load_model(replace(config, checkpoint=uri, pretrained=False))
-        return Opened(model_predictor(loaded.model), Facts(), loaded.input_size)
+        return Opened(model_predictor(loaded.model), facts, loaded.input_size)
     folder = uri.removeprefix(LOCAL_DIR)
     if not storage.exists(storage.join(folder, "config.json")):
         kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
         raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
+    if problem := describe_problem(read_model_config(folder)):
+        raise CheckpointError(f"{uri!r} {problem}, not with one class")
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))

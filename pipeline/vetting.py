@@ -1,15 +1,14 @@
 """What every job checks of its teacher on the driver, before anything else: that it is a classifier of pictures."""
 
-import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from pipeline.dataset.schema import CHANNELS, MAX_PATCHES
 from pipeline.errors import ModelError
 from pipeline.models import LOCAL_DIR, LoadedModel
+from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
+from pipeline.models.loading import describe_channels
 from pipeline.vit.trial import try_out
 
 
@@ -43,9 +42,7 @@ def check_pictures(loaded: LoadedModel) -> None:
     """
     channels = loaded.input_size[0]
     if channels not in CHANNELS:
-        raise ModelError(
-            f"model {loaded.name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
-        )
+        raise ModelError(describe_channels(loaded.name, channels))
 
 
 def check_stored(loaded: LoadedModel) -> None:
@@ -74,16 +71,11 @@ def _check_softmax(loaded: LoadedModel) -> None:
             f"{name} has one logit: a softmax over one class is always 1, so that nothing can be told from it; a "
             "sigmoid head becomes one of two classes with a row of zeros before its own (weights and bias)"
         )
-    problem = _problem_type(loaded)
-    if problem == "multi_label_classification":
-        raise ModelError(
-            f"{name} answers with several labels for each image ({problem}), not with one of {count} classes"
-        )
+    if problem := _problem(loaded):
+        raise ModelError(f"{name} {problem}, not with one of {count} classes")
 
 
-def _problem_type(loaded: LoadedModel) -> Any:
-    """Return what transformers wrote of the head into a folder's `config.json`; timm does not keep it."""
+def _problem(loaded: LoadedModel) -> str | None:
     if not loaded.name.startswith(LOCAL_DIR):
         return None
-    config = Path(loaded.name.removeprefix(LOCAL_DIR), "config.json")
-    return json.loads(config.read_text()).get("problem_type") if config.is_file() else None
+    return describe_problem(read_model_config(loaded.name.removeprefix(LOCAL_DIR)))

@@ -55,6 +55,15 @@ def test_the_limit_is_of_the_loaded_model_and_not_of_the_setting(tmp_path: Path)
         check_teacher(loaded)
 
 
+@pytest.mark.parametrize("changes", [{}, {"mean": [0.5] * 3, "std": [0.5] * 3}])
+def test_channels_are_refused_before_their_normalization_is(tmp_path: Path, changes: dict[str, Any]) -> None:
+    teacher = ModelConfig(name="test_vit", num_classes=3, model_args={"in_chans": 4}, **changes)
+    with pytest.raises(
+        ModelError, match=r"^model 'test_vit' reads images of 4 channels: datasets hold gray \(1\) or RGB"
+    ):
+        load_model(teacher, trained=False)
+
+
 @pytest.mark.parametrize("limit", ["one logit", "no classifier", "tokens", "four channels"])
 def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
     changes, message = BEYOND[limit]
@@ -81,15 +90,29 @@ def test_ranges_without_scores_need_no_classes(one_logit: LoadedModel) -> None:
         check_teacher(one_logit)
 
 
-def test_a_head_of_several_labels_an_image_is_refused_where_the_folder_says_so(
-    tmp_path: Path, tiny_folder: Path
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("multi_label_classification", "answers with several labels for each image"),
+        ("regression", r"answers with values \(regression\), not with one of 10 classes"),
+        ("ordinal", r"answers with something else than classes \(problem_type 'ordinal'\)"),
+        ("single_label_classification", None),
+        (None, None),
+    ],
+)
+def test_a_head_of_another_kind_is_refused_where_the_folder_says_so(
+    tmp_path: Path, tiny_folder: Path, problem: str | None, message: str | None
 ) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    with pytest.raises(ModelError, match="answers with several labels for each image"):
-        check_teacher(load_model(ModelConfig(name=f"local-dir:{folder}")))
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": problem}))
+    loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
+    if message is None:
+        check_teacher(loaded)
+        return
+    with pytest.raises(ModelError, match=message):
+        check_teacher(loaded)
 
 
 def test_a_resampled_teacher_is_announced(

@@ -1,12 +1,19 @@
 """Facts that an artifact carries beside its weights: class names and normalization; and how classes are compared."""
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel
+from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
+from pipeline.models.name_files import agreed_names, names_in_config, names_of
+from pipeline.models.preprocessing import describe_normalization_fault
+
+# Ours, Ultralytics', and those of transformers and timm.
+_NAME_KEYS = ("class_names", "names", "id2label", "label2id", "label_names", "idx_to_class", "class_to_idx")
 
 
 @dataclass(frozen=True)
@@ -35,30 +42,55 @@ class Facts:
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], uri: str) -> "Facts":
-        """Read what `to_strings` wrote; other keys are left alone.
+        """Read what `to_strings` wrote, and names as other programs write them; other keys are left alone.
 
         Raises:
-            CheckpointError: a value is not what its key says.
+            CheckpointError: a value is not what its key says, two keys name other classes, or `mean` and `std` are not
+                both there.
         """
         try:
-            return cls(
-                class_names=_names(values["class_names"]) if "class_names" in values else None,
-                mean=_numbers(values["mean"]) if "mean" in values else None,
-                std=_numbers(values["std"]) if "std" in values else None,
-            )
+            read = {key: names_of(_parse(values[key])) for key in _NAME_KEYS if key in values}
+            names = agreed_names(read) or read.get("class_names")
+            return cls(names, **_normalization({key: _parse(values[key]) for key in ("mean", "std") if key in values}))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{uri!r} has metadata that cannot be read: {error}") from error
 
+    @classmethod
+    def beside(cls, uri: str) -> "Facts":
+        """Return what a `config.json` beside weights says of them, as timm and transformers save both.
 
-def _names(text: str) -> list[str]:
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"class_names is not a list of names: {text[:80]!r}")
-    return names
+        Raises:
+            CheckpointError: its class names or its normalization are impossible, or the model answers with no classes.
+        """
+        folder = uri.rpartition("/")[0] or "."
+        config = read_model_config(folder)
+        if problem := describe_problem(config):
+            raise CheckpointError(f"{uri!r} {problem}, as the config.json beside it says, not with one class")
+        try:
+            return cls(names_in_config(config), **stated_normalization(config))
+        except ValueError as error:
+            raise CheckpointError(f"the config.json beside {uri!r} {error}") from error
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in json.loads(text))
+def _parse(text: str) -> Any:
+    """Return what a text of metadata holds: JSON, or a literal of Python (Ultralytics writes `{0: 'person'}`)."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{text[:80]!r} is neither JSON nor a literal of Python") from error
+
+
+def _normalization(values: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    if fault := describe_normalization_fault(values):
+        raise ValueError(fault)
+    if len(values) == 1:
+        (stated,) = values
+        raise ValueError(f"it states {stated} alone, without {'std' if stated == 'mean' else 'mean'}")
+    return {name: tuple(map(float, numbers)) for name, numbers in values.items()}
 
 
 def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_classes: int, uri: str) -> list[int]:
@@ -83,6 +115,29 @@ def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_c
     parts = [_differing("which the teacher does not have", foreign), _differing("of the teacher's it lacks", missing)]
     repeated = [] if len(place) == len(own) else ["names that repeat"]
     raise CheckpointError(f"{uri!r} has other classes than the teacher: {'; '.join([*filter(None, parts), *repeated])}")
+
+
+def check_class_order(loaded: LoadedModel, teacher: LoadedModel, role: str) -> None:
+    """Refuse a trained model that has classes of the teacher's at other numbers: their logits would be compared.
+
+    Names that the teacher does not have are left alone: the model may have been trained on other classes.
+
+    Args:
+        loaded: the model, with the classifier that it was trained with.
+        teacher: whose answers are compared with its own.
+        role: what the model is, for the message: `student`.
+
+    Raises:
+        ModelError: with a class and its two numbers.
+    """
+    own, wanted = (Facts.of(model).class_names or [] for model in (loaded, teacher))
+    place = {name: number for number, name in enumerate(wanted)}
+    for number, name in enumerate(own):
+        if place.get(name, number) != number:
+            raise ModelError(
+                f"{role} {loaded.name!r} has the teacher's classes in another order: class {name!r} is its number "
+                f"{number}, and {place[name]} of the teacher; put the rows of its classifier into the teacher's order"
+            )
 
 
 def _differing(what: str, names: Sequence[str]) -> str:

@@ -1,18 +1,16 @@
 """ONNX files: QuantizeLinear and DequantizeLinear pairs, written for any runtime and run by ONNX Runtime on the CPU."""
 
-import contextlib
 import copy
 import importlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pipeline import storage
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.onnx_files import local_files, refuse_unreadable
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 
@@ -22,6 +20,7 @@ _OPSET, _OPSET_16_BITS = 20, 21
 # Protobuf ends at 2 GiB; some of it is the graph.
 _MOST_INLINE_BYTES = 2**31 - 2**27
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_OUTPUT_TYPES = (*_INPUT_TYPES, "tensor(double)")
 
 
 def save_onnx(
@@ -102,18 +101,22 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
         CheckpointError: it is not an ONNX model, or takes or gives other than one batch of images and one of logits.
     """
     check_onnx()
-    with _local_files(uri) as path:
+    with local_files(uri) as path:
         session = _make_session(path, uri, exact=exact)
     entries = session.get_inputs()
     if len(entries) != 1 or entries[0].type not in _INPUT_TYPES or len(entries[0].shape) != 4:
         found = [(entry.name, entry.type, entry.shape) for entry in entries]
         raise CheckpointError(f"{uri!r} must take one float [batch, channels, height, width], not {found}")
-    outputs = [output.name for output in session.get_outputs()]
+    types = {output.name: output.type for output in session.get_outputs()}
+    outputs = list(types)
     if len(outputs) > 1 and "logits" not in outputs:
         raise CheckpointError(f"{uri!r} has the outputs {outputs}: which of them are the logits is not known")
+    output = "logits" if "logits" in outputs else outputs[0]
+    if types[output] not in _OUTPUT_TYPES:
+        raise CheckpointError(f"{uri!r} gives {types[output]} as {output!r}, not logits, which are floating numbers")
     batch, *size = entries[0].shape
     return Opened(
-        _predictor(session, uri, "logits" if "logits" in outputs else outputs[0]),
+        _predictor(session, uri, output),
         Facts.from_strings(session.get_modelmeta().custom_metadata_map, uri),
         # A size that is named instead of numbered is any size.
         tuple(size) if all(isinstance(side, int) for side in size) else None,
@@ -131,7 +134,7 @@ def _make_session(path: Path, uri: str, *, exact: bool) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
-        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {one_line(error)}") from error
+        raise refuse_unreadable(path, uri, error) from error
 
 
 def _predictor(session: Any, uri: str, output: str) -> Predictor:
@@ -153,38 +156,6 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
     state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile")
     return tuple(getattr(state, name) for name in (*names, "RuntimeException", "NoModel", "ModelLoaded", "EPFail"))
-
-
-@contextlib.contextmanager
-def _local_files(uri: str) -> Iterator[Path]:
-    """Give the path of a model on this machine, with the files that it needs beside it."""
-    with storage.local_file(uri) as path:
-        for name in _further_files(path, uri):
-            storage.bring_beside(uri, name, path)
-        yield path
-
-
-def _further_files(path: Path, uri: str) -> list[str]:
-    """Names of the files that a model keeps weights in.
-
-    Raises:
-        CheckpointError: it is not an ONNX model, or names a file that does not lie beside it or below.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise CheckpointError(f"cannot read {uri!r} as an ONNX model: {one_line(error)}") from error
-    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
-    tensors = [*model.graph.initializer, *constants]
-    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name:
-            raise CheckpointError(f"{uri!r} keeps weights in {name!r}, which does not lie beside it")
-    return sorted(names)
 
 
 def _store_weights(model: Any, stored: WeightType) -> None:

@@ -44,6 +44,7 @@ def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
         CheckpointError: the artifact reads images of another size, has other classes, or cannot be run.
     """
     size, num_classes = teacher.input_size, len(teacher.class_names)
+    _check_normalization(opened.facts, uri, size[0])
     if opened.input_size is not None and tuple(opened.input_size) != size:
         raise CheckpointError(f"{uri!r} reads images of {list(opened.input_size)}, the teacher's are {list(size)}")
     predict = opened.predict if opened.batch_size is None else _in_batches(opened.predict, opened.batch_size)
@@ -57,6 +58,8 @@ def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
         raise CheckpointError(f"{uri!r} has {count} classes, the teacher has {num_classes}")
     if wanted is None and own is not None:
         print(f"{uri}: its class names are not compared, the teacher has none", file=sys.stderr, flush=True)
+    if wanted is not None and own is None:
+        print(f"{uri}: it names no classes, they are taken to be in the teacher's order", file=sys.stderr, flush=True)
     if columns == list(range(num_classes)):
         return predict
     print(f"{uri}: its classes are put in the teacher's order, by their names", file=sys.stderr, flush=True)
@@ -70,9 +73,18 @@ def _count_classes(predict: Predictor, uri: str, size: tuple[int, int, int]) -> 
     except _MISFIT as error:
         raise CheckpointError(f"{uri!r} cannot read the teacher's images {list(size)}: {one_line(error)}") from error
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if isinstance(logits, Tensor) and not logits.is_floating_point():
+        kind = str(logits.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{uri!r} gives {kind}, as numbers of classes are, not logits")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         raise CheckpointError(f"{uri!r} gives {shape} for one image, not one row of logits")
     return logits.shape[1]
+
+
+def _check_normalization(own: Facts, uri: str, channels: int) -> None:
+    for name, values in (("mean", own.mean), ("std", own.std)):
+        if values is not None and len(values) != channels:
+            raise CheckpointError(f"{uri!r}: its {name} has {len(values)} values, the images have {channels} channels")
 
 
 def _renormalized(predict: Predictor, teacher: LoadedModel, own: Facts) -> Predictor:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.misnamed import describe_misnamed
 from pipeline.artifacts.opened import Opened
 from pipeline.errors import CheckpointError, one_line
 
@@ -34,6 +35,8 @@ _ENTRIES = re.compile(
 _SIZES = re.compile(rf"([\s\d,()=*+/-]|'[su]\d+'|[su]\d+|{_WORDS})*")
 # What torch and zipfile stumble over in a file that is cut off or mangled.
 _UNREADABLE = (zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
+# What `torch.export.save` stores is what the program was exported with, as a pickle; to run it needs none.
+_WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
 
 def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = None) -> None:
@@ -69,14 +72,16 @@ def open_pt2(uri: str) -> Opened:
             with path.open("rb") as file:
                 exported = torch.export.load(file)
         except _UNREADABLE as error:
-            raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {one_line(error, most=200)}") from error
+            found = describe_misnamed(path, "a .pt2 program")
+            reason = f"it {found}" if found else one_line(error, most=200)
+            raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {reason}") from error
     batch, *size = _input_shape(exported, uri)
     program = exported.module()
 
     def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = program(images)
-        return logits.float() if isinstance(logits, Tensor) else logits
+        return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
     return Opened(predict, facts, tuple(size), batch if isinstance(batch, int) else None)
 
@@ -102,11 +107,13 @@ def _check(path: Path, uri: str) -> Facts:
     foreign = [name for name in names if _ENTRIES.fullmatch(name.partition("/")[2]) is None]
     models = [name for name in names if "/models/" in name]
     if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
-        raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models")
+        found = None if models else describe_misnamed(path, "a .pt2 program")
+        told = f"; it {found}" if found and "exported program" not in found else ""
+        raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models{told}")
     if foreign or len({name.partition("/")[0] for name in names}) != 1:
         raise CheckpointError(f"{uri!r} holds what a .pt2 program does not, such as {(foreign or names)[0]!r}")
     if any(sizes[name] for name in names if "/sample_inputs/" in name):
-        raise CheckpointError(f"{uri!r} holds pickled example inputs, which could run code")
+        raise CheckpointError(f"{uri!r} holds pickled example inputs, which could run code: {_WITHOUT_INPUTS}")
     for key, value in _items([json.loads(document) for document in documents]):
         if not _is_data(key, value):
             raise CheckpointError(f"{uri!r} could run code: {key!r} is {str(value)[:80]!r}")

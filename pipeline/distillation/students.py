@@ -9,6 +9,7 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
+from pipeline.artifacts.facts import check_class_order
 from pipeline.distillation.config import StudentConfig
 from pipeline.errors import ConfigError, ModelError, one_line
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
@@ -150,6 +151,8 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
         raise ModelError(
             f"student {config.name!r} reads {loaded.input_size[0]} channels, the teacher's images have {channels}"
         )
+    if not linear_head:
+        check_class_order(loaded, teacher, "student")
     return _Made(loaded.model, loaded.mean, loaded.std, loaded.notices)
 
 

@@ -1,6 +1,6 @@
 """timm models for teachers and students, and how they read images."""
 
-from pipeline.models.config import LOCAL_DIR, PREPROCESSING, ModelConfig
+from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.loading import (
     LoadedModel,
     RealImageTransform,
@@ -8,6 +8,7 @@ from pipeline.models.loading import (
     model_input_size,
     save_model,
 )
+from pipeline.models.preprocessing import PREPROCESSING
 from pipeline.models.weights import weight_digest
 
 __all__ = [

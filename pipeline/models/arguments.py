@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import timm.models
+from torch import nn
 
 from pipeline.errors import ConfigError
 
@@ -25,6 +26,8 @@ _INSTEAD = {
 }
 # Preprocessing lives in timm's `pretrained_cfg`, beside the model: settings of ModelConfig.
 _SETTINGS = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "class_names", "use_ema")
+# As YAML writes truth values; no argument of a model takes such a text.
+_TRUTH = ("true", "false", "yes", "no", "on", "off")
 
 
 def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any]) -> None:
@@ -49,5 +52,41 @@ def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any])
             )
         if value is None:
             raise ConfigError(f"model_args.{name} is null, which timm ignores: leave it out")
+        if isinstance(value, str) and value.strip().lower() in _TRUTH:
+            raise ConfigError(f"model_args.{name} is the text {value!r}, which counts as true: write it without quotes")
         if explicit.get(name) is not None and explicit[name] != value:
             raise ConfigError(f"{name} is {explicit[name]}, model_args.{name} is {value}: give one of the two")
+
+
+def check_argument_types(model_args: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse values of another type where Python would take them for true or false without an error.
+
+    Args:
+        model_args: as given.
+        model: made of them.
+
+    Raises:
+        ConfigError: a parameter that is a truth value was given something else, or a number was given a truth value.
+    """
+    for name, value in model_args.items():
+        parameter = _parameter(model, name)
+        if parameter is None:
+            continue
+        default, is_bool = parameter.default, isinstance(value, bool)
+        if isinstance(default, bool) or (default is None and _is_truth(parameter.annotation)):
+            if not is_bool:
+                raise ConfigError(f"model_args.{name} must be true or false, not {value!r:.80}")
+        elif is_bool and isinstance(default, int | float | str):
+            raise ConfigError(f"model_args.{name} must be like {default!r}, not {value}")
+
+
+def _parameter(model: nn.Module, name: str) -> inspect.Parameter | None:
+    """Return the parameter of a model's class, or of the class below that it passes further arguments to."""
+    for family in type(model).__mro__:
+        if "__init__" in vars(family) and name in (found := inspect.signature(family).parameters):
+            return found[name]
+    return None
+
+
+def _is_truth(annotation: Any) -> bool:
+    return annotation is bool or set(get_args(annotation)) == {bool, type(None)}

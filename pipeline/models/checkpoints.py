@@ -20,14 +20,12 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.foreign import describe_foreign
 from pipeline.models.containers import readable_kind
-from pipeline.models.pickles import NumpyArray, read_pickle, refusal_of
+from pipeline.models.pickles import read_pickle, refusal_of
+from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, read_bytes
 
 __all__ = ["find_weights_file", "read_state_dict", "refusal_of"]
 
-# Where savers put the weights: timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, plain dicts.
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
-_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
 # In timm's own order, and the indexes of sharded weights, which timm does not read.
 _PREFERRED_FILES = (
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -58,9 +56,7 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
         CheckpointError: missing, corrupt, of a kind that is not read, holding anything but data, or holding two sets of
             weights.
     """
-    checkpoint = _read(uri)
-    found = _find_weights(uri, checkpoint, set(model_keys), use_ema)
-    weights = {name.replace("_orig_mod.", ""): value for name, value in found.items()}
+    weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
@@ -169,72 +165,11 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
     return weights
 
 
-def _find_weights(uri: str, checkpoint: Any, model_keys: set[str], use_ema: bool) -> dict[str, Tensor]:
-    """Return the mapping of names to tensors inside what was saved."""
-    found = checkpoint
-    while isinstance(found, Mapping):
-        wrapped = next((k for k in (*(_EMA_KEYS if use_ema else ()), *_WEIGHT_KEYS) if _is_mapping(found.get(k))), None)
-        if wrapped is None:
-            wrapped = _key_of_weights(uri, found, model_keys)
-        if wrapped is None:
-            break
-        found = found[wrapped]
-    tensors = _tensors(found)
-    if not tensors:
-        raise CheckpointError(f"checkpoint {uri!r} holds no state dict: found {_describe(checkpoint)}")
-    return tensors
-
-
-def _key_of_weights(uri: str, found: Mapping[Any, Any], model_keys: set[str]) -> Any:
-    """Return the key of the one nested mapping that holds the model's tensors, where none lie beside it."""
-    if _tensors(found):
-        return None
-    # DeepSpeed says `module`, others `net`, `weights`, `params`; DINO has `student` and `teacher`.
-    holding = [key for key, value in found.items() if _holds_model(_tensors(value), model_keys)]
-    if len(holding) > 1:
-        keys = sorted(map(str, holding))
-        raise CheckpointError(f"checkpoint {uri!r} holds several sets of weights, under {keys}: save one of them alone")
-    return holding[0] if holding else None
-
-
-def _holds_model(tensors: Mapping[str, Tensor], model_keys: set[str]) -> bool:
-    return any(name.endswith(key) for key in sorted(model_keys)[:1] for name in tensors)
-
-
-def _tensors(found: Any) -> dict[str, Tensor]:
-    """Return the tensors of a mapping by their names; NumPy arrays of numbers are tensors."""
-    if not isinstance(found, Mapping):
-        return {}
-    plain = {name: _as_tensor(value) for name, value in found.items() if isinstance(name, str)}
-    return {name: value for name, value in plain.items() if value is not None}
-
-
-def _as_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, NumpyArray) and value.value is not None:
-        return torch.from_numpy(value.value)
-    return value if isinstance(value, Tensor) else None
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a mapping with the keys {sorted(map(str, value))[:8]}"
-    return f"a {type(value).__name__}"
-
-
 def _wrapper_prefix(uri: str, weights: Mapping[str, Tensor], model_keys: Collection[str], use_ema: bool) -> str:
     """Return what stands before the model's own names: the prefix under which most of them are found."""
     suffixes = sorted(model_keys)[:1]
     prefixes = {name[: -len(s)] for s in suffixes for name in weights if name.endswith(s)}
     found = {p: sum(p + key in weights for key in model_keys) for p in prefixes if p == "" or p.endswith(".")}
     complete = sorted(p for p, count in found.items() if 2 * count > len(model_keys))
-    if len(complete) > 1:
-        averaged = [p for p in complete if "ema" in p.lower()]
-        complete = averaged if use_ema and averaged else [p for p in complete if p not in averaged]
-    if len(complete) > 1:
-        raise CheckpointError(f"checkpoint {uri!r} holds several copies of the model, under {complete}")
     # Nothing found: another layout (original DINOv2, say), which timm's own filter for the family may know.
-    return complete[0] if complete else ""
+    return choose_set(uri, complete, use_ema) if complete else ""

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import timm.data
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.config import ModelConfig
-from pipeline.models.name_files import names_of, read_class_names
+from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.folders import read_model_config
+from pipeline.models.name_files import names_in_config, read_class_names
 
 
 def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) -> list[str]:
@@ -40,20 +42,20 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
 
 
 def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequence[str]:
-    own = model.pretrained_cfg  # type: ignore[assignment]
-    labels = own.get("label_names")  # type: ignore[union-attr]
-    if labels:
-        try:
-            names = names_of(labels)
-        except ValueError as error:
-            raise ConfigError(f"model {name!r}: its own label_names {error}; class_names may give others") from error
-        if len(names) == count:
-            return names
-        if trained:
-            raise ConfigError(
-                f"model {name!r} has {count} classes and {len(names)} label_names of its own: give class_names"
-            )
-    subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None  # type: ignore[union-attr]
+    own: Any = model.pretrained_cfg
+    labels = own.get("label_names")
+    what = "label_names" if labels else "class names"
+    # timm keeps nothing of a folder's config.json but `label_names`.
+    stated = read_model_config(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else {}
+    try:
+        names = names_in_config({**stated, **({"label_names": labels} if labels else {})})
+    except ValueError as error:
+        raise ConfigError(f"model {name!r}: its own {what} {error}; class_names may give others") from error
+    if names is not None and len(names) == count:
+        return names
+    if names is not None and trained:
+        raise ConfigError(f"model {name!r} has {count} classes and {len(names)} {what} of its own: give class_names")
+    subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None
     if subset is None:
         return [str(index) for index in range(count)]
     info = timm.data.ImageNetInfo(subset)

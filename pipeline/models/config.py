@@ -2,16 +2,22 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.checks import check_finite
 from pipeline.errors import ConfigError
 from pipeline.models.arguments import check_model_args
+from pipeline.models.preprocessing import (
+    PICTURE_CHANNELS,
+    PREPROCESSING,
+    CropMode,
+    Interpolation,
+    describe_crop_fault,
+    describe_normalization_fault,
+)
 from pipeline.storage import absolute
 
 LOCAL_DIR = "local-dir:"
-# How real images are resized and cropped.
-PREPROCESSING = ("interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,7 @@ class ModelConfig:
         name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
         pretrained: take timm's own weights for that name (downloaded).
         checkpoint: weights at any fsspec URI: `.safetensors`, `.pth`, `.npz`, or the index of a sharded checkpoint.
-        use_ema: prefer averaged weights where a checkpoint has both.
+        use_ema: prefer averaged weights (`ema` or `swa` in the key) where a checkpoint has both.
         num_classes: width of the classifier; by default the model's own.
         in_chans: channels of the images, 1 or 3; by default the model's own.
         model_args: further arguments of the model, such as `{img_size: 32, patch_size: 4}`. Weights that were trained
@@ -33,7 +39,7 @@ class ModelConfig:
         mean: per channel, of pixels in [0, 1]; by default the model's own.
         std: likewise.
         interpolation: of real images when they are resized; by default the model's own, as are the next two.
-        crop_pct: share of the resized image that the center crop keeps, at most 1.
+        crop_pct: share of the resized image that the center crop keeps; above 1 the image is padded.
         crop_mode: `center` crops the shorter edge's square, `squash` resizes without keeping the aspect ratio, `border`
             pads the shorter edge.
     """
@@ -49,22 +55,22 @@ class ModelConfig:
     class_names: tuple[str, ...] | str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
+    interpolation: Interpolation | None = None
     crop_pct: float | None = None
-    crop_mode: Literal["center", "squash", "border"] | None = None
+    crop_mode: CropMode | None = None
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.in_chans not in (None, 1, 3):
+        if self.in_chans not in (None, *PICTURE_CHANNELS):
             raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")
         if self.num_classes is not None and self.num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, not {self.num_classes}")
         if self.pretrained and self.checkpoint:
             raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
-        if self.std is not None and min(self.std, default=0.0) <= 0:
-            raise ConfigError(f"std must be positive, not {self.std}")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
+        normalization = {"mean": self.mean, "std": self.std}
+        given = {name: value for name, value in normalization.items() if value is not None}
+        if fault := describe_normalization_fault(given) or describe_crop_fault(self.preprocessing()):
+            raise ConfigError(fault)
         check_model_args(self.model_args, {"num_classes": self.num_classes, "in_chans": self.in_chans})
 
     def preprocessing(self) -> dict[str, Any]:

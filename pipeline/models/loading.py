@@ -10,10 +10,16 @@ import timm.models
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
 from pipeline.models.making import input_size_of, make_model
+from pipeline.models.preprocessing import (
+    PICTURE_CHANNELS,
+    PREPROCESSING,
+    describe_crop_fault,
+    describe_normalization_fault,
+)
 from pipeline.models.weights import check_finite_weights, weight_digest
 
 
@@ -55,7 +61,8 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
             or with a new head.
 
     Raises:
-        ModelError: unknown name, arguments the family does not take, or another class count than its weights have.
+        ModelError: unknown name, arguments the family does not take, another class count than its weights have, or
+            channels that pictures do not have and that nothing normalizes.
         CheckpointError: weights missing, corrupt, unsafe, not finite or of another model.
         ConfigError: class names or normalization that do not fit the model.
     """
@@ -64,9 +71,12 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = input_size_of(model, data_config)
-    mean = _per_channel("mean", config.mean, data_config["mean"], channels)
-    std = _per_channel("std", config.std, data_config["std"], channels)
+    mean = _per_channel(config, "mean", data_config["mean"], channels)
+    std = _per_channel(config, "std", data_config["std"], channels)
     data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std, **config.preprocessing()}
+    # Settings were checked when they were given.
+    if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
+        raise ConfigError(f"model {config.name!r}: its own {fault}; the setting of that name may give another")
     return LoadedModel(
         model=model,
         name=config.name,
@@ -121,15 +131,23 @@ class RealImageTransform:
         return self._transform(image.convert(self._mode))
 
 
-def _per_channel(name: str, given: list[float] | None, own: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    values = tuple(float(v) for v in (given if given is not None else own))
+def describe_channels(name: str, channels: int) -> str:
+    """Say that a model reads other channels than pictures have."""
+    return f"model {name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
+
+
+def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return the mean or the standard deviation of each channel: given, or the model's own."""
+    given: list[float] | None = getattr(config, name)
+    whose = name if given is not None else f"model {config.name!r}: its own {name}"
+    if given is None and (fault := describe_normalization_fault({name: own})):
+        raise ConfigError(f"model {config.name!r}: its own {fault}; {name} may give others")
+    values = tuple(float(v) for v in (own if given is None else given))
     if len(values) == channels:
-        if name == "mean" and not all(0 <= value <= 1 for value in values):
-            raise ConfigError(
-                f"mean must be of pixels in [0, 1], not {list(values)}: divide by 255 if it is of 0 to 255"
-            )
         return values
+    if channels not in PICTURE_CHANNELS:
+        raise ModelError(describe_channels(config.name, channels))
     if given is None and channels == 1:
         # timm states three for a model that it made for one channel: gray is their mean.
         return (sum(values) / len(values),)
-    raise ConfigError(f"{name} has {len(values)} values, the model reads {channels} channels: {list(values)}")
+    raise ConfigError(f"{whose} has {len(values)} values, the model reads {channels} channels: {list(values)}")

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ModelError, one_line
+from pipeline.models.arguments import check_argument_types
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.positions import resampling
-from pipeline.models.weights import check_first_layer, check_heads, check_jax_head, describe_misfit, jax_first_layer
+from pipeline.models.weights import (
+    check_first_layer,
+    check_floating,
+    check_heads,
+    check_jax_head,
+    describe_misfit,
+    jax_first_layer,
+)
 from pipeline.storage import exists, why_missing
 
 # What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
@@ -77,11 +85,15 @@ def _create(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
         # Located, for timm knows no `~`.
-        return timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
+        model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except _TIMM_ERRORS as error:
         folder = config.name.removeprefix(LOCAL_DIR)
         hint = "" if folder == config.name or exists(folder) else why_missing(folder)
         raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}{hint}") from error
+    # With those that a folder states, where JSON has texts for truth values.
+    stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
+    check_argument_types({**stated, **config.model_args}, model)
+    return model
 
 
 def _outline(config: ModelConfig) -> nn.Module:
@@ -93,7 +105,7 @@ def _outline(config: ModelConfig) -> nn.Module:
 def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> Made:
     """Through timm's own loading, which knows how each family's published checkpoints are laid out."""
     outline = _outline(config)
-    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
+    weights = _read_weights(config, uri, outline)
     if jax_first_layer(weights) is not None:
         return _from_jax(config, uri, weights, trained)
     check_heads(uri, weights, outline)
@@ -113,13 +125,19 @@ def _from_folder(config: ModelConfig, trained: bool) -> Made:
     """Through timm's own loading as well, which reads the folder's config; the file of weights is read here."""
     outline = _outline(config)
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
-    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
+    weights = _read_weights(config, uri, outline)
     if trained:
         _check_own_head(config, outline)
         check_first_layer(f"model {config.name!r}", weights, outline)
     model = _fill(config, uri, weights, {})
     change = resampling(weights, model) or _asked_size(config, model)
     return Made(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
+
+
+def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> dict[str, Tensor]:
+    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
+    check_floating(uri, weights, outline)
+    return weights
 
 
 def _fill(config: ModelConfig, uri: str, weights: dict[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
@@ -151,7 +169,7 @@ def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained
             parameter.fill_(torch.nan)
     with tempfile.TemporaryDirectory(prefix="jax-") as folder:
         path = Path(folder, "weights.npz")
-        np.savez(path, **{name: value.numpy() for name, value in weights.items()})  # pyright: ignore[reportArgumentType]
+        np.savez(path, **{name: value.float().numpy() for name, value in weights.items()})  # pyright: ignore[reportArgumentType]
         try:
             model.load_pretrained(str(path))
         except _TIMM_ERRORS as error:

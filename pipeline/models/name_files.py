@@ -78,11 +78,43 @@ def names_of(value: Any) -> list[str]:
     if not found:
         return _names_of_mapping(value)
     read = {key: names_of(names) for key, names in found.items()}
-    first = next(iter(read))
-    differing = [key for key, names in read.items() if names != read[first]]
+    return agreed_names(read) or next(iter(read.values()))
+
+
+def agreed_names(read: Mapping[str, list[str]]) -> list[str] | None:
+    """Return the names that several entries agree on; None where there are none but those that a library filled in.
+
+    Args:
+        read: key of the entry → its names.
+
+    Raises:
+        ValueError: two entries differ; the message is the predicate of a sentence.
+    """
+    given = {key: names for key, names in read.items() if not _filled_in(names)}
+    first = next(iter(given), "")
+    differing = [key for key, names in given.items() if names != given[first]]
     if differing:
         raise ValueError(f"has other names in {differing[0]} than in {first}")
-    return read[first]
+    return given[first] if given else None
+
+
+def names_in_config(config: Mapping[str, Any]) -> list[str] | None:
+    """Return the names that a model's `config.json` states; None where it states none.
+
+    Raises:
+        ValueError: as `names_of`.
+    """
+    nested = config.get("pretrained_cfg")
+    stating = (config, nested) if isinstance(nested, Mapping) else (config,)
+    if not any(entries.get(key) for entries in stating for key in _KEYS):
+        return None
+    names = names_of(config)
+    return None if _filled_in(names) else names
+
+
+def _filled_in(names: list[str]) -> bool:
+    """Whether names are what transformers or Ultralytics writes where nobody gave any."""
+    return any(names == [f"{word}{number}" for number in range(len(names))] for word in ("LABEL_", "class"))
 
 
 def _names_of_mapping(value: Mapping[Any, Any]) -> list[str]:

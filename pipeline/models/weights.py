@@ -9,6 +9,47 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# In layouts that are not the model's own, which names are of weights and which of buffers of integers is told by their
+# ends: `attn.qkv.weight`, `embedding/kernel`, `cls_token`; not `position_ids`, `relative_position_index`.
+_WEIGHT_NAME = re.compile(r"(weight|bias|kernel|scale|gamma|beta|embed|embedding|embeddings|token|tokens|proj)$")
+
+
+def check_floating(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Weights must be floating numbers, one for each of the model's: integers lack the scale that they stand for.
+
+    PyTorch would copy 8-bit integers into the model as they are, with values up to 127.
+
+    Args:
+        uri: of the checkpoint, for messages.
+        weights: as they were read.
+        model: that they are to be loaded into; its own buffers of integers may be integers.
+
+    Raises:
+        CheckpointError: with the name and the type of the first tensor that is none.
+    """
+    made = model.state_dict()
+    for name, value in weights.items():
+        own = made.get(name)
+        is_weight = own.is_floating_point() if own is not None else _WEIGHT_NAME.search(name) is not None
+        if is_weight and (found := _unusual_type(value)) is not None:
+            raise CheckpointError(f"checkpoint {uri!r}: {name!r} is {found}")
+
+
+def _unusual_type(value: Tensor) -> str | None:
+    """Say what a tensor is that is not a dense one of floating numbers, and what to do."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
+        kind = dtype if value.is_quantized else type(value).__name__
+        return f"quantized ({kind}): dequantize it first"
+    if value.layout != torch.strided:
+        return f"sparse ({str(value.layout).removeprefix('torch.')}): make it dense first, with to_dense()"
+    if value.dtype in _FLOATING:
+        return None
+    if value.is_complex() or value.dtype == torch.bool:
+        return f"{dtype}, not floating numbers: save it as float32 first"
+    return f"{dtype}, as quantized weights are: dequantize it first"
+
 
 def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
     """A classifier must have as many classes as the model.

@@ -15,7 +15,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.onnx import WeightType, open_onnx, save_onnx
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.pt2 import open_pt2, save_pt2
-from pipeline.errors import PipelineError, warn
+from pipeline.errors import CheckpointError, ModelError, PipelineError, warn
 from pipeline.evaluation import model_predictor
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -88,7 +88,8 @@ def make_artifacts(
 ) -> Made:
     """Convert for every bit width, write each format, open it from disk, and compare its logits with the graph's.
 
-    A file that differs by more than `largest_deviation` is deleted again and reported; the others are kept.
+    A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
+    the others are kept.
 
     Args:
         images: float32 [B, C, H, W], normalized, to compare on.
@@ -101,13 +102,18 @@ def make_artifacts(
             expected = _Expected(images, floating, quantized.module()(images))
         for kind in config.formats:
             path = folder / f"{bits.label}.{kind}"
-            files = _save(quantized, kind, path, loaded, weights=_stored_as(config, bits))
-            predict = _OPEN[kind](str(path)).predict
-            errors, note = expected.errors(predict(images)), None
+            try:
+                files = _save(quantized, kind, path, loaded, weights=_stored_as(config, bits))
+                predict = _OPEN[kind](str(path)).predict
+                errors, note = expected.errors(predict(images)), None
+            except (ModelError, CheckpointError) as error:
+                # The files that are finished are kept.
+                made.refused.append(_refuse(path, f"could not be made: {error}"))
+                continue
             if errors["deviation"] > expected.bound and _saturates(config, kind, bits, path, expected):
                 note = _saturation_note(path.name, errors["deviation"])
             elif not errors["deviation"] <= expected.bound:
-                made.refused.append(_refuse(path.name, files, errors["deviation"], expected.bound))
+                made.refused.append(_refuse_deviation(path, errors["deviation"], expected.bound))
                 continue
             uri, size = storage.join(config.output, path.name), sum(file.stat().st_size for file in files)
             made.artifacts.append(Artifact(kind, size, predict, bits, uri, errors, note))
@@ -170,11 +176,14 @@ def _saturation_note(name: str, deviation: float) -> str:
     return note
 
 
-def _refuse(name: str, files: list[Path], deviation: float, bound: float) -> dict[str, Any]:
-    for file in files:
+def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, Any]:
+    told = f"relative error {deviation:.3g}, at most {bound:.3g} is expected"
+    return _refuse(path, f"computes other logits than were calibrated: {told}", deviation=deviation, bound=bound)
+
+
+def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:
+    """Delete what was written of a file, and return its row of the report."""
+    for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
-    reason = (
-        f"computes other logits than were calibrated: relative error {deviation:.3g}, at most {bound:.3g} is expected"
-    )
-    print(f"error: {name} {reason}; it is not written", file=sys.stderr, flush=True)
-    return {"artifact": name, "deviation": deviation, "bound": bound, "reason": reason}
+    print(f"error: {path.name} {reason}; it is not written", file=sys.stderr, flush=True)
+    return {"artifact": path.name, **figures, "reason": reason}

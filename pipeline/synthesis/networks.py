@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 
+from pipeline.artifacts.facts import check_class_order
 from pipeline.errors import ModelError
 from pipeline.inversion import (
     AnyTeacher,
@@ -87,6 +88,8 @@ def load_networks(config: SynthesisConfig) -> Networks:
         feature_model=_load_beside(config.feature_model, teacher, "feature model"),
         student=_load_beside(config.student, teacher, "student"),
     )
+    if networks.student is not None:
+        check_class_order(networks.student, teacher, "student")
     if networks.feature_model is not None:
         try:
             FeaturePrior(networks.feature_model.model)

@@ -39,17 +39,44 @@ def test_other_classes_are_refused_with_the_names_that_differ(own: list[str], me
 
 
 def test_facts_survive_being_written() -> None:
-    facts = Facts(["ä", "b, c", '"'], (0.1, 0.2, 0.3), (1.0, 1.0, 2.0))
+    facts = Facts(["ä", "b, c", '"'], (0.1, 0.2, 0.3), (1.0, 1.0, 0.5))
     assert Facts.from_strings({**facts.to_strings(), "producer": "somebody"}, "x") == facts
     assert Facts.from_strings({}, "x") == Facts()
 
 
 @pytest.mark.parametrize(
-    "values", [{"class_names": "[1, 2]"}, {"class_names": "{"}, {"mean": '"x"'}, {"std": "5"}, {"mean": "[null]"}]
+    "values",
+    [
+        *({"class_names": "[1, 2]"}, {"class_names": "{"}, {"mean": '"x"'}, {"std": "5"}, {"mean": "[null]"}),
+        *({"names": "cat and dog"}, {"names": "{0: 'cat', 2: 'dog'}"}, {"id2label": '{"0": ["cat"]}'}),
+        # Two that differ, one without the other, and of pixels from 0 to 255.
+        *({"names": "{0: 'cat'}", "id2label": '{"0": "dog"}'}, {"mean": "[0.5]"}, {"std": "[0.5]"}),
+        {"mean": "[123.7, 116.3, 103.5]", "std": "[58.4, 57.1, 57.4]"},
+    ],
 )
 def test_metadata_that_is_something_else_is_refused(values: dict[str, str]) -> None:
     with pytest.raises(CheckpointError, match=r"'x\.pt2' has metadata that cannot be read"):
         Facts.from_strings(values, "x.pt2")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"names": "{0: 'cat', 1: \"dog's\"}"},
+        {"names": "['cat', \"dog's\"]"},
+        {"id2label": '{"1": "dog\'s", "0": "cat"}'},
+        {"label2id": '{"cat": 0, "dog\'s": 1}', "id2label": '{"0": "LABEL_0", "1": "LABEL_1"}'},
+        {"class_names": '["cat", "dog\'s"]', "names": "{0: 'class0', 1: 'class1'}"},
+    ],
+)
+def test_names_are_read_as_other_programs_write_them(values: dict[str, str]) -> None:
+    assert Facts.from_strings({**values, "task": "classify"}, "x").class_names == ["cat", "dog's"]
+
+
+def test_names_that_a_library_filled_in_are_none() -> None:
+    assert Facts.from_strings({"id2label": '{"0": "LABEL_0", "1": "LABEL_1"}'}, "x").class_names is None
+    assert Facts.from_strings({"names": "{0: 'class0', 1: 'class1'}"}, "x").class_names is None
+    assert Facts.from_strings({"class_names": '["class0", "class1"]'}, "x").class_names == ["class0", "class1"]
 
 
 def test_numbers_that_nobody_gave_are_no_names() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import onnx
 import pytest
+import safetensors.torch
 import torch
 from torch.export import ExportedProgram
 
@@ -103,3 +104,42 @@ def test_a_second_file_elsewhere_is_not_read(name: str, split: Path, tmp_path: P
     (split / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="which does not lie beside it"):
         open_onnx(str(split / "x.onnx"))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty$"),
+        (LFS, "it is a Git LFS pointer, not the file itself: run `git lfs pull`"),
+        (b"<!DOCTYPE html><html></html>", "it is a web page"),
+        (b"404: not found", r"it is text, not an ONNX model \('404: not found'\)"),
+        (b'{"a": 1}', "it is JSON, not an ONNX model"),
+        (b"\x89PNG\r\n", "it is an image, not an ONNX model"),
+        (safetensors.torch.save({"a": torch.zeros(1)}), r"it is a checkpoint \(safetensors\), not an ONNX model"),
+    ],
+)
+def test_what_lies_under_the_name_of_a_model_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.onnx' as an ONNX model: {message}"):
+        open_onnx(str(tmp_path / "x.onnx"))
+
+
+def test_a_second_file_that_is_no_weights_or_cut_off_is_told(split: Path) -> None:
+    data = split / "x.onnx.data"
+    whole = data.read_bytes()
+    for content, message in (
+        (LFS, "as weights: it is a Git LFS pointer"),
+        # As long as the weights: ONNX Runtime would read it.
+        (b"<html>".ljust(len(whole)), "as weights: it is a web page"),
+        (b"", "as weights: it is empty"),
+        (whole[:-100], rf"is cut off: it has {len(whole) - 100} bytes, the model needs {len(whole)}; copy it again"),
+    ):
+        data.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"'x\.onnx\.data', which belongs to '.*x\.onnx', {message}"):
+            open_onnx(str(split / "x.onnx"))
+    # Numbers may begin like a web page.
+    data.write_bytes(b"<" + whole[1:])
+    open_onnx(str(split / "x.onnx"))

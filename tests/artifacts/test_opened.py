@@ -1,5 +1,6 @@
 """Artifacts fitted to a teacher: its images in, its classes out, in its order."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.onnx import save_onnx
+from pipeline.artifacts.opened import Opened, fit_to_teacher
 from pipeline.artifacts.pt2 import save_pt2
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import open_artifact
@@ -92,9 +94,11 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     kind: str, write: Write, teacher: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = some_images()
-    logits = fit(write(kind, Facts()), teacher)(images)
+    uri = write(kind, Facts())
+    logits = fit(uri, teacher)(images)
     torch.testing.assert_close(logits, plain_logits(images), atol=1e-4, rtol=1e-4)
-    assert capsys.readouterr().err == ""
+    told = f"{uri}: it names no classes, they are taken to be in the teacher's order\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
@@ -113,6 +117,101 @@ def test_weights_of_another_number_of_classes_are_refused(teacher: LoadedModel, 
     save_file(make_tiny_model(num_classes=12).state_dict(), weights)
     with pytest.raises(CheckpointError, match=r"twelve\.safetensors"):
         fit(str(weights), teacher)
+
+
+@pytest.mark.parametrize("key", ["label_names", "id2label"])
+def test_what_lies_beside_weights_is_read(
+    key: str, teacher: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean, std, images = (0.2, 0.3, 0.4), (0.1, 0.2, 0.3), some_images()
+    save_model(make_tiny_model(), tmp_path / "m", class_names=NAMES, mean=mean, std=std)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["label_names"]
+    config[key] = REVERSED if key == "label_names" else dict(enumerate(REVERSED))
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    uri = str(tmp_path / "m" / "model.safetensors")
+    own = (images * 0.5 + 0.5 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(own).flip(1), atol=1e-4, rtol=1e-4)
+    assert capsys.readouterr().err == f"{uri}: its classes are put in the teacher's order, by their names\n"
+    # As a folder it is the same.
+    torch.testing.assert_close(fit(str(tmp_path / "m"), teacher)(images), plain_logits(own).flip(1), atol=1e-4, rtol=0)
+
+
+def test_a_config_beside_weights_that_says_nothing_of_them_is_left_alone(teacher: LoadedModel, tmp_path: Path) -> None:
+    uri, images = str(tmp_path / "a.safetensors"), some_images()
+    save_file(make_tiny_model().state_dict(), uri)
+    for content in ("not JSON", '["a"]', '{"digest": "0", "pretrained_cfg": null}'):
+        (tmp_path / "config.json").write_text(content)
+        torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(images))
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "2": "b"}}')
+    with pytest.raises(CheckpointError, match=r"the config\.json beside '.*a\.safetensors' does not number"):
+        fit(uri, teacher)
+
+
+def test_weights_that_answer_with_no_classes_are_refused(teacher: LoadedModel, tmp_path: Path) -> None:
+    save_model(make_tiny_model(), tmp_path / "m", class_names=NAMES, mean=HALF, std=HALF)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    for uri in (str(tmp_path / "m"), str(tmp_path / "m" / "model.safetensors")):
+        with pytest.raises(CheckpointError, match=r"answers with values \(regression\)"):
+            fit(uri, teacher)
+
+
+def test_weights_in_every_container_are_artifacts(teacher: LoadedModel, tmp_path: Path) -> None:
+    weights, images = make_tiny_model().state_dict(), some_images()
+    np.savez(tmp_path / "a.npz", **{name: value.numpy() for name, value in weights.items()})  # pyright: ignore[reportArgumentType]
+    save_file(weights, tmp_path / "part.safetensors")
+    places = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(places))
+    torch.save(weights, tmp_path / "A.PTH")
+    for name in ("a.npz", "model.safetensors.index.json", "A.PTH"):
+        torch.testing.assert_close(fit(str(tmp_path / name), teacher)(images), plain_logits(images))
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_names_in_upper_case_are_of_the_same_kind(kind: str, write: Write, teacher: LoadedModel) -> None:
+    path, images = Path(write(kind, Facts(NAMES))), some_images()
+    upper = path.rename(path.with_suffix(path.suffix.upper()))
+    torch.testing.assert_close(fit(str(upper), teacher)(images), plain_logits(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("names", repr(dict(enumerate(REVERSED)))), ("id2label", json.dumps(dict(enumerate(REVERSED))))]
+)
+def test_classes_that_other_programs_name_are_put_in_order(
+    key: str, text: str, write: Write, teacher: LoadedModel
+) -> None:
+    uri, images = write("onnx", Facts()), some_images()
+    model = onnx.load(uri)
+    helper.set_model_props(model, {key: text})
+    onnx.save(model, uri)
+    torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(images).flip(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_normalization_of_other_channels_is_refused(kind: str, write: Write, teacher: LoadedModel) -> None:
+    with pytest.raises(CheckpointError, match="its mean has 1 values, the images have 3 channels"):
+        fit(write(kind, Facts(NAMES, (0.5,), (0.5,))), teacher)
+
+
+def test_numbers_of_classes_are_not_taken_for_logits(tmp_path: Path, three: LoadedModel) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
+        helper.make_node("TopK", ["means", "k"], ["values", "y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "topk",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["n", 3])],
+        [onnx.numpy_helper.from_array(np.array(v), name) for name, v in (("axes", [2, 3]), ("k", [3]))],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "t.onnx")
+    with pytest.raises(CheckpointError, match=r"gives tensor\(int64\) as 'y', not logits"):
+        fit(str(tmp_path / "t.onnx"), three)
+    opened = Opened(lambda images: torch.zeros(len(images), 3, dtype=torch.int64), Facts())
+    with pytest.raises(CheckpointError, match="gives int64, as numbers of classes are, not logits"):
+        fit_to_teacher(opened, "t.pt2", three)
 
 
 def write_foreign(path: Path, *, batch: int | str, dtype: int, outputs: list[int | str]) -> str:

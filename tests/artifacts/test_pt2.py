@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline.artifacts.pt2 import open_pt2
 from pipeline.errors import CheckpointError
 from pipeline.quantization import BitWidths
+from tests.conftest import make_tiny_model
 
 Files = Callable[[BitWidths, str], Path]
 Read = Callable[[bytes], Any]
@@ -70,6 +72,20 @@ def test_pickled_example_inputs_are_refused(content: bytes, read: Read) -> None:
     bomb = edit(content, "/sample_inputs/model.pt", lambda _: pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="holds pickled example inputs"):
         read(bomb)
+
+
+def test_a_program_as_torch_saves_it_is_read_after_what_the_refusal_says(tmp_path: Path) -> None:
+    program = torch.export.export(make_tiny_model(), (torch.zeros(2, 3, 32, 32),))
+    torch.export.save(program, tmp_path / "a.pt2")
+    with pytest.raises(CheckpointError, match=r"set `program\.example_inputs = None` and save it again"):
+        open_pt2(str(tmp_path / "a.pt2"))
+    loaded = torch.export.load(tmp_path / "a.pt2")
+    loaded.example_inputs = None
+    torch.export.save(loaded, tmp_path / "b.pt2")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = make_tiny_model()(images)
+    torch.testing.assert_close(open_pt2(str(tmp_path / "b.pt2")).predict(images), expected)
 
 
 def test_pickled_weights_are_refused(content: bytes, read: Read) -> None:
@@ -138,5 +154,21 @@ def test_corrupt_files_are_refused(damage: bytes | str, content: bytes, read: Re
 def test_another_archive_is_refused(read: Read) -> None:
     other = io.BytesIO()
     torch.save({"a": torch.zeros(1)}, other)
-    with pytest.raises(CheckpointError, match="holds 0 models"):
+    with pytest.raises(CheckpointError, match=r"holds 0 models; it is a checkpoint \(torch\.save\), not a"):
         read(other.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty$"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "it is a web page"),
+        (b"404: not found", "it is text, not a .pt2 program"),
+        (b"PK\x03\x04cut off", "it is corrupt, a zip archive that is cut off"),
+        (safetensors.torch.save({"a": torch.zeros(1)}), r"it is a checkpoint \(safetensors\), not a .pt2 program"),
+    ],
+)
+def test_what_lies_under_the_name_of_a_program_is_told(content: bytes, message: str, read: Read) -> None:
+    with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.pt2' as a .pt2 program: {message}"):
+        read(content)

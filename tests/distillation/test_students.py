@@ -136,6 +136,20 @@ def test_a_frozen_backbone_may_come_from_other_classes(teacher: LoadedModel, tmp
     assert student(IMAGES).shape == (3, 10)
 
 
+def test_a_trained_student_has_the_teachers_order_of_classes(teacher: LoadedModel, tmp_path: Path) -> None:
+    half = (0.5,) * 3
+    for name, names in (("a", teacher.class_names[::-1]), ("b", ["x", *teacher.class_names[:9]])):
+        save_model(make_tiny_model(), tmp_path / name, class_names=names, mean=half, std=half)
+        model = ModelConfig(name=f"local-dir:{tmp_path / name}")
+        with pytest.raises(ModelError, match="has the teacher's classes in another order: class 'class "):
+            build_student(StudentConfig(model=model), teacher, seed=0)
+        # A new classifier has the teacher's.
+        build_student(StudentConfig(model=model, linear_head=True), teacher, seed=0)
+    for name, names in (("c", teacher.class_names), ("d", list("abcdefghij"))):
+        save_model(make_tiny_model(), tmp_path / name, class_names=names, mean=half, std=half)
+        build_student(StudentConfig(model=ModelConfig(name=f"local-dir:{tmp_path / name}")), teacher, seed=0)
+
+
 def test_distilled_models_have_two_heads(teacher: LoadedModel) -> None:
     model = ModelConfig(name="deit_tiny_distilled_patch16_224", model_args=TINY_ARGS)
     student = build_student(StudentConfig(model=model, linear_head=True), teacher, seed=0)

@@ -78,8 +78,64 @@ def test_lightning_with_an_averaged_copy(tmp_path: Path, weights: dict[str, Tens
 
 def test_two_copies_are_not_guessed_between(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     torch.save(prefixed(weights, "student.") | prefixed(weights, "teacher."), tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"several copies.*student.*teacher"):
+    with pytest.raises(CheckpointError, match=r"several sets of weights, under 'student\.', 'teacher\.'"):
         read_state_dict(str(tmp_path / "a.pth"), weights)
+
+
+AVERAGED = ["ema", "model_ema", "ema_model", "modelEMA", "model_ema_state_dict", "swa_state_dict", "averaged_model"]
+
+
+@pytest.mark.parametrize("plain", ["model", "state_dict", "net"])
+@pytest.mark.parametrize("averaged", AVERAGED)
+@pytest.mark.parametrize("inner", [None, "module", "state_dict"])
+def test_averaged_weights_are_known_by_their_key(
+    tmp_path: Path, weights: dict[str, Tensor], plain: str, averaged: str, inner: str | None
+) -> None:
+    ema = prefixed(weights, "module.", 2.0)
+    optimizer = {"exp_avg": dict(weights), "ema": dict(weights)}
+    saved = {plain: weights, averaged: {inner: ema, "decay": 0.99} if inner else ema, "optimizer": optimizer}
+    for order in (saved, dict(reversed(saved.items()))):
+        torch.save(order, tmp_path / "a.pth")
+        assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), prefixed(weights, "", 2.0))
+        assert_same(read_state_dict(str(tmp_path / "a.pth"), weights, use_ema=False), weights)
+
+
+@pytest.mark.parametrize(
+    ("keys", "use_ema", "told"),
+    [
+        (("state_dict", "model"), True, "'model', 'state_dict'"),
+        (("state_dict", "best_state_dict"), True, "'best_state_dict', 'state_dict'"),
+        (("state_dict", "teacher"), False, "'state_dict', 'teacher'"),
+        (("model", "teacher", "ema"), False, "'model', 'teacher'"),
+        (("model", "model_ema", "swa_state_dict"), True, "'model_ema', 'swa_state_dict'"),
+        (("ema", "swa"), False, "'ema', 'swa'"),
+    ],
+)
+def test_several_sets_of_a_kind_are_refused(
+    tmp_path: Path, weights: dict[str, Tensor], keys: tuple[str, ...], use_ema: bool, told: str
+) -> None:
+    torch.save({key: prefixed(weights, "", place + 1.0) for place, key in enumerate(keys)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"several sets of weights, under {told}: save one.*use_ema chooses only"):
+        read_state_dict(str(tmp_path / "a.pth"), weights, use_ema=use_ema)
+
+
+def test_sets_of_another_layout_are_told_apart_as_well(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    first = {name.replace("blocks", "layers"): value for name, value in weights.items()}
+    second = {name: 2 * value for name, value in first.items()}
+    torch.save({"model": first, "ema": second}, tmp_path / "a.pth")
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), second)
+    torch.save({"model": first, "teacher": second}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="several sets of weights, under 'model', 'teacher'"):
+        read_state_dict(str(tmp_path / "b.pth"), weights)
+
+
+def test_a_set_at_the_top_beside_a_nested_one(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    torch.save({**weights, "ema": prefixed(weights, "", 2.0)}, tmp_path / "a.pth")
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights), prefixed(weights, "", 2.0))
+    assert_same(read_state_dict(str(tmp_path / "a.pth"), weights, use_ema=False), weights)
+    torch.save({**weights, "best": prefixed(weights, "", 2.0)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="several sets of weights, under its top, 'best'"):
+        read_state_dict(str(tmp_path / "b.pth"), weights)
 
 
 def test_safetensors_from_any_file_system(weights: dict[str, Tensor]) -> None:

@@ -238,6 +238,82 @@ def test_a_mean_of_255_levels_is_refused(checkpoint: Path) -> None:
         load_model(config(checkpoint, mean=[123.7, 116.3, 103.5]))
 
 
+STD_OF_255 = r"std must be above 0 and at most 1, as of pixels in \[0, 1\], not \[.*\]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [0.0] * 3, "std": [255.0] * 3}, rf"^{STD_OF_255}: divide by 255 if it is of 0 to 255"),
+        ({"std": [58.4, 57.1, 57.4]}, f"^{STD_OF_255}: divide by 255"),
+        ({"std": [0.5, 0.0, 0.5]}, f"^{STD_OF_255}$"),
+        ({"std": [-0.5] * 3}, f"^{STD_OF_255}$"),
+        ({"mean": [-1.0] * 3}, r"^mean must be of pixels in \[0, 1\], not \[-1.0, -1.0, -1.0\]$"),
+        ({"mean": []}, "^mean must be numbers, one for each channel"),
+    ],
+)
+def test_normalization_is_of_pixels_from_0_to_1(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_model(config(checkpoint, **changes))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.0,) * 3, (1.0,) * 3),
+        (HALF, HALF),
+        ((0.0,) * 3, (1 / 255,) * 3),
+        ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+    ],
+)
+def test_normalizations_as_people_have_them(checkpoint: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    loaded = load_model(config(checkpoint, mean=list(mean), std=list(std)))
+    assert (loaded.mean, loaded.std) == (mean, std)
+
+
+OWN: dict[str, tuple[Any, str]] = {
+    "interpolation": ("bogus", "interpolation must be one of nearest, .*, not 'bogus'"),
+    "crop_pct": (87.5, "crop_pct must be above 0 and at most 2, a share and no percentage, not 87.5"),
+    "crop_mode": ("corner", "crop_mode must be one of center, squash, border, not 'corner'"),
+    "mean": ([123.7, 116.3, 103.5], r"mean must be of pixels in \[0, 1\].*divide by 255"),
+    "std": ([0, 0.5, 0.5], STD_OF_255),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_a_folder_says_of_real_images_is_checked(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    value, message = OWN[name]
+    folder = edit_own_config(tiny_folder, tmp_path / "m", **{name: value})
+    with pytest.raises(ConfigError, match=f"^model 'local-dir:.*: its own {message}.*; .* may give"):
+        load_model(ModelConfig(name=folder))
+    good: dict[str, Any] = {
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": HALF,
+        "std": HALF,
+    }
+    given = list(good[name]) if name in ("mean", "std") else good[name]
+    changes: dict[str, Any] = {name: given}
+    loaded = load_model(ModelConfig(name=folder, **changes))
+    assert loaded.data_config[name] == good[name]
+
+
+@pytest.mark.parametrize(("name", "value"), [("mean", "0.5"), ("std", [0.5, None, 0.5])])
+def test_what_is_of_another_type_is_one_line(tmp_path: Path, tiny_folder: Path, name: str, value: Any) -> None:
+    with pytest.raises((ConfigError, ModelError), match=f"{name} must be"):
+        load_model(ModelConfig(name=edit_own_config(tiny_folder, tmp_path / "m", **{name: value})))
+
+
+def edit_own_config(source: Path, folder: Path, **changes: Any) -> str:
+    """Copy a folder with other values in its `pretrained_cfg`; returns the name to load it by."""
+    shutil.copytree(source, folder)
+    stated = json.loads((folder / "config.json").read_text())
+    stated["pretrained_cfg"] |= changes
+    (folder / "config.json").write_text(json.dumps(stated))
+    return f"local-dir:{folder}"
+
+
 def test_how_real_images_are_cropped_can_be_set(tiny_folder: Path) -> None:
     picture = Image.fromarray(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)).convert("RGB")
     name = f"local-dir:{tiny_folder}"
@@ -266,6 +342,27 @@ def test_own_class_names_that_do_not_fit_are_not_replaced_by_numbers(tmp_path: P
         json.dumps({**stated, "label_names": {c: i for i, c in enumerate("abcdefghij")}})
     )
     assert load_model(ModelConfig(name=f"local-dir:{folder}")).class_names == list("abcdefghij")
+
+
+def test_names_in_a_folder_as_transformers_writes_them(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    own = json.loads((folder / "config.json").read_text())
+    own_names = own.pop("label_names")
+    letters, filled_in = list("abcdefghij"), [f"LABEL_{number}" for number in range(10)]
+
+    def names(**stated: Any) -> list[str]:
+        (folder / "config.json").write_text(json.dumps({**own, **stated}))
+        return load_model(ModelConfig(name=f"local-dir:{folder}")).class_names
+
+    assert names(id2label=dict(enumerate(letters))) == letters
+    assert names(label2id={name: number for number, name in enumerate(letters)}) == letters
+    assert names(label_names=own_names, id2label=dict(enumerate(filled_in))) == own_names
+    assert names(id2label=dict(enumerate(filled_in))) == [str(number) for number in range(10)]
+    with pytest.raises(ConfigError, match="has other names in label_names than in id2label"):
+        names(label_names=own_names, id2label=dict(enumerate(letters)))
+    with pytest.raises(ConfigError, match="10 classes and 2 class names of its own: give class_names"):
+        names(id2label={0: "a", 1: "b"})
 
 
 def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: nn.Module) -> None:

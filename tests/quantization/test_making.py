@@ -63,6 +63,27 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "ranges.json", "report.json", "w8a8.pt2"]
 
 
+def test_a_file_that_cannot_be_made_leaves_the_others(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save_half(program: ExportedProgram, path: Path, *_: Any, **__: Any) -> list[Path]:
+        path.write_bytes(b"half")
+        Path(f"{path}.data").write_bytes(b"half")
+        raise ModelError("the model has no ONNX form: OnnxExporterError")
+
+    monkeypatch.setattr(making, "save_onnx", save_half)
+    assert calibrate.main(flags) == 1
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    reason = "could not be made: the model has no ONNX form: OnnxExporterError"
+    assert report["complete"] is False
+    assert report["failed"] == [{"artifact": "w8a8.onnx", "reason": reason}]
+    assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
+    assert f"error: w8a8.onnx {reason}; it is not written" in printed.err
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["config.json", "ranges.json", "report.json", "w8a8.pt2"]
+
+
 def test_a_baseline_that_cannot_be_made_is_a_note(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

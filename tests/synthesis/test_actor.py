@@ -154,6 +154,15 @@ def test_a_student_of_other_classes_is_refused(tiny_folder: Path, tmp_path: Path
         Inverter(make_config(tiny_folder, "unused", inversion=schedule, student=student))
 
 
+def test_a_student_with_the_classes_in_another_order_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    names = [f"class {letter}" for letter in "jihgfedcba"]
+    save_model(make_tiny_model(seed=3), tmp_path, class_names=names, mean=HALF, std=HALF)
+    schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5], "adversarial": 1.0}
+    student = {"name": f"local-dir:{tmp_path}"}
+    with pytest.raises(ModelError, match="has the teacher's classes in another order: class 'class j' is"):
+        Inverter(make_config(tiny_folder, "unused", inversion=schedule, student=student))
+
+
 def test_cuda_that_is_not_there() -> None:
     assert pick_device("cpu").type == "cpu"
     if torch.cuda.is_available():

@@ -1,0 +1,40 @@
+"""What lies under an artifact's name where the artifact should be: a pointer, a web page, a file of another kind."""
+
+from pathlib import Path
+
+from pipeline.foreign import recognize_foreign
+from pipeline.models.containers import readable_kind
+
+# Larger files are judged by their beginning.
+_MOST_BYTES = 2**28
+_HEAD = 1024
+
+
+def describe_misnamed(path: Path, wanted: str) -> str | None:
+    """Say what a file is that could not be read, as the predicate of a sentence; None where that is not known.
+
+    Args:
+        path: on this machine.
+        wanted: what it should be: `an ONNX model`.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES)
+    whole = len(content) == path.stat().st_size
+    # The index of a sharded checkpoint is JSON, which is told of below.
+    if (kind := readable_kind("", content) if whole else None) is not None:
+        writer = {"torch": "torch.save"}.get(kind, kind)
+        return f"is a checkpoint ({writer}), not {wanted}: give it a name that ends as checkpoints do"
+    return recognize_foreign(content, wanted, whole=whole)
+
+
+def describe_misnamed_data(path: Path) -> str | None:
+    """Say what lies in place of a file of numbers; None where it may be one.
+
+    Numbers may begin with any byte, so that only a text is taken for something else.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    text = head.decode("ascii", errors="replace")
+    if not all(character.isascii() and (character.isprintable() or character.isspace()) for character in text):
+        return None
+    return recognize_foreign(head, "weights", whole=path.stat().st_size <= _HEAD)

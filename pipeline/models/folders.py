@@ -1,0 +1,54 @@
+"""What the `config.json` of a folder, or one that lies beside weights, says of a model."""
+
+import json
+from typing import Any
+
+from pipeline.models.preprocessing import describe_normalization_fault
+from pipeline.storage import exists, join, read_bytes
+
+
+def read_model_config(folder: str) -> dict[str, Any]:
+    """Return the `config.json` of a folder at any location; empty where there is none, or it is no JSON object.
+
+    Raises:
+        DatasetError: it is there and cannot be read.
+    """
+    uri = join(folder, "config.json")
+    if not exists(uri):
+        return {}
+    try:
+        value = json.loads(read_bytes(uri))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return the `mean` and `std` that timm wrote into a folder's config; empty where one of them is not stated.
+
+    Raises:
+        ValueError: they are impossible.
+    """
+    own = config.get("pretrained_cfg")
+    if not isinstance(own, dict) or own.get("mean") is None or own.get("std") is None:
+        return {}
+    stated = {name: own[name] for name in ("mean", "std")}
+    if fault := describe_normalization_fault(stated):
+        raise ValueError(fault)
+    return {name: tuple(map(float, values)) for name, values in stated.items()}
+
+
+def describe_problem(config: dict[str, Any]) -> str | None:
+    """Say what a model answers with, by what transformers wrote into its config; None where it is one class an image.
+
+    timm does not keep that entry.
+    """
+    match config.get("problem_type"):
+        case None | "single_label_classification":
+            return None
+        case "multi_label_classification" as problem:
+            return f"answers with several labels for each image ({problem})"
+        case "regression" as problem:
+            return f"answers with values ({problem})"
+        case problem:
+            return f"answers with something else than classes (problem_type {problem!r:.60})"

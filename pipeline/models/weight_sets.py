@@ -1,0 +1,114 @@
+"""Find the weights inside what was saved, which may hold several sets of them: none is taken without a reason."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from pipeline.models.pickles import NumpyArray
+
+# Where savers put the weights: timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, plain dicts.
+_USUAL_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|(ema|swa)(?![a-z])|averaged")
+# An optimizer's averages are named after the weights.
+_OPTIMIZER = re.compile(r"optim|sched|exp_avg|momentum|grad")
+_MOST_LEVELS, _LONGEST_LIST = 4, 16
+Sets = dict[str, dict[str, Tensor]]
+
+
+def find_weights(uri: str, checkpoint: Any, model_keys: Collection[str], *, use_ema: bool) -> dict[str, Tensor]:
+    """Return the mapping of names to tensors inside what was saved.
+
+    Args:
+        uri: of the checkpoint, for messages.
+        checkpoint: what was saved; weights may be nested in mappings and lists.
+        model_keys: names in the model's own state dict.
+        use_ema: prefer averaged weights where there are both.
+
+    Raises:
+        CheckpointError: there are none, or several sets and nothing says which; the message names their keys.
+    """
+    found = dict(_mappings(checkpoint))
+    holding = {key: tensors for key, tensors in found.items() if _holds_model(tensors, model_keys)}
+    # Of another layout (original DINOv2, say): as many tensors as the model has, more or less.
+    holding = holding or {key: tensors for key, tensors in found.items() if 2 * len(tensors) > len(model_keys)}
+    if holding:
+        return holding[choose_set(uri, holding, use_ema)]
+    tensors = _tensors(_under_usual_keys(checkpoint))
+    if not tensors:
+        raise CheckpointError(f"checkpoint {uri!r} holds no state dict: found {_describe(checkpoint)}")
+    return tensors
+
+
+def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
+    """Return the one name among those of sets of weights that is of averaged ones, or of plain ones.
+
+    Raises:
+        CheckpointError: several are, and nothing says which.
+    """
+    averaged = [name for name in names if _AVERAGED.search(name.lower())]
+    plain = [name for name in names if name not in averaged]
+    chosen = (averaged or plain) if use_ema else (plain or averaged)
+    if len(chosen) == 1:
+        return chosen[0]
+    told = ", ".join(repr(name) if name else "its top" for name in sorted(chosen))
+    raise CheckpointError(
+        f"checkpoint {uri!r} holds several sets of weights, under {told}: save one of them alone (use_ema chooses only "
+        "between averaged ones, with ema or swa in the key, and others)"
+    )
+
+
+def _mappings(value: Any, key: str = "", levels: int = _MOST_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the tensors of every mapping by the keys that lead there, but for those of optimizers."""
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        inner = value
+        if tensors := _tensors(value):
+            yield key, tensors
+    elif isinstance(value, list | tuple) and len(value) <= _LONGEST_LIST:
+        inner = dict(enumerate(value))
+    for name, below in inner.items() if levels else ():
+        if _OPTIMIZER.search(str(name).lower()) is None:
+            yield from _mappings(below, f"{key}.{name}" if key else str(name), levels - 1)
+
+
+def _holds_model(tensors: Mapping[str, Tensor], model_keys: Collection[str]) -> bool:
+    return any(name == key or name.endswith(f".{key}") for key in sorted(model_keys)[:1] for name in tensors)
+
+
+def _under_usual_keys(found: Any) -> Any:
+    while isinstance(found, Mapping):
+        wrapped = next((key for key in _USUAL_KEYS if isinstance(found.get(key), Mapping)), None)
+        if wrapped is None:
+            break
+        found = found[wrapped]
+    return found
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """Return the tensors of a mapping by their names, without what `torch.compile` puts into them.
+
+    NumPy arrays of numbers are tensors.
+    """
+    if not isinstance(found, Mapping):
+        return {}
+    plain = {name.replace("_orig_mod.", ""): _as_tensor(v) for name, v in found.items() if isinstance(name, str)}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    if not isinstance(value, NumpyArray) or value.value is None:
+        return value if isinstance(value, Tensor) else None
+    try:
+        return torch.from_numpy(value.value)
+    except TypeError:  # a type that PyTorch does not have, such as float128
+        return None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {sorted(map(str, value))[:8]}"
+    return f"a {type(value).__name__}"
