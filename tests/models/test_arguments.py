@@ -35,8 +35,8 @@ def test_the_same_value_twice_is_no_contradiction() -> None:
     assert ModelConfig(name="a", num_classes=10, model_args={"num_classes": 10}).num_classes == 10
 
 
-@pytest.mark.parametrize("crop_pct", [0.0, 1.5, float("nan")])
-def test_a_crop_beyond_the_image_is_refused(crop_pct: float) -> None:
+@pytest.mark.parametrize("crop_pct", [0.0, 2.5, float("nan")])
+def test_a_crop_that_is_no_share_is_refused(crop_pct: float) -> None:
     with pytest.raises(ConfigError, match="crop_pct must be"):
         ModelConfig(name="a", crop_pct=crop_pct)
 
