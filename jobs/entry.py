@@ -1,5 +1,6 @@
 """What every entry point does: parse its config, run, print one JSON line, turn our errors into one line."""
 
+import atexit
 import contextlib
 import json
 import sys
@@ -43,7 +44,11 @@ def run_job(
             config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
             # Ray prints about lost workers on standard output, which is for the one line of the result.
             with contextlib.redirect_stdout(_Briefly(sys.stderr)), _exits_as_interrupts(stop):
-                result = job(config)
+                try:
+                    result = job(config)
+                finally:
+                    # After Ray has registered its own, and so before it: then it prints what it held back.
+                    atexit.register(_leave_stdout)
     except PipelineError as raised:
         # Ray gives an error of ours from a worker its own traceback as a message.
         error = getattr(raised, "cause", raised)
@@ -57,6 +62,11 @@ def run_job(
         return exit_code(stop.number)
     print(json.dumps(result), flush=True)
     return 0 if result.get("complete", True) else 1
+
+
+def _leave_stdout() -> None:
+    stream: Any = _Briefly(sys.stderr)
+    sys.stdout = stream
 
 
 class _Briefly:

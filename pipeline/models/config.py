@@ -15,7 +15,7 @@ from pipeline.models.preprocessing import (
     describe_crop_fault,
     describe_normalization_fault,
 )
-from pipeline.storage import absolute
+from pipeline.storage import absolute, is_local
 
 LOCAL_DIR = "local-dir:"
 
@@ -78,8 +78,17 @@ class ModelConfig:
         return {name: getattr(self, name) for name in PREPROCESSING if getattr(self, name) is not None}
 
     def located(self) -> "ModelConfig":
-        """Return the same with absolute local paths: Ray's workers have working folders of their own."""
+        """Return the same with absolute local paths: Ray's workers have working folders of their own.
+
+        Raises:
+            ConfigError: the folder of a `local-dir:` name is not local.
+        """
         folder = self.name.removeprefix(LOCAL_DIR)
+        if folder != self.name and not is_local(folder):
+            raise ConfigError(
+                f"model {self.name!r}: {LOCAL_DIR} takes a folder of this machine, or of a disk that all machines "
+                "share; of an object store give the file of weights as checkpoint, with a timm name"
+            )
         return dataclasses.replace(
             self,
             name=self.name if folder == self.name else LOCAL_DIR + absolute(folder),

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import read_bytes
+from pipeline.text import decode_text
 
 _HINT = 'give a JSON list of names, a JSON object such as {"0": "cat"} or {"cat": 0}, or one name per line'
 # In a JSON object with more than the names: where they are. Number → name or name → number, or a list.
@@ -37,7 +38,9 @@ def read_class_names(uri: str) -> list[str]:
     except DatasetError as error:
         raise ConfigError(f"class_names: {error}") from error
     try:
-        return parse_class_names(_decode(content), suffix=re.sub(r"^.*(\.\w+)$", r"\1", uri.rpartition("/")[2]).lower())
+        return parse_class_names(
+            decode_text(content), suffix=re.sub(r"^.*(\.\w+)$", r"\1", uri.rpartition("/")[2]).lower()
+        )
     except ValueError as error:
         raise ConfigError(f"class_names: {uri!r} {error}; {_HINT}") from error
 
@@ -156,20 +159,6 @@ def _checked(names: list[Any]) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _decode(content: bytes) -> str:
-    """Return the text of UTF-8 with or without a byte order mark, or of UTF-16 with one, as Windows writes it."""
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not text in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} ({error.reason})") from error
-    if "\0" in text:
-        raise ValueError("is not text")
-    if text.startswith("version https://git-lfs"):
-        raise ValueError("is a Git LFS pointer, not the file itself: run `git lfs pull`")
-    return text
 
 
 def _parse_json(text: str) -> Any:

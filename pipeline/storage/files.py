@@ -163,19 +163,6 @@ def read_json(uri: str) -> Any:
         raise DatasetError(f"{uri!r} is not JSON: {error}") from error
 
 
-def is_file(uri: str) -> bool:
-    """Return whether a single file is there; of a web address, whether anything is.
-
-    Asked for a file alone, a store that lets a user read it but not list its folder still answers.
-    """
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    try:
-        return bool(fs.isfile(path))
-    except location_errors():
-        return False
-
-
 def read_errors() -> tuple[type[BaseException], ...]:
     """Return what reading a file that `open_file` opened may raise, beside what its reader makes of the content."""
     return (OSError, *driver_errors())

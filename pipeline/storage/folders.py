@@ -20,6 +20,34 @@ _PROBE = ".probe"
 _HADOOP_MARKER = "_$folder$"
 
 
+def is_file(uri: str) -> bool:
+    """Return whether a single file is there; of a web address, whether anything is.
+
+    Asked for a file alone, a store that lets a user read it but not list its folder still answers.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        if not fs.isfile(path):
+            return False
+        # Of a web page no size may be known.
+        if isinstance(fs, LocalFileSystem) or fs.size(path) != 0:
+            return True
+    except location_errors():
+        return False
+    # An empty one may stand for the folder of its name.
+    marked = {path.rstrip("/")} if _has_entries(fs, path) else set()
+    return not _is_marker({"name": path, "size": 0}, marked)
+
+
+def _has_entries(fs: Any, path: str) -> bool:
+    """Whether anything lies below a path that is a file too; where nobody may look, nothing does."""
+    try:
+        return any(entry["name"].rstrip("/") != path.rstrip("/") for entry in fs.ls(path, detail=True))
+    except location_errors():
+        return False
+
+
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """Return the names (not paths) of the files right under a folder, sorted; none where there is no such folder.
 

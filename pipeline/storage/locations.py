@@ -24,7 +24,7 @@ from pipeline.errors import DatasetError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # RFC 8089 allows one slash as well.
-_LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)")
+_LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)", re.IGNORECASE)
 # What the storage backends raise for a location that cannot be read or written. FileNotFoundError and
 # PermissionError are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
 _LOCATION_ERRORS = (OSError, ValueError, ImportError)
@@ -56,16 +56,27 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         DatasetError: the scheme is unknown or its driver is not installed.
     """
+    protocol = _protocol(uri)
+    if protocol is None:
+        return fsspec.filesystem("file"), _local_path(uri)
     try:
-        protocol = _protocol(uri)
-        if protocol is None:
-            return fsspec.filesystem("file"), _local_path(uri)
-        kind: Any = fsspec.get_filesystem_class(protocol)
-        if _chains(kind):
-            return url_to_fs(uri)
-        return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
-    except location_errors() as error:
-        raise DatasetError(f"cannot open {uri!r}: {error}") from error
+        return _make(protocol, uri)
+    # fsspec leaves it to Python to miss the host or organization that a URI does not name.
+    except (*location_errors(), TypeError, AttributeError) as error:
+        raise DatasetError(f"cannot open {uri!r}: {' '.join(str(error).split())}") from error
+
+
+def _make(protocol: str, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    kind: Any = fsspec.get_filesystem_class(protocol)
+    if _chains(kind):
+        return url_to_fs("::".join(map(_with_lower_scheme, uri.split("::"))))
+    uri = _with_lower_scheme(uri)
+    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+
+
+def _with_lower_scheme(uri: str) -> str:
+    """Return the URI as fsspec reads it; `S3://` is the same as `s3://` (RFC 3986)."""
+    return _SCHEME.sub(lambda scheme: scheme[0].lower(), uri, count=1) if _SCHEME.match(uri) else uri
 
 
 def _protocol(uri: str) -> str | None:
@@ -74,7 +85,7 @@ def _protocol(uri: str) -> str | None:
         return None
     match = _SCHEME.match(uri)
     if match:
-        return match[1]
+        return match[1].lower()
     # `simplecache::s3://bucket/key`: a bare protocol, and after it something that is a URI beyond doubt.
     first, _, rest = uri.partition("::")
     is_chain = first in fsspec.available_protocols() and (_LOCAL_URI.match(rest) or _protocol(rest) is not None)

@@ -1,10 +1,14 @@
 """Making the whole synthetic dataset: shards, the actors that invert them, and the run that writes the parts."""
 
-from pipeline.synthesis.actor import Inverter
-from pipeline.synthesis.run import synthesize
-from pipeline.synthesis.shards import PoolConfig, SynthesisConfig, located, plan_shards
-from pipeline.synthesis.stage import build_inverter
-from pipeline.synthesis.summary import shards_left
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.synthesis.actor import Inverter
+    from pipeline.synthesis.run import synthesize
+    from pipeline.synthesis.shards import PoolConfig, SynthesisConfig, located, plan_shards
+    from pipeline.synthesis.stage import build_inverter
+    from pipeline.synthesis.summary import shards_left
 
 __all__ = [
     "Inverter",
@@ -16,3 +20,20 @@ __all__ = [
     "shards_left",
     "synthesize",
 ]
+_MODULES = {
+    "Inverter": "actor",
+    "PoolConfig": "shards",
+    "SynthesisConfig": "shards",
+    "build_inverter": "stage",
+    "located": "shards",
+    "plan_shards": "shards",
+    "shards_left": "summary",
+    "synthesize": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Ray starts processes for single modules of this package, and torch costs each of them seconds and 0.9 GB.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"pipeline.synthesis.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

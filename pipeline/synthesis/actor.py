@@ -20,7 +20,7 @@ from pipeline.inversion import (
 )
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
-from pipeline.synthesis.rows import RowReader, further_column
+from pipeline.synthesis.rows import RowReader
 from pipeline.synthesis.shards import SynthesisConfig
 
 
@@ -77,14 +77,19 @@ class Shard:
 class Inverter:
     """Rows of shards → rows of the dataset contract; a class for Ray Data's `map_batches`.
 
-    `pipeline.synthesis.build_inverter(config)` gives `map_batches` its arguments. Rows are those of `plan_shards`, or
-    of your own making, as numpy, pandas or pyarrow batches of any size:
+    `pipeline.synthesis.build_inverter(config)` gives `map_batches` its arguments, checks that no id comes twice, and
+    gives each further column one type. A bare `map_batches(Inverter)` cannot: an actor sees only the batches that it
+    gets, and of numpy and pandas batches each has types of its own (take `batch_format="pyarrow"`).
+
+    Rows are those of `plan_shards`, or of your own making, as numpy, pandas or pyarrow batches of any size:
 
     - `shard_id`: a whole number, another for each row.
     - `labels`: a list with the class of each image.
     - `image_ids`: as many names, all different.
     - further columns are passed on to the images: a list with an entry for each image goes entry by entry, and any
-      other value is repeated.
+      other value is repeated. A column must not hold lists in some rows and other values in others.
+
+    Anything like a list will do for one: a tuple, a range, an array of numpy or Arrow, a tensor, a pandas Series.
 
     An image depends on `shard_id`, its entry of `image_ids`, its label and the config; with scope `published` on the
     shard's other images as well. With `rebirth` v, v images that follow each other come of one start and share a label.
@@ -121,8 +126,8 @@ class Inverter:
         """
         for row in self._rows.read(batch):
             table = self.invert_shard(row.shard_id, row.labels, row.image_ids).table
-            for name in row.further:
-                table = table.append_column(name, further_column(row, name))
+            for name, column in row.further.items():
+                table = table.append_column(name, column)
             yield table
 
     def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> Shard:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from pipeline.synthesis.faults import Place
+from pipeline.synthesis.places import Place
 
 # A GPU is retired when so many errors follow each other without a shard done between them.
 MAX_PLACE_ERRORS = 2
@@ -65,6 +65,7 @@ class Attempts:
         self._shards: dict[int, _Shard] = {}
         self._errors: dict[Place, int] = {}
         self._retired: dict[Place, str] = {}
+        self._trace = ""
         self.open_pass([], 1, fixed=True, start_timeout_s=0)
 
     # What the driver asks.
@@ -89,6 +90,10 @@ class Attempts:
     def retired(self) -> dict[Place, str]:
         """The places that get no more work, and why."""
         return dict(self._retired)
+
+    def last_trace(self) -> str:
+        """Where in the code the last error was raised that is not known as a machine's; empty where there is none."""
+        return self._trace
 
     def is_retired(self, place: Place) -> bool:
         """Return whether a place gets no more work."""
@@ -144,7 +149,7 @@ class Attempts:
         self._left.discard(shard_id)
         self._errors.pop(place, None)
 
-    def fail(self, worker: str, place: Place, reason: str, shard_id: int, *, loading: bool) -> str:
+    def fail(self, worker: str, place: Place, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
         """Say that a place failed.
 
         Args:
@@ -153,12 +158,14 @@ class Attempts:
             reason: in a line.
             shard_id: that it was to do, and hands back or gives up.
             loading: it was not begun, for the teacher could not be loaded.
+            trace: where in the code the error was raised, if that is worth telling.
 
         Returns:
             Why the shard is given up; empty where another worker is to do it.
         """
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
+        self._trace = trace or self._trace
         self._count(place, reason)
         # Handed back, it is another pass's.
         self._left.discard(shard_id)

@@ -1,13 +1,10 @@
-"""Errors that are a machine's and not a shard's: which they are, and the place that they happened at."""
+"""Errors that are a machine's and not a shard's."""
 
 import os
 import re
-import socket
-from dataclasses import dataclass
 
 import ray
 import torch
-from ray._private.thirdparty import pynvml
 
 from pipeline.errors import PipelineError
 
@@ -50,40 +47,3 @@ def check_gpu(wanted: str) -> None:
     on_cpu = wanted == "cpu" or torch.version.cuda is None or not os.path.exists("/dev/nvidiactl")
     if ray.get_runtime_context().get_accelerator_ids().get("GPU") and not on_cpu and not torch.cuda.is_available():
         raise DeviceError("no CUDA-capable device is usable, though the machine has one: is its driver in order?")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a worker computes on.
-
-    Attributes:
-        node_id: of the Ray node.
-        host: name of the machine.
-        gpu: index of the GPU on that machine; None for its CPUs.
-        uuid: of the GPU, where NVIDIA's driver says it; else empty.
-    """
-
-    node_id: str
-    host: str
-    gpu: str | None
-    uuid: str = ""
-
-    def __str__(self) -> str:
-        name = "the CPUs" if self.gpu is None else f"GPU {self.gpu}{f' ({self.uuid})' if self.uuid else ''}"
-        return f"{name} of node {self.host} ({self.node_id[:8]})"
-
-
-def this_place() -> Place:
-    """The place of this process, a Ray worker."""
-    context = ray.get_runtime_context()
-    gpus = context.get_accelerator_ids().get("GPU") or [None]
-    return Place(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
-
-
-def _uuid(gpu: str) -> str:
-    """From NVIDIA's management library, which answers for GPUs that CUDA cannot use any more."""
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))
-    except (pynvml.NVMLError, ValueError):
-        return ""

@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from pipeline.dataset import store
 from pipeline.errors import IncompleteError, PipelineError, one_line
 from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
-from pipeline.synthesis.faults import check_gpu, is_device_error, this_place
+from pipeline.synthesis.faults import check_gpu, is_device_error
+from pipeline.synthesis.places import this_place
 from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
 
-# The driver has loaded the same teacher: what fails here is this machine's. Faults of ours are of other types.
-_LOAD_ERRORS = (PipelineError, OSError, RuntimeError, ImportError, MemoryError, ValueError)
+# Errors whose message says all; of others the place in the code is kept too, in so many frames.
+_SAY_ALL = (PipelineError, OSError, MemoryError)
+_NUM_FRAMES = 4
 _WAIT_S = 1.0
 
 
@@ -63,9 +66,10 @@ class GuardedWriter:
             return self._wait(shard_id)
         try:
             writer = self._loaded()
-        except _LOAD_ERRORS as error:
-            if isinstance(error, OtherTeacherError | IncompleteError):
-                raise
+        except (OtherTeacherError, IncompleteError):
+            raise
+        # The driver has loaded the same teacher: whatever fails here is this machine's, a library's KeyError included.
+        except Exception as error:  # noqa: BLE001
             return self._failed(shard_id, labels, error, loading=True)
         begun: Begun = self._ask("begin", self._actor, self._place, shard_id, self._name)
         if begun.refusal:
@@ -99,7 +103,7 @@ class GuardedWriter:
         """Hand the shard back to be done elsewhere, or give it up where it fails everywhere."""
         self._poisoned, self._writer = True, None
         reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._place, reason, shard_id, loading=loading)
+        refusal = self._ask("fail", self._actor, self._place, reason, shard_id, loading=loading, trace=_trace(error))
         doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
         note = f"worker {self._name} failed on {self._place} while {doing}, another is to do it: {reason}"
         if refusal:
@@ -116,6 +120,13 @@ class GuardedWriter:
         while not self._ask("wait", self._actor):
             time.sleep(_WAIT_S)
         return outcome(shard_id, self._name, handed_back=True)
+
+
+def _trace(error: Exception) -> str:
+    """Where in the code an error was raised; empty where its message says all."""
+    if isinstance(error, _SAY_ALL) or is_device_error(error):
+        return ""
+    return "".join(traceback.format_exception(error, limit=-_NUM_FRAMES, chain=False))
 
 
 def _about(shard_id: int, history: list[str]) -> list[str]:

@@ -16,10 +16,11 @@ from pipeline.cluster import free_resources
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.attempts import Attempts
-from pipeline.synthesis.faults import Place
 from pipeline.synthesis.guard import GuardedWriter
+from pipeline.synthesis.holders import hold
+from pipeline.synthesis.places import Place
 from pipeline.synthesis.plan import Plan, count_images
-from pipeline.synthesis.pool import hold, pool_options, seats
+from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
 
 # Shards in a row that could not be written before the run stops making more.
@@ -63,7 +64,7 @@ def invert_missing(plan: Plan, to_do: list[dict[str, Any]], *, fixed: bool) -> l
     with report:
         while left:
             retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
-            _check_workers_left(plan, retired, barren)
+            _check_workers_left(plan, attempts, retired, barren)
             held |= hold([place for place in retired if place not in held])
             handed_back: set[int] = set()
             before = len(outcomes)
@@ -114,8 +115,8 @@ def _one_pass(
         yield from cast(pa.Table, finished).to_pylist()
 
 
-def _check_workers_left(plan: Plan, retired: Mapping[Place, str], barren: int) -> None:
-    """Stop where the next pass could only end as the last one.
+def _check_workers_left(plan: Plan, attempts: ActorHandle, retired: Mapping[Place, str], barren: int) -> None:
+    """Stop where the next pass could only end as the last one; say on standard error where in the code, if it may help.
 
     Raises:
         IncompleteError: no place is left to work at; it names those that failed.
@@ -123,6 +124,7 @@ def _check_workers_left(plan: Plan, retired: Mapping[Place, str], barren: int) -
     if not retired and barren < _MAX_BARREN_PASSES:
         return
     if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
+        print(ray.get(attempts.last_trace.remote()), end="", file=sys.stderr, flush=True)
         reasons = [f"{place}: {reason}" for place, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")

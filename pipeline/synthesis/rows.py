@@ -1,17 +1,17 @@
 """Rows of shards, from the plan or of a user's own making: what they must hold, and what else they may."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import schema
 from pipeline.errors import DatasetError
+from pipeline.synthesis.columns import arrow_column, is_list, plain, shown
 
 SHARD_ID, LABELS, IMAGE_IDS = "shard_id", "labels", "image_ids"
-_NEEDED = (SHARD_ID, LABELS, IMAGE_IDS)
+NEEDED = (SHARD_ID, LABELS, IMAGE_IDS)
 # Stored in 32 bits.
 _MAX_SHARD_ID = 2**31 - 1
 
@@ -29,7 +29,7 @@ class ShardRow:
     shard_id: int
     labels: list[int]
     image_ids: list[str]
-    further: dict[str, list[Any]]
+    further: dict[str, pa.Array]
 
 
 class RowReader:
@@ -48,7 +48,7 @@ class RowReader:
         self._images: dict[int, int] = {}
 
     def read(self, batch: Any) -> list[ShardRow]:
-        """Return the rows of a batch.
+        """Return the rows of a batch. Further columns of a pyarrow Table keep their types, others get one each.
 
         Args:
             batch: name → values, a pandas DataFrame, or a pyarrow Table.
@@ -57,20 +57,19 @@ class RowReader:
             DatasetError: a column is missing or a value impossible, or an id comes twice.
         """
         columns = _columns(batch)
-        names = list(columns)
-        missing = [name for name in _NEEDED if name not in columns]
-        if missing:
-            needed = ", ".join(_NEEDED)
-            raise DatasetError(f"rows of shards need the columns {needed}: {missing[0]!r} is not in {names}")
-        taken = sorted(set(names) & set(schema.COLUMNS) - set(_NEEDED))
-        if taken:
-            raise DatasetError(f"rows of shards must not have the column {taken[0]!r}: the images made of them have it")
-        rows = [self._row(dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
-        for place, row in enumerate(rows):
-            self._check_new(row, together=row.shard_id in {other.shard_id for other in rows[:place]})
+        check_names(list(columns))
+        needed = {name: plain(columns[name]) for name in NEEDED}
+        further = {name: arrow_column(name, values) for name, values in columns.items() if name not in NEEDED}
+        rows = []
+        here: set[int] = set()
+        for place in range(len(needed[SHARD_ID])):
+            row = self._row(place, {name: values[place] for name, values in needed.items()}, further)
+            self._check_new(row, together=row.shard_id in here)
+            here.add(row.shard_id)
+            rows.append(row)
         return rows
 
-    def _row(self, values: Mapping[str, Any]) -> ShardRow:
+    def _row(self, place: int, values: Mapping[str, Any], further: Mapping[str, pa.Array]) -> ShardRow:
         shard_id = _shard_id(values[SHARD_ID])
         labels = [self._label(shard_id, label) for label in _entries(shard_id, LABELS, values[LABELS])]
         image_ids = [_image_id(shard_id, image_id) for image_id in _entries(shard_id, IMAGE_IDS, values[IMAGE_IDS])]
@@ -81,15 +80,13 @@ class RowReader:
         repeated = _repeated(image_ids)
         if repeated is not None:
             raise DatasetError(f"shard {shard_id} has the image id {repeated!r} twice: the images would be equal")
-        further = {
-            name: _for_each(shard_id, name, value, len(labels)) for name, value in values.items() if name not in _NEEDED
-        }
-        return ShardRow(shard_id, labels, image_ids, further)
+        passed_on = {name: _for_each(shard_id, name, column, place, len(labels)) for name, column in further.items()}
+        return ShardRow(shard_id, labels, image_ids, passed_on)
 
     def _label(self, shard_id: int, value: Any) -> int:
         label = _whole(value)
         if label is None:
-            raise DatasetError(f"shard {shard_id} has the label {_plain(value)!r}: labels are whole numbers")
+            raise DatasetError(f"shard {shard_id} has the label {shown(value)}: labels are whole numbers")
         if label < 0 or (self._num_classes is not None and label >= self._num_classes):
             known = "" if self._num_classes is None else f", the teacher has {self._num_classes} classes"
             raise DatasetError(f"shard {shard_id} has the label {label}: labels start at 0{known}")
@@ -109,83 +106,103 @@ class RowReader:
                 raise DatasetError(f"image id {image_id!r} is in {shards}: ids must differ")
 
 
-def further_column(row: ShardRow, name: str) -> pa.Array:
-    """Return a further column of a row, an entry for each image.
+def check_names(names: list[str]) -> None:
+    """Check that rows have the columns that shards need, and none of those that images get.
 
     Raises:
-        DatasetError: its values have no common type.
+        DatasetError: they do not.
     """
-    values = [_plain(value) for value in row.further[name]]
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"shard {row.shard_id}: the column {name!r} cannot be passed on: {reason}") from error
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        needed = ", ".join(NEEDED)
+        raise DatasetError(f"rows of shards need the columns {needed}: {missing[0]!r} is not in {shown(names)}")
+    taken = sorted(set(names) & set(schema.COLUMNS) - set(NEEDED))
+    if taken:
+        raise DatasetError(f"rows of shards must not have the column {taken[0]!r}: the images made of them have it")
 
 
-def _columns(batch: Any) -> dict[str, list[Any]]:
-    """Return the columns of a batch in any of Ray Data's formats."""
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the columns of a list of rows. What a row does not have is missing in its column.
+
+    Raises:
+        DatasetError: one is no mapping.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise DatasetError(f"a row of shards is a mapping of names to values, not {shown(row)}")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {str(name): [row.get(name) for row in rows] for name in names}
+
+
+def _columns(batch: Any) -> dict[str, Any]:
+    """Return the columns of a batch in any of Ray Data's formats: Arrow's as they are, others as lists."""
     if isinstance(batch, pa.Table):
-        return {name: batch[name].to_pylist() for name in batch.column_names}
+        columns: dict[str, Any] = {name: batch[name] for name in batch.column_names}
     # A mapping of arrays or lists, or a pandas DataFrame.
-    if isinstance(batch, Mapping) or hasattr(batch, "columns"):
-        return {str(name): list(batch[name]) for name in batch}
-    raise DatasetError(f"a batch of shards is a mapping, a DataFrame or a pyarrow Table, not {type(batch).__name__}")
+    elif isinstance(batch, Mapping) or hasattr(batch, "columns"):
+        columns = {str(name): _values(str(name), batch[name]) for name in batch}
+    else:
+        raise DatasetError(
+            f"a batch of shards is a mapping, a DataFrame or a pyarrow Table, not {type(batch).__name__}"
+        )
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(f"the columns of a batch of shards differ in length: {shown(lengths)}")
+    return columns
+
+
+def _values(name: str, column: Any) -> Any:
+    values = column if isinstance(column, pa.Array | pa.ChunkedArray) else plain(column)
+    if isinstance(values, pa.Array | pa.ChunkedArray | list):
+        return values
+    raise DatasetError(f"the column {name!r} of a batch of shards is {shown(column)}: give a list, one entry a row")
 
 
 def _shard_id(value: Any) -> int:
     shard_id = _whole(value)
     if shard_id is None or not 0 <= shard_id <= _MAX_SHARD_ID:
-        raise DatasetError(f"shard_id is {_plain(value)!r}: it must be a whole number from 0 to {_MAX_SHARD_ID}")
+        raise DatasetError(f"shard_id is {shown(value)}: it must be a whole number from 0 to {_MAX_SHARD_ID}")
     return shard_id
 
 
 def _image_id(shard_id: int, value: Any) -> str:
     # An image's path in the dataset derives from it.
     if not isinstance(value, str) or not value or not value.isprintable() or set(value) & set("/\\"):
-        raise DatasetError(
-            f"shard {shard_id} has the image id {_plain(value)!r}: ids are printable text without slashes"
-        )
+        raise DatasetError(f"shard {shard_id} has the image id {shown(value)}: ids are printable text without slashes")
     return str(value)
 
 
 def _entries(shard_id: int, name: str, value: Any) -> list[Any]:
-    if not _is_list(value):
+    if not isinstance(value, list):
         raise DatasetError(
-            f"shard {shard_id} has {_plain(value)!r} as {name}: it must be a list with one entry for each image"
+            f"shard {shard_id} has {shown(value)} as {name}: it must be a list with one entry for each image"
         )
-    return list(value)
+    return value
 
 
-def _for_each(shard_id: int, name: str, value: Any, num_images: int) -> list[Any]:
+def _for_each(shard_id: int, name: str, column: pa.Array, place: int, num_images: int) -> pa.Array:
     """Return one value for each image: a list's entries, or anything else again and again."""
-    if not _is_list(value):
-        return [value] * num_images
-    if len(value) != num_images:
+    if not is_list(column.type):
+        return column.take(pa.array([place] * num_images))
+    entries: pa.Array | None = column[place].values
+    if entries is None:
+        return pa.nulls(num_images, column.type.value_type)
+    if len(entries) != num_images:
         raise DatasetError(
-            f"shard {shard_id} has {len(value)} entries in the column {name!r} and {num_images} images: give a list "
+            f"shard {shard_id} has {len(entries)} entries in the column {name!r} and {num_images} images: give a list "
             "with one for each image, or a single value for all"
         )
-    return list(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return entries
 
 
 def _whole(value: Any) -> int | None:
     """Return a value as an int; None where it is no whole number."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     # Arrow and pandas make floats of whole numbers that stand beside missing ones.
-    if isinstance(value, float | np.floating) and float(value).is_integer():
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     return None
-
-
-def _plain(value: Any) -> Any:
-    """Return numpy's numbers and arrays as Python's own."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _repeated(values: Iterable[str]) -> str | None:

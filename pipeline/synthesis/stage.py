@@ -1,15 +1,19 @@
 """Inversion as a stage of one's own Ray Data pipeline, with no file written."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import pyarrow as pa
+import ray
 import ray.data
 
 from pipeline.cluster import connect
 from pipeline.errors import DatasetError
 from pipeline.synthesis.actor import Inverter
+from pipeline.synthesis.columns import arrow_column, common_schema, plain_table, with_schema
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.rows import RowReader
+from pipeline.synthesis.rows import IMAGE_IDS, LABELS, NEEDED, SHARD_ID, RowReader, columns_of
 from pipeline.synthesis.shards import SynthesisConfig, located
 
 Shards = ray.data.Dataset | Sequence[Mapping[str, Any]]
@@ -28,20 +32,22 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
 
     Raises:
         ConfigError: by the stage, if the cluster is too small for the pool.
-        DatasetError: by the stage, if a row of a list is not as it should be, or an id is repeated in it. Rows of a
-            dataset are checked when it is consumed, each actor those that it gets.
+        DatasetError: by the stage, if a row is not as it should be, an id comes twice, or a further column's values
+            have no common type. For that a dataset of rows is computed when the stage gets it, and kept by Ray. Labels
+            that the teacher does not have are told when the images are consumed.
     """
     config = located(config)
 
     def invert(shards: Shards) -> ray.data.Dataset:
         fixed = connect()
-        if isinstance(shards, ray.data.Dataset):
-            # A block of many shards would keep one actor busy, and the others idle.
-            rows, most = shards.repartition(target_num_rows_per_block=1), config.pool.max_size
-        else:
-            rows, most = _from_list(shards), len(shards)
+        rows = _from_dataset(shards) if isinstance(shards, ray.data.Dataset) else _from_list(shards)
         images = rows.map_batches(
-            Inverter, fn_constructor_args=(config,), batch_size=1, **pool_options(config, most, fixed=fixed)
+            Inverter,
+            fn_constructor_args=(config,),
+            batch_size=1,
+            # Numpy's would turn what is missing into NaN, and whole numbers beside it into floats.
+            batch_format="pyarrow",
+            **pool_options(config, rows.count(), fixed=fixed),
         )
         images.context.wait_for_min_actors_s = config.pool.start_timeout_s
         images.context.execution_no_progress_timeout_s = config.pool.no_progress_timeout_s
@@ -52,9 +58,37 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
 
 
 def _from_list(shards: Sequence[Mapping[str, Any]]) -> ray.data.Dataset:
-    if not shards:
+    """One row a block: a block of many shards would keep one actor busy, and the others idle."""
+    if not len(shards):
         raise DatasetError("there are no shards to invert: the list is empty")
-    reader = RowReader()
-    for row in shards:
-        reader.read({name: [value] for name, value in row.items()})
-    return ray.data.from_items([dict(row) for row in shards], override_num_blocks=len(shards))
+    columns = columns_of(shards)
+    rows = RowReader().read(columns)
+    # All rows together: of one at a time each would get types of its own.
+    further = {name: arrow_column(name, values) for name, values in columns.items() if name not in NEEDED}
+    needed = {
+        SHARD_ID: [row.shard_id for row in rows],
+        LABELS: [row.labels for row in rows],
+        IMAGE_IDS: [row.image_ids for row in rows],
+    }
+    table = pa.table({**needed, **further})
+    # Taken, for each slice would bring the whole table with it.
+    return ray.data.from_arrow([table.take([place]) for place in range(len(rows))])
+
+
+def _from_dataset(shards: ray.data.Dataset) -> ray.data.Dataset:
+    """The same of a dataset, whose blocks may have types of their own for the same column."""
+    shards.context.raise_original_map_exception = True
+    blocks = shards.map_batches(plain_table, batch_size=None, batch_format="pyarrow").materialize()
+    if not blocks.count():
+        raise DatasetError("there are no shards to invert: the dataset is empty")
+    reader, schemas = RowReader(), []
+    references: Any = blocks.to_arrow_refs()
+    for reference in references:
+        block: pa.Table = ray.get(reference)
+        if block.num_rows:
+            reader.read(block)
+            schemas.append(block.schema)
+    schema = common_schema(schemas)
+    alike = blocks.map_batches(partial(with_schema, schema=schema), batch_size=None, batch_format="pyarrow")
+    # Here, for actors may hold the CPUs that it needs.
+    return alike.repartition(target_num_rows_per_block=1).materialize()

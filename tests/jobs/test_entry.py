@@ -81,6 +81,18 @@ def test_of_what_ray_says_of_dead_workers_the_first_sentence_is_enough(capsys: p
     assert capsys.readouterr().err == "(raylet) A worker died.\n"
 
 
+@pytest.mark.parametrize(("outcome", "code", "lines"), [("done", 0, 1), ("error", 1, 0)])
+def test_what_ray_says_when_it_is_left_is_no_result(outcome: str, code: int, lines: int) -> None:
+    script = (
+        "import atexit, sys; atexit.register(lambda: print('(raylet) A worker died. Set this and that.'));"
+        f"from tests.jobs.test_entry import run; sys.exit(run('--outcome', '{outcome}'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert len(ended.stdout.splitlines()) == lines
+    assert ended.stderr.endswith("(raylet) A worker died.\n")
+
+
 def test_a_job_stopped_while_it_is_imported_says_so_in_a_line() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "jobs.synthesize"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)

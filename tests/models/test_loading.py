@@ -447,3 +447,10 @@ def test_a_folder_with_corrupt_weights(tmp_path: Path, tiny_folder: Path, conten
     weights.write_bytes(weights.read_bytes()[:5000] if content is None else content)
     with pytest.raises(CheckpointError, match=r"broken/model\.safetensors"):
         load_model(ModelConfig(name=f"local-dir:{folder}"))
+
+
+@pytest.mark.parametrize("uri", ["memory://made/teacher", "simplecache::memory://made/teacher"])
+def test_a_folder_that_is_not_local_is_named(uri: str) -> None:
+    config = ModelConfig(name=f"local-dir:{uri}")
+    with pytest.raises(ConfigError, match=f"^model 'local-dir:{uri}': local-dir: takes a folder of this machine"):
+        load_model(config)

@@ -104,3 +104,21 @@ def test_a_folder_with_markers_is_copied_and_deleted(s3_bucket: Any, tmp_path: P
     ]
     storage.remove_folder("s3://made/out/train")
     assert storage.find_files("s3://made/out") == [("data/a.bin", 2), ("sub/deep/b.bin", 2)]
+
+
+@pytest.mark.parametrize("key", ["out/data", "out", "out/data/", "out_$folder$"])
+def test_an_empty_object_named_like_a_folder_is_that_folder(s3_bucket: Any, key: str) -> None:
+    s3_bucket.put_object(Key=key, Body=b"")
+    put(s3_bucket, "out/data/a.bin")
+    assert not storage.is_file(f"s3://made/{key}")
+    assert storage.is_file("s3://made/out/data/a.bin")
+    assert storage.find_files("s3://made/out/data") == [("a.bin", 2)]
+    assert storage.find_files("s3://made/out") == [("data/a.bin", 2)]
+    assert storage.list_files("s3://made/out") == []
+
+
+def test_an_empty_file_is_a_file(s3_bucket: Any, tmp_path: Path) -> None:
+    for folder in ("s3://made/out", "memory://empty", str(tmp_path)):
+        storage.write_bytes(f"{folder}/a", b"")
+        storage.write_bytes(f"{folder}/ab/c", b"1")
+        assert storage.is_file(f"{folder}/a")

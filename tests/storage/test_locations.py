@@ -94,6 +94,21 @@ def test_an_unknown_scheme_is_named() -> None:
         storage.filesystem("gopher://host/x")
 
 
+@pytest.mark.parametrize("uri", ["github://x", "dir://x", "reference://x", "webhdfs://"])
+def test_a_scheme_that_needs_more_than_a_uri_is_named_in_a_line(uri: str) -> None:
+    with pytest.raises(DatasetError, match=f"^cannot open '{uri}': .*$"):
+        storage.filesystem(uri)
+
+
+def test_the_case_of_a_scheme_does_not_matter(tmp_path: Path) -> None:
+    storage.write_bytes("Memory://Upper/Folder/a.txt", b"1")
+    assert storage.read_bytes("memory://Upper/Folder/a.txt") == b"1"
+    assert storage.read_bytes("simplecache::MEMORY://Upper/Folder/a.txt") == b"1"
+    assert storage.filesystem("S3://Bucket/a::S3://b")[1] == "Bucket/a::S3://b"
+    assert storage.absolute(f"FILE://{tmp_path}") == str(tmp_path)
+    assert storage.join("S3://bucket", "a") == "S3://bucket/a"
+
+
 PACKAGE = "session_2026-11-26_00-00-00_000000_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
 
 

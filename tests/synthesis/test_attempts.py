@@ -1,11 +1,13 @@
 """What becomes of shards and places when workers fail, without Ray."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 
 from pipeline.synthesis.attempts import Attempts
-from pipeline.synthesis.faults import Place
+from pipeline.synthesis.places import Place
 
 GPU_0, GPU_1, FAR = (Place(node, node, gpu) for node, gpu in (("here", "0"), ("here", "1"), ("far", "0")))
 
@@ -113,3 +115,9 @@ def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert attempts.wait("a")
+
+
+@pytest.mark.parametrize("module", ["attempts", "holders", "columns"])
+def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
+    code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

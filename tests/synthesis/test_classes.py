@@ -69,6 +69,14 @@ def test_what_is_no_list_of_classes(classes: Any, message: str) -> None:
         make_config(Path("teacher"), "out", classes=classes)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("content", ["0-2\n5 # cat\n", "[0, 1, 2, 5]"])
+def test_a_file_of_classes_as_windows_writes_it(tmp_path: Path, content: str, encoding: str) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_bytes(content.encode(encoding))
+    assert list_classes(str(file), 10) == [0, 1, 2, 5]
+
+
 @pytest.mark.parametrize("content", ["cat\n", "3-1", "1\n1", "", "[1, 2", b"\xff\xfe"])
 def test_what_is_no_file_of_classes(tmp_path: Path, content: str | bytes) -> None:
     file = tmp_path / "classes.txt"

@@ -7,9 +7,10 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.errors import DatasetError
-from pipeline.synthesis.rows import RowReader, further_column
+from pipeline.synthesis.rows import RowReader, columns_of
 
 ROW = {"shard_id": 3, "labels": [1, 0], "image_ids": ["a", "b"]}
 
@@ -50,9 +51,9 @@ def test_every_batch_format_and_size(batch: Callable[[list[dict[str, Any]]], Any
     first, second = RowReader(10).read(batch(rows))
     assert (first.shard_id, first.labels, first.image_ids) == (3, [1, 0], ["a", "b"])
     assert (second.shard_id, second.labels, second.image_ids) == (4, [9], ["c"])
-    passed_on = {name: further_column(first, name).to_pylist() for name in first.further}
+    passed_on = {name: values.to_pylist() for name, values in first.further.items()}
     assert passed_on == {"prompt": ["p", "p"], "weight": [0.5, 0.25], "notes": ["x", None]}
-    assert further_column(second, "weight").to_pylist() == [2.0]
+    assert second.further["weight"].to_pylist() == [2.0]
 
 
 def test_whole_numbers_that_arrow_made_floats_of_are_labels() -> None:
@@ -62,8 +63,91 @@ def test_whole_numbers_that_arrow_made_floats_of_are_labels() -> None:
 
 def test_tensors_and_structs_are_passed_on() -> None:
     (row,) = read({**ROW, "boxes": np.arange(8).reshape(2, 2, 2), "origin": {"camera": 1}})
-    assert further_column(row, "boxes").to_pylist() == np.arange(8).reshape(2, 2, 2).tolist()
-    assert further_column(row, "origin").to_pylist() == [{"camera": 1}] * 2
+    assert row.further["boxes"].to_pylist() == np.arange(8).reshape(2, 2, 2).tolist()
+    assert row.further["origin"].to_pylist() == [{"camera": 1}] * 2
+
+
+@pytest.mark.parametrize(
+    "like_a_list",
+    [tuple, np.array, pandas.Series, pa.array, pa.chunked_array, torch.tensor, lambda values: range(2)],
+    ids=["tuple", "numpy", "pandas", "arrow", "chunked", "torch", "range"],
+)
+def test_anything_like_a_list_is_one(like_a_list: Callable[[Any], Any]) -> None:
+    values = [[0, 1]] if like_a_list is pa.chunked_array else [0, 1]
+    (row,) = read({**ROW, "labels": like_a_list(values), "place": like_a_list(values)})
+    assert row.labels == [0, 1]
+    assert row.further["place"].to_pylist() == [0, 1]
+    (row,) = read({**ROW, "labels": [np.int32(1), torch.tensor(0)], "shard_id": torch.tensor(3)})
+    assert (row.shard_id, row.labels) == (3, [1, 0])
+
+
+@pytest.mark.parametrize("null", [None, pandas.NaT, pandas.NA, np.datetime64("NaT")])
+def test_what_is_missing_stays_missing(null: Any) -> None:
+    (row,) = read({**ROW, "note": null, "notes": ["x", null], "time": [pandas.Timestamp("2026-01-02"), null]})
+    assert row.further["note"].to_pylist() == [None, None]
+    assert row.further["notes"].to_pylist() == ["x", None]
+    assert row.further["time"].is_null().to_pylist() == [False, True]
+
+
+def test_nan_is_a_number_and_text_that_pandas_misses() -> None:
+    (row,) = read({**ROW, "weight": [0.5, float("nan")], "note": ["x", float("nan")]})
+    assert row.further["weight"].null_count == 0
+    assert row.further["note"].to_pylist() == ["x", None]
+
+
+def test_a_column_of_arrow_keeps_its_type_in_every_row() -> None:
+    types = {
+        "note": pa.string(),
+        "score": pa.list_(pa.float32()),
+        "time": pa.timestamp("ns"),
+        "kind": pa.dictionary(pa.int32(), pa.string()),
+        "pair": pa.list_(pa.int16(), 2),
+        "place": pa.struct({"x": pa.int8()}),
+    }
+    columns = {
+        "shard_id": [3, 4],
+        "labels": [[1, 0], [2, 3]],
+        "image_ids": [["a", "b"], ["c", "d"]],
+        "note": pa.array([None, "y"], types["note"]),
+        "score": pa.array([None, [0.5, None]], types["score"]),
+        "time": pa.array([None, np.datetime64(5, "ns")], types["time"]),
+        "kind": pa.array([None, "k"]).dictionary_encode(),
+        "pair": pa.array([None, [1, 2]], types["pair"]),
+        "place": pa.array([None, {"x": 1}], types["place"]),
+    }
+    first, second = RowReader(10).read(pa.table(columns))
+    entries = {name: of.value_type if pa.types.is_nested(of) and name != "place" else of for name, of in types.items()}
+    for row in (first, second):
+        assert {name: values.type for name, values in row.further.items()} == entries
+    assert all(values.null_count == 2 for values in first.further.values())
+    assert second.further["score"].to_pylist() == [0.5, None]
+    assert second.further["time"].cast(pa.int64()).to_pylist() == [5, 5]
+    assert second.further["place"].to_pylist() == [{"x": 1}] * 2
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"^the columns of a batch of shards differ in length: \{'shard_id': 1, .*$"):
+        RowReader(10).read({**as_lists([ROW]), "labels": [[1], [0]]})
+    with pytest.raises(DatasetError, match=r"^the column 'shard_id' of a batch of shards is 3: give a list, one .*$"):
+        RowReader(10).read(ROW)
+
+
+class Odd:
+    def __repr__(self) -> str:
+        return "Odd(\n" + "    1,\n" * 99 + ")"
+
+
+def test_long_values_are_shown_on_one_short_line() -> None:
+    for changes in ({"labels": Odd()}, {"labels": [1, Odd()]}, {"image_ids": ["a", Odd()]}, {"shard_id": Odd()}):
+        with pytest.raises(DatasetError, match=r"^.*Odd\( 1, 1, .*\.\.\..*$") as raised:
+            read({**ROW, **changes})
+        assert len(str(raised.value)) < 200
+
+
+def test_rows_with_their_own_columns_become_columns() -> None:
+    assert columns_of([{"a": 1}, {"a": 2, "b": 3}]) == {"a": [1, 2], "b": [None, 3]}
+    with pytest.raises(DatasetError, match="a row of shards is a mapping of names to values, not 'a'"):
+        columns_of(["a"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +203,11 @@ def test_a_batch_of_no_known_kind() -> None:
 
 
 def test_values_without_a_common_type_cannot_be_passed_on() -> None:
-    (row,) = read({**ROW, "mixed": [1, "x"]})
-    with pytest.raises(DatasetError, match="shard 3: the column 'mixed' cannot be passed on"):
-        further_column(row, "mixed")
+    for values in ([1, "x"], {"a": object()}):
+        with pytest.raises(DatasetError, match=r"^the column 'mixed' cannot be passed on: .*$"):
+            read({**ROW, "mixed": values})
+    with pytest.raises(DatasetError, match=r"^the column 'mixed' cannot be passed on: .*$"):
+        read({**ROW, "mixed": 1}, {"shard_id": 4, "labels": [1], "image_ids": ["c"], "mixed": "x"})
 
 
 def test_ids_come_once() -> None:

@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,15 +129,62 @@ def test_a_stage_of_ones_own_pipeline(
     assert list(got.sort_values("image_id")["place"]) == [0, 1, 2, 3, 4] * 6
 
 
+# In one row each: what is missing, whole numbers beside floats, and a column that others do not have.
+VARIED = (
+    {"note": None, "x": 1, "tags": [None], "place": {"row": 1}, "boxes": np.zeros((1, 2))},
+    {"note": "y", "x": 2.5, "tags": ["t"], "place": {"row": 1.5}, "boxes": np.ones((1, 3))},
+    {"note": "z", "x": 3, "tags": None, "place": {"column": 2}, "only": [7]},
+)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_further_column_has_one_type_in_all_files(made: Made, tmp_path: Path, as_list: bool) -> None:
+    ids = [{"shard_id": shard, "labels": range(shard, shard + 1), "image_ids": [f"i{shard}"]} for shard in range(3)]
+    rows = [row | varied for row, varied in zip(ids, VARIED, strict=True)]
+    blocks = None if as_list else [ray.data.from_items([{**row, "labels": [row["shard_id"]]}]) for row in rows]
+    images = build_inverter(made.config)(rows if blocks is None else blocks[0].union(*blocks[1:]))
+    images.write_parquet(str(tmp_path))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    assert len({str(pq.read_schema(file).remove_metadata()) for file in files}) == 1
+    got = pq.read_table(tmp_path).sort_by("shard_id").select([*VARIED[0], "only"]).to_pydict()
+    assert got == {
+        "note": [None, "y", "z"],
+        "x": [1.0, 2.5, 3.0],
+        "tags": [None, "t", None],
+        "place": [{"row": 1.0, "column": None}, {"row": 1.5, "column": None}, {"row": None, "column": 2}],
+        "boxes": [[0.0, 0.0], [1.0, 1.0, 1.0], None],
+        "only": [None, None, 7],
+    }
+
+
 def test_impossible_rows_of_a_stage_are_one_typed_line(made: Made) -> None:
     rows = [{"shard_id": 0, "labels": [0, 99], "image_ids": ["a", "b"]}]
-    images = build_inverter(made.config)(ray.data.from_items(rows))
+    other = {"shard_id": 1, "labels": [0], "image_ids": ["c"]}
+    stage = build_inverter(made.config)
     with pytest.raises(DatasetError, match=r"^shard 0 has the label 99: .* has 10 classes$"), own_errors():
-        images.take_all()
-    with pytest.raises(DatasetError, match=r"^shard_id 0 comes more than once"):
-        build_inverter(made.config)([{**rows[0], "image_ids": [name, f"{name}2"]} for name in "ab"])
-    with pytest.raises(DatasetError, match="no shards"):
-        build_inverter(made.config)([])
+        stage(ray.data.from_items(rows)).take_all()
+
+    def apart(*rows: dict[str, Any]) -> ray.data.Dataset:
+        """In a block each."""
+        return ray.data.from_items(list(rows), override_num_blocks=max(1, len(rows)))
+
+    for made_of in (list[Any], lambda rows: apart(*rows)):
+        with pytest.raises(DatasetError, match=r"^shard_id 0 comes more than once"), own_errors():
+            stage(made_of([{**rows[0], "image_ids": [name, f"{name}2"]} for name in "ab"]))
+        with pytest.raises(DatasetError, match=r"^shard_id 0 comes more than once"), own_errors():
+            stage(made_of([*rows, *rows]))
+        with pytest.raises(DatasetError, match=r"^image id 'c' is in the shards 1 and 2"), own_errors():
+            stage(made_of([other, {**other, "shard_id": 2}]))
+        with pytest.raises(DatasetError, match=r"'labels' is not in \['shard_id', 'image_ids'\]"), own_errors():
+            stage(made_of([{"shard_id": 0, "image_ids": ["a"]}]))
+        with (
+            pytest.raises(DatasetError, match=r"values have no common type: .*$"),
+            own_errors(),
+        ):
+            stage(made_of([{**other, "x": 1}, {"shard_id": 2, "labels": [0], "image_ids": ["d"], "x": "y"}]))
+        with pytest.raises(DatasetError, match="no shards"):
+            stage(made_of([]))
 
 
 def test_only_what_is_missing_is_done_and_what_fails_is_told(

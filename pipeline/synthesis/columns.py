@@ -1,0 +1,119 @@
+"""Values as people hand them over: as Python's own, as Arrow columns of one type, and in messages."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import DatasetError
+
+_LONGEST_SHOWN = 60
+# pandas' missing values, by the names of their types: rows need not import pandas. NaN is a number, and stays one.
+_PANDAS_NULLS = ("NaTType", "NAType")
+_NO_COMMON_TYPE = (pa.ArrowException, TypeError, OverflowError)
+
+
+def plain(value: Any) -> Any:
+    """Return lists for all that is like one (arrays, tensors, series, ranges, tuples), and Python's own numbers."""
+    if value is None or isinstance(value, str | bytes | bool | int | float):
+        # Those of numpy that extend Python's own are in the next case.
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUS":
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim > 0):
+        return [plain(entry) for entry in value]
+    # Python has no dates with nanoseconds, numpy's are left to Arrow.
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return None if np.isnat(value) else value
+    for name in ("to_pylist", "as_py", "tolist"):
+        if callable(getattr(value, name, None)) and not isinstance(value, type):
+            return plain(getattr(value, name)())
+    return None if type(value).__name__ in _PANDAS_NULLS else value
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message: on one line, and cut where it is long."""
+    text = " ".join(line.strip() for line in repr(value).splitlines())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def arrow_column(name: str, values: Any) -> pa.Array:
+    """Return a column with one type for all its values; what is Arrow's already keeps its type.
+
+    Raises:
+        DatasetError: the values have no common type.
+    """
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        if not isinstance(column.type, pa.ExtensionType):
+            return column
+        return _array(name, plain(column), _nested_type(column.type))
+    return _array(name, [plain(value) for value in values], None)
+
+
+def _array(name: str, values: list[Any], wanted: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array(values, wanted)
+    except _NO_COMMON_TYPE as error:
+        try:
+            # pandas writes NaN for text that is missing.
+            return pa.array(values, wanted, from_pandas=True)
+        except _NO_COMMON_TYPE:
+            raise _cannot_pass_on(f"the column {name!r}", error) from error
+
+
+def _cannot_pass_on(what: str, error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split())
+    return DatasetError(f"{what} cannot be passed on: its values have no common type: {reason}")
+
+
+def _nested_type(of: pa.ExtensionType) -> pa.DataType | None:
+    """Return Ray's type of tensors as lists of lists; None for what can only be found out from the values."""
+    shape, value_type = getattr(of, "shape", None), getattr(of, "value_type", None)
+    if shape is None or value_type is None:
+        return None
+    for _ in shape:
+        value_type = pa.list_(value_type)
+    return value_type
+
+
+def is_list(of: pa.DataType) -> bool:
+    """Return whether a column of this type may hold an entry for each image."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(kind(of) for kind in kinds)
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Return a table whose tensors, as Ray makes them of arrays, are lists: those have one type whatever their shape.
+
+    Raises:
+        DatasetError: a column holds Python objects that Arrow has no type for.
+    """
+    return pa.table({name: arrow_column(name, table[name]) for name in table.column_names})
+
+
+def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Return the schema that tables of all these have room in: a column that one lacks is missing in its rows.
+
+    Raises:
+        DatasetError: a column has types that do not go together.
+    """
+    try:
+        return pa.unify_schemas(list(schemas), promote_options="permissive")
+    except _NO_COMMON_TYPE as error:
+        raise _cannot_pass_on("a column of the shards", error) from error
+
+
+def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table in a schema that `common_schema` made.
+
+    Raises:
+        DatasetError: a value does not fit into its column's new type.
+    """
+    try:
+        return pa.concat_tables([schema.empty_table(), table], promote_options="permissive").combine_chunks()
+    except _NO_COMMON_TYPE as error:
+        raise _cannot_pass_on("a column of the shards", error) from error

@@ -1,0 +1,44 @@
+"""Places that workers compute at. Without torch: `Attempts`, a process of its own in each run, reads no tensors."""
+
+import socket
+from dataclasses import dataclass
+
+import ray
+from ray._private.thirdparty import pynvml
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker computes on.
+
+    Attributes:
+        node_id: of the Ray node.
+        host: name of the machine.
+        gpu: index of the GPU on that machine; None for its CPUs.
+        uuid: of the GPU, where NVIDIA's driver says it; else empty.
+    """
+
+    node_id: str
+    host: str
+    gpu: str | None
+    uuid: str = ""
+
+    def __str__(self) -> str:
+        name = "the CPUs" if self.gpu is None else f"GPU {self.gpu}{f' ({self.uuid})' if self.uuid else ''}"
+        return f"{name} of node {self.host} ({self.node_id[:8]})"
+
+
+def this_place() -> Place:
+    """The place of this process, a Ray worker."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU") or [None]
+    return Place(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
+
+
+def _uuid(gpu: str) -> str:
+    """From NVIDIA's management library, which answers for GPUs that CUDA cannot use any more."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))
+    except (pynvml.NVMLError, ValueError):
+        return ""

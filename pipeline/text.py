@@ -1,0 +1,19 @@
+"""Text in files that people hand over."""
+
+
+def decode_text(content: bytes) -> str:
+    """Return the text of UTF-8 with or without a byte order mark, or of UTF-16 with one, as Windows writes it.
+
+    Raises:
+        ValueError: it is no text; the message goes on after the name of the file.
+    """
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not text in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} ({error.reason})") from error
+    if "\0" in text:
+        raise ValueError("is not text")
+    if text.startswith("version https://git-lfs"):
+        raise ValueError("is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    return text
