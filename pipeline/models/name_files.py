@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.storage import read_bytes
-from pipeline.text import decode_text
+from pipeline.storage import decode_text, read_bytes
 
 _HINT = 'give a JSON list of names, a JSON object such as {"0": "cat"} or {"cat": 0}, or one name per line'
 # In a JSON object with more than the names: where they are. Number → name or name → number, or a list.

@@ -28,6 +28,7 @@ from pipeline.storage.folders import (
     upload_folder,
 )
 from pipeline.storage.locations import absolute, filesystem, in_job_package, in_memory, is_local, join, why_missing
+from pipeline.storage.text import decode_text
 
 __all__ = [
     "absolute",
@@ -35,6 +36,7 @@ __all__ = [
     "check_writable",
     "create_bytes",
     "create_json",
+    "decode_text",
     "download_folder",
     "exists",
     "filesystem",

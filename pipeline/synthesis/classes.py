@@ -7,7 +7,6 @@ from typing import Any, TypeGuard
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.text import decode_text
 
 # Entries are `int | str`, checked below: the parser of configs would repeat all of a long list in its error.
 Classes = tuple[Any, ...] | str
@@ -40,7 +39,7 @@ def is_file(classes: Iterable[Any] | str | None) -> TypeGuard[str]:
 
 def _read_entries(uri: str) -> list[Any]:
     try:
-        text = decode_text(storage.read_bytes(uri))
+        text = storage.decode_text(storage.read_bytes(uri))
         if text.lstrip().startswith("["):
             return json.loads(text)
     except (DatasetError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.text import decode_text
+from pipeline.storage import decode_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
