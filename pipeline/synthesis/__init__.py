@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.synthesis.actor import Inverter
+    from pipeline.synthesis.config import PoolConfig, SynthesisConfig, located
     from pipeline.synthesis.run import synthesize
-    from pipeline.synthesis.shards import PoolConfig, SynthesisConfig, located, plan_shards
+    from pipeline.synthesis.shards import Shard, plan_shards
     from pipeline.synthesis.stage import build_inverter
     from pipeline.synthesis.summary import shards_left
 
 __all__ = [
     "Inverter",
     "PoolConfig",
+    "Shard",
     "SynthesisConfig",
     "build_inverter",
     "located",
@@ -22,10 +24,11 @@ __all__ = [
 ]
 _MODULES = {
     "Inverter": "actor",
-    "PoolConfig": "shards",
-    "SynthesisConfig": "shards",
+    "PoolConfig": "config",
+    "Shard": "shards",
+    "SynthesisConfig": "config",
     "build_inverter": "stage",
-    "located": "shards",
+    "located": "config",
     "plan_shards": "shards",
     "shards_left": "summary",
     "synthesize": "run",

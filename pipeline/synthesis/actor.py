@@ -18,10 +18,10 @@ from pipeline.inversion import (
     invert,
     score,
 )
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.rows import RowReader
-from pipeline.synthesis.shards import SynthesisConfig
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -56,7 +56,7 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Shard:
+class InvertedShard:
     """A shard's images as made.
 
     Attributes:
@@ -130,7 +130,7 @@ class Inverter:
                 table = table.append_column(name, column)
             yield table
 
-    def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> Shard:
+    def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> InvertedShard:
         """Invert one shard, and score its images as they will be stored.
 
         Raises:
@@ -151,7 +151,7 @@ class Inverter:
             "shard_id": [shard_id] * len(labels),
         }
         arrow_schema = schema.part_schema(self.class_names, shard_id)
-        return Shard(
+        return InvertedShard(
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
             halvings=result.halvings,
             num_steps=result.num_steps.tolist(),

@@ -6,11 +6,11 @@ import ray
 
 from pipeline.cluster import connect, own_errors
 from pipeline.precision import announce_dtype
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images
 from pipeline.synthesis.pool import pool_options, sharing
 from pipeline.synthesis.progress import tell
-from pipeline.synthesis.shards import SynthesisConfig
 
 
 def dry_run(plan: Plan) -> dict[str, Any]:

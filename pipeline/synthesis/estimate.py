@@ -20,8 +20,8 @@ from pipeline.inversion.memory import (
     weight_bytes,
 )
 from pipeline.synthesis.actor import Inverter
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.identity import image_seed
-from pipeline.synthesis.shards import SynthesisConfig
 
 # Of each phase: the first steps after a stop meet new shapes (a CUDA graph is compiled, warmed up, recorded), the last
 # ranks the patches; those between are timed.

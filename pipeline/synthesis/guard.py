@@ -15,9 +15,9 @@ from pipeline.dataset import store
 from pipeline.errors import IncompleteError, PipelineError, one_line
 from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.faults import check_gpu, is_device_error
 from pipeline.synthesis.places import this_place
-from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
 
 # Errors whose message says all; of others the place in the code is kept too, in so many frames.

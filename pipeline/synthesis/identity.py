@@ -12,8 +12,8 @@ from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
 from pipeline.runs import identifying_settings
 from pipeline.synthesis.classes import list_classes
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.networks import Networks
-from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.vit.families import refusal
 from pipeline.vit.ranking import resolve_ranking
 

@@ -18,7 +18,7 @@ from pipeline.inversion import (
 )
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
-from pipeline.synthesis.shards import SynthesisConfig
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.vetting import check_teacher
 
 

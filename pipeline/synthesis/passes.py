@@ -22,6 +22,7 @@ from pipeline.synthesis.places import Place
 from pipeline.synthesis.plan import Plan, count_images
 from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
+from pipeline.synthesis.shards import Shard
 
 # Shards in a row that could not be written before the run stops making more.
 _MAX_UNWRITTEN = 5
@@ -31,7 +32,7 @@ _MAX_BARREN_PASSES = 3
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: Plan, to_do: list[dict[str, Any]], *, fixed: bool) -> list[dict[str, Any]]:
+def invert_missing(plan: Plan, to_do: list[Shard], *, fixed: bool) -> list[dict[str, Any]]:
     """Run the pool over what is missing.
 
     Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
@@ -91,7 +92,7 @@ def _start(max_attempts: int) -> ActorHandle:
 
 
 def _one_pass(
-    plan: Plan, shards: list[dict[str, Any]], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed: bool
+    plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed: bool
 ) -> Iterator[dict[str, Any]]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shards), fixed=fixed, without=list(retired))

@@ -15,9 +15,10 @@ from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
 from pipeline.runs import check_same
+from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
-from pipeline.synthesis.shards import SynthesisConfig, located, plan_shards
+from pipeline.synthesis.shards import Shard, plan_shards
 from pipeline.vetting import announce
 
 # Libraries whose versions may decide pixels or bytes.
@@ -41,19 +42,19 @@ class Plan:
     config: SynthesisConfig
     digest: str
     manifest: dict[str, Any]
-    shards: list[dict[str, Any]]
+    shards: list[Shard]
     num_patches: int
     notice: str | None
     progress: store.Progress
 
     @property
-    def to_do(self) -> list[dict[str, Any]]:
+    def to_do(self) -> list[Shard]:
         """Rows of the shards that have no part, those that failed before among them."""
         done = set(self.progress.done)
         return [shard for shard in self.shards if shard["shard_id"] not in done]
 
 
-def count_images(shards: list[dict[str, Any]]) -> int:
+def count_images(shards: list[Shard]) -> int:
     return sum(len(shard["labels"]) for shard in shards)
 
 
@@ -95,7 +96,7 @@ def _manifest(
     loaded: LoadedModel,
     teacher: AnyTeacher,
     facts: dict[str, Any],
-    shards: list[dict[str, Any]],
+    shards: list[Shard],
 ) -> dict[str, Any]:
     return {
         "schema_version": schema.SCHEMA_VERSION,

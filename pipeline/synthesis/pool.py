@@ -7,8 +7,8 @@ import ray
 import ray.data
 
 from pipeline.errors import ConfigError
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.places import Place
-from pipeline.synthesis.shards import SynthesisConfig
 
 _NODE_ID = "ray.io/node-id"
 

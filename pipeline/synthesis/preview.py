@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.report import contact_sheet, png
+from pipeline.synthesis.shards import Shard
 
 _MAX_PICTURES = 96
 _MAX_PER_CLASS = 8
@@ -19,7 +19,7 @@ _READ_THREADS = 16
 
 
 def write_contact_sheet(
-    output: str, digest: str, shards: Sequence[dict[str, Any]], done: set[int], class_names: Sequence[str]
+    output: str, digest: str, shards: Sequence[Shard], done: set[int], class_names: Sequence[str]
 ) -> str | None:
     """Write `<output>/contact_sheet.png` with some images of each class, as far as they are done.
 
@@ -40,7 +40,7 @@ def write_contact_sheet(
     return uri
 
 
-def choose(shards: Sequence[dict[str, Any]]) -> list[tuple[int, int, int]]:
+def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
     """(label, shard id, row of its part) of the images to show: the first few of every class, or of classes spread
     evenly where there are too many."""
     places: dict[int, list[tuple[int, int]]] = {}

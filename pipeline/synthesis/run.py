@@ -12,13 +12,13 @@ from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
 from pipeline.precision import announce_dtype
 from pipeline.runs import Claim, claim
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.passes import invert_missing
 from pipeline.synthesis.plan import Plan, prepare
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import tell
-from pipeline.synthesis.shards import SynthesisConfig
 from pipeline.synthesis.summary import summarize
 
 

@@ -12,9 +12,9 @@ from pipeline.cluster import connect
 from pipeline.errors import DatasetError
 from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.columns import arrow_column, common_schema, plain_table, with_schema
+from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.rows import IMAGE_IDS, LABELS, NEEDED, SHARD_ID, RowReader, columns_of
-from pipeline.synthesis.shards import SynthesisConfig, located
 
 Shards = ray.data.Dataset | Sequence[Mapping[str, Any]]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.dataset import store
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.plan import Plan, count_images
-from pipeline.synthesis.shards import SynthesisConfig
 
 
 def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 
 from pipeline.dataset import schema, store
 from pipeline.errors import DatasetError, ModelError, NonFiniteError
-from pipeline.synthesis.actor import Inverter, Shard, shard_rows
-from pipeline.synthesis.shards import SynthesisConfig
+from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
+from pipeline.synthesis.config import SynthesisConfig
 
 # Before each further attempt to write a part, seconds: object stores throttle, networks blink.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
@@ -92,7 +92,7 @@ class PartWriter(Inverter):
             peak_bytes=shard.peak_bytes,
         )
 
-    def _write(self, shard_id: int, shard: Shard) -> None:
+    def _write(self, shard_id: int, shard: InvertedShard) -> None:
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
             # Another split may round otherwise: from this step on, so many images at a time.

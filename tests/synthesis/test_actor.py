@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.synthesis.writer.RETRY_DELAYS_S", (0.0, 0.0))
 
 
-def batch_of(shards: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def batch_of(shards: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [shard[name] for shard in shards] for name in shards[0]}
 
 

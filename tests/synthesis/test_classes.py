@@ -9,9 +9,9 @@ from pipeline.config import from_dict, parse_config
 from pipeline.errors import ConfigError
 from pipeline.synthesis import SynthesisConfig, plan_shards
 from pipeline.synthesis.classes import list_classes
+from pipeline.synthesis.config import located
 from pipeline.synthesis.identity import config_digest
 from pipeline.synthesis.networks import load_networks
-from pipeline.synthesis.shards import located
 from tests.synthesis.conftest import make_config
 
 FLAGS = ["--teacher.name", "x", "--output", "o", "--images_per_class", "1"]

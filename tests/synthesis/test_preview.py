@@ -1,14 +1,13 @@
-from typing import Any
-
 import pytest
 
 from pipeline.synthesis.preview import choose
+from pipeline.synthesis.shards import Shard
 
 
-def shards(classes: int, per_class: int, size: int = 16) -> list[dict[str, Any]]:
+def shards(classes: int, per_class: int, size: int = 16) -> list[Shard]:
     labels = [label for label in range(classes) for _ in range(per_class)]
     return [
-        {"shard_id": shard_id, "labels": labels[start : start + size]}
+        {"shard_id": shard_id, "labels": labels[start : start + size], "image_ids": []}
         for shard_id, start in enumerate(range(0, len(labels), size))
     ]
 

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError, PipelineError
 from pipeline.synthesis import SynthesisConfig, plan_shards
+from pipeline.synthesis.config import located
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
-from pipeline.synthesis.shards import located
 from tests.synthesis.conftest import make_config
 
 

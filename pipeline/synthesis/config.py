@@ -1,0 +1,135 @@
+"""The settings of a synthesis."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.inversion import InversionConfig
+from pipeline.models import ModelConfig
+from pipeline.synthesis.classes import Classes, is_file, read_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The actors that invert, and how long to wait for them.
+
+    Args:
+        min_size: actors to start with; the run waits for them.
+        max_size: actors the pool may grow to; never more than there are shards to do.
+        cpus_per_actor: cores an actor without a GPU takes, and torch's threads in every actor. It decides pixels.
+        device: `auto` pins each actor to a GPU where the cluster has one at the start; `cuda` waits for an autoscaler
+            to bring one.
+        start_timeout_s: to wait for `min_size` actors, nodes being started meanwhile.
+        no_progress_timeout_s: to wait for the next shard before giving up; -1 waits for ever.
+        max_attempts: at a shard that kills its worker, or fails on one GPU after another, before it is recorded as
+            failed and the others go on.
+    """
+
+    min_size: int = 1
+    max_size: int = 1
+    cpus_per_actor: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_timeout_s: int = 900
+    # A shard of 4000 dense steps on a CPU takes hours.
+    no_progress_timeout_s: int = 6 * 3600
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.min_size < 1:
+            raise ConfigError(f"pool.min_size must be at least 1, not {self.min_size}")
+        if self.max_size < self.min_size:
+            raise ConfigError(f"pool.max_size must be at least min_size {self.min_size}, not {self.max_size}")
+        if self.cpus_per_actor < 1:
+            raise ConfigError(f"pool.cpus_per_actor must be at least 1, not {self.cpus_per_actor}")
+        if self.max_attempts < 1:
+            raise ConfigError(f"pool.max_attempts must be at least 1, not {self.max_attempts}")
+        if self.start_timeout_s < 1:
+            raise ConfigError(f"pool.start_timeout_s must be positive, not {self.start_timeout_s}")
+        if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
+            raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """A synthetic dataset: from which teacher, of which classes, how many images, and where it goes.
+
+    Args:
+        teacher: the trained ViT to invert.
+        output: folder of the dataset, at any fsspec URI.
+        images_per_class: images of each class; with `inversion.rebirth` v a multiple of v.
+        classes: labels and ranges, as a list or as text (`0-9,20`), or the URI of a file of them, one or more a line;
+            by default all of the teacher's.
+        shard_size: rows of a part file, inverted together; with `inversion.rebirth` v they come of 1/v as many starts.
+        seed: of everything that is drawn.
+        inversion: losses, schedule and optimizer.
+        feature_model: the CNN of the feature prior, where that has a weight.
+        student: the trained student of the adversarial term, where that has a weight.
+        pool: the actors.
+        dry_run: say what would be done and how long it would take; write nothing.
+    """
+
+    teacher: ModelConfig
+    output: str
+    images_per_class: int
+    # Not a list: the parser of configs takes minutes for a list of thousands.
+    classes: Classes | None = None
+    shard_size: int = 32
+    seed: int = 0
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    feature_model: ModelConfig | None = None
+    student: ModelConfig | None = None
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ConfigError("output must name a folder, it is empty")
+        for name in ("images_per_class", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, not {self.seed}")
+        if self.classes is not None and not is_file(self.classes):
+            read_classes(self.classes)
+        per_run = self.inversion.images_per_run
+        for name in ("images_per_class", "shard_size"):
+            if getattr(self, name) % per_run:
+                raise ConfigError(
+                    f"{name} must be a multiple of inversion.rebirth {per_run}, not {getattr(self, name)}"
+                )
+        micro_batch = self.inversion.micro_batch or self.shard_size
+        if self.inversion.scope == "published" and self.inversion.feature_prior and micro_batch < self.shard_size:
+            raise ConfigError(
+                f"inversion.micro_batch {micro_batch} splits shards of {self.shard_size}, and with scope published the "
+                "feature prior is defined on the whole shard"
+            )
+        self._check_together("feature_prior", "feature_model")
+        self._check_together("adversarial", "student")
+
+    def _check_together(self, term: str, network: str) -> None:
+        weight, model = getattr(self.inversion, term), getattr(self, network)
+        if bool(weight) != (model is not None):
+            raise ConfigError(
+                f"inversion.{term} {weight} and {network} {model and model.name!r} go together: give both or neither"
+            )
+
+
+def located(config: SynthesisConfig) -> SynthesisConfig:
+    """Return the config with absolute local paths, and classes read from their file: actors have folders of their own.
+
+    Raises:
+        ConfigError: the file of classes cannot be read.
+    """
+    classes = config.classes
+    if is_file(classes):
+        classes = tuple(f"{labels.start}-{labels.stop - 1}" for labels in read_classes(classes))
+    return dataclasses.replace(
+        config,
+        classes=classes,
+        output=storage.absolute(config.output),
+        teacher=config.teacher.located(),
+        feature_model=config.feature_model and config.feature_model.located(),
+        student=config.student and config.student.located(),
+    )
