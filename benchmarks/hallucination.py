@@ -34,6 +34,7 @@ from benchmarks.circumstances import circumstances
 from benchmarks.hallucination_report import BASE, Trial, draw, page
 from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
 from examples.digits.teacher import DigitsConfig, build_teacher, normalize, top1, train_teacher
+from pipeline.checks import check_range
 from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
@@ -89,8 +90,7 @@ class HallucinationConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be one or more different numbers, not {self.seeds}")
-        if not 0 <= self.matching <= 1:
-            raise ConfigError(f"matching must lie in [0, 1], not {self.matching}")
+        check_range("matching", self.matching, 0, 1)
         if self.images_per_class % self.rebirth:
             raise ConfigError(f"images_per_class {self.images_per_class} is no multiple of rebirth {self.rebirth}")
 

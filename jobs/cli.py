@@ -38,7 +38,7 @@ _USAGE = "\n".join(
         *(f"  {name:<12}{job.about}" for name, job in JOBS.items()),
         f"  {'completion':<12}print the script for tab completion in a shell: {', '.join(_SHELLS)}",
         "",
-        f"{PROG} JOB --help lists the settings of a job.",
+        f"{PROG} JOB --help lists the settings of a job. Each takes --quiet and --verbose as well.",
     ]
 )
 

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import json
+import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -11,8 +12,12 @@ from typing import Any, TextIO, TypeVar
 from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
+from pipeline.log import logger
 
 C = TypeVar("C")
+
+# Which messages go to standard error; by default all but those for finding faults.
+LEVELS = {"--quiet": logging.WARNING, "-q": logging.WARNING, "--verbose": logging.DEBUG, "-v": logging.DEBUG}
 
 
 def run_job(
@@ -32,16 +37,18 @@ def run_job(
         config_class: what `--config` and the flags are parsed to.
         job: does the work and returns what the one JSON line on standard output says; `"complete": False` in it
             makes the exit code 1.
-        argv: the flags, by default those of the process.
+        argv: the flags, by default those of the process; `--quiet` and `-v` say how much is printed.
         left: says of a job that was stopped what is done and what to do next, in one line.
     """
+    level, flags = read_level(sys.argv[1:] if argv is None else argv)
+    logger.setLevel(level)
     stop = Stop()
     hears = threading.current_thread() is threading.main_thread()
     joined = _in_cluster()
     config: C | None = None
     try:
         with stop.as_interrupt() if hears else contextlib.nullcontext():
-            config = parse_config(config_class, argv, prog=f"python -m jobs.{name}")
+            config = parse_config(config_class, flags, prog=f"python -m jobs.{name}")
             # Ray prints about lost workers on standard output, which is for the one line of the result.
             with contextlib.redirect_stdout(_Briefly(sys.stderr)), _exits_as_interrupts(stop):
                 try:
@@ -52,16 +59,33 @@ def run_job(
     except PipelineError as raised:
         # Ray gives an error of ours from a worker its own traceback as a message.
         error = getattr(raised, "cause", raised)
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        logger.debug("what led to the error:", exc_info=raised)
+        logger.error(f"{type(error).__name__}: {error}")
         return 1
     except KeyboardInterrupt:
         with stop.end_at_once() if hears else contextlib.nullcontext():
-            print(f"stopped: {_what_is_left(config, left)}", file=sys.stderr, flush=True)
+            logger.critical(f"stopped: {_what_is_left(config, left)}")
             if not joined and _in_cluster():
                 _leave_cluster()
         return exit_code(stop.number)
     print(json.dumps(result), flush=True)
     return 0 if result.get("complete", True) else 1
+
+
+def read_level(argv: Sequence[str]) -> tuple[int, list[str]]:
+    """Take the flags that say how much to print off a command line.
+
+    Returns:
+        The level of the logger, and the other flags.
+    """
+    level = logging.INFO
+    rest = []
+    for flag in argv:
+        if flag in LEVELS:
+            level = LEVELS[flag]
+        else:
+            rest.append(flag)
+    return level, rest
 
 
 def _leave_stdout() -> None:

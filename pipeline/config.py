@@ -14,6 +14,9 @@ from pipeline.errors import ConfigError
 C = TypeVar("C")
 
 _LONGEST_MESSAGE = 2000
+_EPILOG = (
+    "Every job also takes --quiet (-q), to print warnings alone, and --verbose (-v), to print where an error came from."
+)
 
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
@@ -31,7 +34,7 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
 def make_parser(config_class: type, *, prog: str | None = None) -> jsonargparse.ArgumentParser:
     """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings."""
     parser = jsonargparse.ArgumentParser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+        prog=prog, description=config_class.__doc__, epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)

@@ -4,7 +4,6 @@ Every message names the thing and the value received. All of them survive pickli
 an actor to the driver.
 """
 
-import sys
 from typing import Any
 
 
@@ -72,8 +71,3 @@ class IncompleteError(PipelineError):
 def one_line(error: BaseException, most: int = 300) -> str:
     """What a library says of its own error, for a message of ours: its type and text on one line, cut to `most`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
-
-
-def warn(message: str) -> None:
-    """Print one line on standard error about what a user should know and nothing fails for."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.opened import Opened, Predictor, fit_to_teacher
+from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
@@ -51,8 +52,7 @@ class EvaluationConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+        check_range("batch_size", self.batch_size, 1)
         if self.artifacts is not None and len(set(self.artifacts)) != len(self.artifacts):
             raise ConfigError(f"artifacts must differ: {self.artifacts}")
 

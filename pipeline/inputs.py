@@ -15,8 +15,9 @@ from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.reader import read_collection, with_tensors
 from pipeline.dataset.rows import read_column, read_first, repeated_id
 from pipeline.dataset.sources import Source, find_source
-from pipeline.errors import DatasetError, warn
+from pipeline.errors import DatasetError
 from pipeline.labels import UNKNOWN, map_labels
+from pipeline.log import logger
 from pipeline.models import LoadedModel, RealImageTransform
 from pipeline.models.image_reader import num_patches
 from pipeline.vit.families import refusal
@@ -95,7 +96,7 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
     convert(read_first(source, COLUMNS))
     _, told = map_labels(source, loaded, needed=labels)
     if told is not None:
-        warn(told)
+        logger.warning(told)
 
 
 def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
@@ -114,7 +115,7 @@ def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> So
     repeated = repeated_id(source)
     if repeated is not None:
         # An id may name a photograph that several rows are cut from: each row is scored.
-        warn(f"{source.uri!r} has more than one image of the image_id {repeated!r}: each of them is scored")
+        logger.warning(f"{source.uri!r} has more than one image of the image_id {repeated!r}: each of them is scored")
     return source
 
 

@@ -6,7 +6,6 @@ files. So a lease that is taken over wrongly costs time and no data.
 
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 NAME = ".at-work.json"
 _BEAT_S = 5.0
@@ -98,11 +98,9 @@ def _tell_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> N
         return
     _told.add(str(_token(other)))
     who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
-    print(
+    logger.info(
         f"{job}: a run of the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
-        f"or for {dead_s:g} s without a sign of life",
-        file=sys.stderr,
-        flush=True,
+        f"or for {dead_s:g} s without a sign of life"
     )
 
 
@@ -126,7 +124,7 @@ def _beat(uri: str, mine: dict[str, Any], over: threading.Event, beat_s: float) 
         number += 1
         try:
             if _token(_read(uri)) not in (None, mine["token"]):
-                print(f"note: another process took over {uri.rpartition('/')[0]!r}", file=sys.stderr, flush=True)
+                logger.warning(f"another process took over {uri.rpartition('/')[0]!r}")
                 return
             storage.write_json(uri, {**mine, "beat": number})
         except (OSError, DatasetError):

@@ -2,10 +2,11 @@
 
 import platform
 import socket
-import sys
 from typing import Any
 
 import torch
+
+from pipeline.log import logger
 
 # For the nodes of a cluster to say what they have; one that does not answer is not waited for longer.
 _PATIENCE_S = 60.0
@@ -35,11 +36,9 @@ def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
     slow = sorted(name for name, fast in has.items() if not fast)
     if slow:
         shown = ", ".join(slow[:3]) + (", ..." if len(slow) > 3 else "")
-        print(
+        logger.warning(
             f"plan: dtype bfloat16 is emulated where a processor has no instructions for it, and takes many times as "
-            f"long as float32: {len(slow)} of {len(has)} machines ({shown})",
-            file=sys.stderr,
-            flush=True,
+            f"long as float32: {len(slow)} of {len(has)} machines ({shown})"
         )
 
 

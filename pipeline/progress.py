@@ -3,7 +3,6 @@
 No torch: a small actor of Ray imports it.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray.actor import ActorHandle
+
+from pipeline.log import logger
 
 _INTERVAL_S = 2.0
 Count = Callable[[int], None]
@@ -31,7 +32,7 @@ def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
     Yields:
         What to call with the number of images that were just read, here or in any process of the cluster.
     """
-    print(f"{job}: {num_images} images to read", file=sys.stderr, flush=True)
+    logger.info(f"{job}: {num_images} images to read")
     counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
     finished = threading.Event()
     thread = threading.Thread(target=_print_until, args=(job, counter, num_images, finished), daemon=True)
@@ -79,5 +80,4 @@ def _print_until(job: str, counter: "_Counter | ActorHandle", num_images: int, f
             printed = read
             rate = read / (time.monotonic() - started)
             left = (num_images - read) / rate
-            line = f"{job}: {read} of {num_images} images, {rate:.3g} images/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            logger.info(f"{job}: {read} of {num_images} images, {rate:.3g} images/s, {left:.0f} s left")

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from typing import Any, Literal
 
 import pyarrow.fs
@@ -16,6 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from pipeline import storage
 from pipeline.cluster import free_resources, own_signals
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
+from pipeline.log import logger
 
 Device = Literal["auto", "cpu", "cuda"]
 # Ray Train waits as long for its workers to start, and then again.
@@ -69,7 +69,7 @@ def worker_configs(
             text = f"{num_workers} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
             if fixed:
                 raise ConfigError(text)
-            print(f"{text}: waiting for more", file=sys.stderr, flush=True)
+            logger.info(f"{text}: waiting for more")
     scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needed)
     return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
 

@@ -1,10 +1,10 @@
 """What every job checks of its teacher on the driver, before anything else: that it is a classifier of pictures."""
 
-import sys
 from collections.abc import Iterable
 
 from pipeline.dataset.schema import CHANNELS, MAX_PATCHES
 from pipeline.errors import ModelError
+from pipeline.log import logger
 from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
@@ -59,7 +59,7 @@ def check_stored(loaded: LoadedModel) -> None:
 def announce(notices: Iterable[str]) -> None:
     """Print on standard error what a user should know at once, a line each."""
     for notice in notices:
-        print(f"note: {notice}", file=sys.stderr, flush=True)
+        logger.info(f"note: {notice}")
 
 
 def _check_softmax(loaded: LoadedModel) -> None:

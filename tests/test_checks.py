@@ -1,49 +1,28 @@
-"""NaN and infinity are refused in every config, whatever the field holds them in."""
-
-from collections.abc import Callable
-from math import inf, nan
 from typing import Any
 
 import pytest
 
-from examples.digits.teacher import DigitsConfig
-from pipeline.distillation import DistillationConfig, StudentConfig
+from pipeline.checks import check_range
 from pipeline.errors import ConfigError
-from pipeline.inversion import InversionConfig
-from pipeline.models import ModelConfig
-
-
-def distillation(**changes: Any) -> DistillationConfig:
-    values: dict[str, Any] = {"teacher": ModelConfig(name="x"), "student": StudentConfig(depth_pruned=[0])}
-    return DistillationConfig(**values, images="i", output="o", **changes)
-
-
-def digits(**changes: Any) -> DigitsConfig:
-    return DigitsConfig(output="o", **changes)
-
-
-def model(**changes: Any) -> ModelConfig:
-    return ModelConfig(name="x", **changes)
 
 
 @pytest.mark.parametrize(
-    ("make", "field", "value"),
+    ("value", "ends", "message"),
     [
-        *((distillation, name, inf) for name in ("lr", "temperature", "token_weight", "label_weight", "weight_decay")),
-        (distillation, "cache_gb", inf),
-        (distillation, "lr", nan),
-        (digits, "lr", inf),
-        (digits, "noise", nan),
-        (digits, "weight_decay", inf),
-        (model, "mean", [nan, 0.5, 0.5]),
-        (model, "mean", [0.5, inf, 0.5]),
-        (model, "std", [nan, 0.5, 0.5]),
-        (model, "model_args", {"img_size": 32, "drop_rates": [0.1, inf]}),
-        (InversionConfig, "tv_l2", inf),
-        (InversionConfig, "betas", (0.5, nan)),
+        (-1, {"low": 0}, "x must not be negative, not -1"),
+        (0, {"low": 0, "open_low": True}, "x must be positive, not 0"),
+        (1, {"low": 2}, "x must be at least 2, not 1"),
+        (2, {"low": 2, "open_low": True}, "x must be more than 2, not 2"),
+        (1.0, {"low": 0, "high": 1, "open_high": True}, r"x must lie in \[0, 1\), not 1.0"),
+        (0.0, {"low": 0, "high": 1, "open_low": True}, r"x must lie in \(0, 1\], not 0.0"),
+        (float("nan"), {"low": 0}, "x must not be negative, not nan"),
     ],
 )
-def test_a_number_that_is_not_finite_is_refused(make: Callable[..., object], field: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as refused:
-        make(**{field: value})
-    assert str(refused.value) == f"{field} must be finite, not {value}"
+def test_a_number_outside_its_range_is_refused(value: float, ends: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        check_range("x", value, **ends)
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.5, 1])
+def test_a_number_within_its_range_passes(value: float | None) -> None:
+    check_range("x", value, 0, 1)

@@ -22,6 +22,7 @@ from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig, evaluate
+from pipeline.log import logger
 from pipeline.outputs import check_place
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.report import text_table
@@ -89,7 +90,7 @@ class Demo:
     @contextmanager
     def told(self, name: str, what: str) -> Iterator[None]:
         """Say what starts, and keep how long it took."""
-        print(f"demo: {what}", file=sys.stderr, flush=True)
+        logger.info(f"demo: {what}")
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)

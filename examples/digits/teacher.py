@@ -25,10 +25,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from jobs.entry import run_job
-from pipeline.checks import check_finite
+from pipeline.checks import check_finite, check_ranges
 from pipeline.config import to_dict
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
+from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.outputs import check_place
 from pipeline.storage import check_writable, join, upload_folder, write_json, writing_to
@@ -70,12 +71,9 @@ class DigitsConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in ("epochs", "batch_size", "lr", "held_out", "images_per_class", "threads"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "noise", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        positive = ("epochs", "batch_size", "lr", "held_out", "images_per_class", "threads")
+        check_ranges(self, positive, 0, open_low=True)
+        check_ranges(self, ("weight_decay", "noise", "seed"), 0)
 
 
 @dataclass(frozen=True)
@@ -208,8 +206,8 @@ def train_teacher(
         history["loss"].append(total / len(labels))
         history["top1"].append(top1(model.eval(), held_out))
         if (epoch + 1) % 10 == 0 or epoch + 1 == config.epochs:
-            print(f"epoch {epoch + 1}/{config.epochs}: loss {history['loss'][-1]:.3f}, ", end="", file=sys.stderr)
-            print(f"held-out top-1 {history['top1'][-1]:.1f}%", file=sys.stderr, flush=True)
+            figures = f"loss {history['loss'][-1]:.3f}, held-out top-1 {history['top1'][-1]:.1f}%"
+            logger.info(f"epoch {epoch + 1}/{config.epochs}: {figures}")
     return model.eval(), history
 
 

@@ -1,6 +1,5 @@
 """An artifact that was opened, and fitting it to a teacher: the same images in, the same classes out."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from pipeline.artifacts.facts import Facts, class_columns
 from pipeline.errors import CheckpointError, one_line
+from pipeline.log import logger
 from pipeline.models import LoadedModel
 
 # Normalized images float32 [B, C, H, W] on the CPU → logits float32 [B, classes] on the CPU.
@@ -57,12 +57,12 @@ def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
     if count != num_classes:
         raise CheckpointError(f"{uri!r} has {count} classes, the teacher has {num_classes}")
     if wanted is None and own is not None:
-        print(f"{uri}: its class names are not compared, the teacher has none", file=sys.stderr, flush=True)
+        logger.warning(f"{uri}: its class names are not compared, the teacher has none")
     if wanted is not None and own is None:
-        print(f"{uri}: it names no classes, they are taken to be in the teacher's order", file=sys.stderr, flush=True)
+        logger.warning(f"{uri}: it names no classes, they are taken to be in the teacher's order")
     if columns == list(range(num_classes)):
         return predict
-    print(f"{uri}: its classes are put in the teacher's order, by their names", file=sys.stderr, flush=True)
+    logger.info(f"{uri}: its classes are put in the teacher's order, by their names")
     order = torch.tensor(columns)
     return lambda images: predict(images)[:, order]
 

@@ -13,7 +13,8 @@ from fsspec.utils import glob_translate
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.splits import Splits
-from pipeline.errors import DatasetError, warn
+from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 CARD = "README.md"
 
@@ -102,13 +103,15 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
         names: of the subfolders, in the order without a card; none where there are none.
     """
     if card.get("configs"):
-        warn(f"{uri!r}: the configs of its {CARD} are not read; of images, splits are folders such as train and test")
+        logger.warning(
+            f"{uri!r}: the configs of its {CARD} are not read; of images, splits are folders such as train and test"
+        )
     stated = card_class_names(card, None)
     if not names or stated is None:
         return list(names)
     absent = sorted(set(names) - set(stated))
     if absent:
-        warn(f"{uri!r}: the class names of its {CARD} are not read, because {absent[0]!r} is not among them")
+        logger.warning(f"{uri!r}: the class names of its {CARD} are not read, because {absent[0]!r} is not among them")
         return list(names)
     return stated
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.errors import DatasetError, warn
+from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 # Left by macOS in archives, and by Python.
 _HIDDEN = ("__MACOSX", "__pycache__")
@@ -113,7 +114,7 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
     if listing.loops:
         parts.append(f"the link {listing.loops[0]!r}, which leads to a folder that it lies in")
     if parts:
-        warn(f"{uri!r}: only {kind} are read; skipped: {'; '.join(parts)}")
+        logger.warning(f"{uri!r}: only {kind} are read; skipped: {'; '.join(parts)}")
 
 
 def count(names: Collection[str], noun: str) -> str:

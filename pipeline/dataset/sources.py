@@ -29,7 +29,8 @@ from pipeline.dataset.splits import (
 )
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
-from pipeline.errors import DatasetError, warn
+from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 # Image files that are read together when nothing else is asked for.
 _IMAGES_A_UNIT = 128
@@ -183,7 +184,7 @@ def _parquet_folder(
         if chosen is None:
             check_no_hidden_splits(uri, files)
     for name, (there, total) in missing_shards(files).items():
-        warn(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
+        logger.warning(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
     report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
     in_card = card_class_names(card, config)
@@ -250,7 +251,7 @@ def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
     if schema.names_digest(names) == part.names_digest:
         return names
     reason = "parts of a synthetic dataset without its class names, which its manifest.json has: labels go by number"
-    warn(f"{uri!r} holds {reason}")
+    logger.warning(f"{uri!r} holds {reason}")
     return None
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.checks import check_finite
+from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 
@@ -145,16 +145,10 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in (*_POSITIVE, "cpus_per_worker", "start_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be in [0, 1), not {self.momentum}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ConfigError(f"warmup_epochs must be from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
+        check_ranges(self, (*_POSITIVE, "cpus_per_worker", "start_timeout_s"), 0, open_low=True)
+        check_ranges(self, _NOT_NEGATIVE, 0)
+        check_range("momentum", self.momentum, 0, 1, open_high=True)
+        check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         if self.batch_size < self.num_workers:
             raise ConfigError(
                 f"batch_size {self.batch_size} is less than an image for each of {self.num_workers} workers"

@@ -1,7 +1,6 @@
 """How the training goes, told while Ray's workers are at it: they write metrics, this process reads them."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pipeline import storage
 from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 _INTERVAL_S = 2.0
 
@@ -17,7 +17,7 @@ _INTERVAL_S = 2.0
 def progress(output: str, epochs: int, done_before: int) -> Iterator[None]:
     """Tell the newest epoch on standard error while the workers train, from the metrics that they write."""
     if done_before:
-        print(f"distill: going on from epoch {done_before} of {epochs}", file=sys.stderr, flush=True)
+        logger.info(f"distill: going on from epoch {done_before} of {epochs}")
     finished = threading.Event()
     thread = threading.Thread(target=_tell_progress, args=(output, epochs, done_before, finished), daemon=True)
     thread.start()
@@ -43,8 +43,5 @@ def _tell_progress(output: str, epochs: int, told: int, finished: threading.Even
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""
             rate = row["images"] / max(row["seconds"], 1e-9)
             left = (epochs - told) * row["seconds"]
-            print(
-                f"distill: epoch {told}/{epochs}: loss {row['loss']:.4f}{top1}, {rate:.0f} images/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            progress = f"loss {row['loss']:.4f}{top1}, {rate:.0f} images/s, {left:.0f} s left"
+            logger.info(f"distill: epoch {told}/{epochs}: {progress}")

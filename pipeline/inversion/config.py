@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from pipeline.checks import check_finite
+from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion.schedule import (
     Change,
@@ -55,10 +55,9 @@ class AdaptiveEnd:
     hold_steps: int = 25
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"adaptive_end.confidence must lie in (0, 1), not {self.confidence}")
-        if self.hold_steps < 2:
-            raise ConfigError(f"adaptive_end.hold_steps must be at least 2, a view of each kind, not {self.hold_steps}")
+        check_range("adaptive_end.confidence", self.confidence, 0, 1, open_low=True, open_high=True)
+        # A view of each kind.
+        check_range("adaptive_end.hold_steps", self.hold_steps, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +124,13 @@ class InversionConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.iterations < 0:
-            raise ConfigError(f"iterations must not be negative, not {self.iterations}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be positive, not {self.lr}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas must lie in [0, 1), not {self.betas}")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"jitter must lie in [0, 1), not {self.jitter}")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip must lie in [0, 1], not {self.flip}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1, not {self.micro_batch}")
-        for weight in (setting.name for setting in fields(self) if "weight" in setting.metadata):
-            if getattr(self, weight) < 0:
-                raise ConfigError(f"{weight} must not be negative, not {getattr(self, weight)}")
+        check_range("lr", self.lr, 0, open_low=True)
+        for name, value in (*(("betas", beta) for beta in self.betas), ("jitter", self.jitter)):
+            check_range(name, value, 0, 1, open_high=True)
+        check_range("flip", self.flip, 0, 1)
+        check_range("micro_batch", self.micro_batch, 1)
+        weights = (setting.name for setting in fields(self) if "weight" in setting.metadata)
+        check_ranges(self, ("iterations", *weights), 0)
         if self.compile and self.mask_only:
             raise ConfigError("compile is for teachers that read patches alone, and mask_only for the others")
         if self.compile and self.patch_similarity:
@@ -157,8 +148,7 @@ class InversionConfig:
         check_stops(self.stop_steps, self.stop_fractions, self.iterations)
 
     def _check_rebirth(self, factor: int) -> None:
-        if factor < 2:
-            raise ConfigError(f"rebirth must be at least 2 images a run, not {factor}")
+        check_range("rebirth", factor, 2)
         if factor > self.iterations:
             raise ConfigError(f"rebirth {factor} needs as many iterations, not {self.iterations}")
         if self.stop_formula is not None:

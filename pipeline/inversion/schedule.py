@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.checks import check_range
 from pipeline.errors import ConfigError
 
 
@@ -56,8 +57,7 @@ def spread_stops(keep_ratio: float, by_step: int, num_stops: int) -> tuple[list[
     Raises:
         ConfigError: no such schedule exists.
     """
-    if not 0 < keep_ratio < 1:
-        raise ConfigError(f"keep_ratio must lie in (0, 1), not {keep_ratio}")
+    check_range("keep_ratio", keep_ratio, 0, 1, open_low=True, open_high=True)
     if not 1 <= num_stops <= by_step:
         raise ConfigError(f"num_stops must be from 1 to by_step {by_step}, not {num_stops}")
     steps = [by_step * (stop + 1) // num_stops for stop in range(num_stops)]

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checks import check_finite
+from pipeline.checks import check_finite, check_range
 from pipeline.errors import ConfigError
 from pipeline.models.arguments import check_model_args
 from pipeline.models.preprocessing import (
@@ -63,8 +63,7 @@ class ModelConfig:
         check_finite(self)
         if self.in_chans not in (None, *PICTURE_CHANNELS):
             raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ConfigError(f"num_classes must be at least 1, not {self.num_classes}")
+        check_range("num_classes", self.num_classes, 1)
         if self.pretrained and self.checkpoint:
             raise ConfigError(f"model {self.name!r}: give pretrained or checkpoint, not both ({self.checkpoint!r})")
         normalization = {"mean": self.mean, "std": self.std}

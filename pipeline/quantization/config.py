@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.checks import check_ranges
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
@@ -83,14 +84,9 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
-        for name in ("batch_size", "cpus_per_worker", "start_timeout_s", "score_batch_size", "latency_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("seed", "num_workers", "max_failures"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, as {getattr(self, name)} is")
-        if self.max_images is not None and self.max_images < 1:
-            raise ConfigError(f"max_images must be at least 1, not {self.max_images}")
+        counts = ("batch_size", "cpus_per_worker", "start_timeout_s", "score_batch_size", "latency_batch_size")
+        check_ranges(self, (*counts, "max_images"), 1)
+        check_ranges(self, ("seed", "num_workers", "max_failures"), 0)
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):

@@ -1,6 +1,5 @@
 """From a calibrated program to files: each is written, opened from disk, and compared with what was calibrated."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.onnx import WeightType, open_onnx, save_onnx
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.pt2 import open_pt2, save_pt2
-from pipeline.errors import CheckpointError, ModelError, PipelineError, warn
+from pipeline.errors import CheckpointError, ModelError, PipelineError
 from pipeline.evaluation import model_predictor
+from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.config import ArtifactFormat, CalibrationConfig
@@ -138,7 +138,7 @@ def make_baselines(
         predict(torch.zeros(1, *loaded.input_size))
     except (PipelineError, MemoryError, OSError) as error:
         note = f"not measured: {type(error).__name__}: {error}"
-        print(f"fp32 as ONNX, to compare with, was {note}", file=sys.stderr, flush=True)
+        logger.warning(f"fp32 as ONNX, to compare with, was {note}")
         return baselines, [{"artifact": "onnx", "note": note}]
     return [*baselines, Artifact("onnx", sum(file.stat().st_size for file in files), predict)], []
 
@@ -172,7 +172,7 @@ def _saturation_note(name: str, deviation: float) -> str:
         f"int8 weights: ONNX Runtime's products saturate on this processor, which has no VNNI; relative error of the "
         f"logits {deviation:.3g} here, none where they do not saturate (onnx_weights: uint8 is right everywhere)"
     )
-    warn(f"{name}: {note}")
+    logger.warning(f"{name}: {note}")
     return note
 
 
@@ -185,5 +185,5 @@ def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:
     """Delete what was written of a file, and return its row of the report."""
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
-    print(f"error: {path.name} {reason}; it is not written", file=sys.stderr, flush=True)
+    logger.error(f"{path.name} {reason}; it is not written")
     return {"artifact": path.name, **figures, "reason": reason}

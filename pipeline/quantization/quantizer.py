@@ -1,6 +1,5 @@
 """Where an exported ViT is quantized: min-max observers on weights and activations, at any bit width."""
 
-import sys
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from pipeline.errors import ModelError
+from pipeline.log import logger
 from pipeline.quantization.settings import BitWidths, Placement
 
 _ANNOTATION = "quantization_annotation"
@@ -135,7 +135,7 @@ def tell_float_layers(name: str, layers: list[str]) -> None:
         told = (
             f"{len(layers)} layers of {name!r} stay in float, their weights are computed in the forward pass: {named}"
         )
-        print(f"note: {told}", file=sys.stderr, flush=True)
+        logger.info(f"note: {told}")
 
 
 def _weight_of(model: nn.Module, weight: fx.Node) -> Any:

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import posixpath
-import sys
 import tempfile
 import uuid
 import weakref
@@ -18,6 +17,7 @@ from typing import IO, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DatasetError
+from pipeline.log import logger
 from pipeline.storage.locations import driver_errors, filesystem, location_errors, why_missing
 
 # A local file system without hard links (FAT, some FUSE and network ones).
@@ -277,7 +277,7 @@ def _is_forbidden(error: OSError) -> bool:
 @cache
 def tell_left(folder: str) -> None:
     """Say once that something stays which should have been deleted."""
-    print(f"note: files are left in {folder!r}, they could not be deleted", file=sys.stderr, flush=True)
+    logger.warning(f"files are left in {folder!r}, they could not be deleted")
 
 
 @contextmanager

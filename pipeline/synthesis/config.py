@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline import storage
+from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
@@ -37,16 +38,10 @@ class PoolConfig:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
-        if self.min_size < 1:
-            raise ConfigError(f"pool.min_size must be at least 1, not {self.min_size}")
+        for name in ("min_size", "cpus_per_actor", "max_attempts", "start_timeout_s"):
+            check_range(f"pool.{name}", getattr(self, name), 1)
         if self.max_size < self.min_size:
             raise ConfigError(f"pool.max_size must be at least min_size {self.min_size}, not {self.max_size}")
-        if self.cpus_per_actor < 1:
-            raise ConfigError(f"pool.cpus_per_actor must be at least 1, not {self.cpus_per_actor}")
-        if self.max_attempts < 1:
-            raise ConfigError(f"pool.max_attempts must be at least 1, not {self.max_attempts}")
-        if self.start_timeout_s < 1:
-            raise ConfigError(f"pool.start_timeout_s must be positive, not {self.start_timeout_s}")
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
             raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
 
@@ -86,11 +81,8 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         if not self.output:
             raise ConfigError("output must name a folder, it is empty")
-        for name in ("images_per_class", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, not {self.seed}")
+        check_ranges(self, ("images_per_class", "shard_size"), 1)
+        check_range("seed", self.seed, 0)
         if self.classes is not None and not is_file(self.classes):
             read_classes(self.classes)
         per_run = self.inversion.images_per_run

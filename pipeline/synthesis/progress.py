@@ -1,12 +1,14 @@
 """What a person sees while the dataset is being made: lines in a log, or one line of a terminal that is rewritten."""
 
+import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TextIO
+
+from pipeline.log import logger
 
 # Between two plain lines, so that a run of many small shards does not fill a log.
 _PLAIN_INTERVAL_S = 1.0
@@ -15,8 +17,8 @@ _SILENCE_S = 60.0
 
 
 def tell(line: str) -> None:
-    """A line about what is going to be done."""
-    print(f"plan: {line}", file=sys.stderr, flush=True)
+    """Print a line about what is going to be done."""
+    logger.info(f"plan: {line}")
 
 
 def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
@@ -82,8 +84,9 @@ class ProgressReport:
 
     def tell(self, line: str) -> None:
         """Print a line between those of the progress."""
-        with self._lock:
-            self._print(f"synthesis: {line}")
+        if logger.isEnabledFor(logging.INFO):
+            with self._lock:
+                self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: dict[str, Any]) -> None:
         """Count a shard in, by the row its actor sent."""
@@ -115,6 +118,8 @@ class ProgressReport:
         return "synthesis: " + "; ".join(parts)
 
     def _print_status(self, *, last: bool = False) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
         now, counts = time.monotonic(), (self._done, self._failed)
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))

@@ -47,8 +47,8 @@ def test_optimizers() -> None:
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"token_weight": -1.0}, "token_weight must not be negative, not -1.0"),
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
-        ({"epochs": 2, "warmup_epochs": 3.0}, "warmup_epochs must be from 0 to the 2 epochs, not 3.0"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
+        ({"epochs": 2, "warmup_epochs": 3.0}, r"warmup_epochs must lie in \[0, 2\], not 3.0"),
         ({"batch_size": 2, "num_workers": 3}, "batch_size 2 is less than an image for each of 3 workers"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.entry import run_job
 from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class Config:
 def job(config: Config) -> dict[str, object]:
     if config.outcome == "error":
         raise DatasetError("cannot read 'x'")
+    if config.outcome == "done":
+        logger.info("note: all is well")
+        logger.warning("not quite")
     if config.outcome in ("SIGINT", "SIGTERM"):
         os.kill(os.getpid(), signal.Signals[config.outcome])
     if config.outcome == "raylet":
@@ -42,6 +46,29 @@ def run(*argv: str) -> int:
 def test_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--outcome", "done") == 0
     assert json.loads(capsys.readouterr().out) == {"outcome": "done", "complete": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [
+        ([], "note: all is well\nwarning: not quite\n"),
+        (["--quiet"], "warning: not quite\n"),
+        (["-q"], "warning: not quite\n"),
+        (["-v"], "note: all is well\nwarning: not quite\n"),
+    ],
+)
+def test_how_much_is_printed(flags: list[str], printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags, "--outcome", "done") == 0
+    assert capsys.readouterr().err == printed
+
+
+def test_where_an_error_came_from_is_printed_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--verbose", "--outcome", "error") == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.endswith("error: DatasetError: cannot read 'x'\n")
+    assert run("--outcome", "error") == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_incomplete_is_not_success(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_what_may_not_be_deleted_is_left_and_said_once(nodelete: str, capsys: py
     storage.remove(f"{nodelete}/b")
     storage.remove_folder(f"{nodelete}/c")
     assert len(storage.find_files(nodelete)) == 3
-    folders = [f"note: files are left in {folder!r}" for folder in (nodelete, f"{nodelete}/c")]
+    folders = [f"warning: files are left in {folder!r}" for folder in (nodelete, f"{nodelete}/c")]
     assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == folders
 
 

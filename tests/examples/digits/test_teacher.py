@@ -104,8 +104,8 @@ def test_folder_loads_in_timm_and_here_and_sets_are_datasets(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--epochs", "0"], "epochs must be positive, got 0"),
-        (["--noise", "-1"], "noise must not be negative, got -1.0"),
+        (["--epochs", "0"], "epochs must be positive, not 0"),
+        (["--noise", "-1"], "noise must not be negative, not -1.0"),
         (["--epochz", "1"], "epochz"),
         (["--output", "/proc/nowhere"], "/proc/nowhere"),
     ],
