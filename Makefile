@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test format clean
+.PHONY: demo test docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.digits.demo --config examples/digits/configs/demo.yaml
@@ -14,6 +14,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/config_page.py
+	$(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,10 @@
 """The pages: links lead somewhere, settings are those of the code, the README stays a front door."""
 
+import importlib
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,23 @@ def test_the_page_of_settings_is_that_of_the_code() -> None:
 
 def test_the_readme_is_a_front_door() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8 * 1024
+
+
+def test_the_site_holds_every_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        [*command, "--config-file", str(ROOT / "docs" / "site" / "mkdocs.yml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text().partition("nav:")[2]
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name in navigation
+        assert (tmp_path / "site" / page.stem / "index.html").exists()
+
+
+def test_the_page_of_the_api_names_what_there_is() -> None:
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name

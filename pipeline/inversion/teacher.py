@@ -68,7 +68,8 @@ class Teacher(_Frozen, SubsetViT):
 
     Args:
         model: a timm ViT; its weights are frozen and it is put in evaluation mode.
-        mean, std: of pixels in [0, 1], one for each channel.
+        mean: of pixels in [0, 1], one number per channel.
+        std: likewise.
 
     Attributes:
         notice: what a user should know at once; nothing.
@@ -143,7 +144,8 @@ class MaskedTeacher(_Frozen, MaskedModel):
     Args:
         model: any timm classifier; its weights are frozen and it is put in evaluation mode.
         image_size: height and width in pixels.
-        mean, std: of pixels in [0, 1], one for each channel.
+        mean: of pixels in [0, 1], one number per channel.
+        std: likewise.
 
     Raises:
         ModelError: it has no grid of patches, or a normalization for other channels.
@@ -226,7 +228,8 @@ def make_teacher(
         model: a timm classifier.
         config: with `mask_only`, of any family.
         image_size: height and width in pixels.
-        mean, std: of pixels in [0, 1], one for each channel.
+        mean: of pixels in [0, 1], one number per channel.
+        std: likewise.
 
     Raises:
         ModelError: a family that cannot be run on a token subset, without `mask_only`; one that cannot be masked; or
