@@ -279,8 +279,8 @@ def measure(config: HallucinationConfig, seed: int) -> Trial:
 
     def score(name: str, model: nn.Module) -> None:
         scores[name] = {backgrounds: top1(model, scenes.split()) for backgrounds, scenes in held_out.items()}
-        told = ", ".join(f"{value:.1f}% {backgrounds}" for backgrounds, value in scores[name].items())
-        print(f"seed {seed}, {time.monotonic() - started:.0f} s: {name}: {told}", file=sys.stderr, flush=True)
+        message = ", ".join(f"{value:.1f}% {backgrounds}" for backgrounds, value in scores[name].items())
+        print(f"seed {seed}, {time.monotonic() - started:.0f} s: {name}: {message}", file=sys.stderr, flush=True)
 
     scores: dict[str, dict[str, float]] = {}
     loaded = trained_teacher(config, train, held_out["matching"], seed)

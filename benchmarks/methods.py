@@ -230,7 +230,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
         for name, found in figures.items()
         if name not in (SPARSE, "real images")
     ]
-    told = ("images", *(f"{what}: points above sparse" for what in COMPARED), "what that says")
+    header = ("images", *(f"{what}: points above sparse" for what in COMPARED), "what that says")
     return "\n\n".join(
         [
             "# Methods, side by side",
@@ -244,7 +244,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             table(header, rows),
             "The same seeds, seed by seed, against `sparse`; a difference is told where its mean is more than two "
             "standard errors from zero.",
-            table(told, differences),
+            table(header, differences),
         ]
     )
 

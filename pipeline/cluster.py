@@ -200,7 +200,7 @@ def own_errors() -> Iterator[None]:
         root = _root(error)
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
             raise  # a fault in our code: its traceback tells where
-        raise IncompleteError(f"Ray gave up: {one_line(root, most=1000)}") from error
+        raise IncompleteError(f"Ray gave up: {one_line(root, limit=1000)}") from error
 
 
 def _root(error: BaseException) -> BaseException:

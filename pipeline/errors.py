@@ -68,6 +68,6 @@ class IncompleteError(PipelineError):
     """A job ended with work left undone; the message says what is missing."""
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
+def one_line(error: BaseException, limit: int = 300) -> str:
     """What a library says of its own error, for a message of ours: its type and text on one line, cut to `most`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]

@@ -103,9 +103,9 @@ def _recognize(content: bytes, wanted: str, *, whole: bool) -> tuple[str, str] |
 
 
 def _by_name(name: str) -> tuple[str, str] | None:
-    for suffix, told in _SUFFIXES.items():
+    for suffix, kind in _SUFFIXES.items():
         if name.lower().endswith(suffix):
-            return told
+            return kind
     return ("a part of a TensorFlow checkpoint", _TENSORFLOW) if _TENSORFLOW_PART.search(name) else None
 
 

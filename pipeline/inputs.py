@@ -94,9 +94,9 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
         for table in read_column(source, "label"):
             convert.labels(table)
     convert(read_first(source, COLUMNS))
-    _, told = map_labels(source, loaded, needed=labels)
-    if told is not None:
-        logger.warning(told)
+    _, message = map_labels(source, loaded, needed=labels)
+    if message is not None:
+        logger.warning(message)
 
 
 def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:

@@ -46,16 +46,16 @@ def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[li
     if not unknown or not needed:
         return [UNKNOWN if label is None else label for label in found.labels], None
     if only_spelled_otherwise(names, found, own):
-        told = f"the classes {_pairs(names, own, unknown)} are taken to be the same"
-        return list(range(len(names))), f"{source.uri!r} and model {loaded.name!r}: {told}"
+        message = f"the classes {_pairs(names, own, unknown)} are taken to be the same"
+        return list(range(len(names))), f"{source.uri!r} and model {loaded.name!r}: {message}"
     refusal = _why_not_by_number(source, loaded, found)
     if refusal is not None:
         remedy = (
             "name the classes as the model does, or list names of these in the model's order in teacher.class_names"
         )
         raise DatasetError(f"{source.uri!r} {refusal}: {remedy}")
-    told = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
-    return list(range(len(names))), f"{told}: {_pairs(names, own, range(len(names)))}"
+    message = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
+    return list(range(len(names))), f"{message}: {_pairs(names, own, range(len(names)))}"
 
 
 def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch") -> str | None:

@@ -22,7 +22,7 @@ from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
 _CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
-_MOST_TOLD = 5
+_MOST_NAMED = 5
 # On a store without an atomic create a claim may be seen before it is whole.
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # What only says where something is, or what another fact says better.
@@ -119,14 +119,14 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
         # Written by an earlier version: the facts lay at the top, with paths among them.
         facts = {name: without_locations(there[name]) for name in mine_facts if name in there}
         mine_facts = {name: mine_facts[name] for name in facts}
-    told = list(differences(facts, mine_facts))
+    changed = list(differences(facts, mine_facts))
     # The digest is in the name and seed of each part, so a dataset's must be the same.
-    if not told and (job == "synthesize" or not facts):
-        told = ["an unknown setting"]
-    if told:
-        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    if not changed and (job == "synthesize" or not facts):
+        changed = ["an unknown setting"]
+    if changed:
+        more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
         raise DatasetError(
-            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(told[:_MOST_TOLD])}{more}"
+            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MOST_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
 

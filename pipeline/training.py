@@ -44,7 +44,7 @@ def run_config(folder: str, name: str, *, max_failures: int, start_timeout_s: in
 
 
 def worker_configs(
-    num_workers: int, cpus_per_worker: int, device: Device, *, fixed: bool
+    num_workers: int, cpus_per_worker: int, device: Device, *, fixed_size: bool
 ) -> tuple[ScalingConfig, TorchConfig]:
     """What the workers ask of the cluster, and how they talk: nccl between GPUs, gloo between CPUs.
 
@@ -52,7 +52,7 @@ def worker_configs(
         num_workers: at least 1.
         cpus_per_worker: cores of each.
         device: `auto` is a GPU for each worker where the cluster has any.
-        fixed: no node can join the cluster any more.
+        fixed_size: no node can join the cluster any more.
 
     Raises:
         ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
@@ -67,7 +67,7 @@ def worker_configs(
     for name, amount in needed.items():
         if num_workers * amount > total.get(name, 0):
             text = f"{num_workers} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
-            if fixed:
+            if fixed_size:
                 raise ConfigError(text)
             logger.info(f"{text}: waiting for more")
     scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needed)

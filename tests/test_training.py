@@ -57,14 +57,14 @@ def test_state_is_kept_at_any_location() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_a_machine_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="9 workers with 1 CPU each, and there are 8 CPUs"):
-        worker_configs(9, 1, "cpu", fixed=True)
+        worker_configs(9, 1, "cpu", fixed_size=True)
     with pytest.raises(ConfigError, match="3 workers with 1 GPU each, and there are 2 GPUs"):
-        worker_configs(3, 1, "auto", fixed=True)
-    scaling, torch_config = worker_configs(9, 1, "cpu", fixed=False)
+        worker_configs(3, 1, "auto", fixed_size=True)
+    scaling, torch_config = worker_configs(9, 1, "cpu", fixed_size=False)
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (9, False, "gloo")
 
 
 def test_the_first_version_of_ray_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     with pytest.raises(ConfigError, match=r"RAY_TRAIN_V2_ENABLED is '0', and workers need Ray Train V2: unset it"):
-        worker_configs(1, 1, "cpu", fixed=True)
+        worker_configs(1, 1, "cpu", fixed_size=True)

@@ -88,7 +88,7 @@ class Demo:
         return parse_config(config_class, ["--config", f"{self.config.stages}/{name}.yaml", *argv])
 
     @contextmanager
-    def told(self, name: str, what: str) -> Iterator[None]:
+    def timed(self, name: str, what: str) -> Iterator[None]:
         """Say what starts, and keep how long it took."""
         logger.info(f"demo: {what}")
         started = time.monotonic()
@@ -126,19 +126,19 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     """
     _begin(config)
     demo = Demo(config)
-    with demo.told("teacher", "a teacher learns handwritten digits"):
+    with demo.timed("teacher", "a teacher learns handwritten digits"):
         teacher_top1 = demo.train_teacher()
     synthesis = {}
     for data, what in SYNTHETIC.items():
-        with demo.told(data, what):
+        with demo.timed(data, what):
             synthesis[data] = synthesize(demo.stage(SynthesisConfig, data))
             if not synthesis[data]["complete"]:
                 return {"complete": False, data: synthesis[data]}
-    with demo.told("quantization", f"int8 and int4 on {', '.join(ARMS)} images"):
+    with demo.timed("quantization", f"int8 and int4 on {', '.join(ARMS)} images"):
         reference = storage.read_json(demo.measure_reference()["ranges"])
         calibrations = {data: demo.quantize(data) for data in ARMS}
     errors = {data: range_error(storage.read_json(done["ranges"]), reference) for data, done in calibrations.items()}
-    with demo.told("distillation", f"students on {', '.join(ARMS)} images, seeds {config.student_seeds}"):
+    with demo.timed("distillation", f"students on {', '.join(ARMS)} images, seeds {config.student_seeds}"):
         students = {data: [demo.train_student(data, seed) for seed in config.student_seeds] for data in ARMS}
     report = results(
         teacher_top1, {data: synthesis[data] for data in ("sparse", "dense")}, calibrations, errors, students

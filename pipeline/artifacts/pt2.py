@@ -73,7 +73,7 @@ def open_pt2(uri: str) -> Opened:
                 exported = torch.export.load(file)
         except _UNREADABLE as error:
             found = describe_misnamed(path, "a .pt2 program")
-            reason = f"it {found}" if found else one_line(error, most=200)
+            reason = f"it {found}" if found else one_line(error, limit=200)
             raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {reason}") from error
     batch, *size = _input_shape(exported, uri)
     program = exported.module()
@@ -108,8 +108,8 @@ def _check(path: Path, uri: str) -> Facts:
     models = [name for name in names if "/models/" in name]
     if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
         found = None if models else describe_misnamed(path, "a .pt2 program")
-        told = f"; it {found}" if found and "exported program" not in found else ""
-        raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models{told}")
+        message = f"; it {found}" if found and "exported program" not in found else ""
+        raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models{message}")
     if foreign or len({name.partition("/")[0] for name in names}) != 1:
         raise CheckpointError(f"{uri!r} holds what a .pt2 program does not, such as {(foreign or names)[0]!r}")
     if any(sizes[name] for name in names if "/sample_inputs/" in name):

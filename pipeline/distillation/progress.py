@@ -28,7 +28,7 @@ def progress(output: str, epochs: int, done_before: int) -> Iterator[None]:
         thread.join()
 
 
-def _tell_progress(output: str, epochs: int, told: int, finished: threading.Event) -> None:
+def _tell_progress(output: str, epochs: int, last_epoch: int, finished: threading.Event) -> None:
     uri = storage.join(output, METRICS)
     over = False
     while not over:
@@ -38,10 +38,10 @@ def _tell_progress(output: str, epochs: int, told: int, finished: threading.Even
         except (DatasetError, IndexError):
             # Not written yet.
             continue
-        if row["epoch"] > told:
-            told = row["epoch"]
+        if row["epoch"] > last_epoch:
+            last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""
             rate = row["images"] / max(row["seconds"], 1e-9)
-            left = (epochs - told) * row["seconds"]
+            left = (epochs - last_epoch) * row["seconds"]
             progress = f"loss {row['loss']:.4f}{top1}, {rate:.0f} images/s, {left:.0f} s left"
-            logger.info(f"distill: epoch {told}/{epochs}: {progress}")
+            logger.info(f"distill: epoch {last_epoch}/{epochs}: {progress}")

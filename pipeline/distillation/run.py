@@ -52,7 +52,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         with hold(output, "distill", plan.document) as (_, waited):
             if waited and storage.exists(result_uri):
                 return storage.read_json(result_uri)
-            return _run(plan, fixed=connect())
+            return _run(plan, fixed_size=connect())
     except OSError as error:
         raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
 
@@ -67,10 +67,10 @@ def epochs_left(config: DistillationConfig) -> str:
     return f"{done} of {config.epochs} epochs done, run it again for the rest"
 
 
-def _run(plan: Plan, *, fixed: bool) -> dict[str, Any]:
+def _run(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
-        train = prepare_training(_read(plan), fixed=fixed)
+        train = prepare_training(_read(plan), fixed_size=fixed_size)
         done_before = max(list_epochs(output), default=0)
         with progress(output, plan.config.epochs, done_before):
             digests = train()

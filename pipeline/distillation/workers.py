@@ -55,11 +55,11 @@ class Task:
         return isinstance(self.images, ImageCollection) or isinstance(self.labelled, ImageCollection)
 
 
-def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
+def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]:
     """Find out whether the training can run on this cluster.
 
     Args:
-        fixed: no node can join the cluster any more.
+        fixed_size: no node can join the cluster any more.
 
     Returns:
         What runs it, on the workers or in this process, and gives the SHA-256 of the weights that each worker ended
@@ -77,7 +77,9 @@ def prepare_training(task: Task, *, fixed: bool) -> Callable[[], list[str]]:
         device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return lambda: _outcome(_train_here(task, device))
-    scaling, torch_config = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
+    scaling, torch_config = worker_configs(
+        config.num_workers, config.cpus_per_worker, config.device, fixed_size=fixed_size
+    )
     if task.streams:
         _check_readers(config)
     announce_dtype(config.dtype, on_gpu=bool(scaling.use_gpu), on_nodes=True)

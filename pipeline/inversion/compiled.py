@@ -90,9 +90,9 @@ class _OwnGradient(torch.autograd.Function):
         return gradients[0].clone()
 
 
-def padded_size(count: int, most: int) -> int:
+def padded_size(count: int, largest: int) -> int:
     """The smallest of `most`, its half, its quarter, ..., each rounded up, that holds `count`."""
-    size = most
+    size = largest
     while size > 1 and (size + 1) // 2 >= count:
         size = (size + 1) // 2
     return size

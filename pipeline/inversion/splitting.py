@@ -9,16 +9,16 @@ class Split:
 
     Args:
         count: images of the batch.
-        most: images of one part, at most.
+        limit: images of one part, at most.
 
     Attributes:
         size: images of the largest part; fewer once images have left the batch.
         fewest: the smallest that `size` has been.
     """
 
-    def __init__(self, count: int, most: int) -> None:
+    def __init__(self, count: int, limit: int) -> None:
         # Exact, or it would shrink at every stop.
-        self._most = Fraction(most)
+        self._most = Fraction(limit)
         self.size = self.fewest = _even(count, self._most)
 
     def slices(self, count: int) -> list[slice]:
@@ -39,7 +39,7 @@ class Split:
         self.size = _even(count, self._most)
 
 
-def _even(count: int, most: Fraction) -> int:
+def _even(count: int, limit: Fraction) -> int:
     """Images of the largest part."""
-    num_parts = max(1, -(-count // int(most)))
+    num_parts = max(1, -(-count // int(limit)))
     return -(-count // num_parts)

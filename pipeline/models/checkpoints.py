@@ -124,8 +124,8 @@ def _describe_folder(uri: str, names: list[str]) -> str:
 def _read_safetensors(uri: str, content: bytes) -> dict[str, Tensor]:
     if shard := _SHARD.search(uri.rpartition("/")[2]):
         base, number, count, suffix = shard.groups()
-        told = f"{int(number)} of {int(count)} parts of the weights: give the index, {base}{suffix}.index.json"
-        raise CheckpointError(f"checkpoint {uri!r} is part {told}")
+        message = f"{int(number)} of {int(count)} parts of the weights: give the index, {base}{suffix}.index.json"
+        raise CheckpointError(f"checkpoint {uri!r} is part {message}")
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:

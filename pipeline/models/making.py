@@ -196,13 +196,13 @@ def _size_notices(
     if change is None:
         return ()
     _, height, width = _size(model)
-    told = f"{what} was trained on {change}, the model reads {height}x{width} pixels"
+    message = f"{what} was trained on {change}, the model reads {height}x{width} pixels"
     if trained and "img_size" not in config.model_args:
         raise CheckpointError(
-            f"{told}: resampled, it would be another model; set model_args.img_size to the size it was trained on, "
+            f"{message}: resampled, it would be another model; set model_args.img_size to the size it was trained on, "
             f"or to {height} to have it resampled all the same"
         )
-    return (f"{told}: resampled by timm, it answers otherwise than at the size it was trained on",)
+    return (f"{message}: resampled by timm, it answers otherwise than at the size it was trained on",)
 
 
 def _asked_size(config: ModelConfig, model: nn.Module) -> str | None:
@@ -226,8 +226,8 @@ def _unknown_size(config: ModelConfig, what: str, model: nn.Module) -> tuple[str
     if size is None or _shapes(named) != _shapes(model):
         return ()
     _, height, width = _size(model)
-    told = f"{what} does not tell the image size it was trained at: {config.name!r} is made for {size}"
-    return (f"{told}, the model reads {height}x{width} as model_args.img_size says",)
+    message = f"{what} does not tell the image size it was trained at: {config.name!r} is made for {size}"
+    return (f"{message}, the model reads {height}x{width} as model_args.img_size says",)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -264,4 +264,4 @@ def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
 def _first_lines(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("architecture",):
         return "its config.json names no timm architecture, as that of a folder of transformers"
-    return describe_misfit(error) or one_line(error, most=400)
+    return describe_misfit(error) or one_line(error, limit=400)

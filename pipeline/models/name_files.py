@@ -130,8 +130,8 @@ def _names_of_mapping(value: Mapping[Any, Any]) -> list[str]:
             raise ValueError('maps numbers to numbers, both as text: which are the names? Write numbers as {"name": 0}')
         return _in_order([int(key) for key in value], list(value.values()))
     key, label = next(iter(value.items()))
-    told = f"maps {key!r:.40} to {label!r:.40}, neither a number to a name nor a name to a number"
-    raise ValueError(f"{told}, and has none of {', '.join(_KEYS)}")
+    message = f"maps {key!r:.40} to {label!r:.40}, neither a number to a name nor a name to a number"
+    raise ValueError(f"{message}, and has none of {', '.join(_KEYS)}")
 
 
 def _in_order(numbers: list[int], names: list[Any]) -> list[str]:
@@ -139,8 +139,8 @@ def _in_order(numbers: list[int], names: list[Any]) -> list[str]:
         last = len(numbers) - 1
         missing = sorted(set(range(len(numbers))) - set(numbers))
         repeated = sorted(number for number, times in Counter(numbers).items() if times > 1)
-        told = f"{repeated[0]} is there twice" if repeated else f"{missing[0]} is missing"
-        raise ValueError(f"does not number its {len(numbers)} classes from 0 to {last}: {told}")
+        message = f"{repeated[0]} is there twice" if repeated else f"{missing[0]} is missing"
+        raise ValueError(f"does not number its {len(numbers)} classes from 0 to {last}: {message}")
     placed = dict(zip(numbers, names, strict=True))
     return _checked([placed[number] for number in range(len(numbers))])
 
@@ -182,8 +182,8 @@ def _names_of_lines(text: str) -> list[str]:
             raise ValueError(f"has a blank line, line {number}: which class has no name?")
         if line.startswith(("<", "#")):
             raise ValueError(f"has {line.strip()[:40]!r} in line {number}, which is no name")
-    for told in _suspicions(lines):
-        raise ValueError(f"is not one name per line: {told}, as in {lines[-1].strip()[:60]!r}")
+    for message in _suspicions(lines):
+        raise ValueError(f"is not one name per line: {message}, as in {lines[-1].strip()[:60]!r}")
     return [line.strip() for line in lines]
 
 

@@ -54,10 +54,10 @@ def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
     chosen = (averaged or plain) if use_ema else (plain or averaged)
     if len(chosen) == 1:
         return chosen[0]
-    told = ", ".join(repr(name) if name else "its top" for name in sorted(chosen))
+    names = ", ".join(repr(name) if name else "its top" for name in sorted(chosen))
     raise CheckpointError(
-        f"checkpoint {uri!r} holds several sets of weights, under {told}: save one of them alone (use_ema chooses only "
-        "between averaged ones, with ema or swa in the key, and others)"
+        f"checkpoint {uri!r} holds several sets of weights, under {names}: save one of them alone (use_ema chooses "
+        "only between averaged ones, with ema or swa in the key, and others)"
     )
 
 

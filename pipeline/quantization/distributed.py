@@ -56,7 +56,7 @@ class Calibration:
         return sum(map(len, self.image_ids))
 
 
-def calibrate_ranges(plan: Plan, *, fixed: bool = False) -> Calibration:
+def calibrate_ranges(plan: Plan, *, fixed_size: bool = False) -> Calibration:
     """Read every planned image once, on `num_workers` workers, and merge what they saw.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
@@ -65,7 +65,7 @@ def calibrate_ranges(plan: Plan, *, fixed: bool = False) -> Calibration:
 
     Args:
         plan: what to calibrate on what.
-        fixed: no node can join the cluster any more.
+        fixed_size: no node can join the cluster any more.
 
     Raises:
         ConfigError: a fixed cluster is too small.
@@ -75,7 +75,7 @@ def calibrate_ranges(plan: Plan, *, fixed: bool = False) -> Calibration:
     workers = None
     if config.num_workers:
         # Before the first image is read: a cluster may be too small.
-        workers = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed=fixed)
+        workers = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed_size=fixed_size)
     with own_errors(), progress("calibrate", plan.num_images, on_workers=workers is not None) as count:
         observed = _calibrate_here(plan, count) if workers is None else _calibrate_on_workers(plan, count, *workers)
     calibration = Calibration(**observed, samples=_samples(plan))

@@ -177,8 +177,8 @@ def _saturation_note(name: str, deviation: float) -> str:
 
 
 def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, Any]:
-    told = f"relative error {deviation:.3g}, at most {bound:.3g} is expected"
-    return _refuse(path, f"computes other logits than were calibrated: {told}", deviation=deviation, bound=bound)
+    message = f"relative error {deviation:.3g}, at most {bound:.3g} is expected"
+    return _refuse(path, f"computes other logits than were calibrated: {message}", deviation=deviation, bound=bound)
 
 
 def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:

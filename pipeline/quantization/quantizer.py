@@ -132,10 +132,10 @@ def tell_float_layers(name: str, layers: list[str]) -> None:
     """Say on standard error which layers of a model stay in float, where there are any."""
     if layers:
         named = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
-        told = (
+        message = (
             f"{len(layers)} layers of {name!r} stay in float, their weights are computed in the forward pass: {named}"
         )
-        logger.info(f"note: {told}")
+        logger.info(f"note: {message}")
 
 
 def _weight_of(model: nn.Module, weight: fx.Node) -> Any:

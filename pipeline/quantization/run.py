@@ -44,14 +44,14 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         report_uri = storage.join(config.output, REPORT)
         if waited and claimed.document["config"] == plan.document["config"] and storage.exists(report_uri):
             return storage.read_json(report_uri)  # the run that was waited for was asked for the same
-        fixed = connect()
+        fixed_size = connect()
         with storage.writing_to(config.output):
-            return _calibrate(plan, fixed=fixed)
+            return _calibrate(plan, fixed_size=fixed_size)
 
 
-def _calibrate(plan: Plan, *, fixed: bool) -> dict[str, Any]:
+def _calibrate(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
-    calibration = calibrate_ranges(plan, fixed=fixed)
+    calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_ranges(calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")

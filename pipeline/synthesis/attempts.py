@@ -66,21 +66,21 @@ class Attempts:
         self._errors: dict[Place, int] = {}
         self._retired: dict[Place, str] = {}
         self._trace = ""
-        self.open_pass([], 1, fixed=True, start_timeout_s=0)
+        self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
     # What the driver asks.
 
-    def open_pass(self, shard_ids: list[int], seats: int, *, fixed: bool, start_timeout_s: float) -> None:
+    def open_pass(self, shard_ids: list[int], seats: int, *, fixed_size: bool, start_timeout_s: float) -> None:
         """Begin with a new pool of workers.
 
         Args:
             shard_ids: to be done.
             seats: workers that the cluster has room for now.
-            fixed: no node can join the cluster any more.
+            fixed_size: no node can join the cluster any more.
             start_timeout_s: to wait for workers that Ray is still starting.
         """
         self._left = set(shard_ids)
-        self._seats, self._fixed, self._start_timeout_s = seats, fixed, start_timeout_s
+        self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
         self._loading: dict[str, Place] = {}
         self._running: dict[int, tuple[Place, str]] = {}
         self._waiting: set[str] = set()
@@ -128,19 +128,19 @@ class Attempts:
         self._loading.pop(worker, None)
         shard = self._shards.setdefault(shard_id, _Shard())
         before = self._running.pop(shard_id, None)
-        told = []
+        deaths = []
         if before is not None:
             died_at, died = before
             lost = died_at.node_id not in self._alive_nodes()
             shard.lost_nodes += lost
-            told = [f"worker {died} {'was lost with its node' if lost else 'died'} ({died_at})"]
-            shard.history += told
+            deaths = [f"worker {died} {'was lost with its node' if lost else 'died'} ({died_at})"]
+            shard.history += deaths
         refusal = self._given_up(shard_id)
         if refusal:
             self._left.discard(shard_id)
         else:
             self._running[shard_id] = place, name
-        return Begun(told, refusal)
+        return Begun(deaths, refusal)
 
     def end(self, place: Place, shard_id: int) -> None:
         """Say that a shard is done, or failed for a reason of its own."""

@@ -9,7 +9,7 @@ from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import Plan, count_images
-from pipeline.synthesis.pool import pool_options, sharing
+from pipeline.synthesis.pool import actors_per_machine, pool_options
 from pipeline.synthesis.progress import tell
 
 
@@ -30,11 +30,11 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         return {**summary, "estimated_hours": 0.0}
     largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
     with own_errors():
-        fixed = connect()
-        options = pool_options(config, len(plan.to_do), fixed=fixed)
+        fixed_size = connect()
+        options = pool_options(config, len(plan.to_do), fixed_size=fixed_size)
         announce_dtype(config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
         actors = options.pop("compute").max_size
-        trial = ray.remote(**options)(probe).remote(config, largest, sharing(options, actors))
+        trial = ray.remote(**options)(probe).remote(config, largest, actors_per_machine(options, actors))
         # The steps themselves, and compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s

@@ -55,13 +55,13 @@ class Probe:
     largest_batch: int
 
 
-def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
+def probe(config: SynthesisConfig, labels: list[int], actors_per_machine: int) -> Probe:
     """Try a few steps of each phase on the shard of these labels. Runs where the actors will run.
 
     Args:
         config: of the dataset.
         labels: of the shard.
-        sharing: actors on this machine that have no GPU of their own.
+        actors_per_machine: actors on this machine that have no GPU of their own.
 
     Raises:
         ModelError, CheckpointError, ConfigError: as `Inverter`.
@@ -72,7 +72,7 @@ def probe(config: SynthesisConfig, labels: list[int], sharing: int) -> Probe:
     run = _make_run(inverter, starts, short)
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     first_steps = range(_warm_up(short), len(seconds), _phase(short))
-    peak, device_bytes = _peak_bytes(inverter, starts), _device_bytes(inverter.device, sharing)
+    peak, device_bytes = _peak_bytes(inverter, starts), _device_bytes(inverter.device, actors_per_machine)
     return Probe(
         step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
         peak_bytes=peak,
@@ -130,14 +130,14 @@ def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> Ste
     return StepBytes(weights=weights, pixels=pixels, work=max(1, (peak - weights - batch * pixels) // run.fewest))
 
 
-def _device_bytes(device: torch.device, sharing: int) -> int:
+def _device_bytes(device: torch.device, actors_per_machine: int) -> int:
     """Of the GPU; of the machine or container, shared."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.exists() else "max"
+    text = limit.read_text().strip() if limit.exists() else "max"
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(physical, int(told) if told != "max" else physical) // sharing
+    return min(physical, int(text) if text != "max" else physical) // actors_per_machine
 
 
 def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:

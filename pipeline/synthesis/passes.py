@@ -32,7 +32,7 @@ _MAX_BARREN_PASSES = 3
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: Plan, to_do: list[Shard], *, fixed: bool) -> list[dict[str, Any]]:
+def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
     """Run the pool over what is missing.
 
     Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
@@ -41,7 +41,7 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed: bool) -> list[dict[
     Args:
         plan: of the run.
         to_do: rows of the shards that are missing, in the order to do them.
-        fixed: no node can join the cluster any more.
+        fixed_size: no node can join the cluster any more.
 
     Returns:
         A row of `OUTCOME` for each shard that is done or failed.
@@ -69,7 +69,7 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed: bool) -> list[dict[
             held |= hold([place for place in retired if place not in held])
             handed_back: set[int] = set()
             before = len(outcomes)
-            for row in _one_pass(plan, left, attempts, retired, fixed=fixed):
+            for row in _one_pass(plan, left, attempts, retired, fixed_size=fixed_size):
                 for note in row["notes"]:
                     report.tell(note)
                 if row["handed_back"]:
@@ -92,14 +92,14 @@ def _start(max_attempts: int) -> ActorHandle:
 
 
 def _one_pass(
-    plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed: bool
+    plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed_size: bool
 ) -> Iterator[dict[str, Any]]:
     pool = plan.config.pool
-    options = pool_options(plan.config, len(shards), fixed=fixed, without=list(retired))
+    options = pool_options(plan.config, len(shards), fixed_size=fixed_size, without=list(retired))
     opening = attempts.open_pass.remote(
         [shard["shard_id"] for shard in shards],
         min(options["compute"].max_size, seats(plan.config, without=list(retired))),
-        fixed=fixed,
+        fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
     )
     ray.get(opening)

@@ -14,14 +14,14 @@ _NODE_ID = "ray.io/node-id"
 
 
 def pool_options(
-    config: SynthesisConfig, num_shards: int, *, fixed: bool, without: Sequence[Place] = ()
+    config: SynthesisConfig, num_shards: int, *, fixed_size: bool, without: Sequence[Place] = ()
 ) -> dict[str, Any]:
     """Return Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
 
     Args:
         config: of the dataset.
         num_shards: to be done.
-        fixed: no node can join the cluster any more.
+        fixed_size: no node can join the cluster any more.
         without: places that must get no actor; GPUs among them are to be held, see `holders`.
 
     Raises:
@@ -33,7 +33,7 @@ def pool_options(
     room = seats(config, without=without)
     if without:
         min_size = max(1, min(min_size, room))
-    if fixed and room < min_size:
+    if fixed_size and room < min_size:
         needed = "1 GPU" if "num_gpus" in resources else f"{pool.cpus_per_actor} CPUs (pool.cpus_per_actor)"
         raise ConfigError(f"pool.min_size {min_size} with {needed} an actor: this machine has room for {room}")
     compute = ray.data.ActorPoolStrategy(
@@ -72,7 +72,7 @@ def _room(node: dict[str, float], resources: dict[str, int]) -> int:
     return min(int(node.get(names[name], 0) // amount) for name, amount in resources.items() if amount)
 
 
-def sharing(resources: dict[str, int], actors: int) -> int:
+def actors_per_machine(resources: dict[str, int], actors: int) -> int:
     """Actors at most that share a machine's memory; one where no machine is there yet."""
     return max(1, min(actors, max((_room(node, resources) for node in _nodes()), default=1)))
 

@@ -48,14 +48,14 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     if plan.to_do:
         try:
             with own_errors():
-                fixed = connect()
+                fixed_size = connect()
                 # Before anything is written: the cluster may be too small.
-                options = pool_options(plan.config, len(plan.to_do), fixed=fixed)
+                options = pool_options(plan.config, len(plan.to_do), fixed_size=fixed_size)
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
                 # Beside another run of these settings each takes shards that the other is not at.
                 to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
-                outcomes = invert_missing(plan, to_do, fixed=fixed)
+                outcomes = invert_missing(plan, to_do, fixed_size=fixed_size)
         except IncompleteError as error:
             done = len(store.done_shards(plan.config.output, plan.digest))
             left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"

@@ -39,7 +39,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
     config = located(config)
 
     def invert(shards: Shards) -> ray.data.Dataset:
-        fixed = connect()
+        fixed_size = connect()
         rows = _from_dataset(shards) if isinstance(shards, ray.data.Dataset) else _from_list(shards)
         images = rows.map_batches(
             Inverter,
@@ -47,7 +47,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
             batch_size=1,
             # Numpy's would turn what is missing into NaN, and whole numbers beside it into floats.
             batch_format="pyarrow",
-            **pool_options(config, rows.count(), fixed=fixed),
+            **pool_options(config, rows.count(), fixed_size=fixed_size),
         )
         images.context.wait_for_min_actors_s = config.pool.start_timeout_s
         images.context.execution_no_progress_timeout_s = config.pool.no_progress_timeout_s

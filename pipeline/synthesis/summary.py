@@ -18,9 +18,9 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
         progress: what the output holds now.
     """
     unrecorded = set(progress.missing)
-    told = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
-    missing = [shard_id for shard_id in progress.missing if shard_id not in told]
-    failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | told
+    reasons = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
+    missing = [shard_id for shard_id in progress.missing if shard_id not in reasons]
+    failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | reasons
     made = [row for row in outcomes if not row["error"] and not row["by_another"]]
     num_made = sum(row["num_images"] for row in made)
     return {

@@ -21,7 +21,7 @@ class HereOnly(Attempts):
 
 def make(shard_ids: list[int], *, max_attempts: int = 3, seats: int = 2) -> Attempts:
     attempts = HereOnly(max_attempts)
-    attempts.open_pass(shard_ids, seats, fixed=True, start_timeout_s=0)
+    attempts.open_pass(shard_ids, seats, fixed_size=True, start_timeout_s=0)
     return attempts
 
 
@@ -91,7 +91,7 @@ def test_what_a_retired_worker_holds_is_handed_back_when_nobody_else_works(
     left: int, waiting: list[str], released: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = HereOnly(3)
-    attempts.open_pass(list(range(left)), 2, fixed=True, start_timeout_s=900)
+    attempts.open_pass(list(range(left)), 2, fixed_size=True, start_timeout_s=900)
     assert [attempts.wait(worker) for worker in waiting] == [False] * len(waiting)
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)

@@ -27,14 +27,14 @@ def test_dense_is_one_phase() -> None:
 
 
 def test_each_phase_is_timed(tiny_folder: Path) -> None:
-    probed = probe(make_config(tiny_folder, "unused"), [0, 1, 2], sharing=1)
+    probed = probe(make_config(tiny_folder, "unused"), [0, 1, 2], actors_per_machine=1)
     assert len(probed.step_seconds) == 3
     assert all(0 < value < 5 for value in probed.step_seconds)
 
 
 def test_memory_is_measured_and_predicted_and_shared(tiny_folder: Path) -> None:
     config = make_config(tiny_folder, "unused")
-    alone, shared = (probe(config, [0, 1, 2], sharing=number) for number in (1, 4))
+    alone, shared = (probe(config, [0, 1, 2], actors_per_machine=number) for number in (1, 4))
     assert alone.predicted_bytes == pytest.approx(alone.peak_bytes, rel=0.15)
     assert shared.device_bytes == alone.device_bytes // 4
     assert 3 < shared.largest_batch < alone.largest_batch / 3
@@ -43,7 +43,7 @@ def test_memory_is_measured_and_predicted_and_shared(tiny_folder: Path) -> None:
 def test_memory_of_a_family_that_is_not_counted_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "eva"
     save_model(make_eva(), folder, class_names=list("abcdefghij"), mean=HALF, std=HALF)
-    probed = probe(make_config(folder, "unused"), [0, 1, 2], sharing=1)
+    probed = probe(make_config(folder, "unused"), [0, 1, 2], actors_per_machine=1)
     assert probed.predicted_bytes is None
     assert 0 < probed.peak_bytes < probed.device_bytes
     assert probed.largest_batch > 3
@@ -56,7 +56,9 @@ def test_what_fits_does_not_depend_on_how_the_shard_was_split(tmp_path: Path) ->
     inversion = {"iterations": 6, "stop_steps": [3], "stop_fractions": [0.5]}
     largest = [
         probe(
-            make_config(folder, "unused", inversion={**inversion, "micro_batch": micro_batch}), [0] * 16, sharing=1
+            make_config(folder, "unused", inversion={**inversion, "micro_batch": micro_batch}),
+            [0] * 16,
+            actors_per_machine=1,
         ).largest_batch
         for micro_batch in (None, 2)
     ]
@@ -66,4 +68,8 @@ def test_what_fits_does_not_depend_on_how_the_shard_was_split(tmp_path: Path) ->
 def test_each_phase_of_a_rebirth_is_timed(tiny_folder: Path) -> None:
     inversion = {"iterations": 9, "rebirth": 4, "adaptive_end": {"hold_steps": 2}}
     config = make_config(tiny_folder, "unused", images_per_class=4, shard_size=8, inversion=inversion)
-    assert len(probe(config, [0] * 4 + [1] * 4, sharing=1).step_seconds) == len(config.inversion.phases(16)) == 4
+    assert (
+        len(probe(config, [0] * 4 + [1] * 4, actors_per_machine=1).step_seconds)
+        == len(config.inversion.phases(16))
+        == 4
+    )

@@ -86,14 +86,14 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
     with pytest.raises(IncompleteError, match=r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "):
-        invert_missing(plan, plan.to_do, fixed=True)
+        invert_missing(plan, plan.to_do, fixed_size=True)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
     plan = prepare(make_config(tiny_folder, tmp_path / "out"))
     with pytest.raises(IncompleteError, match=r"worker .* does not find '.*manifest\.json'.* all machines share"):
-        invert_missing(plan, plan.to_do, fixed=True)
+        invert_missing(plan, plan.to_do, fixed_size=True)
 
 
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
