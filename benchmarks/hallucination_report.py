@@ -1,4 +1,4 @@
-"""The page and the figure of `benchmarks/hallucination.py`: what was measured, in words made from the figures alone."""
+"""Write the page and the figure of `benchmarks/hallucination.py`."""
 
 import io
 import statistics

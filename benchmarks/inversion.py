@@ -1,4 +1,4 @@
-"""Seconds a step of inversion: ours and a plain one in the published manner, each dense and sparse, in one process.
+"""Measure seconds per inversion step: this engine and a plain one, each dense and sparse, in one process.
 
     python -m benchmarks.inversion --model deit_base_patch16_224 --batch 8 --alive 46 --dtype bfloat16
 

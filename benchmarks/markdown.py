@@ -1,4 +1,4 @@
-"""Markdown that pages of results are made of."""
+"""Markdown tables for pages of results."""
 
 from collections.abc import Sequence
 

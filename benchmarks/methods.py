@@ -1,4 +1,4 @@
-"""Every way of making images, side by side on handwritten digits: what it costs and what it is good for.
+"""Compare all ways of making images on handwritten digits: their cost, and what students and quantization gain.
 
     python -m benchmarks.methods
 

@@ -1,4 +1,4 @@
-"""How ONNX files store weights: what ONNX Runtime then computes on this processor, and how fast.
+"""Compare how ONNX files can store weights: error and speed in ONNX Runtime on this processor.
 
     python -m benchmarks.onnx_weights --batches 1 32
     python -m benchmarks.onnx_weights --model local-dir:DIGITS/teacher --images DIGITS/held_out.parquet

@@ -1,4 +1,4 @@
-"""Inversion in the published manner, as plainly as it is described: what our engine is measured against.
+"""Plain inversion as published, for comparison with the engine.
 
 Written from the description of the published implementation (Hu et al., ICML 2024), not from its code: every patch is
 embedded and most are dropped behind the embedding; attention is formed and every block's matrix kept; the backward pass

@@ -1,4 +1,4 @@
-"""The whole published schedule of 4000 steps, from steps measured in each of its phases: ours and a plain one.
+"""Time the published schedule of 4000 steps, from a few measured steps of each phase.
 
     python -m benchmarks.schedule --model deit_base_patch16_224 --batch 128 --dtype bfloat16 --steps 20 --rounds 7
 

@@ -1,4 +1,4 @@
-"""What every entry point does: parse its config, run, print one JSON line, turn our errors into one line."""
+"""Run a job from its command line: parse the config, print one JSON line, report errors in one line each."""
 
 import atexit
 import contextlib

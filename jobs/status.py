@@ -1,4 +1,4 @@
-"""`python -m jobs.status URI`: what of a job's output is done, missing and failed, and why, from its files."""
+"""Print what of an output is done, missing and failed: `python -m jobs.status URI`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`python -m jobs.synthesize --config jobs/configs/X.yaml`: invert a teacher into a synthetic dataset."""
+"""Invert a teacher into a synthetic dataset: `python -m jobs.synthesize --config jobs/configs/X.yaml`."""
 
 import sys
 from collections.abc import Sequence

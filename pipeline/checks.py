@@ -1,4 +1,4 @@
-"""What every config checks of its numbers; the standard library alone, so that the engine can use it."""
+"""Range checks for configs. Standard library only, because the engine uses it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

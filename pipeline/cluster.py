@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and the errors that come back from one."""
+"""Join a Ray cluster, and turn its errors into this project's."""
 
 import json
 import logging

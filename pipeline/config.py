@@ -1,4 +1,4 @@
-"""Configs: from files and flags to frozen dataclasses, and back to plain data and a digest."""
+"""Parse configs from YAML and flags into frozen dataclasses, and compute their digests."""
 
 import dataclasses
 import hashlib

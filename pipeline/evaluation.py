@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of any artifact on labelled images, and how long it takes."""
+"""Score artifacts on labeled images: top-1, top-5 and latency."""
 
 import statistics
 import tempfile

@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as what it was given for, from its first bytes; and what to do about it."""
+"""Recognize a file of another kind by its first bytes, and say what to do about it."""
 
 import codecs
 import io

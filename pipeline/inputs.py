@@ -1,4 +1,4 @@
-"""Images of any origin as a model's input: what calibration, distillation and evaluation read."""
+"""Turn images of any dataset into a model's inputs, for calibration, distillation and evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which of a model's classes each class of a dataset is."""
+"""Map the classes of a dataset to a model's."""
 
 import re
 import unicodedata

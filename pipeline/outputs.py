@@ -1,4 +1,4 @@
-"""Whose output a folder is, told from its files, so that no job writes into another's."""
+"""Find out which job an output folder belongs to, so that no job writes into another's."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Precision of compute: where a processor only emulates a type, a user is told before the work."""
+"""Warn where a processor emulates bfloat16."""
 
 import platform
 import socket

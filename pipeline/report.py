@@ -1,4 +1,4 @@
-"""Contact sheets, curves, and one HTML page that holds them all: what a person looks at after a job."""
+"""Contact sheets, curves and HTML reports."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""What every Ray Train run of ours has in common: where it keeps its state, what it asks for, how it fails."""
+"""What all Ray Train runs share: storage, resources and errors."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What every job checks of its teacher on the driver, before anything else: that it is a classifier of pictures."""
+"""Check on the driver that a teacher is an image classifier, before any work."""
 
 from collections.abc import Iterable
 

@@ -1,3 +1,3 @@
-"""A whole example: a teacher of handwritten digits, and what its images quantize and distill to."""
+"""Example: a teacher of handwritten digits, inverted, quantized and distilled."""
 
 import jobs  # noqa: F401  # from here on Ctrl-C ends the process with one line

@@ -1,4 +1,4 @@
-"""The whole way once, on real handwriting: `python -m examples.digits.demo --config examples/digits/configs/demo.yaml`.
+"""Run the whole pipeline on handwritten digits: `python -m examples.digits.demo --config CONFIG.yaml`.
 
 Trains a teacher, inverts it (sparse and dense), quantizes it on four sets of images and distills a student on each:
 synthetic sparse, synthetic dense, real, and the noise that inversion starts from. Every stage is the job that a user

@@ -1,4 +1,4 @@
-"""What the demo shows: its figures as JSON, the claims it makes with them, and the page to look at."""
+"""Report of the demo: figures as JSON, the claims they support, and an HTML page."""
 
 import io
 import json

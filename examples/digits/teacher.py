@@ -1,4 +1,4 @@
-"""The demo's teacher and its real images: scikit-learn's 1,797 handwritten digits, which come with the package.
+"""Train the demo's teacher on scikit-learn's 1,797 handwritten digits, and write its real images.
 
 `python -m examples.digits.teacher --output runs/digits` writes
 

@@ -1,1 +1,1 @@
-"""Models as files for other programs: each format is written, vetted and opened in one module of this package."""
+"""Deployable models as files. Each format is written, checked and opened in one module."""

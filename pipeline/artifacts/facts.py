@@ -1,4 +1,4 @@
-"""Facts that an artifact carries beside its weights: class names and normalization; and how classes are compared."""
+"""Class names and normalization that an artifact carries, and how they are compared with a teacher's."""
 
 import ast
 import json

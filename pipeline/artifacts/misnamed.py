@@ -1,4 +1,4 @@
-"""What lies under an artifact's name where the artifact should be: a pointer, a web page, a file of another kind."""
+"""Recognize files that are not the artifact their name says: LFS pointers, web pages, checkpoints."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""ONNX files: QuantizeLinear and DequantizeLinear pairs, written for any runtime and run by ONNX Runtime on the CPU."""
+"""Write and open ONNX files with QuantizeLinear and DequantizeLinear pairs."""
 
 import copy
 import importlib

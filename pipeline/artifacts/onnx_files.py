@@ -1,4 +1,4 @@
-"""The files that an ONNX model is made of, on this machine: the graph, and the weights that it keeps beside it."""
+"""Find and check the files of an ONNX model: the graph, and weights stored beside it."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An artifact that was opened, and fitting it to a teacher: the same images in, the same classes out."""
+"""Open an artifact of any format, and fit its inputs and outputs to a teacher's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`.pt2` files: programs for torch. They are read as data: torch's own reader unpickles and evaluates what it finds."""
+"""Write and open `.pt2` files, without running code from them."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The synthetic dataset as files: the Parquet contract, what is done and what is missing, reading it back on Ray."""
+"""Datasets as files: the Parquet contract, progress, and reading with Ray Data."""
 
 from typing import TYPE_CHECKING, Any
 

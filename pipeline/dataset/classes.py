@@ -1,4 +1,4 @@
-"""Names of classes: which are numbers, which repeat, and in what order class folders count."""
+"""Compare and order class names."""
 
 import re
 from collections.abc import Collection, Sequence

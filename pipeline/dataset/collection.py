@@ -1,4 +1,4 @@
-"""Several datasets read as one: which rows of which dataset, in which order, and ids that tell them apart."""
+"""Read several datasets as one, with image ids that say which dataset they are from."""
 
 import bisect
 import hashlib

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to 8-bit gray or RGB pixels, the right way up, by stated rules.
+"""Decode image files to upright 8-bit gray or RGB pixels.
 
 `docs/images.md` states the same rules for users.
 """

@@ -1,4 +1,4 @@
-"""Folders of images: which classes there are, and which of them each image is of."""
+"""Find the classes of an image folder."""
 
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A few facts of the footer of each Parquet file: a footer itself may take megabytes."""
+"""Read the few facts that are needed of each Parquet footer, which itself may take megabytes."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""All that lies under a location: files, folders, and what is passed over, so that it can be reported."""
+"""List a location, and report the files that are skipped."""
 
 import os
 import posixpath

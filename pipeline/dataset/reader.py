@@ -1,4 +1,4 @@
-"""URIs → ray.data.Dataset of images."""
+"""Read datasets as Ray Datasets."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

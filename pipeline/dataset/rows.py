@@ -1,4 +1,4 @@
-"""Units of a source → Arrow tables in this process: rows of Parquet files, and image files.
+"""Read rows of Parquet files and image files in this process, as Arrow tables.
 
 Our own instead of Ray's readers, because the id of an image derives from its file and row.
 """

@@ -1,4 +1,4 @@
-"""The Parquet contract: the columns of a part file, how images are encoded, and what its metadata says."""
+"""The Parquet contract: columns, image encoding and metadata of a part file."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What a URI holds: a synthetic dataset, Parquet files with an image column, or a folder of images.
+"""Find out what a URI holds: a synthetic dataset, Parquet files or an image folder.
 
 Everything is looked at before any work starts: a truncated or foreign file is told at once, by name.
 """

@@ -1,4 +1,4 @@
-"""Splits of a dataset (train, validation, test): where Hugging Face datasets and torchvision expect them."""
+"""Find the splits of a dataset (train, validation, test), as Hugging Face datasets and torchvision lay them out."""
 
 import posixpath
 import re

@@ -1,4 +1,4 @@
-"""The dataset as files: names, what is done and what is missing, the manifest, failures.
+"""Files of a synthetic dataset: parts, manifest, failure records, and which shards are done.
 
 - `<output>/manifest.json`: what the dataset is to hold, and the facts that all parts share, such as class names.
 - `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.

@@ -1,4 +1,4 @@
-"""Folders of Parquet files that other systems keep: which of their files are rows, and which folders are not plain."""
+"""Recognize Parquet folders of other systems, such as Spark and Delta Lake."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is read together: rows of a Parquet file, or some image files."""
+"""Units of reading: a range of rows in a Parquet file, or a group of image files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

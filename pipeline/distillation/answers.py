@@ -1,4 +1,4 @@
-"""What teacher and student say to a batch whose images may keep different numbers of patches."""
+"""Logits and tokens of teacher and student for batches with different numbers of kept patches."""
 
 from collections.abc import Callable
 from typing import Any

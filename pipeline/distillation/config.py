@@ -1,4 +1,4 @@
-"""Settings of one distillation."""
+"""Settings of a distillation."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What each worker does: the same steps as all others, on its share of every batch."""
+"""Training loop of a worker."""
 
 import json
 import math

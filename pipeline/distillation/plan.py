@@ -1,4 +1,4 @@
-"""What is to be distilled, found possible before any work starts."""
+"""Check a distillation before it starts."""
 
 from dataclasses import dataclass, replace
 from typing import Any

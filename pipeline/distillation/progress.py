@@ -1,4 +1,4 @@
-"""How the training goes, told while Ray's workers are at it: they write metrics, this process reads them."""
+"""Print training progress, from the metrics that the workers write."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Distillation from end to end: check, train, write the student and what there is to look at."""
+"""Run a distillation: check, train, write the students and their curve."""
 
 import tempfile
 import time

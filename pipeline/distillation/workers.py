@@ -1,4 +1,4 @@
-"""Ray Train: the workers that train together, and what each of them sets up."""
+"""Start the Ray Train workers of a distillation, and set each of them up."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

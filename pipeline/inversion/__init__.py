@@ -1,4 +1,4 @@
-"""Inverting a frozen teacher into images: pure tensors, without Ray and without files."""
+"""Model inversion on tensors, without Ray and without files."""
 
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
 from pipeline.inversion.draws import start_images

@@ -1,4 +1,4 @@
-"""A step's heavy pieces compiled: one graph for each number of patches, and for few numbers of images."""
+"""Compile the heavy parts of a step, with few graphs for many batch sizes."""
 
 import time
 from collections.abc import Callable

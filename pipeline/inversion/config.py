@@ -1,4 +1,4 @@
-"""The settings of an inversion."""
+"""Settings of an inversion."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal

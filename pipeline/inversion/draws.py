@@ -1,4 +1,4 @@
-"""What chance decides, from seeds alone: the noise that an image starts from, and how each step shows it."""
+"""Random draws from per-image seeds: starting noise and jitter."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A frozen teacher as fast as the device runs it: weights laid out once, where training would do it at every step."""
+"""Prepare a frozen teacher for speed: convert or pack its weights once instead of at every step."""
 
 import copy
 from typing import Any, TypeVar

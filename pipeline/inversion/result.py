@@ -1,4 +1,4 @@
-"""What an inversion leaves."""
+"""Results of an inversion."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What the teacher makes of images as they are stored."""
+"""Score stored images with the teacher."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How many images go through the teacher together, so that a step needs no more memory than there is."""
+"""Split a batch into micro-batches that fit in memory."""
 
 from fractions import Fraction
 from itertools import pairwise

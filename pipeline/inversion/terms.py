@@ -1,4 +1,4 @@
-"""Loss terms: what is minimized, as a list of weighted functions."""
+"""Loss terms: the weighted functions whose sum is minimized."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

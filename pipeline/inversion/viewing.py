@@ -1,4 +1,4 @@
-"""What one step shows of the images: to the teacher, and to the loss terms that depend on a view."""
+"""View-dependent part of a step: what the teacher sees, and what loss terms may read of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Weights as people have them: any fsspec location, several kinds of files, several ways of wrapping, and never code.
+"""Read weights from checkpoints of many kinds, at any fsspec location, without running code.
 
 safetensors and npz files hold data alone; what `torch.save` wrote is read as data, see `pipeline.models.pickles`. A
 file is what its content says, whatever its name.

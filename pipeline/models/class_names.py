@@ -1,4 +1,4 @@
-"""What a model's classes are called."""
+"""Find the class names of a model."""
 
 from collections import Counter
 from collections.abc import Sequence

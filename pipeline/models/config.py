@@ -1,4 +1,4 @@
-"""Which model, where its weights come from, and how it sees real images."""
+"""Settings of a model: which one, its weights, and its preprocessing."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What kind of file a checkpoint is, from its first bytes."""
+"""Recognize the kind of a checkpoint file by its first bytes."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What the `config.json` of a folder, or one that lies beside weights, says of a model."""
+"""Read the `config.json` of a model folder."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A model that reads the images of another: in that one's normalization, and on the kept tokens alone where it can."""
+"""Run a model on another model's images, on kept patches alone where it can."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Load a timm model with all that is needed to feed it, and write one as a folder."""
+"""Load a timm model with its class names and preprocessing, and save one as a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Read class names from a file: JSON of several shapes, or one name per line; refuse what could be read in two ways."""
+"""Read class names from JSON or text files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Read what `torch.save` wrote, as data: nothing that a file names is imported or called.
+"""Read `torch.save` files as data, without importing or calling what they name.
 
 `torch.load` with `weights_only` knows tensors, containers and numbers. What training code commonly saves beside the
 weights (NumPy scalars, paths, times, parsed arguments, OmegaConf and Lightning settings) is plain data too. Each such

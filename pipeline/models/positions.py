@@ -1,4 +1,4 @@
-"""Find out whether timm resampled the positions of weights that were trained at another image size."""
+"""Detect position embeddings that timm resampled for another image size."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""How a model sees real images: checked wherever it is stated, in settings, in a folder and in an artifact."""
+"""Check normalization, resizing and cropping, wherever they are stated."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args

@@ -1,4 +1,4 @@
-"""Find the weights inside what was saved, which may hold several sets of them: none is taken without a reason."""
+"""Choose among several sets of weights in a checkpoint."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping

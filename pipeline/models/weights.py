@@ -1,4 +1,4 @@
-"""What a model's weights must be, before anything is computed with them; and their digest."""
+"""Check a model's weights, and compute their digest."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Check that a file computes what was calibrated: its logits beside those of the quantized graph that it came from."""
+"""Compare an artifact's logits with those of the calibrated graph."""
 
 from torch import Tensor
 

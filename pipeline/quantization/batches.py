@@ -1,4 +1,4 @@
-"""Which images are calibrated on together: fixed by the images alone, whatever the number of workers."""
+"""Plan calibration batches that do not depend on the number of workers."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a user can set of a calibration."""
+"""Settings of a calibration."""
 
 from dataclasses import dataclass, field
 from typing import Literal

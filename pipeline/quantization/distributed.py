@@ -1,4 +1,4 @@
-"""Calibration on Ray: every image to one worker, nothing dropped; what the workers saw, merged."""
+"""Calibrate on Ray Train workers, and merge their ranges."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A model as graphs: one that takes images alone, to ship, and of a ViT one that reads any token subset."""
+"""Export a model as graphs: for whole images, and for subsets of patches."""
 
 import copy
 from typing import Any

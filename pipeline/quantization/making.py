@@ -1,4 +1,4 @@
-"""From a calibrated program to files: each is written, opened from disk, and compared with what was calibrated."""
+"""Convert a calibrated program to files, open each, and compare it with what was calibrated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

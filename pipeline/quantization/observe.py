@@ -1,4 +1,4 @@
-"""Activation ranges of a model on images: one forward of each serves every bit width."""
+"""Observe the activation ranges of a model on images, for all bit widths in one pass."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is to be calibrated, found possible before any work starts."""
+"""Check a calibration before it starts, and plan its batches."""
 
 from dataclasses import dataclass
 from typing import Any

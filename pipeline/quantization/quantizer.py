@@ -1,4 +1,4 @@
-"""Where an exported ViT is quantized: min-max observers on weights and activations, at any bit width."""
+"""Quantizer for PT2E: min-max observers on weights and activations, at any bit width."""
 
 from typing import Any
 

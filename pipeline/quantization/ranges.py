@@ -1,4 +1,4 @@
-"""Activation ranges: what min-max observers saw, by name; merged over workers, compared, checked."""
+"""Activation ranges: merge, compare and check them."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Calibration images, read in the process that observes them: a plan needs their ids alone, a worker only its own."""
+"""Read calibration images: ids for the plan, and decoded images a few at a time for a worker."""
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor

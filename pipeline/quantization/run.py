@@ -1,4 +1,4 @@
-"""Calibrate on Ray, convert, export, score: from a teacher and images to artifacts and one row of figures for each."""
+"""Run a calibration: observe ranges, convert, export and score."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which images to calibrate on, where there are more than are wanted."""
+"""Draw calibration images at random, by image id."""
 
 import hashlib
 

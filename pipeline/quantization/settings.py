@@ -1,4 +1,4 @@
-"""Bit widths and placements: what a user can ask of quantization."""
+"""Bit widths and placements of quantization."""
 
 from dataclasses import dataclass
 from typing import Literal

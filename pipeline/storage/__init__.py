@@ -1,4 +1,4 @@
-"""Files at any fsspec location: a file exists wholly or not at all."""
+"""Atomic files at any fsspec location."""
 
 from pipeline.storage.files import (
     bring_beside,

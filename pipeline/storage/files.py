@@ -1,4 +1,4 @@
-"""Single files at any fsspec location: each exists wholly or not at all."""
+"""Read and write single files at any fsspec location, atomically."""
 
 import errno
 import inspect

@@ -1,4 +1,4 @@
-"""Folders at any fsspec location: listed, copied, deleted, tried out."""
+"""List, copy and delete folders at any fsspec location."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Text in files that people hand over."""
+"""Decode text files of users."""
 
 
 def decode_text(content: bytes) -> str:

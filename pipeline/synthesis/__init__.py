@@ -1,4 +1,4 @@
-"""Making the whole synthetic dataset: shards, the actors that invert them, and the run that writes the parts."""
+"""Synthesis of datasets: shards, the actors that invert them, and the run."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What an actor does: load the teacher once, then invert shard after shard."""
+"""The actor: load the teacher once, then invert shards."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which classes images are made of: a list of labels and ranges, such as `0-9,20`, or a file of them."""
+"""Parse the setting `classes`: labels and ranges, such as `0-9,20`, or a file of them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Values as people hand them over: as Python's own, as Arrow columns of one type, and in messages."""
+"""Convert values of user rows to Python and Arrow."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The settings of a synthesis."""
+"""Settings of a synthesis."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A dry run: the plan told, a few steps timed where the actors would run, and nothing written."""
+"""Dry run: print the plan, time a few steps where the actors would run, and write nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How long the work will take and how much memory, from a few steps of each phase of the schedule."""
+"""Estimate time and memory from a few steps of each phase of the schedule."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Errors that are a machine's and not a shard's."""
+"""Tell errors of a machine from errors of a shard."""
 
 import os
 import re

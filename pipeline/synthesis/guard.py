@@ -1,4 +1,4 @@
-"""The actor's side of `attempts`: a worker that outlives broken GPUs, and says what it does before it does it."""
+"""Guard an actor against broken GPUs, and report what it works on; see `attempts`."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Retired GPUs, kept from Ray. Without torch, for each of them takes a process."""
+"""Keep retired GPUs from being scheduled. Imports no torch, because each holder is a process."""
 
 from collections.abc import Sequence
 from typing import Any

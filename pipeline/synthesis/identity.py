@@ -1,4 +1,4 @@
-"""What a dataset is: everything that decides its bytes, the digest of that, and the seeds that derive from it."""
+"""Identity of a dataset: everything that decides its bytes, its digest, and the seeds of its images."""
 
 import hashlib
 import json

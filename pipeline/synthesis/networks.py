@@ -1,4 +1,4 @@
-"""The networks that decide a dataset: the teacher, and those that some losses need beside it."""
+"""Load the networks of a synthesis: the teacher, and those of loss terms."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""The pool at work: a pass over what is to be done, and further ones over what broken workers handed back."""
+"""Run the actor pool over missing shards, again for those that broken workers handed back."""
 
 import sys
 import time

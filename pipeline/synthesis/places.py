@@ -1,4 +1,4 @@
-"""Places that workers compute at. Without torch: `Attempts`, a process of its own in each run, reads no tensors."""
+"""Places that workers compute on: a node and its GPU. Imports no torch."""
 
 import socket
 from dataclasses import dataclass

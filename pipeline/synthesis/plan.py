@@ -1,4 +1,4 @@
-"""What is to be made, found possible on the driver before any work: the manifest, and what is done already."""
+"""Check a synthesis before it starts: manifest, shards, and what is done already."""
 
 import platform
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The pool of actors, as the cluster has room for it."""
+"""Resources of the actor pool."""
 
 from collections.abc import Sequence
 from typing import Any

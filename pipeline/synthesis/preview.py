@@ -1,4 +1,4 @@
-"""One picture that shows what was made: a contact sheet of the classes."""
+"""Contact sheet of a synthetic dataset."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a person sees while the dataset is being made: lines in a log, or one line of a terminal that is rewritten."""
+"""Print the progress of a synthesis."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Rows of shards, from the plan or of a user's own making: what they must hold, and what else they may."""
+"""Read and check rows of shards, from the plan or a user's own."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

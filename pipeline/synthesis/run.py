@@ -1,4 +1,4 @@
-"""Making the dataset: check everything, submit what is missing, tell how it goes, say what is left undone."""
+"""Run a synthesis: check, make what is missing, summarize."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Which images are made: classes × images per class → deterministic shards."""
+"""Plan the shards of a dataset."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""Inversion as a stage of one's own Ray Data pipeline, with no file written."""
+"""Inversion as a stage of a Ray Data pipeline, without files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a run says at its end, from what its actors told and what the files say now."""
+"""Summary of a synthesis, from its actors' outcomes and its files."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an actor does with the shards that it inverts: part files, failure records, and a row for the driver."""
+"""Write shards: part files, failure records, and a row for the driver."""
 
 import json
 import math

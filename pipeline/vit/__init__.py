@@ -1,1 +1,1 @@
-"""Reading some of an image's patches: a timm ViT on those tokens alone, any other classifier by masking the rest."""
+"""Run models on some of an image's patches."""

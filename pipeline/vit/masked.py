@@ -1,4 +1,4 @@
-"""Any timm classifier, read on whole images whose stopped patches show the mean color. It saves nothing."""
+"""Run any timm classifier on whole images, with stopped patches at the mean color. It saves no time."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a teacher ranks its patches: by an attention that it pays them anyway, or by a gradient."""
+"""Rank patches by attention or by a gradient."""
 
 from collections.abc import Callable
 from typing import Any, Literal

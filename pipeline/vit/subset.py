@@ -1,4 +1,4 @@
-"""A timm ViT that reads any subset of its patches, and ranks them."""
+"""Run a timm ViT on any subset of its patches."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

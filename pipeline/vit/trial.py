@@ -1,4 +1,4 @@
-"""A trial forward: whether a model answers images with one logit for each class."""
+"""Try a model out: one logit per class for each image."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
