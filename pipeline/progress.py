@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from pipeline.log import logger
 
 _INTERVAL_S = 2.0
+_ANSWER_S = 10.0
 Count = Callable[[int], None]
 
 
@@ -65,16 +66,17 @@ def _add(counter: "_Counter | ActorHandle", count: int) -> None:
 
 
 def _total(counter: "_Counter | ActorHandle") -> int:
-    return counter.total() if isinstance(counter, _Counter) else int(ray.get(counter.total.remote()))  # type: ignore[arg-type]
+    return counter.total() if isinstance(counter, _Counter) else int(ray.get(counter.total.remote(), timeout=_ANSWER_S))  # type: ignore[arg-type]
 
 
 def _print_until(job: str, counter: "_Counter | ActorHandle", num_images: int, finished: threading.Event) -> None:
-    started, printed = time.monotonic(), 0
-    while not finished.wait(_INTERVAL_S):
+    started, printed, over = time.monotonic(), 0, False
+    while not over:
+        over = finished.wait(_INTERVAL_S)
         try:
             read = _total(counter)
         except ray.exceptions.RayError:
-            # The cluster is going: the calibration itself says why.
+            # The cluster is going: the job itself says why.
             return
         if read > printed:
             printed = read
