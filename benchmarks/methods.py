@@ -237,8 +237,8 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
             f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, "
             f"seeds {facts['seeds']}, in {facts['minutes']} minutes. "
-            "Handwritten digits, the demo's teacher and settings, 200 images a set; means and standard deviations over "
-            "the seeds of images and student. Seconds are of one processor core, whatever else ran. "
+            "Handwritten digits, the demo's teacher and settings, 200 images per set; means and standard deviations "
+            "over the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
             table(header, rows),

@@ -41,7 +41,7 @@ class EvaluationConfig:
             bring their own model. Classes that an artifact names in another order than the teacher are put in
             the teacher's; other classes, or another number of them, are refused.
         output: where `evaluation.json` goes; nowhere by default.
-        batch_size: images a forward.
+        batch_size: images per forward pass.
     """
 
     teacher: ModelConfig

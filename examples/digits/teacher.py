@@ -3,7 +3,7 @@
 `python -m examples.digits.teacher --output runs/digits` writes
 
     teacher/            a small Vision Transformer as a folder that `timm.create_model("local-dir:...")` loads
-    real.parquet        20 training images a class: what calibration and distillation on real images read
+    real.parquet        20 training images per class: what calibration and distillation on real images read
     reference.parquet   20 others a class: what activation ranges are compared with
     held_out.parquet    500 images that nothing is trained on: what every score is of
     history.json        training loss and held-out top-1, an epoch each
@@ -46,7 +46,7 @@ class DigitsConfig:
     Args:
         output: folder or URI for the teacher and the sets of images.
         epochs: passes over the training images.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: peak learning rate of AdamW, after a tenth of the steps, before a cosine to zero.
         weight_decay: of AdamW.
         noise: standard deviation of the noise added to the normalized training images. Without noise and the

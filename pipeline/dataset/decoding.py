@@ -47,7 +47,7 @@ _UPRIGHT = {
 # Values of 12 bits or fewer in a 16-bit file would come out almost black.
 _LEAST_16_BIT_MAXIMUM = 4096
 # Of colors in 16 bits Pillow reads the high bytes alone, by an unpacker of such a name, the byte order last. What BMP
-# calls BGR;16 has 5 or 6 bits a color.
+# calls BGR;16 has 5 or 6 bits per color.
 _HIGH_BYTES = re.compile(r"(?:RGB|RGBA|RGBa|RGBX|LA|CMYK);16([LBN])")
 _GRAY_ALPHA = "LA;16B"
 # Byte order → the other one; N is that of this machine.
@@ -161,7 +161,7 @@ def _colors(image: Image.Image) -> np.ndarray:
 
 
 def _low_bits_of(tile: Any) -> Any:
-    """Return how Pillow would read what it leaves out of a tile with 16 bits a color; None where it leaves out nothing.
+    """Return how Pillow would read what it drops of a tile with 16 bits per color; None where it drops nothing.
 
     A tile is what Pillow has found of an image's pixels in a file: which decoder reads them, and its arguments, of
     which the name of the unpacker is the first or only one.

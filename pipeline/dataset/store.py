@@ -2,7 +2,7 @@
 
 - `<output>/manifest.json`: what the dataset is to hold, and the facts that all parts share, such as class names.
 - `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.
-- `<output>/data/part-NNNNN-<digest8>.parquet`: one a shard; it exists if and only if the shard is done.
+- `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done.
 - `<output>/failed/shard-NNNNN.json`: why a shard is not.
 - `<output>/.tmp/`: what a killed local write leaves; emptied by the next run.
 """

@@ -73,43 +73,43 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """Train a student to answer as the teacher does, on synthetic or real images.
+    """Train a student to match the teacher on synthetic or real images.
 
     Args:
-        teacher: the model to learn from; a ViT reads kept tokens alone, any other family the filled image.
-        student: the model that learns.
-        images: a synthetic dataset, or any Parquet file or folder, or folder of images; or a list of such, which are
-            trained on together.
-        images_split: which split of them, such as `train`, where there are several; of a list, that of each dataset
-            that is not synthetic.
-        output: folder or URI that everything is written under.
-        labelled: labelled images to score the student on; the best epoch is the one of the highest top-1. Without them
-            it is the one of the lowest training loss.
-        labelled_split: which split of them, such as `test`, where there are several.
+        teacher: the model to learn from. A ViT reads the kept patches alone, other families read the filled image.
+        student: the model to train.
+        images: URI of a synthetic dataset, Parquet files or an image folder, or a list of URIs, which are shuffled
+            together.
+        images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
+            synthetic.
+        output: folder that everything is written to, at any fsspec URI.
+        labelled: labeled images to score the student on. The best epoch is the one with the highest top-1; without
+            labeled images, the one with the lowest training loss.
+        labelled_split: split to read, such as `test`, if there are several.
         epochs: passes over the images.
-        batch_size: images a step, over all workers together.
+        batch_size: images per step, over all workers together.
         optimizer: AdamW, or SGD with momentum.
         lr: peak learning rate.
-        weight_decay: of either optimizer.
-        momentum: of SGD.
-        schedule: of the learning rate after the warm-up: `cosine` falls to zero.
-        warmup_epochs: over which the learning rate rises from zero, linearly.
-        temperature: by which logits are divided before they are compared.
-        token_weight: of the squared difference of the final tokens; 0 leaves it out.
-        label_weight: of the cross-entropy with the images' own labels; 0 leaves it out.
-        dtype: of the forward pass; weights stay float32.
-        seed: of new weights and of the order of the images.
-        score_every: epochs between scorings; the last is always scored.
+        weight_decay: weight decay of either optimizer.
+        momentum: momentum of SGD.
+        schedule: learning rate after the warm-up; `cosine` falls to zero.
+        warmup_epochs: epochs over which the learning rate rises linearly from zero.
+        temperature: divisor of the logits before they are compared.
+        token_weight: weight of the squared difference of the final tokens; 0 turns it off.
+        label_weight: weight of the cross-entropy with the images' labels; 0 turns it off.
+        dtype: type of the forward pass; weights stay in float32.
+        seed: seed of new weights and of the order of images.
+        score_every: epochs between scorings; the last epoch is always scored.
         checkpoint_every: epochs between checkpoints.
-        cache_gb: images that take no more than this, decoded, are read once and kept in memory by each worker;
-            more are read anew at each epoch.
-        shuffle_buffer: images a worker mixes when it reads anew at each epoch.
-        num_workers: processes that train together; 0 trains in this one.
+        cache_gb: images that take up to this much memory, decoded, are read once and kept by each worker; larger
+            datasets are read again at each epoch.
+        shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.
+        num_workers: Ray Train workers; 0 trains in this process.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
-        device: `auto` is a GPU for each worker where the cluster has any.
-        allow_incomplete: take what there is of a synthetic dataset that is not whole.
-        start_timeout_s: to wait for all workers to start, nodes being started meanwhile; in whole minutes.
-        max_failures: how often to go on from the last checkpoint after a worker died.
+        device: `auto` takes a GPU per worker if the cluster has any.
+        allow_incomplete: accept a synthetic dataset with missing shards.
+        start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
+        max_failures: how often to resume from the last checkpoint after a worker died.
     """
 
     teacher: ModelConfig

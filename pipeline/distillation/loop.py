@@ -218,7 +218,7 @@ class StudentTrainer:
 
 
 def write_metrics(output: str, state: TrainingState) -> None:
-    """One JSON line an epoch. Object stores cannot append: the file is written anew."""
+    """Write one JSON line per epoch. Object stores cannot append, so the file is written anew."""
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
     storage.write_bytes(storage.join(output, METRICS), lines.encode())
 

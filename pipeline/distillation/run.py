@@ -27,7 +27,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     """Train a student, from the last checkpoint on if there is one; a finished run is not trained again.
 
     Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
-    loads, `metrics.jsonl` with a row an epoch, `curve.png`, `result.json` when all is done; `config.json`,
+    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `result.json` when all is done; `config.json`,
     `checkpoints/`, and `train/` of Ray Train while it runs. A run of equal settings that is at work on the output is
     waited for, and its result is this one's.
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one file an epoch, which exists wholly or not at all, so the latest is always whole.
+"""Checkpoints of a training: one file per epoch, which exists wholly or not at all, so the latest is always whole.
 
 They lie beside Ray Train's own files and not in its reports, for three reasons that were measured or read with Ray
 2.60: a report with a checkpoint waits for the controller's next look, two seconds, which is more than an epoch of a

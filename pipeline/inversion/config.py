@@ -26,12 +26,12 @@ def _weight(default: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StopFormula:
-    """A stopping schedule by its end instead of by lists: equal shares at equal distances.
+    """A stopping schedule given by its end: equal fractions at equal distances.
 
     Args:
-        keep_ratio: share of the patches that survives the last stop.
+        keep_ratio: share of the patches that are left after the last stop.
         by_step: the iteration of the last stop.
-        num_stops: stops until then.
+        num_stops: number of stops.
     """
 
     keep_ratio: float
@@ -44,11 +44,11 @@ class StopFormula:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveEnd:
-    """An image ends, and leaves its batch, when the teacher has been sure of it for a while, after the last stop.
+    """End an image, and drop it from its batch, when the teacher has been confident for some steps after the last stop.
 
     Args:
-        confidence: probability of the target that the teacher must give every view.
-        hold_steps: in so many steps on end; the last of them shows the image as it is, the others jittered.
+        confidence: probability of the target class that the teacher must reach.
+        hold_steps: consecutive steps for which it must hold; the last step shows the image without jitter.
     """
 
     confidence: float = 0.9
@@ -62,39 +62,39 @@ class AdaptiveEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How images are optimized from noise (SMI; Hu et al., ICML 2024). Defaults are the published sparse schedule.
+    """How images are optimized from noise (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
 
     Args:
-        iterations: optimization steps; 0, without stops, leaves the noise that inversion starts from, to compare with.
-        lr: Adam's learning rate, in normalized pixels.
-        betas: Adam's.
-        jitter: largest shift on each axis, as a share of the image's side.
+        iterations: optimization steps. 0, without stops, writes the starting noise, as a baseline.
+        lr: learning rate of Adam, in normalized pixels.
+        betas: betas of Adam.
+        jitter: largest shift along each axis, as a share of the image size.
         flip: probability of a mirrored view.
-        stop_steps: at these iterations patches are stopped; none for a dense inversion.
-        stop_fractions: share of the patches then alive that each stop ends.
-        stop_formula: gives the two lists above, which are then to be left out.
-        rebirth: v sparse images from one run instead of one: every v-th of the iterations the best of the patches alive
-            are detached as an image of their own, N/v at a time (PRI; Heo & Choi, arXiv 2509.23235). Iterations that v
-            does not divide are not run. Instead of stops.
-        adaptive_end: end an image early once the teacher is sure of it; by default all run to the end.
-        scope: `image` takes every loss an image and sums, and draws jitter an image, so that an image does not depend
-            on its neighbors; `published` averages the class loss, takes the total variation over the whole batch and
-            draws one jitter a batch.
-        class_weight: of the class loss.
-        tv_l2: weight of the L2 total variation. With scope `image`, λ·√B of a published λ at batch B weighs the same.
+        stop_steps: iterations at which patches are stopped; an empty list for dense inversion.
+        stop_fractions: share of the remaining patches that each stop ends.
+        stop_formula: computes the two lists above; leave them out then.
+        rebirth: number v of sparse images per run (Patch Rebirth; Heo & Choi, arXiv 2509.23235). v times, at equal
+            distances, the N/v best patches are detached as an image of their own. It replaces the stops. Iterations
+            that v does not divide are not run.
+        adaptive_end: end each image once the teacher is confident; by default all images run all iterations.
+        scope: `image` computes each loss and draws jitter per image, so that an image does not depend on its batch.
+            `published` averages the class loss, takes the total variation over the whole batch, and draws one jitter
+            per batch.
+        class_weight: weight of the class loss.
+        tv_l2: weight of the L2 total variation. A published λ at batch size B equals λ·√B with scope `image`.
         tv_l1: weight of the L1 total variation.
-        l2: weight of the pixels' Euclidean norm.
+        l2: weight of the L2 norm of the pixels.
         patch_similarity: weight of the patch similarity entropy, which is maximized (PSAQ-ViT).
         feature_prior: weight of the distance to a CNN's BatchNorm statistics, on the kept patches over mean color.
         adversarial: weight of a student's disagreement with the teacher, which is maximized (Adaptive DeepInversion).
-        micro_batch: images in one forward and backward while every patch is alive; the whole batch by default. Later
-            more images go together, with as many tokens as at first. Halved when memory runs out.
-        dtype: of the teacher's forward and backward; pixels and optimizer stay float32.
-        ranking: what decides which patches survive; `auto` is the family's natural one, see `resolve_ranking`.
-        mask_only: read whole images and mask stopped patches, which saves no time, for a teacher that cannot be run on
-            a token subset.
-        compile: the pieces that every step runs, by `torch.compile`, once for each number of patches; on CUDA into CUDA
-            graphs, which was never tried yet. It takes minutes, and rounds pixels otherwise than without it.
+        micro_batch: images per forward and backward pass while all patches are alive; the whole batch by default. As
+            patches are stopped, more images go together. It is halved when memory runs out.
+        dtype: type of the forward and backward pass; pixels and optimizer stay in float32.
+        ranking: how patches are ranked for the stops; `auto` chooses by the model family, see docs/families.md.
+        mask_only: read whole images and mask stopped patches, for teachers that cannot run on a subset of patches. It
+            saves no time.
+        compile: compile the parts of a step with `torch.compile`, once per number of patches; on CUDA into CUDA graphs,
+            which was not tried yet. Compiling takes minutes, and pixels are rounded differently.
     """
 
     iterations: int = 4000

@@ -31,7 +31,7 @@ def draw_jitter(
     """Random jitter for every step and image, int64 [steps, B, 3], each image's from its own generator.
 
     Args:
-        generators: one an image, on the CPU.
+        generators: one per image, on the CPU.
         largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
         flip_probability: of a mirrored view.
     """

@@ -47,7 +47,7 @@ def invert(
         teacher: on the device to run on.
         targets: classes, int64 [B].
         config: losses, schedule and optimizer.
-        seeds: one an image; with scope `image` it alone decides the image's start and jitter.
+        seeds: one per image; with scope `image` it alone decides the image's start and jitter.
         init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
         jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
         terms: what is minimized; by default `build_terms(config)`, which holds the terms that need no other network.

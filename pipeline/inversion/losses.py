@@ -1,6 +1,6 @@
 """Loss terms of the inversion.
 
-Each returns one value an image, [B]; `published` ones couple the images of a batch, as the published code does. Images
+Each returns a value per image, [B]; `published` ones couple the images of a batch, as the published code does. Images
 are normalized float32 [B, C, H, W].
 """
 

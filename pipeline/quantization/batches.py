@@ -50,7 +50,7 @@ def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: i
 
     Args:
         rows: image id and number of kept patches, in the dataset's order.
-        batch_size: images a window; the most images a batch.
+        batch_size: images per window, and the largest batch.
         max_images: take this many, drawn at random; None takes all.
         seed: of that draw.
 

@@ -23,38 +23,38 @@ ArtifactFormat = Literal["pt2", "onnx"]
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """Calibrate a teacher on images, quantize it, and score what comes out.
+    """Calibrate a teacher on images, quantize it, and score the artifacts.
 
     Args:
         teacher: the model to quantize.
-        images: what to calibrate on: a synthetic dataset, Parquet with a column `image`, or a folder of images; real
-            images and noise as well as synthetic ones. Or a list of such: all are read, one after another.
-        images_split: which split of them, such as `train`, where there are several; of a list, that of each dataset
-            that is not synthetic.
-        output: where the artifacts, `ranges.json`, `config.json` and `report.json` go (any fsspec URI).
-        labelled: URI of labelled images to score the artifacts on; without it they are timed only.
-        labelled_split: which split of them, such as `test`, where there are several.
-        settings: bit widths; one pass over the images serves them all. Widths below 8 make the artifact no faster.
+        images: URI of a synthetic dataset, Parquet files with a column `image`, or an image folder, or a list of URIs.
+            Real images and noise can be used as well.
+        images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
+            synthetic.
+        output: folder for the artifacts, `ranges.json`, `config.json` and `report.json`, at any fsspec URI.
+        labelled: URI of labeled images to score the artifacts on; without it they are only timed.
+        labelled_split: split to read, such as `test`, if there are several.
+        settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized, see `MinMaxQuantizer`.
-        mode: `sparse` reads the kept patches of each image alone, as a ViT can; `dense` whole images, with the mean
-            color where patches are stopped.
-        formats: kinds of artifacts to write.
+        mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
+            the mean color in stopped patches.
+        formats: artifact formats to write.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
             the same on every CPU. `int8` is what TensorRT and OpenVINO expect, and is faster in ONNX Runtime on x86
             CPUs with VNNI; without VNNI its products saturate there, and the logits are wrong. Weights of 7 bits or
             fewer (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
-        batch_size: images a forward in calibration.
-        max_images: calibrate on this many, drawn at random; on all by default.
-        seed: of that draw.
-        num_workers: Ray Train workers; 0 calibrates within this process.
+        batch_size: images per forward pass in calibration.
+        max_images: number of images to calibrate on, drawn at random; all by default.
+        seed: seed of that draw.
+        num_workers: Ray Train workers; 0 calibrates in this process.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
-        device: `auto` is one GPU for each worker where the cluster has any.
-        start_timeout_s: to wait for all workers to start, nodes being started meanwhile; in whole minutes.
-        max_failures: how often a worker may be lost before the job gives up.
-        allow_incomplete: take what there is of a synthetic dataset that is not whole.
-        allow_other_teacher: take synthetic images of another teacher than this model, as for quantizing a student.
-        score_batch_size: images a forward in scoring.
-        latency_batch_size: images a forward when latency is measured.
+        device: `auto` takes a GPU per worker if the cluster has any.
+        start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
+        max_failures: how often workers may be lost before the job gives up.
+        allow_incomplete: accept a synthetic dataset with missing shards.
+        allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.
+        score_batch_size: images per forward pass in scoring.
+        latency_batch_size: images per forward pass when latency is measured.
     """
 
     teacher: ModelConfig

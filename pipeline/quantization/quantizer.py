@@ -38,7 +38,7 @@ _SMALLEST_SCALE = 2.0**-64
 class MinMaxQuantizer(Quantizer):
     """Annotates an exported ViT for torchao's PT2E.
 
-    Weights are symmetric with a scale for each output channel, activations asymmetric with one scale a tensor.
+    Weights are symmetric with a scale per output channel, activations asymmetric with a scale per tensor.
     Placements:
 
     - `linear`: the inputs and weights of linear layers and convolutions.

@@ -22,7 +22,7 @@ class BitWidths:
 
     Args:
         weights: symmetric, one scale an output channel.
-        activations: asymmetric, one scale a tensor.
+        activations: asymmetric, one scale per tensor.
     """
 
     weights: int = 8

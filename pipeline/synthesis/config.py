@@ -17,15 +17,16 @@ class PoolConfig:
     """The actors that invert, and how long to wait for them.
 
     Args:
-        min_size: actors to start with; the run waits for them.
-        max_size: actors the pool may grow to; never more than there are shards to do.
-        cpus_per_actor: cores an actor without a GPU takes, and torch's threads in every actor. It decides pixels.
+        min_size: actors to wait for at the start.
+        max_size: actors that the pool may grow to, at most one per shard.
+        cpus_per_actor: CPU cores of an actor without a GPU, and torch threads of every actor. It changes how pixels are
+            rounded.
         device: `auto` pins each actor to a GPU where the cluster has one at the start; `cuda` waits for an autoscaler
             to bring one.
-        start_timeout_s: to wait for `min_size` actors, nodes being started meanwhile.
-        no_progress_timeout_s: to wait for the next shard before giving up; -1 waits for ever.
-        max_attempts: at a shard that kills its worker, or fails on one GPU after another, before it is recorded as
-            failed and the others go on.
+        start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
+        no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
+        max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
+            recorded as failed.
     """
 
     min_size: int = 1
@@ -48,21 +49,21 @@ class PoolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
-    """A synthetic dataset: from which teacher, of which classes, how many images, and where it goes.
+    """Invert a teacher into a synthetic dataset.
 
     Args:
         teacher: the trained ViT to invert.
         output: folder of the dataset, at any fsspec URI.
-        images_per_class: images of each class; with `inversion.rebirth` v a multiple of v.
+        images_per_class: images per class; with `inversion.rebirth` v, a multiple of v.
         classes: labels and ranges, as a list or as text (`0-9,20`), or the URI of a file of them, one or more a line;
             by default all of the teacher's.
-        shard_size: rows of a part file, inverted together; with `inversion.rebirth` v they come of 1/v as many starts.
-        seed: of everything that is drawn.
+        shard_size: images per part file, which are inverted together; with `inversion.rebirth` v, a multiple of v.
+        seed: seed of all random draws.
         inversion: losses, schedule and optimizer.
-        feature_model: the CNN of the feature prior, where that has a weight.
-        student: the trained student of the adversarial term, where that has a weight.
-        pool: the actors.
-        dry_run: say what would be done and how long it would take; write nothing.
+        feature_model: CNN of the feature prior, if `inversion.feature_prior` is set.
+        student: trained student of the adversarial term, if `inversion.adversarial` is set.
+        pool: number and resources of the actors.
+        dry_run: print what would be done, and how long it would take; write nothing.
     """
 
     teacher: ModelConfig

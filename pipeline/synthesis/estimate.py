@@ -93,7 +93,7 @@ def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig)
 
 
 def _peak_bytes(inverter: Inverter, starts: list[int]) -> int:
-    """So far on a GPU; on a CPU that of a run of two steps a phase, for nobody has counted, and uncompiled."""
+    """So far on a GPU; on a CPU that of a run of two steps per phase, for nobody has counted, and uncompiled."""
     if inverter.device.type == "cuda":
         return torch.cuda.max_memory_allocated(inverter.device)
     # The second step of a phase has all that an optimizer keeps, and ranks the patches where a stop comes.

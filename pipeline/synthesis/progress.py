@@ -39,7 +39,7 @@ def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
 
 
 class ProgressReport:
-    """Shards done and failed, images a second, remaining time, mean class loss.
+    """Shards done and failed, images per second, remaining time, mean class loss.
 
     Args:
         num_shards: of the whole dataset.

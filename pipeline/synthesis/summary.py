@@ -14,7 +14,7 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
 
     Args:
         plan: of the run.
-        outcomes: a row a shard that an actor told of.
+        outcomes: a row per shard that an actor reported.
         progress: what the output holds now.
     """
     unrecorded = set(progress.missing)

@@ -47,7 +47,7 @@ class OtherTeacherError(ModelError):
 
 
 class PartWriter(Inverter):
-    """Rows of `plan_shards` → part files; what comes back is a small row a shard, told as soon as it is done.
+    """Rows of `plan_shards` → part files; what comes back is a small row per shard, as soon as it is done.
 
     Args:
         config: of the dataset.

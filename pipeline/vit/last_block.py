@@ -54,7 +54,7 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
     query, keys, values = _project(attention, normed, num_rows)
     matrix = (query * attention.scale @ keys.transpose(-2, -1)).softmax(dim=-1)
     mixed = (matrix @ values).transpose(1, 2).flatten(2)
-    # From here on there are R rows an image and no more.
+    # From here on there are R rows per image and no more.
     rows, mixed = pad_rows(tokens[:, :num_rows]), pad_rows(mixed)
     rows = rows + block.ls1(attention.proj(attention.norm(mixed)))
     rows = rows + block.ls2(block.mlp(block.norm2(rows)))
