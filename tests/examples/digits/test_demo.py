@@ -170,6 +170,8 @@ def write_small_stages(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**settings, **changes}))
 
 
+# Five calibrations and four trainings, each with workers of its own: minutes on a busy machine.
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 def test_all_stages_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A teacher that has learnt next to nothing: everything is there, and the claims that do not hold are told."""
