@@ -22,6 +22,11 @@ class Job:
     config: str
     """Module and class of its settings."""
 
+    def config_class(self) -> Any:
+        """Import the dataclass of its settings."""
+        module, _, name = self.config.partition(":")
+        return getattr(importlib.import_module(module), name)
+
 
 JOBS = {
     "synthesize": Job("invert a teacher into a synthetic dataset", "pipeline.synthesis:SynthesisConfig"),
@@ -77,9 +82,7 @@ def _whole_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(prog=PROG)
     commands = parser.add_subcommands()
     for name, job in JOBS.items():
-        module, _, config_class = job.config.partition(":")
-        settings: Any = getattr(importlib.import_module(module), config_class)
-        commands.add_subcommand(name, make_parser(settings), help=job.about)
+        commands.add_subcommand(name, make_parser(job.config_class()), help=job.about)
     return parser
 
 

@@ -6,6 +6,8 @@ an actor to the driver.
 
 from typing import Any
 
+_LONGEST_SHOWN = 60
+
 
 class PipelineError(Exception):
     """Base of all errors that a user can mend; a job prints it as one line.
@@ -69,5 +71,11 @@ class IncompleteError(PipelineError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """What a library says of its own error, for a message of ours: its type and text on one line, cut to `most`."""
+    """Return a library's own error for a message of ours: its type and text on one line, cut to `limit` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message: on one line, and cut where it is long."""
+    text = " ".join(line.strip() for line in repr(value).splitlines())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

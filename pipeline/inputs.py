@@ -94,13 +94,12 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
         for table in read_column(source, "label"):
             convert.labels(table)
     convert(read_first(source, COLUMNS))
-    _, message = map_labels(source, loaded, needed=labels)
-    if message is not None:
-        logger.warning(message)
+    if convert.labels_note is not None:
+        logger.warning(convert.labels_note)
 
 
 def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
-    """Find labelled images at a URI, and check them without a cluster.
+    """Find labeled images at a URI, and check them without a cluster.
 
     Args:
         uri: as `find_source` takes it.
@@ -129,6 +128,7 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert
     if labels and not has_labels:
         raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders")
     _check_size(source, loaded)
+    label_map, note = map_labels(source, loaded, needed=labels) if has_labels else (None, None)
     return Convert(
         uri=source.uri,
         size=loaded.input_size,
@@ -137,7 +137,8 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert
         num_classes=len(loaded.class_names),
         num_patches=num_patches(loaded),
         reads_subsets=refusal(loaded.model) is None,
-        label_map=map_labels(source, loaded, needed=labels)[0] if has_labels else None,
+        label_map=label_map,
+        labels_note=note,
         labels_needed=labels,
         transform=None if source.synthetic else RealImageTransform(loaded),
     )
@@ -175,6 +176,8 @@ class Convert:
     num_patches: int
     reads_subsets: bool
     label_map: list[int] | None
+    labels_note: str | None
+    """What a user is to be told of the label map."""
     labels_needed: bool
     transform: Callable[[Image.Image], Tensor] | None
 

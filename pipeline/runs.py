@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, shown
 from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
@@ -95,12 +95,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
-        yield f"{name.removeprefix('config.')} is {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        yield f"{name.removeprefix('config.')} is {shown(there)} there, {shown(here)} here"
 
 
 def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:
@@ -131,6 +126,26 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
         )
 
 
+def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `config.json` of an earlier run of equal settings, None where there is none; nothing is written.
+
+    Args:
+        output: the folder.
+        job: `calibrate` or `distill`; whose it is to be.
+        mine: the claim as this run would write it.
+
+    Raises:
+        DatasetError: the output is a run's of other settings, or another job's.
+    """
+    check_output(output, job)
+    uri = storage.join(output, CONFIG)
+    if not storage.exists(uri):
+        return None
+    there = storage.read_json(uri)
+    check_same(output, job, there, mine)
+    return there
+
+
 def _how_to_clear(output: str, job: Job) -> str:
     """What to do about a claim under which nothing was made: a run has just begun, or was killed."""
     name = _CLAIMS[job]
@@ -142,7 +157,7 @@ def _how_to_clear(output: str, job: Job) -> str:
 def without_locations(value: Any) -> Any:
     """Return settings without those that only say where something is.
 
-    Weights, images and class names are facts by their content; that there are labelled images is kept.
+    Weights, images and class names are facts by their content; that there are labeled images is kept.
     """
     if not isinstance(value, Mapping):
         return value

@@ -87,7 +87,8 @@ def find_images(
         raise DatasetError("images is an empty list: name at least one dataset")
     if len(uris) == 1:
         return find_images(uris[0], split=split, extra_columns=extra_columns)
-    sources = [find_source(uri, extra_columns, split=None if is_synthetic(uri) else split) for uri in uris]
+    splits = [None if split is None or is_synthetic(uri) else split for uri in uris]
+    sources = [find_source(uri, extra_columns, split=own) for uri, own in zip(uris, splits, strict=True)]
     return ImageCollection.of(*_qualify(sources))
 
 

@@ -1,7 +1,7 @@
 """Units of reading: a range of rows in a Parquet file, or a group of image files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 
@@ -31,7 +31,7 @@ class RowRange:
     def split(self, parts: int) -> list["RowRange"]:
         edges = [self.start + self.num_rows * part // parts for part in range(parts + 1)]
         return [
-            RowRange(self.uri, self.name, self.row_group, self.first_row, start, stop, self.size // parts)
+            replace(self, start=start, stop=stop, size=self.size // parts)
             for start, stop in pairwise(edges)
             if stop > start
         ]
@@ -40,7 +40,7 @@ class RowRange:
         """Return the range from the first to the last of some rows, numbered from 0, ascending."""
         start, stop = self.start + rows[0], self.start + rows[-1] + 1
         size = self.size * (stop - start) // self.num_rows
-        return RowRange(self.uri, self.name, self.row_group, self.first_row, start, stop, size)
+        return replace(self, start=start, stop=stop, size=size)
 
 
 @dataclass(frozen=True)

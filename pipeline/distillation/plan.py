@@ -16,8 +16,8 @@ from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model, weight_digest
-from pipeline.outputs import CONFIG, check_output, check_place
-from pipeline.runs import check_same, identifying_settings, make_document, without_locations
+from pipeline.outputs import check_place
+from pipeline.runs import find_config, identifying_settings, make_document, without_locations
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -69,11 +69,8 @@ def prepare(config: DistillationConfig) -> Plan:
         labelled = ImageCollection.of(find_labelled(config.labelled, teacher, config.labelled_split))
     _check_batch_norm(config, student, images.num_rows)
     document = _document(config, teacher, student, images, labelled)
-    check_output(config.output, "distill")
-    uri = storage.join(config.output, CONFIG)
-    if storage.exists(uri):
-        there = storage.read_json(uri)
-        check_same(config.output, "distill", there, document)
+    there = find_config(config.output, "distill", document)
+    if there is not None:
         # Checkpoints carry the digest of the run that began; an earlier version may have counted more into it.
         document["digest"] = there["digest"]
     return Plan(_located(config), document, teacher, student, images, labelled)

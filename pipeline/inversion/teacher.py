@@ -112,7 +112,7 @@ class Teacher(_Frozen, SubsetViT):
         return jitter_images(images, jitter), positions
 
     def resolve_ranking(self, config: InversionConfig) -> Ranking:
-        """How patches are ranked under a config.
+        """Return the ranking of patches that a config asks for.
 
         Raises:
             ModelError: it asks for a ranking that reads an attention which the family does not show.
@@ -165,7 +165,10 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return f"{type(self.model).__name__} reads whole images only: stopped patches are masked, which saves no time"
 
     def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
-        """As `Teacher.look`. The mask is cut before the jitter, and moves with the picture to the pixel."""
+        """Return logits [B, classes] as `Teacher.look` does.
+
+        The mask is cut before the jitter, and moves with the picture to the pixel.
+        """
         return self(jitter_images(self.fill_stopped(images, keep_indices), jitter))
 
     def look_and_rank(
@@ -185,11 +188,11 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return self.look(images, keep_indices, jitter), scores.gather(1, keep_indices)
 
     def attention_outputs(self) -> AbstractContextManager[list[Tensor]]:
-        """Not of a masked teacher; `check_blocks` has refused the loss that asks for it."""
+        """Never called: `check_blocks` has refused the loss that reads attention."""
         raise NotImplementedError
 
     def resolve_ranking(self, config: InversionConfig) -> Ranking:
-        """As `Teacher.resolve_ranking`: the gradient, for no attention is known to lie on the grid.
+        """Return the gradient, for no attention is known to lie on the grid; see `Teacher.resolve_ranking`.
 
         Raises:
             ModelError: it asks for another ranking.
@@ -203,7 +206,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return "gradient_activation"
 
     def check_blocks(self, term: str) -> None:
-        """As `Teacher.check_blocks`.
+        """Refuse every loss term that `Teacher.check_blocks` looks at.
 
         Raises:
             ModelError: always; a masked model shows no attention.
@@ -235,25 +238,20 @@ def make_teacher(
         ModelError: a family that cannot be run on a token subset, without `mask_only`; one that cannot be masked; or
             one that does not show a loss term what it reads.
     """
-    teacher = _make(model, config, image_size=image_size, mean=mean, std=std)
+    if config.mask_only:
+        teacher = MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
+    else:
+        _check_subsets(model)
+        teacher = Teacher(model, mean=mean, std=std)
     if config.patch_similarity:
         teacher.check_blocks("patch_similarity")
     return teacher
 
 
-def _make(
-    model: nn.Module,
-    config: InversionConfig,
-    *,
-    image_size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> AnyTeacher:
-    if config.mask_only:
-        return MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
+def _check_subsets(model: nn.Module) -> None:
+    """Refuse a family that cannot be run on a token subset, and name what to do instead."""
     try:
         check_family(model)
     except ModelError as error:
         instead = "inversion.mask_only inverts it on whole images, without saving any time"
         raise ModelError(f"{error}; {instead}") from error
-    return Teacher(model, mean=mean, std=std)

@@ -8,12 +8,10 @@ from pipeline.models.loading import (
     model_input_size,
     save_model,
 )
-from pipeline.models.preprocessing import PREPROCESSING
 from pipeline.models.weights import weight_digest
 
 __all__ = [
     "LOCAL_DIR",
-    "PREPROCESSING",
     "LoadedModel",
     "ModelConfig",
     "RealImageTransform",

@@ -1,7 +1,7 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,14 +20,13 @@ from pipeline.config import from_dict, to_dict
 from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import CheckpointError, IncompleteError
 from pipeline.models import LoadedModel, load_model
-from pipeline.models.image_reader import num_patches
 from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.plan import Plan
 from pipeline.quantization.ranges import Ranges, reduce_ranges
-from pipeline.quantization.reading import iterate_inputs
+from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.training import fit, run_config, worker_configs
 
 # Under the output, while the workers run.
@@ -86,8 +85,7 @@ def calibrate_ranges(plan: Plan, *, fixed_size: bool = False) -> Calibration:
 def _samples(plan: Plan) -> Tensor:
     """Read a few of the images, float32 [B, C, H, W]."""
     rows = [row for window in plan.windows for row in window.rows][:_NUM_SAMPLES]
-    ids = {image_id for batch in _batches(plan.windows) for image_id in batch}
-    samples = iterate_inputs(plan.images.select(rows), plan.loaded, ids)
+    samples = _read(_Share(plan.images.select(rows), _batches(plan.windows)), plan.loaded)
     return torch.from_numpy(np.stack([row["pixels"] for row in islice(samples, len(rows))]))
 
 
@@ -108,14 +106,15 @@ def _share(plan: Plan, windows: Sequence[Window]) -> _Share:
     return _Share(plan.images.select([row for window in windows for row in window.rows]), _batches(windows))
 
 
+def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
+    return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
+
+
 def _observe(
     config: CalibrationConfig, loaded: LoadedModel, observer: RangeObserver, share: _Share, count: Count
 ) -> list[str]:
-    wanted = {image_id for batch in share.batches for image_id in batch}
-    # A model without patches counts as one.
-    dense = num_patches(loaded) or 1 if config.mode == "dense" else None
-    rows = iterate_inputs(share.images, loaded, wanted)
-    return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
+    dense = whole_image(loaded) if config.mode == "dense" else None
+    return observer.observe(gather_batches(_read(share, loaded), share.batches, dense_patches=dense), count)
 
 
 def _calibrate_here(plan: Plan, count: Count) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from pipeline.dataset.sources import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, find_labelled
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import CONFIG, check_output, check_place
+from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
 from pipeline.quantization.reading import read_index
-from pipeline.runs import check_same, identifying_settings, make_document
+from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -78,7 +78,8 @@ def prepare(config: CalibrationConfig) -> Plan:
     program = export_images(loaded.model, config.placement)
     tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
-    _check_claim(config.output, document)
+    find_config(config.output, "calibrate", document)
+    storage.check_writable(config.output)
     return Plan(config, document, loaded, program, images, windows, labelled)
 
 
@@ -98,19 +99,6 @@ def _document(config: CalibrationConfig, images: ImageCollection, loaded: Loaded
     if preprocessing and not all(source.synthetic for source in images.sources):
         facts["preprocessing"] = preprocessing
     return make_document("calibrate", facts, to_dict(config))
-
-
-def _check_claim(output: str, document: dict[str, Any]) -> None:
-    """Refuse an output of another run, or one that cannot be written, while nothing is written yet.
-
-    Raises:
-        DatasetError: it is.
-    """
-    check_output(output, "calibrate")
-    uri = storage.join(output, CONFIG)
-    if storage.exists(uri):
-        check_same(output, "calibrate", storage.read_json(uri), document)
-    storage.check_writable(output)
 
 
 def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:

@@ -18,6 +18,11 @@ from pipeline.models.image_reader import num_patches
 _INDEX_THREADS = 32
 
 
+def whole_image(loaded: LoadedModel) -> int:
+    """Return the number of patches in an image; a model without patches counts as one."""
+    return num_patches(loaded) or 1
+
+
 def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
     """Return the id of each image and how many patches of it are read, in reading order. No image is read.
 
@@ -29,8 +34,7 @@ def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> 
     Raises:
         DatasetError: a file cannot be read.
     """
-    # A model without patches counts as one.
-    whole = num_patches(loaded) or 1
+    whole = whole_image(loaded)
     columns = ["image_id"] if dense else ["image_id", "keep_indices"]
 
     def index(unit: tuple[int, Unit]) -> list[tuple[str, int]]:

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from pipeline.errors import DatasetError
 
-_LONGEST_SHOWN = 60
 # pandas' missing values, by the names of their types: rows need not import pandas. NaN is a number, and stays one.
 _PANDAS_NULLS = ("NaTType", "NAType")
 _NO_COMMON_TYPE = (pa.ArrowException, TypeError, OverflowError)
@@ -32,12 +31,6 @@ def plain(value: Any) -> Any:
         if callable(getattr(value, name, None)) and not isinstance(value, type):
             return plain(getattr(value, name)())
     return None if type(value).__name__ in _PANDAS_NULLS else value
-
-
-def shown(value: Any) -> str:
-    """Return a value for a message: on one line, and cut where it is long."""
-    text = " ".join(line.strip() for line in repr(value).splitlines())
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def arrow_column(name: str, values: Any) -> pa.Array:

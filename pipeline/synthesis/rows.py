@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.dataset import schema
-from pipeline.errors import DatasetError
-from pipeline.synthesis.columns import arrow_column, is_list, plain, shown
+from pipeline.errors import DatasetError, shown
+from pipeline.synthesis.columns import arrow_column, is_list, plain
 
 SHARD_ID, LABELS, IMAGE_IDS = "shard_id", "labels", "image_ids"
 NEEDED = (SHARD_ID, LABELS, IMAGE_IDS)
