@@ -210,7 +210,7 @@ def invert_set(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
 
 
 def real_images(scenes: Scenes, per_class: int) -> Images:
-    """As many of the teacher's own training images as a synthetic set has, whole."""
+    """Return as many of the teacher's own training images as a synthetic set has, whole."""
     count = per_class * len(CLASS_NAMES)
     labels = torch.from_numpy(scenes.labels[:count])
     return _in_memory(normalize(scenes.images[:count]), labels, all_patches(count, GRID**2))
@@ -257,7 +257,7 @@ def trained_teacher(config: HallucinationConfig, train: Scenes, held_out: Scenes
 def make_sets(
     arms: Sequence[Arm], per_class: int, model: nn.Module, train: Scenes, seed: int
 ) -> tuple[dict[str, Images], dict[str, float]]:
-    """What students learn from, and for the inversions how many seconds they took."""
+    """Return the images that students learn from, by arm, and the seconds that each inversion took."""
     sets, seconds = {}, {}
     for arm in arms:
         started = time.monotonic()

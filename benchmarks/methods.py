@@ -92,7 +92,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method gave with one seed; processor seconds and work of an image, confidence of stored ones."""
+    """Results of one method with one seed: processor seconds and work per image, confidence of stored images."""
 
     seconds: float | None
     work: float | None
@@ -106,7 +106,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where a run of the benchmark keeps its files, and what it starts from.
+    """Files that a run of the benchmark keeps, and configs that it starts from.
 
     Attributes:
         folder: of everything.

@@ -87,7 +87,7 @@ def _an_image(
     schedule_s: dict[str, float],
     rebirth_s: float,
 ) -> dict[str, dict[str, float]]:
-    """What an image of ours takes, dense, sparse and by rebirth: seconds, and counted work with dense as 1."""
+    """Return seconds per image and counted work per image, with dense as 1, for dense, sparse and rebirth."""
     shape, (phases, rebirth) = TeacherShape.of(teacher), schedules
     dense = step_flops(shape, teacher.num_patches).total * sum(num_steps for num_steps, _ in phases)
     taken = {"dense": schedule_s["ours_dense"], "sparse": schedule_s["ours_sparse"]}
@@ -128,7 +128,7 @@ def _time(
 
 
 def _ratios(schedule_s: dict[str, float]) -> dict[str, float]:
-    """How many times faster the second is than the first."""
+    """Return how many times faster the second is than the first."""
     pairs = [("plain_sparse", "ours_sparse"), ("plain_dense", "ours_sparse"), ("plain_dense", "ours_dense")]
     pairs += [("ours_dense", "ours_sparse"), ("plain_dense", "plain_sparse")]
     return {f"{a}/{b}": round(schedule_s[a] / schedule_s[b], 3) for a, b in pairs if {a, b} <= schedule_s.keys()}
@@ -149,7 +149,7 @@ def _work(
 
 
 def _compiling(compile_s: float, schedule_s: float) -> dict[str, float]:
-    """What it takes once a process, and added to the first run."""
+    """Return the seconds that compiling takes, once per process, and their share of the first run."""
     return {"seconds": round(compile_s, 1), "share_of_first_run": round(compile_s / (compile_s + schedule_s), 4)}
 
 
@@ -180,7 +180,7 @@ def _memory(options: argparse.Namespace, teacher: Teacher, ready: Teacher) -> di
 
 
 def _peak(run: Inversion | PlainInversion, images: torch.Tensor, weights: list[torch.Tensor]) -> int:
-    """Of three steps."""
+    """Return the peak memory of three steps, in bytes."""
     if images.is_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Score artifacts on labelled images: `python -m jobs.evaluate --config FILE.yaml`."""
+"""Score artifacts on labeled images: `python -m jobs.evaluate --config FILE.yaml`."""
 
 import sys
 from collections.abc import Sequence

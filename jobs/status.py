@@ -16,7 +16,7 @@ from pipeline.outputs import CONFIG, job_of
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """What to look at.
+    """The output to look at.
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.calibrate or jobs.distill.

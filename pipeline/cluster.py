@@ -109,7 +109,7 @@ def _address() -> str | None:
 
 
 def _named_by() -> str:
-    """Where the address of a cluster comes from."""
+    """Say where the address of a cluster comes from."""
     given = os.environ.get("RAY_ADDRESS")
     return f"RAY_ADDRESS is {given!r}" if given else "this machine's last one, in its file ray_current_cluster"
 
@@ -221,7 +221,7 @@ def _our_error(error: BaseException) -> PipelineError | None:
 
 
 def free_resources() -> str:
-    """In words, what of the cluster is not taken: why an actor may be waiting."""
+    """Say what of the cluster is not taken: why an actor may be waiting."""
 
     total, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s are free" for name in ("CPU", "GPU"))

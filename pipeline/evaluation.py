@@ -28,12 +28,12 @@ _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".np
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What to score, and on which labelled images.
+    """Artifacts to score, and the labeled images to score them on.
 
     Args:
         teacher: the model whose normalization, image size and class names hold; it is scored itself where no
             artifact is given.
-        labelled: URI of labelled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
+        labelled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
         labelled_split: which split of them to score on, such as `test`, where there are several.
         artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
             it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a `config.json` beside
@@ -67,10 +67,10 @@ class Score:
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
-    """Score every artifact in one pass over the labelled images; returns what the job prints.
+    """Score every artifact in one pass over the labeled images; returns what the job prints.
 
     Raises:
-        PipelineError: the model, an artifact or the labelled images cannot be read, or do not go together.
+        PipelineError: the model, an artifact or the labeled images cannot be read, or do not go together.
     """
     check_cluster()
     if config.output is not None:

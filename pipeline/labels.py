@@ -100,7 +100,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """Which of a model's classes each class of a dataset is.
+    """The model's class for each class of a dataset.
 
     Attributes:
         labels: for each class of the dataset the number of the model's; None where no single one matches.

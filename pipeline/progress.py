@@ -1,4 +1,4 @@
-"""How far a job has come: workers count the images they have read, this process prints how many there are.
+"""Show how far a job has come: workers count the images they have read, this process prints how many there are.
 
 No torch: a small actor of Ray imports it.
 """

@@ -1,4 +1,4 @@
-"""What the site changes in the pages: the README is its home, and links to files outside docs/ become plain text."""
+"""Change pages for the site: the README is its home, and links to files outside docs/ become plain text."""
 
 import re
 from pathlib import Path

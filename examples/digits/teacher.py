@@ -213,7 +213,7 @@ def train_teacher(
 
 @torch.inference_mode()
 def top1(model: nn.Module, split: Split) -> float:
-    """Percent of the images that the model classifies as labelled."""
+    """Percent of the images that the model classifies as labeled."""
     prediction = model(normalize(split.images)).argmax(dim=1)
     return 100 * (prediction == torch.from_numpy(split.labels)).float().mean().item()
 

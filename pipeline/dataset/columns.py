@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file are read, and how what other tools write becomes the contract's types.
+"""Choose the columns of a Parquet file to read, and convert what other tools write to the contract's types.
 
 Polars writes views and large types, pandas categories, and whole numbers as floats where some are missing, DuckDB and
 Hugging Face datasets lists of fixed size; a file in which no value is known has columns of type null.

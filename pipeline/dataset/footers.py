@@ -23,7 +23,7 @@ _IMAGE_VALUES = ("image", "image.bytes")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is kept of a Parquet file's footer.
+    """Facts from a Parquet file's footer.
 
     Attributes:
         uri: of the file.

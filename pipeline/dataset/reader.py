@@ -103,7 +103,7 @@ def read_collection(
 
 
 class _ImagesDatasource(Datasource):
-    """What Ray Data asks for: tasks that read neighboring units."""
+    """Ray Data's source of read tasks: each reads neighboring units."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ def part_uri(output: str, shard_id: int, digest: str) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the files of a dataset say about its shards.
+    """State of a dataset's shards, as its files tell it.
 
     Attributes:
         done: ids of the shards whose part exists.
@@ -198,7 +198,7 @@ def write_images(
     image_ids: Sequence[str] | None = None,
     row_group_size: int = 128,
 ) -> None:
-    """Write labelled images of any origin as one Parquet file that this software, and others, read.
+    """Write labeled images of any origin as one Parquet file that this software, and others, read.
 
     Args:
         uri: of the file.

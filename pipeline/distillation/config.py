@@ -49,7 +49,7 @@ _NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "nu
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """What is to be trained: a model, or a copy of the teacher with fewer blocks.
+    """The student to train: a model, or a copy of the teacher with fewer blocks.
 
     Args:
         model: any timm model, with or without weights. What it leaves open (channels, classes, and without weights of

@@ -224,7 +224,7 @@ def open_inputs(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -
 
 
 def image_bytes(source: ImageCollection, loaded: LoadedModel, *, with_tokens: bool) -> int:
-    """What a source's images take in memory, with the teacher's final tokens where they are kept as well."""
+    """Return the bytes that a source's images take in memory, with the teacher's final tokens where they are kept."""
     tokens = num_patches(loaded) * int(getattr(loaded.model, "embed_dim", 0)) if with_tokens else 0
     return source.num_rows * (int(np.prod(loaded.input_size)) + tokens) * np.dtype(np.float32).itemsize
 

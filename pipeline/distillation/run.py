@@ -32,7 +32,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     waited for, and its result is this one's.
 
     Returns:
-        What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labelled
+        What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
         images, None without them.
 
     Raises:

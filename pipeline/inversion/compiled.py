@@ -91,7 +91,7 @@ class _OwnGradient(torch.autograd.Function):
 
 
 def padded_size(count: int, largest: int) -> int:
-    """The smallest of `most`, its half, its quarter, ..., each rounded up, that holds `count`."""
+    """Return the smallest of `largest`, its half, its quarter, ..., each rounded up, that holds `count`."""
     size = largest
     while size > 1 and (size + 1) // 2 >= count:
         size = (size + 1) // 2

@@ -62,7 +62,7 @@ class AdaptiveEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How images are optimized from noise (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
+    """Optimization of images from noise (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
 
     Args:
         iterations: optimization steps. 0, without stops, writes the starting noise, as a baseline.

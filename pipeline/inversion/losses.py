@@ -176,7 +176,7 @@ def js_divergence(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 class Disagreement:
-    """How much a student's answer differs from the teacher's; to be maximized.
+    """Difference between a student's answer and the teacher's; to be maximized.
 
     Images that only the teacher understands are what the student has to learn yet (Adaptive DeepInversion; Yin et al.,
     CVPR 2020, section 3.3, there 1 - JS is minimised).

@@ -100,7 +100,7 @@ def predict(
 
 
 def weight_bytes(teacher: AnyTeacher, dtype: str) -> int:
-    """Of the teacher, and of the copy that `frozen_copy` makes of it."""
+    """Return the bytes of the teacher and of the copy that `frozen_copy` makes of it."""
     matrices = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
     others = sum(p.numel() for p in teacher.parameters()) - matrices
     if dtype == "bfloat16":
@@ -110,7 +110,7 @@ def weight_bytes(teacher: AnyTeacher, dtype: str) -> int:
 
 
 def _teacher_bytes(teacher: Teacher, config: InversionConfig, num_kept: int) -> int:
-    """Of one image: all that is kept for the backward pass, and the largest of what comes and goes meanwhile."""
+    """Return the bytes of one image: all kept for the backward pass, and the most that comes and goes meanwhile."""
     shape = TeacherShape.of(teacher)
     attention: Any = teacher.model.blocks[0].attn
     low = config.dtype == "bfloat16"
@@ -138,7 +138,7 @@ def _largest_passing(row: int, hidden: int, matrix: int) -> int:
 
 
 def largest_batch(memory: int, one: StepBytes) -> int:
-    """How many images fit in one forward and backward.
+    """Return the number of images that fit in one forward and backward.
 
     Args:
         memory: of the device, bytes.

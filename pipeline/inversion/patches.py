@@ -102,7 +102,7 @@ def _source_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_s
 
 
 def _patch_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:
-    """Where each pixel of the un-jittered image lies [B, H·W] among those of its patches [B, K·p²]; K·p² if nowhere.
+    """Return the place of each pixel of the un-jittered image [B, H·W] among its patches' [B, K·p²]; K·p² if nowhere.
 
     The inverse of `_source_pixels`.
     """

@@ -41,10 +41,10 @@ class InversionResult:
 
     @property
     def images(self) -> Tensor:
-        """Of the last harvest, the only one but for Patch Rebirth."""
+        """Images of the last harvest, the only one but for Patch Rebirth."""
         return self.harvests[-1].images
 
     @property
     def keep_indices(self) -> Tensor:
-        """Of the last harvest."""
+        """Kept patches of the last harvest."""
         return self.harvests[-1].keep_indices

@@ -65,7 +65,7 @@ def spread_stops(keep_ratio: float, by_step: int, num_stops: int) -> tuple[list[
 
 
 def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
-    """How many patches are alive after each stop.
+    """Return the number of patches alive after each stop.
 
     Each stops a share of those then alive and rounds what is left down (SMI, progressive stopping; Hu et al., ICML
     2024, section 3).

@@ -62,7 +62,7 @@ class Shown:
 
     @cached_property
     def positions(self) -> Tensor:
-        """Where in a jittered image the patches alive lie, int64 [b, K]."""
+        """Return the positions in a jittered image of the patches alive, int64 [b, K]."""
         grid, side = self._teacher.grid_size, self._teacher.patch_size
         return move_patches(self._view.keep_indices, self._view.jitter, grid_size=grid, patch_size=side)
 

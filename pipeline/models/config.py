@@ -22,7 +22,7 @@ LOCAL_DIR = "local-dir:"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, where its weights come from, and how it sees real images.
+    """A model, the source of its weights, and the way it sees real images.
 
     Args:
         name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.

@@ -98,7 +98,7 @@ def jax_first_layer(weights: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def check_jax_head(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """As `check_heads`, for weights in Google's JAX layout: timm's reader skips a classifier of other classes.
+    """Check heads of weights in Google's JAX layout: timm's reader skips a classifier of other classes.
 
     Raises:
         CheckpointError: with the number to set.

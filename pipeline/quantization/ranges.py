@@ -37,7 +37,7 @@ def check_ranges(ranges: Ranges) -> None:
 
 
 def range_error(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, Iterable[float]]) -> float:
-    """How far ranges are from those of real images: mean over observers of (|Δmin| + |Δmax|) / reference range.
+    """Return how far ranges are from real images': mean over observers of (|Δmin| + |Δmax|) / reference range.
 
     Args:
         ranges: (min, max) by observer, as in `ranges.json`.

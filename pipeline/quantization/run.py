@@ -78,7 +78,7 @@ def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
 
 
 def _measure(plan: Plan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
-    """Return a row of figures for each, scored in one pass where there are labelled images."""
+    """Return a row of figures for each, scored in one pass where there are labeled images."""
     config, scores = plan.config, {}
     if plan.labelled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}

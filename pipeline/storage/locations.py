@@ -1,4 +1,4 @@
-"""Which file system and path a URI names. Decided here alone, so that every job reads a path in the same way.
+"""Find the file system and path that a URI names. Decided here alone, so that every job reads a path in the same way.
 
 A string is a URI only if it says so: `s3://bucket/key`, `file:///data`, or a chain such as `simplecache::s3://bucket/key`.
 Any other string is a local path and is taken literally (`::`, `*`, `[`, `#`, `%20` and `://` included), except that a

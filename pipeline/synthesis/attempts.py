@@ -92,7 +92,7 @@ class Attempts:
         return dict(self._retired)
 
     def last_trace(self) -> str:
-        """Where in the code the last error was raised that is not known as a machine's; empty where there is none."""
+        """Return where in the code the last error not known as a machine's was raised; empty where there is none."""
         return self._trace
 
     def is_retired(self, place: Place) -> bool:

@@ -131,7 +131,7 @@ def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> Ste
 
 
 def _device_bytes(device: torch.device, actors_per_machine: int) -> int:
-    """Of the GPU; of the machine or container, shared."""
+    """Return the memory of the GPU in bytes; without one, an actor's share of the machine's or container's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit = Path("/sys/fs/cgroup/memory.max")

@@ -123,7 +123,7 @@ class GuardedWriter:
 
 
 def _trace(error: Exception) -> str:
-    """Where in the code an error was raised; empty where its message says all."""
+    """Return where in the code an error was raised; empty where its message says all."""
     if isinstance(error, _SAY_ALL) or is_device_error(error):
         return ""
     return "".join(traceback.format_exception(error, limit=-_NUM_FRAMES, chain=False))

@@ -55,7 +55,7 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
 
 
 def _ranking_identity(inversion: InversionConfig, model: nn.Module) -> dict[str, str]:
-    """How patches are ranked, where that is not by the CLS token as in every dataset of earlier versions."""
+    """Return the ranking of patches, where it is not by the CLS token as in every dataset of earlier versions."""
     if inversion.mask_only or refusal(model) is not None:
         return {}
     ranking = resolve_ranking(model, inversion.ranking)

@@ -24,7 +24,7 @@ from pipeline.vetting import check_teacher
 
 @dataclass(frozen=True)
 class Networks:
-    """As loaded, on the CPU.
+    """Networks of a synthesis, as loaded, on the CPU.
 
     Attributes:
         teacher: to be inverted.

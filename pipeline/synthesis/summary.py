@@ -66,7 +66,7 @@ def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
 
 
 def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where images may end early: how many steps they took, and how many ran to the end of the schedule."""
+    """Return the steps images took, and how many ran to the end of the schedule; nothing where none may end early."""
     taken = [steps for row in made for steps in row["num_steps"]]
     if config.inversion.adaptive_end is None or not taken:
         return {}

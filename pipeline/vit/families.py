@@ -1,4 +1,4 @@
-"""Which timm models can be run on a subset of their tokens, and why the others cannot."""
+"""Tell which timm models can be run on a subset of their tokens, and why the others cannot."""
 
 from typing import Any
 

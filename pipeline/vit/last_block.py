@@ -20,7 +20,7 @@ FEWEST_ROWS = 8
 
 
 def num_tokens_read(model: nn.Module) -> int:
-    """How many leading tokens the classifier reads; 0 where it reads patches too, or the block is of another kind."""
+    """Return how many leading tokens the classifier reads; 0 where it reads patches too, or another kind of block."""
     if not isinstance(model, VisionTransformer) or not _is_plain(model.blocks[-1]):
         return 0
     if isinstance(model, VisionTransformerDistilled):

@@ -107,5 +107,5 @@ def gradient_times(read: Callable[[], Tensor], module: nn.Module, targets: Tenso
 
 
 def target_gradient(logits: Tensor, targets: Tensor, leaf: Tensor) -> Tensor:
-    """Of each image's target logit with respect to what lies in the leaf [B, ...]."""
+    """Return the gradient of each image's target logit with respect to the leaf [B, ...], in its shape."""
     return torch.autograd.grad(logits.float().gather(1, targets.unsqueeze(1)).sum(), leaf)[0]
