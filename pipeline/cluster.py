@@ -1,5 +1,6 @@
 """Join a Ray cluster, and turn its errors into this project's."""
 
+import gc
 import json
 import logging
 import os
@@ -184,6 +185,8 @@ _WORLD = (ray.exceptions.RayError, OSError, MemoryError)
 def own_errors() -> Iterator[None]:
     """Turn what Ray raises on the driver into our own errors, where it is about the world and not about our code.
 
+    Such an error keeps no actors: a process that handles it has its GPUs back.
+
     Raises:
         PipelineError: as a worker raised it, without Ray's traceback.
         IncompleteError: workers could not start, kept dying, or nothing moved any more; or a machine ran out of disk
@@ -192,15 +195,35 @@ def own_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.GetTimeoutError as error:
+        _release_actors(error)
         raise IncompleteError(f"no worker could start in time: {free_resources()}: {error}") from error
     except (ExecutionTimeoutError, ray.exceptions.RayError) as error:
         ours = _our_error(error)
         if ours is not None:
+            _release_actors(error)
             raise ours from None
         root = _root(error)
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
             raise  # a fault in our code: its traceback tells where
+        _release_actors(error)
         raise IncompleteError(f"Ray gave up: {one_line(root, limit=1000)}") from error
+
+
+def _release_actors(error: BaseException) -> None:
+    """Drop what keeps the actors of a dataset that ended with an error.
+
+    Ray Data 2.60 stops a dataset whose first block fails only when its executor is collected. The tracebacks of the
+    error refer to that, as does a cycle of its own.
+    """
+    seen: set[int] = set()
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        found = ahead.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            found.with_traceback(None)
+            ahead += [found.__cause__, found.__context__]
+    gc.collect()
 
 
 def _root(error: BaseException) -> BaseException:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from urllib.request import Request, urlopen
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
 import pytest
 import timm
@@ -78,6 +82,17 @@ def make_manifest(digest: str, **changes: object) -> dict[str, object]:
         "teacher": {"name": "tiny", "weights_sha256": "0" * 64},
     }
     return {**whole, **changes}
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests on the cluster in one of the processes of pytest-xdist, where they share the cluster."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture

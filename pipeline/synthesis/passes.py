@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from typing import Any, cast
 
 import pyarrow as pa
@@ -62,26 +63,48 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[
     outcomes: list[dict[str, Any]] = []
     held: dict[Place, ActorHandle] = {}
     left, barren = to_do, 0
-    with report:
-        while left:
-            retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
-            _check_workers_left(plan, attempts, retired, barren)
-            held |= hold([place for place in retired if place not in held])
-            handed_back: set[int] = set()
-            before = len(outcomes)
-            for row in _one_pass(plan, left, attempts, retired, fixed_size=fixed_size):
-                for note in row["notes"]:
-                    report.tell(note)
-                if row["handed_back"]:
-                    handed_back.add(row["shard_id"])
-                    continue
-                outcomes.append(row)
-                report.shard_finished(row)
-                check_found(plan, outcomes)
-                check_written(outcomes)
-            left = [shard for shard in left if shard["shard_id"] in handed_back]
-            barren = barren + 1 if len(outcomes) == before else 0
+    try:
+        with report:
+            while left:
+                retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
+                _check_workers_left(plan, attempts, retired, barren)
+                held |= hold([place for place in retired if place not in held])
+                before = len(outcomes)
+                handed_back = _collect(plan, left, attempts, retired, outcomes, report, fixed_size=fixed_size)
+                left = [shard for shard in left if shard["shard_id"] in handed_back]
+                barren = barren + 1 if len(outcomes) == before else 0
+    finally:
+        # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
+        for actor in (attempts, *held.values()):
+            ray.kill(actor)
     return outcomes
+
+
+def _collect(
+    plan: Plan,
+    shards: list[Shard],
+    attempts: ActorHandle,
+    retired: Mapping[Place, str],
+    outcomes: list[dict[str, Any]],
+    report: ProgressReport,
+    *,
+    fixed_size: bool,
+) -> set[int]:
+    """Run one pass, append to `outcomes` as shards end, and return the ids of those that are to be tried again."""
+    handed_back: set[int] = set()
+    # Closed at once, whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
+    with closing(_one_pass(plan, shards, attempts, retired, fixed_size=fixed_size)) as rows:
+        for row in rows:
+            for note in row["notes"]:
+                report.tell(note)
+            if row["handed_back"]:
+                handed_back.add(row["shard_id"])
+                continue
+            outcomes.append(row)
+            report.shard_finished(row)
+            check_found(plan, outcomes)
+            check_written(outcomes)
+    return handed_back
 
 
 def _start(max_attempts: int) -> ActorHandle:
@@ -93,7 +116,7 @@ def _start(max_attempts: int) -> ActorHandle:
 
 def _one_pass(
     plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed_size: bool
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shards), fixed_size=fixed_size, without=list(retired))
     opening = attempts.open_pass.remote(

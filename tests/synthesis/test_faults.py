@@ -4,11 +4,14 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
+from pipeline.cluster import own_errors
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.passes import check_found, invert_missing
@@ -85,15 +88,28 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     plan = prepare(make_config(tmp_path / "teacher", tmp_path / "out"))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
-    with pytest.raises(IncompleteError, match=r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "):
+    expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "
+    with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, fixed_size=True)
+    check_gpus_come_free(kept)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
     plan = prepare(make_config(tiny_folder, tmp_path / "out"))
-    with pytest.raises(IncompleteError, match=r"worker .* does not find '.*manifest\.json'.* all machines share"):
+    expected = r"worker .* does not find '.*manifest\.json'.* all machines share"
+    with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, fixed_size=True)
+    check_gpus_come_free(kept)
+
+
+def check_gpus_come_free(error: pytest.ExceptionInfo[IncompleteError]) -> None:
+    """Wait until nothing of a run that failed holds a GPU, though its error and the frames of it are kept."""
+    assert error.traceback
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("GPU", 0) < ray.cluster_resources()["GPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
