@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.entry import run_job
 from pipeline import storage
+from pipeline.artifacts.formats import format_of
 from pipeline.dataset import store
 from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
@@ -69,7 +70,7 @@ def _calibration(uri: str) -> dict[str, Any]:
     return {
         "complete": not missing,
         "digest": storage.read_json(storage.join(uri, CONFIG)).get("digest"),
-        "artifacts": [name for name in there if name.endswith((".pt2", ".onnx"))],
+        "artifacts": [name for name in there if format_of(name) is not None],
         "missing": missing,
     }
 

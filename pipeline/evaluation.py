@@ -1,29 +1,26 @@
 """Score artifacts on labeled images: top-1, top-5 and latency."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import storage
-from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.opened import Opened, Predictor, fit_to_teacher
+from pipeline.artifacts.formats import format_of, load
+from pipeline.artifacts.opened import Predictor, fit_to_teacher
+from pipeline.artifacts.weights import model_predictor, open_weights
 from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.inputs import find_labelled, read_inputs
-from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
-from pipeline.models.folders import describe_problem, read_model_config
+from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.outputs import check_place
 from pipeline.vetting import announce, check_teacher
-
-_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".npz", ".index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,46 +156,8 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predic
         CheckpointError: it is corrupt, of another kind than its name says, reads images of another size, or has other
             classes than the teacher.
     """
-    return fit_to_teacher(_open(uri, config), uri, teacher)
-
-
-def _open(uri: str, config: ModelConfig) -> Opened:
-    name = uri.lower()
-    # Here and not above: the operators of `.pt2` files come from torchao, which takes seconds to import.
-    if name.endswith(".pt2"):
-        from pipeline.artifacts.pt2 import open_pt2
-
-        return open_pt2(uri)
-    if name.endswith(".onnx"):
-        from pipeline.artifacts.onnx import open_onnx
-
-        return open_onnx(uri)
-    if name.endswith(_CHECKPOINTS):
-        # Weights are read as the teacher's are. Their names are those that lie beside them, never the teacher's.
-        facts = Facts.beside(uri)
-        loaded = load_model(replace(config, checkpoint=uri, pretrained=False))
-        return Opened(model_predictor(loaded.model), facts, loaded.input_size)
-    folder = uri.removeprefix(LOCAL_DIR)
-    if not storage.exists(storage.join(folder, "config.json")):
-        kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
-        raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
-    if problem := describe_problem(read_model_config(folder)):
-        raise CheckpointError(f"{uri!r} {problem}, not with one class")
-    with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
-        storage.download_folder(folder, copy)
-        loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
-    return Opened(model_predictor(loaded.model), Facts.of(loaded), loaded.input_size)
-
-
-def model_predictor(model: nn.Module) -> Predictor:
-    """Return the predictor of a module, which is put in evaluation mode."""
-    model.eval()
-
-    def predict(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model(images)
-
-    return predict
+    opened = load(uri) if format_of(uri) else open_weights(uri, config)
+    return fit_to_teacher(opened, uri, teacher)
 
 
 def measure_latency(predict: Predictor, images: Tensor, repeats: int = 9) -> float:

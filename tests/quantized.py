@@ -10,8 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.onnx import save_onnx
-from pipeline.artifacts.pt2 import save_pt2
+from pipeline.artifacts.formats import save
 from pipeline.quantization.batches import Batch
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
@@ -66,10 +65,7 @@ def files(
 
     def write(bits: BitWidths, kind: str) -> Path:
         path = folder / f"{bits.label}.{kind}"
-        if kind == "onnx":
-            save_onnx(quantized(bits), path, FACTS, weights="uint8")
-        else:
-            save_pt2(quantized(bits), path, FACTS)
+        save(quantized(bits), path, FACTS, **({"weights": "uint8"} if kind == "onnx" else {}))
         return path
 
     return cache(write)

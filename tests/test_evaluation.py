@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.artifacts.weights import model_predictor
 from pipeline.dataset import write_images
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.evaluation import (
@@ -17,7 +18,6 @@ from pipeline.evaluation import (
     count_correct,
     evaluate,
     measure_latency,
-    model_predictor,
     open_artifact,
     score,
 )

@@ -1,10 +1,12 @@
 """What holds the project together: which way imports run, pinned versions, set-up commands, the README's file tree."""
 
 import ast
+import graphlib
 import importlib.metadata
 import os
 import re
 import stat
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -36,6 +38,13 @@ ALLOWED = {
     "pipeline.vit.families": {"pipeline.errors"},
     "pipeline.vit.last_block": set(),
     "pipeline.models": {"pipeline.checks", "pipeline.errors", "pipeline.foreign", "pipeline.storage", "pipeline.vit"},
+    "pipeline.artifacts": {
+        "pipeline.errors",
+        "pipeline.foreign",
+        "pipeline.log",
+        "pipeline.models",
+        "pipeline.storage",
+    },
     "pipeline.errors": set(),
     "pipeline.log": set(),
     "pipeline.foreign": set(),
@@ -78,6 +87,34 @@ def test_imports_run_one_way(module: str) -> None:
 def test_nothing_imports_what_stands_above_it(folder: str, above: tuple[str, ...]) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         assert not [name for name in imports(path) if name.split(".")[0] in above], path
+
+
+def module_of(name: str) -> str | None:
+    """The module of the project that a name is, or lies in."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:length])
+        if path.with_suffix(".py").exists() or (path / "__init__.py").exists():
+            return ".".join(parts[:length])
+    return None
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {}
+    for folder in ("pipeline", "jobs", "examples", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            graph[module] = {module_of(name) for name in imports(path)} - {None, module}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(graph) > 100
+
+
+def test_modules_and_functions_stay_short() -> None:
+    paths = [path for folder in ("pipeline", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    assert [str(path) for path in paths if len(path.read_text().splitlines()) > 300] == []
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
+    assert statistics.quantiles(lengths, n=10)[-1] <= 25
 
 
 @pytest.mark.parametrize(

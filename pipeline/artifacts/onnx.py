@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.formats import Format
 from pipeline.artifacts.onnx_files import local_files, refuse_unreadable
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
@@ -102,21 +104,22 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
     """
     check_onnx()
     with local_files(uri) as path:
-        session = _make_session(path, uri, exact=exact)
+        return open_session(make_session(path, uri, exact=exact), uri)
+
+
+def open_session(session: Any, uri: str) -> Opened:
+    """Return the artifact that ONNX Runtime has read.
+
+    Raises:
+        CheckpointError: it takes or gives other than one batch of images and one of logits.
+    """
     entries = session.get_inputs()
     if len(entries) != 1 or entries[0].type not in _INPUT_TYPES or len(entries[0].shape) != 4:
         found = [(entry.name, entry.type, entry.shape) for entry in entries]
         raise CheckpointError(f"{uri!r} must take one float [batch, channels, height, width], not {found}")
-    types = {output.name: output.type for output in session.get_outputs()}
-    outputs = list(types)
-    if len(outputs) > 1 and "logits" not in outputs:
-        raise CheckpointError(f"{uri!r} has the outputs {outputs}: which of them are the logits is not known")
-    output = "logits" if "logits" in outputs else outputs[0]
-    if types[output] not in _OUTPUT_TYPES:
-        raise CheckpointError(f"{uri!r} gives {types[output]} as {output!r}, not logits, which are floating numbers")
     batch, *size = entries[0].shape
     return Opened(
-        _predictor(session, uri, output),
+        _predictor(session, uri, _find_logits(session, uri)),
         Facts.from_strings(session.get_modelmeta().custom_metadata_map, uri),
         # A size that is named instead of numbered is any size.
         tuple(size) if all(isinstance(side, int) for side in size) else None,
@@ -124,7 +127,24 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
     )
 
 
-def _make_session(path: Path, uri: str, *, exact: bool) -> Any:
+def _find_logits(session: Any, uri: str) -> str:
+    """Return the name of the output that holds the logits."""
+    types = {output.name: output.type for output in session.get_outputs()}
+    outputs = list(types)
+    if len(outputs) > 1 and "logits" not in outputs:
+        raise CheckpointError(f"{uri!r} has the outputs {outputs}: which of them are the logits is not known")
+    output = "logits" if "logits" in outputs else outputs[0]
+    if types[output] not in _OUTPUT_TYPES:
+        raise CheckpointError(f"{uri!r} gives {types[output]} as {output!r}, not logits, which are floating numbers")
+    return output
+
+
+def make_session(path: Path, uri: str, *, exact: bool = False) -> Any:
+    """Return ONNX Runtime's session of a file on this machine, see `open_onnx`.
+
+    Raises:
+        CheckpointError: it cannot be read; the message names `uri`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -207,3 +227,6 @@ def _forget_origins(model: Any) -> None:
     graph = model.graph
     for holder in (*graph, *graph.inputs, *graph.outputs, *graph.initializers.values()):
         holder.metadata_props.clear()
+
+
+FORMAT = Format(save=save_onnx, open=open_onnx, check=check_onnx, open_exact=partial(open_onnx, exact=True))

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.formats import Format
 from pipeline.artifacts.misnamed import describe_misnamed
 from pipeline.artifacts.opened import Opened
 from pipeline.errors import CheckpointError, one_line
@@ -39,7 +40,7 @@ _UNREADABLE = (zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeEr
 _WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
 
-def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = None) -> None:
+def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = None) -> list[Path]:
     """Write a program as `torch.export.load` reads it, after `import torchao`.
 
     It is the reference: integers are dequantized before every operator, so it is not fast.
@@ -48,6 +49,9 @@ def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = N
         program: takes images alone.
         path: the file to write; its name ends with `.pt2`.
         facts: class names and normalization, for the extra file `facts.json` of the archive.
+
+    Returns:
+        The file that was written.
     """
     program = copy.deepcopy(program)
     for node in program.graph_module.graph.nodes:
@@ -55,6 +59,7 @@ def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = N
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
     torch.export.save(program, path, extra_files={_FACTS: json.dumps((facts or Facts()).to_strings())})
+    return [Path(path)]
 
 
 def open_pt2(uri: str) -> Opened:
@@ -139,3 +144,11 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _items(inner)
+
+
+FORMAT = Format(
+    save=save_pt2,
+    open=open_pt2,
+    in_torch=True,
+    note="reference: dequantizes before every operator, so it is slower than fp32",
+)

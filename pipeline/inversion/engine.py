@@ -6,24 +6,23 @@ the paper leaves it open, follows the published run described in tests/data/READ
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, draw_start, generators_of
 from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
+from pipeline.inversion.objective import Objective, check_terms
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.splitting import Split
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
-from pipeline.inversion.viewing import View, Viewer
+from pipeline.inversion.viewing import View
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
@@ -88,7 +87,7 @@ class Inversion:
         config.check(teacher.num_patches)
         assert len(seeds) == len(targets), "one seed for each target"
         self.terms = build_terms(config) if terms is None else list(terms)
-        _check_terms(self.terms, teacher, config)
+        check_terms(self.terms, teacher, config)
         self._split = Split(len(targets), config.micro_batch or len(targets))
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
@@ -97,12 +96,7 @@ class Inversion:
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
-        self._viewer = Viewer(
-            self.teacher,
-            dtype=config.dtype,
-            ranking=teacher.resolve_ranking(config),
-            watched=any(term.sees == "blocks" for term in self.terms),
-        )
+        self._objective = Objective(self.teacher, self.terms, config, teacher.resolve_ranking(config))
         self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
@@ -118,33 +112,20 @@ class Inversion:
         self._ended: Harvest | None = None
         self._rows = torch.arange(len(targets), device=device)
         self._steps_taken = torch.full((len(targets),), config.num_steps)
-        if self._couples_images() and self._split.size < len(targets):
-            raise ConfigError(
-                f"micro_batch {config.micro_batch} splits a batch of {len(targets)}, and the published feature prior "
-                "is defined on the whole batch: use scope image"
-            )
+        self._check_split()
         self._checked = 0
-        self._view_terms = [term for term in self.terms if term.sees != "pixels"]
-        self._pixel_terms = [term for term in self.terms if term.sees == "pixels"]
-        self._look: Compiled | None = None
-        self._compiled = self._compile() if config.compile else []
+        if config.compile:
+            self._objective.compile(device, batch=len(targets), most_rows=self.micro_batch)
         # A network that reads whole images needs as much memory however few patches are alive.
         others_read_whole = any(term.network == "whole" for term in self.terms)
         self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and not others_read_whole else None
 
-    def _compile(self) -> list[Compiled]:
-        """Put compiled pieces in the place of those that every step runs."""
-        alone, device = self.config.scope == "image", self.images.device
-        self._look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
-        pieces = [
-            Compiled(term.compute, device=device, most_rows=len(self.images) if alone else None)
-            for term in self._pixel_terms
-        ]
-        self._viewer.look = self._look
-        self._pixel_terms = [
-            replace(term, compute=piece) for term, piece in zip(self._pixel_terms, pieces, strict=True)
-        ]
-        return [self._look, *pieces]
+    def _check_split(self) -> None:
+        if self._objective.couples_images and self.micro_batch < len(self.targets):
+            raise ConfigError(
+                f"micro_batch {self.config.micro_batch} splits a batch of {len(self.targets)}, and the published "
+                "feature prior is defined on the whole batch: use scope image"
+            )
 
     @property
     def micro_batch(self) -> int:
@@ -217,8 +198,7 @@ class Inversion:
         self.keep_indices = others if change.detaches else chosen
         if self._prefix is not None:
             self._split.grow(len(self.images), self._prefix + before, self._prefix + self.keep_indices.shape[1])
-        if self._look is not None:
-            self._look.most_rows = self.micro_batch
+        self._objective.show_at_most(self.micro_batch)
 
     def _put_aside(self, ending: Ending) -> Tensor | None:
         """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""
@@ -260,7 +240,7 @@ class Inversion:
             num_steps=self._steps_taken.clamp(max=self.num_steps),
             micro_batch=self.fewest,
             halvings=self._halvings,
-            compile_s=sum(piece.compile_s for piece in self._compiled),
+            compile_s=self._objective.compile_s,
         )
 
     def _last_harvest(self) -> Harvest:
@@ -279,69 +259,21 @@ class Inversion:
 
     def _backward(self) -> dict[str, Tensor]:
         """Fill in the gradient. Return the value of each term, detached."""
+        view = View(self.images, self.keep_indices, self._jitter[self.num_steps], self.targets)
+        rank = self.num_steps + 1 in self._changes
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self._backward_views() | self._backward_pixels()
+                seen, self._scores = self._objective.backward_views(view, self._split.slices(len(self.images)), rank)
+                self._class_losses = seen.get("class_loss", self._class_losses)
+                values = {name: value.mean() for name, value in seen.items()}
+                return values | self._objective.backward_pixels(self.images)
             except torch.OutOfMemoryError:
                 # The step has changed nothing yet: run it again in smaller pieces, and stay there.
-                if self.micro_batch == 1 or self._couples_images():
+                if self.micro_batch == 1 or self._objective.couples_images:
                     raise
                 self._split.halve()
                 self._halvings.append((self.num_steps, self.micro_batch))
-
-    def _couples_images(self) -> bool:
-        """Whether a term is defined on the whole batch alone."""
-        return any(term.couples_images and term.sees != "pixels" for term in self.terms)
-
-    def _backward_views(self) -> dict[str, Tensor]:
-        """Take the terms of views, micro-batch by micro-batch."""
-        share = 1 / len(self.images) if self.config.scope == "published" else 1.0
-        parts: list[dict[str, Tensor]] = []
-        scores: list[Tensor] | None = [] if self.num_steps + 1 in self._changes else None
-        for rows in self._split.slices(len(self.images)):
-            shown = self._viewer.show(self._view(rows), scores)
-            values = [(term, term.compute(shown).expand(len(shown.targets))) for term in self._view_terms]
-            loss = sum((term.weight * value.sum() for term, value in values), self.images.new_zeros(()))
-            (share * loss).backward()
-            parts.append({term.name: value.detach() for term, value in values})
-        self._scores = torch.cat(scores) if scores else None
-        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self._class_losses = together.get("class_loss", self._class_losses)
-        return {name: value.mean() for name, value in together.items()}
-
-    def _view(self, rows: slice) -> View:
-        jitter = self._jitter[self.num_steps, rows]
-        return View(self.images[rows], self.keep_indices[rows], jitter, self.targets[rows])
-
-    def _backward_pixels(self) -> dict[str, Tensor]:
-        """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published."""
-        published = self.config.scope == "published"
-        values = [(term, term.compute(self.images)) for term in self._pixel_terms]
-        if values:
-            reduced = [term.weight * (value.mean() if published else value.sum()) for term, value in values]
-            torch.stack(reduced).sum().backward()
-        return {term.name: value.detach().mean() for term, value in values}
-
-
-def _check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionConfig) -> None:
-    """Refuse a list of terms that cannot be run.
-
-    Raises:
-        ConfigError: two have one name, none is of a view, or the class loss is missing that an adaptive end reads.
-        ModelError: one sees the blocks of a teacher that does not show them.
-    """
-    names = [term.name for term in terms]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise ConfigError(f"terms: more than one is named {repeated!r}")
-    if all(term.sees == "pixels" for term in terms):
-        raise ConfigError(f"terms: {names} see pixels alone, and the teacher is never asked; add the class loss")
-    if config.adaptive_end is not None and "class_loss" not in names:
-        raise ConfigError("terms: adaptive_end reads the term class_loss, which is missing")
-    for term in terms:
-        if term.sees == "blocks":
-            teacher.check_blocks(term.name)
 
 
 def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.artifacts.formats import FORMATS, FormatName
 from pipeline.checks import check_ranges
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
@@ -17,8 +18,6 @@ EXCLUDED_SETTINGS = (
     *("num_workers", "cpus_per_worker", "device", "start_timeout_s", "max_failures"),
     *("allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
 )
-
-ArtifactFormat = Literal["pt2", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class CalibrationConfig:
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"
-    formats: list[ArtifactFormat] = field(default_factory=lambda: ["pt2", "onnx"])
+    formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
     batch_size: int = 32
     max_images: int | None = None
@@ -92,4 +91,4 @@ class CalibrationConfig:
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):
-            raise ConfigError(f"formats must be one or more of pt2 and onnx, each once, not {self.formats}")
+            raise ConfigError(f"formats must be one or more of {' and '.join(FORMATS)}, each once, not {self.formats}")

@@ -1,6 +1,6 @@
 """Convert a calibrated program to files, open each, and compare it with what was calibrated."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,18 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.onnx import WeightType, open_onnx, save_onnx
-from pipeline.artifacts.opened import Opened, Predictor
-from pipeline.artifacts.pt2 import open_pt2, save_pt2
+from pipeline.artifacts.formats import FormatName, format_named, load, save
+from pipeline.artifacts.onnx import WeightType
+from pipeline.artifacts.opened import Predictor
+from pipeline.artifacts.weights import model_predictor
 from pipeline.errors import CheckpointError, ModelError, PipelineError
-from pipeline.evaluation import model_predictor
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.config import ArtifactFormat, CalibrationConfig
+from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.settings import BitWidths
-
-_OPEN: dict[ArtifactFormat, Callable[[str], Opened]] = {"pt2": open_pt2, "onnx": open_onnx}
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,23 @@ class Made:
 
 
 @dataclass(frozen=True)
-class _Expected:
-    """Logits [B, classes] that a file is compared with, and the largest relative error that it may have."""
+class _Calibrated:
+    """A quantized program, which files are made of and compared with.
 
+    Attributes:
+        images: to compare on.
+        floating, quantized: logits [B, classes] of the float model and of the program.
+    """
+
+    bits: BitWidths
+    program: ExportedProgram
     images: Tensor
     floating: Tensor
     quantized: Tensor
 
     @property
     def bound(self) -> float:
+        """The largest relative error that a file may have."""
         return largest_deviation(self.quantized, self.floating)
 
     def errors(self, logits: Tensor) -> dict[str, float]:
@@ -99,25 +105,33 @@ def make_artifacts(
     for bits in config.settings:
         quantized = reexport(convert(program, bits, config.placement, ranges), program)
         with torch.inference_mode():
-            expected = _Expected(images, floating, quantized.module()(images))
+            calibrated = _Calibrated(bits, quantized, images, floating, quantized.module()(images))
         for kind in config.formats:
-            path = folder / f"{bits.label}.{kind}"
-            try:
-                files = _save(quantized, kind, path, loaded, weights=_stored_as(config, bits))
-                predict = _OPEN[kind](str(path)).predict
-                errors, note = expected.errors(predict(images)), None
-            except (ModelError, CheckpointError) as error:
-                # The files that are finished are kept.
-                made.refused.append(_refuse(path, f"could not be made: {error}"))
-                continue
-            if errors["deviation"] > expected.bound and _saturates(config, kind, bits, path, expected):
-                note = _saturation_note(path.name, errors["deviation"])
-            elif not errors["deviation"] <= expected.bound:
-                made.refused.append(_refuse_deviation(path, errors["deviation"], expected.bound))
-                continue
-            uri, size = storage.join(config.output, path.name), sum(file.stat().st_size for file in files)
-            made.artifacts.append(Artifact(kind, size, predict, bits, uri, errors, note))
+            result = _make(config, loaded, calibrated, kind, folder / f"{bits.label}.{kind}")
+            if isinstance(result, Artifact):
+                made.artifacts.append(result)
+            else:
+                made.refused.append(result)
     return made
+
+
+def _make(
+    config: CalibrationConfig, loaded: LoadedModel, calibrated: _Calibrated, kind: FormatName, path: Path
+) -> Artifact | dict[str, Any]:
+    """Return what computes what was calibrated, or the row of the report that says why nothing does."""
+    bits, bound = calibrated.bits, calibrated.bound
+    try:
+        files = save(calibrated.program, path, Facts.of(loaded), **_save_options(config, kind, bits))
+        predict = load(str(path)).predict
+        errors = calibrated.errors(predict(calibrated.images))
+    except (ModelError, CheckpointError) as error:
+        return _refuse(path, f"could not be made: {error}")
+    note = format_named(kind).note
+    if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
+        note = _saturation_note(path.name, errors["deviation"])
+    elif not errors["deviation"] <= bound:
+        return _refuse_deviation(path, errors["deviation"], bound)
+    return Artifact(kind, _total_size(files), predict, bits, storage.join(config.output, path.name), errors, note)
 
 
 def make_baselines(
@@ -127,44 +141,52 @@ def make_baselines(
 
     Nobody ships a baseline: one that cannot be made is a note in the report.
     """
+    in_files: list[FormatName] = [kind for kind in config.formats if not format_named(kind).in_torch]
+    baselines = [_float_model(loaded)] if len(in_files) < len(config.formats) else []
+    missing: list[dict[str, Any]] = []
+    for kind in in_files:
+        try:
+            baselines.append(_float_file(kind, loaded, program, folder))
+        except (PipelineError, MemoryError, OSError) as error:
+            note = f"not measured: {type(error).__name__}: {error}"
+            logger.warning(f"fp32 as {kind.upper()}, to compare with, was {note}")
+            missing.append({"artifact": kind, "note": note})
+    return baselines, missing
+
+
+def _float_model(loaded: LoadedModel) -> Artifact:
     size = sum(value.numel() * value.element_size() for value in loaded.model.state_dict().values())
-    baselines = [Artifact("torch", size, model_predictor(loaded.model))] if "pt2" in config.formats else []
-    if "onnx" not in config.formats:
-        return baselines, []
-    path = folder / "fp32.onnx"
-    try:
-        files = _save(program, "onnx", path, loaded)
-        predict = open_onnx(str(path)).predict
-        predict(torch.zeros(1, *loaded.input_size))
-    except (PipelineError, MemoryError, OSError) as error:
-        note = f"not measured: {type(error).__name__}: {error}"
-        logger.warning(f"fp32 as ONNX, to compare with, was {note}")
-        return baselines, [{"artifact": "onnx", "note": note}]
-    return [*baselines, Artifact("onnx", sum(file.stat().st_size for file in files), predict)], []
+    return Artifact("torch", size, model_predictor(loaded.model))
 
 
-def _stored_as(config: CalibrationConfig, bits: BitWidths) -> WeightType:
+def _float_file(kind: FormatName, loaded: LoadedModel, program: ExportedProgram, folder: Path) -> Artifact:
+    path = folder / f"fp32.{kind}"
+    files = save(program, path, Facts.of(loaded))
+    predict = load(str(path)).predict
+    predict(torch.zeros(1, *loaded.input_size))
+    return Artifact(kind, _total_size(files), predict)
+
+
+def _total_size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _save_options(config: CalibrationConfig, kind: FormatName, bits: BitWidths) -> dict[str, WeightType]:
+    """Return how weights are stored, of a format that has a choice."""
+    if format_named(kind).open_exact is None:
+        return {}
     if bits.activations > 8:
-        return "int16"
-    return config.onnx_weights if bits.can_saturate else "int8"
+        return {"weights": "int16"}
+    return {"weights": config.onnx_weights if bits.can_saturate else "int8"}
 
 
-def _save(program: ExportedProgram, kind: ArtifactFormat, path: Path, loaded: LoadedModel, **how: Any) -> list[Path]:
-    facts = Facts.of(loaded)
-    if kind == "onnx":
-        return save_onnx(program, path, facts, **how)
-    save_pt2(program, path, facts)
-    return [path]
-
-
-def _saturates(
-    config: CalibrationConfig, kind: ArtifactFormat, bits: BitWidths, path: Path, expected: _Expected
-) -> bool:
+def _saturates(config: CalibrationConfig, calibrated: _Calibrated, kind: FormatName, path: Path) -> bool:
     """Whether a file is right and only this processor's products are not, as int8 weights were asked for."""
-    if kind != "onnx" or config.onnx_weights != "int8" or not bits.can_saturate:
+    open_exact = format_named(kind).open_exact
+    if open_exact is None or config.onnx_weights != "int8" or not calibrated.bits.can_saturate:
         return False
-    exact = open_onnx(str(path), exact=True).predict(expected.images)
-    return relative_error(exact, expected.quantized) <= expected.bound
+    exact = open_exact(str(path)).predict(calibrated.images)
+    return relative_error(exact, calibrated.quantized) <= calibrated.bound
 
 
 def _saturation_note(name: str, deviation: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from pipeline import storage
-from pipeline.artifacts.onnx import check_onnx
+from pipeline.artifacts.formats import format_named
 from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.dataset.sources import Source
@@ -62,8 +62,8 @@ def prepare(config: CalibrationConfig) -> Plan:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
     """
     check_place(config.output, shared=config.num_workers > 0)
-    if "onnx" in config.formats:
-        check_onnx()
+    for kind in config.formats:
+        format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     # Ranges are calibrated on whatever a model answers with; only scores read it as classes.

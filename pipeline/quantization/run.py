@@ -22,7 +22,6 @@ REPORT = "report.json"
 _MEGABYTE = 1e6
 _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
 _WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
-_REFERENCE_NOTE = "reference: dequantizes before every operator, so it is slower than fp32"
 
 
 def calibrate(config: CalibrationConfig) -> dict[str, Any]:
@@ -109,8 +108,6 @@ def _note(artifact: Artifact) -> str | None:
     """Return what a user would otherwise wonder about in a row's figures."""
     if artifact.bits is None or artifact.note is not None:
         return artifact.note
-    if artifact.format == "pt2":
-        return _REFERENCE_NOTE
     widths = (artifact.bits.weights, artifact.bits.activations)
     return _WIDE_NOTE if max(widths) > 8 else _NARROW_NOTE if min(widths) < 8 else None
 

@@ -29,29 +29,41 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     if not images:
         return {**summary, "estimated_hours": 0.0}
     largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
+    probed, actors, on_gpu = _try_steps(plan, largest)
+    cost = _cost(plan, probed, num_images=len(largest), actors=actors, on_gpu=on_gpu)
+    return summary | cost | _memory(config, len(largest), probed)
+
+
+def _try_steps(plan: Plan, labels: list[int]) -> tuple[Probe, int, bool]:
+    """Run a few steps of a shard of these classes; also tells how many actors a run may have, and whether on GPUs."""
+    config = plan.config
     with own_errors():
         fixed_size = connect()
         options = pool_options(config, len(plan.to_do), fixed_size=fixed_size)
-        announce_dtype(config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
+        on_gpu = bool(options.get("num_gpus"))
+        announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
         actors = options.pop("compute").max_size
-        trial = ray.remote(**options)(probe).remote(config, largest, actors_per_machine(options, actors))
+        trial = ray.remote(**options)(probe).remote(config, labels, actors_per_machine(options, actors))
         # The steps themselves, and compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
-        probed: Probe = ray.get(trial, timeout=limit_s)
-    step_seconds = probed.step_seconds
+        return ray.get(trial, timeout=limit_s), actors, on_gpu
+
+
+def _cost(plan: Plan, probed: Probe, *, num_images: int, actors: int, on_gpu: bool) -> dict[str, Any]:
+    """Tell what the run takes, from the steps of a shard of so many images."""
+    config, step_seconds = plan.config, probed.step_seconds
     schedule = config.inversion.phases(plan.num_patches)
-    hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600
+    hours = shard_seconds(schedule, step_seconds) * count_images(plan.to_do) / num_images / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
-        tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
+        tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {num_images} images")
     if config.inversion.adaptive_end is not None:
         tell("images may end early (inversion.adaptive_end): what follows is the most that it takes")
-    unit = "GPU-hours" if options.get("num_gpus") else "core-hours"
-    cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
+    unit = "GPU-hours" if on_gpu else "core-hours"
+    cost = hours if on_gpu else hours * config.pool.cpus_per_actor
     tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
     key = f"estimated_{unit.lower().replace('-', '_')}"
-    summary |= {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
-    return summary | _memory(config, len(largest), probed)
+    return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:

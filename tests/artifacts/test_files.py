@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.artifacts.onnx import open_onnx
-from pipeline.artifacts.pt2 import open_pt2
+from pipeline.artifacts.formats import FORMATS, load
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import Batch
 
@@ -28,7 +27,7 @@ def images(batch: int, scale: float = 1.0) -> Tensor:
 
 
 def run(path: Path, batch: Tensor) -> Tensor:
-    return (open_onnx if path.suffix == ".onnx" else open_pt2)(str(path)).predict(batch)
+    return load(str(path)).predict(batch)
 
 
 @pytest.mark.parametrize("bits", [W8A8, W4A4], ids=lambda bits: bits.label)
@@ -76,7 +75,7 @@ def test_without_clipping_narrow_activations_would_differ(files: Files, tmp_path
     assert (run(unclipped, beyond) - run(files(W4A4, "pt2"), beyond)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_twelve_bits_are_stored_in_sixteen(kind: str, files: Files, model: nn.Module, ragged: list[Batch]) -> None:
     bits, calibrated = BitWidths(weights=12, activations=12), ragged[-1].images
     with torch.no_grad():
@@ -98,7 +97,7 @@ def test_onnx_stores_weights_in_8_bits_and_names_its_ends(files: Files, model: n
     assert files(W8A8, "onnx").stat().st_size < 0.5 * sum(p.numel() * 4 for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_artifacts_do_not_tell_of_the_machine_they_were_made_on(kind: str, files: Files) -> None:
     content = files(W8A8, kind).read_bytes()
     assert not re.search(rb"site-packages|File \"/", content)

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.onnx import save_onnx
+from pipeline.artifacts.formats import FORMATS, save
 from pipeline.artifacts.opened import Opened, fit_to_teacher
-from pipeline.artifacts.pt2 import save_pt2
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
@@ -26,7 +25,7 @@ from tests.conftest import HALF, make_tiny_model
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 REVERSED = NAMES[::-1]
-KINDS = ["pt2", "onnx", "folder"]
+KINDS = [*FORMATS, "folder"]
 Write = Callable[[str, Facts], str]
 
 
@@ -45,7 +44,7 @@ def write(tmp_path: Path, programs: Callable[[Placement], ExportedProgram]) -> W
             names, mean, std = facts.class_names or NAMES, facts.mean or HALF, facts.std or HALF
             save_model(make_tiny_model(), path, class_names=names, mean=mean, std=std)
         else:
-            (save_onnx if kind == "onnx" else save_pt2)(programs("linear"), path, facts)
+            save(programs("linear"), path, facts)
         return str(path)
 
     return write_kind
@@ -81,7 +80,7 @@ def test_other_names_are_refused(kind: str, write: Write, teacher: LoadedModel) 
         fit(uri, teacher)
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_an_artifact_is_given_images_in_its_own_normalization(kind: str, write: Write, teacher: LoadedModel) -> None:
     mean, std, images = (0.2, 0.3, 0.4), (0.1, 0.2, 0.3), some_images()
     own = (images * 0.5 + 0.5 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -89,7 +88,7 @@ def test_an_artifact_is_given_images_in_its_own_normalization(kind: str, write: 
     torch.testing.assert_close(logits, plain_logits(own), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_an_artifact_without_names_is_taken_as_the_teachers(
     kind: str, write: Write, teacher: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +100,7 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     assert capsys.readouterr().err == told
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_another_number_of_classes_is_refused(
     kind: str, write: Write, programs: Callable[[Placement], ExportedProgram], tmp_path: Path
 ) -> None:
@@ -168,7 +167,7 @@ def test_weights_in_every_container_are_artifacts(teacher: LoadedModel, tmp_path
         torch.testing.assert_close(fit(str(tmp_path / name), teacher)(images), plain_logits(images))
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_names_in_upper_case_are_of_the_same_kind(kind: str, write: Write, teacher: LoadedModel) -> None:
     path, images = Path(write(kind, Facts(NAMES))), some_images()
     upper = path.rename(path.with_suffix(path.suffix.upper()))
@@ -188,7 +187,7 @@ def test_classes_that_other_programs_name_are_put_in_order(
     torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(images).flip(1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_normalization_of_other_channels_is_refused(kind: str, write: Write, teacher: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="its mean has 1 values, the images have 3 channels"):
         fit(write(kind, Facts(NAMES, (0.5,), (0.5,))), teacher)

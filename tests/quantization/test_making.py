@@ -1,6 +1,7 @@
 """Files are compared with what was calibrated: a wrong one is refused by name, and the others are kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 from torch.export import ExportedProgram
 
 from jobs import calibrate
+from pipeline.artifacts import onnx
+from pipeline.artifacts.onnx import save_onnx
 from pipeline.dataset import write_images
 from pipeline.errors import ModelError
-from pipeline.quantization import making
 from pipeline.quantization.agreement import largest_deviation, relative_error
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-save_onnx = making.save_onnx
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_file_that_computes_something_else_is_not_written(
         finally:
             bias.copy_(kept)
 
-    monkeypatch.setattr(making, "save_onnx", save_spoiled)
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_spoiled))
     out = tmp_path / "out"
     out.mkdir()
     (out / "w8a8.onnx").write_bytes(b"of an earlier run")
@@ -71,7 +72,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(
         Path(f"{path}.data").write_bytes(b"half")
         raise ModelError("the model has no ONNX form: OnnxExporterError")
 
-    monkeypatch.setattr(making, "save_onnx", save_half)
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_half))
     assert calibrate.main(flags) == 1
     printed = capsys.readouterr()
     report = json.loads(printed.out)
@@ -92,7 +93,7 @@ def test_a_baseline_that_cannot_be_made_is_a_note(
             raise ModelError("the model has no ONNX form: too large")
         return save_onnx(program, path, *arguments, **how)
 
-    monkeypatch.setattr(making, "save_onnx", save_quantized)
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_quantized))
     assert calibrate.main(flags) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)

@@ -1,0 +1,59 @@
+"""Open weights, and folders as timm saves them, as artifacts."""
+
+import tempfile
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.formats import FORMATS
+from pipeline.artifacts.opened import Opened, Predictor
+from pipeline.errors import CheckpointError
+from pipeline.models import LOCAL_DIR, ModelConfig, load_model
+from pipeline.models.folders import describe_problem, read_model_config
+
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".npz", ".index.json")
+
+
+def open_weights(uri: str, config: ModelConfig) -> Opened:
+    """Open weights of a known architecture, or a folder that brings its own.
+
+    Args:
+        uri: a checkpoint, or a folder as timm saves one.
+        config: names the architecture of a checkpoint.
+
+    Raises:
+        DatasetError: there is no such file.
+        CheckpointError: it is neither, is corrupt, or holds a model that answers with no classes.
+    """
+    if uri.lower().endswith(_CHECKPOINTS):
+        # Weights are read as the teacher's are. Their names are those that lie beside them, never the teacher's.
+        facts = Facts.beside(uri)
+        loaded = load_model(replace(config, checkpoint=uri, pretrained=False))
+        return Opened(model_predictor(loaded.model), facts, loaded.input_size)
+    return _open_folder(uri.removeprefix(LOCAL_DIR), uri)
+
+
+def _open_folder(folder: str, uri: str) -> Opened:
+    if not storage.exists(storage.join(folder, "config.json")):
+        kinds = ", ".join((*(f".{name}" for name in FORMATS), *_CHECKPOINTS))
+        raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
+    if problem := describe_problem(read_model_config(folder)):
+        raise CheckpointError(f"{uri!r} {problem}, not with one class")
+    with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
+        storage.download_folder(folder, copy)
+        loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
+    return Opened(model_predictor(loaded.model), Facts.of(loaded), loaded.input_size)
+
+
+def model_predictor(model: nn.Module) -> Predictor:
+    """Return the predictor of a module, which is put in evaluation mode."""
+    model.eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return predict

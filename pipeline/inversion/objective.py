@@ -1,0 +1,131 @@
+"""What a step minimizes: the weighted terms of a batch, and their gradient with respect to its pixels."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.inversion.compiled import Compiled
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.teacher import AnyTeacher
+from pipeline.inversion.terms import Term
+from pipeline.inversion.viewing import View, Viewer
+from pipeline.vit.ranking import Ranking
+
+
+class Objective:
+    """The sum of the terms, in parts: each adds to the gradient of the images, and what it computed is freed.
+
+    Args:
+        teacher: made ready for the run.
+        terms: that `check_terms` has let pass.
+        config: scope and precision.
+        ranking: by which patches are ranked.
+    """
+
+    def __init__(self, teacher: AnyTeacher, terms: Sequence[Term], config: InversionConfig, ranking: Ranking) -> None:
+        self._teacher = teacher
+        self._published = config.scope == "published"
+        self._view_terms = [term for term in terms if term.sees != "pixels"]
+        self._pixel_terms = [term for term in terms if term.sees == "pixels"]
+        watched = any(term.sees == "blocks" for term in terms)
+        self._viewer = Viewer(teacher, dtype=config.dtype, ranking=ranking, watched=watched)
+        self._look: Compiled | None = None
+        self._compiled: list[Compiled] = []
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether a term is defined on the whole batch alone."""
+        return any(term.couples_images for term in self._view_terms)
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds in which graphs were compiled."""
+        return sum(piece.compile_s for piece in self._compiled)
+
+    def compile(self, device: torch.device, *, batch: int, most_rows: int) -> None:
+        """Put compiled pieces in the place of those that every step runs.
+
+        Args:
+            device: of the run.
+            batch: images of the run.
+            most_rows: images of a view, at most.
+        """
+        self._look = Compiled(type(self._teacher).look, self._teacher, device=device, most_rows=most_rows)
+        limit = None if self._published else batch
+        pieces = [Compiled(term.compute, device=device, most_rows=limit) for term in self._pixel_terms]
+        self._viewer.look = self._look
+        self._pixel_terms = [
+            replace(term, compute=piece) for term, piece in zip(self._pixel_terms, pieces, strict=True)
+        ]
+        self._compiled = [self._look, *pieces]
+
+    def show_at_most(self, most_rows: int) -> None:
+        """Expect views of at most that many images from now on."""
+        if self._look is not None:
+            self._look.most_rows = most_rows
+
+    def backward_views(self, view: View, parts: Sequence[slice], rank: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Take the terms of views, micro-batch by micro-batch.
+
+        Args:
+            view: the whole batch, as this step shows it.
+            parts: its micro-batches, in order.
+            rank: whether patches are to be ranked.
+
+        Returns:
+            The value of each term for each image, [b], detached; and the scores of the patches [b, K].
+        """
+        share = 1 / len(view.images) if self._published else 1.0
+        scores: list[Tensor] | None = [] if rank else None
+        values = [self._backward_part(_part(view, rows), share, scores) for rows in parts]
+        together = {name: torch.cat([part[name] for part in values]) for name in values[0]}
+        return together, torch.cat(scores) if scores else None
+
+    def _backward_part(self, view: View, share: float, scores: list[Tensor] | None) -> dict[str, Tensor]:
+        shown = self._viewer.show(view, scores)
+        values = [(term, term.compute(shown).expand(len(shown.targets))) for term in self._view_terms]
+        loss = sum((term.weight * value.sum() for term, value in values), view.images.new_zeros(()))
+        (share * loss).backward()
+        return {term.name: value.detach() for term, value in values}
+
+    def backward_pixels(self, images: Tensor) -> dict[str, Tensor]:
+        """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published.
+
+        Args:
+            images: [b, C, H, W], the leaf that is optimized.
+
+        Returns:
+            The mean of each term over the images, detached.
+        """
+        values = [(term, term.compute(images)) for term in self._pixel_terms]
+        if values:
+            reduced = [term.weight * (value.mean() if self._published else value.sum()) for term, value in values]
+            torch.stack(reduced).sum().backward()
+        return {term.name: value.detach().mean() for term, value in values}
+
+
+def _part(view: View, rows: slice) -> View:
+    return View(view.images[rows], view.keep_indices[rows], view.jitter[rows], view.targets[rows])
+
+
+def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionConfig) -> None:
+    """Refuse a list of terms that cannot be run.
+
+    Raises:
+        ConfigError: two have one name, none is of a view, or the class loss is missing that an adaptive end reads.
+        ModelError: one sees the blocks of a teacher that does not show them.
+    """
+    names = [term.name for term in terms]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"terms: more than one is named {repeated!r}")
+    if all(term.sees == "pixels" for term in terms):
+        raise ConfigError(f"terms: {names} see pixels alone, and the teacher is never asked; add the class loss")
+    if config.adaptive_end is not None and "class_loss" not in names:
+        raise ConfigError("terms: adaptive_end reads the term class_loss, which is missing")
+    for term in terms:
+        if term.sees == "blocks":
+            teacher.check_blocks(term.name)
