@@ -9,7 +9,6 @@ from typing import Any
 from jobs.entry import run_job
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
 from pipeline.outputs import CONFIG, job_of
 
@@ -44,7 +43,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     """From the manifest, the footers of the parts, and the failures."""
     manifest = store.read_manifest(uri)
     progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
-    damaged = damaged_parts(uri, manifest["digest"], progress.done)
+    damaged = store.damaged_parts(uri, manifest["digest"], progress.done)
     return {
         "complete": progress.complete and not damaged,
         "digest": manifest["digest"],

@@ -21,7 +21,7 @@ _DESCRIBED = re.compile(r".+ \((n\d{8})\)")
 _SUBSETS = ("imagenet-1k", "imagenet-22k")
 # Other spellings of a few names among very many, at the same numbers, are no other classes: ImageNet's in Hugging Face
 # datasets and in timm differ in two of 1000.
-_MOST_OTHER_SPELLINGS = 0.01
+_MAX_OTHER_SPELLINGS = 0.01
 
 
 def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
@@ -150,7 +150,7 @@ def only_spelled_otherwise(given: Sequence[str], match: ClassMatch, own: Sequenc
     """
     unmatched = match.labels.count(None)
     in_place = all(label in (None, place) for place, label in enumerate(match.labels))
-    few = unmatched <= _MOST_OTHER_SPELLINGS * len(own)
+    few = unmatched <= _MAX_OTHER_SPELLINGS * len(own)
     return len(given) == len(own) and in_place and few and not match.ambiguous
 
 

@@ -85,18 +85,18 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
             if _token(_read(uri)) == mine["token"]:
                 break
             continue
-        _tell_waiting(uri, other, job, dead_s)
+        _announce_waiting(uri, other, job, dead_s)
         time.sleep(min(1.0, beat_s / 2))
     return waited
 
 
-_told: set[str] = set()
+_announced: set[str] = set()
 
 
-def _tell_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
-    if str(_token(other)) in _told:
+def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
+    if str(_token(other)) in _announced:
         return
-    _told.add(str(_token(other)))
+    _announced.add(str(_token(other)))
     who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
     logger.info(
         f"{job}: a run of the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "

@@ -22,7 +22,7 @@ from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
 _CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 # On a store without an atomic create a claim may be seen before it is whole.
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # What only says where something is, or what another fact says better.
@@ -119,9 +119,9 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
     if not changed and (job == "synthesize" or not facts):
         changed = ["an unknown setting"]
     if changed:
-        more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
         raise DatasetError(
-            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MOST_NAMED])}{more}"
+            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
 

@@ -9,7 +9,7 @@ from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
 from pipeline.models.loading import describe_channels
-from pipeline.vit.trial import try_out
+from pipeline.trial import try_out
 
 
 def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = False) -> None:

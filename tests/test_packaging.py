@@ -23,6 +23,7 @@ ALLOWED = {
     "pipeline.inversion": {
         "pipeline.checks",
         "pipeline.errors",
+        "pipeline.masking",
         "pipeline.vit",
     },
     "pipeline.dataset": {
@@ -35,7 +36,17 @@ ALLOWED = {
     "pipeline.vit": {"pipeline.errors"},
     "pipeline.vit.families": {"pipeline.errors"},
     "pipeline.vit.last_block": set(),
-    "pipeline.models": {"pipeline.checks", "pipeline.errors", "pipeline.foreign", "pipeline.storage", "pipeline.vit"},
+    "pipeline.masking": {"pipeline.errors", "pipeline.trial"},
+    "pipeline.trial": {"pipeline.errors"},
+    "pipeline.models": {
+        "pipeline.checks",
+        "pipeline.errors",
+        "pipeline.foreign",
+        "pipeline.masking",
+        "pipeline.storage",
+        "pipeline.trial",
+        "pipeline.vit",
+    },
     "pipeline.errors": set(),
     "pipeline.log": set(),
     "pipeline.foreign": set(),

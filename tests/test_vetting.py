@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from pipeline.distillation import DistillationConfig, StudentConfig
-from pipeline.distillation.plan import prepare as prepare_distillation
+from pipeline.distillation.plan import plan_distillation
 from pipeline.errors import ModelError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import prepare as prepare_synthesis
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.vetting import check_teacher
 from tests.conftest import make_tiny_model
 
@@ -42,7 +42,7 @@ def test_a_model_beyond_a_limit_is_refused_before_anything_is_planned(tmp_path: 
     changes, message = BEYOND[limit]
     teacher = ModelConfig(name=save_teacher(tmp_path / "teacher", **changes))
     with pytest.raises(ModelError, match=f"^model 'local-dir:.*{message}"):
-        prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+        plan_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
     assert not (tmp_path / "out").exists()
 
 
@@ -76,7 +76,7 @@ def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
         calibrate(CalibrationConfig(teacher=teacher, images=images, labelled=images, output=output))
     student = StudentConfig(depth_pruned=[0])
     with pytest.raises(ModelError, match=message):
-        prepare_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))
+        plan_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))
 
 
 @pytest.fixture
@@ -119,6 +119,6 @@ def test_a_resampled_teacher_is_announced(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})
-    prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+    plan_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert "was trained on 32x32 pixels, the model reads 48x48 pixels" in line

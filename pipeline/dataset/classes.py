@@ -8,7 +8,7 @@ from pipeline.errors import DatasetError
 
 _NUMBERED = re.compile(r"([^0-9]*)([0-9]+)([^0-9]*)")
 # Beyond that, numbers in names count nothing: `n000129` is a person of VGGFace2, `n01440764` a synset.
-_MOST_NUMBERS_A_CLASS = 2
+_MAX_NUMBERS_PER_CLASS = 2
 
 
 def as_number(name: str) -> int | None:
@@ -46,7 +46,7 @@ def misnumbered(names: Sequence[str]) -> str | None:
         return None
     numbers = [int(part[2]) for part in parts if part]
     prefixed = any(as_number(name) is None for name in names)
-    if prefixed and max(numbers, default=0) > _MOST_NUMBERS_A_CLASS * len(names):
+    if prefixed and max(numbers, default=0) > _MAX_NUMBERS_PER_CLASS * len(names):
         return None
     first = 1 if numbers[:1] == [1] else 0
     return next((name for place, name in enumerate(names) if numbers[place] != place + first), None)

@@ -104,7 +104,7 @@ def _holds_images(kind: pa.DataType | None) -> bool:
     return kind is not None and pa.types.is_binary(_plain(kind))
 
 
-def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+def cast_column(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return a column of a file as the type that `column_types` gave for it.
 
     Args:

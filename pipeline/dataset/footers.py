@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset import schema, store
+from pipeline.dataset import schema
 from pipeline.dataset.columns import column_types
 from pipeline.errors import DatasetError, one_line
 from pipeline.foreign import recognize_foreign
 
-# Footers are small and far away: many at a time.
-_FOOTER_THREADS = 32
+# Footers are small and each takes a round trip to the store: read many at a time.
+FOOTER_THREADS = 32
 # Of a file that is no Parquet file, as much as tells what it is.
 _HEAD_BYTES = 1024
 # The values of the column of images, as Parquet names them.
@@ -61,12 +61,12 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         facts = _read_one(uri, extra_columns)
         return replace(facts, columns=first.columns) if facts.columns == first.columns else facts
 
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         yield from threads.map(read, uris[1:])
 
 
 def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
-    footer, file_schema = _read_footer(uri)
+    footer, file_schema = read_footer(uri)
     metadata = footer.metadata or {}
     digest = metadata.get(b"digest")
     _check_no_nulls(uri, footer)
@@ -106,25 +106,12 @@ def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
         first_row += group.num_rows
 
 
-def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Return shard id → reason for parts that are not what their names say: cut off when they were copied, say."""
+def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    """Return a Parquet file's metadata and its Arrow schema.
 
-    def reason(shard_id: int) -> str | None:
-        try:
-            uri = store.part_uri(output, shard_id, digest)
-            facts = _read_footer(uri)[0].metadata or {}
-            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
-                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
-        except DatasetError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
-        return {shard_id: text for shard_id, text in reasons if text is not None}
-
-
-def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    Raises:
+        DatasetError: the file cannot be read, or is no whole Parquet file.
+    """
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             # Not `metadata.schema`: the two hold each other, and megabytes wait for the garbage collector.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset.columns import convert as convert_column
+from pipeline.dataset.columns import cast_column
 from pipeline.dataset.sources import Source
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, one_line
@@ -123,7 +123,7 @@ def _to_table(
 ) -> pa.Table:
     """Return rows of a row group, from row `start` on, as the contract has them."""
     wanted = [name for name in types if columns is None or name in columns]
-    arrays = {name: convert_column(unit.uri, name, rows[name], types[name]) for name in wanted}
+    arrays = {name: cast_column(unit.uri, name, rows[name], types[name]) for name in wanted}
     if columns is None or "image_id" in columns:
         ids = _derived_ids(unit, start, len(rows))
         arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids  # pyright: ignore[reportAttributeAccessIssue]

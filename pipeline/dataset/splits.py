@@ -23,7 +23,7 @@ _PARTITION = re.compile(r"([^=]+)=(.*)")
 # What does not tell configurations apart: partitions and days.
 _NO_CONFIGURATION = re.compile(r"(?!config)[^=]+=.*|\d{4}-\d\d-\d\d", re.IGNORECASE)
 # More words in one name are random letters.
-_MOST_WORDS = 5
+_MAX_WORDS = 5
 _NUMBERS = re.compile(r"\d+")
 HOW_TO_CHOOSE = "choose one with images_split or labelled_split (in Python: split)"
 _INSTEAD = "give the URI of one, or rename them as docs/images.md has it"
@@ -238,7 +238,7 @@ def _hints_in(name: str) -> frozenset[str]:
         about_splits = any(word in _CANONICAL for word in _WORDS.findall(partition[1].lower()))
         return frozenset((name,)) if about_splits else frozenset()
     words = [word.lower() for part in _CAMEL_CASE.split(name) for word in _WORDS.findall(part)]
-    if len(words) > _MOST_WORDS:
+    if len(words) > _MAX_WORDS:
         return frozenset()
     return frozenset(
         split

@@ -10,6 +10,7 @@
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema
+from pipeline.dataset.footers import FOOTER_THREADS, read_footer
 from pipeline.errors import DatasetError
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
@@ -114,6 +116,24 @@ def part_exists(output: str, shard_id: int, digest: str) -> bool:
         DatasetError: that cannot be found out.
     """
     return storage.exists(part_uri(output, shard_id, digest))
+
+
+def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
+    """Return shard id → reason for parts that are not what their names say: cut off when they were copied, say."""
+
+    def reason(shard_id: int) -> str | None:
+        try:
+            uri = part_uri(output, shard_id, digest)
+            facts = read_footer(uri)[0].metadata or {}
+            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
+                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
+        return {shard_id: text for shard_id, text in reasons if text is not None}
 
 
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:

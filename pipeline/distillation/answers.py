@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distillation.images import Batch, Images, to_batch
+from pipeline.distillation.images import DistillationBatch, Images, to_batch
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 
@@ -15,7 +15,7 @@ from pipeline.vit.subset import SubsetViT
 Reader = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def read_kept(read: Reader, batch: Batch, num_patches: int) -> tuple[Tensor, Tensor]:
+def read_kept(read: Reader, batch: DistillationBatch, num_patches: int) -> tuple[Tensor, Tensor]:
     """Read every image at its kept patches, those together that keep equally many.
 
     Args:
@@ -59,7 +59,7 @@ class Answers:
         self._with_tokens, self._dtype = with_tokens, dtype
         self._kept: tuple[Tensor, Tensor | None] | None = None
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, classes], and tokens [B, P + largest K, D] or None."""
         if self._kept is None or batch.rows is None:
             return self._compute(batch)
@@ -95,7 +95,7 @@ class Answers:
         self._kept = all_logits, all_tokens
 
     @torch.no_grad()
-    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _compute(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(batch.pixels.device.type, self._dtype, enabled=self._dtype != torch.float32):
             if not isinstance(self.teacher, SubsetViT):
                 return self.teacher(batch.pixels).float(), None

@@ -24,7 +24,7 @@ from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
 # Row groups for each worker, so that the workers' shares are about equal and mix.
-_UNITS_A_WORKER = 4
+_UNITS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Batch:
+class DistillationBatch:
     """A worker's share of a step: images as in `Images`, as tensors on its device.
 
     Attributes:
@@ -76,9 +76,9 @@ class Batch:
             yield places, self.keep_indices[places, :count]
 
 
-def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> Batch:
+def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> DistillationBatch:
     """Onto a worker's device."""
-    return Batch(
+    return DistillationBatch(
         pixels=torch.from_numpy(images.pixels).to(device),
         labels=torch.from_numpy(images.labels).to(device),
         keep_indices=torch.from_numpy(images.keep_indices).to(device),
@@ -134,7 +134,7 @@ def share_units(
         seed, epoch: of the order.
         rank, world_size: which worker, of how many.
     """
-    pieces = -(-_UNITS_A_WORKER * world_size // max(1, len(units)))
+    pieces = -(-_UNITS_PER_WORKER * world_size // max(1, len(units)))
     split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
     order = np.random.default_rng((seed, epoch)).permutation(len(split))
     return [split[place] for place in order[rank::world_size]]
@@ -149,13 +149,13 @@ class MemoryImages:
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """This worker's share, which may be empty, of every batch of an epoch."""
         for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
             own = rows[self._rank :: self._world_size]
             yield to_batch(self.images.take(own), device, own)
 
-    def in_order(self, device: torch.device) -> Iterator[Batch]:
+    def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """This worker's share of all images, once, unshuffled."""
         own = np.arange(self.num_images)[self._rank :: self._world_size]
         for start in range(0, len(own), self._batch_size):
@@ -184,7 +184,7 @@ class StreamedImages:
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._rank, self._world_size = rank, world_size
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """This worker's batches of an epoch; another worker may have more or fewer."""
         shuffled = {
             "local_shuffle_buffer_size": self._shuffle_buffer,
@@ -192,11 +192,11 @@ class StreamedImages:
         }
         return self._read(epoch, device, shuffled)
 
-    def in_order(self, device: torch.device) -> Iterator[Batch]:
+    def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """This worker's share of all images, once."""
         return self._read(0, device, {})
 
-    def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[Batch]:
+    def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[DistillationBatch]:
         units = share_units(
             self._source.units, seed=self._seed, epoch=epoch, rank=self._rank, world_size=self._world_size
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import Batch, MemoryImages, StreamedImages
+from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
 from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
@@ -117,7 +117,9 @@ class StudentTrainer:
         torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.group.rank}"))
         totals = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         checksum = torch.zeros(1, dtype=torch.int64, device=self.group.device)
-        batches: Iterator[Batch | None] = chain(self.images.batches(state.epoch, self.group.device), repeat(None))
+        batches: Iterator[DistillationBatch | None] = chain(
+            self.images.batches(state.epoch, self.group.device), repeat(None)
+        )
         for batch in batches:
             if batch is not None:
                 checksum += sum(map(_hash, batch.image_ids))
@@ -135,7 +137,7 @@ class StudentTrainer:
             "image_ids_checksum": int(self.group.sum(checksum).item()),
         }
 
-    def _step(self, batch: Batch | None, state: TrainingState) -> Tensor | None:
+    def _step(self, batch: DistillationBatch | None, state: TrainingState) -> Tensor | None:
         """Take one step over all workers' shares; return sums of the loss terms and the number of images, float64 on
         the CPU, or None where no worker had an image."""
         self.optimizer.zero_grad()

@@ -24,7 +24,7 @@ from pipeline.vit.subset import SubsetViT
 
 
 @dataclass(frozen=True)
-class Plan:
+class DistillationPlan:
     """A distillation that was found possible.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
         return self.document["digest"]
 
 
-def prepare(config: DistillationConfig) -> Plan:
+def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     """Check on the driver all that can be checked without Ray; nothing is written.
 
     Raises:
@@ -73,7 +73,7 @@ def prepare(config: DistillationConfig) -> Plan:
     if there is not None:
         # Checkpoints carry the digest of the run that began; an earlier version may have counted more into it.
         document["digest"] = there["digest"]
-    return Plan(_located(config), document, teacher, student, images, labelled)
+    return DistillationPlan(_located(config), document, teacher, student, images, labelled)
 
 
 def _document(

@@ -12,8 +12,8 @@ from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
-from pipeline.distillation.plan import Plan, prepare
-from pipeline.distillation.progress import progress
+from pipeline.distillation.plan import DistillationPlan, plan_distillation
+from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
@@ -42,7 +42,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         IncompleteError: the workers could not start or kept dying.
     """
     check_cluster()
-    plan = prepare(config)
+    plan = plan_distillation(config)
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
     if storage.exists(result_uri):
@@ -67,17 +67,17 @@ def epochs_left(config: DistillationConfig) -> str:
     return f"{done} of {config.epochs} epochs done, run it again for the rest"
 
 
-def _run(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
+def _run(plan: DistillationPlan, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
         train = prepare_training(_read(plan), fixed_size=fixed_size)
         done_before = max(list_epochs(output), default=0)
-        with progress(output, plan.config.epochs, done_before):
+        with report_epochs(output, plan.config.epochs, done_before):
             digests = train()
     return _finish(plan, digests, done_before, time.monotonic() - started)
 
 
-def _read(plan: Plan) -> Task:
+def _read(plan: DistillationPlan) -> Task:
     """Images into memory where they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
@@ -94,7 +94,7 @@ def _read(plan: Plan) -> Task:
     return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labelled)
 
 
-def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
+def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
     """Write the students and the curve from the last checkpoint; `result.json` last, for it says that all is there."""
     output = plan.config.output
     state = load_state(output, plan.digest)
@@ -122,7 +122,7 @@ def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) ->
     return result
 
 
-def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> None:
+def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri: str) -> None:
     student = plan.student
     student.model.load_state_dict(weights)
     with tempfile.TemporaryDirectory(prefix="student-") as folder:
@@ -130,7 +130,7 @@ def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> No
         storage.upload_folder(folder, uri)
 
 
-def _curve(plan: Plan, state: TrainingState) -> bytes:
+def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
     # Here and not above: workers import this package, and would wait a second for matplotlib that they do not need.
     from pipeline.report import curve
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.vit.last_block import pad_rows
 
 # Phases of a schedule times halvings of a batch. PyTorch's own limit of 8 is meant for shapes that vary by mistake.
-_MOST_GRAPHS = 256
+_MAX_GRAPHS = 256
 
 
 class Compiled:
@@ -25,11 +25,11 @@ class Compiled:
         function: of `leading` and tensors of the same length; returns one row for each of theirs.
         leading: arguments passed on as they are.
         device: that it runs on.
-        most_rows: it is not called with more. None pads nothing, for functions whose rows depend on each other.
+        max_rows: it is not called with more. None pads nothing, for functions whose rows depend on each other.
         backend: of `torch.compile`; `aot_eager` finds the same graphs and makes no code of them.
 
     Attributes:
-        most_rows: as given; it may be changed between calls.
+        max_rows: as given; it may be changed between calls.
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
     """
 
@@ -38,7 +38,7 @@ class Compiled:
         function: Callable[..., Tensor],
         *leading: Any,
         device: torch.device,
-        most_rows: int | None,
+        max_rows: int | None,
         backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         # No copies into static addresses are made here: CUDA graphs copy what they are called with by themselves, and
@@ -48,27 +48,27 @@ class Compiled:
             function, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
         self._leading = leading
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         self._met: set[tuple[torch.Size, ...]] = set()
         self.compile_s = 0.0
 
     def __call__(self, *rows: Tensor) -> Tensor:
         count = len(rows[0])
-        if self.most_rows is not None:
-            assert count <= self.most_rows, f"{count} rows, at most {self.most_rows} were to come"
-            size = padded_size(count, self.most_rows)
+        if self.max_rows is not None:
+            assert count <= self.max_rows, f"{count} rows, at most {self.max_rows} were announced"
+            size = padded_size(count, self.max_rows)
             rows = tuple(pad_rows(tensor, size) for tensor in rows)
         # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.
         rows = tuple(_own_gradient(tensor.contiguous()) for tensor in rows)
         shapes = tuple(tensor.shape for tensor in rows)
         started = time.perf_counter()
-        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):  # type: ignore[attr-defined]
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):  # type: ignore[attr-defined]
             result = self._function(*self._leading, *rows)
         if shapes not in self._met:
             self._met.add(shapes)
             self.compile_s += time.perf_counter() - started
         # A CUDA graph's next run writes over what this one returned.
-        return result.clone() if self.most_rows is None else result[:count].clone()
+        return result.clone() if self.max_rows is None else result[:count].clone()
 
 
 def _own_gradient(rows: Tensor) -> Tensor:

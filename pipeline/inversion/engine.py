@@ -20,7 +20,7 @@ from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
-from pipeline.inversion.splitting import Split
+from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View, Viewer
@@ -89,7 +89,7 @@ class Inversion:
         assert len(seeds) == len(targets), "one seed for each target"
         self.terms = build_terms(config) if terms is None else list(terms)
         _check_terms(self.terms, teacher, config)
-        self._split = Split(len(targets), config.micro_batch or len(targets))
+        self._split = MicroBatches(len(targets), config.micro_batch or len(targets))
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
         generators = generators_of(seeds)
@@ -135,9 +135,9 @@ class Inversion:
     def _compile(self) -> list[Compiled]:
         """Put compiled pieces in the place of those that every step runs."""
         alone, device = self.config.scope == "image", self.images.device
-        self._look = Compiled(type(self.teacher).look, self.teacher, device=device, most_rows=self.micro_batch)
+        self._look = Compiled(type(self.teacher).look, self.teacher, device=device, max_rows=self.micro_batch)
         pieces = [
-            Compiled(term.compute, device=device, most_rows=len(self.images) if alone else None)
+            Compiled(term.compute, device=device, max_rows=len(self.images) if alone else None)
             for term in self._pixel_terms
         ]
         self._viewer.look = self._look
@@ -218,7 +218,7 @@ class Inversion:
         if self._prefix is not None:
             self._split.grow(len(self.images), self._prefix + before, self._prefix + self.keep_indices.shape[1])
         if self._look is not None:
-            self._look.most_rows = self.micro_batch
+            self._look.max_rows = self.micro_batch
 
     def _put_aside(self, ending: Ending) -> Tensor | None:
         """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""

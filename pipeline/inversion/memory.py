@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.flops import TeacherShape
-from pipeline.inversion.splitting import Split
+from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 
 # Of a device's memory, what a proposal leaves to allocators, kernels and errors of the prediction.
@@ -58,7 +58,7 @@ def predict_run(teacher: Teacher, config: InversionConfig, *, batch: int) -> Ste
     As patches are stopped, more images go together: it may be in any phase.
     """
     prefix, phases = teacher.num_prefix_tokens, config.phases(teacher.num_patches)
-    split, steps, before = Split(batch, config.micro_batch or batch), [], None
+    split, steps, before = MicroBatches(batch, config.micro_batch or batch), [], None
     for _, num_kept in phases:
         if before is not None:
             split.grow(batch, prefix + before, prefix + num_kept)
@@ -85,7 +85,7 @@ def predict(
         num_kept: patches read of each; by default all.
     """
     kept = teacher.num_patches if num_kept is None else num_kept
-    together = Split(batch, micro_batch or config.micro_batch or batch).size
+    together = MicroBatches(batch, micro_batch or config.micro_batch or batch).size
     image = teacher.in_chans * teacher.image_size**2 * _FLOAT
     teacher_work = together * _teacher_bytes(teacher, config, kept) + (batch * image if together < batch else 0)
     # Gradient, total variation's gradient, and two differences; without it the gradient, and as gathered.

@@ -4,7 +4,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 
-class Split:
+class MicroBatches:
     """A batch in parts of equal size, or one image apart.
 
     Args:
@@ -18,8 +18,8 @@ class Split:
 
     def __init__(self, count: int, limit: int) -> None:
         # Exact, or it would shrink at every stop.
-        self._most = Fraction(limit)
-        self.size = self.fewest = _even(count, self._most)
+        self._limit = Fraction(limit)
+        self.size = self.fewest = _even(count, self._limit)
 
     def slices(self, count: int) -> list[slice]:
         """The parts of what is left of the batch, `count` images."""
@@ -30,13 +30,13 @@ class Split:
     def halve(self) -> None:
         """After memory ran out."""
         self.size = (self.size + 1) // 2
-        self._most = Fraction(self.size)
+        self._limit = Fraction(self.size)
         self.fewest = min(self.fewest, self.size)
 
     def grow(self, count: int, before: int, after: int) -> None:
         """After an image has come down from `before` tokens to `after`: as many tokens as before go together."""
-        self._most *= Fraction(before, after)
-        self.size = _even(count, self._most)
+        self._limit *= Fraction(before, after)
+        self.size = _even(count, self._limit)
 
 
 def _even(count: int, limit: Fraction) -> int:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
+from pipeline.masking import MaskedModel, fill_stopped
 from pipeline.vit.families import check_family
-from pipeline.vit.masked import MaskedModel, fill_stopped
 from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
 from pipeline.vit.subset import SubsetViT
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.masking import patch_size
 from pipeline.models.loading import LoadedModel
+from pipeline.trial import try_out
 from pipeline.vit.families import refusal
-from pipeline.vit.masked import patch_size
 from pipeline.vit.subset import SubsetViT
-from pipeline.vit.trial import try_out
 
 
 class ImageReader(nn.Module):

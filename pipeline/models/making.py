@@ -39,14 +39,14 @@ _TIMM_ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class MadeModel:
     """A model with its weights, and what a user should know of how they were fitted to it."""
 
     model: nn.Module
     notices: tuple[str, ...] = ()
 
 
-def make_model(config: ModelConfig, *, trained: bool) -> Made:
+def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
     """Make a model and fill in its weights; see `pipeline.models.load_model`.
 
     Raises:
@@ -66,8 +66,8 @@ def make_model(config: ModelConfig, *, trained: bool) -> Made:
         _check_own_head(config, model)
         _check_own_patches(config, model)
     if not config.pretrained:
-        return Made(model)
-    return Made(model, _size_notices(config, f"model {config.name!r}", model, _asked_size(config, model), trained))
+        return MadeModel(model)
+    return MadeModel(model, _size_notices(config, f"model {config.name!r}", model, _asked_size(config, model), trained))
 
 
 def input_size_of(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:
@@ -102,7 +102,7 @@ def _outline(config: ModelConfig) -> nn.Module:
         return _create(config, pretrained=False)
 
 
-def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> Made:
+def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
     """Through timm's own loading, which knows how each family's published checkpoints are laid out."""
     outline = _outline(config)
     weights = _read_weights(config, uri, outline)
@@ -118,10 +118,10 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> Made:
     model = _fill(config, uri, weights, overlay)
     what = f"checkpoint {uri!r}"
     notices = _size_notices(config, what, model, resampling(weights, model), trained)
-    return Made(model, notices or _unknown_size(config, what, model))
+    return MadeModel(model, notices or _unknown_size(config, what, model))
 
 
-def _from_folder(config: ModelConfig, trained: bool) -> Made:
+def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     """Through timm's own loading as well, which reads the folder's config; the file of weights is read here."""
     outline = _outline(config)
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
@@ -131,7 +131,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> Made:
         check_first_layer(f"model {config.name!r}", weights, outline)
     model = _fill(config, uri, weights, {})
     change = resampling(weights, model) or _asked_size(config, model)
-    return Made(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
+    return MadeModel(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
 
 
 def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def _fill(config: ModelConfig, uri: str, weights: dict[str, Tensor], overlay: di
     return model
 
 
-def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained: bool) -> Made:
+def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained: bool) -> MadeModel:
     """Through the family's own reader of Google's published `.npz` files, which wants a file.
 
     It leaves out what it does not find, the classifier among others: what it leaves is NaN then, and is refused.
@@ -178,7 +178,7 @@ def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained
     lacking = [name for name, value in model.named_parameters() if bool(value.isnan().any())]
     if lacking:
         raise CheckpointError(f"checkpoint {uri!r} lacks {len(lacking)} tensors of the model, as {lacking[0]!r}")
-    return Made(model, _size_notices(config, f"checkpoint {uri!r}", model, resampling(weights, model), trained))
+    return MadeModel(model, _size_notices(config, f"checkpoint {uri!r}", model, resampling(weights, model), trained))
 
 
 def _size_notices(

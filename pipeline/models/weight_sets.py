@@ -15,7 +15,7 @@ _USUAL_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "m
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|(ema|swa)(?![a-z])|averaged")
 # An optimizer's averages are named after the weights.
 _OPTIMIZER = re.compile(r"optim|sched|exp_avg|momentum|grad")
-_MOST_LEVELS, _LONGEST_LIST = 4, 16
+_MAX_LEVELS, _MAX_LIST_LENGTH = 4, 16
 Sets = dict[str, dict[str, Tensor]]
 
 
@@ -61,14 +61,14 @@ def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
     )
 
 
-def _mappings(value: Any, key: str = "", levels: int = _MOST_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _mappings(value: Any, key: str = "", levels: int = _MAX_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield the tensors of every mapping by the keys that lead there, but for those of optimizers."""
     inner: Mapping[Any, Any] = {}
     if isinstance(value, Mapping):
         inner = value
         if tensors := _tensors(value):
             yield key, tensors
-    elif isinstance(value, list | tuple) and len(value) <= _LONGEST_LIST:
+    elif isinstance(value, list | tuple) and len(value) <= _MAX_LIST_LENGTH:
         inner = dict(enumerate(value))
     for name, below in inner.items() if levels else ():
         if _OPTIMIZER.search(str(name).lower()) is None:

@@ -5,14 +5,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.quantization.bit_widths import BitWidths
     from pipeline.quantization.config import CalibrationConfig
     from pipeline.quantization.ranges import range_error
     from pipeline.quantization.run import calibrate
-    from pipeline.quantization.settings import BitWidths
 
 __all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
 
-_HOMES = {"BitWidths": "settings", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
+_HOMES = {"BitWidths": "bit_widths", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
 
 # torchao registers an Enum in a way that torch will refuse one day; users can do nothing about this line.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "is an Enum subclass" not in str(record.msg))

@@ -15,7 +15,7 @@ from pipeline.quantization.sampling import sampling_rank
 
 
 @dataclass(frozen=True)
-class Batch:
+class CalibrationBatch:
     """Images that are read together, because they keep the same number of patches.
 
     Attributes:
@@ -93,7 +93,7 @@ def share_windows(windows: Sequence[Window], num_workers: int) -> list[list[Wind
 
 def gather_batches(
     rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str]], *, dense_patches: int | None = None
-) -> Iterator[Batch]:
+) -> Iterator[CalibrationBatch]:
     """Planned batches, each as soon as its images have arrived; rows may come in any order, others are passed over.
 
     Args:
@@ -118,10 +118,10 @@ def gather_batches(
         raise DatasetError(f"{len(place)} images did not come, such as {min(place)!r}")
 
 
-def _stack(rows: list[Mapping[str, Any]], dense_patches: int | None) -> Batch:
+def _stack(rows: list[Mapping[str, Any]], dense_patches: int | None) -> CalibrationBatch:
     images = torch.from_numpy(np.stack([np.asarray(row["pixels"], np.float32) for row in rows]))
     if dense_patches is None:
         keep = torch.from_numpy(np.stack([np.asarray(row["keep_indices"], np.int64) for row in rows]))
     else:
         keep = torch.arange(dense_patches).repeat(len(rows), 1)
-    return Batch(images, keep, [str(row["image_id"]) for row in rows])
+    return CalibrationBatch(images, keep, [str(row["image_id"]) for row in rows])

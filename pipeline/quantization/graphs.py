@@ -13,9 +13,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.errors import ModelError
 from pipeline.models import model_input_size
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths, Placement
 from pipeline.vit.families import check_family, refusal
 from pipeline.vit.subset import TokenSubset
 

@@ -19,10 +19,10 @@ from pipeline.evaluation import model_predictor
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
+from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import ArtifactFormat, CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths
 
 _OPEN: dict[ArtifactFormat, Callable[[str], Opened]] = {"pt2": open_pt2, "onnx": open_onnx}
 

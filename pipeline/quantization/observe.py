@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import export_images, export_subset, prepare, read_ranges
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths, Placement
 from pipeline.vit.families import refusal
 
 
@@ -34,7 +34,7 @@ class RangeObserver:
         self._model: Any = model
         self.num_images = 0
 
-    def observe(self, batches: Iterable[Batch], count: Callable[[int], None] = lambda _: None) -> list[str]:
+    def observe(self, batches: Iterable[CalibrationBatch], count: Callable[[int], None] = lambda _: None) -> list[str]:
         """Read images once, at their kept patches where the family allows it, and return their ids.
 
         Args:
@@ -51,7 +51,7 @@ class RangeObserver:
             count(len(batch.images))
         return image_ids
 
-    def _arguments(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _arguments(self, batch: CalibrationBatch) -> tuple[Tensor, ...]:
         images = batch.images.to(self._device)
         if not self._reads_subsets:
             return (images,)

@@ -25,7 +25,7 @@ from pipeline.vit.families import refusal
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     """A calibration that was found possible.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
         return sum(len(window.rows) for window in self.windows)
 
 
-def prepare(config: CalibrationConfig) -> Plan:
+def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     """Check on the driver all that can be checked without Ray; nothing is written, and no image but the first is read.
 
     Raises:
@@ -80,7 +80,7 @@ def prepare(config: CalibrationConfig) -> Plan:
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return Plan(config, document, loaded, program, images, windows, labelled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, labelled)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from pipeline.errors import ModelError
 from pipeline.log import logger
-from pipeline.quantization.settings import BitWidths, Placement
+from pipeline.quantization.bit_widths import BitWidths, Placement
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten

@@ -25,7 +25,7 @@ def reduce_ranges(ranges: Ranges, device: torch.device) -> Ranges:
     return {name: (-low, high) for name, (low, high) in zip(ranges, values.tolist(), strict=True)}
 
 
-def check_ranges(ranges: Ranges) -> None:
+def check_observed_ranges(ranges: Ranges) -> None:
     """Refuse ranges that no scale can be made of.
 
     Raises:

@@ -8,14 +8,14 @@ import torch
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
-from pipeline.evaluation import Score, labelled_batches, measure_latency, score
+from pipeline.evaluation import Score, labelled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
-from pipeline.quantization.plan import Plan, prepare
-from pipeline.quantization.ranges import check_ranges
+from pipeline.quantization.plan import CalibrationPlan, plan_calibration
+from pipeline.quantization.ranges import check_observed_ranges
 from pipeline.runs import hold
 
 REPORT = "report.json"
@@ -39,7 +39,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     # What can be wrong is found out before a cluster is joined or anything is written.
-    plan = prepare(config)
+    plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and claimed.document["config"] == plan.document["config"] and storage.exists(report_uri):
@@ -49,10 +49,10 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             return _calibrate(plan, fixed_size=fixed_size)
 
 
-def _calibrate(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
+def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
-    check_ranges(calibration.ranges)
+    check_observed_ranges(calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
@@ -77,12 +77,12 @@ def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
             storage.remove(storage.join(output, name))
 
 
-def _measure(plan: Plan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
+def _measure(plan: CalibrationPlan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
     """Return a row of figures for each, scored in one pass where there are labeled images."""
     config, scores = plan.config, {}
     if plan.labelled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
-        scores = score(predict, labelled_batches(plan.labelled, plan.loaded, config.score_batch_size))
+        scores = measure_accuracy(predict, labelled_batches(plan.labelled, plan.loaded, config.score_batch_size))
     return [
         _row(artifact, scores.get(str(number)), _latency(artifact, plan.loaded, config.latency_batch_size))
         for number, artifact in enumerate(artifacts)

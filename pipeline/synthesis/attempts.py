@@ -4,8 +4,9 @@ Ray starts a worker that died again, and gives it the same shard, without end an
 tells one small actor, on the driver's machine, what it is about to do:
 
 - A shard that was begun and not ended killed its worker. After `max_attempts` it is given up, and recorded as failed.
-- A place (a GPU, or a node's CPUs) where errors follow each other is retired. Its worker stays, so that Ray gives the
-  GPU to nobody else, and waits; what Ray has assigned to it is handed back once nobody else has anything to do.
+- A device (a GPU, or a node's CPUs) on which one attempt after another fails is retired. Its worker stays alive and
+  idle, so that Ray does not give the GPU to anyone else. Shards that Ray has assigned to it are handed back once no
+  other worker has anything left to do.
 """
 
 import time
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 
 import ray
 
-from pipeline.synthesis.places import Place
+from pipeline.synthesis.devices import Device
 
 # A GPU is retired when so many errors follow each other without a shard done between them.
-MAX_PLACE_ERRORS = 2
+MAX_DEVICE_ERRORS = 2
 # Ray Data assigns a worker the shard that it works on, and the one after it.
 _SHARDS_PER_WORKER = 2
 # Between two shards of a worker there is less; a worker that is started again takes longer, and is waited for.
@@ -63,8 +64,8 @@ class Attempts:
     def __init__(self, max_attempts: int) -> None:
         self._max_attempts = max_attempts
         self._shards: dict[int, _Shard] = {}
-        self._errors: dict[Place, int] = {}
-        self._retired: dict[Place, str] = {}
+        self._errors: dict[Device, int] = {}
+        self._retired: dict[Device, str] = {}
         self._trace = ""
         self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
@@ -81,48 +82,48 @@ class Attempts:
         """
         self._left = set(shard_ids)
         self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
-        self._loading: dict[str, Place] = {}
-        self._running: dict[int, tuple[Place, str]] = {}
+        self._loading: dict[str, Device] = {}
+        self._running: dict[int, tuple[Device, str]] = {}
         self._waiting: set[str] = set()
         self._over = False
         self._last_event = time.monotonic()
 
-    def retired(self) -> dict[Place, str]:
-        """The places that get no more work, and why."""
+    def retired(self) -> dict[Device, str]:
+        """Return the devices that get no more work, and why."""
         return dict(self._retired)
 
     def last_trace(self) -> str:
         """Return where in the code the last error not known as a machine's was raised; empty where there is none."""
         return self._trace
 
-    def is_retired(self, place: Place) -> bool:
-        """Return whether a place gets no more work."""
-        return place in self._retired
+    def is_retired(self, device: Device) -> bool:
+        """Return whether a device gets no more work."""
+        return device in self._retired
 
     # What workers say.
 
-    def enter(self, worker: str, place: Place, *, loaded: bool) -> bool:
+    def enter(self, worker: str, device: Device, *, loaded: bool) -> bool:
         """Ask for work.
 
         Args:
             worker: the id of its actor, which stays when Ray starts it again.
-            place: that it computes on.
+            device: the one it computes on.
             loaded: it has loaded the teacher; otherwise it does so next.
 
         Returns:
-            Whether it may work; otherwise its place is retired.
+            Whether it may work; otherwise its device is retired.
         """
         self._last_event = time.monotonic()
         died_at = self._loading.pop(worker, None)
         if died_at is not None:
             self._count(died_at, "its process died while it loaded the teacher")
-        if place in self._retired:
+        if device in self._retired:
             return False
         if not loaded:
-            self._loading[worker] = place
+            self._loading[worker] = device
         return True
 
-    def begin(self, worker: str, place: Place, shard_id: int, name: str) -> Begun:
+    def begin(self, worker: str, device: Device, shard_id: int, name: str) -> Begun:
         """Say that a shard is worked on from now on, by the process of that name."""
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
@@ -139,22 +140,22 @@ class Attempts:
         if refusal:
             self._left.discard(shard_id)
         else:
-            self._running[shard_id] = place, name
+            self._running[shard_id] = device, name
         return Begun(deaths, refusal)
 
-    def end(self, place: Place, shard_id: int) -> None:
+    def end(self, device: Device, shard_id: int) -> None:
         """Say that a shard is done, or failed for a reason of its own."""
         self._last_event = time.monotonic()
         self._running.pop(shard_id, None)
         self._left.discard(shard_id)
-        self._errors.pop(place, None)
+        self._errors.pop(device, None)
 
-    def fail(self, worker: str, place: Place, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
-        """Say that a place failed.
+    def fail(self, worker: str, device: Device, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
+        """Record that a device failed.
 
         Args:
             worker: the id of its actor.
-            place: that failed.
+            device: the one that failed.
             reason: in a line.
             shard_id: that it was to do, and hands back or gives up.
             loading: it was not begun, for the teacher could not be loaded.
@@ -166,17 +167,17 @@ class Attempts:
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         self._trace = trace or self._trace
-        self._count(place, reason)
+        self._count(device, reason)
         # Handed back, it is another pass's.
         self._left.discard(shard_id)
         if loading:
             return ""
         self._running.pop(shard_id, None)
-        self._shards.setdefault(shard_id, _Shard()).history.append(f"{place} failed: {reason}")
+        self._shards.setdefault(shard_id, _Shard()).history.append(f"{device} failed: {reason}")
         return self._given_up(shard_id)
 
     def wait(self, worker: str) -> bool:
-        """Ask, from a retired place and again and again, whether to hand back what Ray has assigned to it."""
+        """Return whether the worker of a retired device, which asks again and again, should hand back its shards."""
         self._waiting.add(worker)
         if not self._over and not self._running and not self._loading:
             idle_s = time.monotonic() - self._last_event
@@ -190,10 +191,10 @@ class Attempts:
             self._over = idle_s >= patience_s
         return self._over
 
-    def _count(self, place: Place, reason: str) -> None:
-        self._errors[place] = self._errors.get(place, 0) + 1
-        if self._errors[place] >= MAX_PLACE_ERRORS:
-            self._retired.setdefault(place, reason)
+    def _count(self, device: Device, reason: str) -> None:
+        self._errors[device] = self._errors.get(device, 0) + 1
+        if self._errors[device] >= MAX_DEVICE_ERRORS:
+            self._retired.setdefault(device, reason)
 
     def _given_up(self, shard_id: int) -> str:
         shard = self._shards[shard_id]

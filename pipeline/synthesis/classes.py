@@ -26,13 +26,13 @@ def read_classes(classes: Iterable[Any] | str) -> list[range]:
     Raises:
         ConfigError: there is none, one is no label, a range runs backward, or a label comes twice.
     """
-    if is_file(classes):
+    if names_file(classes):
         return _ranges(_read_entries(classes), f"classes file {classes!r}")
     entries = classes.split(",") if isinstance(classes, str) else classes
     return _ranges(entries, "classes")
 
 
-def is_file(classes: Iterable[Any] | str | None) -> TypeGuard[str]:
+def names_file(classes: Iterable[Any] | str | None) -> TypeGuard[str]:
     """Tell whether a setting names a file, and not the labels themselves."""
     return isinstance(classes, str) and _LIST.fullmatch(classes) is None
 

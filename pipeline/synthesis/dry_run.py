@@ -8,12 +8,12 @@ from pipeline.cluster import connect, own_errors
 from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 from pipeline.synthesis.pool import actors_per_machine, pool_options
-from pipeline.synthesis.progress import tell
+from pipeline.synthesis.progress import report_plan
 
 
-def dry_run(plan: Plan) -> dict[str, Any]:
+def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
     """Print the plan, time a few steps where the actors would run, and write nothing."""
     config, images = plan.config, count_images(plan.to_do)
     summary: dict[str, Any] = {
@@ -24,8 +24,8 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "num_images": count_images(plan.shards),
         "num_images_to_make": images,
     }
-    tell(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
-    tell(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
+    report_plan(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
+    report_plan(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
     if not images:
         return {**summary, "estimated_hours": 0.0}
     largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
@@ -43,12 +43,12 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     schedule = config.inversion.phases(plan.num_patches)
     hours = shard_seconds(schedule, step_seconds) * images / len(largest) / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
-        tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
+        report_plan(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
     if config.inversion.adaptive_end is not None:
-        tell("images may end early (inversion.adaptive_end): what follows is the most that it takes")
+        report_plan("images may end early (inversion.adaptive_end): what follows is the most that it takes")
     unit = "GPU-hours" if options.get("num_gpus") else "core-hours"
     cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
-    tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
+    report_plan(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
     key = f"estimated_{unit.lower().replace('-', '_')}"
     summary |= {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
     return summary | _memory(config, len(largest), probed)
@@ -60,12 +60,14 @@ def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str
     predicted = "not predicted for this family"
     if probed.predicted_bytes is not None:
         predicted = f"{probed.predicted_bytes / gib:.3g} GiB predicted"
-    tell(
+    report_plan(
         f"a step of {num_images} images takes {probed.peak_bytes / gib:.3g} GiB at most, measured; {predicted}; "
         f"an actor has {probed.device_bytes / gib:.3g} GiB"
     )
     largest = probed.largest_batch * config.inversion.images_per_run
-    tell(f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}")
+    report_plan(
+        f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}"
+    )
     return {
         "peak_bytes": probed.peak_bytes,
         "predicted_peak_bytes": probed.predicted_bytes,

@@ -16,8 +16,8 @@ from pipeline.errors import IncompleteError, PipelineError, one_line
 from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
-from pipeline.synthesis.places import this_place
 from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
 
 # Errors whose message says all; of others the place in the code is kept too, in so many frames.
@@ -46,7 +46,7 @@ class GuardedWriter:
         self._config, self._attempts = config, attempts
         self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
-        self._place, self._name = this_place(), worker_name()
+        self._device, self._name = this_device(), worker_name()
         self._writer: PartWriter | None = None
         self._poisoned = False
 
@@ -59,10 +59,10 @@ class GuardedWriter:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
 
     def _do(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
-        if self._poisoned and not self._ask("is_retired", self._place):
+        if self._poisoned and not self._ask("is_retired", self._device):
             # Nothing works in a CUDA context after an error. Ray starts another process, and gives it this shard.
             os._exit(1)
-        if not self._ask("enter", self._actor, self._place, loaded=self._writer is not None):
+        if not self._ask("enter", self._actor, self._device, loaded=self._writer is not None):
             return self._wait(shard_id)
         try:
             writer = self._loaded()
@@ -71,7 +71,7 @@ class GuardedWriter:
         # The driver has loaded the same teacher: whatever fails here is this machine's, a library's KeyError included.
         except Exception as error:  # noqa: BLE001
             return self._failed(shard_id, labels, error, loading=True)
-        begun: Begun = self._ask("begin", self._actor, self._place, shard_id, self._name)
+        begun: Begun = self._ask("begin", self._actor, self._device, shard_id, self._name)
         if begun.refusal:
             return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
         try:
@@ -80,7 +80,7 @@ class GuardedWriter:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        self._ask("end", self._place, shard_id)
+        self._ask("end", self._device, shard_id)
         return {**made, "notes": _about(shard_id, begun.history)}
 
     def _loaded(self) -> PartWriter:
@@ -95,7 +95,7 @@ class GuardedWriter:
         manifest = store.manifest_uri(self._config.output)
         if not storage.exists(manifest):
             raise IncompleteError(
-                f"worker {self._name} of node {self._place.host} does not find {manifest!r}, which this run wrote: "
+                f"worker {self._name} of node {self._device.host} does not find {manifest!r}, which this run wrote: "
                 "is that a folder of one machine alone? Give an output that all machines share, such as s3://..."
             )
 
@@ -103,9 +103,9 @@ class GuardedWriter:
         """Hand the shard back to be done elsewhere, or give it up where it fails everywhere."""
         self._poisoned, self._writer = True, None
         reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._place, reason, shard_id, loading=loading, trace=_trace(error))
+        refusal = self._ask("fail", self._actor, self._device, reason, shard_id, loading=loading, trace=_trace(error))
         doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
-        note = f"worker {self._name} failed on {self._place} while {doing}, another is to do it: {reason}"
+        note = f"worker {self._name} failed on {self._device} while {doing}, another is to do it: {reason}"
         if refusal:
             return self._given_up(shard_id, labels, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])

@@ -16,10 +16,10 @@ from pipeline.cluster import free_resources
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
-from pipeline.synthesis.holders import hold
-from pipeline.synthesis.places import Place
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.holders import hold_gpus
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import Shard
@@ -32,7 +32,7 @@ _MAX_BARREN_PASSES = 3
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
+def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
     """Run the pool over what is missing.
 
     Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
@@ -60,18 +60,18 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     outcomes: list[dict[str, Any]] = []
-    held: dict[Place, ActorHandle] = {}
+    held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     with report:
         while left:
-            retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
+            retired = cast(dict[Device, str], ray.get(attempts.retired.remote()))
             _check_workers_left(plan, attempts, retired, barren)
-            held |= hold([place for place in retired if place not in held])
+            held |= hold_gpus([device for device in retired if device not in held])
             handed_back: set[int] = set()
             before = len(outcomes)
             for row in _one_pass(plan, left, attempts, retired, fixed_size=fixed_size):
                 for note in row["notes"]:
-                    report.tell(note)
+                    report.note(note)
                 if row["handed_back"]:
                     handed_back.add(row["shard_id"])
                     continue
@@ -92,7 +92,7 @@ def _start(max_attempts: int) -> ActorHandle:
 
 
 def _one_pass(
-    plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed_size: bool
+    plan: SynthesisPlan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
 ) -> Iterator[dict[str, Any]]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shards), fixed_size=fixed_size, without=list(retired))
@@ -116,22 +116,22 @@ def _one_pass(
         yield from cast(pa.Table, finished).to_pylist()
 
 
-def _check_workers_left(plan: Plan, attempts: ActorHandle, retired: Mapping[Place, str], barren: int) -> None:
+def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:
     """Stop where the next pass could only end as the last one; say on standard error where in the code, if it may help.
 
     Raises:
-        IncompleteError: no place is left to work at; it names those that failed.
+        IncompleteError: no device is left to work on; the message names those that failed.
     """
     if not retired and barren < _MAX_BARREN_PASSES:
         return
     if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
         print(ray.get(attempts.last_trace.remote()), end="", file=sys.stderr, flush=True)
-        reasons = [f"{place}: {reason}" for place, reason in retired.items()]
+        reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
-def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
+def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
     """Look for the first part of each worker: what it writes elsewhere is lost, and need not be made.
 
     Raises:

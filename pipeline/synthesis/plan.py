@@ -9,7 +9,6 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset import schema, store
-from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
@@ -26,7 +25,7 @@ _LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SynthesisPlan:
     """A dataset that was found possible.
 
     Attributes:
@@ -58,7 +57,7 @@ def count_images(shards: list[Shard]) -> int:
     return sum(len(shard["labels"]) for shard in shards)
 
 
-def prepare(config: SynthesisConfig) -> Plan:
+def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
     """Check on the driver all that can be checked before the work, and find out what there is to do.
 
     Raises:
@@ -75,7 +74,9 @@ def prepare(config: SynthesisConfig) -> Plan:
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)
-    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress)
+    return SynthesisPlan(
+        located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress
+    )
 
 
 def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
@@ -84,7 +85,7 @@ def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
     Raises:
         DatasetError: a part is cut off, or is another file under its name.
     """
-    damaged = damaged_parts(output, digest, progress.done)
+    damaged = store.damaged_parts(output, digest, progress.done)
     if damaged:
         shard_id, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more parts are damaged)" if len(damaged) > 1 else ""

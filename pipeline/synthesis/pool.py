@@ -8,13 +8,13 @@ import ray.data
 
 from pipeline.errors import ConfigError
 from pipeline.synthesis.config import SynthesisConfig
-from pipeline.synthesis.places import Place
+from pipeline.synthesis.devices import Device
 
 _NODE_ID = "ray.io/node-id"
 
 
 def pool_options(
-    config: SynthesisConfig, num_shards: int, *, fixed_size: bool, without: Sequence[Place] = ()
+    config: SynthesisConfig, num_shards: int, *, fixed_size: bool, without: Sequence[Device] = ()
 ) -> dict[str, Any]:
     """Return Ray's arguments for the pool: `compute`, and what each actor takes. The cluster must have been joined.
 
@@ -22,7 +22,7 @@ def pool_options(
         config: of the dataset.
         num_shards: to be done.
         fixed_size: no node can join the cluster any more.
-        without: places that must get no actor; GPUs among them are to be held, see `holders`.
+        without: devices that must get no actor; GPUs among them are to be held, see `holders`.
 
     Raises:
         ConfigError: a fixed cluster is too small for the pool.
@@ -42,7 +42,7 @@ def pool_options(
         # With 1 the pool never grows.
         max_tasks_in_flight_per_actor=2,
     )
-    nodes = sorted({place.node_id for place in without if place.gpu is None})
+    nodes = sorted({device.node_id for device in without if device.gpu is None})
     elsewhere = {"label_selector": {_NODE_ID: f"!in({', '.join(nodes)})"}} if nodes else {}
     return {"compute": compute, **resources, **elsewhere}
 
@@ -55,14 +55,14 @@ def _resources(config: SynthesisConfig) -> dict[str, int]:
     return {"num_gpus": 1, "num_cpus": 0} if use_gpu else {"num_cpus": pool.cpus_per_actor}
 
 
-def seats(config: SynthesisConfig, *, without: Sequence[Place] = ()) -> int:
+def seats(config: SynthesisConfig, *, without: Sequence[Device] = ()) -> int:
     """Return how many actors the nodes that are there have room for, if nothing else runs on them."""
     resources, total = _resources(config), 0
     for node in ray.nodes():
         if node["Alive"]:
-            retired = [place for place in without if place.node_id == node["NodeID"]]
+            retired = [device for device in without if device.node_id == node["NodeID"]]
             room = _room(node["Resources"], resources)
-            total += 0 if any(place.gpu is None for place in retired) else max(0, room - len(retired))
+            total += 0 if any(device.gpu is None for device in retired) else max(0, room - len(retired))
     return total
 
 

@@ -16,7 +16,7 @@ _PLAIN_INTERVAL_S = 1.0
 _SILENCE_S = 60.0
 
 
-def tell(line: str) -> None:
+def report_plan(line: str) -> None:
     """Print a line about what is going to be done."""
     logger.info(f"plan: {line}")
 
@@ -28,14 +28,14 @@ def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
         num_steps: of each start.
         whole_run: steps of one that does not end early; None where none may.
     """
-    most = max(num_steps)
-    last = num_steps.count(most)
-    if whole_run is None or (last == len(num_steps) and most < whole_run):
+    max_steps = max(num_steps)
+    last = num_steps.count(max_steps)
+    if whole_run is None or (last == len(num_steps) and max_steps < whole_run):
         return None
     if last == len(num_steps):
-        return f"ran all {most} steps, none of its {last} images ended early"
-    others = (sum(num_steps) - most * last) / (len(num_steps) - last)
-    return f"ran {most} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
+        return f"ran all {max_steps} steps, none of its {last} images ended early"
+    others = (sum(num_steps) - max_steps * last) / (len(num_steps) - last)
+    return f"ran {max_steps} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
 
 
 class ProgressReport:
@@ -67,10 +67,10 @@ class ProgressReport:
         self._rewrites = stream.isatty()
         self._started = self._last_shard = time.monotonic()
         self._last_line = -math.inf
-        self._told: tuple[int, int] | None = None
+        self._printed_counts: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._tell_silence, daemon=True)
+        self._watch = threading.Thread(target=self._report_silence, daemon=True)
 
     def __enter__(self) -> "ProgressReport":
         self._watch.start()
@@ -82,7 +82,7 @@ class ProgressReport:
         with self._lock:
             self._print_status(last=True)
 
-    def tell(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line between those of the progress."""
         if logger.isEnabledFor(logging.INFO):
             with self._lock:
@@ -124,15 +124,15 @@ class ProgressReport:
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))
             self._stream.flush()
-        elif counts != self._told and (last or now - self._last_line >= _PLAIN_INTERVAL_S):
-            self._last_line, self._told = now, counts
+        elif counts != self._printed_counts and (last or now - self._last_line >= _PLAIN_INTERVAL_S):
+            self._last_line, self._printed_counts = now, counts
             self._print(self.status())
 
     def _print(self, line: str) -> None:
         self._stream.write(f"\r\x1b[K{line}\n" if self._rewrites else f"{line}\n")
         self._stream.flush()
 
-    def _tell_silence(self) -> None:
+    def _report_silence(self) -> None:
         while not self._ended.wait(_SILENCE_S):
             silent_s = time.monotonic() - self._last_shard
             if silent_s >= _SILENCE_S:

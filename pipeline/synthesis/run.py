@@ -15,10 +15,10 @@ from pipeline.runs import Claim, claim
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.passes import invert_missing
-from pipeline.synthesis.plan import Plan, prepare
+from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.preview import write_contact_sheet
-from pipeline.synthesis.progress import tell
+from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.summary import summarize
 
 
@@ -38,9 +38,9 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     started = time.monotonic()
     check_place(config.output, shared=True)
     check_cluster()
-    plan = prepare(config)
+    plan = plan_synthesis(config)
     if plan.notice is not None:
-        tell(plan.notice)
+        report_plan(plan.notice)
     if config.dry_run:
         return dry_run(plan)
     storage.check_writable(plan.config.output)
@@ -64,7 +64,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         return _finish(plan, outcomes, time.monotonic() - started)
 
 
-def _begin(plan: Plan) -> Claim:
+def _begin(plan: SynthesisPlan) -> Claim:
     """Make the output ready; from here on it is this dataset's.
 
     Raises:
@@ -80,7 +80,7 @@ def _begin(plan: Plan) -> Claim:
     return claimed
 
 
-def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _finish(plan: SynthesisPlan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Leave no temporary file, draw the contact sheet, and sum up."""
     output = plan.config.output
     store.clear_temporaries(output)

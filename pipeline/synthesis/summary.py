@@ -6,10 +6,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.synthesis.config import SynthesisConfig
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 
 
-def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
+def summarize(plan: SynthesisPlan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
     """What was done and what was not, as plain data.
 
     Args:
@@ -18,7 +18,7 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
         progress: what the output holds now.
     """
     unrecorded = set(progress.missing)
-    reasons = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
+    reasons = failure_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
     missing = [shard_id for shard_id in progress.missing if shard_id not in reasons]
     failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | reasons
     made = [row for row in outcomes if not row["error"] and not row["by_another"]]
@@ -55,7 +55,7 @@ def shards_left(config: SynthesisConfig) -> str:
     return f"{done} of {manifest['num_shards']} shards done, run it again for the rest"
 
 
-def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
+def failure_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
     """Shard id → why it has no part: as its actor told, or because that wrote it somewhere else."""
     return {
         row["shard_id"]: row["reason"]

@@ -15,10 +15,10 @@ from pipeline.artifacts.onnx import open_onnx, save_onnx
 from pipeline.errors import CheckpointError, DatasetError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import Placement
 from tests.conftest import make_tiny_model
 
 
@@ -34,7 +34,7 @@ def test_products_that_would_saturate_are_right_on_every_processor(tmp_path: Pat
             block.mlp.fc2.weight.abs_().clamp_(min=0.08)
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     observer = RangeObserver(model, "linear")
-    observer.observe([Batch(images, torch.arange(16).repeat(16, 1), [str(row) for row in range(16)])])
+    observer.observe([CalibrationBatch(images, torch.arange(16).repeat(16, 1), [str(row) for row in range(16)])])
     program = export_images(model, "linear")
     quantized = reexport(convert(program, BitWidths(), "linear", observer.ranges()), program)
     with torch.no_grad():

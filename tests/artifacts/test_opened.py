@@ -21,7 +21,7 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.quantization import BitWidths
-from pipeline.quantization.settings import Placement
+from pipeline.quantization.bit_widths import Placement
 from tests.conftest import HALF, make_tiny_model
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]

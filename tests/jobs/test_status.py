@@ -81,7 +81,7 @@ def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+def status_of(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     code = status.main([str(output)])
     return code, json.loads(capsys.readouterr().out)
 
@@ -90,13 +90,13 @@ def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     write(tmp_path / "config.json", {"job": "calibrate", "digest": DIGEST})
     for name in ("ranges.json", "w8a8.pt2", "w8a8.onnx"):
         write(tmp_path / name, {})
-    code, told = told_of(tmp_path, capsys)
+    code, told = status_of(tmp_path, capsys)
     assert (code, told["complete"], told["missing"]) == (1, False, ["report.json"])
     assert told["artifacts"] == ["w8a8.onnx", "w8a8.pt2"]
     write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}, {"uri": "elsewhere/w8a8.onnx"}]})
-    assert told_of(tmp_path, capsys) == (0, {**told, "complete": True, "missing": []})
+    assert status_of(tmp_path, capsys) == (0, {**told, "complete": True, "missing": []})
     (tmp_path / "w8a8.onnx").unlink()
-    code, told = told_of(tmp_path, capsys)
+    code, told = status_of(tmp_path, capsys)
     assert (code, told["complete"], told["missing"]) == (1, False, ["w8a8.onnx"])
 
 
@@ -104,16 +104,16 @@ def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     # As it was written before it said whose it is.
     old = {"digest": DIGEST, "student": "s", "teacher": "t", "dataset": None, "config": {"epochs": 3}}
     write(tmp_path / "config.json", old)
-    assert told_of(tmp_path, capsys)[1]["epochs_done"] == 0
+    assert status_of(tmp_path, capsys)[1]["epochs_done"] == 0
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     write(tmp_path / "checkpoints" / "epoch-00002.pt", {})
-    code, told = told_of(tmp_path, capsys)
+    code, told = status_of(tmp_path, capsys)
     assert (code, told["job"], told["complete"], told["epochs"], told["epochs_done"]) == (1, "distill", False, 3, 2)
     assert told["checkpoints"] == ["epoch-00002.pt"]
     assert "result.json" in told["missing"]
     for name in ("student/best/config.json", "student/last/config.json", "result.json"):
         write(tmp_path / name, {})
-    code, told = told_of(tmp_path, capsys)
+    code, told = status_of(tmp_path, capsys)
     assert (code, told["complete"], told["missing"]) == (0, True, [])
 
 

@@ -12,7 +12,7 @@ from pipeline import progress
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
-from pipeline.quantization.plan import prepare
+from pipeline.quantization.plan import plan_calibration
 from tests.distillation.conftest import write_ragged
 
 # A prime: no number of workers but 1 divides it.
@@ -39,7 +39,7 @@ def calibrate(
         device="cpu",
         **{**values, **changes},
     )
-    return calibrate_ranges(prepare(config))
+    return calibrate_ranges(plan_calibration(config))
 
 
 @pytest.fixture(scope="module")

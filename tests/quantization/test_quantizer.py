@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare, read_ranges
 from pipeline.quantization.quantizer import (
     MinMaxQuantizer,
@@ -18,7 +19,6 @@ from pipeline.quantization.quantizer import (
     tell_float_layers,
     weight_spec,
 )
-from pipeline.quantization.settings import Placement
 from tests.conftest import make_tiny_model
 
 LINEAR = {"attn.qkv:input", "attn.proj:input", "mlp.fc1:input", "mlp.fc2:input"}

@@ -14,10 +14,10 @@ from pipeline.dataset import store, write_images
 from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 
@@ -28,7 +28,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 def write_dataset(values: dict[str, Any]) -> None:
     """What a synthesis of these settings writes, in this process."""
-    plan = prepare(from_dict(SynthesisConfig, values))
+    plan = plan_synthesis(from_dict(SynthesisConfig, values))
     writer = PartWriter(plan.config, plan.digest)
     for shard in plan.shards:
         list(writer({name: [value] for name, value in shard.items()}))
@@ -104,8 +104,8 @@ def test_one_pass_serves_every_bit_width(
     forwards: list[int] = []
     observe: Callable[..., list[str]] = RangeObserver.observe
 
-    def counting(self: RangeObserver, batches: Iterable[Batch], *count: Any) -> list[str]:
-        def counted() -> Iterable[Batch]:
+    def counting(self: RangeObserver, batches: Iterable[CalibrationBatch], *count: Any) -> list[str]:
+        def counted() -> Iterable[CalibrationBatch]:
             for batch in batches:
                 forwards.append(len(batch.images))
                 yield batch

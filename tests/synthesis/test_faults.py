@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.passes import check_found, invert_missing
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.run import _begin
 from pipeline.synthesis.writer import outcome
 from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
@@ -82,7 +82,7 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
 @pytest.mark.usefixtures("ray_session")
 def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "teacher")
-    plan = prepare(make_config(tmp_path / "teacher", tmp_path / "out"))
+    plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out"))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
     with pytest.raises(IncompleteError, match=r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "):
@@ -91,13 +91,13 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
-    plan = prepare(make_config(tiny_folder, tmp_path / "out"))
+    plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
     with pytest.raises(IncompleteError, match=r"worker .* does not find '.*manifest\.json'.* all machines share"):
         invert_missing(plan, plan.to_do, fixed_size=True)
 
 
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
-    plan = prepare(made.config)
+    plan = plan_synthesis(made.config)
     elsewhere = dataclasses.replace(plan, config=dataclasses.replace(plan.config, output=str(tmp_path)))
     first, second = outcome(0, "node-7 pid 5"), outcome(1, "node-7 pid 5")
     check_found(plan, [first])

@@ -23,9 +23,9 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
 from pipeline.synthesis.passes import check_written
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.summary import told_reasons
+from pipeline.synthesis.summary import failure_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -194,7 +194,7 @@ def test_only_what_is_missing_is_done_and_what_fails_is_told(
     left; class 4 cannot be made at all."""
     output = tmp_path / "out"
     config = make_config(nan_teacher(tmp_path / "teacher"), output, pool={"device": "cpu"})
-    plan = prepare(config)
+    plan = plan_synthesis(config)
     writer = PartWriter(config, plan.digest, 1)
     shards = {name: [shard[name] for shard in plan.shards] for name in plan.shards[0]}
     list(writer(shards))
@@ -233,7 +233,7 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
 def test_a_shard_that_was_made_and_is_not_there_has_a_reason() -> None:
     made = {"shard_id": 0, "error": "", "reason": "", "worker": "node-7 pid 5 gpu -"}
     failed = {"shard_id": 2, "error": "OSError", "reason": "disk full", "worker": "node-7 pid 5 gpu -"}
-    told = told_reasons([made, failed], "/data/out")
+    told = failure_reasons([made, failed], "/data/out")
     assert told[0].startswith("node-7 pid 5 gpu - wrote it, and it is not in '/data/out'")
     assert told[2] == "disk full"
 
@@ -419,4 +419,4 @@ def test_a_ranking_that_the_teacher_does_not_have_is_told_before_any_work(tiny_f
         tiny_folder, tmp_path / "out", inversion={**MASKED, "mask_only": False, "ranking": "pool_attention"}
     )
     with pytest.raises(ModelError, match="VisionTransformer cannot rank its patches by pool_attention"):
-        prepare(config)
+        plan_synthesis(config)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.vit.masked import MaskedModel, fill_stopped
+from pipeline.masking import MaskedModel, fill_stopped
 
 
 @pytest.mark.parametrize(

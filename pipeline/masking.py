@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.vit.trial import device_and_dtype, try_out
+from pipeline.trial import device_and_dtype, try_out
 
 
 class MaskedModel(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.vit.trial import try_out
+from pipeline.trial import try_out
 
 
 def logits(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from ray._private.thirdparty import pynvml
 
 
 @dataclass(frozen=True)
-class Place:
+class Device:
     """What a worker computes on.
 
     Attributes:
@@ -28,11 +28,11 @@ class Place:
         return f"{name} of node {self.host} ({self.node_id[:8]})"
 
 
-def this_place() -> Place:
-    """The place of this process, a Ray worker."""
+def this_device() -> Device:
+    """Return the device of this process, a Ray worker."""
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU") or [None]
-    return Place(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
+    return Device(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
 
 
 def _uuid(gpu: str) -> str:
