@@ -183,7 +183,7 @@ def _open(uri: str, config: ModelConfig) -> Opened:
         kinds = ", ".join((".pt2", ".onnx", *_CHECKPOINTS))
         raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
     if problem := describe_problem(read_model_config(folder)):
-        raise CheckpointError(f"{uri!r} {problem}, not with one class")
+        raise CheckpointError(f"{uri!r} {problem}, not one class")
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))

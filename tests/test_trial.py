@@ -24,7 +24,7 @@ def logits(images: Tensor) -> Tensor:
         (lambda x: logits(x)[:, None], r"\[B, 1, 4\] \(a token sequence\)"),
         (lambda x: x, r"\[B, 3, 8, 8\] \(a feature or segmentation map\)"),
         (lambda x: logits(x)[:, 0], r"\[B\]"),
-        (lambda x: logits(x)[:, :3], "3 values for each image: a classifier of 4 classes"),
+        (lambda x: logits(x)[:, :3], "3 values per image: a classifier of 4 classes"),
         (lambda x: logits(x).softmax(1), "probabilities .* not logits"),
         (lambda x: x.reshape(2, 7), r"cannot read images \[3, 8, 8\]: RuntimeError"),
     ],

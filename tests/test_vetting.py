@@ -21,8 +21,8 @@ from tests.conftest import make_tiny_model
 # Of every limit: a model beyond it, and what is said.
 BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "one logit": ({"num_classes": 1}, "one logit: a softmax over one class is always 1"),
-    "no classifier": ({"num_classes": 0}, r"no classifier, it answers with features \(num_classes is 0\)"),
-    "tokens": ({"global_pool": ""}, r"answers with \[B, 17, 10\] \(a token sequence\), which are not logits"),
+    "no classifier": ({"num_classes": 0}, r"no classifier, it outputs features \(num_classes is 0\)"),
+    "tokens": ({"global_pool": ""}, r"outputs \[B, 17, 10\] \(a token sequence\), which are not logits"),
     "four channels": ({"in_chans": 4}, r"reads images of 4 channels: datasets hold gray \(1\) or RGB \(3\) pictures"),
     "two channels": ({"in_chans": 2}, "reads images of 2 channels"),
     "too many patches": ({"img_size": 1456}, "has 33124 patches, a dataset can number 32768"),
@@ -93,9 +93,9 @@ def test_ranges_without_scores_need_no_classes(one_logit: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("multi_label_classification", "answers with several labels for each image"),
-        ("regression", r"answers with values \(regression\), not with one of 10 classes"),
-        ("ordinal", r"answers with something else than classes \(problem_type 'ordinal'\)"),
+        ("multi_label_classification", "outputs several labels per image"),
+        ("regression", r"outputs values \(regression\), not one of 10 classes"),
+        ("ordinal", r"outputs something other than classes \(problem_type 'ordinal'\)"),
         ("single_label_classification", None),
         (None, None),
     ],

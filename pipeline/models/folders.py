@@ -39,7 +39,7 @@ def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]
 
 
 def describe_problem(config: dict[str, Any]) -> str | None:
-    """Say what a model answers with, by what transformers wrote into its config; None where it is one class an image.
+    """Say what a model outputs, from what transformers wrote into its config; None where it is one class per image.
 
     timm does not keep that entry.
     """
@@ -47,8 +47,8 @@ def describe_problem(config: dict[str, Any]) -> str | None:
         case None | "single_label_classification":
             return None
         case "multi_label_classification" as problem:
-            return f"answers with several labels for each image ({problem})"
+            return f"outputs several labels per image ({problem})"
         case "regression" as problem:
-            return f"answers with values ({problem})"
+            return f"outputs values ({problem})"
         case problem:
-            return f"answers with something else than classes (problem_type {problem!r:.60})"
+            return f"outputs something other than classes (problem_type {problem!r:.60})"

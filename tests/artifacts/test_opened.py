@@ -153,7 +153,7 @@ def test_weights_that_answer_with_no_classes_are_refused(teacher: LoadedModel, t
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
     for uri in (str(tmp_path / "m"), str(tmp_path / "m" / "model.safetensors")):
-        with pytest.raises(CheckpointError, match=r"answers with values \(regression\)"):
+        with pytest.raises(CheckpointError, match=r"outputs values \(regression\)"):
             fit(uri, teacher)
 
 

@@ -148,9 +148,7 @@ def test_a_student_of_other_classes_is_refused(tiny_folder: Path, tmp_path: Path
     save_model(make_tiny_model(num_classes=4), tmp_path, class_names=list("abcd"), mean=HALF, std=HALF)
     schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5], "adversarial": 1.0}
     student = {"name": f"local-dir:{tmp_path}"}
-    with pytest.raises(
-        ModelError, match=r"student VisionTransformer answers with 4 values for each image: .* 10 classes"
-    ):
+    with pytest.raises(ModelError, match=r"student VisionTransformer outputs 4 values per image: .* 10 classes"):
         Inverter(make_config(tiny_folder, "unused", inversion=schedule, student=student))
 
 
