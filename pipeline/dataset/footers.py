@@ -1,4 +1,4 @@
-"""Read the few facts that are needed of each Parquet footer, which itself may take megabytes."""
+"""Read Parquet footers, and keep the few facts needed of each: a footer itself may take megabytes."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +15,9 @@ from pipeline.foreign import recognize_foreign
 
 # Footers are small and each takes a round trip to the store: read many at a time.
 FOOTER_THREADS = 32
-# Of a file that is no Parquet file, as much as tells what it is.
+# Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
-# The values of the column of images, as Parquet names them.
+# Parquet's names of the values of the image column.
 _IMAGE_VALUES = ("image", "image.bytes")
 
 
@@ -27,10 +27,10 @@ class FileFacts:
 
     Attributes:
         uri: of the file.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes; none where there are no rows.
-        class_names: of labels 0, 1, 2, ..., where the file holds them.
-        names_digest: of the class names, where the file names it or holds them.
-        dataset_digest: of the synthetic dataset whose part the file is, where it is one.
+        columns: name → Arrow type as it will be read, `image` being encoded bytes; empty if there are no rows.
+        class_names: of labels 0, 1, 2, ..., if the file holds them.
+        names_digest: of the class names, if the file holds either.
+        dataset_digest: of the synthetic dataset, if the file is a part of one.
         row_groups: rows and bytes of each.
     """
 
@@ -50,10 +50,10 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         extra_columns: columns to read besides the contract's.
 
     Raises:
-        DatasetError: a file is truncated or foreign, lacks a column, or counts rows without an image; the message names
-            it.
+        DatasetError: a file is truncated or foreign, lacks a column, or has rows without an image according to its
+            statistics; the message names it.
     """
-    # The first alone: what it says of columns and classes the others repeat, and share.
+    # The first is read alone: the others usually repeat its columns and class names, and then share its objects.
     first = _read_one(uris[0], extra_columns)
     yield first
 
@@ -73,7 +73,7 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
     groups = (footer.row_group(index) for index in range(footer.num_row_groups))
     return FileFacts(
         uri,
-        # Without rows the types of columns mean nothing: of no values pandas makes columns of type null.
+        # Without rows the column types mean nothing: pandas gives columns without values the type null.
         column_types(uri, file_schema, extra_columns) if footer.num_rows else {},
         schema.class_names_of(metadata),
         schema.names_digest_of(metadata),
@@ -83,10 +83,10 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
 
 
 def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
-    """Refuse rows without an image, which reading would come upon late, where the writer has counted them.
+    """Refuse rows without an image early, if the file's statistics count them.
 
     Raises:
-        DatasetError: there are such.
+        DatasetError: there are some.
     """
     if not footer.num_row_groups:
         return
@@ -101,7 +101,7 @@ def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
             last_row = first_row + group.num_rows - 1
             raise DatasetError(
                 f"{uri!r} has no bytes of the image in {statistics.null_count} of the rows {first_row} to {last_row}: "
-                "leave these out, or store the image files themselves where there are only paths to them"
+                "leave these rows out, or, if they hold paths, store the image files themselves"
             )
         first_row += group.num_rows
 
@@ -114,10 +114,11 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     """
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
-            # Not `metadata.schema`: the two hold each other, and megabytes wait for the garbage collector.
+            # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
             return parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, *storage.read_errors()) as error:
-        # pyarrow's own errors about content have no number, which those of systems and stores have, or a type.
+        # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems
+        # and stores have an errno, or are of a subclass.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
             foreign = _foreign(uri)
             whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
@@ -126,7 +127,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
 
 
 def _foreign(uri: str) -> str | None:
-    """Say what a file is that is no Parquet file, as the rest of a sentence; None where it may have been one."""
+    """Say what a file is instead of a Parquet file, as the rest of a sentence; None if it may have been one."""
     try:
         with storage.open_file(uri) as file:
             head = file.read(_HEAD_BYTES)

@@ -50,7 +50,7 @@ def test_tables_with_a_log_are_refused(tmp_path: Path) -> None:
 
 def test_labels_in_the_names_of_folders_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "label=3" / "part-0.parquet", {"image": pa.array([CODE])})
-    with pytest.raises(DatasetError, match="partitioned by label: the folder 'label=3' has its label in its name"):
+    with pytest.raises(DatasetError, match="partitioned by label: the folder 'label=3' has the label in its name"):
         find_source(str(tmp_path))
 
 
