@@ -1,4 +1,4 @@
-"""Places that workers compute on: a node and its GPU. Imports no torch."""
+"""Devices that workers compute on: a node's GPU, or its CPUs. Imports no torch."""
 
 import socket
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from ray._private.thirdparty import pynvml
 
 @dataclass(frozen=True)
 class Device:
-    """What a worker computes on.
+    """A GPU, or the CPUs of a node, on which a worker computes.
 
     Attributes:
         node_id: of the Ray node.
         host: name of the machine.
         gpu: index of the GPU on that machine; None for its CPUs.
-        uuid: of the GPU, where NVIDIA's driver says it; else empty.
+        uuid: of the GPU, if NVIDIA's driver reports it; else empty.
     """
 
     node_id: str
@@ -36,7 +36,7 @@ def this_device() -> Device:
 
 
 def _uuid(gpu: str) -> str:
-    """From NVIDIA's management library, which answers for GPUs that CUDA cannot use any more."""
+    """Ask NVIDIA's management library, which still answers for GPUs that CUDA cannot use any more."""
     try:
         pynvml.nvmlInit()
         return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))

@@ -35,7 +35,7 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
         announce_dtype(config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
         actors = options.pop("compute").max_size
         trial = ray.remote(**options)(probe).remote(config, largest, actors_per_machine(options, actors))
-        # The steps themselves, and compiling them, may take as long as a shard may.
+        # The steps, with compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
         probed: Probe = ray.get(trial, timeout=limit_s)
@@ -45,7 +45,7 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
         report_plan(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {len(largest)} images")
     if config.inversion.adaptive_end is not None:
-        report_plan("images may end early (inversion.adaptive_end): what follows is the most that it takes")
+        report_plan("images may end early (inversion.adaptive_end): the following is an upper bound")
     unit = "GPU-hours" if options.get("num_gpus") else "core-hours"
     cost = hours if options.get("num_gpus") else hours * config.pool.cpus_per_actor
     report_plan(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
@@ -55,7 +55,7 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:
-    """Tell what a shard takes of an actor's memory, and what would fit."""
+    """Report how much of an actor's memory a shard takes, and how many images would fit."""
     gib = 2**30
     predicted = "not predicted for this family"
     if probed.predicted_bytes is not None:

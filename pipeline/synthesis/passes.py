@@ -1,4 +1,4 @@
-"""Run the actor pool over missing shards, again for those that broken workers handed back."""
+"""Run the actor pool over missing shards, and again over shards that broken workers handed back."""
 
 import sys
 import time
@@ -24,24 +24,24 @@ from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import Shard
 
-# Shards in a row that could not be written before the run stops making more.
+# The run stops after this many shards in a row that could not be written.
 _MAX_UNWRITTEN = 5
-# Passes in a row in which no shard was finished.
+# The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
-# A store that shows a new file only after a moment is given that moment.
+# Delays before each look at a new file, for stores that show it only after a moment.
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
 def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
-    """Run the pool over what is missing.
+    """Run the pool over the missing shards.
 
-    Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
-    back to this process, and submitted again with the next pass.
+    Ray Data retries a shard on the actor that failed on it. So a shard that another worker should do is returned to
+    this process, and submitted again with the next pass.
 
     Args:
         plan: of the run.
-        to_do: rows of the shards that are missing, in the order to do them.
-        fixed_size: no node can join the cluster any more.
+        to_do: rows of the missing shards, in the order to do them.
+        fixed_size: whether no more nodes can join the cluster.
 
     Returns:
         A row of `OUTCOME` for each shard that is done or failed.
@@ -85,7 +85,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
 
 
 def _start(max_attempts: int) -> ActorHandle:
-    """Start the run's `Attempts` on the machine of this process: when that is lost, the run is lost anyway."""
+    """Start the run's `Attempts` on the machine of this process, without which the run is lost anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(num_cpus=0)(Attempts)
     return actor_class.options(scheduling_strategy=here).remote(max_attempts)
@@ -111,13 +111,13 @@ def _one_pass(
     )
     rows.context.wait_for_min_actors_s = pool.start_timeout_s
     rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
-    # Without prefetching: a shard is told when it is done, and not when the next one is.
+    # Without prefetching, so that a shard is reported when it is done, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from cast(pa.Table, finished).to_pylist()
 
 
 def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:
-    """Stop where the next pass could only end as the last one; say on standard error where in the code, if it may help.
+    """Stop if the next pass would fail as the last one did; print the last traceback, if there is one.
 
     Raises:
         IncompleteError: no device is left to work on; the message names those that failed.
@@ -132,7 +132,7 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
 
 
 def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
-    """Look for the first part of each worker: what it writes elsewhere is lost, and need not be made.
+    """Check that the first part of each worker is in the output: if it writes elsewhere, its work is lost.
 
     Raises:
         IncompleteError: the last of `outcomes` is its worker's first, and this process does not find its part.
@@ -147,7 +147,7 @@ def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
             return
     raise IncompleteError(
         f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
-        "that machine alone? Give an output that all machines share, such as s3://..."
+        "a single machine? Give an output that all machines share, such as s3://..."
     )
 
 
@@ -156,10 +156,10 @@ def _is_made(row: Mapping[str, Any]) -> bool:
 
 
 def check_written(outcomes: list[dict[str, Any]]) -> None:
-    """Stop when nothing can be written any more: what cannot be written need not be made.
+    """Stop when nothing can be written any more, instead of making images that are lost.
 
     Raises:
-        IncompleteError: the last few shards all were made and could not be written.
+        IncompleteError: the last few shards were made, and none of them could be written.
     """
     last = outcomes[-_MAX_UNWRITTEN:]
     if len(last) == _MAX_UNWRITTEN and all(row["unwritten"] for row in last):

@@ -10,23 +10,23 @@ from typing import Any, TextIO
 
 from pipeline.log import logger
 
-# Between two plain lines, so that a run of many small shards does not fill a log.
+# Shortest time between two plain lines, so that a run of many small shards does not fill a log.
 _PLAIN_INTERVAL_S = 1.0
-# Without a shard in that time, say what the cluster is doing.
+# After this time without a finished shard, report what the cluster is doing.
 _SILENCE_S = 60.0
 
 
 def report_plan(line: str) -> None:
-    """Print a line about what is going to be done."""
+    """Print a line about the plan."""
     logger.info(f"plan: {line}")
 
 
 def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
-    """Whom a batch waited for, where images may end early; None where all ended together, or none may.
+    """Say how many images a batch waited for, if images may end early; None if all ended together, or none may.
 
     Args:
-        num_steps: of each start.
-        whole_run: steps of one that does not end early; None where none may.
+        num_steps: steps of each start.
+        whole_run: steps of a start that does not end early; None if none may.
     """
     max_steps = max(num_steps)
     last = num_steps.count(max_steps)
@@ -44,10 +44,10 @@ class ProgressReport:
     Args:
         num_shards: of the whole dataset.
         num_done: shards that were done before.
-        num_images: to be made now.
-        stream: where to write; a terminal gets one line that is rewritten.
-        why_silent: says what may be holding things up.
-        whole_run: where images may end early, the steps of one that does not.
+        num_images: images to make in this run.
+        stream: stream to write to; a terminal gets a single line that is rewritten.
+        why_silent: returns what may be holding the run up.
+        whole_run: steps of a start that does not end early, if others may.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ProgressReport:
                 self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: dict[str, Any]) -> None:
-        """Count a shard in, by the row its actor sent."""
+        """Count a shard, given the row that its actor sent."""
         with self._lock:
             self._last_shard = time.monotonic()
             if outcome["error"]:
@@ -108,7 +108,7 @@ class ProgressReport:
             self._print_status()
 
     def status(self) -> str:
-        """The line as it stands now."""
+        """Return the current line."""
         elapsed = time.monotonic() - self._started
         parts = [f"{self._done} of {self._num_shards} shards done, {self._failed} failed"]
         if self._images:

@@ -28,12 +28,12 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     Progress goes to standard error. A shard that fails is recorded under `failed/`, and the others go on.
 
     Returns:
-        A summary as plain data; `complete` tells whether every shard is done, `failed` and `missing` what is not.
+        A summary as plain data; `complete` says whether every shard is done, `failed` and `missing` list the others.
 
     Raises:
-        ConfigError, ModelError, CheckpointError: impossible settings or teacher.
+        ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output cannot be written, or holds another dataset.
-        IncompleteError: the actors could not start, or nothing moved any more.
+        IncompleteError: the actors could not start, or the run made no more progress.
     """
     started = time.monotonic()
     check_place(config.output, shared=True)
@@ -49,11 +49,11 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         try:
             with own_errors():
                 fixed_size = connect()
-                # Before anything is written: the cluster may be too small.
+                # The cluster may be too small, which must come out before anything is written.
                 options = pool_options(plan.config, len(plan.to_do), fixed_size=fixed_size)
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
-                # Beside another run of these settings each takes shards that the other is not at.
+                # If another run with these settings is at work, a random order keeps the two at different shards.
                 to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
                 outcomes = invert_missing(plan, to_do, fixed_size=fixed_size)
         except IncompleteError as error:
@@ -65,10 +65,10 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
 
 
 def _begin(plan: SynthesisPlan) -> Claim:
-    """Make the output ready; from here on it is this dataset's.
+    """Prepare the output, and claim it for this dataset.
 
     Raises:
-        DatasetError: meanwhile it became another's.
+        DatasetError: another run claimed it in the meantime.
     """
     output = plan.config.output
     with storage.writing_to(output):
@@ -81,7 +81,7 @@ def _begin(plan: SynthesisPlan) -> Claim:
 
 
 def _finish(plan: SynthesisPlan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Leave no temporary file, draw the contact sheet, and sum up."""
+    """Delete temporary files, draw the contact sheet, and summarize."""
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)

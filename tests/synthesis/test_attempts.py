@@ -32,7 +32,7 @@ def test_a_shard_that_kills_its_worker_again_and_again_is_given_up() -> None:
     assert begun[0].history == []
     assert begun[1].history == ["worker pid 7 died (GPU 0 of node here (here))"]
     assert begun[3].refusal.startswith(
-        "given up after 3 attempts (killed for the memory it takes, or crashed?): worker pid 7"
+        "given up after 3 attempts (killed for using too much memory, or crashed?): worker pid 7"
     )
 
 

@@ -365,7 +365,7 @@ def test_dry_run_plans_times_and_writes_nothing(
 
 
 def test_a_pool_that_can_never_start_is_told(tiny_folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU an actor: this machine has room for 2"):
+    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
         pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed_size=True)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
     with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) an actor"):
