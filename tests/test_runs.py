@@ -187,5 +187,5 @@ def test_an_output_in_the_package_of_a_submitted_job_is_refused(
     monkeypatch.chdir(package)
     check_place("s3://bucket/out", shared=True)
     check_place("/data/out", shared=True)
-    with pytest.raises(ConfigError, match=r"output 'runs/x' would lie in the package .* \(--output s3://BUCKET/"):
+    with pytest.raises(ConfigError, match=r"output 'runs/x' would be in the package .* \(--output s3://BUCKET/"):
         check_place("runs/x", shared=False)

@@ -77,7 +77,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std, **config.preprocessing()}
     # Settings of the config were checked when it was made; these are the model's own.
     if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
-        raise ConfigError(f"model {config.name!r}: its own {fault}; set another with the setting of that name")
+        raise ConfigError(f"model {config.name!r}: its own {fault}; the setting of that name may give another")
     return LoadedModel(
         model=model,
         name=config.name,

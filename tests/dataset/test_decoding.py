@@ -64,7 +64,7 @@ def test_floats_from_0_to_1_are_scaled() -> None:
     ("content", "reason"),
     [
         (tiff([[0, 255]], "f"), "floating-point values range from 0 to 255, and must lie in 0 to 1"),
-        (tiff([[-1, 1]], "f"), "are from -1 to 1"),
+        (tiff([[-1, 1]], "f"), "range from -1 to 1"),
         (tiff([[0, np.nan]], "f"), "not all finite"),
         (tiff([[0, np.inf]], "f"), "not all finite"),
         (tiff([[-5, 70000]], "i4"), "32-bit integers from -5 to 70000, of no known range"),
