@@ -30,11 +30,11 @@ class Objective(nn.Module):
     def forward(self, batch: DistillationBatch | None) -> Tensor:
         """Return the sum of each of `TERMS` over the images, and the number of images: float32 [len(TERMS) + 1].
 
-        A worker that has run out of images passes None and gets zeros, with zero gradients. `DistributedDataParallel`
-        would rather have it leave through `torch.distributed.algorithms.Join`, but then its optimizer would miss the
-        steps of the others, and their moments would differ from there on.
+        A worker that has run out of images passes None and gets zeros, with zero gradients. PyTorch's way is to leave
+        through `torch.distributed.algorithms.Join`, but then its optimizer would miss the steps of the others, and its
+        moments would differ from theirs.
         """
-        # Every parameter takes part, also one that this family does not use: its gradient is zero, not missing.
+        # Every parameter takes part, even one that the family does not use, so that its gradient is zero, not missing.
         nothing = sum((p.flatten()[:1].sum() * 0.0 for p in self.student.trained_parameters()), torch.zeros(()))
         if batch is None or not len(batch.pixels):
             return torch.zeros(len(TERMS) + 1, device=nothing.device) + nothing
@@ -59,7 +59,7 @@ class Objective(nn.Module):
         return terms
 
     def read(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
-        """Return the student's logits [B, classes], and its final tokens where it reads tokens."""
+        """Return the student's logits [B, classes], and its final tokens if it reads tokens."""
         with torch.autocast(batch.pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.student.vit is None:
                 return self.student(batch.pixels).float(), None

@@ -15,7 +15,7 @@ _INTERVAL_S = 2.0
 
 @contextmanager
 def report_epochs(output: str, epochs: int, done_before: int) -> Iterator[None]:
-    """Tell the newest epoch on standard error while the workers train, from the metrics that they write."""
+    """Report each new epoch on standard error while the workers train, from the metrics that they write."""
     if done_before:
         logger.info(f"distill: going on from epoch {done_before} of {epochs}")
     finished = threading.Event()

@@ -24,19 +24,19 @@ RESULT, CURVE = "result.json", "curve.png"
 
 
 def distill(config: DistillationConfig) -> dict[str, Any]:
-    """Train a student, from the last checkpoint on if there is one; a finished run is not trained again.
+    """Train a student, from the last checkpoint if there is one; a finished run is not trained again.
 
-    Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
-    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `result.json` when all is done; `config.json`,
-    `checkpoints/`, and `train/` of Ray Train while it runs. A run of equal settings that is at work on the output is
-    waited for, and its result is this one's.
+    `config.output` will hold `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
+    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`;
+    during the run also Ray Train's `train/`. If a run with equal settings is at work on the output, this one waits for
+    it and returns its result.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
         images, None without them.
 
     Raises:
-        ConfigError, ModelError, CheckpointError: settings, models or checkpoints that do not go together.
+        ConfigError, ModelError, CheckpointError: settings, models or checkpoints do not fit together.
         DatasetError: images or labels are missing or unreadable, or the output cannot be written or is another run's.
         NonFiniteError: the loss became NaN or infinite.
         IncompleteError: the workers could not start or kept dying.
@@ -58,7 +58,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
 
 def epochs_left(config: DistillationConfig) -> str:
-    """Say of a training that was stopped how far it came, from the files, and how to go on.
+    """Say how far a stopped training came, and how to continue.
 
     Raises:
         DatasetError: the output cannot be read.
@@ -78,7 +78,7 @@ def _run(plan: DistillationPlan, *, fixed_size: bool) -> dict[str, Any]:
 
 
 def _read(plan: DistillationPlan) -> Task:
-    """Images into memory where they fit; otherwise the workers read them."""
+    """Read the images into memory if they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
     sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
@@ -95,7 +95,7 @@ def _read(plan: DistillationPlan) -> Task:
 
 
 def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
-    """Write the students and the curve from the last checkpoint; `result.json` last, for it says that all is there."""
+    """Write the students and the curve from the last checkpoint, then `result.json`, which marks the run as done."""
     output = plan.config.output
     state = load_state(output, plan.digest)
     if state is None or state.epoch < plan.config.epochs:
@@ -131,7 +131,7 @@ def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri
 
 
 def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
-    # Here and not above: workers import this package, and would wait a second for matplotlib that they do not need.
+    # Imported here, because workers import this package too, and do not need matplotlib, which takes a second.
     from pipeline.report import curve
 
     top1 = [row["top1"] for row in state.history if "top1" in row]

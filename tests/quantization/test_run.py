@@ -168,7 +168,7 @@ def test_an_output_takes_further_bit_widths_and_no_other_calibration(
 def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     save_model(make_tiny_model(seed=1), other, class_names=NAMES, mean=HALF, std=HALF)
-    with pytest.raises(DatasetError, match="allow_other_teacher takes them all the same"):
+    with pytest.raises(DatasetError, match="allow_other_teacher accepts them"):
         calibrate(make_config(other, synthetic, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     report = calibrate(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True))
@@ -196,7 +196,9 @@ def write_masked(teacher: Path, output: str) -> str:
 
 def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Path, tmp_path: Path) -> None:
     images = write_masked(whole_folder, str(tmp_path / "images"))
-    with pytest.raises(ModelError, match=r"SwinTransformer cannot be calibrated on kept patches alone: .*mode dense"):
+    with pytest.raises(
+        ModelError, match=r"SwinTransformer cannot be calibrated on only the kept patches: .*mode dense"
+    ):
         calibrate(make_config(whole_folder, images, tmp_path / "sparse"))
     report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labelled=images))
     assert report["images"] == 5
