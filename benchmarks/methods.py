@@ -242,7 +242,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
             table(header, rows),
-            "The same seeds, seed by seed, against `sparse`; a difference is told where its mean is more than two "
+            "The same seeds, seed by seed, against `sparse`; a difference counts where its mean is more than two "
             "standard errors from zero.",
             table(header, differences),
         ]

@@ -98,7 +98,7 @@ def test_folders_that_are_numbers_are_the_labels_of_a_model_whose_names_are_numb
         read_inputs(write_folders(tmp_path / "beyond", ["2", "12"]), numbered, labels=True)
 
 
-def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_told(
+def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_reported(
     tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = write_folders(tmp_path / "v", [str(number) for number in range(10)])

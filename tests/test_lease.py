@@ -25,7 +25,7 @@ def test_alone_it_is_had_at_once_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_of_several_one_works_at_a_time_and_the_others_are_told(
+def test_of_several_one_works_at_a_time_and_the_others_are_reported(
     place: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if place == "s3":

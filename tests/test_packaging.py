@@ -154,7 +154,7 @@ def test_ci_runs_the_tests() -> None:
     assert script.read_text().splitlines()[-1] == "exec make test"
 
 
-def test_old_python_is_told_clearly(tmp_path: Path) -> None:
+def test_old_python_is_reported_clearly(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\nexit 1\n')
     python.chmod(0o755)

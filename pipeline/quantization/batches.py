@@ -31,7 +31,7 @@ class CalibrationBatch:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a dataset that are read by one worker, and their batches.
+    """Consecutive rows of a dataset, and the batches in which they are read.
 
     Attributes:
         rows: numbers of the rows in reading order, ascending.
@@ -102,7 +102,7 @@ def gather_batches(
         dense_patches: number of patches of an image, to keep all; None keeps the rows' `keep_indices`.
 
     Raises:
-        DatasetError: an image did not come.
+        DatasetError: an image is missing.
     """
     positions = {image_id: (number, row) for number, ids in enumerate(batches) for row, image_id in enumerate(ids)}
     waiting: dict[int, dict[int, Mapping[str, Any]]] = {}

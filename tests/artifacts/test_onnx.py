@@ -121,13 +121,13 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (safetensors.torch.save({"a": torch.zeros(1)}), r"it is a checkpoint \(safetensors\), not an ONNX model"),
     ],
 )
-def test_what_lies_under_the_name_of_a_model_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_lies_under_the_name_of_a_model_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.onnx' as an ONNX model: {message}"):
         open_onnx(str(tmp_path / "x.onnx"))
 
 
-def test_a_second_file_that_is_no_weights_or_cut_off_is_told(split: Path) -> None:
+def test_a_second_file_that_is_no_weights_or_cut_off_is_reported(split: Path) -> None:
     data = split / "x.onnx.data"
     whole = data.read_bytes()
     for content, message in (

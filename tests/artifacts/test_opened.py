@@ -97,8 +97,8 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     uri = write(kind, Facts())
     logits = fit(uri, teacher)(images)
     torch.testing.assert_close(logits, plain_logits(images), atol=1e-4, rtol=1e-4)
-    told = f"warning: {uri}: it names no classes, they are taken to be in the teacher's order\n"
-    assert capsys.readouterr().err == told
+    reported = f"warning: {uri}: it names no classes, they are taken to be in the teacher's order\n"
+    assert capsys.readouterr().err == reported
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])

@@ -48,7 +48,7 @@ def test_every_format_is_read(kind: str) -> None:
         (b"\x81\xff\0", "Pillow reads it as none of"),
     ],
 )
-def test_what_lies_under_the_name_of_an_image_is_told(content: bytes, reason: str) -> None:
+def test_what_lies_under_the_name_of_an_image_is_reported(content: bytes, reason: str) -> None:
     with pytest.raises(DatasetError, match=f"^image 'x' cannot be decoded: {reason}"):
         decode_image(content, "x")
 

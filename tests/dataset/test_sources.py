@@ -62,7 +62,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert found(tmp_path / "v") == found(tmp_path / "w") == expected
 
 
-def test_links_that_lead_in_a_circle_are_told_and_those_that_lead_nowhere_refused(
+def test_links_that_lead_in_a_circle_are_reported_and_those_that_lead_nowhere_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image(tmp_path / "ant" / "x.png")

@@ -29,7 +29,7 @@ def write(file: Path, columns: dict[str, pa.Array] | None = None) -> None:
         ("part_0.parquet", False),
     ],
 )
-def test_what_spark_is_writing_is_told_by_its_name(name: str, unfinished: bool) -> None:
+def test_what_spark_is_writing_is_reported_by_its_name(name: str, unfinished: bool) -> None:
     assert is_unfinished(name) is unfinished
 
 
@@ -88,7 +88,7 @@ def test_rows_without_an_image_are_refused_before_any_is_read(tmp_path: Path, st
         (b"\x81\xff\0", "is not a whole Parquet file: "),
     ],
 )
-def test_what_lies_under_the_name_of_a_parquet_file_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_lies_under_the_name_of_a_parquet_file_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     for uri in (tmp_path, tmp_path / "a.parquet"):
         with pytest.raises(DatasetError, match=rf"a\.parquet' {reason}"):

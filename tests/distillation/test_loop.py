@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher: LoadedModel, tmp_
         trainer.train()
 
 
-def test_an_epoch_that_misses_an_image_is_told(
+def test_an_epoch_that_misses_an_image_is_reported(
     teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(teacher, tmp_path)

@@ -6,10 +6,10 @@ from pipeline.inversion.splitting import MicroBatches
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "sizes"), [(8, 8, [8]), (7, 3, [2, 2, 3]), (128, 45, [42, 43, 43]), (2, 5, [2])]
+    ("count", "limit", "sizes"), [(8, 8, [8]), (7, 3, [2, 2, 3]), (128, 45, [42, 43, 43]), (2, 5, [2])]
 )
-def test_parts_are_even_and_cover_the_batch(count: int, most: int, sizes: list[int]) -> None:
-    split, rows = MicroBatches(count, most), list(range(count))
+def test_parts_are_even_and_cover_the_batch(count: int, limit: int, sizes: list[int]) -> None:
+    split, rows = MicroBatches(count, limit), list(range(count))
     parts = [rows[part] for part in split.slices(count)]
     assert [row for part in parts for row in part] == rows
     assert [len(part) for part in parts] == sizes

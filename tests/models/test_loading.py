@@ -182,7 +182,7 @@ RESAMPLED: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("name", RESAMPLED)
 def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name: str) -> None:
-    sizes, trained, told = RESAMPLED[name]
+    sizes, trained, reported = RESAMPLED[name]
     asked = {**sizes, "img_size": 2 * trained}
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=trained, num_classes=3, **sizes)
@@ -192,7 +192,7 @@ def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name:
     as_checkpoint = ModelConfig(name=name, checkpoint=str(tmp_path / "a.pth"), num_classes=3, model_args=asked)
     for loaded in (load_model(as_folder), load_model(as_checkpoint)):
         (notice,) = loaded.notices
-        assert told in notice
+        assert reported in notice
         assert f"the model reads {2 * trained}x{2 * trained}" in notice
     same = ModelConfig(name=f"local-dir:{tmp_path / 'm'}")
     assert load_model(same).notices == ()

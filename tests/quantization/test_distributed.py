@@ -84,6 +84,6 @@ def test_a_calibration_says_how_far_it_has_come(
 ) -> None:
     monkeypatch.setattr(progress, "_INTERVAL_S", 0.01)
     calibrate(images, tiny_folder, tmp_path, workers, 4)
-    told = capsys.readouterr().err
-    assert "calibrate: 23 images to read\n" in told
-    assert re.search(r"calibrate: \d+ of 23 images, [0-9.e+]+ images/s, \d+ s left\n", told)
+    reported = capsys.readouterr().err
+    assert "calibrate: 23 images to read\n" in reported
+    assert re.search(r"calibrate: \d+ of 23 images, [0-9.e+]+ images/s, \d+ s left\n", reported)

@@ -276,7 +276,7 @@ def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path)
     assert "File too large" in record["reason"]
 
 
-def test_output_that_vanished_is_told_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
+def test_output_that_vanished_is_reported_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = make_writer(tiny_folder, tmp_path / "file" / "out")
     (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))

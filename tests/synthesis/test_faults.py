@@ -52,7 +52,7 @@ def set_up():
         (ValueError("CUDA error: no"), False),
     ],
 )
-def test_device_errors_are_told_from_others(error: Exception, expected: bool) -> None:
+def test_device_errors_are_reported_from_others(error: Exception, expected: bool) -> None:
     assert is_device_error(error) is expected
 
 
@@ -64,8 +64,8 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=pool)
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="faulty.set_up")
-    out, told = job.communicate(timeout=500)
-    assert job.returncode == 1, told
+    out, reported = job.communicate(timeout=500)
+    assert job.returncode == 1, reported
     summary = json.loads(out)
     assert (summary["num_done"], summary["missing"]) == (5, [])
     (failed,) = summary["failed"]
@@ -74,9 +74,9 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     record = json.loads((tmp_path / "out" / "failed" / "shard-00003.json").read_text())
     assert (record["error"], record["labels"]) == ("WorkerDied", [5, 6])
     assert {name: part for name, part in made.parts.items() if "part-00003" not in name} == parts_of(tmp_path / "out")
-    assert "failed on GPU 0 of node " in told
-    assert "uncorrectable ECC error" in told
-    assert "Traceback" not in told
+    assert "failed on GPU 0 of node " in reported
+    assert "uncorrectable ECC error" in reported
+    assert "Traceback" not in reported
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,4 +1,4 @@
-"""Who cannot be run on a token subset is told why."""
+"""Families that cannot be run on a token subset are refused with the reason."""
 
 from typing import Any
 
