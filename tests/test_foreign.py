@@ -1,4 +1,4 @@
-"""What a file is that was given for something else."""
+"""Files of another kind than expected are recognized by their content."""
 
 import pytest
 

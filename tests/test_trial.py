@@ -1,4 +1,4 @@
-"""Outputs that are no logits of a classifier."""
+"""Models whose output is not the logits of a classifier are refused."""
 
 from collections.abc import Callable
 from typing import Any

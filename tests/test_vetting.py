@@ -1,4 +1,4 @@
-"""What a teacher must be, found on the loaded model."""
+"""Checks of a loaded teacher."""
 
 import json
 import shutil

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _SMALLEST = 1e-12
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
 # Each pixel and its neighbor to the right, below, and on the two diagonals.
-_NEIGHBOURS = (
+_NEIGHBORS = (
     ((..., _ALL, _BUT_LAST), (..., _ALL, _BUT_FIRST)),
     ((..., _BUT_LAST, _ALL), (..., _BUT_FIRST, _ALL)),
     ((..., _BUT_LAST, _BUT_LAST), (..., _BUT_FIRST, _BUT_FIRST)),
@@ -50,7 +50,7 @@ class _NeighborNorms(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, start_dim: int) -> Tensor:
         """[B] of images [B, C, H, W] with `start_dim` 1; [1], over the whole batch, with 0."""
         dims = (1, 2, 3) if start_dim else (0, 1, 2, 3)
-        norms = [torch.linalg.vector_norm(images[a] - images[b], dim=dims, keepdim=True) for a, b in _NEIGHBOURS]
+        norms = [torch.linalg.vector_norm(images[a] - images[b], dim=dims, keepdim=True) for a, b in _NEIGHBORS]
         ctx.save_for_backward(images, *norms)
         return torch.stack(norms).sum(dim=0).flatten()
 
@@ -58,7 +58,7 @@ class _NeighborNorms(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         images, *norms = ctx.saved_tensors
         total = torch.zeros_like(images)
-        for (a, b), norm in zip(_NEIGHBOURS, norms, strict=True):
+        for (a, b), norm in zip(_NEIGHBORS, norms, strict=True):
             slope = gradients[0].view_as(norm) / norm.clamp_min(_SMALLEST)
             difference = (images[a] - images[b]).mul_(slope)
             total[a] += difference
@@ -86,7 +86,7 @@ def pixel_losses(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def _differences(images: Tensor) -> list[Tensor]:
-    return [images[a] - images[b] for a, b in _NEIGHBOURS]
+    return [images[a] - images[b] for a, b in _NEIGHBORS]
 
 
 def _norm(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a line of figures says of the machine."""
+"""Facts about the machine in a benchmark's line of figures."""
 
 import subprocess
 import sys

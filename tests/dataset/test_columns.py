@@ -1,4 +1,4 @@
-"""What other tools make of the contract's columns, read as the contract says or refused in a line."""
+"""Columns as other tools write them are converted to the contract's types, or refused in one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is found at a location, and what is said of the rest."""
+"""Kinds of datasets found at a location, and messages about skipped files."""
 
 import os
 from pathlib import Path

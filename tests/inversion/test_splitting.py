@@ -1,4 +1,4 @@
-"""Parts of a batch: all of it, evenly, and as many tokens in each as memory has held before."""
+"""Micro-batches cover the batch evenly, and hold no more tokens than fitted in memory before."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them."""
+"""Checkpoints in the layouts that training code and libraries write."""
 
 import argparse
 import datetime

@@ -1,4 +1,4 @@
-"""Plans of batches: fixed by the dataset, nothing dropped, whoever reads."""
+"""Calibration batches depend only on the dataset, and every image is in exactly one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Where the three placements observe."""
+"""Points at which the three placements observe."""
 
 import copy
 from collections.abc import Callable

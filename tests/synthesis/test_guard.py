@@ -1,4 +1,4 @@
-"""A worker that outlives what fails on its machine, without Ray."""
+"""A worker survives failures of its device; tested without Ray."""
 
 import os
 from collections.abc import Callable
