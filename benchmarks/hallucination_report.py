@@ -14,7 +14,7 @@ from benchmarks.markdown import table
 
 BASE = "dense"  # which keeps every patch
 BACKGROUNDS = ("matching", "swapped")
-_COLOURS = {"matching": "#4477aa", "swapped": "#ee8866"}
+_COLORS = {"matching": "#4477aa", "swapped": "#ee8866"}
 # What is compared, seed by seed: the first minus the second.
 _STUDENTS_COMPARED = [
     ("sparse", "dense"),
@@ -79,7 +79,7 @@ def page(trials: Sequence[Trial], facts: Mapping[str, Any]) -> str:
 
 _ABOUT = """\
 Made by `benchmarks/hallucination.py`; every figure is a mean ± standard deviation over the seeds, each with a
-dataset, a teacher, inversions and students of its own. The teacher learnt colored shapes on textures that
+dataset, a teacher, inversions and students of its own. The teacher learned colored shapes on textures that
 mostly go with the class (`matching` in the settings below). Matching: new images on their own class's texture.
 Swapped: new images on another class's."""
 _ABOUT_FOREGROUND = """\
@@ -134,7 +134,7 @@ def _code(value: object) -> str:
 def draw(trials: Sequence[Trial]) -> bytes:
     """Examples of the first seed beside bars of all, as the bytes of a PNG file."""
     figure = Figure(figsize=(15, 9), dpi=110, layout="constrained")
-    left, right = (figure.add_subfigure(place) for place in figure.add_gridspec(1, 2, width_ratios=[1.1, 1]))
+    left, right = (figure.add_subfigure(cell) for cell in figure.add_gridspec(1, 2, width_ratios=[1.1, 1]))
     _draw_pictures(left, trials[0].pictures)
     above, below = right.subplots(2, 1)
     _draw_bars(above, [trial.foreground for trial in trials], "kept area on the shape (%)")
@@ -162,12 +162,12 @@ def _draw_bars(axes: Axes, trials: Sequence[ByName], label: str) -> None:
     """Means of matching and swapped backgrounds for each name, with the seeds as dots."""
     names = list(trials[0])
     for offset, backgrounds in zip((0.2, -0.2), BACKGROUNDS, strict=True):
-        places = np.arange(len(names))[::-1] + offset
+        heights = np.arange(len(names))[::-1] + offset
         values = np.array([[trial[name][backgrounds] for trial in trials] for name in names])
         axes.barh(
-            places, values.mean(axis=1), height=0.38, color=_COLOURS[backgrounds], label=f"{backgrounds} backgrounds"
+            heights, values.mean(axis=1), height=0.38, color=_COLORS[backgrounds], label=f"{backgrounds} backgrounds"
         )
-        axes.plot(values, np.repeat(places[:, None], len(trials), axis=1), "k.", markersize=3)
+        axes.plot(values, np.repeat(heights[:, None], len(trials), axis=1), "k.", markersize=3)
     axes.set_yticks(np.arange(len(names))[::-1], names)
     axes.set(xlabel=label)
     axes.grid(axis="x", alpha=0.3)

@@ -33,7 +33,7 @@ from pipeline.distillation import DistillationConfig, distill
 from pipeline.inversion.flops import TeacherShape, run_flops
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
 
 RESULTS = Path(__file__).parent / "results"
@@ -171,7 +171,7 @@ def write_dataset(bench: Bench, method: Method, output: str, seed: int) -> dict[
     if method.against is not None:
         settings["student.name"] = f"local-dir:{bench.path('distill', f'{method.against}-{seed}', 'student', 'last')}"
     config = parse_config(SynthesisConfig, bench.arguments(method.stage, settings))
-    plan = prepare(config)
+    plan = plan_synthesis(config)
     store.write_manifest(output, plan.manifest)
     writer = PartWriter(plan.config, plan.digest)
     # Of the processor: another process on the core does not count.
@@ -242,7 +242,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
             table(header, rows),
-            "The same seeds, seed by seed, against `sparse`; a difference is told where its mean is more than two "
+            "The same seeds, seed by seed, against `sparse`; a difference counts where its mean is more than two "
             "standard errors from zero.",
             table(header, differences),
         ]

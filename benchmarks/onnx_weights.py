@@ -30,10 +30,10 @@ from pipeline.artifacts.onnx import open_onnx, save_onnx
 from pipeline.artifacts.opened import Predictor
 from pipeline.models import ModelConfig, RealImageTransform, load_model, model_input_size
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import BitWidths
 
 # How a file is stored: bits of its weights, and the type that holds them.
 _STORED: dict[str, tuple[int, Any]] = {"int8": (8, "int8"), "uint8": (8, "uint8"), "7 bits": (7, "int8")}
@@ -85,7 +85,7 @@ def _files(
     program = export_images(model, "linear")
     observer = RangeObserver(model, "linear")
     patches = torch.arange(model.patch_embed.num_patches).repeat(len(calibration), 1)  # type: ignore[union-attr]
-    observer.observe([Batch(calibration, patches, [str(row) for row in range(len(calibration))])])
+    observer.observe([CalibrationBatch(calibration, patches, [str(row) for row in range(len(calibration))])])
     path = folder / "fp32.onnx"
     save_onnx(program, path)
     predictors = {"fp32": open_onnx(str(path)).predict}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.digits.teacher import IMAGE_SIZE, Split
+from examples.digits.teacher import IMAGE_SIZE, LabeledImages
 
 # Which pixels a shape of radius 1 around the origin covers; x to the right, y down. Areas are about alike.
 _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -54,9 +54,9 @@ class Scenes:
     textures: np.ndarray
     masks: np.ndarray
 
-    def split(self) -> Split:
+    def split(self) -> LabeledImages:
         """Images and labels alone, as training reads them."""
-        return Split(self.images, self.labels)
+        return LabeledImages(self.images, self.labels)
 
 
 def make_scenes(count: int, *, matching: float, seed: int) -> Scenes:

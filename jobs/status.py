@@ -10,7 +10,6 @@ from jobs.entry import run_job
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.dataset import store
-from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
 from pipeline.outputs import CONFIG, job_of
 
@@ -45,7 +44,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     """From the manifest, the footers of the parts, and the failures."""
     manifest = store.read_manifest(uri)
     progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
-    damaged = damaged_parts(uri, manifest["digest"], progress.done)
+    damaged = store.damaged_parts(uri, manifest["digest"], progress.done)
     return {
         "complete": progress.complete and not damaged,
         "digest": manifest["digest"],

@@ -9,12 +9,12 @@ from pipeline.errors import ConfigError
 
 
 def check_finite(config: Any) -> None:
-    """Refuse NaN and infinity in the fields of a dataclass, within lists and mappings too.
+    """Refuse NaN and infinity in the fields of a dataclass, including those in lists and mappings.
 
-    Configs within it have checked themselves when they were made.
+    Nested configs have checked themselves when they were made.
 
     Raises:
-        ConfigError: with the name of the field.
+        ConfigError: a field is not finite; the message names it.
     """
     for field in fields(config):
         value = getattr(config, field.name)
@@ -31,13 +31,13 @@ def check_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Refuse a number outside its range. None, a setting that is not set, is in every range.
+    """Refuse a number outside its range. None, for a setting that is not set, is in every range.
 
     Args:
         name: of the setting, for the message.
         value: to check.
-        low, high: ends of the range, which belong to it.
-        open_low, open_high: that end does not belong to it.
+        low, high: ends of the range, inclusive.
+        open_low, open_high: whether that end is exclusive.
 
     Raises:
         ConfigError: it is outside, or not a number.
@@ -57,7 +57,7 @@ def check_range(
 
 
 def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: bool = False) -> None:
-    """Refuse a setting of a dataclass below its range, see `check_range`."""
+    """Refuse settings of a dataclass below their range, see `check_range`."""
     for name in names:
         check_range(name, getattr(config, name), low, open_low=open_low)
 

@@ -1,7 +1,7 @@
-"""What can go wrong in the world outside, as one family of exceptions.
+"""Exceptions for everything that a user can fix, under one base class.
 
-Every message names the thing and the value received. All of them survive pickling, because Ray carries them from
-an actor to the driver.
+Every message names the thing and the value received. All of them can be pickled, because Ray carries them from actors
+to the driver.
 """
 
 from typing import Any
@@ -10,9 +10,9 @@ _LONGEST_SHOWN = 60
 
 
 class PipelineError(Exception):
-    """Base of all errors that a user can mend; a job prints it as one line.
+    """Base of all errors that a user can fix; a job prints it as one line.
 
-    Message and pickle derive from the arguments it was made of: Ray Data appends advice of its own to `args`.
+    Message and pickle use the original arguments, because Ray Data appends advice of its own to `args`.
     """
 
     def __init__(self, *made_of: Any) -> None:
@@ -27,11 +27,11 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """A setting is unknown, ill-typed, or impossible together with another."""
+    """A setting is unknown, has a wrong type, or is impossible together with another."""
 
 
 class ModelError(PipelineError):
-    """A model is unknown, of a family that cannot be run on a token subset, or does not fit what is asked of it."""
+    """A model is unknown, cannot be run on a token subset, or does not suit its task."""
 
 
 class CheckpointError(PipelineError):
@@ -43,16 +43,16 @@ class DatasetError(PipelineError):
 
 
 class ClusterError(PipelineError):
-    """The Ray cluster to join is not there, does not answer, or is of another kind or version; or none could start."""
+    """The Ray cluster to join does not exist, does not answer, or has another version; or none could be started."""
 
 
 class NonFiniteError(PipelineError):
-    """A value became NaN or infinite during inversion: running it again would end the same way.
+    """A value became NaN or infinite during inversion; running it again would give the same result.
 
     Args:
         step: iteration, counted from 0.
         term: name of the loss term, or `pixels`.
-        shard_id: the shard it happened in, where one is known.
+        shard_id: the shard in which it happened, if known.
     """
 
     def __init__(self, step: int, term: str, shard_id: int | None = None) -> None:
@@ -62,8 +62,8 @@ class NonFiniteError(PipelineError):
         self.shard_id = shard_id
 
     def __str__(self) -> str:
-        place = "" if self.shard_id is None else f"shard {self.shard_id}: "
-        return f"{place}{self.term} is not finite at step {self.step}"
+        shard = "" if self.shard_id is None else f"shard {self.shard_id}: "
+        return f"{shard}{self.term} is not finite at step {self.step}"
 
 
 class IncompleteError(PipelineError):
@@ -71,11 +71,11 @@ class IncompleteError(PipelineError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return a library's own error for a message of ours: its type and text on one line, cut to `limit` characters."""
+    """Return type and text of a library's error on one line, cut to `limit` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message: on one line, and cut where it is long."""
+    """Return a value's text for a message, on one line, and cut if it is long."""
     text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

@@ -81,7 +81,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     if config.output is not None:
         storage.check_writable(config.output)
     connect()
-    scores = score(predictors, labelled_batches(labelled, loaded, config.batch_size))
+    scores = measure_accuracy(predictors, labelled_batches(labelled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     split = {} if config.labelled_split is None else {"labelled_split": config.labelled_split}
     result = {"labelled": config.labelled, **split, "artifacts": rows}
@@ -91,7 +91,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     return result
 
 
-def score(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:
+def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:
     """Top-1 and top-5 of several predictors in one pass over (images [B, C, H, W], labels [B]).
 
     Raises:

@@ -14,7 +14,7 @@ _PULL = "run `git lfs pull` in its repository"
 _AGAIN = "download or copy it again"
 _DOWNLOAD = "download the file itself"
 _WEIGHTS = "give the weights"
-# What helps whatever the file was meant to be.
+# Remedies that apply whatever the file was meant to be.
 _FOR_ANY_FILE = (_UNPACK, _PULL, _AGAIN, _DOWNLOAD)
 
 # First bytes → what it is, and what to do.
@@ -33,7 +33,7 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x89PNG": ("an image, not WANTED", _WEIGHTS),
     b"%PDF": ("a PDF file, not WANTED", _WEIGHTS),
 }
-# Ends of names, for kinds whose first bytes say little.
+# Suffixes of files whose first bytes say little.
 _SUFFIXES: dict[str, tuple[str, str]] = {
     ".onnx": ("an ONNX model", _ONNX),
     ".msgpack": ("a Flax checkpoint (msgpack)", _TENSORFLOW),
@@ -44,13 +44,13 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
     ".index": ("the index of a TensorFlow checkpoint", _TENSORFLOW),
     ".distcp": ("a part of a distributed checkpoint", "give its folder to torch's dcp_to_torch"),
 }
-# What may stand before a text: a byte order mark, and white space.
+# Bytes that may precede a text: a byte order mark, and white space.
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _TENSORFLOW_PART = re.compile(r"\.data-\d+-of-\d+$")
 
 
 def describe_foreign(name: str, content: bytes) -> str:
-    """Say what a file is that `readable_kind` does not know, and what to do, on one line: `is a GGUF file: load it...`.
+    """Say what a file unknown to `readable_kind` is, and what to do, on one line: `is a GGUF file: load it...`.
 
     Args:
         name: file name or URI.
@@ -62,15 +62,15 @@ def describe_foreign(name: str, content: bytes) -> str:
 
 
 def recognize_foreign(content: bytes, wanted: str, *, whole: bool = True) -> str | None:
-    """Say what a file is that is no checkpoint either, by its content alone: `is a web page: download ...`.
+    """Say what a file is instead of the wanted kind, from its content alone: `is a web page: download ...`.
 
     Args:
         content: of the file.
-        wanted: what the file should be: `an image`.
-        whole: whether `content` is all of the file, or its first kilobyte.
+        wanted: what the file should be, such as `an image`.
+        whole: whether `content` is the whole file, or its first kilobyte.
 
     Returns:
-        None where the content is of no kind that is known here, or begins as what it should be.
+        The predicate of a sentence; None if the kind is unknown, or if the content begins like the wanted kind.
     """
     found = _recognize(content, wanted, whole=whole) or _text(content, wanted)
     if found is None or found[0].startswith(wanted):
@@ -84,7 +84,7 @@ def _sentence(what: str, instead: str) -> str:
 
 
 def _recognize(content: bytes, wanted: str, *, whole: bool) -> tuple[str, str] | None:
-    """Return what a file is and what to do, where its content leaves no doubt."""
+    """Return what a file is and what to do, if its content leaves no doubt."""
     if not content:
         return "empty", ""
     for magic, (what, instead) in _MAGIC.items():
@@ -96,7 +96,7 @@ def _recognize(content: bytes, wanted: str, *, whole: bool) -> tuple[str, str] |
         return "a tar archive", _UNPACK
     if content.startswith(b"PK\x03\x04"):
         return _foreign_zip(zip_members(content)) if whole else ("a zip archive", _UNPACK)
-    # Before the name is looked at: a download has its name whatever came instead of the file.
+    # Checked before the name, because a failed download has the file's name too.
     if _is_markup(content):
         return "a web page (HTML or XML), perhaps an error or a login", _DOWNLOAD
     return None
@@ -126,12 +126,12 @@ def _foreign_zip(members: list[str] | None) -> tuple[str, str]:
 
 
 def _text(content: bytes, wanted: str) -> tuple[str, str] | None:
-    """Say what a text is; None where it is none."""
+    """Say what kind of text a file is; None if it is not text."""
     head = content[:512].lstrip(_BLANK)
     if head[:1] in (b"{", b"["):
         return f"JSON, not {wanted}", "give the weights; the index of a sharded checkpoint ends in .index.json"
     try:
-        # Incremental: the cut may go through a character.
+        # Incremental, because the cut may go through a character.
         text = codecs.getincrementaldecoder("utf-8")().decode(content[:512])
     except UnicodeDecodeError:
         return None
@@ -141,20 +141,20 @@ def _text(content: bytes, wanted: str) -> tuple[str, str] | None:
 
 
 def _guess(name: str, content: bytes) -> tuple[str, str]:
-    """Say what may have been a checkpoint, by what its first bytes have in common with some kinds."""
+    """Guess from the first bytes what kind of checkpoint a file may have been."""
     if name.lower().endswith(".safetensors"):
         return "corrupt, a safetensors file that is cut off or mangled", _AGAIN
-    # A map of 1 to 15 entries, or of more, as msgpack writes it.
+    # msgpack's first byte of a map of 1 to 15 entries, or of more.
     if 0x81 <= content[0] <= 0x8F or content[0] in (0xDE, 0xDF):
         return _SUFFIXES[".msgpack"]
-    # Field 1 of a protocol buffer, the IR version, and then the producer's name.
+    # An ONNX protocol buffer: field 1, the IR version, and then the producer's name.
     if content[0] == 0x08 and content[2:3] == b"\x12":
         return _SUFFIXES[".onnx"]
     return "not a checkpoint, or corrupt", "it is none of safetensors, torch.save's and npz"
 
 
 def zip_members(content: bytes) -> list[str] | None:
-    """Return the names in a zip archive; None where it is none, or is cut off."""
+    """Return the names in a zip archive; None if it is none, or is truncated."""
     if not content.startswith(b"PK\x03\x04"):
         return None
     try:

@@ -22,9 +22,9 @@ from pipeline.models import LoadedModel, RealImageTransform
 from pipeline.models.image_reader import num_patches
 from pipeline.vit.families import refusal
 
-# What is read of each source, where it has it.
+# Columns that are read of each source, if it has them.
 COLUMNS = ("image_id", "image", "label", "keep_indices")
-# A process that decodes images takes longer to start than to decode these.
+# Starting a process takes longer than decoding this many images.
 _ROWS_PER_BLOCK = 64
 _FEW_BLOCKS = 16
 
@@ -38,21 +38,23 @@ def read_inputs(
 ) -> ray.data.Dataset:
     """Return rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
 
-    Synthetic images are only normalized: they lie on the teacher's patch grid. Real ones go through the evaluation
-    transform of the model's own config. Labels map by class name where the source's names are the model's. Where none
-    is, they go by number if labels are needed and there are equally many classes, and are -1 if they are not needed.
-    Where a source knows no label it is -1; where it knows no `keep_indices` these are all patches.
+    Synthetic images are only normalized, because they lie on the teacher's patch grid. Real ones go through the
+    evaluation transform of the model's own config.
+
+    Labels are mapped by class name. If no name matches, they go by number if labels are needed and the numbers of
+    classes are equal; if labels are not needed, they are -1. A missing label is -1 as well, and missing `keep_indices`
+    are all patches.
 
     Args:
-        images: a URI or several, as `pipeline.dataset.read_images` takes them; or what `find_source` or `find_images`
-            found there, of a split say, perhaps with fewer of its units or in another order.
-        loaded: the model that is to read them.
+        images: one or several URIs, as `pipeline.dataset.read_images` takes them; or the result of `find_source` or
+            `find_images`, perhaps with fewer units or in another order.
+        loaded: the model that will read the images.
         labels: whether labels are needed.
-        override_num_blocks: into how many blocks to read, for parallelism; by default few where there are few images.
+        override_num_blocks: number of blocks to read, for parallelism; by default few if there are few images.
 
     Raises:
-        DatasetError: as `read_images`; synthetic images of another size or patch grid than the model's; no labels
-            though they are needed, or labels that are not the model's.
+        DatasetError: as `read_images`; or synthetic images have another size or patch grid than the model; or labels
+            are needed and are missing, or are not the model's.
     """
     if isinstance(images, Source):
         images = ImageCollection.of(images)
@@ -64,32 +66,32 @@ def read_inputs(
 
 
 def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
-    """Check without a cluster what reading would stumble over hours later: all ids and labels, and the first images.
+    """Check, without a cluster, all ids and labels and the first images, on which reading would fail hours later.
 
-    One line on standard error says so where labels go by number, with the classes that are taken to be the same.
+    If labels go by number, one line on standard error says so, with the classes that are taken to be the same.
 
     Args:
-        images: what was found at one or several URIs.
-        loaded: the model that is to read them.
+        images: from one or several URIs.
+        loaded: the model that will read the images.
         labels: whether labels are needed.
 
     Raises:
-        DatasetError: as `read_inputs`; or two images of one source have one id, a label has no class, or the first
-            image of a source cannot be decoded.
+        DatasetError: as `read_inputs`; or two images of a source share an id, a label has no class, or the first image
+            of a source cannot be decoded.
     """
     for source in images.sources:
         _check_source(source, loaded, labels=labels)
         repeated = repeated_id(source)
         if repeated is not None:
             raise DatasetError(
-                f"{source.uri!r} has more than one image of the image_id {repeated!r}: if these are several datasets, "
-                "give the URI of each in a list"
+                f"{source.uri!r} has more than one image with the image_id {repeated!r}: "
+                "if these are several datasets, give the URI of each in a list"
             )
 
 
 def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
     convert = conversion(source, loaded, labels=labels)
-    # What a synthesis writes has the labels of its manifest, and folders have those of their names.
+    # Labels of a synthetic dataset fit its manifest, and those of class folders their names: nothing to check.
     if "label" in source.columns and source.manifest is None:
         for table in read_column(source, "label"):
             convert.labels(table)
@@ -102,8 +104,8 @@ def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> So
     """Find labeled images at a URI, and check them without a cluster.
 
     Args:
-        uri: as `find_source` takes it.
-        loaded: the model that is to read them.
+        uri: see `find_source`.
+        loaded: the model that will read the images.
         split: which of several splits to read.
 
     Raises:
@@ -113,13 +115,13 @@ def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> So
     _check_source(source, loaded, labels=True)
     repeated = repeated_id(source)
     if repeated is not None:
-        # An id may name a photograph that several rows are cut from: each row is scored.
-        logger.warning(f"{source.uri!r} has more than one image of the image_id {repeated!r}: each of them is scored")
+        # An id may name a photograph from which several rows are cut, so each row is scored.
+        logger.warning(f"{source.uri!r} has more than one image with the image_id {repeated!r}: each of them is scored")
     return source
 
 
 def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert":
-    """Return what makes encoded rows of a source a model's input.
+    """Return the function that converts encoded rows of a source to a model's inputs.
 
     Raises:
         DatasetError: as `read_inputs`.
@@ -145,7 +147,7 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> "Convert
 
 
 def _few_blocks(images: ImageCollection) -> int | None:
-    """Return blocks for few images, for which Ray would start a process on every core; None leaves it to Ray."""
+    """Return a small number of blocks for few images, for which Ray would start a process on every core; else None."""
     blocks = -(-images.num_rows // _ROWS_PER_BLOCK)
     return blocks if blocks <= _FEW_BLOCKS else None
 
@@ -166,7 +168,7 @@ def _size_text(size: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Convert:
-    """Encoded rows → inputs. Runs in Ray's tasks: it carries what it needs, and not the model."""
+    """Converts encoded rows to inputs. It runs in Ray's tasks, so it carries only what it needs of the model."""
 
     uri: str
     size: tuple[int, int, int]
@@ -177,7 +179,7 @@ class Convert:
     reads_subsets: bool
     label_map: list[int] | None
     labels_note: str | None
-    """What a user is to be told of the label map."""
+    """Message for the user about the label map; None if there is none."""
     labels_needed: bool
     transform: Callable[[Image.Image], Tensor] | None
 
@@ -193,7 +195,7 @@ class Convert:
         """Decode the images: float32 [C, H, W], normalized.
 
         Raises:
-            DatasetError: one cannot be decoded, or a synthetic one is of another size than the model's.
+            DatasetError: an image cannot be decoded, or a synthetic one has another size than the model reads.
         """
         names, codes = table["image_id"].to_pylist(), table["image"].to_pylist()
         return [self._decode(code, name) for code, name in zip(codes, names, strict=True)]
@@ -210,10 +212,10 @@ class Convert:
         return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
     def labels(self, table: pa.Table) -> pa.Array:
-        """The model's labels, int64.
+        """Return the model's labels, int64.
 
         Raises:
-            DatasetError: one has no class, or one is needed and not there.
+            DatasetError: a label has no class, or labels are needed and one is missing.
         """
         if "label" not in table.column_names:
             return pa.array([UNKNOWN] * len(table), pa.int64())
@@ -221,7 +223,7 @@ class Convert:
             raise DatasetError(f"{self.uri!r} has images without a label")
         labels = table["label"].fill_null(UNKNOWN).to_pylist()
         classes = self.num_classes if self.label_map is None else len(self.label_map)
-        # Hugging Face marks the images of a test set whose labels are withheld with -1.
+        # Hugging Face marks test images with withheld labels by -1.
         lowest = 0 if self.labels_needed else UNKNOWN
         wrong = [label for label in labels if not lowest <= label < classes]
         if wrong:
@@ -231,17 +233,17 @@ class Convert:
         return pa.array(labels, pa.int64())
 
     def keep_indices(self, table: pa.Table) -> pa.Array:
-        """Return the patches to read, a list of int64 for each image.
+        """Return the patches to read, a list of int64 per image.
 
         Raises:
-            DatasetError: one lies outside the model's grid.
+            DatasetError: a patch lies outside the model's grid.
         """
         kind: Any = pa.list_(pa.int64())
         if "keep_indices" not in table.column_names:
             return pa.array([list(range(self.num_patches))] * len(table), kind)
         kept = table["keep_indices"].combine_chunks().cast(kind)
         largest = max(kept.flatten().to_pylist(), default=0)
-        # Any other model takes the pixels as they are.
+        # Any other model reads the whole image.
         if self.reads_subsets and largest >= self.num_patches:
             raise DatasetError(f"{self.uri!r} keeps patch {largest}, the model has {self.num_patches} patches")
         return kept

@@ -16,22 +16,22 @@ from pipeline.models import LoadedModel
 
 UNKNOWN = -1
 _SYNSET = re.compile(r"n\d{8}")
-# A description with its synset, where timm's description alone fits two classes: `crane (n02012849)`.
+# A description with its synset, for descriptions that two classes share: `crane (n02012849)`.
 _DESCRIBED = re.compile(r".+ \((n\d{8})\)")
 _SUBSETS = ("imagenet-1k", "imagenet-22k")
-# Other spellings of a few names among very many, at the same numbers, are no other classes: ImageNet's in Hugging Face
-# datasets and in timm differ in two of 1000.
-_MOST_OTHER_SPELLINGS = 0.01
+# If only this share of the names differs, at the same numbers, the classes are the same: the names of ImageNet in
+# Hugging Face datasets and in timm differ in two of 1000.
+_MAX_OTHER_SPELLINGS = 0.01
 
 
 def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
-    """Return the model's label for each of the source's, and what is to be told about them.
+    """Return the model's label for each of the source's, and a message about them for the user.
 
-    None instead of labels where the source's are numbers without names, and are the model's. `UNKNOWN` is the label of
-    classes that the model does not have, where labels are not needed.
+    The labels are None if the source has numbers without names, which are taken as the model's. If labels are not
+    needed, classes that the model does not have get `UNKNOWN`.
 
     Args:
-        source: whose labels they are.
+        source: the source of the labels.
         loaded: the model.
         needed: whether labels are needed.
 
@@ -54,19 +54,19 @@ def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[li
             "name the classes as the model does, or list names of these in the model's order in teacher.class_names"
         )
         raise DatasetError(f"{source.uri!r} {refusal}: {remedy}")
-    message = f"no class of {source.uri!r} is called as one of model {loaded.name!r}: labels go by number"
+    message = f"no class of {source.uri!r} has the name of one of model {loaded.name!r}: labels go by number"
     return list(range(len(names))), f"{message}: {_pairs(names, own, range(len(names)))}"
 
 
 def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch") -> str | None:
-    """Say why labels cannot go by number, where not all names match, as the rest of a sentence; None where they can."""
+    """Say why labels cannot go by number if not all names match, as the predicate of a sentence; None if they can."""
     names, own, model = source.class_names or [], loaded.class_names, f"model {loaded.name!r}"
     if found.ambiguous:
         return f"has the class {found.ambiguous[0]!r}, which is no single class of {model}: names differ too little"
     known = next((name for name, label in zip(names, found.labels, strict=True) if label is not None), None)
     if known is not None:
         unknown = names[found.labels.index(None)]
-        return f"has the class {unknown!r}, which {model} lacks by that name, though it has {known!r}"
+        return f"has the class {unknown!r}, which {model} does not have by that name, although it has {known!r}"
     if len(names) != len(own):
         return (
             f"has {len(names)} classes, {_some(names)}, {model} has {len(own)}, {_some(own)}, and no name is the same, "
@@ -75,21 +75,21 @@ def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch")
     doubtful = doubtful_order(names) if source.of_folders else None
     if doubtful is not None:
         return (
-            f"has no class folder that is called as a class of {model}, and their order is not known: "
+            f"has no class folder with the name of a class of {model}, and the order of the folders is not known: "
             f"{doubtful[0]!r} and {doubtful[1]!r} are sorted differently by torchvision and by timm"
         )
     wrong = misnumbered(names)
     if wrong is not None:
         label = names.index(wrong)
         return (
-            f"has numbered classes, of which {wrong!r} would be label {label}, {own[label]!r} of {model}: a number is "
+            f"has numbered classes, and {wrong!r} would get label {label}, {own[label]!r} of {model}: a number is "
             "missing, or they are sorted as text"
         )
     return None
 
 
 def _pairs(names: Sequence[str], own: Sequence[str], labels: Sequence[int]) -> str:
-    """Return what the first labels mean on both sides."""
+    """Describe the first labels by their names on both sides."""
     pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:3]]
     return ", ".join([*pairs, "..."] if len(labels) > 3 else pairs)
 
@@ -103,8 +103,8 @@ class ClassMatch:
     """The model's class for each class of a dataset.
 
     Attributes:
-        labels: for each class of the dataset the number of the model's; None where no single one matches.
-        ambiguous: those of the dataset's names that match several of the model's, or that match one with others.
+        labels: the number of the model's class for each class of the dataset; None where no single one matches.
+        ambiguous: names of the dataset that match several classes of the model, or the same class as another name.
     """
 
     labels: list[int | None]
@@ -114,9 +114,9 @@ class ClassMatch:
 def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
     """Match the names of a dataset's classes with those of a model's.
 
-    A name matches the same name, else the description or the synset of the same ImageNet class, else one that differs
-    in case, spaces, hyphens and underscores, or in zeros before a number. The stricter match goes first: where a model
-    has `na`, a dataset's `na` is that class, and its `NA` is none.
+    A name matches the same name; else the description or synset of the same ImageNet class; else a name that differs
+    only in case, spaces, hyphens, underscores or leading zeros. Stricter matches go first: if a model has `na`, a
+    dataset's `na` is that class, and its `NA` matches none.
 
     Args:
         given: names of the dataset's classes.
@@ -124,7 +124,7 @@ def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
     """
     labels: list[int | None] = [None] * len(given)
     ambiguous: set[int] = set()
-    # Two classes may differ in case alone: `Jersey`, the cow, and `jersey`, which is worn.
+    # Two classes may differ only in case: `Jersey`, the cow, and `jersey`, the garment.
     for names_of in (_as_written, _names_of, _plain_names_of):
         rest = [place for place, label in enumerate(labels) if label is None and place not in ambiguous]
         if not rest:
@@ -141,7 +141,7 @@ def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
 
 
 def only_spelled_otherwise(given: Sequence[str], match: ClassMatch, own: Sequence[str]) -> bool:
-    """Return whether names without a match are other spellings: hardly any, and all others have their own numbers.
+    """Return whether unmatched names are just other spellings: very few, and all other names have equal numbers.
 
     Args:
         given: names of the dataset's classes.
@@ -150,7 +150,7 @@ def only_spelled_otherwise(given: Sequence[str], match: ClassMatch, own: Sequenc
     """
     unmatched = match.labels.count(None)
     in_place = all(label in (None, place) for place, label in enumerate(match.labels))
-    few = unmatched <= _MOST_OTHER_SPELLINGS * len(own)
+    few = unmatched <= _MAX_OTHER_SPELLINGS * len(own)
     return len(given) == len(own) and in_place and few and not match.ambiguous
 
 
@@ -164,7 +164,7 @@ def _labels_by_name(names: Iterable[set[str]]) -> dict[str, set[int]]:
 
 
 def _fitting(labels_of: Mapping[str, set[int]], names: set[str], taken: set[int]) -> set[int]:
-    """Return the numbers of the classes that have one of some names: of one that a single class has, if there is."""
+    """Return the numbers of classes that have one of the names, preferring names that a single class has."""
     found = [labels_of[name] for name in names if name in labels_of]
     single = set().union(*(labels for labels in found if len(labels) == 1))
     fitting = single or set().union(*found)
@@ -176,7 +176,7 @@ def _as_written(name: str) -> set[str]:
 
 
 def _names_of(name: str) -> set[str]:
-    """Return a name, and the synset and the description of the ImageNet class that it stands for."""
+    """Return a name with the synset and description of its ImageNet class."""
     described = _DESCRIBED.fullmatch(name)
     synset = name if _SYNSET.fullmatch(name) else described[1] if described else None
     return {name} if synset is None else {name, synset, _descriptions().get(synset, synset)}
@@ -197,7 +197,7 @@ def _plain(name: str) -> str:
 
 @cache
 def _descriptions() -> dict[str, str]:
-    """Return synset → description, of those whose description no other class of the same set has."""
+    """Return synset → description, for descriptions that no other class of the same set has."""
     found: dict[str, str] = {}
     for subset in reversed(_SUBSETS):
         info = timm.data.ImageNetInfo(subset)

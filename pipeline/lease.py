@@ -1,7 +1,7 @@
-"""One process at a time works on an output: a small file says who, and is written again as long as that process lives.
+"""Leases: only one process at a time works on an output. A small file names it, and is rewritten while it lives.
 
-Only runs of equal settings come here (`pipeline.runs.claim` refuses others), and a run of equal settings writes equal
-files. So a lease that is taken over wrongly costs time and no data.
+Only runs with equal settings compete for a lease (`pipeline.runs.claim` refuses others), and these write equal files.
+So a lease that is taken over by mistake costs time, but no data.
 """
 
 import os
@@ -20,23 +20,23 @@ from pipeline.log import logger
 
 NAME = ".at-work.json"
 _BEAT_S = 5.0
-# Without a sign of life for so long, a process on another machine is taken for dead. Clocks are not compared.
+# A process on another machine counts as dead after this long without a heartbeat. Clocks are not compared.
 _DEAD_S = 30.0
 _SETTLE_S = 0.2
 
 
 @contextmanager
 def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DEAD_S) -> Iterator[bool]:
-    """Work on an output alone. Wait for another process that does, and follow one that died.
+    """Hold the lease of an output; wait while another live process holds it.
 
     Args:
         output: the folder.
-        job: the name of the job, for the line that says that it waits.
-        beat_s: seconds between two signs of life.
-        dead_s: seconds without one after which another process counts as dead.
+        job: name of the job, for the message about waiting.
+        beat_s: seconds between two heartbeats.
+        dead_s: seconds without a heartbeat after which another process counts as dead.
 
     Yields:
-        Whether another process worked on the output meanwhile.
+        Whether another process worked on the output in the meantime.
 
     Raises:
         OSError: the output cannot be written.
@@ -65,7 +65,7 @@ def _who() -> dict[str, Any]:
 
 
 def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: float) -> bool:
-    """Wait until the lease is ours; returns whether there was somebody to wait for."""
+    """Wait until the lease is ours; return whether another process held it."""
     seen: dict[str, Any] | None = None
     seen_at = time.monotonic()
     waited = False
@@ -80,32 +80,32 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
             break
         if _is_dead(other) or time.monotonic() - seen_at > dead_s:
             storage.write_json(uri, mine)
-            # Of several that find it dead the last to write has it.
+            # If several processes find the holder dead, the last one to write gets the lease.
             time.sleep(_SETTLE_S)
             if _token(_read(uri)) == mine["token"]:
                 break
             continue
-        _tell_waiting(uri, other, job, dead_s)
+        _announce_waiting(uri, other, job, dead_s)
         time.sleep(min(1.0, beat_s / 2))
     return waited
 
 
-_told: set[str] = set()
+_announced: set[str] = set()
 
 
-def _tell_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
-    if str(_token(other)) in _told:
+def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
+    if str(_token(other)) in _announced:
         return
-    _told.add(str(_token(other)))
+    _announced.add(str(_token(other)))
     who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
     logger.info(
-        f"{job}: a run of the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
-        f"or for {dead_s:g} s without a sign of life"
+        f"{job}: a run with the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
+        f"or for {dead_s:g} s without a heartbeat"
     )
 
 
 def _is_dead(other: dict[str, Any]) -> bool:
-    """Whether the process was on this machine and is there no more; False where that cannot be known."""
+    """Return whether the process ran on this machine and has ended; False if that cannot be known."""
     here = _who()
     if any(other.get(name) != here[name] for name in ("host", "pid_namespace")) or not isinstance(other["pid"], int):
         return False
@@ -128,11 +128,11 @@ def _beat(uri: str, mine: dict[str, Any], over: threading.Event, beat_s: float) 
                 return
             storage.write_json(uri, {**mine, "beat": number})
         except (OSError, DatasetError):
-            continue  # the next one may get through; the work itself finds out when the store is gone
+            continue  # the next heartbeat may succeed; if the store is gone, the work itself fails
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    """What the file says; None where there is none, or none that is whole."""
+    """Return the content of the lease file; None if there is none, or if it is incomplete."""
     try:
         value = storage.read_json(uri)
     except DatasetError:

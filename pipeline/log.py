@@ -1,7 +1,7 @@
-"""Messages for people: one logger, `sparse_inversion`, to standard error. Results alone go to standard output.
+"""Messages for people: one logger, `sparse_inversion`, to standard error. Only results go to standard output.
 
-Jobs set its level by `--quiet` and `-v`. A program that uses this project as a library sets it, or takes the handler
-away, as with any logger.
+Jobs set its level with `--quiet` and `-v`. A program that uses this project as a library can set the level or remove
+the handler, as with any logger.
 """
 
 import logging
@@ -13,7 +13,7 @@ _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
 
 class _Handler(logging.Handler):
-    """Write to what standard error is at that moment: jobs and tests put other streams in its place."""
+    """Write to the current standard error, which jobs and tests may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -29,7 +29,7 @@ def _set_up() -> None:
     handler.setFormatter(_Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # A program that has set up logging of its own would print each line twice.
+    # Otherwise a program with logging of its own would print each line twice.
     logger.propagate = False
 
 

@@ -1,4 +1,4 @@
-"""Find out which job an output folder belongs to, so that no job writes into another's."""
+"""Find out which job an output folder belongs to, so that no job writes into the output of another."""
 
 from typing import Any, Literal
 
@@ -7,19 +7,19 @@ from pipeline.dataset import store
 from pipeline.errors import ConfigError, DatasetError
 
 Job = Literal["synthesize", "calibrate", "distill"]
-# Under the output of calibrate and distill; says under `job` whose it is.
+# A file in the outputs of calibrate and distill, whose key `job` names the job.
 CONFIG = "config.json"
 WHAT: dict[Job, str] = {
     "synthesize": "a synthetic dataset",
     "calibrate": "a calibration",
     "distill": "a distillation",
 }
-# What a config without `job` is known by: they came before it.
+# Keys by which configs of earlier versions, without `job`, are recognized.
 _KEYS: dict[Job, set[str]] = {"calibrate": {"digest", "placement", "mode"}, "distill": {"digest", "student", "dataset"}}
 
 
 def job_of(uri: str) -> Job | None:
-    """The job that a folder is the output of; None where it is none's.
+    """Return the job whose output a folder is; None if it is not an output.
 
     Raises:
         DatasetError: it cannot be read.
@@ -32,7 +32,7 @@ def job_of(uri: str) -> Job | None:
 
 
 def job_of_config(config: dict[str, Any]) -> Job | None:
-    """Return the job whose `config.json` this is; None where it is none's that we know."""
+    """Return the job whose `config.json` this is; None if it is of no job of this software."""
     for job, keys in _KEYS.items():
         if config.get("job") == job or ("job" not in config and keys <= config.keys()):
             return job
@@ -40,7 +40,7 @@ def job_of_config(config: dict[str, Any]) -> Job | None:
 
 
 def check_output(output: str, job: Job) -> None:
-    """Refuse a folder that is another job's output, or nobody's that we know, before anything is written there.
+    """Refuse a folder that is the output of another job or has an unknown config, before anything is written there.
 
     Raises:
         DatasetError: it is, or it cannot be read.
@@ -53,18 +53,18 @@ def check_output(output: str, job: Job) -> None:
 
 
 def check_place(output: str, *, shared: bool) -> None:
-    """Refuse an output that would be lost, or that other processes cannot write to, before any work.
+    """Refuse, before any work, an output that would be lost or to which other processes cannot write.
 
     Args:
         output: the folder.
         shared: whether other processes write to it.
 
     Raises:
-        ConfigError: it lies in the package that Ray unpacked for this job, or in the memory of this process.
+        ConfigError: it is in the package that Ray unpacked for this job, or in the memory of this process.
     """
     if storage.in_job_package(output):
         raise ConfigError(
-            f"output {output!r} would lie in the package that Ray made of --working-dir, and Ray deletes that "
+            f"output {output!r} would be in the package that Ray made of --working-dir, which Ray deletes "
             f"({storage.absolute(output)}): give an object store URI (--output s3://BUCKET/...), or an absolute path "
             "on a disk that all nodes share"
         )

@@ -1,4 +1,4 @@
-"""Warn where a processor emulates bfloat16."""
+"""Warn if a processor emulates bfloat16."""
 
 import platform
 import socket
@@ -8,27 +8,27 @@ import torch
 
 from pipeline.log import logger
 
-# For the nodes of a cluster to say what they have; one that does not answer is not waited for longer.
+# How long to wait for the nodes of a cluster to report what they support.
 _PATIENCE_S = 60.0
 
 
 def has_bfloat16() -> bool:
-    """Return whether this processor has instructions for products in bfloat16, and torch uses them."""
+    """Return whether this processor has instructions for bfloat16 products, and torch uses them."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
-    # With AVX-512 alone oneDNN takes bfloat16, and computes it in float32 after converting every operand.
+    # With only AVX-512, oneDNN accepts bfloat16, but converts every operand and computes in float32.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
-    """Say in a line on standard error that a type will be slow, where it will be.
+    """Report in one line on standard error on which machines a type will be slow, if it will be.
 
     Args:
         dtype: `float32` or `bfloat16`.
-        on_gpu: the work is done on GPUs, which is never slow.
-        on_nodes: it is done on the nodes of the Ray cluster that was joined, and not in this process.
+        on_gpu: whether the work is done on GPUs, where it is never slow.
+        on_nodes: whether the work is done on the nodes of the joined Ray cluster instead of in this process.
     """
     if dtype != "bfloat16" or on_gpu:
         return
@@ -37,13 +37,13 @@ def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
     if slow:
         shown = ", ".join(slow[:3]) + (", ..." if len(slow) > 3 else "")
         logger.warning(
-            f"plan: dtype bfloat16 is emulated where a processor has no instructions for it, and takes many times as "
+            f"plan: dtype bfloat16 is emulated on processors without instructions for it, and takes many times as "
             f"long as float32: {len(slow)} of {len(has)} machines ({shown})"
         )
 
 
 def _ask_nodes() -> dict[str, bool]:
-    """Return by host name whether each node's processor has bfloat16; nodes that do not answer are left out."""
+    """Return host name → whether its processor has bfloat16; nodes that do not answer are left out."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,7 +51,7 @@ def _ask_nodes() -> dict[str, bool]:
     asked = {}
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
-            # Ray's types leave this strategy out.
+            # Ray's type hints lack this strategy.
             there: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(has_bfloat16)
             asked[task.remote()] = node["NodeManagerHostname"]

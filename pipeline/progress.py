@@ -1,6 +1,6 @@
-"""Show how far a job has come: workers count the images they have read, this process prints how many there are.
+"""Report the progress of a job: workers count the images they have read, and this process prints the count.
 
-No torch: a small actor of Ray imports it.
+Imports no torch, because a small Ray actor imports this module.
 """
 
 import threading
@@ -23,15 +23,15 @@ Count = Callable[[int], None]
 
 @contextmanager
 def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
-    """Print on standard error how many images have been read, while they are.
+    """Print on standard error how many images have been read so far.
 
     Args:
-        job: its name, which lines begin with.
-        num_images: to be read.
-        on_workers: other processes read them.
+        job: name of the job, with which the lines begin.
+        num_images: number of images to read.
+        on_workers: whether other processes read them.
 
     Yields:
-        What to call with the number of images that were just read, here or in any process of the cluster.
+        A function to call with the number of images just read, in this or any process of the cluster.
     """
     logger.info(f"{job}: {num_images} images to read")
     counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
@@ -76,7 +76,7 @@ def _print_until(job: str, counter: "_Counter | ActorHandle", num_images: int, f
         try:
             read = _total(counter)
         except ray.exceptions.RayError:
-            # The cluster is going: the job itself says why.
+            # The cluster is shutting down; the job itself reports why.
             return
         if read > printed:
             printed = read

@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px sol
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under a header; cells are printed as they are, numbers with at most two decimals."""
+    """Rows under a header; text is printed unchanged, numbers with at most two decimals."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | int | float | None]]
@@ -44,19 +44,19 @@ class Section:
 
 
 def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: int, *, cell: int = 112) -> Image.Image:
-    """Pictures side by side, each with its caption.
+    """Arrange pictures in a grid, each with its caption.
 
-    Small pictures are enlarged by a whole factor without smoothing, so that a pixel stays a square; those larger
-    than a cell are shrunk.
+    Small pictures are enlarged by an integer factor without smoothing, so that pixels stay square; pictures larger than
+    a cell are shrunk.
 
     Args:
         images: uint8 arrays [H, W, C] with 1 or 3 channels; sizes may differ.
-        labels: one caption each; what is too long for its cell is cut.
-        columns: pictures a row.
-        cell: side of the square in pixels that each picture has to itself.
+        labels: one caption per picture; cut if too long for its cell.
+        columns: pictures per row.
+        cell: side of the square for each picture, in pixels.
 
     Raises:
-        ConfigError: no pictures, another number of labels, or no columns.
+        ConfigError: there are no pictures, or the number of labels differs, or there are no columns.
     """
     if not images or len(images) != len(labels) or columns < 1:
         raise ConfigError(
@@ -92,14 +92,14 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
+    """Return a picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def curve(series: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str) -> bytes:
-    """A line for each named series of values at 1, 2, 3, ..., as the bytes of a PNG file."""
+    """Plot a line for each named series of values at 1, 2, 3, ...; return the bytes of a PNG file."""
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for name, values in series.items():
@@ -115,7 +115,7 @@ def curve(series: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_
 
 
 def html_page(title: str, sections: Sequence[Section]) -> str:
-    """One page that needs no other file: pictures are embedded, everything that is text is escaped."""
+    """Return a self-contained page: pictures are embedded, and all text is escaped."""
     body = "\n".join(_section(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -151,7 +151,7 @@ def _cell(value: str | float | None) -> str:
 
 
 def text_table(table: Table) -> str:
-    """The table in plain text, for a terminal or a log."""
+    """Return the table as plain text, for a terminal or a log."""
     cells = [list(table.header), *([html.unescape(_cell(value)) for value in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
     lines = [

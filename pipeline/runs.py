@@ -1,8 +1,8 @@
-"""What identifies a run, for all three jobs: the facts that decide its output, how two runs differ, and the claim.
+"""Identity of a run, for all three jobs: the facts that decide its output, how two runs differ, and the claim.
 
-The claim is a file under the output (`manifest.json` or `config.json`) that is created before any work and never
-replaced by another run's: of several runs that start at once one creates it, and the others compare. Its keys are
-`digest` and `identity`, the facts; no path is a fact, because a project may be moved.
+The claim is a file in the output (`manifest.json` or `config.json`) that is created before any work, and that no other
+run replaces: if several runs start at once, one of them creates it, and the others compare. It has the keys `digest`
+and `identity` (the facts). Paths are no facts, because a project may be moved.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
 _CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
-_MOST_NAMED = 5
-# On a store without an atomic create a claim may be seen before it is whole.
+_MAX_NAMED = 5
+# On a store without atomic creation, a claim may be read before it is complete.
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
-# What only says where something is, or what another fact says better.
+# Settings that only say where something is; its content is another fact.
 _LOCATIONS = ("images", "output", "checkpoint")
 _LOCAL_DIR = "local-dir:"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An output that is this run's, or one of equal settings.
+    """The claim to an output of this run, or of one with equal settings.
 
     Attributes:
-        document: the claim as it is there; its digest counts.
-        new: whether this run created it; otherwise it goes on with, or works beside, another.
+        document: content of the claim in the output, whose digest is the one to use.
+        new: whether this run created it; otherwise it continues another run or works beside it.
     """
 
     document: dict[str, Any]
@@ -46,15 +46,15 @@ class Claim:
 def identifying_settings(config: Any, *, recorded: Collection[str], excluded: Collection[str]) -> dict[str, Any]:
     """Return the settings that belong to the identity of a run, as nested plain data.
 
-    A setting counts unless it is excluded, so that a new one is not forgotten. It then counts only where it differs
-    from its default, so that runs of before it existed keep their digest.
+    Every setting counts unless it is excluded, so that a new one cannot be forgotten. A new setting counts only if it
+    differs from its default, so that runs from before it existed keep their digest.
 
     Args:
-        config: a dataclass; dataclasses within it are walked too.
-        recorded: dotted names that are in every digest, whatever their value, because they were from the first version
-            on. Such a list is frozen: a new setting needs no entry.
-        excluded: dotted names of settings, or of whole sections, that do not decide what comes out, or that a fact
-            stands for, as the digest of weights does for their path.
+        config: a dataclass, perhaps with nested dataclasses.
+        recorded: dotted names that are in every digest whatever their value, because they have been since the first
+            version. Such a list never changes: a new setting needs no entry.
+        excluded: dotted names of settings, or of whole sections, that do not affect the result, or that a fact
+            replaces, as the digest of weights replaces their path.
     """
     return _plain(dict(_identifying(config, "", recorded, excluded)))
 
@@ -80,7 +80,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they will be read back from a file: lists instead of tuples."""
+    """Return values as JSON would give them back: lists instead of tuples."""
     return json.loads(json.dumps(values, allow_nan=False))
 
 
@@ -90,7 +90,7 @@ def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> di
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """Yield in words each value that differs between two nested mappings of plain data."""
+    """Describe each value that differs between two nested mappings of plain data."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
@@ -99,10 +99,10 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
 
 
 def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Refuse an output that a run of other settings has claimed.
+    """Refuse an output that a run with other settings has claimed.
 
     Raises:
-        DatasetError: it is; the message names what differs.
+        DatasetError: one has; the message names what differs.
     """
     owner = "synthesize" if job == "synthesize" else job_of_config(there)
     if owner not in (None, job):
@@ -111,31 +111,31 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
         return
     facts, mine_facts = there.get("identity"), mine["identity"]
     if facts is None:
-        # Written by an earlier version: the facts lay at the top, with paths among them.
+        # Written by an earlier version, with the facts at the top level, and paths among them.
         facts = {name: without_locations(there[name]) for name in mine_facts if name in there}
         mine_facts = {name: mine_facts[name] for name in facts}
     changed = list(differences(facts, mine_facts))
-    # The digest is in the name and seed of each part, so a dataset's must be the same.
+    # The digest is in the name and the seeds of each part, so that of a dataset must be equal.
     if not changed and (job == "synthesize" or not facts):
         changed = ["an unknown setting"]
     if changed:
-        more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
         raise DatasetError(
-            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MOST_NAMED])}{more}"
+            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
 
 
 def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the `config.json` of an earlier run of equal settings, None where there is none; nothing is written.
+    """Return the `config.json` of an earlier run with equal settings, or None; nothing is written.
 
     Args:
         output: the folder.
-        job: `calibrate` or `distill`; whose it is to be.
+        job: the job of this run, `calibrate` or `distill`.
         mine: the claim as this run would write it.
 
     Raises:
-        DatasetError: the output is a run's of other settings, or another job's.
+        DatasetError: the output belongs to a run with other settings, or to another job.
     """
     check_output(output, job)
     uri = storage.join(output, CONFIG)
@@ -147,7 +147,7 @@ def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] |
 
 
 def _how_to_clear(output: str, job: Job) -> str:
-    """What to do about a claim under which nothing was made: a run has just begun, or was killed."""
+    """Say what to do about a claim without results, whose run has just started or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
         return ""
@@ -157,7 +157,7 @@ def _how_to_clear(output: str, job: Job) -> str:
 def without_locations(value: Any) -> Any:
     """Return settings without those that only say where something is.
 
-    Weights, images and class names are facts by their content; that there are labeled images is kept.
+    The contents of weights, images and class names are facts of their own. Whether there are labeled images is kept.
     """
     if not isinstance(value, Mapping):
         return value
@@ -172,15 +172,15 @@ def without_locations(value: Any) -> Any:
 
 
 def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
-    """Claim an output: create the claim if there is none, and compare with what is there then.
+    """Claim an output: create the claim if there is none; otherwise compare with it.
 
     Args:
         output: the folder.
-        job: whose it is to be.
+        job: the job of this run.
         mine: the claim as this run would write it, with `digest` and `identity`.
 
     Raises:
-        DatasetError: it is a run's of other settings, or another job's, or cannot be written.
+        DatasetError: the output belongs to a run with other settings or to another job, or cannot be written.
     """
     uri = storage.join(output, _CLAIMS[job])
     with storage.writing_to(output):
@@ -189,7 +189,7 @@ def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
     check_same(output, job, there, mine)
     if new:
         try:
-            # Another job may have claimed it by its own file at the same time; then neither has it.
+            # If another job claimed it with its own file at the same time, neither gets it.
             _check_no_other(output, job)
         except DatasetError:
             _withdraw(output, job, mine)
@@ -217,7 +217,7 @@ def _read(uri: str) -> dict[str, Any]:
 
 
 def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
-    """Take a claim back under which nothing was made."""
+    """Withdraw a claim without results."""
     uri = storage.join(output, _CLAIMS[job])
     made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
     if not made and storage.exists(uri) and storage.read_json(uri) == mine:
@@ -226,13 +226,13 @@ def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
 
 @contextmanager
 def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
-    """Claim an output, and work on it alone: a run of equal settings is waited for, see `pipeline.lease`.
+    """Claim an output and hold its lease: if a run with equal settings is at work, wait for it, see `pipeline.lease`.
 
-    What fails before anything is made takes the claim back. A run that is killed leaves it, and one of equal settings
-    goes on with it.
+    A run that fails before it made anything withdraws its claim. A run that is killed leaves it, and another run with
+    equal settings continues it.
 
     Yields:
-        The claim, and whether another run worked on the output meanwhile.
+        The claim, and whether another run worked on the output in the meantime.
 
     Raises:
         DatasetError: as `claim`.
@@ -242,7 +242,7 @@ def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, b
     try:
         new = claim(output, job, mine).new
         with lease(output, job) as waited:
-            # The run that was waited for may have taken its claim back.
+            # The other run may have withdrawn its claim.
             claimed = claim(output, job, mine)
             new = new or claimed.new
             try:

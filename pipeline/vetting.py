@@ -9,20 +9,20 @@ from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
 from pipeline.models.loading import describe_channels
-from pipeline.vit.trial import try_out
+from pipeline.trial import try_out
 
 
 def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = False) -> None:
-    """Refuse a teacher that a job could work with for hours and make nothing useful of.
+    """Refuse a teacher with which a job could run for hours without a useful result.
 
     Args:
         loaded: the teacher.
-        classes: its output is read as a softmax over its classes, as everywhere but in calibration without scores.
-        stored: its images are to be stored as the dataset contract says.
+        classes: its output is read as a softmax over its classes, as everywhere except in calibration without scores.
+        stored: its images are to be stored in a dataset.
 
     Raises:
-        ModelError: it has another number of channels than pictures have, too many patches to store, no classifier, one
-            logit, or answers two trial images with anything else than one logit for each class.
+        ModelError: its number of channels is not that of pictures, it has too many patches to store, no classifier or a
+            single logit, or its output for two trial images is not one logit per class.
     """
     check_pictures(loaded)
     if stored:
@@ -35,10 +35,10 @@ def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = F
 
 
 def check_pictures(loaded: LoadedModel) -> None:
-    """Refuse a model that reads other channels than pictures have.
+    """Refuse a model whose number of channels is not that of pictures.
 
     Raises:
-        ModelError: with the number of its channels.
+        ModelError: it is not; the message gives the number.
     """
     channels = loaded.input_size[0]
     if channels not in CHANNELS:
@@ -46,7 +46,7 @@ def check_pictures(loaded: LoadedModel) -> None:
 
 
 def check_stored(loaded: LoadedModel) -> None:
-    """Refuse a model whose images the dataset contract cannot hold.
+    """Refuse a model whose images a dataset cannot hold.
 
     Raises:
         ModelError: it has more patches than `keep_indices` can number.
@@ -57,7 +57,7 @@ def check_stored(loaded: LoadedModel) -> None:
 
 
 def announce(notices: Iterable[str]) -> None:
-    """Print on standard error what a user should know at once, a line each."""
+    """Print notices for the user on standard error, one per line."""
     for notice in notices:
         logger.info(f"note: {notice}")
 
@@ -65,14 +65,14 @@ def announce(notices: Iterable[str]) -> None:
 def _check_softmax(loaded: LoadedModel) -> None:
     name, count = f"model {loaded.name!r}", len(loaded.class_names)
     if not count:
-        raise ModelError(f"{name} has no classifier, it answers with features (num_classes is 0)")
+        raise ModelError(f"{name} has no classifier, it outputs features (num_classes is 0)")
     if count == 1:
         raise ModelError(
-            f"{name} has one logit: a softmax over one class is always 1, so that nothing can be told from it; a "
-            "sigmoid head becomes one of two classes with a row of zeros before its own (weights and bias)"
+            f"{name} has one logit: a softmax over one class is always 1 and says nothing; to make a sigmoid head one "
+            "of two classes, put a row of zeros before its own (weights and bias)"
         )
     if problem := _problem(loaded):
-        raise ModelError(f"{name} {problem}, not with one of {count} classes")
+        raise ModelError(f"{name} {problem}, not one of {count} classes")
 
 
 def _problem(loaded: LoadedModel) -> str | None:

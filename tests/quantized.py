@@ -11,10 +11,10 @@ from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import save
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import BitWidths, Placement
 from tests.conftest import HALF, make_tiny_model
 
 FACTS = Facts([f"class {letter}" for letter in "abcdefghij"], HALF, HALF)
@@ -32,11 +32,11 @@ def programs(model: nn.Module) -> Callable[[Placement], ExportedProgram]:
 
 
 @pytest.fixture(scope="session")
-def ragged() -> list[Batch]:
+def ragged() -> list[CalibrationBatch]:
     """Images that keep 3, 7 and all 16 of their patches."""
     generator = torch.Generator().manual_seed(0)
     return [
-        Batch(
+        CalibrationBatch(
             torch.randn(size, 3, 32, 32, generator=generator),
             torch.stack([torch.randperm(16, generator=generator)[:kept].sort().values for _ in range(size)]),
             [f"image-{kept}-{number}" for number in range(size)],
@@ -47,7 +47,7 @@ def ragged() -> list[Batch]:
 
 @pytest.fixture(scope="session")
 def quantized(
-    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[CalibrationBatch]
 ) -> Callable[[BitWidths], ExportedProgram]:
     """The tiny model quantized, placement `linear`, as a program that takes images."""
     observer = RangeObserver(model, "linear")

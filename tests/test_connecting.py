@@ -38,7 +38,7 @@ def closed_port() -> int:
         return found.getsockname()[1]
 
 
-def test_addresses_of_nothing_are_told_at_once_and_in_a_line(tmp_path: Path) -> None:
+def test_addresses_of_nothing_are_reported_at_once_and_in_a_line(tmp_path: Path) -> None:
     port = closed_port()
     (tmp_path / "ray").mkdir()
     # What a head that was killed leaves behind.
@@ -69,7 +69,7 @@ def test_addresses_of_nothing_are_told_at_once_and_in_a_line(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_cluster_of_another_version_is_told_with_both_versions() -> None:
+def test_a_cluster_of_another_version_is_reported_with_both_versions() -> None:
     address = ray.get_runtime_context().gcs_address
     check_answer(address, "the cluster")
     gcs = GcsClient(address=address)

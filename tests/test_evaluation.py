@@ -17,9 +17,9 @@ from pipeline.evaluation import (
     EvaluationConfig,
     count_correct,
     evaluate,
+    measure_accuracy,
     measure_latency,
     open_artifact,
-    score,
 )
 from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model
 from tests.conftest import TINY, make_tiny_model
@@ -57,7 +57,9 @@ def test_several_predictors_are_scored_in_one_pass() -> None:
         yield torch.zeros(3, 1), torch.tensor([0, 1, 2])
         yield torch.zeros(1, 1), torch.tensor([9])
 
-    scores = score({"first": lambda x: logits_of([0] * len(x)), "last": lambda x: logits_of([9] * len(x))}, batches())
+    scores = measure_accuracy(
+        {"first": lambda x: logits_of([0] * len(x)), "last": lambda x: logits_of([9] * len(x))}, batches()
+    )
     assert passes == 1
     assert (scores["first"].images, scores["first"].top1, scores["first"].top5) == (4, 25.0, 75.0)
     assert (scores["last"].top1, scores["last"].top5) == (25.0, 100.0)
@@ -68,12 +70,12 @@ def test_logits_that_are_not_finite_are_not_scored(value: float) -> None:
     logits = torch.zeros(3, 4)
     logits[1, 2] = value
     with pytest.raises(CheckpointError, match=r"'half.onnx' answers 1 of 3 images with NaN or infinity"):
-        score({"half.onnx": lambda _images: logits}, [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))])
+        measure_accuracy({"half.onnx": lambda _images: logits}, [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))])
 
 
 def test_no_labelled_images_is_an_error() -> None:
     with pytest.raises(DatasetError, match="no labelled images"):
-        score({}, [])
+        measure_accuracy({}, [])
 
 
 def test_latency_is_the_median_an_image() -> None:

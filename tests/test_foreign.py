@@ -1,4 +1,4 @@
-"""What a file is that was given for something else."""
+"""Files of another kind than expected are recognized by their content."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pipeline.foreign import recognize_foreign
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (b"", "is empty"),
         (
@@ -23,8 +23,8 @@ from pipeline.foreign import recognize_foreign
         (b"\x81\xff\0", None),
     ],
 )
-def test_what_no_image_is(content: bytes, told: str | None) -> None:
-    assert recognize_foreign(content, "an image") == told
+def test_what_no_image_is(content: bytes, reported: str | None) -> None:
+    assert recognize_foreign(content, "an image") == reported
 
 
 def test_the_head_of_an_archive_is_not_called_cut_off() -> None:

@@ -98,14 +98,14 @@ def test_folders_that_are_numbers_are_the_labels_of_a_model_whose_names_are_numb
         read_inputs(write_folders(tmp_path / "beyond", ["2", "12"]), numbered, labels=True)
 
 
-def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_told(
+def test_folders_of_other_names_go_by_number_and_the_first_pairs_are_reported(
     tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = write_folders(tmp_path / "v", [str(number) for number in range(10)])
     named = with_classes(loaded, list("jihgfedcba"))
     check_inputs(find_images(uri), named, labels=True)
     assert capsys.readouterr().err == (
-        f"warning: no class of {uri!r} is called as one of model {loaded.name!r}: labels go by number: "
+        f"warning: no class of {uri!r} has the name of one of model {loaded.name!r}: labels go by number: "
         "'0' is 'j', '1' is 'i', '2' is 'h', ...\n"
     )
     assert labels_of(uri, named)["9"] == 9
@@ -133,7 +133,11 @@ def test_an_order_on_which_torchvision_and_timm_differ_is_refused(tmp_path: Path
     ("names", "own", "reason"),
     [
         (["Cat", "cat", "x"], ["CAT", "dog", "bird"], "class 'Cat', which is no single class of model"),
-        (["na", "NA", "q"], ["na", "nb", "nc"], "class 'NA', which model .* lacks by that name, though it has 'na'"),
+        (
+            ["na", "NA", "q"],
+            ["na", "nb", "nc"],
+            "class 'NA', which model .* does not have by that name, although it has 'na'",
+        ),
         (
             [str(number) for number in range(13) if number != 4],
             list("abcdefghijkl"),
@@ -288,7 +292,7 @@ def test_two_datasets_in_one_folder_are_refused_before_any_image_is_read(tmp_pat
     codes = [schema.encode_image(image) for image in random_images(2, 32)]
     for name in ("a", "b"):
         pq.write_table(pa.table({"image": codes, "image_id": ["0", "1"]}), tmp_path / f"{name}.parquet")
-    with pytest.raises(DatasetError, match=r"more than one image of the image_id '0': .* in a list"):
+    with pytest.raises(DatasetError, match=r"more than one image with the image_id '0': .* in a list"):
         check_inputs(find_images(str(tmp_path)), loaded)
     both = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
     with pytest.raises(DatasetError, match="are the same dataset"):
@@ -301,4 +305,4 @@ def test_images_that_are_scored_may_share_an_id_and_this_is_said(
     codes = [schema.encode_image(image) for image in random_images(2, 32)]
     pq.write_table(pa.table({"image": codes, "label": [0, 1], "image_id": ["0", "0"]}), tmp_path / "a.parquet")
     assert find_labelled(str(tmp_path), loaded).num_rows == 2
-    assert "more than one image of the image_id '0': each of them is scored" in capsys.readouterr().err
+    assert "more than one image with the image_id '0': each of them is scored" in capsys.readouterr().err

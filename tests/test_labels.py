@@ -27,7 +27,7 @@ def test_case_spaces_hyphens_underscores_and_leading_zeros_do_not_matter() -> No
     assert labels_of(given, own) == [0, 1, 2, 3, 4]
 
 
-def test_names_that_differ_in_case_alone_are_told_apart() -> None:
+def test_names_that_differ_in_case_alone_are_reported_apart() -> None:
     assert labels_of(["jersey", "Jersey", "x"], ["Jersey", "jersey", "X"]) == [1, 0, 2]
 
 
@@ -51,7 +51,7 @@ def test_what_matches_two_names_matches_none() -> None:
         (["ant", "bee"], ["x", "y"], [None, None], []),
     ],
 )
-def test_names_that_match_several_are_told_from_those_that_match_none(
+def test_names_that_match_several_are_reported_from_those_that_match_none(
     given: list[str], own: list[str], labels: list[int | None], ambiguous: list[str]
 ) -> None:
     match = match_classes(given, own)

@@ -25,7 +25,7 @@ def test_alone_it_is_had_at_once_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_of_several_one_works_at_a_time_and_the_others_are_told(
+def test_of_several_one_works_at_a_time_and_the_others_are_reported(
     place: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if place == "s3":
@@ -46,7 +46,7 @@ def test_of_several_one_works_at_a_time_and_the_others_are_told(
     with ThreadPoolExecutor(4) as threads:
         waited = list(threads.map(work, range(4)))
     assert waited.count(False) <= 2  # one had it at once; the next may have found it just given back
-    assert f"distill: a run of the same settings is at work on {output!r}" in capsys.readouterr().err
+    assert f"distill: a run with the same settings is at work on {output!r}" in capsys.readouterr().err
     assert storage.find_files(output) == []
 
 

@@ -26,7 +26,7 @@ from pipeline.runs import (
 JOBS: list[Job] = ["synthesize", "calibrate", "distill"]
 
 
-def test_differences_are_told_by_name() -> None:
+def test_differences_are_reported_by_name() -> None:
     there = {"seed": 0, "config": {"lr": 0.1, "epochs": 3}, "classes": list(range(100))}
     here = {"seed": 1, "config": {"lr": 0.1}, "classes": list(range(99))}
     seed, epochs, classes = sorted(differences(there, here), key=lambda line: ("s", "e", "c").index(line[0]))
@@ -61,11 +61,11 @@ def test_of_many_that_claim_an_output_at_once_one_has_it(
     assert len(claims) == 2
     assert claims[0].document == claims[1].document
     winner = claims[0].document["identity"]["seed"]
-    refused = [told for told in ended if isinstance(told, str)]
-    for told in refused:
-        assert "of other settings: seed is " in told
-        assert f"seed is {winner} there" in told
-        assert "nothing is made yet: if that run is no longer at work, delete" in told
+    refused = [reported for reported in ended if isinstance(reported, str)]
+    for reported in refused:
+        assert "of other settings: seed is " in reported
+        assert f"seed is {winner} there" in reported
+        assert "nothing is made yet: if that run is no longer at work, delete" in reported
 
 
 def test_other_jobs_do_not_share_an_output(tmp_path: Path) -> None:
@@ -187,5 +187,5 @@ def test_an_output_in_the_package_of_a_submitted_job_is_refused(
     monkeypatch.chdir(package)
     check_place("s3://bucket/out", shared=True)
     check_place("/data/out", shared=True)
-    with pytest.raises(ConfigError, match=r"output 'runs/x' would lie in the package .* \(--output s3://BUCKET/"):
+    with pytest.raises(ConfigError, match=r"output 'runs/x' would be in the package .* \(--output s3://BUCKET/"):
         check_place("runs/x", shared=False)

@@ -21,14 +21,14 @@ class FailingTrainer:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_error_of_ours_is_told_as_it_is() -> None:
+def test_an_error_of_ours_is_reported_as_it_is() -> None:
     failure = CheckpointError("weights are gone")
     with pytest.raises(CheckpointError, match=r"^weights are gone$"):
         fit(FailingTrainer(failure))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_another_error_is_told_in_a_line() -> None:
+def test_another_error_is_reported_in_a_line() -> None:
     failure = ValueError("first line\nsecond line")
     with pytest.raises(IncompleteError, match=r"^the workers failed \(.*CPUs are free.*ValueError: first line second"):
         fit(FailingTrainer(failure))  # type: ignore[arg-type]

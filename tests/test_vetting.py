@@ -1,4 +1,4 @@
-"""What a teacher must be, found on the loaded model."""
+"""Checks of a loaded teacher."""
 
 import json
 import shutil
@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 
 from pipeline.distillation import DistillationConfig, StudentConfig
-from pipeline.distillation.plan import prepare as prepare_distillation
+from pipeline.distillation.plan import plan_distillation
 from pipeline.errors import ModelError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import prepare as prepare_synthesis
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.vetting import check_teacher
 from tests.conftest import make_tiny_model
 
 # Of every limit: a model beyond it, and what is said.
 BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "one logit": ({"num_classes": 1}, "one logit: a softmax over one class is always 1"),
-    "no classifier": ({"num_classes": 0}, r"no classifier, it answers with features \(num_classes is 0\)"),
-    "tokens": ({"global_pool": ""}, r"answers with \[B, 17, 10\] \(a token sequence\), which are not logits"),
+    "no classifier": ({"num_classes": 0}, r"no classifier, it outputs features \(num_classes is 0\)"),
+    "tokens": ({"global_pool": ""}, r"outputs \[B, 17, 10\] \(a token sequence\), which are not logits"),
     "four channels": ({"in_chans": 4}, r"reads images of 4 channels: datasets hold gray \(1\) or RGB \(3\) pictures"),
     "two channels": ({"in_chans": 2}, "reads images of 2 channels"),
     "too many patches": ({"img_size": 1456}, "has 33124 patches, a dataset can number 32768"),
@@ -42,7 +42,7 @@ def test_a_model_beyond_a_limit_is_refused_before_anything_is_planned(tmp_path: 
     changes, message = BEYOND[limit]
     teacher = ModelConfig(name=save_teacher(tmp_path / "teacher", **changes))
     with pytest.raises(ModelError, match=f"^model 'local-dir:.*{message}"):
-        prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+        plan_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
     assert not (tmp_path / "out").exists()
 
 
@@ -76,7 +76,7 @@ def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
         calibrate(CalibrationConfig(teacher=teacher, images=images, labelled=images, output=output))
     student = StudentConfig(depth_pruned=[0])
     with pytest.raises(ModelError, match=message):
-        prepare_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))
+        plan_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_ranges_without_scores_need_no_classes(one_logit: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("multi_label_classification", "answers with several labels for each image"),
-        ("regression", r"answers with values \(regression\), not with one of 10 classes"),
-        ("ordinal", r"answers with something else than classes \(problem_type 'ordinal'\)"),
+        ("multi_label_classification", "outputs several labels per image"),
+        ("regression", r"outputs values \(regression\), not one of 10 classes"),
+        ("ordinal", r"outputs something other than classes \(problem_type 'ordinal'\)"),
         ("single_label_classification", None),
         (None, None),
     ],
@@ -119,6 +119,6 @@ def test_a_resampled_teacher_is_announced(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})
-    prepare_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
+    plan_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert "was trained on 32x32 pixels, the model reads 48x48 pixels" in line

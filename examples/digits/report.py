@@ -20,7 +20,7 @@ _PER_CLASS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class FigureClaim:
     """Something that the demo's figures must show."""
 
     text: str
@@ -72,7 +72,7 @@ def results(
     }
 
 
-def check_claims(report: Mapping[str, Any]) -> list[Claim]:
+def check_claims(report: Mapping[str, Any]) -> list[FigureClaim]:
     """Hold the figures against what the demo promises."""
     teacher = report["teacher"]["top1"]
     student = {row["data"]: row["top1"] for row in report["distillation"]}
@@ -95,7 +95,7 @@ def check_claims(report: Mapping[str, Any]) -> list[Claim]:
         claims.append(_at_most(f"W4A4 on sparse images, {artifact}: points below real images", lost, 1.5))
     return [
         *claims,
-        Claim(
+        FigureClaim(
             text="error of activation ranges: sparse images below noise",
             value=error["sparse"],
             bound=error["noise"],
@@ -107,12 +107,12 @@ def check_claims(report: Mapping[str, Any]) -> list[Claim]:
     ]
 
 
-def _at_least(text: str, value: float, bound: float) -> Claim:
-    return Claim(text=f"{text}, at least", value=value, bound=bound, met=_rounded(value) >= bound)
+def _at_least(text: str, value: float, bound: float) -> FigureClaim:
+    return FigureClaim(text=f"{text}, at least", value=value, bound=bound, met=_rounded(value) >= bound)
 
 
-def _at_most(text: str, value: float, bound: float) -> Claim:
-    return Claim(text=f"{text}, at most", value=value, bound=bound, met=_rounded(value) <= bound)
+def _at_most(text: str, value: float, bound: float) -> FigureClaim:
+    return FigureClaim(text=f"{text}, at most", value=value, bound=bound, met=_rounded(value) <= bound)
 
 
 def _rounded(value: float) -> float:
@@ -120,7 +120,7 @@ def _rounded(value: float) -> float:
     return round(value, 6)
 
 
-def summary_tables(report: Mapping[str, Any], claims: Sequence[Claim]) -> list[Table]:
+def summary_tables(report: Mapping[str, Any], claims: Sequence[FigureClaim]) -> list[Table]:
     """Synthesis, quantization, distillation, claims."""
     return [
         Table(
@@ -160,7 +160,7 @@ def render(
     output: str,
     picture: bytes,
     report: Mapping[str, Any],
-    claims: Sequence[Claim],
+    claims: Sequence[FigureClaim],
     calibrations: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float],
 ) -> str:

@@ -77,26 +77,26 @@ class DigitsConfig:
 
 
 @dataclass(frozen=True)
-class Split:
+class LabeledImages:
     """Images uint8 [N, H, W, C] and their labels int64 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
 
-    def take(self, index: np.ndarray) -> "Split":
-        return Split(self.images[index], self.labels[index])
+    def take(self, index: np.ndarray) -> "LabeledImages":
+        return LabeledImages(self.images[index], self.labels[index])
 
 
-def load_scans() -> Split:
+def load_scans() -> LabeledImages:
     """All 1,797 scans, enlarged from 8×8 with 17 gray levels to 32×32 with 256."""
     pixels, labels = load_digits(return_X_y=True)
     small = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     images = [np.asarray(Image.fromarray(scan).resize(size, Image.Resampling.BICUBIC)) for scan in small]
-    return Split(np.stack(images)[..., None], np.asarray(labels, np.int64))
+    return LabeledImages(np.stack(images)[..., None], np.asarray(labels, np.int64))
 
 
-def split_scans(scans: Split, *, held_out: int, images_per_class: int, seed: int) -> dict[str, Split]:
+def split_scans(scans: LabeledImages, *, held_out: int, images_per_class: int, seed: int) -> dict[str, LabeledImages]:
     """Shuffle and divide: `held_out`, and the rest as `train`; `real` and `reference` are disjoint parts of `train`.
 
     Raises:
@@ -177,7 +177,7 @@ def build_teacher(seed: int, *, channels: int, num_classes: int) -> nn.Module:
 
 
 def train_teacher(
-    model: nn.Module, config: DigitsConfig, train: Split, held_out: Split
+    model: nn.Module, config: DigitsConfig, train: LabeledImages, held_out: LabeledImages
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """Train with AdamW; returns the model in eval mode and its history.
 
@@ -212,7 +212,7 @@ def train_teacher(
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, split: Split) -> float:
+def top1(model: nn.Module, split: LabeledImages) -> float:
     """Percent of the images that the model classifies as labeled."""
     prediction = model(normalize(split.images)).argmax(dim=1)
     return 100 * (prediction == torch.from_numpy(split.labels)).float().mean().item()

@@ -65,7 +65,7 @@ class Facts:
         folder = uri.rpartition("/")[0] or "."
         config = read_model_config(folder)
         if problem := describe_problem(config):
-            raise CheckpointError(f"{uri!r} {problem}, as the config.json beside it says, not with one class")
+            raise CheckpointError(f"{uri!r} {problem}, as the config.json beside it says, not one class")
         try:
             return cls(names_in_config(config), **stated_normalization(config))
         except ValueError as error:

@@ -11,7 +11,7 @@ __all__ = ["read_images", "write_images"]
 
 
 def __getattr__(name: str) -> Any:
-    # The reader brings Ray Data with it, seconds of import that the status of a dataset does not need.
+    # The reader imports Ray Data, which takes seconds; the status of a dataset does not need it.
     if name == "read_images":
         from pipeline.dataset.reader import read_images
 

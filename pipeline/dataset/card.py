@@ -1,6 +1,6 @@
-"""The dataset card of Hugging Face: YAML at the head of `README.md` that says which files are which split.
+"""Hugging Face dataset cards: YAML at the head of `README.md` that says which files belong to which split.
 
-Cards that others wrote are read; of a synthetic dataset one is written, with its columns and class names.
+Cards that others wrote are read; for a synthetic dataset a card is written, with its columns and class names.
 """
 
 import re
@@ -33,15 +33,15 @@ def read_card(uri: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load("\n".join(lines[1:end]))
     except yaml.YAMLError as error:
-        raise DatasetError(f"{card!r} has a head that is not YAML: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{card!r} has a header that is not YAML: {' '.join(str(error).split())}") from error
     return values if isinstance(values, dict) else {}
 
 
 def card_config(uri: str, card: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration that a card gives, or marks as the default; None where it gives none.
+    """Return the only or default configuration of a card; None if the card has none.
 
     Raises:
-        DatasetError: there are several and none is the default.
+        DatasetError: there are several, and none is marked as the default.
     """
     configs = card.get("configs")
     configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
@@ -49,18 +49,18 @@ def card_config(uri: str, card: dict[str, Any]) -> dict[str, Any] | None:
     if len(configs) > 1 and len(defaults) != 1:
         names = ", ".join(repr(config.get("config_name")) for config in configs)
         raise DatasetError(
-            f"{uri!r} is a dataset in several configurations, {names}, by its {CARD}: give the URI of the folder of one"
+            f"{uri!r} has several configurations, {names}, according to its {CARD}: give the URI of the folder of one"
         )
     return (defaults or configs or [None])[0]
 
 
 def card_splits(uri: str, config: dict[str, Any], names: Sequence[str]) -> Splits | None:
-    """Group files by the `data_files` of a configuration; None where it has none.
+    """Group files by the `data_files` of a configuration; None if it has none.
 
     Splits without a file here are left out: one may have been downloaded without the others.
 
     Raises:
-        DatasetError: no file is named, or the card is not as Hugging Face documents it.
+        DatasetError: no listed file is here, or the card is not as Hugging Face documents it.
     """
     base = str(config.get("data_dir") or "").strip("/")
     if "data_files" not in config:
@@ -74,12 +74,12 @@ def card_splits(uri: str, config: dict[str, Any], names: Sequence[str]) -> Split
         raise DatasetError(
             f"{uri!r}: its {CARD} lists data_files such as {given[:1]}, and none is here: correct or remove it"
         )
-    # What the card leaves out is no part of the dataset.
+    # Files that the card leaves out do not belong to the dataset.
     return Splits(files, [])
 
 
 def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> list[str] | None:
-    """Return the names that a card's `dataset_info` gives to the values of `label`; None where it gives none."""
+    """Return the names that a card's `dataset_info` gives to the values of `label`; None if it gives none."""
     infos = card.get("dataset_info")
     infos = infos if isinstance(infos, list) else [infos]
     wanted = (config or {}).get("config_name")
@@ -93,18 +93,18 @@ def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> lis
 
 
 def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the class subfolders of images in the order of a card beside them, and all other classes that it names.
+    """Return the classes of an image folder in the order of its card, including classes without a subfolder.
 
-    Warnings say what else the card tells that is not read: of images, splits are folders.
+    Warnings name what is in the card and is not read: the splits of an image folder are its folders.
 
     Args:
         uri: of the folder.
         card: what `read_card` returned.
-        names: of the subfolders, in the order without a card; none where there are none.
+        names: of the subfolders, in the order without a card; empty if there are none.
     """
     if card.get("configs"):
         logger.warning(
-            f"{uri!r}: the configs of its {CARD} are not read; of images, splits are folders such as train and test"
+            f"{uri!r}: the configs of its {CARD} are not read; splits of an image folder are folders (train, test)"
         )
     stated = card_class_names(card, None)
     if not names or stated is None:
@@ -119,7 +119,7 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
 def _names_of(feature: Any) -> list[str] | None:
     try:
         names = feature["dtype"]["class_label"]["names"] if feature["name"] == "label" else None
-        # Written as a mapping of quoted numbers.
+        # The card may hold a mapping with quoted numbers as keys.
         ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
         return None if ordered is None else [str(name) for name in ordered]
     except (KeyError, TypeError, ValueError):
@@ -148,11 +148,11 @@ def _matching(base: str, globs: Iterable[str], names: Sequence[str]) -> list[str
 
 
 def write_card(output: str, manifest: Mapping[str, Any]) -> None:
-    """Write the card of a dataset, unless a README is there already or the parts tell everything themselves.
+    """Write the card of a dataset, unless there is a README already or the parts hold all facts themselves.
 
     Args:
         output: folder of the dataset.
-        manifest: of the dataset; of version 1 no card is written, as before.
+        manifest: of the dataset; version 1 has all facts in its parts, and gets no card.
 
     Raises:
         OSError: it could not be written.
@@ -171,7 +171,7 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
         "dataset_info": {"features": schema.card_features(manifest["class_names"])},
         "tags": ["synthetic"],
     }
-    # Very wide, so that no name is folded over two lines.
+    # A huge width, so that no name is folded over two lines.
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=2**31)
     return f"""---
 {text}---

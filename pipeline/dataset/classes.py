@@ -7,8 +7,9 @@ from itertools import pairwise
 from pipeline.errors import DatasetError
 
 _NUMBERED = re.compile(r"([^0-9]*)([0-9]+)([^0-9]*)")
-# Beyond that, numbers in names count nothing: `n000129` is a person of VGGFace2, `n01440764` a synset.
-_MOST_NUMBERS_A_CLASS = 2
+# Larger numbers in names do not count classes but identify them: `n000129` is a person of VGGFace2, `n01440764` a
+# synset.
+_MAX_NUMBERS_PER_CLASS = 2
 
 
 def as_number(name: str) -> int | None:
@@ -33,10 +34,11 @@ def order_classes(names: Collection[str]) -> list[str]:
 
 
 def misnumbered(names: Sequence[str]) -> str | None:
-    """Return a name with another number than its place has; None where names count from 0 or 1, or hold no numbers.
+    """Return a name whose number is not its label; None if names count from 0 or 1, or hold no numbers.
 
-    A class may be absent (`0`, `1`, `3`), or the order be that of text (`1`, `10`, `2`). Names that are all alike but
-    for a number, as `class_0`, count as well, unless the numbers are far beyond how many there are: those identify.
+    That happens where a class is absent (`0`, `1`, `3`) or names are sorted as text (`1`, `10`, `2`). Names that differ
+    only in a number, such as `class_0`, count as well, unless the numbers are much larger than the number of classes:
+    such numbers identify a class.
 
     Args:
         names: of labels 0, 1, 2, ...
@@ -46,17 +48,17 @@ def misnumbered(names: Sequence[str]) -> str | None:
         return None
     numbers = [int(part[2]) for part in parts if part]
     prefixed = any(as_number(name) is None for name in names)
-    if prefixed and max(numbers, default=0) > _MOST_NUMBERS_A_CLASS * len(names):
+    if prefixed and max(numbers, default=0) > _MAX_NUMBERS_PER_CLASS * len(names):
         return None
     first = 1 if numbers[:1] == [1] else 0
-    return next((name for place, name in enumerate(names) if numbers[place] != place + first), None)
+    return next((name for label, name in enumerate(names) if numbers[label] != label + first), None)
 
 
 def doubtful_order(names: Collection[str]) -> tuple[str, str] | None:
-    """Return two names that torchvision and timm put in different orders; None where they agree on all.
+    """Return two names that torchvision and timm put in different orders; None if they agree on all.
 
-    torchvision sorts class folders as text. timm ignores case, and numbers within a name count by value. Names that
-    are numbers are beyond doubt here: they go by number.
+    torchvision sorts class folders as text. timm ignores case and sorts numbers within a name by value. Names that are
+    plain numbers are never in doubt: `order_classes` sorts them by number.
     """
     if all(as_number(name) is not None for name in names):
         return None
@@ -68,5 +70,5 @@ def doubtful_order(names: Collection[str]) -> tuple[str, str] | None:
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", name.lower())
-    # Every second part is what was split at: digits.
-    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    # Parts at odd positions are the digits that the name was split at.
+    return [(int(part), "") if position % 2 else (-1, part) for position, part in enumerate(parts)]

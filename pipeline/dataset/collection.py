@@ -20,8 +20,8 @@ class ImageCollection:
     """Images of one or several sources.
 
     Attributes:
-        sources: at least one. Where there are several, each has a `qualifier`, which its image ids begin with.
-        units: what is read together, in reading order: the number of the source, and rows or files of it.
+        sources: one or more. If there are several, each has a `qualifier`, which its image ids begin with.
+        units: in reading order, (index of the source, rows or files of it that are read together).
     """
 
     sources: tuple[Source, ...]
@@ -42,24 +42,24 @@ class ImageCollection:
         return ", ".join(source.uri for source in self.sources)
 
     def select(self, rows: Sequence[int]) -> "ImageCollection":
-        """Return the units that hold some rows, numbered in reading order, ascending.
+        """Return the units that hold the given rows, which are numbers in reading order, ascending.
 
-        Of a row group all rows between the first and the last are left in, because they are read together.
+        In each row group all rows between the first and the last are kept, because they are read together.
         """
         selected: list[tuple[int, Unit]] = []
-        first, place = 0, 0
+        first, position = 0, 0
         for number, unit in self.units:
-            stop = bisect.bisect_left(rows, first + unit.num_rows, place)
-            if stop > place:
-                selected.append((number, unit.select([row - first for row in rows[place:stop]])))
-            first, place = first + unit.num_rows, stop
+            stop = bisect.bisect_left(rows, first + unit.num_rows, position)
+            if stop > position:
+                selected.append((number, unit.select([row - first for row in rows[position:stop]])))
+            first, position = first + unit.num_rows, stop
         return ImageCollection(self.sources, selected)
 
     def check_complete(self) -> None:
-        """Refuse a synthetic dataset that is still being made, or whose making was cut off.
+        """Refuse a synthetic dataset that is unfinished.
 
         Raises:
-            DatasetError: shards of one are missing.
+            DatasetError: shards are missing in one of the sources.
         """
         for source in self.sources:
             source.check_complete()
@@ -70,16 +70,16 @@ def find_images(
 ) -> ImageCollection:
     """Find out what one or several URIs hold, see `find_source`.
 
-    Where there are several, image ids are qualified by their dataset, because every synthesis counts its images from
-    0: `3fa8c01e/tench-000007`. The qualifier is taken from what the dataset holds, so that moving it changes no id.
+    Every synthesis numbers its images from 0, so the image ids of several datasets are qualified by their dataset:
+    `3fa8c01e/tench-000007`. The qualifier derives from the dataset's content, so moving it changes no id.
 
     Args:
         uris: of datasets, each as `find_source` takes it.
-        split: which split to read; of several datasets, of each that is not synthetic.
+        split: which split to read, in every dataset that is not synthetic.
         extra_columns: columns of Parquet files to read besides the contract's.
 
     Raises:
-        DatasetError: as `find_source`; no URI; or one dataset twice.
+        DatasetError: as `find_source`; or there is no URI, or the same dataset twice.
     """
     if isinstance(uris, str):
         return ImageCollection.of(find_source(uris, extra_columns, split=split))
@@ -93,7 +93,7 @@ def find_images(
 
 
 def _qualify(sources: Sequence[Source]) -> Iterator[Source]:
-    """Yield the sources with what tells their images apart.
+    """Yield the sources, each with a qualifier of its own.
 
     Raises:
         DatasetError: two of them are the same dataset.
@@ -111,13 +111,13 @@ def _identify(source: Source) -> str:
     facts = source_facts(source)
     if facts["dataset"] is not None:
         return facts["dataset"]
-    # Folders may list alike, as `0.bmp`, `1.bmp` do, and hold other images.
+    # Two folders may have the same listing (`0.bmp`, `1.bmp`) and hold different images.
     (first,) = read_first(source, ["image"])["image"].to_pylist()
     return digest_of({**facts, "first_image": hashlib.sha256(first or b"").hexdigest()})
 
 
 def source_facts(source: Source) -> dict[str, Any]:
-    """Return what tells a source from others without reading it: a dataset's digest, or names, rows and sizes."""
+    """Return facts that identify a source without reading its images: a dataset's digest, or names, rows and sizes."""
     manifest = source.manifest or {}
     listed = [
         [unit.name, unit.row_group, unit.start, unit.stop, unit.size]
@@ -133,7 +133,7 @@ def source_facts(source: Source) -> dict[str, Any]:
 
 
 def image_facts(images: ImageCollection) -> dict[str, Any]:
-    """Return what tells a collection from others, as `source_facts` does one source; the order of several counts."""
+    """Return facts that identify a collection, as `source_facts` does for one source; the order of sources counts."""
     each = [source_facts(source) for source in images.sources]
     if len(each) == 1:
         return each[0]

@@ -1,7 +1,7 @@
 """Choose the columns of a Parquet file to read, and convert what other tools write to the contract's types.
 
-Polars writes views and large types, pandas categories, and whole numbers as floats where some are missing, DuckDB and
-Hugging Face datasets lists of fixed size; a file in which no value is known has columns of type null.
+Polars writes views and large types. pandas writes categories, and whole numbers as floats where some are missing.
+DuckDB and Hugging Face datasets write lists of fixed size. A column without any value has the type null.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ _IMAGE, _IMAGE_ID = "image", "image_id"
 
 
 def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] = ()) -> dict[str, pa.DataType]:
-    """Return the columns to read, each with the type that it is read as; `image` is encoded bytes.
+    """Return the columns to read, each with the type that it is converted to; `image` becomes encoded bytes.
 
     Args:
         uri: of the file, for messages.
@@ -26,7 +26,7 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
         extra_columns: columns to read besides the contract's.
 
     Raises:
-        DatasetError: there is no column of images, a column is absent or comes twice, or its type cannot be converted.
+        DatasetError: there is no column of images, or a column is missing, comes twice or cannot be converted.
     """
     names = [name for name in file_schema.names if name in schema.COLUMNS or name in extra_columns]
     repeated = [name for name, times in Counter(names).items() if times > 1]
@@ -40,7 +40,7 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     if absent:
         raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {file_schema.names[:10]}")
     types = {name: _read_type(uri, name, kinds[name]) for name in names if name != _IMAGE}
-    # Ids that are all null are no ids.
+    # A column of ids that are all null counts as absent.
     return {_IMAGE: pa.binary()} | {name: kind for name, kind in types.items() if kind is not None}
 
 
@@ -75,7 +75,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds) and pa.types.is_integer(kind.value_type)
 
 
-# Columns of which type → what they may be in a file.
+# (test of the contract's type, test of the types that a file may have instead).
 _CONVERSIONS: tuple[tuple[Callable[[Any], bool], Callable[[Any], bool]], ...] = (
     (pa.types.is_string, _is_id),
     (pa.types.is_integer, _is_number),
@@ -85,7 +85,7 @@ _CONVERSIONS: tuple[tuple[Callable[[Any], bool], Callable[[Any], bool]], ...] = 
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values, whatever way they are stored."""
+    """Return the type of the values, without dictionary encoding and the like."""
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(kind.storage_type)
     if pa.types.is_dictionary(kind):
@@ -104,8 +104,8 @@ def _holds_images(kind: pa.DataType | None) -> bool:
     return kind is not None and pa.types.is_binary(_plain(kind))
 
 
-def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return a column of a file as the type that `column_types` gave for it.
+def cast_column(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Convert a column of a file to the type that `column_types` gave for it.
 
     Args:
         uri: of the file, for messages.
@@ -117,7 +117,7 @@ def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Arra
         DatasetError: a value does not fit, such as a label of 1.5.
     """
     if name == _IMAGE and pa.types.is_struct(column.type):
-        # Unlike `field` it knows that a missing struct has no bytes.
+        # Unlike `field`, `struct_field` gives null for the bytes of a missing struct.
         column = pc.struct_field(column, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(column, pa.ExtensionArray) and not column.type.equals(kind):
         column = column.storage
@@ -125,7 +125,7 @@ def convert(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Arra
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
-            # What pandas makes of whole numbers of which some are missing.
+            # pandas stores whole numbers as floats with NaN where some are missing.
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)  # pyright: ignore[reportAttributeAccessIssue]
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

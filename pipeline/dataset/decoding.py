@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.foreign import recognize_foreign
 
-# Format, as Pillow calls it → suffixes of its files. Pillow knows more formats; of some it starts other programs to
-# read them (EPS), and some have no signature, so that any bytes may pass for them (TGA).
+# Pillow's name of a format → suffixes of its files. Left out of Pillow's formats are those for which it starts other
+# programs (EPS), and those without a signature, which any bytes may pass for (TGA).
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -29,12 +29,12 @@ FORMATS = {
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# What Pillow raises for files that it cannot read to their end.
+# Errors that Pillow raises for files that it cannot read to the end.
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, EOFError, struct.error),
     Image.DecompressionBombError,
 )
-# EXIF orientation → what turns the stored pixels the right way up.
+# EXIF orientation → the operation that turns the stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,43 +44,43 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Values of 12 bits or fewer in a 16-bit file would come out almost black.
+# Values of 12 bits or fewer in a 16-bit file would become almost black.
 _LEAST_16_BIT_MAXIMUM = 4096
-# Of colors in 16 bits Pillow reads the high bytes alone, by an unpacker of such a name, the byte order last. What BMP
-# calls BGR;16 has 5 or 6 bits per color.
+# Pillow reads only the high bytes of 16-bit colors, with an unpacker of such a name, which ends in the byte order.
+# BMP's BGR;16 is left out: it has 5 or 6 bits per color.
 _HIGH_BYTES = re.compile(r"(?:RGB|RGBA|RGBa|RGBX|LA|CMYK);16([LBN])")
 _GRAY_ALPHA = "LA;16B"
-# Byte order → the other one; N is that of this machine.
+# Byte order → the opposite one; N is that of this machine.
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-# Tags of TIFF and their values.
+# TIFF tags and their values.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 _PLANAR_CONFIGURATION, _SEPARATE = 284, 2
 _BITS_PER_SAMPLE = 258
-# Rounding in the program that scaled the values.
+# Allows for rounding in the program that scaled the values.
 _TOLERANCE = 1e-6
 
 
 class UnreadableImageError(Exception):
-    """An image file is damaged, or nothing states how its values are to be read; the message says which."""
+    """An image file is damaged, or its values cannot be interpreted; the message says which."""
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Return the picture in an image file, of mode L or RGB.
+    """Decode an image file to a picture of mode L or RGB.
 
-    The first rule that fits holds:
+    The first rule that fits applies:
 
     - 8-bit gray and RGB: as they are. Color profiles and gamma are ignored.
     - 1 bit: black is 0, white 255.
-    - 16 bits: the high byte; refused where no value needs more than 12 bits, unless all are 0. In PPM, where the file
-      states its largest value: refused where none reaches a sixteenth of it.
-    - Floating point: times 255, where all values are in [0, 1]; refused otherwise.
+    - 16 bits: the high byte; refused if no value needs more than 12 bits, unless all are 0. A PPM file states its
+      largest value: it is refused if no value reaches a sixteenth of that.
+    - Floating point: times 255 if all values are in [0, 1]; refused otherwise.
     - 32-bit and signed integers: refused. So are color planes of more than 8 bits, which Pillow misreads.
-    - Gray with alpha: gray. Palettes, alpha, CMYK, YCbCr and Lab: RGB as Pillow converts it. Alpha is dropped,
-      nothing is blended with a background.
+    - Gray with alpha: gray. Palettes, alpha, CMYK, YCbCr and Lab: RGB as Pillow converts it. Alpha is dropped, not
+      blended with a background.
     - Several frames or pages: refused.
-    - EXIF orientation: applied, as Hugging Face datasets does and torchvision and timm do not. Orientation that cannot
-      be read is none.
+    - EXIF orientation: applied, as in Hugging Face datasets, and unlike in torchvision and timm. An orientation that
+      cannot be read is ignored.
 
     Raises:
         UnreadableImageError: it cannot be read, or a rule refuses it.
@@ -91,7 +91,7 @@ def decode(encoded: bytes) -> Image.Image:
         # The second frame of a JPEG is a preview or a gain map.
         if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
             raise UnreadableImageError(
-                f"it holds {image.n_frames} frames or pages, and one is read: save the one that is meant as a file"
+                f"it holds {image.n_frames} frames or pages, and one is read: save the one that is meant by itself"
             )
         _check_tags(getattr(image, "tag_v2", {}))
         image.load()
@@ -101,7 +101,7 @@ def decode(encoded: bytes) -> Image.Image:
         picture = _to_8_bit(image)
     except UnidentifiedImageError as error:
         foreign = recognize_foreign(encoded, "an image")
-        # Pillow's own words for it name an object in memory.
+        # Pillow's own message names an object in memory.
         unknown = (
             f"Pillow reads it as none of {', '.join(FORMATS)}: damaged, another format, or an unusual kind of pixels"
         )
@@ -123,9 +123,9 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _check_tags(tags: Mapping[int, Any]) -> None:
-    """Refuse TIFF files whose values Pillow takes for others."""
+    """Refuse TIFF files whose values Pillow misreads."""
     bits = tags.get(_BITS_PER_SAMPLE) or (1,)
-    # Of 32 bits signed and unsigned are refused alike, with their range.
+    # Integers of 32 bits, signed or not, are refused elsewhere, with their range.
     if _SIGNED in _values(tags.get(_SAMPLE_FORMAT)) and max(_values(bits)) < 32:
         raise UnreadableImageError("it stores signed integers, of no known range: save it in 8 or 16 bits without sign")
     if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE and len(_values(bits)) > 1 and max(_values(bits)) > 8:
@@ -137,7 +137,7 @@ def _values(tag: Any) -> tuple[int, ...]:
 
 
 def _check_not_dark(image: Image.Image, encoded: bytes) -> None:
-    """Refuse colors in 16 bits that need 12 or fewer, of which Pillow has kept the high bytes; not what is all 0."""
+    """Refuse 16-bit colors that need 12 bits or fewer, unless all are 0; Pillow has kept only their high bytes."""
     high = _colors(image).max()
     if high >= _LEAST_16_BIT_MAXIMUM >> 8:
         return
@@ -146,29 +146,29 @@ def _check_not_dark(image: Image.Image, encoded: bytes) -> None:
 
 
 def _low_bits(encoded: bytes) -> np.ndarray:
-    """Return of colors in 16 bits what Pillow leaves out of them, without alpha."""
+    """Return the low bytes of 16-bit colors, which Pillow leaves out, without alpha."""
     image = _open(encoded)
     gray_alpha = any(_GRAY_ALPHA in _arguments(tile) for tile in image.tile)
     image.tile = [_low_bits_of(tile) or tile for tile in image.tile]
-    # Of gray with alpha, read as four bytes, the second.
+    # Gray with alpha is read as four bytes; the second is the low byte of gray.
     return np.asarray(image)[..., 1] if gray_alpha else _colors(image)
 
 
 def _colors(image: Image.Image) -> np.ndarray:
-    """Return the values of an image as it is stored, without alpha."""
+    """Return the stored values of an image, without alpha."""
     values = np.asarray(image)
     return values[..., :-1] if image.mode == "RGBA" else values
 
 
 def _low_bits_of(tile: Any) -> Any:
-    """Return how Pillow would read what it drops of a tile with 16 bits per color; None where it drops nothing.
+    """Return a tile that reads the bytes that Pillow drops of 16-bit colors; None if it drops nothing.
 
-    A tile is what Pillow has found of an image's pixels in a file: which decoder reads them, and its arguments, of
-    which the name of the unpacker is the first or only one.
+    A tile is Pillow's record of where an image's pixels lie in a file: the decoder that reads them, and its arguments,
+    of which the first or only one is the name of the unpacker.
     """
     name, *rest = _arguments(tile)
     if tile.codec_name in ("ppm", "ppm_plain"):
-        # Scaled to 8 bits by 256 instead of its own maximum, no value but 0 becomes 0.
+        # With 256 as the maximum that Pillow scales to 8 bits, no value except 0 becomes 0.
         return tile._replace(args=(name, 256)) if name == "RGB" and rest[0] > 255 else None
     match = _HIGH_BYTES.fullmatch(str(name))
     if match is None:
@@ -186,7 +186,7 @@ def _to_8_bit(image: Any) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        # Pillow inverts such files where they have 8 bits, and only then.
+        # Pillow inverts such files only if they have 8 bits.
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             raise UnreadableImageError("it stores white as 0 in more than 8 bits: save it in 8 bits")
         return _from_float(image) if image.mode == "F" else _from_integers(image)
@@ -200,7 +200,7 @@ def _from_float(image: Image.Image) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise UnreadableImageError(
-            f"its floating-point values are from {low:g} to {high:g}, and only those from 0 to 1 are read: "
+            f"its floating-point values range from {low:g} to {high:g}, and must lie in 0 to 1: "
             "rescale them, or save it in 8 bits"
         )
     return Image.fromarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8))
@@ -221,6 +221,6 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 def _too_dark(largest: str) -> str:
     return (
-        f"it has 16 bits, of which {largest} needs 12 or fewer, so it would be almost black: scale it to all 16 bits, "
+        f"it has 16 bits, and {largest} needs 12 or fewer, so it would be almost black: scale it to all 16 bits, "
         "or save it in 8 bits"
     )

@@ -8,10 +8,10 @@ from pipeline.errors import DatasetError
 
 
 def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
-    """Check that images lie all in class subfolders of `root`, or all beside each other.
+    """Check that images lie either all in class subfolders of `root` or all directly in `root`.
 
     Raises:
-        DatasetError: they lie beside class subfolders, or deeper than in one.
+        DatasetError: images lie beside class subfolders, or deeper than in one.
     """
     folders = {class_folder(root, name) for name in images}
     if "" in folders and len(folders) > 1:
@@ -21,15 +21,15 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
     if nested:
         raise DatasetError(
             f"{uri!r}: images must lie in class subfolders, not deeper as in {posixpath.join(root, nested[0])!r}; "
-            "only folders of splits, such as train/ and test/, may hold the class subfolders"
+            "only split folders, such as train/ and test/, may lie above the class subfolders"
         )
 
 
 def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -> None:
-    """Refuse image files without content, as a copy that was cut off leaves them.
+    """Refuse empty image files, which an interrupted copy leaves.
 
     Raises:
-        DatasetError: there are such.
+        DatasetError: there are some.
     """
     empty = [name for name in images if not sizes[name]]
     if empty:
@@ -37,20 +37,20 @@ def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -
 
 
 def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str], empty: Collection[str]) -> list[str]:
-    """Return the classes of a folder of images in the order of their labels; none where it has no subfolders.
+    """Return the classes of an image folder in the order of their labels; empty if it has no subfolders.
 
-    Every class subfolder counts, without an image in it as well. Where the folder of another split has all of them and
-    more, those count too, so that a class without a test image shifts no label.
+    Every class subfolder counts, even without an image. If the folder of another split has all of them and more, the
+    additional ones count too, so that a class without a test image does not shift the labels.
 
     Args:
         uri: for messages.
         root: folder of the class subfolders, below `uri`; `""` for `uri` itself.
-        roots: those of all splits.
+        roots: such folders of all splits.
         images: names of all images below `uri`.
         empty: names of folders below `uri` that hold no file.
 
     Raises:
-        DatasetError: two folders are the same number.
+        DatasetError: two folder names are the same number.
     """
     found = {split: _classes_in(split, images, empty) for split in roots}
     own = found[root]
@@ -64,7 +64,7 @@ def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str
 
 
 def class_folder(root: str, name: str) -> str:
-    """Return the class subfolder of an image, by its name below the location; `""` where it lies in none."""
+    """Return the class subfolder of an image, given its name below the location; `""` if it lies in none."""
     return posixpath.dirname(name.removeprefix(f"{root}/") if root else name)
 
 

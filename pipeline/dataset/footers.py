@@ -1,4 +1,4 @@
-"""Read the few facts that are needed of each Parquet footer, which itself may take megabytes."""
+"""Read Parquet footers, and keep the few facts needed of each: a footer itself may take megabytes."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset import schema, store
+from pipeline.dataset import schema
 from pipeline.dataset.columns import column_types
 from pipeline.errors import DatasetError, one_line
 from pipeline.foreign import recognize_foreign
 
-# Footers are small and far away: many at a time.
-_FOOTER_THREADS = 32
-# Of a file that is no Parquet file, as much as tells what it is.
+# Footers are small and each takes a round trip to the store: read many at a time.
+FOOTER_THREADS = 32
+# Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
-# The values of the column of images, as Parquet names them.
+# Parquet's names of the values of the image column.
 _IMAGE_VALUES = ("image", "image.bytes")
 
 
@@ -27,10 +27,10 @@ class FileFacts:
 
     Attributes:
         uri: of the file.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes; none where there are no rows.
-        class_names: of labels 0, 1, 2, ..., where the file holds them.
-        names_digest: of the class names, where the file names it or holds them.
-        dataset_digest: of the synthetic dataset whose part the file is, where it is one.
+        columns: name → Arrow type as it will be read, `image` being encoded bytes; empty if there are no rows.
+        class_names: of labels 0, 1, 2, ..., if the file holds them.
+        names_digest: of the class names, if the file holds either.
+        dataset_digest: of the synthetic dataset, if the file is a part of one.
         row_groups: rows and bytes of each.
     """
 
@@ -50,10 +50,10 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         extra_columns: columns to read besides the contract's.
 
     Raises:
-        DatasetError: a file is truncated or foreign, lacks a column, or counts rows without an image; the message names
-            it.
+        DatasetError: a file is truncated or foreign, lacks a column, or has rows without an image according to its
+            statistics; the message names it.
     """
-    # The first alone: what it says of columns and classes the others repeat, and share.
+    # The first is read alone: the others usually repeat its columns and class names, and then share its objects.
     first = _read_one(uris[0], extra_columns)
     yield first
 
@@ -61,19 +61,19 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         facts = _read_one(uri, extra_columns)
         return replace(facts, columns=first.columns) if facts.columns == first.columns else facts
 
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         yield from threads.map(read, uris[1:])
 
 
 def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
-    footer, file_schema = _read_footer(uri)
+    footer, file_schema = read_footer(uri)
     metadata = footer.metadata or {}
     digest = metadata.get(b"digest")
     _check_no_nulls(uri, footer)
     groups = (footer.row_group(index) for index in range(footer.num_row_groups))
     return FileFacts(
         uri,
-        # Without rows the types of columns mean nothing: of no values pandas makes columns of type null.
+        # Without rows the column types mean nothing: pandas gives columns without values the type null.
         column_types(uri, file_schema, extra_columns) if footer.num_rows else {},
         schema.class_names_of(metadata),
         schema.names_digest_of(metadata),
@@ -83,10 +83,10 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
 
 
 def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
-    """Refuse rows without an image, which reading would come upon late, where the writer has counted them.
+    """Refuse rows without an image early, if the file's statistics count them.
 
     Raises:
-        DatasetError: there are such.
+        DatasetError: there are some.
     """
     if not footer.num_row_groups:
         return
@@ -101,36 +101,24 @@ def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
             last_row = first_row + group.num_rows - 1
             raise DatasetError(
                 f"{uri!r} has no bytes of the image in {statistics.null_count} of the rows {first_row} to {last_row}: "
-                "leave these out, or store the image files themselves where there are only paths to them"
+                "leave these rows out, or, if they hold paths, store the image files themselves"
             )
         first_row += group.num_rows
 
 
-def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Return shard id → reason for parts that are not what their names say: cut off when they were copied, say."""
+def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    """Return a Parquet file's metadata and its Arrow schema.
 
-    def reason(shard_id: int) -> str | None:
-        try:
-            uri = store.part_uri(output, shard_id, digest)
-            facts = _read_footer(uri)[0].metadata or {}
-            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
-                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
-        except DatasetError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
-        return {shard_id: text for shard_id, text in reasons if text is not None}
-
-
-def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    Raises:
+        DatasetError: the file cannot be read, or is no whole Parquet file.
+    """
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
-            # Not `metadata.schema`: the two hold each other, and megabytes wait for the garbage collector.
+            # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
             return parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, *storage.read_errors()) as error:
-        # pyarrow's own errors about content have no number, which those of systems and stores have, or a type.
+        # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems
+        # and stores have an errno, or are of a subclass.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
             foreign = _foreign(uri)
             whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
@@ -139,7 +127,7 @@ def _read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
 
 
 def _foreign(uri: str) -> str | None:
-    """Say what a file is that is no Parquet file, as the rest of a sentence; None where it may have been one."""
+    """Say what a file is instead of a Parquet file, as the rest of a sentence; None if it may have been one."""
     try:
         with storage.open_file(uri) as file:
             head = file.read(_HEAD_BYTES)

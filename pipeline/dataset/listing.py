@@ -11,19 +11,19 @@ from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
-# Left by macOS in archives, and by Python.
+# Folders that macOS leaves in archives, and Python beside modules.
 _HIDDEN = ("__MACOSX", "__pycache__")
 
 
 @dataclass
 class Listing:
-    """Entries below a location, by their names under it; `/` separates folders.
+    """Entries below a location, by their names relative to it; `/` separates folders.
 
     Attributes:
-        files: (name, size in bytes), sorted. A file instead of a folder gives one whose name is empty.
-        folders: names, sorted, at every depth; those without a file too, where the store keeps such.
-        hidden: number of hidden entries; what is below a hidden folder is not counted.
-        loops: links to a folder that they lie in, which are not followed.
+        files: (name, size in bytes), sorted. If the location is a file, it is listed under an empty name.
+        folders: names at every depth, sorted; with empty folders, if the store keeps them.
+        hidden: number of hidden entries; entries below a hidden folder are not counted.
+        loops: links to a folder that contains them, which are not followed.
         special: devices, pipes and the like.
     """
 
@@ -35,7 +35,7 @@ class Listing:
 
     @property
     def empty_folders(self) -> set[str]:
-        """Folders with no file at any depth, hidden ones aside."""
+        """Folders without any file, apart from hidden ones, at any depth."""
         filled = {posixpath.dirname(name) for name, _ in self.files}
         for name in list(filled):
             while name := posixpath.dirname(name):
@@ -44,10 +44,10 @@ class Listing:
 
 
 def list_tree(uri: str) -> Listing:
-    """List a location wholly. Links on a local disk are followed, to files and to folders.
+    """List a location at all depths. On a local disk, links to files and folders are followed.
 
     Raises:
-        DatasetError: it, or a folder below it, cannot be listed, or a link leads nowhere.
+        DatasetError: the location or a folder below it cannot be listed, or a link is broken.
     """
     _, path = storage.filesystem(uri)
     listing = Listing()
@@ -55,7 +55,7 @@ def list_tree(uri: str) -> Listing:
         files, folders = storage.find_tree(uri)
         listing.files = [(name, size) for name, size in files if not _is_hidden(name)]
         listing.folders = [name for name in folders if not _is_hidden(name)]
-        # Nothing below a hidden folder, but the folder itself.
+        # Count a hidden folder, and nothing below it.
         hidden = {_hidden_top(name) for name in (*(name for name, _ in files), *folders) if _is_hidden(name)}
         listing.hidden = len(hidden)
     elif os.path.isfile(path):
@@ -71,7 +71,7 @@ def list_tree(uri: str) -> Listing:
 
 
 def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], listing: Listing) -> None:
-    """Add what lies in a local folder; `above` identifies the folders that it lies in."""
+    """Add the entries of a local folder; `above` identifies the folders that contain it."""
     facts = folder.stat()
     above = (*above, (facts.st_dev, facts.st_ino))
     with os.scandir(folder) as entries:
@@ -89,18 +89,18 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
             elif entry.is_file():
                 listing.files.append((name, entry.stat().st_size))
             elif entry.is_symlink():
-                raise DatasetError(f"{uri!r}: the link {name!r} leads to {os.readlink(entry)!r}, which is not there")
+                raise DatasetError(f"{uri!r}: the link {name!r} leads to {os.readlink(entry)!r}, which does not exist")
             else:
                 listing.special.append(name)
 
 
 def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[str], unread: Collection[str]) -> None:
-    """Print one line on standard error about entries that are not read; nothing where all are.
+    """Print one line on standard error about entries that are skipped; nothing if all are read.
 
     Args:
         uri: the location.
-        listing: of it.
-        kind: what is read, in plural: `images`, say.
+        listing: of the location.
+        kind: what is read, in plural, such as `images`.
         read: names of the files that are read.
         unread: names of files that are not read because another split was asked for; they go unmentioned.
     """
@@ -112,7 +112,7 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
     if listing.hidden:
         parts.append(f"{listing.hidden} hidden")
     if listing.loops:
-        parts.append(f"the link {listing.loops[0]!r}, which leads to a folder that it lies in")
+        parts.append(f"the link {listing.loops[0]!r}, which leads to a folder that contains it")
     if parts:
         logger.warning(f"{uri!r}: only {kind} are read; skipped: {'; '.join(parts)}")
 
@@ -133,7 +133,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _hidden_top(name: str) -> str:
-    """Return the outermost hidden folder or file on the way to a name."""
+    """Return the outermost hidden folder or file in a name."""
     segments = name.split("/")
     depth = next(depth for depth, segment in enumerate(segments) if _is_hidden(segment))
     return "/".join(segments[: depth + 1])

@@ -32,23 +32,23 @@ def read_images(
 ) -> ray.data.Dataset:
     """Return images, and what is known of each, as a Ray Dataset.
 
-    Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for grays and 3 for colors; `image_id`, which
-    derives from file and row where the source has none; `label` int64 where there are labels; of a synthetic dataset
-    all other columns of the contract.
+    Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for gray and 3 for color; `image_id`, which
+    derives from file and row if the source has none; `label` int64 if there are labels; and for a synthetic dataset all
+    other columns of the contract.
 
     Args:
         uri: a synthetic dataset, a Parquet file or a folder of them with a column `image` (binary, or
-            struct<bytes, path>), or a folder of images with one subfolder per class, or none. Of several URIs the
-            datasets come one after another, with the columns that all of them have and ids that begin with what
-            tells the dataset from the others, see `find_images`.
-        split: which of several splits to read, such as `test`; `docs/images.md` says where they are looked for.
-        columns: which ones; further columns of a Parquet file must be named here.
-        decode: decode the images.
-        override_num_blocks: into how many blocks to read, for parallelism.
+            struct<bytes, path>), or a folder of images with one subfolder per class, or none. Several URIs are read one
+            after another, with the columns that all of them have; ids then begin with a qualifier of their dataset, see
+            `find_images`.
+        split: which of several splits to read, such as `test`; `docs/images.md` says how splits are found.
+        columns: columns to read; further columns of a Parquet file must be named here.
+        decode: whether to decode the images.
+        override_num_blocks: number of blocks to read, for parallelism.
 
     Raises:
-        DatasetError: nothing there, no images in it, a truncated or foreign file, a missing column, or labels of
-            several URIs that mean different classes; the message names it. An image that cannot be decoded raises
+        DatasetError: nothing is there, it holds no images, a file is truncated or foreign, a column is missing, or
+            labels of several URIs mean different classes; the message names it. An image that cannot be decoded raises
             when it is read.
     """
     extra = [name for name in columns or () if name not in schema.COLUMNS]
@@ -69,16 +69,16 @@ def read_images(
 
 
 def _check_same_classes(sources: Sequence[Source]) -> None:
-    """Refuse labels that do not mean the same in all sources.
+    """Check that labels mean the same classes in all sources.
 
     Raises:
-        DatasetError: class names differ, or only some tell them.
+        DatasetError: class names differ, or only some of the sources have them.
     """
     first = sources[0]
     for source in sources[1:]:
         if source.class_names != first.class_names:
             raise DatasetError(
-                f"{first.uri!r} and {source.uri!r} have different classes, so their labels cannot be read as one: "
+                f"{first.uri!r} and {source.uri!r} have different classes, so their labels cannot be read together: "
                 "read each by itself, or name columns without label"
             )
 
@@ -90,20 +90,20 @@ def read_collection(
     converts: Sequence[Convert | None],
     num_blocks: int | None = None,
 ) -> ray.data.Dataset:
-    """Return the rows of a collection in its order, each source's as its function of `converts` makes them over.
+    """Return the rows of a collection in its order, converted per source.
 
     Args:
         images: what to read.
-        columns: which ones, where a source has them; None is all.
-        converts: for each source, rows with encoded images → rows; None leaves them.
-        num_blocks: into how many blocks to read.
+        columns: columns to read, where a source has them; None for all.
+        converts: one function per source, from rows with encoded images to rows; None leaves rows unchanged.
+        num_blocks: number of blocks to read.
     """
     datasource = _ImagesDatasource(images, columns, converts, num_blocks)
     return ray.data.read_datasource(datasource, override_num_blocks=num_blocks)
 
 
 class _ImagesDatasource(Datasource):
-    """Ray Data's source of read tasks: each reads neighboring units."""
+    """A Ray Data source whose read tasks each read neighboring units."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _ImagesDatasource(Datasource):
         num_blocks: int | None,
     ) -> None:
         super().__init__()
-        # A task carries its own units, and need not carry those of all others.
+        # Each task carries its own units, and should not carry those of all others.
         self._sources = [source.without_units() for source in images.sources]
         self._columns, self._converts = columns, converts
         self._units = images.units if num_blocks is None else _split(images.units, num_blocks)
@@ -145,7 +145,7 @@ class _ImagesDatasource(Datasource):
 
 
 def _split(units: Sequence[tuple[int, Unit]], num_blocks: int) -> list[tuple[int, Unit]]:
-    """Cut units so that there are as many blocks as asked for, where there are as many rows."""
+    """Cut units so that there are `num_blocks` or more, if there are that many rows."""
     rows = sum(unit.num_rows for _, unit in units)
     return [
         (number, part) for number, unit in units for part in unit.split(-(-num_blocks * unit.num_rows // max(1, rows)))
@@ -153,12 +153,12 @@ def _split(units: Sequence[tuple[int, Unit]], num_blocks: int) -> list[tuple[int
 
 
 def _groups(units: Sequence[tuple[int, Unit]], count: int) -> list[list[tuple[int, Unit]]]:
-    """Return neighboring units in at most `count` groups of about equal numbers of rows."""
+    """Group neighboring units into at most `count` groups of about equal numbers of rows."""
     rows = sum(unit.num_rows for _, unit in units)
     groups: dict[int, list[tuple[int, Unit]]] = {}
     before = 0
     for number, unit in units:
-        # By the middle of the unit, so that one large unit does not drag its successors along.
+        # A unit's group follows from its middle row, so that one large unit does not shift those after it.
         groups.setdefault(int((before + unit.num_rows / 2) * count / max(1, rows)), []).append((number, unit))
         before += unit.num_rows
     return list(groups.values())
@@ -177,8 +177,8 @@ def _decode(uri: str, table: pa.Table) -> pa.Table:
 def with_tensors(table: pa.Table, tensors: Mapping[str, list[np.ndarray]]) -> pa.Table:
     """Return a block with tensor columns, each of one shape or of several, beside the columns of a table."""
     for name, arrays in tensors.items():
-        # Filled one by one: of a list, numpy tries to make one array, and fails where only the last sizes differ, as
-        # those of gray and color images do.
+        # Filled one by one: from a list numpy tries to make a single array, and fails if only the last sizes differ, as
+        # with gray and color images.
         column = np.empty(len(arrays), object)
         for row, array in enumerate(arrays):
             column[row] = array

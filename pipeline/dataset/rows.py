@@ -1,6 +1,6 @@
 """Read rows of Parquet files and image files in this process, as Arrow tables.
 
-Our own instead of Ray's readers, because the id of an image derives from its file and row.
+Ray's readers are not used, because the id of an image derives from its file and row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,23 +12,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset.columns import convert as convert_column
+from pipeline.dataset.columns import cast_column
 from pipeline.dataset.sources import Source
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, one_line
 
-# Decoded images are many times larger than encoded ones: Ray gathers blocks of a good size from what comes in pieces.
-# Photographs of 12 megapixels, of 4 MB, come four at a time.
+# Rows are read in small pieces, which Ray gathers into blocks, because decoded images are many times larger than
+# encoded ones. Photographs of 12 megapixels and 4 MB come four at a time.
 _ROWS_AT_ONCE = 64
 _BYTES_AT_ONCE = 16 * 2**20
-# Rows without images.
+# Number of rows without images that are read at once.
 _SMALL_ROWS_AT_ONCE = 2**16
-# A column of labels is small and far away: many row groups at a time.
+# A column of labels is small, and each read takes a round trip to the store: read many row groups at a time.
 _COLUMN_THREADS = 32
 
 
 def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
-    """The first row of a source, its image encoded, read in this process.
+    """Read the first row of a source, its image encoded.
 
     Raises:
         DatasetError: it cannot be read.
@@ -38,7 +38,7 @@ def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
 
 
 def read_column(source: Source, name: str) -> Iterator[pa.Table]:
-    """One column of Parquet files, a table a row group, read in this process; nothing of a folder of images.
+    """Yield one column of Parquet files, one table per row group; nothing for a folder of images.
 
     Raises:
         DatasetError: it cannot be read.
@@ -49,10 +49,10 @@ def read_column(source: Source, name: str) -> Iterator[pa.Table]:
 
 
 def repeated_id(source: Source) -> str | None:
-    """Return an image id that two images of a source have; None where all are different.
+    """Return an image id that two images of a source share; None if all are different.
 
-    Only ids that are stored in foreign Parquet files can repeat: a synthesis makes each once, and others derive from
-    file and row. They are read without the images.
+    Only ids stored in foreign Parquet files can repeat: a synthesis makes each id once, and derived ids come from file
+    and row. Ids are read without the images.
 
     Raises:
         DatasetError: they cannot be read.
@@ -62,22 +62,22 @@ def repeated_id(source: Source) -> str | None:
     tables = list(read_column(source, "image_id"))
     if not tables:
         return None
-    # Of a row without an id the derived one counts, so these are the ids as they will be read.
+    # A row without an id counts with its derived one, so these are the ids as they will be read.
     counts = pa.concat_tables(tables)["image_id"].value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))  # pyright: ignore[reportAttributeAccessIssue]
     return str(repeated[0]["values"]) if len(repeated) else None
 
 
 def read_unit(source: Source, unit: Unit, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a unit with encoded images, as the contract has them, a table of a good size at a time.
+    """Yield the rows of a unit with encoded images in the contract's types, in tables of moderate size.
 
     Args:
-        source: whose unit it is.
+        source: the unit's source.
         unit: what to read.
-        columns: which ones; None is all.
+        columns: columns to read; None for all.
 
     Raises:
-        DatasetError: a file cannot be read, or an image is not in it.
+        DatasetError: a file cannot be read, or has a row without an image.
     """
     tables = _read_rows(unit, source.columns, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
     for table in tables:
@@ -85,7 +85,7 @@ def read_unit(source: Source, unit: Unit, columns: Sequence[str] | None = None) 
 
 
 def _qualified(table: pa.Table, qualifier: str) -> pa.Table:
-    """Return rows whose ids begin with what tells their dataset from others."""
+    """Return the rows with the qualifier of their dataset before their ids."""
     if "image_id" not in table.column_names:
         return table
     ids = pc.binary_join_element_wise(qualifier, table["image_id"], "/")  # pyright: ignore[reportAttributeAccessIssue]
@@ -93,15 +93,15 @@ def _qualified(table: pa.Table, qualifier: str) -> pa.Table:
 
 
 def _rows_at_once(unit: Unit) -> int:
-    """Return how many rows with images are read together, so that few large images are."""
+    """Return how many rows with images to read together: fewer if the images are large."""
     return min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * unit.num_rows // max(1, unit.size)))
 
 
 def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Read rows piece by piece: of nested columns Arrow cannot hold a whole row group beyond 2 GB."""
+    """Read rows piece by piece, because Arrow cannot hold a row group of nested columns beyond 2 GB."""
     wanted = [name for name in types if columns is None or name in columns]
     size = _rows_at_once(unit) if "image" in wanted else _SMALL_ROWS_AT_ONCE
-    # Without any column nothing tells how many rows there are.
+    # At least one column, because a table without columns has no number of rows.
     options: Any = {"row_groups": [unit.row_group], "columns": wanted or list(types)[-1:]}
     row = 0
     try:
@@ -121,22 +121,22 @@ def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[
 def _to_table(
     unit: RowRange, start: int, rows: pa.RecordBatch, types: dict[str, pa.DataType], columns: Sequence[str] | None
 ) -> pa.Table:
-    """Return rows of a row group, from row `start` on, as the contract has them."""
+    """Convert rows of a row group, from row `start` on, to the contract's types."""
     wanted = [name for name in types if columns is None or name in columns]
-    arrays = {name: convert_column(unit.uri, name, rows[name], types[name]) for name in wanted}
+    arrays = {name: cast_column(unit.uri, name, rows[name], types[name]) for name in wanted}
     if columns is None or "image_id" in columns:
         ids = _derived_ids(unit, start, len(rows))
         arrays["image_id"] = pc.coalesce(arrays["image_id"], ids) if "image_id" in arrays else ids  # pyright: ignore[reportAttributeAccessIssue]
     if "image" in arrays and arrays["image"].null_count:
-        place = arrays["image"].is_null().index(True).as_py()
-        # Hugging Face datasets writes images that lie in files of their own as paths, unless they are embedded.
-        there = f"only {rows['image'][place].as_py()}" if pa.types.is_struct(rows["image"].type) else "it is null"
-        raise DatasetError(f"{unit.uri!r} has no bytes of the image in row {unit.first_row + start + place}: {there}")
+        row = arrays["image"].is_null().index(True).as_py()
+        # Hugging Face datasets writes only the paths of images in separate files, unless they are embedded.
+        there = f"only {rows['image'][row].as_py()}" if pa.types.is_struct(rows["image"].type) else "it is null"
+        raise DatasetError(f"{unit.uri!r} has no bytes of the image in row {unit.first_row + start + row}: {there}")
     return pa.table(arrays)
 
 
 def _derived_ids(unit: RowRange, start: int, count: int) -> pa.Array:
-    """Return ids of rows that have none of their own, from file and row."""
+    """Return ids that derive from file and row, for rows without one."""
     stem = unit.name.removesuffix(unit.name[-len(".parquet") :])
     first = unit.first_row + start
     return pa.array([f"{stem}-{row:08d}" if stem else f"{row:08d}" for row in range(first, first + count)], pa.string())

@@ -16,7 +16,7 @@ from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.errors import DatasetError
 
 SCHEMA_VERSION = 2
-# Version 1 has the class names in every part. A dataset keeps the version that it was begun with.
+# Version 1 has the class names in every part. A dataset keeps the version that it was started with.
 READABLE_VERSIONS = (1, 2)
 # Class names that take more than this as JSON are left out of all parts but the first. Files hold them 2.3 times:
 # Arrow repeats a schema's metadata, in base64.
@@ -37,7 +37,7 @@ COLUMNS = {
 MAX_PATCHES = 2**15
 # Keys of a file's metadata: Hugging Face's own, and ours.
 _MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
-# Of a stored picture: gray, or red, green and blue.
+# Channels of a stored picture: gray, or red, green and blue.
 CHANNELS = (1, 3)
 
 
@@ -67,11 +67,11 @@ def part_schema(
     metadata: Mapping[str, str] | None = None,
     version: int = SCHEMA_VERSION,
 ) -> pa.Schema:
-    """Return the Arrow schema of a shard's part, which depends on nothing but the arguments.
+    """Return the Arrow schema of a shard's part, which depends only on the arguments.
 
-    Class names are facts of the dataset, so the manifest holds them. Every part holds their digest; few names
-    (`MAX_NAMES_BYTES`) stand in every part too, and many in the part of shard 0 alone, where Hugging Face datasets
-    looks for them.
+    Class names are facts of the dataset, so the manifest holds them, and every part holds their digest. If the names
+    are short (`MAX_NAMES_BYTES`), every part holds them too; otherwise only the part of shard 0, where Hugging Face
+    datasets looks for them.
 
     Args:
         class_names: names of labels 0, 1, 2, ...
@@ -98,7 +98,7 @@ def _feature(name: str, class_names: Sequence[str] | None) -> dict[str, Any]:
     if name == "label" and class_names is not None:
         return {"names": list(class_names), "_type": "ClassLabel"}
     if pa.types.is_list(COLUMNS[name]):
-        # Spelled so that every version reads it; since datasets 4 it is named List.
+        # The old spelling, which every version reads; since datasets 4 the type is named List.
         return {"feature": {"dtype": _dtype(COLUMNS[name].value_type), "_type": "Value"}, "_type": "Sequence"}
     return {"dtype": _dtype(COLUMNS[name]), "_type": "Value"}
 
@@ -120,9 +120,9 @@ def card_features(class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def class_names_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | None:
-    """Return the names that a file's Hugging Face metadata gives to the values of `label`; None where it gives none.
+    """Return the names that a file's Hugging Face metadata gives to the values of `label`; None if it gives none.
 
-    Files of one dataset repeat the same names: they share one tuple.
+    Files of a dataset repeat the same names, so they share one tuple.
     """
     marks = (metadata or {}).get(_MARKS)
     return None if marks is None else _names_in(marks)
@@ -138,7 +138,7 @@ def _names_in(marks: bytes) -> tuple[str, ...] | None:
 
 
 def names_digest_of(metadata: Mapping[bytes, bytes] | None) -> str | None:
-    """Return the digest of a file's class names, which the file may not hold itself; None where it has none."""
+    """Return the digest of a file's class names, even if it holds only the digest; None if it holds neither."""
     stated = (metadata or {}).get(_NAMES_DIGEST)
     if stated is not None:
         return stated.decode(errors="replace")
@@ -146,12 +146,12 @@ def names_digest_of(metadata: Mapping[bytes, bytes] | None) -> str | None:
     return None if names is None else _digest_of_tuple(names)
 
 
-# Of one tuple that many files share, the digest is computed once.
+# Many files share one tuple of names; its digest is computed once.
 _digest_of_tuple = lru_cache(maxsize=2)(names_digest)
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
-    """A PNG of uint8 [H, W, C] with 1 or 3 channels; the same pixels give the same bytes, for no time is stored."""
+    """Encode uint8 [H, W, C] with 1 or 3 channels as PNG. The same pixels give the same bytes: no time is stored."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS:
         raise DatasetError(f"an image must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     buffer = io.BytesIO()
@@ -165,16 +165,16 @@ def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image
     Args:
         encoded: bytes of an image file, of any format in `decoding.FORMATS`.
         name: of the image, for the message.
-        uri: what it was read from, likewise.
+        uri: what it was read from, for the message.
 
     Raises:
-        DatasetError: it is not an image, truncated, or absurdly large, or a rule refuses it.
+        DatasetError: it is not an image, is truncated or far too large, or a rule refuses it.
     """
     try:
         return decode(encoded)
     except UnreadableImageError as error:
-        place = "" if uri is None else f" of {uri!r}"
-        raise DatasetError(f"image {name!r}{place} cannot be decoded: {error}") from error
+        where = "" if uri is None else f" of {uri!r}"
+        raise DatasetError(f"image {name!r}{where} cannot be decoded: {error}") from error
 
 
 def decode_image(encoded: bytes, name: str, uri: str | None = None) -> np.ndarray:
@@ -188,18 +188,18 @@ def decode_image(encoded: bytes, name: str, uri: str | None = None) -> np.ndarra
 
 
 def image_column(images: Sequence[np.ndarray], image_ids: Sequence[str]) -> pa.Array:
-    """Pictures as the contract's `image` column.
+    """Build the contract's `image` column from pictures.
 
     Args:
         images: uint8 [H, W, C] each.
-        image_ids: as many.
+        image_ids: one per image.
     """
     rows = [{"bytes": encode_image(x), "path": f"{name}.png"} for x, name in zip(images, image_ids, strict=True)]
     return pa.array(rows, IMAGE)
 
 
 def to_parquet(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
-    """A table as the bytes of a Parquet file: zstd, and the same table gives the same bytes.
+    """Write a table as the bytes of a Parquet file, with zstd. The same table gives the same bytes.
 
     Args:
         row_group_size: rows that are read together; by default all.
@@ -210,7 +210,7 @@ def to_parquet(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
         buffer,
         compression="zstd",
         row_group_size=row_group_size or max(1, len(table)),
-        # PNG does not repeat itself, and its extremes tell nobody anything.
+        # A dictionary or statistics of PNG bytes would be of no use.
         use_dictionary=False,
         write_statistics=[name for name in table.column_names if name != "image"],  # type: ignore[arg-type]
     )

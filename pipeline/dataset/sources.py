@@ -1,6 +1,6 @@
 """Find out what a URI holds: a synthetic dataset, Parquet files or an image folder.
 
-Everything is looked at before any work starts: a truncated or foreign file is told at once, by name.
+Everything is checked before any work starts, so that a truncated or foreign file is reported at once, by name.
 """
 
 import posixpath
@@ -32,8 +32,8 @@ from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
-# Image files that are read together when nothing else is asked for.
-_IMAGES_A_UNIT = 128
+# Image files per unit.
+_IMAGES_PER_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Source:
     Attributes:
         uri: as given.
         columns: name → Arrow type as it will be read, `image` being encoded bytes.
-        class_names: of labels 0, 1, 2, ...; None where nothing tells them.
-        synthetic: made by inversion: pixels are on the teacher's grid, and are not to be resized.
-        units: what is read together.
-        manifest: of a synthetic dataset, where there is one.
-        qualifier: what image ids begin with, where several datasets are read together.
+        class_names: of labels 0, 1, 2, ...; None if unknown.
+        synthetic: whether it was made by inversion: pixels then lie on the teacher's grid, and must not be resized.
+        units: rows or files that are read together.
+        manifest: of a synthetic dataset, if there is one.
+        qualifier: prefix of the image ids, if several datasets are read together.
 
     Raises:
         DatasetError: two classes have one name.
@@ -68,7 +68,7 @@ class Source:
 
     @property
     def of_folders(self) -> bool:
-        """Whether the classes are folders, whose order nobody stated."""
+        """Whether the classes are folders, whose order is not stated anywhere."""
         return any(isinstance(unit, ImageFiles) for unit in self.units)
 
     @property
@@ -76,11 +76,11 @@ class Source:
         return sum(unit.num_rows for unit in self.units)
 
     def without_units(self) -> "Source":
-        """Return what is needed to read units that are sent by themselves."""
+        """Return a copy without units, for workers that get their units separately."""
         return replace(self, units=[], class_names=None, manifest=None)
 
     def check_complete(self) -> None:
-        """Refuse a synthetic dataset that is still being made, or whose making was cut off.
+        """Refuse a synthetic dataset that is unfinished.
 
         Raises:
             DatasetError: shards are missing.
@@ -94,25 +94,25 @@ class Source:
 
 
 def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | None = None) -> Source:
-    """Find out what a URI holds, and check all of it that can be checked without reading images.
+    """Find out what a URI holds, and check everything that can be checked without reading images.
 
-    One line on standard error says which files are not read. `docs/images.md` has the rules.
+    One line on standard error names the files that are skipped. `docs/images.md` has the rules.
 
     Args:
-        uri: a synthetic dataset, a Parquet file or a folder of them, or a folder of images, with one subfolder a class
-            or none.
+        uri: a synthetic dataset, a Parquet file or a folder of them, or a folder of images, with one subfolder per
+            class or none.
         extra_columns: columns of Parquet files to read besides the contract's.
         split: which of several splits to read, such as `test`.
 
     Raises:
-        DatasetError: nothing there, no images in it, or a truncated, foreign or mixed file; several splits and none
-            chosen, or no such split. The message names it.
+        DatasetError: nothing is there, it holds no images, or files are truncated, foreign or of several kinds; or
+            there are several splits and none is chosen, or there is no such split. The message names it.
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder{storage.why_missing(uri)}")
-    # A file first: beside a file there is no manifest to look for, and looking may be forbidden, or answered with the
-    # file itself, as a signed web address does.
+    # A single file is tested for first. It has no manifest beside it, and asking for one may be forbidden, or return
+    # the file itself, as a signed web address does.
     if storage.is_file(uri):
         return _one_file(uri, extra_columns, split)
     if storage.exists(store.manifest_uri(uri)):
@@ -122,7 +122,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     listing = list_tree(uri)
     names = [name for name, _ in listing.files]
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    # Facts about the images beside it, as Hugging Face datasets has them.
+    # In a folder of images Hugging Face datasets keeps facts about them in this file.
     facts = "metadata.parquet" if images else None
     parquet = [name for name in names if _is_parquet(name) and posixpath.basename(name) != facts]
     if parquet:
@@ -139,7 +139,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
 
 
 def is_synthetic(uri: str) -> bool:
-    """Whether there is a manifest of a synthetic dataset at a URI."""
+    """Return whether there is a manifest of a synthetic dataset at a URI."""
     uri = storage.absolute(uri)
     return not storage.is_file(uri) and storage.exists(store.manifest_uri(uri))
 
@@ -199,10 +199,10 @@ def _card(uri: str, listing: Listing) -> dict[str, Any]:
 
 
 def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
-    """Return the class names of Parquet files, which may be told by themselves or by a card.
+    """Return the class names of Parquet files, which the files or a card may hold.
 
     Raises:
-        DatasetError: both tell them, and they differ.
+        DatasetError: both hold them, and they differ.
     """
     if in_files is not None and in_card is not None and in_files != in_card:
         raise DatasetError(
@@ -213,13 +213,13 @@ def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | Non
 
 
 def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Sequence[str] | None = None) -> Source:
-    """Return what Parquet files hold.
+    """Return the source that Parquet files are.
 
     Args:
         uri: of the file, or the folder of the files.
         names: of the files in the folder.
         extra_columns: columns to read besides the contract's.
-        known: class names that are told elsewhere, for files that hold none.
+        known: class names from elsewhere, for files that hold none.
     """
     files = read_facts([_file_uri(uri, name) for name in names], extra_columns)
     first: FileFacts | None = None
@@ -245,7 +245,7 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
 
 
 def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
-    """Return the class names of parts that do not hold them, from the manifest beside `data/`; None without it."""
+    """Return the class names of parts without them, from the manifest beside `data/`; None if there is none."""
     output = posixpath.dirname(posixpath.dirname(part.uri))
     names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
     if schema.names_digest(names) == part.names_digest:
@@ -285,7 +285,7 @@ def _image_folder(uri: str, listing: Listing, images: list[str], split: str | No
             tuple((storage.join(uri, name), name, labels.get(class_folder(root, name))) for name in chunk),
             sum(sizes[name] for name in chunk),
         )
-        for chunk in _chunks(read, _IMAGES_A_UNIT)
+        for chunk in _chunks(read, _IMAGES_PER_UNIT)
     ]
     columns = {"image": pa.binary(), "image_id": pa.string()}
     if names:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import DatasetError
 
-# As Hugging Face datasets knows them.
+# The keywords of Hugging Face datasets.
 KEYWORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -15,15 +15,15 @@ KEYWORDS = {
 }
 _CANONICAL = {keyword: split for split, keywords in KEYWORDS.items() for keyword in keywords}
 _WORDS = re.compile(r"[^\W\d_]+")
-# `imagenetTrain` is two words to a reader.
+# Cuts `imagenetTrain` into two words.
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\b.*", re.IGNORECASE)
 # A folder of a table partitioned as in Spark and Hive: `split=train`, `date=2026-01-01`.
 _PARTITION = re.compile(r"([^=]+)=(.*)")
-# What does not tell configurations apart: partitions and days.
+# Folders that are no configurations: partitions and days.
 _NO_CONFIGURATION = re.compile(r"(?!config)[^=]+=.*|\d{4}-\d\d-\d\d", re.IGNORECASE)
-# More words in one name are random letters.
-_MOST_WORDS = 5
+# A name that is cut into more words is random letters.
+_MAX_WORDS = 5
 _NUMBERS = re.compile(r"\d+")
 HOW_TO_CHOOSE = "choose one with images_split or labelled_split (in Python: split)"
 _INSTEAD = "give the URI of one, or rename them as docs/images.md has it"
@@ -31,11 +31,11 @@ _INSTEAD = "give the URI of one, or rename them as docs/images.md has it"
 
 @dataclass(frozen=True)
 class Splits:
-    """Files of each split, and of none.
+    """Files by split, and files that belong to none.
 
     Attributes:
-        files: split → names of its files, as they were given.
-        others: names of files of no split.
+        files: split → names of its files, as given.
+        others: names of files that belong to no split.
     """
 
     files: Mapping[str, list[str]]
@@ -45,8 +45,8 @@ class Splits:
 def parquet_splits(names: Collection[str]) -> Splits:
     """Group Parquet files by split: `NAME-00000-of-00005.parquet`, else a keyword in the file's or a folder's name.
 
-    A keyword counts where no letter is beside it: `mnist_train.parquet` and `val2/`, and not `contest.parquet`. Of
-    numbered files the folder says the split where NAME holds no keyword and is the same in all folders:
+    A keyword counts if no letter is next to it: `mnist_train.parquet` and `val2/`, but not `contest.parquet`. Numbered
+    files whose NAME holds no keyword and is the same in all folders belong to the split that their folder names:
     `train/part-00000-of-00002.parquet`.
     """
     numbered = _split_folders_of_numbered(names)
@@ -64,8 +64,9 @@ def parquet_splits(names: Collection[str]) -> Splits:
 def folder_splits(images: Collection[str]) -> Splits:
     """Group the images of a folder by split: `train/CLASS/x.png`, or `train/x.png` without classes.
 
-    The folders are splits only if all are named so: a class may be called `train`. Without folders of classes below
-    them they must be keywords alone, or be of different splits: `train2017/x.png` and `val2017/x.png`.
+    The folders are splits only if all of them are named so, because a class may be called `train`. If there are no
+    class folders below them, their names must be bare keywords, or name different splits: `train2017/x.png` and
+    `val2017/x.png`.
     """
     tops = _top_folders(images)
     found = {_word_in(top) for top in tops}
@@ -75,12 +76,12 @@ def folder_splits(images: Collection[str]) -> Splits:
 
 
 def choose_split(uri: str, splits: Splits, wanted: str | None) -> tuple[str | None, list[str]]:
-    """Return the split to read, and its files; None and all files where there are no splits.
+    """Return the split to read, and its files; None and all files if there are no splits.
 
     Args:
         uri: for messages.
-        splits: what is there.
-        wanted: name of a split, or another word for it (`val` for `validation`).
+        splits: the splits found.
+        wanted: name of a split, or a synonym (`val` for `validation`).
 
     Raises:
         DatasetError: there is no such split, or there are several and none is wanted.
@@ -101,14 +102,14 @@ def choose_split(uri: str, splits: Splits, wanted: str | None) -> tuple[str | No
     ((split, files),) = splits.files.items()
     if splits.others:
         raise DatasetError(
-            f"{uri!r} has files of the split {split!r} and of none, such as {splits.others[0]!r}: "
+            f"{uri!r} has files of the split {split!r} and files of no split, such as {splits.others[0]!r}: "
             f"{HOW_TO_CHOOSE}, or give the URI of one file"
         )
     return split, files
 
 
 def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return how many of how many files are there, for each `NAME-00000-of-00005` of which some are absent."""
+    """Return (files present, files in total) for each `NAME-00000-of-00005` of which some files are missing."""
     found: dict[tuple[str, int], set[int]] = {}
     for name in names:
         match = _SHARD.fullmatch(name)
@@ -118,15 +119,15 @@ def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def check_one_dataset(uri: str, split: str | None, names: Iterable[str]) -> None:
-    """Refuse files of one split in several folders, as of a dataset in several configurations.
+    """Refuse files of one split in several folders, which are probably several configurations of a dataset.
 
-    Hugging Face lays them out as `CONFIGURATION/SPLIT/0000.parquet` or `CONFIGURATION/SPLIT-00000-of-00001.parquet`.
-    The folder that names the split is no such folder, nor is a partition (`key=value`) or a day (`2026-01-31`); those
-    below the split's count as one where they differ in numbers alone (`train/shard_7/`). Files of no split may lie
-    anywhere.
+    Hugging Face lays these out as `CONFIGURATION/SPLIT/0000.parquet` or `CONFIGURATION/SPLIT-00000-of-00001.parquet`.
+    The folder that names the split does not count as one of them, nor does a partition (`key=value`) or a day
+    (`2026-01-31`). Folders below it count as one if they differ only in numbers (`train/shard_7/`). Files of no split
+    may lie anywhere.
 
     Raises:
-        DatasetError: there are such.
+        DatasetError: files of a split lie in several such folders.
     """
     if split is None or _word_in(split) is None:
         return
@@ -143,25 +144,25 @@ def check_one_dataset(uri: str, split: str | None, names: Iterable[str]) -> None
 
 
 def check_no_hidden_splits(uri: str, names: Iterable[str]) -> None:
-    """Refuse Parquet files of no split whose names suggest different ones: `trainset/` and `testset/`.
+    """Refuse Parquet files without a split whose names suggest different ones: `trainset/` and `testset/`.
 
     Raises:
-        DatasetError: they do.
+        DatasetError: the names do.
     """
     found: dict[frozenset[str], str] = {}
     for name in names:
         found.setdefault(frozenset().union(*map(_hints_in, _segments(name))), name)
-    # `latest/value.parquet` suggests two splits. It is one set if all files suggest the same two.
+    # `latest/value.parquet` suggests two splits by accident. If all files suggest the same two, they are one set.
     hinting = [name for hints, name in found.items() if hints]
     if len(hinting) > 1 and len(frozenset().union(*found)) > 1:
         raise DatasetError(_suggests_splits(uri, hinting))
 
 
 def check_no_hidden_split_folders(uri: str, images: Collection[str]) -> None:
-    """Refuse folders of images that would be classes, and whose names all suggest a split: `trainA/` and `testA/`.
+    """Refuse image folders that would be read as classes, but whose names all suggest a split: `trainA/` and `testA/`.
 
     Raises:
-        DatasetError: they do, and not all of them the same.
+        DatasetError: they suggest different splits.
     """
     hints = {top: _hints_in(top) for top in _top_folders(images)}
     if all(hints.values()) and len(frozenset().union(*hints.values())) > 1:
@@ -169,11 +170,11 @@ def check_no_hidden_split_folders(uri: str, images: Collection[str]) -> None:
 
 
 def _suggests_splits(uri: str, names: list[str]) -> str:
-    return f"{uri!r}: {names[0]!r} and {names[1]!r} are named as if they were of different splits: {_INSTEAD}"
+    return f"{uri!r}: {names[0]!r} and {names[1]!r} are named like different splits: {_INSTEAD}"
 
 
 def _top_folders(images: Iterable[str]) -> dict[str, list[str]]:
-    """Return the first folder of each image → the images in it; `""` for those in none."""
+    """Return top folder → images below it; `""` for images outside of any folder."""
     tops: dict[str, list[str]] = {}
     for name in images:
         tops.setdefault(name.partition("/")[0] if "/" in name else "", []).append(name)
@@ -181,7 +182,7 @@ def _top_folders(images: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _segments(name: str) -> list[str]:
-    """Return a file's name without suffix, then its folders, the nearest first: what is nearest says most."""
+    """Return a file's name without suffix, then its folders from the nearest up: the nearest names matter most."""
     folder, file = posixpath.split(name)
     return [posixpath.splitext(file)[0], *reversed(folder.split("/"))]
 
@@ -196,7 +197,7 @@ def _split_of_segments(segments: Iterable[str]) -> str | None:
 
 
 def _split_folders_of_numbered(names: Iterable[str]) -> dict[str, set[str]]:
-    """Return the NAME of numbered files, where it holds no keyword → splits that the folders of its files name."""
+    """Return NAME of numbered files → splits that the folders of these files name; only names without a keyword."""
     found: dict[str, set[str]] = {}
     for name in names:
         shard = _SHARD.fullmatch(posixpath.basename(name))
@@ -207,9 +208,9 @@ def _split_folders_of_numbered(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _folders_around_split(name: str) -> tuple[str, str]:
-    """Return the folders above the one that names the split of a file, and those below it; no partitions and days."""
+    """Return the folders above and below the one that names a file's split, without partitions and days."""
     own, *folders = _segments(name)
-    depth = 0 if _word_in(own) else next((place for place, one in enumerate(folders, 1) if _word_in(one)), 0)
+    depth = 0 if _word_in(own) else next((depth for depth, one in enumerate(folders, 1) if _word_in(one)), 0)
     below, above = folders[: max(0, depth - 1)], folders[depth:]
     return _join_folders(above), _join_folders(below)
 
@@ -220,9 +221,9 @@ def _join_folders(nearest_first: list[str]) -> str:
 
 
 def _word_in(name: str) -> str | None:
-    """Return the split that a name holds a keyword of; None for none, or for keywords of several splits.
+    """Return the split whose keyword a name holds; None if it holds none, or keywords of several splits.
 
-    Of a partition the value says it: `split=train`, and not `is_train=0`.
+    In a partition only the value counts: `split=train`, but not `is_train=0`.
     """
     partition = _PARTITION.fullmatch(name)
     if partition:
@@ -232,13 +233,13 @@ def _word_in(name: str) -> str | None:
 
 
 def _hints_in(name: str) -> frozenset[str]:
-    """Return the splits whose keywords a word in a name begins or ends with, and `is_train=0` as it is."""
+    """Return the splits whose keywords some word in a name begins or ends with; `is_train=0` counts as a whole."""
     partition = _PARTITION.fullmatch(name)
     if partition:
         about_splits = any(word in _CANONICAL for word in _WORDS.findall(partition[1].lower()))
         return frozenset((name,)) if about_splits else frozenset()
     words = [word.lower() for part in _CAMEL_CASE.split(name) for word in _WORDS.findall(part)]
-    if len(words) > _MOST_WORDS:
+    if len(words) > _MAX_WORDS:
         return frozenset()
     return frozenset(
         split

@@ -1,15 +1,16 @@
 """Files of a synthetic dataset: parts, manifest, failure records, and which shards are done.
 
-- `<output>/manifest.json`: what the dataset is to hold, and the facts that all parts share, such as class names.
+- `<output>/manifest.json`: the planned content of the dataset, and facts that all parts share, such as class names.
 - `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.
 - `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done.
-- `<output>/failed/shard-NNNNN.json`: why a shard is not.
-- `<output>/.tmp/`: what a killed local write leaves; emptied by the next run.
+- `<output>/failed/shard-NNNNN.json`: why a shard failed.
+- `<output>/.tmp/`: left over from killed local writes; emptied by the next run.
 """
 
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,14 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema
+from pipeline.dataset.footers import FOOTER_THREADS, read_footer
 from pipeline.errors import DatasetError
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _TEMPORARY = ".tmp"
 MANIFEST = "manifest.json"
-# What is read of a manifest, by any stage.
+# Keys of a manifest that some stage reads, with their types.
 _MANIFEST: dict[str, type] = {
     "digest": str,
     "num_shards": int,
@@ -37,12 +39,12 @@ _TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 
 
 def part_name(shard_id: int, digest: str) -> str:
-    """The file name of a shard's part; `digest` is the config's."""
+    """Return the file name of a shard's part; `digest` is the config's."""
     return f"part-{shard_id:05d}-{digest[:8]}.parquet"
 
 
 def parse_part_name(name: str) -> tuple[int, str] | None:
-    """Shard id and first 8 digits of the digest; None for another file's name."""
+    """Return shard id and first 8 digits of the digest from a part's file name; None for any other name."""
     match = _PART.fullmatch(name)
     return None if match is None else (int(match[1]), match[2])
 
@@ -53,12 +55,12 @@ def part_uri(output: str, shard_id: int, digest: str) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a dataset's shards, as its files tell it.
+    """State of a dataset's shards according to its files.
 
     Attributes:
         done: ids of the shards whose part exists.
-        failed: shard id → failure record, of shards that are not done.
-        missing: ids of the others; they were never tried, or are being worked on.
+        failed: shard id → failure record, for shards that are not done.
+        missing: ids of the others, which were not tried yet or are being worked on.
     """
 
     done: list[int]
@@ -91,7 +93,7 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
 
 
 def done_shards(output: str, digest: str) -> list[int]:
-    """Ids of the shards whose part exists, in order.
+    """Return the ids of the shards whose part exists, in order.
 
     Raises:
         DatasetError: files lie under `data/` that are not parts of this dataset.
@@ -108,19 +110,37 @@ def done_shards(output: str, digest: str) -> list[int]:
 
 
 def part_exists(output: str, shard_id: int, digest: str) -> bool:
-    """Return whether a shard is done, by whichever run.
+    """Return whether a shard is done, by this run or another.
 
     Raises:
-        DatasetError: that cannot be found out.
+        DatasetError: the storage cannot be read.
     """
     return storage.exists(part_uri(output, shard_id, digest))
 
 
+def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
+    """Return shard id → reason for damaged parts: truncated ones, and ones that belong to another dataset or shard."""
+
+    def reason(shard_id: int) -> str | None:
+        try:
+            uri = part_uri(output, shard_id, digest)
+            facts = read_footer(uri)[0].metadata or {}
+            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
+                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
+        return {shard_id: text for shard_id, text in reasons if text is not None}
+
+
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
-    """Put a shard's part in its place, and strike the shard off the failures.
+    """Write a shard's part atomically, and delete the shard's failure record.
 
     Raises:
-        OSError: it could not be written; nothing is left behind.
+        OSError: the part could not be written; nothing is left behind.
     """
     storage.write_bytes(part_uri(output, shard_id, digest), content, temporary_in=_temporary_folder(output))
     storage.remove(_failure_uri(output, shard_id))
@@ -130,7 +150,7 @@ def write_failure(output: str, shard_id: int, record: Mapping[str, Any]) -> None
     """Record why a shard could not be done.
 
     Args:
-        record: `error` (a type's name), `reason` and whatever helps to find out more.
+        record: `error` (name of its type), `reason`, and anything that helps to investigate.
 
     Raises:
         OSError: it could not be written.
@@ -139,7 +159,7 @@ def write_failure(output: str, shard_id: int, record: Mapping[str, Any]) -> None
 
 
 def failed_shards(output: str) -> list[int]:
-    """Ids of the shards that have a failure record."""
+    """Return the ids of the shards that have a failure record."""
     names = storage.list_files(storage.join(output, "failed"))
     return sorted(int(match[1]) for match in map(_FAILURE.fullmatch, names) if match)
 
@@ -149,15 +169,15 @@ def remove_failure(output: str, shard_id: int) -> None:
 
 
 def clear_temporaries(output: str) -> None:
-    """Delete what killed writes left behind. One that is still going on is tried again by its writer."""
+    """Delete what killed writes left behind. A write that is still in progress fails and is retried by its writer."""
     storage.remove_folder(_temporary_folder(output))
 
 
 def read_manifest(output: str) -> dict[str, Any]:
-    """The manifest of a dataset.
+    """Return the manifest of a dataset.
 
     Raises:
-        DatasetError: there is none, it is none of ours, or it lacks something.
+        DatasetError: there is none, it is not a manifest of this software, or it is incomplete.
     """
     uri = manifest_uri(output)
     manifest = storage.read_json(uri)
@@ -176,7 +196,7 @@ def read_manifest(output: str) -> dict[str, Any]:
 def _check_keys(uri: str, values: Mapping[str, Any], kinds: Mapping[str, type], prefix: str = "") -> None:
     for name, kind in kinds.items():
         if name not in values:
-            raise DatasetError(f"{uri!r} is not a whole manifest: it has no {prefix + name!r}")
+            raise DatasetError(f"{uri!r} is an incomplete manifest: it has no {prefix + name!r}")
         if not isinstance(values[name], kind):
             raise DatasetError(f"{uri!r} has {values[name]!r} as {prefix + name!r}, it must be {kind.__name__}")
 
@@ -198,19 +218,19 @@ def write_images(
     image_ids: Sequence[str] | None = None,
     row_group_size: int = 128,
 ) -> None:
-    """Write labeled images of any origin as one Parquet file that this software, and others, read.
+    """Write labeled images of any origin as one Parquet file that this and other software can read.
 
     Args:
         uri: of the file.
         images: uint8 [H, W, C] each, with 1 or 3 channels.
-        labels: as many.
+        labels: one per image.
         class_names: names of labels 0, 1, 2, ...
         image_ids: unique names; by default numbers.
         row_group_size: rows that are read together.
 
     Raises:
-        DatasetError: counts that differ, labels that are no whole numbers or have no name, repeated ids, images of
-            another type, or it could not be written.
+        DatasetError: counts differ, labels are no whole numbers or have no name, ids repeat, images have another type,
+            or the file could not be written.
     """
     names = [f"{row:06d}" for row in range(len(images))] if image_ids is None else list(image_ids)
     values = [_whole(uri, label) for label in labels]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import DatasetError
 
-# A table format → files of its log, which alone says which Parquet files are part of the table now.
+# Table format → its log files. Only the log says which Parquet files belong to the table now.
 _LOGS = {
     "Delta Lake": re.compile(r"(.*/)?_delta_log/[^/]+\.json"),
     "Iceberg": re.compile(r"(.*/)?metadata/[^/]+\.metadata\.json"),
@@ -14,22 +14,22 @@ _LABEL = re.compile(r"(?:.*/)?(label=[^/]*)/.*")
 
 
 def is_unfinished(name: str) -> bool:
-    """Return whether a file is no rows to read by the rule of Hadoop, Spark and Arrow: `_temporary/...`, `_metadata`.
+    """Return whether Hadoop, Spark and Arrow would skip a file because of its name: `_temporary/...`, `_metadata`.
 
-    Spark keeps what it is writing, or what a killed job left, under `_temporary`: the same rows again, or part of them.
+    Spark keeps files in progress and those of killed jobs under `_temporary`: all or part of the same rows again.
     """
     return any(segment.startswith("_") and "=" not in segment for segment in name.split("/"))
 
 
 def check_no_log(uri: str, names: Sequence[str]) -> None:
-    """Refuse a folder whose Parquet files are not all rows of its table.
+    """Refuse a folder whose Parquet files may hold rows that are not in its table.
 
     Args:
         uri: of the folder, for messages.
-        names: of all its files, under it.
+        names: of all files below it.
 
     Raises:
-        DatasetError: it is a table of a format with a log.
+        DatasetError: the folder is a table of a format with a log.
     """
     for system, log in _LOGS.items():
         if any(map(log.fullmatch, names)):
@@ -39,18 +39,18 @@ def check_no_log(uri: str, names: Sequence[str]) -> None:
 
 
 def check_labels_in_files(uri: str, names: Sequence[str]) -> None:
-    """Refuse files without a column of labels whose folders are named by label, as Spark and Hive partition a table.
+    """Refuse files whose labels are in the names of their folders, as in a table that Spark or Hive partitioned.
 
     Args:
         uri: of the folder, for messages.
-        names: of the files, under it.
+        names: of the files below it.
 
     Raises:
-        DatasetError: they are.
+        DatasetError: the folders are named by label.
     """
     match = next(filter(None, map(_LABEL.fullmatch, names)), None)
     if match is not None:
         raise DatasetError(
-            f"{uri!r} is partitioned by label: the folder {match[1]!r} has its label in its name and not in its files. "
-            "Write them with a column `label`"
+            f"{uri!r} is partitioned by label: the folder {match[1]!r} has the label in its name and not in its files. "
+            "Write the files with a column `label`"
         )

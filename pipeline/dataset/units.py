@@ -10,10 +10,10 @@ class RowRange:
     """Rows of one row group of a Parquet file.
 
     Attributes:
-        name: of the file under the source's URI; image ids derive from it.
-        first_row: number in the file of the row group's first row.
+        name: of the file below the source's URI; image ids derive from it.
+        first_row: number of the row group's first row in the file.
         start, stop: rows of the row group that belong to the range.
-        size: their bytes, about.
+        size: approximate bytes of these rows.
     """
 
     uri: str
@@ -37,7 +37,7 @@ class RowRange:
         ]
 
     def select(self, rows: Sequence[int]) -> "RowRange":
-        """Return the range from the first to the last of some rows, numbered from 0, ascending."""
+        """Return the range from the first to the last of the given rows, which are numbered from 0, ascending."""
         start, stop = self.start + rows[0], self.start + rows[-1] + 1
         size = self.size * (stop - start) // self.num_rows
         return replace(self, start=start, stop=stop, size=size)
@@ -45,7 +45,7 @@ class RowRange:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Some of the files of an image folder: (URI, name under the folder, label or None), and their bytes together."""
+    """Some files of an image folder, as (URI, name below the folder, label or None), and their bytes in total."""
 
     files: tuple[tuple[str, str, int | None], ...]
     size: int
@@ -61,7 +61,7 @@ class ImageFiles:
         ]
 
     def select(self, rows: Sequence[int]) -> "ImageFiles":
-        """Return some of the files, numbered from 0, ascending."""
+        """Return the given files, which are numbered from 0, ascending."""
         return ImageFiles(tuple(self.files[row] for row in rows), self.size * len(rows) // self.num_rows)
 
 

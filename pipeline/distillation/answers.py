@@ -7,27 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distillation.images import Batch, Images, to_batch
+from pipeline.distillation.images import DistillationBatch, Images, to_batch
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 
-# images [b, C, H, W], keep_indices [b, K] or None for all patches → logits [b, classes], final tokens [b, P + K, D]
+# Maps images [b, C, H, W] and keep_indices [b, K] (None for all patches) to logits [b, classes] and final tokens
+# [b, P + K, D].
 Reader = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def read_kept(read: Reader, batch: Batch, num_patches: int) -> tuple[Tensor, Tensor]:
-    """Read every image at its kept patches, those together that keep equally many.
+def read_kept(read: Reader, batch: DistillationBatch, num_patches: int) -> tuple[Tensor, Tensor]:
+    """Read every image at its kept patches; images that keep equally many are read together.
 
     Args:
         num_patches: of a whole image; images that keep all are read without gathering.
 
     Returns:
-        Logits [B, classes] and final tokens [B, P + largest K, D], zero past an image's own, both float32 and in the
-        order of the batch.
+        Logits [B, classes] and final tokens [B, P + largest K, D], padded with zeros, both float32 and in the order of
+        the batch.
     """
     places, logits, tokens = [], [], []
     for rows, keep_indices in batch.groups():
-        # Most batches are one group: no need to copy its pixels.
+        # Most batches are a single group, whose pixels need not be copied.
         pixels = batch.pixels if len(rows) == len(batch.pixels) else batch.pixels[rows]
         answer = read(pixels, None if keep_indices.shape[1] == num_patches else keep_indices)
         places.append(rows)
@@ -40,16 +41,16 @@ def read_kept(read: Reader, batch: Batch, num_patches: int) -> tuple[Tensor, Ten
 
 
 def as_reader(model: nn.Module) -> nn.Module:
-    """A teacher as a reader of kept tokens; where its family does not allow it, as it is: it reads the filled image."""
+    """Wrap a teacher to read kept tokens; if its family does not allow it, return the model, to read filled images."""
     return SubsetViT(model) if refusal(model) is None else model
 
 
 class Answers:
-    """A frozen teacher's logits, and where asked its final tokens.
+    """A frozen teacher's logits and, if asked for, its final tokens.
 
     Args:
-        teacher: reads kept tokens where it is a `SubsetViT`, else the filled image.
-        with_tokens: whether tokens are wanted; a reader of filled images has none.
+        teacher: a `SubsetViT`, which reads kept tokens, or any other model, which reads the filled image.
+        with_tokens: whether tokens are wanted; only a `SubsetViT` has them.
         dtype: of the forward pass.
     """
 
@@ -59,8 +60,8 @@ class Answers:
         self._with_tokens, self._dtype = with_tokens, dtype
         self._kept: tuple[Tensor, Tensor | None] | None = None
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, classes], and tokens [B, P + largest K, D] or None."""
+    def __call__(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
+        """Return logits [B, classes], and tokens [B, P + largest K, D] or None."""
         if self._kept is None or batch.rows is None:
             return self._compute(batch)
         logits, tokens = self._kept
@@ -70,9 +71,9 @@ class Answers:
         return logits[batch.rows], tokens[batch.rows, :length]
 
     def keep(self, images: Images, device: torch.device, *, batch_size: int, rank: int, world_size: int) -> None:
-        """Ask the teacher once about images in memory: it is frozen and they do not change.
+        """Compute and keep the answers for images in memory, which never change because the teacher is frozen.
 
-        Each worker asks about its share and gets the others' from them.
+        Each worker computes those of its share and gets the others from the other workers.
         """
         count = len(images)
         all_logits = torch.zeros(count, self.teacher.num_classes, device=device)
@@ -88,14 +89,14 @@ class Answers:
             if all_tokens is not None and own is not None:
                 all_tokens[batch.rows, : own.shape[1]] = own
         if world_size > 1:
-            # Every row is zero but at one worker.
+            # Each row is nonzero on one worker only.
             for shared in (all_logits, all_tokens):
                 if shared is not None:
                     torch.distributed.all_reduce(shared)
         self._kept = all_logits, all_tokens
 
     @torch.no_grad()
-    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _compute(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(batch.pixels.device.type, self._dtype, enabled=self._dtype != torch.float32):
             if not isinstance(self.teacher, SubsetViT):
                 return self.teacher(batch.pixels).float(), None

@@ -1,10 +1,12 @@
-"""The images of a training: kept in memory where they fit, else read anew at each epoch; every one once an epoch.
+"""Training images: in memory if they fit, otherwise streamed from storage; each image once per epoch.
 
 In memory, an epoch is a permutation of all images, seeded by (seed, epoch) and cut into batches; each worker takes its
-share of every batch, so that any number of workers takes the same steps. Read anew, an epoch is a permutation of the
-files' row groups, dealt out to the workers, each of which reads its own as a Ray Dataset through a shuffle buffer: no
-copy of the dataset is made, and images far apart mix as far as row groups and buffer go. Parts that hold one class
-each need a buffer of several parts. The order is then another for another number of workers.
+share of every batch, so that any number of workers takes the same steps.
+
+Streamed, an epoch is a permutation of the files' row groups, which are divided among the workers. Each worker reads its
+own as a Ray Dataset through a shuffle buffer: the dataset is not copied, and images mix within the row groups that the
+buffer holds. If each part holds a single class, the buffer must hold several parts. The order depends on the number of
+workers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +25,8 @@ from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
-# Row groups for each worker, so that the workers' shares are about equal and mix.
-_UNITS_A_WORKER = 4
+# Row groups per worker, so that the workers' shares are about equal and mix.
+_UNITS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Images:
     Attributes:
         pixels: float32 [N, C, H, W], normalized as the teacher's.
         labels: int64 [N], -1 where unknown.
-        keep_indices: int64 [N, largest K], each row filled up with 0.
-        num_kept: int64 [N], how many of a row count.
-        image_ids: unique.
+        keep_indices: int64 [N, largest K], each row padded with 0.
+        num_kept: int64 [N], number of valid entries in each row.
+        image_ids: unique names.
     """
 
     pixels: np.ndarray
@@ -49,17 +51,17 @@ class Images:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Images":
-        """Some of them, as copies."""
+        """Return copies of the given rows."""
         ids = [self.image_ids[row] for row in rows.tolist()]
         return Images(self.pixels[rows], self.labels[rows], self.keep_indices[rows], self.num_kept[rows], ids)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A worker's share of a step: images as in `Images`, as tensors on its device.
+class DistillationBatch:
+    """A worker's share of a step: the same as `Images`, as tensors on its device.
 
     Attributes:
-        rows: their positions in memory, int64 [B]; None where the images are read anew.
+        rows: rows of the images in memory, int64 [B]; None if they are streamed.
     """
 
     pixels: Tensor
@@ -70,15 +72,15 @@ class Batch:
     rows: Tensor | None = None
 
     def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images that keep equally many patches: their places in the batch [b], and their `keep_indices` [b, K]."""
+        """Group images that keep equally many patches: yield their rows in the batch [b] and `keep_indices` [b, K]."""
         for count in self.num_kept.unique().tolist():
-            places = (self.num_kept == count).nonzero().squeeze(1)
-            yield places, self.keep_indices[places, :count]
+            rows = (self.num_kept == count).nonzero().squeeze(1)
+            yield rows, self.keep_indices[rows, :count]
 
 
-def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> Batch:
-    """Onto a worker's device."""
-    return Batch(
+def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> DistillationBatch:
+    """Move images to a worker's device."""
+    return DistillationBatch(
         pixels=torch.from_numpy(images.pixels).to(device),
         labels=torch.from_numpy(images.labels).to(device),
         keep_indices=torch.from_numpy(images.keep_indices).to(device),
@@ -89,24 +91,24 @@ def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = Non
 
 
 def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of every batch of an epoch: each row once, in batches of about equal size, none larger than asked for."""
+    """Return the rows of every batch of an epoch: each row once, in batches of about equal size, up to `batch_size`."""
     order = np.random.default_rng((seed, epoch)).permutation(num_images)
     return np.array_split(order, -(-num_images // batch_size))
 
 
 def even_sizes(num_images: int, batch_size: int) -> list[int]:
-    """Return sizes of batches as `plan_epoch` cuts them, but of two images at least, which BatchNorm needs.
+    """Return batch sizes as in `plan_epoch`, but at least 2, which BatchNorm needs.
 
-    A batch of one image is avoided by one more image in others, if there are others.
+    A single remaining image is added to another batch, if there is one.
     """
     batches = max(1, min(-(-num_images // batch_size), num_images // 2 if batch_size > 1 else num_images))
     return [len(rows) for rows in np.array_split(np.arange(num_images), batches)]
 
 
 def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
-    """Cut images that come in any portions into batches of given sizes; what is left over comes last.
+    """Cut images that come in portions of any size into batches of the given sizes, then yield the rest.
 
-    With a shuffle buffer Ray Data hands over smaller batches than asked for, of one image too, wherever a block ends.
+    With a shuffle buffer, Ray Data yields smaller batches than asked for, even of one image, at the end of each block.
     """
     waiting: list[Images] = []
     portions = iter(parts)
@@ -127,21 +129,21 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
 def share_units(
     units: Sequence[tuple[int, Unit]], *, seed: int, epoch: int, rank: int, world_size: int
 ) -> list[tuple[int, Unit]]:
-    """Return what one of the workers reads in an epoch, in its order; all workers' together are all.
+    """Return the units that a worker reads in an epoch, in order; together, the workers read all units.
 
     Args:
-        units: of an `ImageCollection`, each with the number of its source.
-        seed, epoch: of the order.
-        rank, world_size: which worker, of how many.
+        units: of an `ImageCollection`, each with the index of its source.
+        seed, epoch: seeds of the order.
+        rank, world_size: rank and number of workers.
     """
-    pieces = -(-_UNITS_A_WORKER * world_size // max(1, len(units)))
+    pieces = -(-_UNITS_PER_WORKER * world_size // max(1, len(units)))
     split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
     order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    return [split[place] for place in order[rank::world_size]]
+    return [split[index] for index in order[rank::world_size]]
 
 
 class MemoryImages:
-    """A worker's share of images that are in memory."""
+    """A worker's share of images in memory."""
 
     def __init__(self, images: Images, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.images = images
@@ -149,14 +151,14 @@ class MemoryImages:
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """This worker's share, which may be empty, of every batch of an epoch."""
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's share, which may be empty, of every batch of an epoch."""
         for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
             own = rows[self._rank :: self._world_size]
             yield to_batch(self.images.take(own), device, own)
 
-    def in_order(self, device: torch.device) -> Iterator[Batch]:
-        """This worker's share of all images, once, unshuffled."""
+    def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's share of all images once, unshuffled."""
         own = np.arange(self.num_images)[self._rank :: self._world_size]
         for start in range(0, len(own), self._batch_size):
             rows = own[start : start + self._batch_size]
@@ -164,7 +166,7 @@ class MemoryImages:
 
 
 class StreamedImages:
-    """A worker's share of images that are read anew each time."""
+    """A worker's share of streamed images."""
 
     def __init__(
         self,
@@ -184,26 +186,26 @@ class StreamedImages:
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._rank, self._world_size = rank, world_size
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """This worker's batches of an epoch; another worker may have more or fewer."""
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's batches of an epoch; other workers may have more or fewer."""
         shuffled = {
             "local_shuffle_buffer_size": self._shuffle_buffer,
             "local_shuffle_seed": int(np.random.default_rng((self._seed, epoch, self._rank)).integers(2**31)),
         }
         return self._read(epoch, device, shuffled)
 
-    def in_order(self, device: torch.device) -> Iterator[Batch]:
-        """This worker's share of all images, once."""
+    def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's share of all images once."""
         return self._read(0, device, {})
 
-    def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[Batch]:
+    def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[DistillationBatch]:
         units = share_units(
             self._source.units, seed=self._seed, epoch=epoch, rank=self._rank, world_size=self._world_size
         )
         if not units:
             return
         dataset = open_inputs(replace(self._source, units=units), self._loaded, labels=self._labels)
-        # With no buffer beyond a batch, nothing could be shuffled.
+        # Without more rows in the buffer than in a batch, nothing would be shuffled.
         size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
         batches = dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options)
@@ -213,7 +215,7 @@ class StreamedImages:
 
 
 def open_inputs(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
-    """`read_inputs` of what was found already, in the order of the source.
+    """Return the rows of `read_inputs`, in the order of the source.
 
     Raises:
         DatasetError: as `read_inputs`.
@@ -224,13 +226,13 @@ def open_inputs(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -
 
 
 def image_bytes(source: ImageCollection, loaded: LoadedModel, *, with_tokens: bool) -> int:
-    """Return the bytes that a source's images take in memory, with the teacher's final tokens where they are kept."""
+    """Return the bytes that a source's images take in memory, including the teacher's final tokens if they are kept."""
     tokens = num_patches(loaded) * int(getattr(loaded.model, "embed_dim", 0)) if with_tokens else 0
     return source.num_rows * (int(np.prod(loaded.input_size)) + tokens) * np.dtype(np.float32).itemsize
 
 
 def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> Images:
-    """All images of a source.
+    """Read all images of a source into memory.
 
     Raises:
         DatasetError: as `read_inputs`.
@@ -250,11 +252,11 @@ def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bo
 
 
 def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Images:
-    """Return images one after another.
+    """Concatenate images.
 
     Args:
-        parts: one at least.
-        pixels: of all, where they lie together already.
+        parts: at least one.
+        pixels: of all parts, if they are in one array already.
     """
     width = max(part.keep_indices.shape[1] for part in parts)
     return Images(
@@ -267,7 +269,7 @@ def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> I
 
 
 def _to_images(columns: Any) -> Images:
-    """Columns as Ray Data hands them over, name → array; lists of several lengths come as an array of arrays."""
+    """Convert columns of Ray Data, name → array; lists of different lengths come as an array of arrays."""
     kept = [np.asarray(indices, np.int64) for indices in columns["keep_indices"]]
     num_kept = np.array([len(indices) for indices in kept], np.int64)
     padded = np.zeros((len(kept), int(num_kept.max(initial=0))), np.int64)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import Batch, MemoryImages, StreamedImages
+from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
 from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
@@ -30,7 +30,7 @@ ImageSource = MemoryImages | StreamedImages
 
 @dataclass(frozen=True)
 class Group:
-    """The workers that train together: this one's rank, how many there are, and this one's device."""
+    """The workers that train together: this worker's rank, their number, and this worker's device."""
 
     rank: int
     world_size: int
@@ -46,9 +46,9 @@ class Group:
 class StudentTrainer:
     """Train a student on one worker.
 
-    A step's gradient is the sum over the images of all workers divided by their number, whatever share each has: a
-    worker that has run out of images adds zeros until all have. So the weights stay equal everywhere, and any number
-    of workers descends the same loss.
+    The gradient of a step is the mean over the images of all workers, whatever share each worker has: a worker that has
+    run out of images adds zeros until all have. So the weights stay equal on all workers, and the loss does not depend
+    on their number.
 
     Args:
         config: of the distillation.
@@ -56,7 +56,7 @@ class StudentTrainer:
         student: on the CPU.
         answers: of the teacher.
         images: this worker's share of the training images.
-        labelled: its share of the held-out images, if there are any.
+        labelled: this worker's share of the held-out images, if there are any.
         group: the workers.
         parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
             backward pass then averages gradients over the workers.
@@ -81,13 +81,13 @@ class StudentTrainer:
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
 
     def train(self) -> list[str]:
-        """Go on from the last checkpoint to the last epoch.
+        """Train from the last checkpoint to the last epoch.
 
         Returns:
             SHA-256 of the student's weights on each worker.
 
         Raises:
-            NonFiniteError: the loss became NaN or infinite; on every worker, at the same step.
+            NonFiniteError: the loss became NaN or infinite; raised on every worker at the same step.
             IncompleteError: an epoch did not read every image once, or the weights differ between workers.
         """
         state = self._resume()
@@ -111,13 +111,15 @@ class StudentTrainer:
         return state
 
     def _train_epoch(self, state: TrainingState) -> dict[str, float]:
-        """One pass over all images; metrics as means over them."""
+        """Train on all images once; return metrics as means over them."""
         self.student.train()
-        # Dropout and drop path: other numbers at each epoch and worker, and the same after a restart.
+        # Seeds dropout and drop path: different for each epoch and worker, and the same after a restart.
         torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.group.rank}"))
         totals = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         checksum = torch.zeros(1, dtype=torch.int64, device=self.group.device)
-        batches: Iterator[Batch | None] = chain(self.images.batches(state.epoch, self.group.device), repeat(None))
+        batches: Iterator[DistillationBatch | None] = chain(
+            self.images.batches(state.epoch, self.group.device), repeat(None)
+        )
         for batch in batches:
             if batch is not None:
                 checksum += sum(map(_hash, batch.image_ids))
@@ -135,9 +137,12 @@ class StudentTrainer:
             "image_ids_checksum": int(self.group.sum(checksum).item()),
         }
 
-    def _step(self, batch: Batch | None, state: TrainingState) -> Tensor | None:
-        """Take one step over all workers' shares; return sums of the loss terms and the number of images, float64 on
-        the CPU, or None where no worker had an image."""
+    def _step(self, batch: DistillationBatch | None, state: TrainingState) -> Tensor | None:
+        """Take one step over the shares of all workers.
+
+        Returns:
+            Sums of the loss terms and the number of images, float64 on the CPU; None if no worker had an image.
+        """
         self.optimizer.zero_grad()
         sums = self.parallel(batch)
         sums[TERMS.index("loss")].backward()
@@ -149,7 +154,7 @@ class StudentTrainer:
             raise NonFiniteError(state.steps, "distillation loss")
         for parameter in self.student.trained_parameters():
             if parameter.grad is not None:
-                # The backward pass took the mean over the workers; the step takes the mean over the images.
+                # The backward pass averages over workers; the step should average over images.
                 parameter.grad /= count / self.group.world_size
         self._set_lr(state.images_seen + count / 2)
         self.optimizer.step()
@@ -185,7 +190,7 @@ class StudentTrainer:
             save_state(self.config.output, state)
 
     def _average_buffers(self) -> None:
-        """BatchNorm statistics: each worker saw other images, and where they are read anew perhaps fewer batches."""
+        """Average BatchNorm statistics: each worker saw other images and, if streamed, perhaps fewer batches."""
         for buffer in self.student.model.buffers():
             if self.group.world_size > 1:
                 total = self.group.sum(buffer.clone())
@@ -194,7 +199,7 @@ class StudentTrainer:
 
     @torch.no_grad()
     def _top1(self) -> float | None:
-        """On the held-out images, in percent; None where there are none."""
+        """Return top-1 on the held-out images, in percent; None if there are none."""
         if self.labelled is None:
             return None
         self.student.eval()
@@ -206,7 +211,7 @@ class StudentTrainer:
         return 100 * correct / total
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy, on the CPU."""
+        """Return a copy of the student's weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.student.model.state_dict().items()}
 
     def _gather(self, text: str) -> list[str]:
@@ -218,11 +223,11 @@ class StudentTrainer:
 
 
 def write_metrics(output: str, state: TrainingState) -> None:
-    """Write one JSON line per epoch. Object stores cannot append, so the file is written anew."""
+    """Write one JSON line per epoch. Object stores cannot append, so the whole file is rewritten."""
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
     storage.write_bytes(storage.join(output, METRICS), lines.encode())
 
 
 def _hash(text: str) -> int:
-    """40 bits. The sum over the images of an epoch still fits, and tells whether they were those of another epoch."""
+    """Return a hash of 40 bits, so that the sum over an epoch's image ids fits; it identifies the set of images."""
     return int.from_bytes(sha256(text.encode()).digest()[:5])

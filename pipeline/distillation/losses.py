@@ -1,5 +1,8 @@
-"""What a student is asked for. Every function gives one value for each image: the sum over a batch, and over the
-batches of several workers, divided by the number of images, is then the mean over all of them."""
+"""Loss terms of a student.
+
+Each returns one value per image, so that sums over the batches of all workers, divided by the number of images, give
+the mean over all of them.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +11,7 @@ from torch import Tensor
 def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher ‖ student) of the softened classes, in nats, times T² (Hinton et al., 2015, section 2).
 
-    arXiv 1503.02531. The factor keeps the gradient's size while T changes.
+    arXiv 1503.02531. The factor keeps the gradient's magnitude independent of T.
 
     Args:
         student, teacher: logits [B, classes].
@@ -26,8 +29,8 @@ def token_loss(student: Tensor, teacher: Tensor, num_tokens: Tensor) -> Tensor:
     """Mean squared difference of the final tokens.
 
     Args:
-        student, teacher: tokens after the final norm [B, S, D], zero past each image's own number of them.
-        num_tokens: how many tokens each image has [B], prefix tokens among them.
+        student, teacher: tokens after the final norm [B, S, D], padded with zeros.
+        num_tokens: number of tokens of each image [B], including prefix tokens.
 
     Returns:
         [B]
@@ -36,5 +39,5 @@ def token_loss(student: Tensor, teacher: Tensor, num_tokens: Tensor) -> Tensor:
 
 
 def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits [B, classes] with labels int64 [B], in nats; [B]."""
+    """Cross-entropy [B] of logits [B, classes] with labels int64 [B], in nats."""
     return F.cross_entropy(student, labels, reduction="none")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.distillation.answers import Answers, read_kept
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import Batch
+from pipeline.distillation.images import DistillationBatch
 from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token_loss
 from pipeline.distillation.students import Student
 
@@ -27,14 +27,14 @@ class Objective(nn.Module):
         self.config, self.student, self.answers = config, student, answers
         self.dtype = DTYPES[config.dtype]
 
-    def forward(self, batch: Batch | None) -> Tensor:
+    def forward(self, batch: DistillationBatch | None) -> Tensor:
         """Return the sum of each of `TERMS` over the images, and the number of images: float32 [len(TERMS) + 1].
 
-        A worker that has run out of images passes None and gets zeros, with zero gradients. `DistributedDataParallel`
-        would rather have it leave through `torch.distributed.algorithms.Join`, but then its optimizer would miss the
-        steps of the others, and their moments would differ from there on.
+        A worker that has run out of images passes None and gets zeros, with zero gradients. PyTorch's way is to leave
+        through `torch.distributed.algorithms.Join`, but then its optimizer would miss the steps of the others, and its
+        moments would differ from theirs.
         """
-        # Every parameter takes part, also one that this family does not use: its gradient is zero, not missing.
+        # Every parameter takes part, even one that the family does not use, so that its gradient is zero, not missing.
         nothing = sum((p.flatten()[:1].sum() * 0.0 for p in self.student.trained_parameters()), torch.zeros(()))
         if batch is None or not len(batch.pixels):
             return torch.zeros(len(TERMS) + 1, device=nothing.device) + nothing
@@ -42,7 +42,7 @@ class Objective(nn.Module):
         sums = [terms[name].sum() if name in terms else nothing for name in TERMS]
         return torch.stack([*sums, nothing.new_tensor(len(batch.pixels))]) + nothing
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: DistillationBatch) -> dict[str, Tensor]:
         """Return each term [B], and their weighted sum as `loss`."""
         config = self.config
         target, target_tokens = self.answers(batch)
@@ -58,8 +58,8 @@ class Objective(nn.Module):
             terms["loss"] = terms["loss"] + config.label_weight * terms["labels"]
         return terms
 
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return the student's logits [B, classes], and its final tokens where it reads tokens."""
+    def read(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the student's logits [B, classes], and its final tokens if it reads tokens."""
         with torch.autocast(batch.pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.student.vit is None:
                 return self.student(batch.pixels).float(), None

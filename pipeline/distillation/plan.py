@@ -24,15 +24,15 @@ from pipeline.vit.subset import SubsetViT
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A distillation that was found possible.
+class DistillationPlan:
+    """A distillation whose settings, models and images were checked.
 
     Attributes:
-        config: with absolute local paths, for workers have working folders of their own.
-        document: what `config.json` says: what decides the student, as plain data, and its digest.
+        config: with absolute local paths, because workers have other working folders.
+        document: content of `config.json`: everything that decides the student, as plain data, and its digest.
         teacher: as loaded on the driver.
         student: untrained, on the driver.
-        images, labelled: what is there to be read.
+        images, labelled: the training images, and the labeled ones if there are any.
     """
 
     config: DistillationConfig
@@ -47,8 +47,8 @@ class Plan:
         return self.document["digest"]
 
 
-def prepare(config: DistillationConfig) -> Plan:
-    """Check on the driver all that can be checked without Ray; nothing is written.
+def plan_distillation(config: DistillationConfig) -> DistillationPlan:
+    """Check on the driver everything that can be checked without Ray; writes nothing.
 
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
@@ -71,9 +71,9 @@ def prepare(config: DistillationConfig) -> Plan:
     document = _document(config, teacher, student, images, labelled)
     there = find_config(config.output, "distill", document)
     if there is not None:
-        # Checkpoints carry the digest of the run that began; an earlier version may have counted more into it.
+        # Checkpoints carry the digest of the run that started; an earlier version may have computed it from more.
         document["digest"] = there["digest"]
-    return Plan(_located(config), document, teacher, student, images, labelled)
+    return DistillationPlan(_located(config), document, teacher, student, images, labelled)
 
 
 def _document(
@@ -83,7 +83,7 @@ def _document(
     images: ImageCollection,
     labelled: ImageCollection | None,
 ) -> dict[str, Any]:
-    """Return what `config.json` says: what decides the student, and its digest; the settings as given beside it."""
+    """Return the content of `config.json`: what decides the student, its digest, and the settings as given."""
     facts = {
         "config": without_locations(
             identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS)
@@ -91,7 +91,7 @@ def _document(
         "teacher": teacher.digest,
         "student": weight_digest(student.model),
         "class_names_sha256": digest_of({"names": teacher.class_names}),
-        # The same folder may hold another dataset than it did.
+        # Facts of the images, because the same folder may hold another dataset than before.
         **image_facts(images),
         "labelled": None if labelled is None else image_facts(labelled),
     }
@@ -106,12 +106,12 @@ def _located(config: DistillationConfig) -> DistillationConfig:
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:
-    """BatchNorm needs two values of each channel; the last feature maps of a small image may have one pixel."""
+    """Check that BatchNorm gets two values per channel: the last feature maps of a small image may have one pixel."""
     smallest = num_images // -(-num_images // config.batch_size) // max(1, config.num_workers)
     if smallest < 2 and any(isinstance(module, _BatchNorm) for module in student.modules()) and not student.linear_head:
         raise ConfigError(
             f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "
-            f"{smallest} of {num_images} images a step for each worker"
+            f"{smallest} of {num_images} images per step and worker"
         )
 
 

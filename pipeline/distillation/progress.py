@@ -14,12 +14,12 @@ _INTERVAL_S = 2.0
 
 
 @contextmanager
-def progress(output: str, epochs: int, done_before: int) -> Iterator[None]:
-    """Tell the newest epoch on standard error while the workers train, from the metrics that they write."""
+def report_epochs(output: str, epochs: int, done_before: int) -> Iterator[None]:
+    """Report each new epoch on standard error while the workers train, from the metrics that they write."""
     if done_before:
         logger.info(f"distill: going on from epoch {done_before} of {epochs}")
     finished = threading.Event()
-    thread = threading.Thread(target=_tell_progress, args=(output, epochs, done_before, finished), daemon=True)
+    thread = threading.Thread(target=_print_until, args=(output, epochs, done_before, finished), daemon=True)
     thread.start()
     try:
         yield
@@ -28,7 +28,7 @@ def progress(output: str, epochs: int, done_before: int) -> Iterator[None]:
         thread.join()
 
 
-def _tell_progress(output: str, epochs: int, last_epoch: int, finished: threading.Event) -> None:
+def _print_until(output: str, epochs: int, last_epoch: int, finished: threading.Event) -> None:
     uri = storage.join(output, METRICS)
     over = False
     while not over:

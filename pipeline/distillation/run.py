@@ -12,8 +12,8 @@ from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
-from pipeline.distillation.plan import Plan, prepare
-from pipeline.distillation.progress import progress
+from pipeline.distillation.plan import DistillationPlan, plan_distillation
+from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
@@ -24,25 +24,25 @@ RESULT, CURVE = "result.json", "curve.png"
 
 
 def distill(config: DistillationConfig) -> dict[str, Any]:
-    """Train a student, from the last checkpoint on if there is one; a finished run is not trained again.
+    """Train a student, from the last checkpoint if there is one; a finished run is not trained again.
 
-    Under `config.output`: `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
-    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `result.json` when all is done; `config.json`,
-    `checkpoints/`, and `train/` of Ray Train while it runs. A run of equal settings that is at work on the output is
-    waited for, and its result is this one's.
+    `config.output` will hold `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
+    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`;
+    during the run also Ray Train's `train/`. If a run with equal settings is at work on the output, this one waits for
+    it and returns its result.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
         images, None without them.
 
     Raises:
-        ConfigError, ModelError, CheckpointError: settings, models or checkpoints that do not go together.
+        ConfigError, ModelError, CheckpointError: settings, models or checkpoints do not fit together.
         DatasetError: images or labels are missing or unreadable, or the output cannot be written or is another run's.
         NonFiniteError: the loss became NaN or infinite.
         IncompleteError: the workers could not start or kept dying.
     """
     check_cluster()
-    plan = prepare(config)
+    plan = plan_distillation(config)
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
     if storage.exists(result_uri):
@@ -58,7 +58,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
 
 def epochs_left(config: DistillationConfig) -> str:
-    """Say of a training that was stopped how far it came, from the files, and how to go on.
+    """Say how far a stopped training came, and how to continue.
 
     Raises:
         DatasetError: the output cannot be read.
@@ -67,18 +67,18 @@ def epochs_left(config: DistillationConfig) -> str:
     return f"{done} of {config.epochs} epochs done, run it again for the rest"
 
 
-def _run(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
+def _run(plan: DistillationPlan, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
         train = prepare_training(_read(plan), fixed_size=fixed_size)
         done_before = max(list_epochs(output), default=0)
-        with progress(output, plan.config.epochs, done_before):
+        with report_epochs(output, plan.config.epochs, done_before):
             digests = train()
     return _finish(plan, digests, done_before, time.monotonic() - started)
 
 
-def _read(plan: Plan) -> Task:
-    """Images into memory where they fit; otherwise the workers read them."""
+def _read(plan: DistillationPlan) -> Task:
+    """Read the images into memory if they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
     sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
@@ -94,8 +94,8 @@ def _read(plan: Plan) -> Task:
     return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labelled)
 
 
-def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
-    """Write the students and the curve from the last checkpoint; `result.json` last, for it says that all is there."""
+def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:
+    """Write the students and the curve from the last checkpoint, then `result.json`, which marks the run as done."""
     output = plan.config.output
     state = load_state(output, plan.digest)
     if state is None or state.epoch < plan.config.epochs:
@@ -122,7 +122,7 @@ def _finish(plan: Plan, digests: list[str], done_before: int, seconds: float) ->
     return result
 
 
-def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> None:
+def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri: str) -> None:
     student = plan.student
     student.model.load_state_dict(weights)
     with tempfile.TemporaryDirectory(prefix="student-") as folder:
@@ -130,8 +130,8 @@ def _write_student(plan: Plan, weights: dict[str, torch.Tensor], uri: str) -> No
         storage.upload_folder(folder, uri)
 
 
-def _curve(plan: Plan, state: TrainingState) -> bytes:
-    # Here and not above: workers import this package, and would wait a second for matplotlib that they do not need.
+def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
+    # Imported here, because workers import this package too, and do not need matplotlib, which takes a second.
     from pipeline.report import curve
 
     top1 = [row["top1"] for row in state.history if "top1" in row]

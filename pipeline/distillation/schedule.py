@@ -10,14 +10,14 @@ from pipeline.distillation.config import DistillationConfig
 
 
 def lr_factor(progress: float, *, warmup: float, shape: str) -> float:
-    """What the peak learning rate is multiplied by.
+    """Return the factor of the peak learning rate.
 
-    It depends on the share of the training done and not on a count of steps, which differs between workers that read
+    It depends on the share of the training done, not on the number of steps, which differs between workers that read
     different numbers of images.
 
     Args:
-        progress: share of all images of all epochs that were read, in [0, 1].
-        warmup: share over which the factor rises from 0 to 1, linearly.
+        progress: share of the images of all epochs that was read, in [0, 1].
+        warmup: share over which the factor rises linearly from 0 to 1.
         shape: `constant`, or `cosine` from 1 down to 0 after the warm-up.
     """
     if progress < warmup:
@@ -28,7 +28,7 @@ def lr_factor(progress: float, *, warmup: float, shape: str) -> float:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: DistillationConfig) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum, at the peak learning rate."""
+    """Return AdamW, or SGD with momentum, at the peak learning rate."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -1,9 +1,9 @@
-"""Checkpoints of a training: one file per epoch, which exists wholly or not at all, so the latest is always whole.
+"""Checkpoints of a training: one file per epoch, written atomically, so that the latest is always complete.
 
-They lie beside Ray Train's own files and not in its reports, for three reasons that were measured or read with Ray
-2.60: a report with a checkpoint waits for the controller's next look, two seconds, which is more than an epoch of a
-small student takes; Ray records a checkpoint in a second file after it is written, so that a kill between the two
-forgets it; and in-process training (`num_workers: 0`) keeps none.
+They are not Ray Train's own checkpoints, for three reasons, measured or read in the code of Ray 2.60. A report with a
+checkpoint waits for the controller's next poll, two seconds, which is longer than an epoch of a small student. Ray
+records a checkpoint in a second file after writing it, so a kill between the two loses it. And in-process training
+(`num_workers: 0`) keeps none.
 """
 
 import io
@@ -20,28 +20,28 @@ from pipeline.errors import CheckpointError
 from pipeline.models.checkpoints import refusal_of
 
 FOLDER = "checkpoints"
-# The one before the latest stays for a person who wants to go back; nothing reads it.
+# The one before the latest is kept for people who want to go back; nothing reads it.
 _KEPT = 2
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """All that a training needs to go on as if it had not been stopped.
+    """Everything that a training needs to continue as if it had not been stopped.
 
-    Random numbers derive from seed and epoch, and the learning rate from `images_seen`: neither has more state.
+    Random numbers derive from seed and epoch, and the learning rate from `images_seen`, so neither needs more state.
 
     Attributes:
-        digest: of the run it belongs to.
-        epoch: epochs done.
-        images_seen: over all epochs and workers; what the schedule goes by.
+        digest: of the run that it belongs to.
+        epoch: number of epochs done.
+        images_seen: over all epochs and workers; decides the learning rate.
         steps: of the optimizer.
         student: weights after `epoch` epochs.
         best: weights of the best epoch.
         best_epoch: counted from 1; 0 before the first.
         best_score: held-out top-1 in percent, or minus the training loss.
-        optimizer: its state.
+        optimizer: state of the optimizer.
         before_top1: held-out top-1 before training, in percent.
-        history: a row of metrics an epoch.
+        history: one row of metrics per epoch.
     """
 
     digest: str
@@ -60,7 +60,7 @@ class TrainingState:
 def save_state(output: str, state: TrainingState) -> None:
     """Write a checkpoint, then remove those that are no longer kept."""
     content = io.BytesIO()
-    # Not `asdict`, which copies every tensor, and with it the storage that `student` and `best` may share.
+    # Not `asdict`, which would copy every tensor, even those that `student` and `best` share.
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
     folder = storage.join(output, FOLDER)
     storage.write_bytes(storage.join(folder, _name(state.epoch)), content.getvalue())
@@ -69,10 +69,10 @@ def save_state(output: str, state: TrainingState) -> None:
 
 
 def load_state(output: str, digest: str) -> TrainingState | None:
-    """The latest checkpoint, with tensors on the CPU; None where there is none.
+    """Load the latest checkpoint, with tensors on the CPU; None if there is none.
 
     Raises:
-        CheckpointError: it cannot be read, or is of another run.
+        CheckpointError: the file cannot be read, or is of another run.
     """
     epochs = list_epochs(output)
     if not epochs:
@@ -91,7 +91,7 @@ def load_state(output: str, digest: str) -> TrainingState | None:
 
 
 def list_epochs(output: str) -> list[int]:
-    """Epochs that there is a checkpoint of, rising."""
+    """Return the epochs that have a checkpoint, ascending."""
     names = storage.list_files(storage.join(output, FOLDER), ".pt")
     matches = (re.fullmatch(r"epoch-(\d+)\.pt", name) for name in names)
     return sorted(int(match[1]) for match in matches if match)

@@ -17,12 +17,12 @@ from pipeline.models.image_reader import ImageReader
 
 
 class Student(ImageReader):
-    """A reader of the teacher's images that is to be trained.
+    """A model to train on the teacher's images.
 
     Args:
-        model, teacher, mean, std: as of `ImageReader`.
-        linear_head: freeze everything but the classifier.
-        notices: what a user should know of how the model was loaded.
+        model, teacher, mean, std: see `ImageReader`.
+        linear_head: whether to freeze everything except the classifier.
+        notices: messages for the user about how the model was loaded.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Student(ImageReader):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Student":
-        """Training mode, save for a frozen backbone, which stays in evaluation mode as published."""
+        """Set training mode, except for a frozen backbone, which stays in evaluation mode as published."""
         return super().train(mode and not self.linear_head)
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -61,11 +61,11 @@ class _Made:
 
 
 def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> Student:
-    """Make a student, on the CPU, in evaluation mode; new weights derive from the seed alone.
+    """Make a student, on the CPU, in evaluation mode; new weights depend only on the seed.
 
     Raises:
-        ConfigError: a block that the teacher does not have, another class count than the teacher's, or an argument of
-            the model that would have no effect.
+        ConfigError: the teacher does not have one of the blocks, the class count is not the teacher's, or an argument
+            of the model would have no effect.
         ModelError, CheckpointError: as `load_model`; or the model does not take the teacher's images.
     """
     with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
             made = _make(config.model, teacher, linear_head=config.linear_head)
         if config.linear_head:
             made.model.reset_classifier(len(teacher.class_names))  # type: ignore[operator]
-    # Where real images are resized and cropped, the student that is saved must do as the teacher did.
+    # The saved student must resize and crop real images as the teacher does.
     inherited = {k: teacher.data_config[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     made.model.pretrained_cfg = {**made.model.pretrained_cfg, **inherited}  # type: ignore[dict-item]
     student = Student(
@@ -97,12 +97,12 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
 
 
 def prune_depth(model: nn.Module, blocks: Sequence[int]) -> nn.Module:
-    """A copy of a ViT with some of its blocks, in their order.
+    """Return a copy of a ViT with only some of its blocks, in their order.
 
-    It is made by timm with `depth=len(blocks)`, so that it is saved and loaded as any other.
+    timm makes it with `depth=len(blocks)`, so that it can be saved and loaded like any other model.
 
     Raises:
-        ConfigError: there is no such block.
+        ConfigError: the ViT does not have one of the blocks.
         ModelError: the family has no blocks of equal shape to choose from.
     """
     family = type(model).__name__
@@ -137,7 +137,7 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
     if config.in_chans not in (None, channels):
         raise ConfigError(f"student.model.in_chans is {config.in_chans}, the teacher's images have {channels} channels")
     has_weights = config.pretrained or config.checkpoint is not None or config.name.startswith(LOCAL_DIR)
-    # timm adapts the first layer of its own pretrained weights, not of a checkpoint of ours.
+    # timm adapts the first layer of its own pretrained weights, but not that of a given checkpoint.
     adapts = config.checkpoint is None and not config.name.startswith(LOCAL_DIR)
     config = replace(
         config,

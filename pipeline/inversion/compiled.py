@@ -9,27 +9,29 @@ from torch import Tensor
 
 from pipeline.vit.last_block import pad_rows
 
-# Phases of a schedule times halvings of a batch. PyTorch's own limit of 8 is meant for shapes that vary by mistake.
-_MOST_GRAPHS = 256
+# Allows for every phase of a schedule at every halving of the batch. PyTorch's default of 8 guards against shapes that
+# vary by mistake.
+_MAX_GRAPHS = 256
 
 
 class Compiled:
     """A function of rows as `torch.compile` makes it: on CUDA one launch of a CUDA graph, on a CPU fused loops.
 
-    It is called with fewer rows than at first where memory runs out or images leave the batch. They are padded to the
-    first number, its half, its quarter and so on, so that a batch that shrinks image by image meets few new graphs.
+    The number of rows falls during a run, when memory runs out or images leave the batch. Rows are padded to
+    `max_rows`, its half, its quarter and so on, so that a batch that shrinks image by image needs few graphs.
 
-    Shapes alone decide whether a graph fits: one made in an earlier inversion of the process is found again.
+    Graphs are found by shape alone, so one compiled in an earlier inversion of the same process is used again.
 
     Args:
-        function: of `leading` and tensors of the same length; returns one row for each of theirs.
-        leading: arguments passed on as they are.
-        device: that it runs on.
-        most_rows: it is not called with more. None pads nothing, for functions whose rows depend on each other.
-        backend: of `torch.compile`; `aot_eager` finds the same graphs and makes no code of them.
+        function: takes `leading` and then tensors of equal length; returns one row for each of their rows.
+        leading: first arguments of every call, passed unchanged.
+        device: the device it runs on.
+        max_rows: largest number of rows in a call. None disables padding, for functions whose rows depend on each
+            other.
+        backend: of `torch.compile`; `aot_eager` captures the same graphs and generates no code.
 
     Attributes:
-        most_rows: as given; it may be changed between calls.
+        max_rows: as given; it may be changed between calls.
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
     """
 
@@ -38,37 +40,38 @@ class Compiled:
         function: Callable[..., Tensor],
         *leading: Any,
         device: torch.device,
-        most_rows: int | None,
+        max_rows: int | None,
         backend: str | Callable[..., Any] = "inductor",
     ) -> None:
-        # No copies into static addresses are made here: CUDA graphs copy what they are called with by themselves, and
-        # pixels are a small part of a step. Pixels with an address of their own would cost a graph for each inversion.
+        # Inputs are not copied to static addresses here: CUDA graphs copy them anyway, and pixels are a small part of a
+        # step. Marking the pixels' address as static would record a new graph for every inversion.
         mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
         self._function: Callable[..., Tensor] = torch.compile(
             function, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
         self._leading = leading
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         self._met: set[tuple[torch.Size, ...]] = set()
         self.compile_s = 0.0
 
     def __call__(self, *rows: Tensor) -> Tensor:
         count = len(rows[0])
-        if self.most_rows is not None:
-            assert count <= self.most_rows, f"{count} rows, at most {self.most_rows} were to come"
-            size = padded_size(count, self.most_rows)
+        if self.max_rows is not None:
+            assert count <= self.max_rows, f"{count} rows, at most {self.max_rows} were announced"
+            size = padded_size(count, self.max_rows)
             rows = tuple(pad_rows(tensor, size) for tensor in rows)
-        # One draw of jitter for the batch has no stride, its padded copy has: that would be two graphs.
+        # A single draw of jitter, expanded to the batch, has stride 0, and its padded copy does not. Without
+        # `contiguous` that would make two graphs.
         rows = tuple(_own_gradient(tensor.contiguous()) for tensor in rows)
         shapes = tuple(tensor.shape for tensor in rows)
         started = time.perf_counter()
-        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):  # type: ignore[attr-defined]
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):  # type: ignore[attr-defined]
             result = self._function(*self._leading, *rows)
         if shapes not in self._met:
             self._met.add(shapes)
             self.compile_s += time.perf_counter() - started
-        # A CUDA graph's next run writes over what this one returned.
-        return result.clone() if self.most_rows is None else result[:count].clone()
+        # The next run of a CUDA graph overwrites what this one returned.
+        return result.clone() if self.max_rows is None else result[:count].clone()
 
 
 def _own_gradient(rows: Tensor) -> Tensor:
@@ -76,9 +79,10 @@ def _own_gradient(rows: Tensor) -> Tensor:
 
 
 class _OwnGradient(torch.autograd.Function):
-    """The same rows, whose gradient comes back in memory of its own.
+    """Identity whose gradient is copied.
 
-    A CUDA graph returns gradients where its next run writes over them, and a leaf keeps the first it gets as it is.
+    A CUDA graph returns gradients in memory that its next run overwrites, and a leaf's `.grad` keeps the first gradient
+    without a copy.
     """
 
     @staticmethod

@@ -56,7 +56,7 @@ class AdaptiveEnd:
 
     def __post_init__(self) -> None:
         check_range("adaptive_end.confidence", self.confidence, 0, 1, open_low=True, open_high=True)
-        # A view of each kind.
+        # One step with jitter and one without.
         check_range("adaptive_end.hold_steps", self.hold_steps, 2)
 
 
@@ -132,9 +132,9 @@ class InversionConfig:
         weights = (setting.name for setting in fields(self) if "weight" in setting.metadata)
         check_ranges(self, ("iterations", *weights), 0)
         if self.compile and self.mask_only:
-            raise ConfigError("compile is for teachers that read patches alone, and mask_only for the others")
+            raise ConfigError("compile needs a teacher that reads single patches, and mask_only is for the others")
         if self.compile and self.patch_similarity:
-            raise ConfigError("compile cannot look into the teacher's blocks, which patch_similarity needs")
+            raise ConfigError("compile and patch_similarity exclude each other: hooks on the blocks do not compile")
         if self.stop_formula is not None:
             formula = self.stop_formula
             self._fill_in_stops("stop_formula", spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops))
@@ -143,41 +143,42 @@ class InversionConfig:
             self._fill_in_stops("rebirth", ([], []))
         if self.adaptive_end is not None and self.scope == "published":
             raise ConfigError(
-                "adaptive_end drops images from a batch, and with scope published each depends on the others"
+                "adaptive_end drops images from a batch, and with scope published the images depend on each other"
             )
         check_stops(self.stop_steps, self.stop_fractions, self.iterations)
 
     def _check_rebirth(self, factor: int) -> None:
         check_range("rebirth", factor, 2)
         if factor > self.iterations:
-            raise ConfigError(f"rebirth {factor} needs as many iterations, not {self.iterations}")
+            raise ConfigError(f"rebirth {factor} needs at least {factor} iterations, not {self.iterations}")
         if self.stop_formula is not None:
             raise ConfigError("rebirth detaches patches instead of stopping them: leave stop_formula out")
 
     def _fill_in_stops(self, name: str, lists: tuple[list[int], list[float]]) -> None:
-        """What another setting makes of the stops, in place of the default; what was filled in before stays."""
+        """Set the stops to those that another setting implies; a config that was filled in before stays as it is."""
         given = self.stop_steps, self.stop_fractions
         if given not in (lists, (_STOP_STEPS, _STOP_FRACTIONS), ([], [])):
             raise ConfigError(
                 f"{name} gives stop_steps and stop_fractions: leave them out or set both to [], "
                 f"not to {self.stop_steps} and {self.stop_fractions}"
             )
-        # Frozen for everyone else: what is stored and digested is what is run.
+        # The dataclass is frozen; here alone it is changed, so that the config that is stored and digested is the one
+        # run.
         object.__setattr__(self, "stop_steps", lists[0])
         object.__setattr__(self, "stop_fractions", lists[1])
 
     @property
     def num_steps(self) -> int:
-        """Iterations that are run."""
+        """Number of iterations that are run."""
         return self.iterations if self.rebirth is None else self.iterations // self.rebirth * self.rebirth
 
     @property
     def images_per_run(self) -> int:
-        """Images that come of one start."""
+        """Images made from one start."""
         return self.rebirth or 1
 
     def changes(self, num_patches: int) -> dict[int, Change]:
-        """Step → what becomes of the patches of such a teacher there.
+        """Return step → change of the patches alive, for a teacher with that many patches.
 
         Raises:
             ConfigError: fewer than one patch would be left.
@@ -189,7 +190,7 @@ class InversionConfig:
         return stop_changes(num_patches, self.stop_steps, self.stop_fractions)
 
     def phases(self, num_patches: int) -> list[tuple[int, int]]:
-        """The run as phases (number of steps, patches read in each of them), where no image ends early.
+        """Return the phases of a run in which no image ends early: (number of steps, patches read at each step).
 
         Raises:
             ConfigError: as `changes`.
@@ -197,11 +198,11 @@ class InversionConfig:
         return alive_phases(num_patches, self.changes(num_patches), self.num_steps)
 
     def check(self, num_patches: int) -> None:
-        """Refuse a schedule that leaves a teacher of that many patches none, or too few for a loss.
+        """Check that the schedule suits a teacher with that many patches.
 
         Raises:
-            ConfigError: fewer than one patch would survive, or fewer than 3 under a patch similarity; or no image could
-                ever end early though it is to.
+            ConfigError: fewer than one patch would survive, or fewer than 3 with `patch_similarity`; or `adaptive_end`
+                is set and no image could ever end early.
         """
         steps, left = self.phases(num_patches)[-1]
         if self.adaptive_end is not None and self.adaptive_end.hold_steps > steps:

@@ -9,18 +9,18 @@ from pipeline.inversion.teacher import AnyTeacher
 
 
 def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
-    """The noise inversion starts from: N(0, 1) in normalized space [B, C, H, W], each image's from its own seed."""
+    """Return the starting noise [B, C, H, W], N(0, 1) in normalized space, each image drawn from its own seed."""
     return draw_start(teacher, generators_of(seeds))
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One an image, on the CPU."""
+    """Return one generator per image, on the CPU."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def draw_start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Tensor:
-    """`start_images`, and the generators left where an image's jitter goes on."""
-    # On the CPU on every device: an image's start does not depend on where it is made.
+    """Draw `start_images`; each generator then goes on with the jitter of its image."""
+    # Always drawn on the CPU, so that an image's start does not depend on the device.
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
 
@@ -28,12 +28,12 @@ def draw_start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Te
 def draw_jitter(
     generators: Sequence[torch.Generator], steps: int, *, largest_shift: int, flip_probability: float
 ) -> Tensor:
-    """Random jitter for every step and image, int64 [steps, B, 3], each image's from its own generator.
+    """Return random jitter for every step and image, int64 [steps, B, 3], each image drawn from its own generator.
 
     Args:
         generators: one per image, on the CPU.
         largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
-        flip_probability: of a mirrored view.
+        flip_probability: probability of a mirrored view.
     """
     tables = []
     for generator in generators:

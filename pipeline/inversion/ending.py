@@ -7,20 +7,20 @@ from pipeline.inversion.config import AdaptiveEnd
 
 
 class Ending:
-    """Watches the teacher's confidence in each image of a batch, step by step.
+    """Track the teacher's confidence in each image of a batch, step by step.
 
-    An image may end once its target had the wanted probability in every view of `hold_steps` steps, the last of which
-    shows it as it is. Counting stays on the device: the host looks at those last steps alone.
+    An image may end once its target reached the wanted probability at `hold_steps` steps in a row, the last of them
+    without jitter. Counts stay on the device; the host reads them at those last steps alone.
 
     Args:
-        config: what is wanted.
-        first_step: steps before it do not count, patches were still being stopped then.
+        config: the confidence and the number of steps.
+        first_step: the first step that counts; before it patches are still being stopped.
         num_steps: of the whole run.
-        batch: images.
-        device: theirs.
+        batch: number of images.
+        device: device of the images.
 
     Attributes:
-        still_steps: the steps that are to show images as they are, in order.
+        still_steps: the steps that are to show images without jitter, in order.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Ending:
         self._held = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def watch(self, step: int, class_losses: Tensor) -> Tensor | None:
-        """Take in a step's class losses [b] of the images still in the batch.
+        """Count the class losses [b] of a step, of the images still in the batch.
 
         Returns:
-            Which of them may end, bool [b]; None at a step that decides nothing. Those are then to be dropped (`keep`).
+            Which of them may end, bool [b]; None at a step at which none can. The caller then drops them with `keep`.
         """
         if step < self.first_step:
             return None
@@ -44,5 +44,5 @@ class Ending:
         return self._held >= self.config.hold_steps if step in self.still_steps else None
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with those rows of the batch alone, int64 [b]."""
+        """Keep the given rows of the batch, int64 [b], and drop the others."""
         self._held = self._held[rows]

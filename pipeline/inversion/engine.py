@@ -19,7 +19,7 @@ from pipeline.inversion.objective import Objective, check_terms
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
-from pipeline.inversion.splitting import Split
+from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View
@@ -88,7 +88,7 @@ class Inversion:
         assert len(seeds) == len(targets), "one seed for each target"
         self.terms = build_terms(config) if terms is None else list(terms)
         check_terms(self.terms, teacher, config)
-        self._split = Split(len(targets), config.micro_batch or len(targets))
+        self._split = MicroBatches(len(targets), config.micro_batch or len(targets))
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
         generators = generators_of(seeds)
@@ -115,7 +115,7 @@ class Inversion:
         self._check_split()
         self._checked = 0
         if config.compile:
-            self._objective.compile(device, batch=len(targets), most_rows=self.micro_batch)
+            self._objective.compile(device, batch=len(targets), max_rows=self.micro_batch)
         # A network that reads whole images needs as much memory however few patches are alive.
         others_read_whole = any(term.network == "whole" for term in self.terms)
         self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and not others_read_whole else None

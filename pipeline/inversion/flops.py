@@ -1,8 +1,8 @@
 """The work of an inversion, counted: products of matrices, forward and backward to the pixels.
 
-A multiply and an add are two operations. Weights are frozen, so a linear layer costs as much on the way back as on the
-way there; in attention both factors of each product have gradients, which costs twice. What a fused attention kernel
-computes anew to save memory is not counted, nor is anything that is no matrix product.
+A multiply and an add are two operations. Weights are frozen, so the backward of a linear layer costs as much as its
+forward; in attention both factors of each product have gradients, so its backward costs twice its forward. What a fused
+attention kernel recomputes to save memory is not counted, nor is anything but matrix products.
 """
 
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from pipeline.inversion.teacher import AnyTeacher, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherShape:
-    """What decides how much work an image is.
+    """Dimensions of a teacher that decide how much work an image takes.
 
     Attributes:
-        depth: blocks.
-        width: D of a token.
+        depth: number of blocks.
+        width: D, of a token.
         hidden: width of the MLP.
         num_prefix_tokens: CLS, distillation and register tokens.
         patch_values: values in a patch, C·p².
-        num_classes: over all classifiers that are read.
-        tokens_read: leading tokens that the last block is run for; 0 runs it for all.
+        num_classes: outputs of all classifiers together.
+        tokens_read: leading tokens that the last block is computed for; 0 for all tokens.
     """
 
     depth: int
@@ -37,10 +37,10 @@ class TeacherShape:
 
     @classmethod
     def of(cls, teacher: AnyTeacher) -> "TeacherShape":
-        """The shape of a teacher whose blocks are timm's plain ones (`embeds_subsets`).
+        """Return the shape of a teacher whose blocks are timm's plain ones (`embeds_subsets`).
 
         Raises:
-            ModelError: a masked teacher, of whatever architecture: each step is a dense one.
+            ModelError: the teacher is masked; its steps are dense, and its architecture may be any.
         """
         if not isinstance(teacher, Teacher):
             raise ModelError(f"the work of {type(teacher.model).__name__} is not counted: {teacher.notice}")
@@ -75,11 +75,11 @@ class Flops:
 
 
 def step_flops(shape: TeacherShape, num_kept: int) -> Flops:
-    """One step of one image of which `num_kept` patches are read."""
+    """Count one step of one image of which `num_kept` patches are read."""
     tokens, width, hidden = shape.num_prefix_tokens + num_kept, shape.width, shape.hidden
     read = shape.tokens_read or tokens
     whole = tokens * width * (4 * width + 2 * hidden)
-    # Of the last block keys and values of all tokens; queries, projection and MLP of those that are read.
+    # The last block computes keys and values of all tokens, and queries, projection and MLP of those that are read.
     last = tokens * width * 2 * width + read * width * (2 * width + 2 * hidden)
     linear = 2 * ((shape.depth - 1) * whole + last + num_kept * shape.patch_values * width)
     linear += 2 * width * shape.num_classes
@@ -88,7 +88,7 @@ def step_flops(shape: TeacherShape, num_kept: int) -> Flops:
 
 
 def run_flops(shape: TeacherShape, phases: Iterable[tuple[int, int]], num_images: int = 1) -> Flops:
-    """A whole run of a batch.
+    """Count a whole run of a batch.
 
     Args:
         shape: of the teacher.

@@ -10,21 +10,23 @@ from torch import Tensor, nn
 
 from pipeline.inversion.teacher import AnyTeacher
 
-# Of either kind.
+# The copy is of the same class as the teacher.
 T = TypeVar("T", bound=AnyTeacher)
 
 
 def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
-    """The teacher with weights made ready for thousands of forwards and backwards in `dtype`.
+    """Return the teacher with its weights prepared for thousands of forward and backward passes in `dtype`.
 
-    In `bfloat16` the linear layers hold rounded weights, for use under autocast, which keeps what it has rounded only
-    where weights are trained; on a CPU attention is formed. In `float32` on a CPU the layers of plain blocks multiply
-    through oneDNN, which is faster than the default the fewer the rows are: by 15% at 46 of 196 patches. It takes two
-    more copies of those weights, and rounds rows alike whatever their number. What is to be `compiled` cannot hold such
-    layers.
+    In `bfloat16` the linear layers hold rounded weights, for use under autocast, which caches its casts only of weights
+    that are trained. On a CPU attention is then computed without the fused kernel.
 
-    A teacher that is such a copy already is returned as it is: who inverts many batches makes it once. A CUDA graph
-    holds the addresses of the weights it was recorded with, and would be recorded anew for another copy.
+    In `float32` on a CPU the linear layers of plain blocks multiply through oneDNN. The fewer rows there are, the more
+    that gains: 15% at 46 of 196 patches. It takes two more copies of those weights, and rounds rows alike whatever
+    their number. `torch.compile` cannot take such layers, so `compiled` leaves them out.
+
+    A teacher that is already such a copy is returned unchanged, so that a caller who inverts many batches can make it
+    once. A CUDA graph holds the addresses of the weights it was recorded with; for another copy it would be recorded
+    again.
     """
     packs = teacher.mean.device.type == "cpu" and not compiled and torch.backends.mkldnn.is_available()
     layout = "rounded" if dtype == "bfloat16" else "packed" if packs else "plain"
@@ -42,8 +44,8 @@ def _round(teacher: AnyTeacher) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(torch.bfloat16)
     if teacher.mean.device.type == "cpu":
-        # There the fused kernel's backward is three times as slow as in float32, and formed attention is faster than
-        # either (torch 2.15 on AMD EPYC, 47 and 197 tokens).
+        # On a CPU the fused kernel's backward in bfloat16 is three times as slow as in float32, and unfused attention
+        # is faster than either (torch 2.15 on AMD EPYC, 47 and 197 tokens).
         for module in teacher.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010
@@ -55,14 +57,14 @@ def _pack(teacher: AnyTeacher) -> None:
         if type(block.attn) is not Attention:
             continue
         for name, module in list(block.named_modules()):
-            # `last_block` reads rows of the last block's weights.
+            # `last_block` slices the weight of the last block's `qkv`, which must therefore stay a plain tensor.
             if type(module) is nn.Linear and not (block is blocks[-1] and name == "attn.qkv"):
                 parent, _, child = name.rpartition(".")
                 setattr(block.get_submodule(parent), child, _FrozenLinear(module))
 
 
 class _FrozenLinear(nn.Module):
-    """A linear layer whose weights take no gradient, as oneDNN multiplies."""
+    """Linear layer of frozen weights in oneDNN's packed layout."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

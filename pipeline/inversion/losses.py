@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# A zero difference has no direction: its norm gets the subgradient 0, not 0/0.
+# The norm of a zero difference gets the subgradient 0 instead of 0/0.
 _SMALLEST = 1e-12
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
 # Each pixel and its neighbor to the right, below, and on the two diagonals.
-_NEIGHBOURS = (
+_NEIGHBORS = (
     ((..., _ALL, _BUT_LAST), (..., _ALL, _BUT_FIRST)),
     ((..., _BUT_LAST, _ALL), (..., _BUT_FIRST, _ALL)),
     ((..., _BUT_LAST, _BUT_LAST), (..., _BUT_FIRST, _BUT_FIRST)),
@@ -30,27 +30,27 @@ def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def tv_l2(images: Tensor) -> Tensor:
-    """L2 total variation [B]: the norms of the four neighbor differences (DeepInversion; Yin et al., CVPR 2020)."""
+    """L2 total variation [B]: summed norms of the four neighbor differences (DeepInversion; Yin et al., CVPR 2020)."""
     return _NeighborNorms.apply(images, 1)  # type: ignore[no-any-return]
 
 
 def tv_l2_batch(images: Tensor) -> Tensor:
-    """The published L2 total variation, a scalar: each norm runs over the whole batch at once."""
+    """Published L2 total variation, a scalar: each norm is taken over the whole batch at once."""
     return _NeighborNorms.apply(images, 0).squeeze()  # type: ignore[no-any-return]
 
 
 class _NeighborNorms(torch.autograd.Function):
-    """Sum of the norms of the neighbor differences, with the gradient written out.
+    """Sum of the norms of the neighbor differences, with its gradient written by hand.
 
-    Automatic differentiation of the slices makes a zero-filled copy of the images for each of eight, three times the
-    work of all else here; on a small teacher with few patches alive that is a quarter of a step.
+    Autograd would make a zero-filled copy of the images for each of the eight slices, three times the work of the rest;
+    on a small teacher with few patches alive that is a quarter of a step.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, start_dim: int) -> Tensor:
         """[B] of images [B, C, H, W] with `start_dim` 1; [1], over the whole batch, with 0."""
         dims = (1, 2, 3) if start_dim else (0, 1, 2, 3)
-        norms = [torch.linalg.vector_norm(images[a] - images[b], dim=dims, keepdim=True) for a, b in _NEIGHBOURS]
+        norms = [torch.linalg.vector_norm(images[a] - images[b], dim=dims, keepdim=True) for a, b in _NEIGHBORS]
         ctx.save_for_backward(images, *norms)
         return torch.stack(norms).sum(dim=0).flatten()
 
@@ -58,7 +58,7 @@ class _NeighborNorms(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         images, *norms = ctx.saved_tensors
         total = torch.zeros_like(images)
-        for (a, b), norm in zip(_NEIGHBOURS, norms, strict=True):
+        for (a, b), norm in zip(_NEIGHBORS, norms, strict=True):
             slope = gradients[0].view_as(norm) / norm.clamp_min(_SMALLEST)
             difference = (images[a] - images[b]).mul_(slope)
             total[a] += difference
@@ -86,7 +86,7 @@ def pixel_losses(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def _differences(images: Tensor) -> list[Tensor]:
-    return [images[a] - images[b] for a, b in _NEIGHBOURS]
+    return [images[a] - images[b] for a, b in _NEIGHBORS]
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -96,12 +96,12 @@ def _norm(rows: Tensor) -> Tensor:
 def patch_similarity_entropy(outputs: Sequence[Tensor], *, bandwidth: float = 0.01, points: int = 10) -> Tensor:
     """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximized.
 
-    Noise has patches that all look alike; a picture has like and unlike ones. The density is a Gaussian kernel
-    estimate at `points` places between the smallest and the largest similarity, made to integrate to 1 there (PSAQ-ViT;
-    Li et al., ECCV 2022, section 3.2).
+    The patches of noise all look alike; those of a picture are partly alike and partly not. The density is a Gaussian
+    kernel estimate at `points` values between the smallest and the largest similarity, normalized to integrate to 1
+    (PSAQ-ViT; Li et al., ECCV 2022, section 3.2).
 
     Args:
-        outputs: each block's attention @ value [B, K, d], mean over heads, without prefix tokens; two patches or more.
+        outputs: attention @ value of each block [B, K, d], mean over heads, without prefix tokens; K must be 2 or more.
     """
     return torch.stack([_similarity_entropy(output, bandwidth, points) for output in outputs]).mean(dim=0)
 
@@ -111,26 +111,27 @@ def _similarity_entropy(output: Tensor, bandwidth: float, points: int) -> Tensor
     row, column = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
     similarities = (vectors @ vectors.transpose(1, 2))[:, row, column]
     low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
-    places = low + (high - low) * torch.linspace(0, 1, points, device=vectors.device)
-    # [B, points, pairs] is summed place by place: whole, it would be the largest tensor of the run.
-    density = torch.stack([_kernel(place, similarities, bandwidth) for place in places.split(1, dim=1)], dim=1)
-    # Ten points miss or double much of a narrow kernel's mass: without this, patches all alike would pay.
-    density = density / torch.trapezoid(density, places, dim=1).clamp_min(_SMALLEST).unsqueeze(1)
-    return torch.trapezoid(-density * density.clamp_min(_SMALLEST).log(), places, dim=1)
+    grid = low + (high - low) * torch.linspace(0, 1, points, device=vectors.device)
+    # Summed point by point, because [B, points, pairs] would be the largest tensor of the run.
+    density = torch.stack([_kernel(point, similarities, bandwidth) for point in grid.split(1, dim=1)], dim=1)
+    # Ten points miss or double-count much of a narrow kernel's mass. Without normalization, patches that are all alike
+    # would get a high entropy.
+    density = density / torch.trapezoid(density, grid, dim=1).clamp_min(_SMALLEST).unsqueeze(1)
+    return torch.trapezoid(-density * density.clamp_min(_SMALLEST).log(), grid, dim=1)
 
 
-def _kernel(place: Tensor, similarities: Tensor, bandwidth: float) -> Tensor:
-    """Gaussian kernel density [B] at one place an image [B, 1]."""
-    scaled = (place - similarities) / bandwidth
+def _kernel(point: Tensor, similarities: Tensor, bandwidth: float) -> Tensor:
+    """Gaussian kernel density [B] at one point per image [B, 1]."""
+    scaled = (point - similarities) / bandwidth
     return torch.exp(-0.5 * scaled.square()).mean(dim=1) / (bandwidth * (2 * torch.pi) ** 0.5)
 
 
 class FeaturePrior:
-    """Distance of feature statistics to those a CNN's BatchNorm layers saw in training.
+    """Distance between the feature statistics of images and those that a CNN's BatchNorm layers recorded in training.
 
     Sum over layers of the norms of the differences in mean and variance (DeepInversion; Yin et al., CVPR 2020,
-    equation 4). The statistics are each image's own; with `batch_statistics` they are the batch's, as published, and
-    the images depend on each other.
+    equation 4). Statistics are taken per image; with `batch_statistics` over the batch, as published, and the images
+    then depend on each other.
 
     Args:
         network: a CNN with BatchNorm2d layers that reads images normalized as the teacher's; it is frozen.
@@ -147,7 +148,7 @@ class FeaturePrior:
             raise ValueError(f"feature prior: {type(network).__name__} has no BatchNorm2d layer")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B], or a scalar with batch statistics."""
+        """Return the distance [B]; a scalar with batch statistics."""
         distances: list[Tensor] = []
         handles = [layer.register_forward_pre_hook(self._measure(distances)) for layer in self._layers]
         try:
@@ -176,16 +177,17 @@ def js_divergence(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 class Disagreement:
-    """Difference between a student's answer and the teacher's; to be maximized.
+    """Jensen-Shannon divergence between a student's predictions and the teacher's; to be maximized.
 
-    Images that only the teacher understands are what the student has to learn yet (Adaptive DeepInversion; Yin et al.,
-    CVPR 2020, section 3.3, there 1 - JS is minimised).
+    Images on which they disagree are those the student has yet to learn (Adaptive DeepInversion; Yin et al., CVPR 2020,
+    section 3.3, which minimizes 1 - JS).
 
     Args:
-        student: normalized images [B, C, H, W] of the teacher, `keep_indices` int64 [B, K] → logits; it is frozen.
-        reads_kept: whether the student reads the patches of `keep_indices` alone; otherwise it is shown the image as it
-            will be, stopped patches in mean color.
-        temperature: that softens both answers.
+        student: maps images [B, C, H, W], normalized as the teacher's, and `keep_indices` int64 [B, K] to logits; it is
+            frozen.
+        reads_kept: whether the student reads only the patches of `keep_indices`; otherwise it is shown the image as it
+            will be stored, with stopped patches in mean color.
+        temperature: softens both predictions.
     """
 
     def __init__(self, student: nn.Module, *, reads_kept: bool, temperature: float = 3.0) -> None:
@@ -194,6 +196,6 @@ class Disagreement:
         self.temperature = temperature
 
     def __call__(self, teacher_logits: Tensor, images: Tensor, keep_indices: Tensor) -> Tensor:
-        """[B]"""
+        """Return the divergence [B]."""
         logits = self.student(images, keep_indices).float()
         return js_divergence(teacher_logits, logits, self.temperature)

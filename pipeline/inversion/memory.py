@@ -1,8 +1,8 @@
 """The memory of a step, predicted from the teacher's shape, and measured.
 
-Weights are frozen, so linear layers keep nothing for the backward pass. What a block keeps are the inputs of its two
-norms, what attention needs, and the input of its activation function. Bytes of tensors alone: allocators and kernels
-take some more.
+Weights are frozen, so linear layers keep nothing for the backward pass. A block keeps the inputs of its two norms, what
+attention needs, and the input of its activation function. Only tensors are counted: allocators and kernels take some
+more.
 """
 
 import weakref
@@ -19,22 +19,22 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.flops import TeacherShape
-from pipeline.inversion.splitting import Split
+from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 
-# Of a device's memory, what a proposal leaves to allocators, kernels and errors of the prediction.
+# Share of a device's memory that `largest_batch` leaves to allocators, kernels and errors of the prediction.
 _MARGIN = 0.2
 _FLOAT, _INDEX = 4, 8
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """The peak of a step.
+    """Peak memory of a step, in bytes.
 
     Attributes:
-        weights: of the teacher and its frozen copy.
+        weights: the teacher and its frozen copy.
         pixels: images and Adam's two moments.
-        work: what the step itself adds at most.
+        work: the largest sum of what the step itself allocates.
     """
 
     weights: int
@@ -47,18 +47,18 @@ class StepBytes:
 
 
 def is_predictable(teacher: Teacher) -> bool:
-    """Whether `predict` knows what the teacher's blocks keep."""
+    """Return whether `predict` knows what the teacher's blocks keep."""
     blocks: Any = getattr(teacher.model, "blocks", ())
     return teacher.embeds_subsets and all(type(b) is Block and type(b.attn) is Attention for b in blocks)
 
 
 def predict_run(teacher: Teacher, config: InversionConfig, *, batch: int) -> StepBytes:
-    """The largest step of a whole run of eager inversion; arguments as of `predict`.
+    """Predict the largest step of a whole run of eager inversion; for the arguments see `predict`.
 
-    As patches are stopped, more images go together: it may be in any phase.
+    As patches are stopped, micro-batches grow, so the largest step may lie in any phase.
     """
     prefix, phases = teacher.num_prefix_tokens, config.phases(teacher.num_patches)
-    split, steps, before = Split(batch, config.micro_batch or batch), [], None
+    split, steps, before = MicroBatches(batch, config.micro_batch or batch), [], None
     for _, num_kept in phases:
         if before is not None:
             split.grow(batch, prefix + before, prefix + num_kept)
@@ -75,22 +75,23 @@ def predict(
     micro_batch: int | None = None,
     num_kept: int | None = None,
 ) -> StepBytes:
-    """A step of eager inversion.
+    """Predict a step of eager inversion.
 
     Args:
         teacher: one that `is_predictable`, on the device to run on.
         config: of the inversion; image priors and class loss are counted, the other terms are not.
-        batch: images.
-        micro_batch: images in one forward and backward; by default as configured.
-        num_kept: patches read of each; by default all.
+        batch: number of images.
+        micro_batch: images in one forward and backward pass; by default as configured.
+        num_kept: patches read per image; by default all.
     """
     kept = teacher.num_patches if num_kept is None else num_kept
-    together = Split(batch, micro_batch or config.micro_batch or batch).size
+    together = MicroBatches(batch, micro_batch or config.micro_batch or batch).size
     image = teacher.in_chans * teacher.image_size**2 * _FLOAT
     teacher_work = together * _teacher_bytes(teacher, config, kept) + (batch * image if together < batch else 0)
-    # Gradient, total variation's gradient, and two differences; without it the gradient, and as gathered.
+    # With total variation: the gradient, that of the total variation, and two differences. Without: the gradient,
+    # before and after it is gathered.
     priors_work = batch * image * (4 if config.tv_l2 else 2)
-    # Where each pixel's gradient lies, in five steps.
+    # `_patch_pixels` computes where the gradient of each pixel lies, through five tensors of indices.
     gather_work = together * 5 * _INDEX * teacher.image_size**2
     return StepBytes(
         weights=weight_bytes(teacher, config.dtype),
@@ -110,7 +111,7 @@ def weight_bytes(teacher: AnyTeacher, dtype: str) -> int:
 
 
 def _teacher_bytes(teacher: Teacher, config: InversionConfig, num_kept: int) -> int:
-    """Return the bytes of one image: all kept for the backward pass, and the most that comes and goes meanwhile."""
+    """Return the bytes of one image: what is kept for the backward pass, and the largest temporaries beside it."""
     shape = TeacherShape.of(teacher)
     attention: Any = teacher.model.blocks[0].attn
     low = config.dtype == "bfloat16"
@@ -119,7 +120,8 @@ def _teacher_bytes(teacher: Teacher, config: InversionConfig, num_kept: int) -> 
     tokens = shape.num_prefix_tokens + num_kept
     row, matrix = tokens * shape.width, attention.num_heads * tokens**2
     norms = 2 * row * _FLOAT + 4 * tokens * _FLOAT
-    # Fused: queries, keys, values, the output and a sum a row. Formed: copies of the three, and the probabilities.
+    # Fused attention keeps queries, keys, values, the output and one sum per row; unfused attention keeps copies of the
+    # first three, and the probabilities.
     mixing = 4 * row * item + tokens * attention.num_heads * _FLOAT if fused else 3 * row * item + matrix * item
     hidden = tokens * shape.hidden * item
     block = norms + mixing + hidden
@@ -127,37 +129,38 @@ def _teacher_bytes(teacher: Teacher, config: InversionConfig, num_kept: int) -> 
     if not shape.tokens_read:
         return shape.depth * block + _largest_passing(row, hidden, 0 if fused else matrix)
     kept = (shape.depth - 1) * block
-    # The last block keeps its norm's input, keys and values; they are there twice while they are laid out anew.
+    # The last block keeps the input of its norm, keys and values; keys and values exist twice while they are made
+    # contiguous.
     last = 2 * row * _FLOAT + 4 * row * item
     return kept + max(last + shown, _largest_passing(row, hidden, 0 if fused else matrix))
 
 
 def _largest_passing(row: int, hidden: int, matrix: int) -> int:
-    """Gradients within the block that is gone back through: of its MLP, or of formed attention."""
+    """Return the bytes of the gradients inside a block during its backward: of its MLP, or of unfused attention."""
     return row * _FLOAT + max(2 * hidden, 2 * matrix * _FLOAT)
 
 
 def largest_batch(memory: int, one: StepBytes) -> int:
-    """Return the number of images that fit in one forward and backward.
+    """Return the number of images that fit in one forward and backward pass.
 
     Args:
-        memory: of the device, bytes.
-        one: the step of a batch of one image.
+        memory: of the device, in bytes.
+        one: a step of a batch of one image.
     """
     return max(0, int((memory * (1 - _MARGIN) - one.weights) // (one.pixels + one.work)))
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, counts the bytes of tensors alive: those told, and those that operations return.
+    """Count the bytes of live tensors while this mode is active: the given ones, and those that operations return.
 
-    On a CPU, where no allocator counts. Tensors of oneDNN's own layout, which hold weights, are left out.
+    For CPUs, whose allocator keeps no statistics. Tensors in oneDNN's own layout, which hold weights, are left out.
 
     Args:
-        alive: tensors that are there before.
+        alive: tensors that exist before.
         without: tensors that are not to be counted.
 
     Attributes:
-        peak: the most so far.
+        peak: the largest count so far.
     """
 
     def __init__(self, alive: Iterable[Tensor], without: Iterable[Tensor] = ()) -> None:

@@ -45,27 +45,27 @@ class Objective:
         """Seconds in which graphs were compiled."""
         return sum(piece.compile_s for piece in self._compiled)
 
-    def compile(self, device: torch.device, *, batch: int, most_rows: int) -> None:
+    def compile(self, device: torch.device, *, batch: int, max_rows: int) -> None:
         """Put compiled pieces in the place of those that every step runs.
 
         Args:
             device: of the run.
             batch: images of the run.
-            most_rows: images of a view, at most.
+            max_rows: images of a view, at most.
         """
-        self._look = Compiled(type(self._teacher).look, self._teacher, device=device, most_rows=most_rows)
+        self._look = Compiled(type(self._teacher).look, self._teacher, device=device, max_rows=max_rows)
         limit = None if self._published else batch
-        pieces = [Compiled(term.compute, device=device, most_rows=limit) for term in self._pixel_terms]
+        pieces = [Compiled(term.compute, device=device, max_rows=limit) for term in self._pixel_terms]
         self._viewer.look = self._look
         self._pixel_terms = [
             replace(term, compute=piece) for term, piece in zip(self._pixel_terms, pieces, strict=True)
         ]
         self._compiled = [self._look, *pieces]
 
-    def show_at_most(self, most_rows: int) -> None:
+    def show_at_most(self, max_rows: int) -> None:
         """Expect views of at most that many images from now on."""
         if self._look is not None:
-            self._look.most_rows = most_rows
+            self._look.max_rows = max_rows
 
     def backward_views(self, view: View, parts: Sequence[slice], rank: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """Take the terms of views, micro-batch by micro-batch.

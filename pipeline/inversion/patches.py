@@ -1,7 +1,7 @@
 """Patch geometry: which patches survive, how a jitter moves them, and where their pixels lie.
 
-A jitter is three integers an image, [B, 3]: the image is rolled by (dy, dx) pixels, wrapping round, and then, where
-flip is 1, mirrored left-right. Patches are numbered row by row; `keep_indices` is int64 [B, K], ascending.
+A jitter is three integers per image, [B, 3]: the image is rolled by (dy, dx) pixels, wrapping around, and then, where
+flip is 1, mirrored left to right. Patches are numbered row by row; `keep_indices` is int64 [B, K], ascending.
 """
 
 from typing import Any
@@ -17,23 +17,23 @@ def all_patches(batch: int, num_patches: int, device: torch.device | str = "cpu"
 
 
 def split_best(keep_indices: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` patches of highest score [B, count] and the others [B, K - count], each ascending.
+    """Return the `count` patches of highest score [B, count] and the others [B, K - count], each ascending.
 
-    Of equal scores the first counts as the higher.
+    Of equal scores the first patch counts as the higher.
 
     Args:
         keep_indices: the patches alive [B, K].
-        scores: theirs, in the same order [B, K].
+        scores: one per patch, in the same order [B, K].
     """
     ranked = keep_indices.gather(1, torch.sort(scores, dim=1, descending=True, stable=True).indices)
     return ranked[:, :count].sort(dim=1).values, ranked[:, count:].sort(dim=1).values
 
 
 def move_patches(keep_indices: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:
-    """Grid positions [B, K] of the surviving patches in the jittered image.
+    """Return the grid positions [B, K] of the surviving patches in the jittered image.
 
     A patch moves with the content of its image by the nearest whole number of patches: `floor(offset / patch + 0.5)`
-    rows and columns, wrapping round, then mirrored where flipped.
+    rows and columns, wrapping around, then mirrored where flipped.
     """
     dy, dx, flip = (column.unsqueeze(1) for column in jitter.unbind(dim=1))
     row = (keep_indices // grid_size + _nearest_patches(dy, patch_size)) % grid_size
@@ -48,18 +48,19 @@ def _nearest_patches(offset: Tensor, patch_size: int) -> Tensor:
 
 
 def cut_patches(images: Tensor, positions: Tensor, jitter: Tensor, *, patch_size: int) -> Tensor:
-    """The pixels that the jittered images show at `positions` [B, K], as patches [B, K, C, p, p].
+    """Return the patches [B, K, C, p, p] that the jittered images show at `positions` [B, K].
 
-    Reads those pixels alone; equals jittering the whole image and cutting it up. No position may occur twice.
+    Equal to jittering the whole image and cutting it into patches, but reads only those pixels. No position may occur
+    twice.
     """
     return _CutPatches.apply(images, positions, jitter, patch_size)  # type: ignore[no-any-return]
 
 
 class _CutPatches(torch.autograd.Function):
-    """A gather whose gradient is a gather as well.
+    """A gather whose gradient is a gather too.
 
-    No pixel is read twice, so its gradient lies in one place. Automatic differentiation cannot know that: it adds up
-    into a zeroed image, which on a GPU is slow where it is to be deterministic.
+    Each pixel is read at most once, so its gradient is a single value. Autograd cannot know that and would scatter-add
+    into a zeroed image, which is slow on a GPU with deterministic algorithms.
     """
 
     @staticmethod
@@ -78,7 +79,7 @@ class _CutPatches(torch.autograd.Function):
         batch, channels, _height, width = ctx.shape
         flat = _patch_pixels(positions, jitter, grid_size=width // ctx.patch_size, patch_size=ctx.patch_size)
         shown = gradients[0].transpose(1, 2).reshape(batch, channels, -1)
-        # Pixels in no patch find a zero behind the last.
+        # Pixels that lie in no patch read the zero appended here.
         shown = F.pad(shown, (0, 1))
         return shown.gather(2, flat.unsqueeze(1).expand(-1, channels, -1)).view(ctx.shape), None, None, None
 
@@ -91,7 +92,7 @@ def jitter_images(images: Tensor, jitter: Tensor) -> Tensor:
 
 
 def _source_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Rows [B, K, p] and columns [B, K, p] of the un-jittered image that land in the patches at `positions`."""
+    """Return the rows and columns [B, K, p] of the un-jittered image that land in the patches at `positions`."""
     size = grid_size * patch_size
     dy, dx, flip = (column.view(-1, 1, 1) for column in jitter.unbind(dim=1))
     inside = torch.arange(patch_size, device=positions.device)
@@ -102,7 +103,7 @@ def _source_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_s
 
 
 def _patch_pixels(positions: Tensor, jitter: Tensor, *, grid_size: int, patch_size: int) -> Tensor:
-    """Return the place of each pixel of the un-jittered image [B, H·W] among its patches' [B, K·p²]; K·p² if nowhere.
+    """Return the index of each pixel of the un-jittered image [B, H·W] among those of its patches; K·p² if in none.
 
     The inverse of `_source_pixels`.
     """

@@ -23,13 +23,14 @@ class InversionResult:
     """What one inversion made.
 
     Attributes:
-        harvests: what left the run, in that order: one, or with Patch Rebirth one for each part of the patches.
-        losses: each term's value at every step, on the CPU; the mean over the images that took it.
-        num_steps: how many steps each image took, int64 [B], on the CPU; fewer than the others where it ended early.
-        micro_batch: the fewest images that a forward was limited to.
-        halvings: (step, images in one forward from then on), where memory ran out and the batch was split otherwise
-            than asked for.
-        compile_s: seconds in which graphs were compiled.
+        harvests: images in the order in which they left the run; with Patch Rebirth one harvest for each part of the
+            patches, otherwise one.
+        losses: value of each term at every step, on the CPU; the mean over the images still in the batch.
+        num_steps: steps that each image took, int64 [B], on the CPU; fewer where it ended early.
+        micro_batch: the smallest micro-batch of the run.
+        halvings: (step, images in one forward pass from then on), each time memory ran out and the micro-batch was
+            halved.
+        compile_s: seconds spent compiling graphs.
     """
 
     harvests: list[Harvest]
@@ -41,7 +42,7 @@ class InversionResult:
 
     @property
     def images(self) -> Tensor:
-        """Images of the last harvest, the only one but for Patch Rebirth."""
+        """Images of the last harvest, which without Patch Rebirth is the only one."""
         return self.harvests[-1].images
 
     @property

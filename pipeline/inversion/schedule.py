@@ -10,28 +10,28 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of the patches alive at a step.
+    """Change of the set of patches alive at a step.
 
     Attributes:
-        count: patches that are chosen, the best by the ranking of the step before.
-        detaches: the chosen leave as an image of their own and the others go on (PRI); otherwise the chosen go on and
-            the others are stopped (SMI).
+        count: number of patches chosen, the best in the ranking of the step before.
+        detaches: whether the chosen patches leave as an image of their own and the others go on (PRI); otherwise the
+            chosen go on and the others are stopped (SMI).
     """
 
     count: int
     detaches: bool = False
 
     def num_alive(self, before: int) -> int:
-        """Patches that go on, of so many before."""
+        """Return the number of patches that go on, given the number before."""
         return before - self.count if self.detaches else self.count
 
 
 def check_stops(steps: Sequence[int], fractions: Sequence[float], iterations: int) -> None:
-    """Refuse a stopping schedule that no run can follow.
+    """Check that a run can follow a stopping schedule.
 
     Raises:
-        ConfigError: lengths differ, fractions outside [0, 1), steps not increasing, before the first ranked step, or
-            past the end.
+        ConfigError: the lists differ in length, fractions lie outside [0, 1), or steps do not increase, come before the
+            first ranking, or lie past the end.
     """
     if len(steps) != len(fractions):
         raise ConfigError(f"stop_steps has {len(steps)} entries, stop_fractions has {len(fractions)}")
@@ -47,12 +47,14 @@ def check_stops(steps: Sequence[int], fractions: Sequence[float], iterations: in
 
 
 def spread_stops(keep_ratio: float, by_step: int, num_stops: int) -> tuple[list[int], list[float]]:
-    """Steps and fractions of a schedule given by its end: the published one in shape, equal shares at equal distances.
+    """Return the steps and fractions of a schedule given by its end.
+
+    Like the published one it stops equal shares at equal distances.
 
     Args:
-        keep_ratio: share of all patches that survives, in (0, 1), up to the patches that each stop rounds away.
+        keep_ratio: share of all patches that survives, in (0, 1), except for what each stop loses to rounding down.
         by_step: the iteration of the last stop.
-        num_stops: how many stops lead there.
+        num_stops: number of stops.
 
     Raises:
         ConfigError: no such schedule exists.
@@ -67,8 +69,8 @@ def spread_stops(keep_ratio: float, by_step: int, num_stops: int) -> tuple[list[
 def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     """Return the number of patches alive after each stop.
 
-    Each stops a share of those then alive and rounds what is left down (SMI, progressive stopping; Hu et al., ICML
-    2024, section 3).
+    Each stop ends a share of the patches then alive, and rounds the number that is left down (SMI, progressive
+    stopping; Hu et al., ICML 2024, section 3).
 
     Raises:
         ConfigError: fewer than one patch would be left.
@@ -86,7 +88,7 @@ def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
 
 
 def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[float]) -> dict[int, Change]:
-    """Step → change of a stopping schedule.
+    """Return step → change of a stopping schedule.
 
     Raises:
         ConfigError: fewer than one patch would be left.
@@ -96,20 +98,20 @@ def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[flo
 
 
 def ratio_changes(num_patches: int, keep_ratio: float, steps: Sequence[int]) -> dict[int, Change]:
-    """Step → change of a schedule given by its end: equal shares, each count the nearest to its ratio."""
+    """Return step → change of a schedule given by its end: equal shares, each count rounded to the nearest."""
     counts = [max(1, round(num_patches * keep_ratio ** ((stop + 1) / len(steps)))) for stop in range(len(steps))]
     return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
 
 
 def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int, Change]:
-    """Step → change of Patch Rebirth: at steps k·⌊T/v⌋ the best of the patches alive are detached, N/v at a time.
+    """Return step → change of Patch Rebirth: at steps k·⌊T/v⌋ the best N/v of the patches alive are detached.
 
-    The v-th image is what the run ends with. Where v does not divide N, images differ by a patch (PRI; Heo & Choi,
-    arXiv 2509.23235, section 3).
+    The v-th image is the one that the run ends with. Where v does not divide N, the images differ by one patch in size
+    (PRI; Heo & Choi, arXiv 2509.23235, section 3).
 
     Args:
         num_patches: N.
-        factor: v, images of one run.
+        factor: v, number of images per run.
         iterations: T.
 
     Raises:
@@ -123,7 +125,7 @@ def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int,
 
 
 def alive_phases(num_patches: int, changes: Mapping[int, Change], num_steps: int) -> list[tuple[int, int]]:
-    """The run as phases (number of steps, patches read in each of them)."""
+    """Return the phases of a run: (number of steps, patches read at each step)."""
     counts = list(itertools.accumulate(changes.values(), lambda alive, c: c.num_alive(alive), initial=num_patches))
     bounds = [0, *changes, num_steps]
     return [(end - start, count) for (start, end), count in zip(itertools.pairwise(bounds), counts, strict=True)]

@@ -9,7 +9,7 @@ from pipeline.inversion.teacher import AnyTeacher
 
 @torch.no_grad()
 def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the teacher makes of stored images, read over CLS and kept tokens.
+    """Score stored images with the teacher, which reads their CLS and kept tokens.
 
     Args:
         pixels: 8-bit [B, H, W, C].
@@ -17,7 +17,7 @@ def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Te
         targets: int64 [B].
 
     Returns:
-        Class loss [B], probability of the target [B], most probable class int64 [B].
+        Class loss [B], probability of the target [B], and predicted class int64 [B].
     """
     logits = teacher(teacher.from_uint8(pixels), keep_indices)
     probabilities = logits.softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)

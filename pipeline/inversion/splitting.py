@@ -4,42 +4,42 @@ from fractions import Fraction
 from itertools import pairwise
 
 
-class Split:
-    """A batch in parts of equal size, or one image apart.
+class MicroBatches:
+    """Micro-batches of a batch, whose sizes differ by one image at most.
 
     Args:
-        count: images of the batch.
-        limit: images of one part, at most.
+        count: number of images in the batch.
+        limit: largest number of images in a micro-batch.
 
     Attributes:
-        size: images of the largest part; fewer once images have left the batch.
-        fewest: the smallest that `size` has been.
+        size: images in the largest micro-batch; once images have left the batch, the actual one may be smaller.
+        fewest: the smallest `size` so far.
     """
 
     def __init__(self, count: int, limit: int) -> None:
-        # Exact, or it would shrink at every stop.
-        self._most = Fraction(limit)
-        self.size = self.fewest = _even(count, self._most)
+        # A fraction: a limit rounded to whole images would shrink at every stop.
+        self._limit = Fraction(limit)
+        self.size = self.fewest = _even(count, self._limit)
 
     def slices(self, count: int) -> list[slice]:
-        """The parts of what is left of the batch, `count` images."""
+        """Return the micro-batches of the `count` images that are left in the batch."""
         num_parts = max(1, -(-count // self.size))
         bounds = [count * part // num_parts for part in range(num_parts + 1)]
         return [slice(start, stop) for start, stop in pairwise(bounds)]
 
     def halve(self) -> None:
-        """After memory ran out."""
+        """Halve the micro-batches, after memory ran out."""
         self.size = (self.size + 1) // 2
-        self._most = Fraction(self.size)
+        self._limit = Fraction(self.size)
         self.fewest = min(self.fewest, self.size)
 
     def grow(self, count: int, before: int, after: int) -> None:
-        """After an image has come down from `before` tokens to `after`: as many tokens as before go together."""
-        self._most *= Fraction(before, after)
-        self.size = _even(count, self._most)
+        """Enlarge the micro-batches to as many tokens as before, when images shrink from `before` tokens to `after`."""
+        self._limit *= Fraction(before, after)
+        self.size = _even(count, self._limit)
 
 
 def _even(count: int, limit: Fraction) -> int:
-    """Images of the largest part."""
+    """Return the size of the largest micro-batch."""
     num_parts = max(1, -(-count // int(limit)))
     return -(-count // num_parts)

@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
+from pipeline.masking import MaskedModel, fill_stopped
 from pipeline.vit.families import check_family
-from pipeline.vit.masked import MaskedModel, fill_stopped
 from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
 from pipeline.vit.subset import SubsetViT
 
 
 class _Frozen(nn.Module):
-    """What teachers of both kinds have in common: frozen weights, and the normalization of their images.
+    """Base of both teachers: frozen weights, and the normalization of their images.
 
-    Pixels are float32 in normalized space, [B, C, H, W]: 0 is the mean color, `low` to `high` what a stored image
-    can hold.
+    Pixels are float32 in normalized space, [B, C, H, W]: 0 is the mean color, and a stored image can hold values from
+    `low` to `high`.
     """
 
     mean: Tensor
     std: Tensor
     in_chans: int
     grid_size: int
-    # How `frozen_copy` laid its weights out.
+    # Form in which `frozen_copy` left the weights.
     layout: Literal["plain", "rounded", "packed"] = "plain"
 
     def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -50,21 +50,21 @@ class _Frozen(nn.Module):
         return (1 - self.mean) / self.std
 
     def to_uint8(self, images: Tensor) -> Tensor:
-        """Normalized [B, C, H, W] to the 8-bit pixels [B, H, W, C] that are stored, rounded to the nearest."""
+        """Convert normalized images [B, C, H, W] to the stored 8-bit pixels [B, H, W, C], rounding to nearest."""
         pixels = (images * self.std + self.mean) * 255
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def from_uint8(self, pixels: Tensor) -> Tensor:
-        """8-bit pixels [B, H, W, C] to normalized float32 [B, C, H, W]."""
+        """Convert 8-bit pixels [B, H, W, C] to normalized float32 [B, C, H, W]."""
         return (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
 
     def fill_stopped(self, images: Tensor, keep_indices: Tensor) -> Tensor:
-        """The images with every patch outside `keep_indices` [B, K] at the mean color."""
+        """Return the images with every patch outside `keep_indices` [B, K] at the mean color."""
         return fill_stopped(images, keep_indices, self.grid_size)
 
 
 class Teacher(_Frozen, SubsetViT):
-    """A frozen ViT with the normalization of its images. What is stopped costs it nothing.
+    """A frozen ViT with the normalization of its images. Stopped patches cost no computation.
 
     Args:
         model: a timm ViT; its weights are frozen and it is put in evaluation mode.
@@ -72,7 +72,7 @@ class Teacher(_Frozen, SubsetViT):
         std: likewise.
 
     Attributes:
-        notice: what a user should know at once; nothing.
+        notice: message for the user at the start of a run; none for this class.
 
     Raises:
         ModelError: a family that cannot be run on a token subset, or a normalization for other channels.
@@ -85,7 +85,7 @@ class Teacher(_Frozen, SubsetViT):
         self._freeze(mean, std)
 
     def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
-        """Logits [B, classes] of the patches alive, jittered.
+        """Return the logits [B, classes] of the patches alive in the jittered images.
 
         Args:
             images: [B, C, H, W].
@@ -98,13 +98,13 @@ class Teacher(_Frozen, SubsetViT):
     def look_and_rank(
         self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`look`, and the scores of the patches [B, K] in the order of `keep_indices`; see `forward_scores`."""
+        """Return `look`'s logits and the scores [B, K] of the patches in `keep_indices`; see `forward_scores`."""
         view, positions = self._view(images, keep_indices, jitter)
         rank = self.forward_patches_scores if self.embeds_subsets else self.forward_scores
         return rank(view, positions, ranking=ranking, targets=targets)
 
     def _view(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor]:
-        """The jittered patches, or whole images where tokens are gathered instead; and where those patches lie."""
+        """Return the jittered patches, or whole images for a model that gathers tokens, and the patches' positions."""
         side = self.patch_size
         positions = move_patches(keep_indices, jitter, grid_size=self.grid_size, patch_size=side)
         if self.embeds_subsets:
@@ -115,23 +115,23 @@ class Teacher(_Frozen, SubsetViT):
         """Return the ranking of patches that a config asks for.
 
         Raises:
-            ModelError: it asks for a ranking that reads an attention which the family does not show.
-            ConfigError: it asks for masks.
+            ModelError: the ranking reads an attention that cannot be read in this family.
+            ConfigError: the config sets `mask_only`.
         """
         if config.mask_only:
             raise ConfigError("mask_only is for a MaskedTeacher, this Teacher leaves stopped patches out")
         return resolve_ranking(self.model, config.ranking)
 
     def check_blocks(self, term: str) -> None:
-        """Refuse a loss term that reads the attention of every block, where the family does not show it.
+        """Check that a loss term can read the attention of every block.
 
         Raises:
-            ModelError: it does not.
+            ModelError: it cannot, in this family.
         """
         closed = [block for block in self.model.blocks if not shows_attention(block)]
         if closed:
             raise ModelError(
-                f"{term} reads the attention of every block of {type(self.model).__name__}, and that in its "
+                f"{term} reads the attention of every block of {type(self.model).__name__}, and the attention in its "
                 f"{type(closed[0]).__name__} cannot be read"
             )
 
@@ -139,7 +139,8 @@ class Teacher(_Frozen, SubsetViT):
 class MaskedTeacher(_Frozen, MaskedModel):
     """A frozen classifier of any family, which reads whole images with stopped patches at the mean color.
 
-    Forward and backward cost as much as of a dense inversion; pixels of stopped patches get no gradient of the class.
+    Forward and backward cost as much as in a dense inversion; pixels of stopped patches get no gradient of the class
+    loss.
 
     Args:
         model: any timm classifier; its weights are frozen and it is put in evaluation mode.
@@ -161,23 +162,23 @@ class MaskedTeacher(_Frozen, MaskedModel):
 
     @property
     def notice(self) -> str:
-        """What a user should know at once."""
+        """Message for the user at the start of a run."""
         return f"{type(self.model).__name__} reads whole images only: stopped patches are masked, which saves no time"
 
     def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
         """Return logits [B, classes] as `Teacher.look` does.
 
-        The mask is cut before the jitter, and moves with the picture to the pixel.
+        The mask is applied before the jitter, so it moves exactly with the pixels.
         """
         return self(jitter_images(self.fill_stopped(images, keep_indices), jitter))
 
     def look_and_rank(
         self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`look`, and the scores of the patches [B, K] in the order of `keep_indices`.
+        """Return `look`'s logits and the scores [B, K] of the patches in `keep_indices`.
 
         A patch's score is |gradient of the target's logit × pixel|, summed over its pixels: stopping sets a pixel to 0,
-        and the product is the first-order effect of that. It takes one more forward and backward.
+        and the product is the first-order effect of that. It takes one more forward and backward pass.
         """
         assert ranking == "gradient_activation", "no other ranking was resolved"
         leaf = self.fill_stopped(images.detach(), keep_indices).requires_grad_()
@@ -188,15 +189,15 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return self.look(images, keep_indices, jitter), scores.gather(1, keep_indices)
 
     def attention_outputs(self) -> AbstractContextManager[list[Tensor]]:
-        """Never called: `check_blocks` has refused the loss that reads attention."""
+        """Never called: `check_blocks` refuses every loss that reads attention."""
         raise NotImplementedError
 
     def resolve_ranking(self, config: InversionConfig) -> Ranking:
-        """Return the gradient, for no attention is known to lie on the grid; see `Teacher.resolve_ranking`.
+        """Return the ranking by gradient, because attention need not lie on the grid; see `Teacher.resolve_ranking`.
 
         Raises:
-            ModelError: it asks for another ranking.
-            ConfigError: it does not ask for masks.
+            ModelError: the config asks for another ranking.
+            ConfigError: the config does not set `mask_only`.
         """
         family = type(self.model).__name__
         if not config.mask_only:
@@ -206,10 +207,10 @@ class MaskedTeacher(_Frozen, MaskedModel):
         return "gradient_activation"
 
     def check_blocks(self, term: str) -> None:
-        """Refuse every loss term that `Teacher.check_blocks` looks at.
+        """Refuse loss terms that read attention, as `Teacher.check_blocks` does.
 
         Raises:
-            ModelError: always; a masked model shows no attention.
+            ModelError: always; the attention of a masked model is not read.
         """
         raise ModelError(f"{term} reads the attention of every block, and {type(self.model).__name__} is masked")
 
@@ -225,18 +226,18 @@ def make_teacher(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> AnyTeacher:
-    """The teacher that a config asks for.
+    """Make the teacher that a config asks for.
 
     Args:
-        model: a timm classifier.
-        config: with `mask_only`, of any family.
+        model: a timm classifier; with `mask_only` of any family.
+        config: of the inversion.
         image_size: height and width in pixels.
         mean: of pixels in [0, 1], one number per channel.
         std: likewise.
 
     Raises:
-        ModelError: a family that cannot be run on a token subset, without `mask_only`; one that cannot be masked; or
-            one that does not show a loss term what it reads.
+        ModelError: the family cannot be run on a token subset and `mask_only` is not set; or it cannot be masked; or a
+            loss term reads attention that this family does not give.
     """
     if config.mask_only:
         teacher = MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
@@ -249,7 +250,7 @@ def make_teacher(
 
 
 def _check_subsets(model: nn.Module) -> None:
-    """Refuse a family that cannot be run on a token subset, and name what to do instead."""
+    """Refuse a family that cannot be run on a token subset, and say what to do instead."""
     try:
         check_family(model)
     except ModelError as error:

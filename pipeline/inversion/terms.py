@@ -18,14 +18,13 @@ class Term:
     Attributes:
         name: key of its values in `InversionResult.losses`.
         weight: factor of its values in the loss. A term that is maximized returns negative values.
-        compute: what to minimize. Of `pixels` it takes the un-jittered images of the whole batch, float32
-            [B, C, H, W] normalized, stopped patches included; otherwise a `Shown`, some images of the batch as this
-            step shows them to the teacher. It returns a value per image, [B], or a scalar for the batch.
-        sees: `pixels`; `view`, which holds the teacher's logits; or `blocks`, where the view also holds what the
-            attention of each block of the teacher gave.
-        network: which images a network of the term's own reads: `kept` patches alone, or `whole` images. None
-            without such a network.
-        couples_images: the value of an image depends on the others of the batch, which then cannot be split.
+        compute: function to minimize. A term that sees `pixels` gets the un-jittered images of the whole batch, float32
+            [B, C, H, W] normalized, stopped patches included. Any other gets a `Shown`: some images of the batch as
+            this step shows them to the teacher. It returns a value per image, [B], or a scalar for the batch.
+        sees: `pixels`; `view`, which holds the teacher's logits; or `blocks`, whose view also holds the attention
+            output of each block of the teacher.
+        network: what the term's own network reads, if it has one: only `kept` patches, or `whole` images.
+        couples_images: whether the value of an image depends on the others, so that the batch cannot be split.
     """
 
     name: str
@@ -42,17 +41,17 @@ def build_terms(
     feature_prior: losses.FeaturePrior | None = None,
     disagreement: losses.Disagreement | None = None,
 ) -> list[Term]:
-    """Return the terms that have a weight in a config; the class loss always, so that its value can be read.
+    """Return the terms that have a weight in a config, and always the class loss, so that its value is recorded.
 
     Args:
         config: weights and scope.
-        feature_prior: the distance to a CNN's statistics, where the config gives it a weight.
-        disagreement: that of a student, where the config gives the adversarial term a weight.
+        feature_prior: distance to a CNN's statistics, if the config gives it a weight.
+        disagreement: divergence from a student, if the config gives the adversarial term a weight.
     """
     published = config.scope == "published"
     networks = {"feature_prior": feature_prior, "adversarial": disagreement}
     for name, network in networks.items():
-        assert bool(getattr(config, name)) == (network is not None), f"{name} has a weight or a network, not both"
+        assert bool(getattr(config, name)) == (network is not None), f"{name} needs a weight and a network, or neither"
     terms = [Term("class_loss", config.class_weight, _class_loss, sees="view")]
     if config.patch_similarity:
         terms.append(Term("patch_similarity", config.patch_similarity, _dissimilarity, sees="blocks"))

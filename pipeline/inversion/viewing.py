@@ -14,13 +14,13 @@ from pipeline.vit.ranking import Ranking
 
 @dataclass(frozen=True)
 class View:
-    """Some of a run's images as one step shows them.
+    """Some of a run's images, and how one step shows them.
 
     Attributes:
-        images: float32 [b, C, H, W], as they are.
+        images: float32 [b, C, H, W], before the jitter.
         keep_indices: the patches alive, int64 [b, K].
-        jitter: how they are shown, int64 [b, 3].
-        targets: their classes, int64 [b].
+        jitter: shift and flip of each image, int64 [b, 3].
+        targets: target classes, int64 [b].
     """
 
     images: Tensor
@@ -30,11 +30,11 @@ class View:
 
 
 class Shown:
-    """A view and the teacher's answer to it, for loss terms.
+    """A view and the teacher's logits for it, given to loss terms.
 
     Attributes:
         logits: the teacher's, float32 [b, classes].
-        block_outputs: what the attention of each block gave, [b, K, d], where a term asked for it.
+        block_outputs: attention output of each block, [b, K, d], if a term asked for it.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Shown:
 
     @cached_property
     def jittered(self) -> Tensor:
-        """The images [b, C, H, W], shifted and mirrored as the teacher saw them; stopped patches as they were left."""
+        """The images [b, C, H, W], shifted and mirrored as the teacher saw them, with the pixels of stopped patches."""
         return jitter_images(self._view.images, self._view.jitter)
 
     @cached_property
     def filled(self) -> Tensor:
-        """The images [b, C, H, W] as they will be stored, jittered: the patches alive over mean color."""
+        """The jittered images [b, C, H, W] as they will be stored: stopped patches at the mean color."""
         filled = self._teacher.fill_stopped(self._view.images, self._view.keep_indices)
         return jitter_images(filled, self._view.jitter)
 
@@ -67,21 +67,21 @@ class Shown:
         return move_patches(self._view.keep_indices, self._view.jitter, grid_size=grid, patch_size=side)
 
     def precision(self) -> torch.autocast:
-        """Return the context in which networks of this run compute."""
+        """Return the autocast context of the run, for networks of a term's own."""
         return _precision(self._view, self._dtype)
 
 
 class Viewer:
-    """The teacher, as it looks at the images of a run.
+    """Runs the teacher on the views of a run.
 
     Args:
-        teacher: made ready for the run.
-        dtype: of its forward and backward.
-        ranking: by which patches are ranked.
-        watched: a term reads the outputs of the teacher's blocks.
+        teacher: as `frozen_copy` returns it.
+        dtype: of its forward and backward pass.
+        ranking: how patches are ranked.
+        watched: whether a term reads the outputs of the teacher's blocks.
 
     Attributes:
-        look: images, keep_indices, jitter → the teacher's logits [b, classes]; a compiled one may take its place.
+        look: images, keep_indices, jitter → the teacher's logits [b, classes]; may be replaced by a compiled function.
     """
 
     def __init__(self, teacher: AnyTeacher, *, dtype: str, ranking: Ranking, watched: bool) -> None:
@@ -94,8 +94,8 @@ class Viewer:
         """Run the teacher on a view.
 
         Args:
-            view: to look at.
-            scores: where the patches are to be ranked, it gets their scores [b, K], in the order of `keep_indices`.
+            view: the images to show.
+            scores: a list to which the scores [b, K] of the patches are appended; None if they need not be ranked.
         """
         outputs: list[Tensor] = []
         with _precision(view, self._dtype):
@@ -107,18 +107,19 @@ class Viewer:
         shown = view.images, view.keep_indices, view.jitter
         if scores is None:
             return self.look(*shown)
-        # So few steps rank that no graph is compiled for them.
+        # Too few steps rank patches to be worth compiling.
         logits, scored = self.teacher.look_and_rank(*shown, self._ranking, view.targets)
         scores.append(scored.float())
         return logits
 
     def _watched_logits(self, view: View, scores: list[Tensor] | None, outputs: list[Tensor]) -> Tensor:
-        """Return the logits, and in `outputs` what the attention of each block gave."""
+        """Return the logits, and append the attention output of each block to `outputs`."""
         with self.teacher.attention_outputs() as seen:
             logits = self.look(view.images, view.keep_indices, view.jitter)
         outputs.extend(seen)
         if scores is not None:
-            # Ranking runs attention, or everything, once more: a pass of its own, that is not watched.
+            # Ranking runs attention, or the whole forward, once more. It gets a pass of its own, so that `outputs` is
+            # not filled twice.
             with torch.no_grad():
                 self._logits(view, scores)
         return logits

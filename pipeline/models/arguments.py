@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 
-# Arguments of timm's factory and builder, not of a model: timm takes them out before the model is made, and most then
-# change nothing, load other weights, or wrap the model in something else than a classifier.
+# Arguments of timm's factory and builder, not of a model. timm removes them before it makes the model; most of them
+# have no effect, load other weights, or wrap the model so that it is no classifier any more.
 _NOT_THE_MODELS = (
     set(inspect.signature(timm.create_model).parameters)
     | set(inspect.signature(timm.models.build_model_with_cfg).parameters)
@@ -24,23 +24,23 @@ _INSTEAD = {
     "pretrained_cfg": "checkpoint, mean, std, interpolation, crop_pct and crop_mode",
     "pretrained_cfg_overlay": "checkpoint, mean, std, interpolation, crop_pct and crop_mode",
 }
-# Preprocessing lives in timm's `pretrained_cfg`, beside the model: settings of ModelConfig.
+# Preprocessing belongs to timm's `pretrained_cfg`, not to the model; here it is set in ModelConfig.
 _SETTINGS = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "class_names", "use_ema")
-# As YAML writes truth values; no argument of a model takes such a text.
+# YAML's words for truth values; no argument of a model takes such a text.
 _TRUTH = ("true", "false", "yes", "no", "on", "off")
 
 
 def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any]) -> None:
-    """Refuse arguments that timm would ignore, or that contradict a setting of their own.
+    """Refuse arguments that timm would ignore, or that contradict a setting of ModelConfig.
 
-    What is left is passed to the model's class, which raises for a name that it does not know.
+    The others are passed to the model's class, which raises for names that it does not know.
 
     Args:
         model_args: as given.
-        explicit: the settings `num_classes` and `in_chans`; None where they are left open.
+        explicit: the settings `num_classes` and `in_chans`; None where they are not set.
 
     Raises:
-        ConfigError: with the name of the argument and what to set instead.
+        ConfigError: an argument is refused; the message says what to set instead.
     """
     for name, value in model_args.items():
         if name in _NOT_THE_MODELS:
@@ -59,14 +59,14 @@ def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any])
 
 
 def check_argument_types(model_args: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse values of another type where Python would take them for true or false without an error.
+    """Refuse values of a wrong type that Python would silently take as true or false.
 
     Args:
         model_args: as given.
-        model: made of them.
+        model: the model made with them.
 
     Raises:
-        ConfigError: a parameter that is a truth value was given something else, or a number was given a truth value.
+        ConfigError: a boolean parameter was given something else, or another parameter was given a boolean.
     """
     for name, value in model_args.items():
         parameter = _parameter(model, name)
@@ -81,7 +81,7 @@ def check_argument_types(model_args: Mapping[str, Any], model: nn.Module) -> Non
 
 
 def _parameter(model: nn.Module, name: str) -> inspect.Parameter | None:
-    """Return the parameter of a model's class, or of the class below that it passes further arguments to."""
+    """Return a parameter of a model's class, or of a base class to which it passes further arguments."""
     for family in type(model).__mro__:
         if "__init__" in vars(family) and name in (found := inspect.signature(family).parameters):
             return found[name]

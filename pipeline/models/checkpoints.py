@@ -1,7 +1,7 @@
 """Read weights from checkpoints of many kinds, at any fsspec location, without running code.
 
-safetensors and npz files hold data alone; what `torch.save` wrote is read as data, see `pipeline.models.pickles`. A
-file is what its content says, whatever its name.
+safetensors and npz files hold only data; files of `torch.save` are read as data, see `pipeline.models.pickles`. The
+kind of a file is found from its content, not its name.
 """
 
 import io
@@ -26,7 +26,7 @@ from pipeline.storage import join, list_files, read_bytes
 
 __all__ = ["find_weights_file", "read_state_dict", "refusal_of"]
 
-# In timm's own order, and the indexes of sharded weights, which timm does not read.
+# timm's own order of preference, and the indexes of sharded weights, which timm does not read.
 _PREFERRED_FILES = (
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     *("pytorch_model.pth", "model.pth", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
@@ -34,7 +34,7 @@ _PREFERRED_FILES = (
 )
 _PREFERRED_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
-# Files that tell what saved a folder → what it is, and what to do.
+# File that shows which software saved a folder → what the folder is, and what to do with it.
 _FOLDERS = {
     "zero_to_fp32.py": ("a DeepSpeed checkpoint", "convert it: python FOLDER/zero_to_fp32.py FOLDER weights"),
     "latest": ("a DeepSpeed checkpoint", "convert it with its zero_to_fp32.py"),
@@ -48,13 +48,13 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
 
     Args:
         uri: a safetensors file, what `torch.save` wrote, an npz file, or the `.index.json` of a sharded checkpoint.
-        model_keys: names in the model's own state dict; what DistributedDataParallel (`module.`), `torch.compile`
-            (`_orig_mod.`), Lightning (`model.`) or an averaged copy put before them is taken off.
-        use_ema: prefer averaged weights where the checkpoint has both (as timm does).
+        model_keys: names in the model's own state dict; prefixes of DistributedDataParallel (`module.`),
+            `torch.compile` (`_orig_mod.`), Lightning (`model.`) or averaged copies are removed.
+        use_ema: prefer averaged weights if the checkpoint has both, as timm does.
 
     Raises:
-        CheckpointError: missing, corrupt, of a kind that is not read, holding anything but data, or holding two sets of
-            weights.
+        CheckpointError: the file is missing, corrupt or of a kind that is not read, holds anything but data, or holds
+            several sets of weights.
     """
     weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
@@ -62,10 +62,10 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
 
 
 def find_weights_file(folder: str) -> str:
-    """Return the URI of the weights in a folder as timm or transformers saves one.
+    """Return the URI of the weights in a folder that timm or transformers saved.
 
     Raises:
-        CheckpointError: there are none, or several and nothing says which.
+        CheckpointError: there are none, or there are several and it is not clear which to read.
     """
     names = _list(folder)
     for name in _PREFERRED_FILES:
@@ -141,10 +141,10 @@ def _read_npz(uri: str, content: bytes) -> dict[str, Tensor]:
 
 
 def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
-    """Read the files that an index names, beside it."""
+    """Read the files that an index names; they lie beside it."""
     try:
-        places: dict[str, str] = json.loads(content)["weight_map"]
-        names = sorted(set(places.values()))
+        files: dict[str, str] = json.loads(content)["weight_map"]
+        names = sorted(set(files.values()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {uri!r} is not the index of a sharded checkpoint: no weight_map") from error
     weights: dict[str, Tensor] = {}
@@ -157,7 +157,7 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
         if kind not in ("safetensors", "torch"):
             raise CheckpointError(f"checkpoint {part!r} {describe_foreign(part, read)}")
         weights |= safetensors.torch.load(read) if kind == "safetensors" else read_pickle(part, read)
-    missing = sorted(set(places) - set(weights))
+    missing = sorted(set(files) - set(weights))
     if missing:
         raise CheckpointError(
             f"checkpoint {uri!r} lacks {len(missing)} tensors that its index names, as {missing[0]!r}"
@@ -166,10 +166,10 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
 
 
 def _wrapper_prefix(uri: str, weights: Mapping[str, Tensor], model_keys: Collection[str], use_ema: bool) -> str:
-    """Return what stands before the model's own names: the prefix under which most of them are found."""
+    """Return the prefix of the model's own names in a checkpoint: the one under which most of them are found."""
     suffixes = sorted(model_keys)[:1]
     prefixes = {name[: -len(s)] for s in suffixes for name in weights if name.endswith(s)}
     found = {p: sum(p + key in weights for key in model_keys) for p in prefixes if p == "" or p.endswith(".")}
     complete = sorted(p for p, count in found.items() if 2 * count > len(model_keys))
-    # Nothing found: another layout (original DINOv2, say), which timm's own filter for the family may know.
+    # No prefix: another layout, such as the original DINOv2's, which timm's filter for the family may convert.
     return choose_set(uri, complete, use_ema) if complete else ""

@@ -14,15 +14,15 @@ from pipeline.models.name_files import names_in_config, read_class_names
 
 
 def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) -> list[str]:
-    """Return the names of a model's classes: given, or its own, or timm's for ImageNet, or numbers.
+    """Return the names of a model's classes: the given ones, else its own, else timm's for ImageNet, else numbers.
 
     Args:
-        config: may give them, or the URI of a file of them.
-        model: as made.
-        trained: its own names are of its classes; a model that is yet to be trained may have had others.
+        config: may hold the names, or the URI of a file of names.
+        model: the model.
+        trained: whether its own names apply; a model that is yet to be trained may have had other classes.
 
     Raises:
-        ConfigError: as many names as the model has classes cannot be read, one is blank, or two are the same.
+        ConfigError: the names cannot be read, their number is not that of the classes, one is blank, or two are equal.
     """
     count = int(model.num_classes)  # type: ignore[arg-type]
     given = config.class_names
@@ -45,7 +45,7 @@ def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequen
     own: Any = model.pretrained_cfg
     labels = own.get("label_names")
     what = "label_names" if labels else "class names"
-    # timm keeps nothing of a folder's config.json but `label_names`.
+    # Of the class names in a folder's config.json timm keeps only `label_names`.
     stated = read_model_config(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else {}
     try:
         names = names_in_config({**stated, **({"label_names": labels} if labels else {})})
@@ -61,7 +61,7 @@ def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequen
     info = timm.data.ImageNetInfo(subset)
     described = list(info.label_descriptions())
     times = Counter(described)
-    # Two synsets may share a description ("crane"): the synset tells them apart.
+    # Two synsets may share a description ("crane"); the synset is added to distinguish them.
     return [
         text if times[text] == 1 else f"{text} ({synset})"
         for text, synset in zip(described, info.label_names(), strict=True)

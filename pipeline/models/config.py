@@ -51,7 +51,7 @@ class ModelConfig:
     num_classes: int | None = None
     in_chans: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
-    # Not a list: the parser of configs takes minutes for a list of thousands.
+    # A tuple, because jsonargparse takes minutes to parse a list of thousands.
     class_names: tuple[str, ...] | str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -73,11 +73,11 @@ class ModelConfig:
         check_model_args(self.model_args, {"num_classes": self.num_classes, "in_chans": self.in_chans})
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return how real images are resized and cropped, as far as this config says so."""
+        """Return how real images are resized and cropped, as far as this config sets it."""
         return {name: getattr(self, name) for name in PREPROCESSING if getattr(self, name) is not None}
 
     def located(self) -> "ModelConfig":
-        """Return the same with absolute local paths: Ray's workers have working folders of their own.
+        """Return a copy with absolute local paths, because Ray's workers have other working folders.
 
         Raises:
             ConfigError: the folder of a `local-dir:` name is not local.
@@ -86,7 +86,7 @@ class ModelConfig:
         if folder != self.name and not is_local(folder):
             raise ConfigError(
                 f"model {self.name!r}: {LOCAL_DIR} takes a folder of this machine, or of a disk that all machines "
-                "share; of an object store give the file of weights as checkpoint, with a timm name"
+                "share; for an object store, give a timm name, and the file of weights as checkpoint"
             )
         return dataclasses.replace(
             self,

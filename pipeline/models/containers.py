@@ -9,15 +9,15 @@ from pipeline.foreign import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 
-# The number that torch's format before 1.6 begins with, as pickled.
+# Magic number of torch's format before 1.6, as pickled.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def readable_kind(name: str, content: bytes) -> Readable | None:
-    """Return how a checkpoint is read, by its content and not by its name; None where it is of another kind.
+    """Return how to read a checkpoint, judging by its content; None if it is of a kind that is not read.
 
     Args:
-        name: file name or URI; only tells the JSON index of a sharded checkpoint from other JSON.
+        name: file name or URI; used only to distinguish the JSON index of a sharded checkpoint from other JSON.
         content: the whole file.
     """
     if len(content) > 9 and content[8:9] == b"{" and struct.unpack("<Q", content[:8])[0] <= len(content) - 8:
@@ -33,7 +33,7 @@ def readable_kind(name: str, content: bytes) -> Readable | None:
 
 
 def is_of_torch(content: bytes) -> bool:
-    """Whether a file that is a pickle, or holds one, was written by `torch.save`."""
+    """Return whether a file that is or contains a pickle was written by `torch.save`."""
     return content.startswith(b"PK") or _LEGACY_MAGIC in content[:64]
 
 
@@ -42,7 +42,7 @@ def is_pickle(content: bytes) -> bool:
 
 
 def pickle_protocol(content: bytes) -> int | None:
-    """Return the protocol that a file was pickled with, within torch's archive or alone; None where it is no pickle."""
+    """Return the pickle protocol of a file, or of the pickle in torch's archive; None if it is no pickle."""
     members = zip_members(content)
     if members is None:
         return content[1] if is_pickle(content) else None

@@ -8,10 +8,10 @@ from pipeline.storage import exists, join, read_bytes
 
 
 def read_model_config(folder: str) -> dict[str, Any]:
-    """Return the `config.json` of a folder at any location; empty where there is none, or it is no JSON object.
+    """Return the `config.json` of a folder at any location; empty if there is none, or if it is no JSON object.
 
     Raises:
-        DatasetError: it is there and cannot be read.
+        DatasetError: the file exists and cannot be read.
     """
     uri = join(folder, "config.json")
     if not exists(uri):
@@ -24,10 +24,10 @@ def read_model_config(folder: str) -> dict[str, Any]:
 
 
 def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]:
-    """Return the `mean` and `std` that timm wrote into a folder's config; empty where one of them is not stated.
+    """Return the `mean` and `std` that timm wrote into a folder's config; empty if one of them is missing.
 
     Raises:
-        ValueError: they are impossible.
+        ValueError: they are impossible values.
     """
     own = config.get("pretrained_cfg")
     if not isinstance(own, dict) or own.get("mean") is None or own.get("std") is None:
@@ -39,16 +39,16 @@ def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]
 
 
 def describe_problem(config: dict[str, Any]) -> str | None:
-    """Say what a model answers with, by what transformers wrote into its config; None where it is one class an image.
+    """Say what a model outputs, from what transformers wrote into its config; None where it is one class per image.
 
-    timm does not keep that entry.
+    timm drops that entry when it reads the folder.
     """
     match config.get("problem_type"):
         case None | "single_label_classification":
             return None
         case "multi_label_classification" as problem:
-            return f"answers with several labels for each image ({problem})"
+            return f"outputs several labels per image ({problem})"
         case "regression" as problem:
-            return f"answers with values ({problem})"
+            return f"outputs values ({problem})"
         case problem:
-            return f"answers with something else than classes (problem_type {problem!r:.60})"
+            return f"outputs something other than classes (problem_type {problem!r:.60})"

@@ -1,4 +1,4 @@
-"""Run a model on another model's images, on kept patches alone where it can."""
+"""Run a model on another model's images, on only the kept patches if it can."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.masking import patch_size
 from pipeline.models.loading import LoadedModel
+from pipeline.trial import try_out
 from pipeline.vit.families import refusal
-from pipeline.vit.masked import patch_size
 from pipeline.vit.subset import SubsetViT
-from pipeline.vit.trial import try_out
 
 
 class ImageReader(nn.Module):
-    """A model that reads the teacher's images, on the kept tokens alone where it has the teacher's patch grid.
+    """A model that reads the teacher's images, on only the kept tokens if it has the teacher's patch grid.
 
     Args:
         model: a timm model with the teacher's number of classes.
-        teacher: whose images it is to read.
-        mean, std: the model's own normalization, of pixels in [0, 1], one for each channel.
+        teacher: the teacher whose images it reads.
+        mean, std: the model's own normalization, of pixels in [0, 1], one per channel.
 
     Attributes:
         model: the timm model.
-        vit: the model as a reader of kept tokens; None where it reads the filled image.
+        vit: the model wrapped to read kept tokens; None if it reads the filled image.
         mean, std: as given.
     """
 
@@ -36,32 +36,32 @@ class ImageReader(nn.Module):
         self.model = model
         self.mean, self.std = tuple(mean), tuple(std)
         self.vit = _as_reader_of_tokens(model, teacher)
-        # From the teacher's normalization to the model's.
+        # Converts from the teacher's normalization to the model's.
         own, given = (torch.tensor(v).view(2, -1, 1, 1) for v in ((mean, std), (teacher.mean, teacher.std)))
         self.register_buffer("scale", given[1] / own[1], persistent=False)
         self.register_buffer("shift", (given[0] - own[0]) / own[1], persistent=False)
         self.renormalizes = self.mean != teacher.mean or self.std != teacher.std
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W] in the teacher's normalization.
+        """Return logits [B, classes] of images [B, C, H, W] in the teacher's normalization.
 
         Args:
-            images: filled with the mean color where patches are stopped.
-            keep_indices: int64 [B, K], or None for all patches; a model without `vit` reads the image regardless.
+            images: with stopped patches at the mean color.
+            keep_indices: int64 [B, K], or None for all patches; ignored without `vit`, which reads the whole image.
         """
         images = self._normalize(images)
         return self.model(images) if self.vit is None else self.vit(images, keep_indices)
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and the tokens after the final norm [B, P + K, D]; only with `vit`."""
+        """Return logits and the tokens after the final norm [B, P + K, D]; only with `vit`."""
         assert self.vit is not None
         return self.vit.forward_tokens(self._normalize(images), keep_indices)
 
     def try_out(self, teacher: LoadedModel) -> None:
-        """Read two images, so that a model which cannot is refused before any work starts.
+        """Run the model on two images, so that an unsuitable one is refused before any work starts.
 
         Raises:
-            ModelError: it does not take the teacher's images, or answers with other than the teacher's classes.
+            ModelError: it does not take the teacher's images, or does not output the teacher's classes.
         """
         name = f"student {type(self.model).__name__}"
         try_out(self, name, image_shape=teacher.input_size, num_classes=len(teacher.class_names))
@@ -71,7 +71,7 @@ class ImageReader(nn.Module):
 
 
 def num_patches(loaded: LoadedModel) -> int:
-    """Patches of a whole image, left out or masked where they are stopped; 0 for a model that has none."""
+    """Return the number of patches of a whole image, which can be left out or masked; 0 for a model without patches."""
     model: Any = loaded.model
     if refusal(model) is None:
         return model.patch_embed.num_patches
@@ -83,10 +83,10 @@ def num_patches(loaded: LoadedModel) -> int:
 
 
 def _as_reader_of_tokens(model: nn.Module, teacher: LoadedModel) -> SubsetViT | None:
-    """The model as a reader of kept tokens; None where its family or its patch grid does not allow it."""
+    """Wrap the model to read kept tokens; None if its family or its patch grid does not allow it."""
     try:
         vit = SubsetViT(model)
     except ModelError:
         return None
-    # Images and patches are square: one size and one number of patches make one grid.
+    # Images and patches are square, so equal sizes and equal numbers of patches mean equal grids.
     return vit if (vit.image_size, vit.num_patches) == (teacher.input_size[1], num_patches(teacher)) else None

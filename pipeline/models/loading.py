@@ -25,15 +25,16 @@ from pipeline.models.weights import check_finite_weights, weight_digest
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, on the CPU, in float32, with all that is needed to feed it and to name its classes.
+    """A model in evaluation mode, on the CPU, in float32, with its class names and preprocessing.
 
     Attributes:
-        class_names: one for each class, all different.
-        mean, std: of pixels in [0, 1], one for each channel.
+        class_names: one per class, all different.
+        mean, std: of pixels in [0, 1], one per channel.
         input_size: channels, height and width in pixels.
         digest: SHA-256 of the weights.
-        data_config: timm's resolved data config (interpolation, crop_pct, ...), with what the config sets of it.
-        notices: what a user should know at once, one line each; jobs print them on standard error.
+        data_config: timm's resolved data config (interpolation, crop_pct, ...), with the settings of the config
+            applied.
+        notices: messages for the user, one line each; jobs print them on standard error at the start.
     """
 
     model: nn.Module
@@ -48,23 +49,23 @@ class LoadedModel:
 
     @property
     def names_known(self) -> bool:
-        """Whether its classes have names that are more than their numbers."""
+        """Whether its classes have names other than their numbers."""
         return self.class_names != [str(label) for label in range(len(self.class_names))]
 
 
 def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
-    """Make a model and fill in its weights.
+    """Make a model and load its weights.
 
     Args:
-        config: which one.
-        trained: the whole model must come from a file, as a teacher's does. A student may start from random weights
+        config: of the model.
+        trained: whether all weights must come from a file, as a teacher's do. A student may start from random weights
             or with a new head.
 
     Raises:
-        ModelError: unknown name, arguments the family does not take, another class count than its weights have, or
-            channels that pictures do not have and that nothing normalizes.
-        CheckpointError: weights missing, corrupt, unsafe, not finite or of another model.
-        ConfigError: class names or normalization that do not fit the model.
+        ModelError: the name is unknown, the family does not take an argument, the class count is not that of the
+            weights, or the number of channels is not that of pictures and no normalization is known for it.
+        CheckpointError: weights are missing, corrupt, unsafe, not finite or of another model.
+        ConfigError: class names or normalization do not fit the model.
     """
     made = make_model(config, trained=trained)
     model = made.model.eval()
@@ -74,7 +75,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     mean = _per_channel(config, "mean", data_config["mean"], channels)
     std = _per_channel(config, "std", data_config["std"], channels)
     data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std, **config.preprocessing()}
-    # Settings were checked when they were given.
+    # Settings of the config were checked when it was made; these are the model's own.
     if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
         raise ConfigError(f"model {config.name!r}: its own {fault}; the setting of that name may give another")
     return LoadedModel(
@@ -93,10 +94,10 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
 def save_model(
     model: nn.Module, folder: str | Path, *, class_names: list[str], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Write a local folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, weights as safetensors.
+    """Save a model as a local folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     Args:
-        model: made by `timm.create_model`, which recorded the arguments to make it again.
+        model: made by `timm.create_model`, which recorded its arguments; weights are saved as safetensors.
     """
     data_config = {
         "mean": mean,
@@ -113,7 +114,7 @@ def save_model(
 
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width in pixels of the images that a timm model was made for."""
+    """Return channels, height and width in pixels of the images that a timm model was made for."""
     return input_size_of(model, timm.data.resolve_data_config({}, model=model))
 
 
@@ -127,17 +128,17 @@ class RealImageTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Normalized float32 [C, H, W]."""
+        """Return the normalized image, float32 [C, H, W]."""
         return self._transform(image.convert(self._mode))
 
 
 def describe_channels(name: str, channels: int) -> str:
-    """Say that a model reads other channels than pictures have."""
+    """Say that the number of a model's channels is not that of pictures."""
     return f"model {name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
 
 
 def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return the mean or the standard deviation of each channel: given, or the model's own."""
+    """Return the mean or the standard deviation per channel: the given one, else the model's own."""
     given: list[float] | None = getattr(config, name)
     whose = name if given is not None else f"model {config.name!r}: its own {name}"
     if given is None and (fault := describe_normalization_fault({name: own})):
@@ -148,6 +149,6 @@ def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channel
     if channels not in PICTURE_CHANNELS:
         raise ModelError(describe_channels(config.name, channels))
     if given is None and channels == 1:
-        # timm states three for a model that it made for one channel: gray is their mean.
+        # timm states three values even for a model that it made for one channel; for gray take their mean.
         return (sum(values) / len(values),)
     raise ConfigError(f"{whose} has {len(values)} values, the model reads {channels} channels: {list(values)}")

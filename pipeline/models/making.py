@@ -29,9 +29,9 @@ from pipeline.models.weights import (
 )
 from pipeline.storage import exists, why_missing
 
-# What timm raises for an unknown name, an argument a family does not take, a missing or unfitting weight file, and
-# (huggingface_hub, a ValueError or OSError) for weights that cannot be downloaded; a corrupt file raises what its
-# reader stumbles over.
+# Errors of timm for an unknown name, an argument that the family does not take, or a weight file that is missing or
+# does not fit; of huggingface_hub (ValueError or OSError) for weights that cannot be downloaded; and of the readers of
+# corrupt files.
 _TIMM_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
     *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
@@ -39,15 +39,15 @@ _TIMM_ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A model with its weights, and what a user should know of how they were fitted to it."""
+class MadeModel:
+    """A model with its weights, and notices for the user about how they were fitted to it."""
 
     model: nn.Module
     notices: tuple[str, ...] = ()
 
 
-def make_model(config: ModelConfig, *, trained: bool) -> Made:
-    """Make a model and fill in its weights; see `pipeline.models.load_model`.
+def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
+    """Make a model and load its weights; see `pipeline.models.load_model`.
 
     Raises:
         ModelError, CheckpointError: as `load_model`.
@@ -66,12 +66,12 @@ def make_model(config: ModelConfig, *, trained: bool) -> Made:
         _check_own_head(config, model)
         _check_own_patches(config, model)
     if not config.pretrained:
-        return Made(model)
-    return Made(model, _size_notices(config, f"model {config.name!r}", model, _asked_size(config, model), trained))
+        return MadeModel(model)
+    return MadeModel(model, _size_notices(config, f"model {config.name!r}", model, _asked_size(config, model), trained))
 
 
 def input_size_of(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:
-    """Return channels, height and width that a model was made for; timm's config may state those it was trained at."""
+    """Return channels, height and width that a model was made for; timm's config may state those of its training."""
     channels, height, width = data_config["input_size"]
     made_with = timm.models.get_model_args(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or made_with.get("img_size")
@@ -84,26 +84,26 @@ def _create(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
-        # Located, for timm knows no `~`.
+        # An absolute path, because timm does not expand `~`.
         model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except _TIMM_ERRORS as error:
         folder = config.name.removeprefix(LOCAL_DIR)
         hint = "" if folder == config.name or exists(folder) else why_missing(folder)
         raise ModelError(f"cannot make model {config.name!r}: {_first_lines(error)}{hint}") from error
-    # With those that a folder states, where JSON has texts for truth values.
+    # The arguments that a folder's config states are checked as well: JSON may hold texts for truth values.
     stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
     check_argument_types({**stated, **config.model_args}, model)
     return model
 
 
 def _outline(config: ModelConfig) -> nn.Module:
-    """Return the model without storage: its names and shapes."""
+    """Return the model on the meta device: names and shapes without storage."""
     with torch.device("meta"):
         return _create(config, pretrained=False)
 
 
-def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> Made:
-    """Through timm's own loading, which knows how each family's published checkpoints are laid out."""
+def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
+    """Load through timm, which knows the layouts of each family's published checkpoints."""
     outline = _outline(config)
     weights = _read_weights(config, uri, outline)
     if jax_first_layer(weights) is not None:
@@ -118,11 +118,11 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> Made:
     model = _fill(config, uri, weights, overlay)
     what = f"checkpoint {uri!r}"
     notices = _size_notices(config, what, model, resampling(weights, model), trained)
-    return Made(model, notices or _unknown_size(config, what, model))
+    return MadeModel(model, notices or _unknown_size(config, what, model))
 
 
-def _from_folder(config: ModelConfig, trained: bool) -> Made:
-    """Through timm's own loading as well, which reads the folder's config; the file of weights is read here."""
+def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
+    """Load through timm too, which reads the folder's config; the file of weights is read here."""
     outline = _outline(config)
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
     weights = _read_weights(config, uri, outline)
@@ -131,7 +131,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> Made:
         check_first_layer(f"model {config.name!r}", weights, outline)
     model = _fill(config, uri, weights, {})
     change = resampling(weights, model) or _asked_size(config, model)
-    return Made(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
+    return MadeModel(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
 
 
 def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> dict[str
 
 
 def _fill(config: ModelConfig, uri: str, weights: dict[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
-    """Make the model with weights that were read."""
+    """Make the model with the given weights."""
     given = {"source": None, "file": None, "state_dict": weights, "custom_load": False, **overlay}
     try:
         model = _create(config, pretrained=True, pretrained_cfg_overlay=given)
@@ -152,15 +152,16 @@ def _fill(config: ModelConfig, uri: str, weights: dict[str, Tensor], overlay: di
     return model
 
 
-def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained: bool) -> Made:
-    """Through the family's own reader of Google's published `.npz` files, which wants a file.
+def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained: bool) -> MadeModel:
+    """Load through the family's reader of Google's published `.npz` files, which takes a file.
 
-    It leaves out what it does not find, the classifier among others: what it leaves is NaN then, and is refused.
+    It silently skips tensors that it does not find, the classifier among others. The model is filled with NaN before,
+    so that skipped tensors are found and refused.
     """
     model: Any = _create(config, pretrained=False)
     if not hasattr(model, "load_pretrained"):
         family = type(model).__name__
-        raise CheckpointError(f"checkpoint {uri!r} is laid out by JAX, and timm does not read that for {family}")
+        raise CheckpointError(f"checkpoint {uri!r} has the layout of JAX, which timm does not read for {family}")
     check_jax_head(uri, weights, model)
     first = {f"{layer}.weight": jax_first_layer(weights) for layer in (model.pretrained_cfg["first_conv"],)}
     check_first_layer(f"checkpoint {uri!r}", {k: v for k, v in first.items() if v is not None}, model)
@@ -178,20 +179,20 @@ def _from_jax(config: ModelConfig, uri: str, weights: dict[str, Tensor], trained
     lacking = [name for name, value in model.named_parameters() if bool(value.isnan().any())]
     if lacking:
         raise CheckpointError(f"checkpoint {uri!r} lacks {len(lacking)} tensors of the model, as {lacking[0]!r}")
-    return Made(model, _size_notices(config, f"checkpoint {uri!r}", model, resampling(weights, model), trained))
+    return MadeModel(model, _size_notices(config, f"checkpoint {uri!r}", model, resampling(weights, model), trained))
 
 
 def _size_notices(
     config: ModelConfig, what: str, model: nn.Module, change: str | None, trained: bool
 ) -> tuple[str, ...]:
-    """Say that timm resampled weights of another image size; refuse it where nobody asked for that.
+    """Report that timm resampled weights of another image size; refuse it if nobody asked for that.
 
     Args:
-        what: holds the weights, for the message.
-        change: what they were trained on; None where nothing was resampled.
+        what: the source of the weights, for the message.
+        change: what they were trained on; None if nothing was resampled.
 
     Raises:
-        CheckpointError: they were, for a model that must be as trained, and `model_args.img_size` is not set.
+        CheckpointError: weights of a trained model were resampled, and `model_args.img_size` is not set.
     """
     if change is None:
         return ()
@@ -200,24 +201,24 @@ def _size_notices(
     if trained and "img_size" not in config.model_args:
         raise CheckpointError(
             f"{message}: resampled, it would be another model; set model_args.img_size to the size it was trained on, "
-            f"or to {height} to have it resampled all the same"
+            f"or to {height} to accept the resampling"
         )
-    return (f"{message}: resampled by timm, it answers otherwise than at the size it was trained on",)
+    return (f"{message}: timm resampled it, so its outputs differ from those at the size it was trained on",)
 
 
 def _asked_size(config: ModelConfig, model: nn.Module) -> str | None:
-    """Return the image size that the weights' own config states, where the config asks for another one."""
+    """Return the image size in the weights' own config if the given config asks for another; else None."""
     return _other_size(_as_trained(config), model) if config.model_args else None
 
 
 def _other_size(trained: nn.Module, model: nn.Module) -> str | None:
-    """Return the image size of a model as trained where another one is read; None where it is the same."""
+    """Return the image size that a model was trained at if it reads another; None if it is the same."""
     (_, height, width), (_, *made) = (_size(each) for each in (trained, model))
     return None if [height, width] == made else f"{height}x{width} pixels"
 
 
 def _unknown_size(config: ModelConfig, what: str, model: nn.Module) -> tuple[str, ...]:
-    """Say that weights cannot tell whether they fit an image size that was asked for (rotary positions, windows)."""
+    """Report that the image size of the weights is unknown (rotary positions, windows) if another one is asked for."""
     if "img_size" not in config.model_args:
         return ()
     others = {name: value for name, value in config.model_args.items() if name != "img_size"}
@@ -226,7 +227,7 @@ def _unknown_size(config: ModelConfig, what: str, model: nn.Module) -> tuple[str
     if size is None or _shapes(named) != _shapes(model):
         return ()
     _, height, width = _size(model)
-    message = f"{what} does not tell the image size it was trained at: {config.name!r} is made for {size}"
+    message = f"{what} does not state the image size it was trained at: {config.name!r} is made for {size}"
     return (f"{message}, the model reads {height}x{width} as model_args.img_size says",)
 
 
@@ -239,22 +240,22 @@ def _size(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _as_trained(config: ModelConfig) -> nn.Module:
-    """Return the outline of a model as the config of its own weights says."""
+    """Return the outline of a model as its weights' own config describes it."""
     return _outline(dataclasses.replace(config, in_chans=None, num_classes=None, model_args={}))
 
 
 def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
-    """timm gives a pretrained model a fresh random head when asked for another class count; a teacher needs its own."""
+    """Refuse another class count than the weights': timm would give the model a random head."""
     own = model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
     if own is not None and own != model.num_classes:
         raise ModelError(f"model {config.name!r} was trained for {own} classes, num_classes says {model.num_classes}")
 
 
 def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
-    """A teacher must read the patches and channels that it was trained on.
+    """Check that a teacher reads the patches and channels that it was trained on.
 
     Raises:
-        CheckpointError: the config asks for others than the weights were trained with.
+        CheckpointError: the config asks for others.
     """
     if config.in_chans is None and not config.model_args:
         return

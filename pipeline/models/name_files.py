@@ -10,9 +10,9 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import decode_text, read_bytes
 
 _HINT = 'give a JSON list of names, a JSON object such as {"0": "cat"} or {"cat": 0}, or one name per line'
-# In a JSON object with more than the names: where they are. Number → name or name → number, or a list.
+# Keys of the names in a JSON object that holds more. The value maps number → name or name → number, or is a list.
 _KEYS = ("id2label", "idx_to_class", "label_names", "label2id", "class_to_idx")
-# Kinds of files that are text and would be taken for names, line by line.
+# Suffixes of other text files, whose lines would be taken for names.
 _OTHER_KINDS = {
     **dict.fromkeys((".yaml", ".yml"), "YAML"),
     **dict.fromkeys((".csv", ".tsv"), "a table"),
@@ -30,7 +30,7 @@ def read_class_names(uri: str) -> list[str]:
     """Return the names in a file, in the order of their numbers.
 
     Raises:
-        ConfigError: it cannot be read, or its content does not say one name for each number from 0 on.
+        ConfigError: the file cannot be read, or does not give one name for each number from 0 on.
     """
     try:
         content = read_bytes(uri)
@@ -49,10 +49,10 @@ def parse_class_names(text: str, *, suffix: str = "") -> list[str]:
 
     Args:
         text: JSON, or one name per line.
-        suffix: of the file's name; names of kinds that are neither are refused.
+        suffix: of the file's name; suffixes of other kinds of files are refused.
 
     Raises:
-        ValueError: it is neither, or could be read in two ways; the message is the predicate of a sentence.
+        ValueError: the text is neither, or ambiguous; the message is the predicate of a sentence.
     """
     if suffix in _OTHER_KINDS:
         raise ValueError(f"is {_OTHER_KINDS[suffix]}, by its name")
@@ -67,7 +67,8 @@ def names_of(value: Any) -> list[str]:
     """Return the names in a list, a mapping of numbers to names or of names to numbers, or a model's `config.json`.
 
     Raises:
-        ValueError: it is none of them, or its numbers are not 0, 1, 2, ...; the message is the predicate of a sentence.
+        ValueError: the value is none of them, or its numbers are not 0, 1, 2, ...; the message is the predicate of a
+            sentence.
     """
     if isinstance(value, list | tuple):
         return _checked(list(value))
@@ -75,7 +76,7 @@ def names_of(value: Any) -> list[str]:
         raise ValueError(f"is {value!r:.60}, neither a list nor an object of names")
     found = {key: value[key] for key in _KEYS if value.get(key)}
     if not found and isinstance(value.get("pretrained_cfg"), Mapping):
-        # As timm before 1.0 saved a model.
+        # The layout of timm before 1.0.
         found = {key: value["pretrained_cfg"][key] for key in _KEYS if value["pretrained_cfg"].get(key)}
     if not found:
         return _names_of_mapping(value)
@@ -84,7 +85,7 @@ def names_of(value: Any) -> list[str]:
 
 
 def agreed_names(read: Mapping[str, list[str]]) -> list[str] | None:
-    """Return the names that several entries agree on; None where there are none but those that a library filled in.
+    """Return the names that several entries agree on; None if there are only names that a library filled in.
 
     Args:
         read: key of the entry → its names.
@@ -101,7 +102,7 @@ def agreed_names(read: Mapping[str, list[str]]) -> list[str] | None:
 
 
 def names_in_config(config: Mapping[str, Any]) -> list[str] | None:
-    """Return the names that a model's `config.json` states; None where it states none.
+    """Return the names that a model's `config.json` states; None if it states none.
 
     Raises:
         ValueError: as `names_of`.
@@ -115,7 +116,7 @@ def names_in_config(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def _filled_in(names: list[str]) -> bool:
-    """Whether names are what transformers or Ultralytics writes where nobody gave any."""
+    """Return whether names are those that transformers or Ultralytics writes by default."""
     return any(names == [f"{word}{number}" for number in range(len(names))] for word in ("LABEL_", "class"))
 
 
@@ -188,8 +189,8 @@ def _names_of_lines(text: str) -> list[str]:
 
 
 def _suspicions(lines: list[str]) -> Iterator[str]:
-    """Say what lines look like that hold more than a name."""
-    # The first may be the head of a table.
+    """Say what the lines look like if they hold more than a name each."""
+    # The first line may be the header of a table.
     body = lines[1:] if len(lines) > 2 else lines
     if len(lines) > 1 and all(_NUMBER_FIRST.match(line) for line in body):
         yield "its lines begin with a number"
@@ -212,7 +213,7 @@ def _suspicions(lines: list[str]) -> Iterator[str]:
 
 
 def _numbered(lines: list[str]) -> bool:
-    """Whether lines are number and name, or name and number, with a space between; names may hold numbers, too."""
+    """Return whether lines are number and name, or name and number, separated by a space; names may hold numbers."""
     first = [match for match in map(_NUMBER_SPACE_FIRST.match, lines) if match]
     if len(first) == len(lines) > 1 and _all_differ([m[1] for m in first]) and _all_differ([m[2] for m in first]):
         return True

@@ -1,9 +1,9 @@
 """Read `torch.save` files as data, without importing or calling what they name.
 
-`torch.load` with `weights_only` knows tensors, containers and numbers. What training code commonly saves beside the
-weights (NumPy scalars, paths, times, parsed arguments, OmegaConf and Lightning settings) is plain data too. Each such
-name is resolved to a stand-in of this file: numbers and arrays are read by their bytes, mappings become dicts, and the
-rest is dropped. NumPy's own functions are not used: a crafted dtype makes them read raw bytes as pointers.
+`torch.load` with `weights_only` reads tensors, containers and numbers. Training code commonly saves more beside the
+weights that is plain data too: NumPy scalars, paths, times, parsed arguments, OmegaConf and Lightning settings. Each
+such name is resolved to a stand-in from this file: numbers and arrays are read from their bytes, mappings become dicts,
+and the rest is dropped. NumPy's own functions are not used: a crafted dtype makes them read raw bytes as pointers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from pipeline.errors import CheckpointError, one_line
 from pipeline.models.containers import is_of_torch, pickle_protocol
 
-# What `torch.load` stumbles over in a file that is cut off or mangled.
+# Errors of `torch.load` for a truncated or damaged file.
 _CORRUPT_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, EOFError, OSError),
     struct.error,
@@ -30,7 +30,7 @@ _CORRUPT_ERRORS = (
 
 
 class Dropped:
-    """Stands for an object that is data, and is not needed."""
+    """Stand-in for data that is not needed."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Dropped":
         return super().__new__(cls)
@@ -43,31 +43,31 @@ class Dropped:
 
 
 class _Mapping:
-    """Stands for a mapping class of a library; what is made is a dict."""
+    """Stand-in for a library's mapping class; makes a dict."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
 class _Sequence:
-    """Stands for a sequence class; what is made is a list."""
+    """Stand-in for a sequence class; makes a list."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
 
 
 class _NumberType:
-    """Stands for `numpy.dtype`: numbers and booleans in one of two byte orders, and nothing that holds objects."""
+    """Stand-in for `numpy.dtype`: numbers and booleans in either byte order, and nothing that holds objects."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.code, self.order = str(code), "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # (version, byte order, ...); the rest describes structures, and flags that are not to be trusted.
+        # (version, byte order, ...); the rest describes structures, and flags that must not be trusted.
         self.order = str(state[1])
 
     def read(self, data: Any, count: int) -> np.ndarray | None:
-        """Return so many values as an array of the machine's own byte order; None for anything but numbers."""
+        """Return `count` values as an array in the machine's byte order; None for anything but numbers."""
         if re.fullmatch(r"[biufc]\d{1,2}", self.code) is None or not isinstance(data, bytes):
             return None
         values = np.frombuffer(data, np.dtype((self.order if self.order in ("<", ">") else "=") + self.code), count)
@@ -75,10 +75,10 @@ class _NumberType:
 
 
 class NumpyArray:
-    """Stands for `numpy.ndarray`.
+    """Stand-in for `numpy.ndarray`.
 
     Attributes:
-        value: the numbers; None where the array holds something else.
+        value: the numbers; None if the array holds something else.
     """
 
     value: np.ndarray | None = None
@@ -145,20 +145,20 @@ _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def read_pickle(uri: str, content: bytes) -> Any:
-    """Return what `torch.save` wrote, tensors on the CPU.
+    """Return the content of a `torch.save` file, with tensors on the CPU.
 
     Args:
         uri: of the file, for messages.
         content: the file.
 
     Raises:
-        CheckpointError: it is corrupt, or names a class or function that is not known to be data.
+        CheckpointError: the file is corrupt, or names a class or function that is not known to be data.
     """
     if not is_of_torch(content):
         raise CheckpointError(f"checkpoint {uri!r} was pickled, but not by torch.save: {_resave(uri, _UNPICKLE)}")
     try:
         with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
-            # Of pickle protocols, that there is a read-only storage, and other things that a user can do nothing about.
+            # Warnings about pickle protocols, read-only storage and the like, about which a user can do nothing.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -172,19 +172,19 @@ def read_pickle(uri: str, content: bytes) -> Any:
 
 
 def refusal_of(error: pickle.UnpicklingError) -> str:
-    """Say why `torch.load` with `weights_only` did not read a file; its own text is advice to run what is in there."""
+    """Say why `torch.load` with `weights_only` did not read a file; its own message advises to run the file's code."""
     unknown = re.search(r"GLOBAL (\S+)", str(error))
     return f"holds more than weights ({unknown[1]})" if unknown else "holds more than weights, or is not a checkpoint"
 
 
 _LOAD = "torch.load(FILE, weights_only=False)"
 _UNPICKLE = "pickle.load(open(FILE, 'rb'))"
-# A state dict, a whole model, or either of them in a dict.
+# Code that finds the weights in a state dict, a whole model, or a dict of either.
 _WEIGHTS = "w = w.get('state_dict', w.get('model', w)) if isinstance(w, dict) else w"
 
 
 def _resave(uri: str, load: str) -> str:
-    """Say how to save the weights alone. That runs whatever is in the file."""
+    """Say how to save only the weights. The command runs whatever code is in the file."""
     name = uri.rpartition("/")[2] if "://" in uri else uri
     read = f"import torch, pickle; w = {load.replace('FILE', repr(name))}; {_WEIGHTS}"
     command = f"{read}; torch.save(getattr(w, 'state_dict', lambda: w)(), 'weights.pth')"

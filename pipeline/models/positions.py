@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Names of whole images' position embeddings: of timm and DINOv2, OpenAI's CLIP, transformers, Google's JAX code.
+# Names of absolute position embeddings in timm and DINOv2, OpenAI's CLIP, transformers, and Google's JAX code.
 _ABSOLUTE = re.compile(r"(^|[./])(pos_embed|positional_embedding|position_embeddings?(\.weight)?|pos_?embedding)$")
 
 
 def resampling(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """Describe what weights were trained on, where timm resampled them to fit a model.
+    """Describe what weights were trained on, if timm resampled them to fit a model.
 
     Args:
-        weights: as they were read, and then loaded.
-        model: that they were loaded into.
+        weights: as they were read.
+        model: the model that they were loaded into.
 
     Returns:
-        An image size, or a tensor's shapes where no size follows from them; None where nothing was resampled. Rotary
-        positions and convolutions have no tensor to tell by.
+        An image size, or a tensor's shapes if no size follows from them; None if nothing was resampled. It cannot be
+        found out for rotary positions and convolutions, which have no tensor of that size.
     """
     made, layers = model.state_dict(), _checked_elsewhere(model)
     embedding = made.get("pos_embed")
@@ -37,7 +37,7 @@ def resampling(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
 
 
 def _checked_elsewhere(model: nn.Module) -> set[str]:
-    """Return the tensors of the first layer and the classifiers: other shapes of these are refused, or meant."""
+    """Return the tensors of the first layer and the classifiers, whose shapes are checked elsewhere."""
     config: Any = model.pretrained_cfg
     layers: list[str] = []
     for key in ("first_conv", "classifier"):
@@ -51,13 +51,13 @@ def _num_tokens(embedding: Tensor) -> int:
 
 
 def _same_grid(trained: int, made: int, model: Any) -> bool:
-    """Whether two numbers of positions differ by prefix tokens at most, which some layouts count and others do not."""
+    """Return whether two numbers of positions differ only by prefix tokens, which not all layouts count."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     return abs(trained - made) in {0, 1, prefix}
 
 
 def _pixels(num_tokens: int, model: Any) -> str:
-    """Return the image size that so many positions stand for."""
+    """Return the image size to which a number of positions belongs."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     for extra in (prefix, 1, 0):

@@ -10,30 +10,32 @@ from torch import Tensor
 from pipeline.errors import CheckpointError
 from pipeline.models.pickles import NumpyArray
 
-# Where savers put the weights: timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, plain dicts.
+# Keys under which weights are saved by timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, and others.
 _USUAL_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|(ema|swa)(?![a-z])|averaged")
-# An optimizer's averages are named after the weights.
+# Keys of an optimizer's averages, which have the names of the weights too.
 _OPTIMIZER = re.compile(r"optim|sched|exp_avg|momentum|grad")
-_MOST_LEVELS, _LONGEST_LIST = 4, 16
+_MAX_LEVELS, _MAX_LIST_LENGTH = 4, 16
 Sets = dict[str, dict[str, Tensor]]
 
 
 def find_weights(uri: str, checkpoint: Any, model_keys: Collection[str], *, use_ema: bool) -> dict[str, Tensor]:
-    """Return the mapping of names to tensors inside what was saved.
+    """Return the mapping of names to tensors in a checkpoint.
 
     Args:
         uri: of the checkpoint, for messages.
-        checkpoint: what was saved; weights may be nested in mappings and lists.
+        checkpoint: its content; weights may be nested in mappings and lists.
         model_keys: names in the model's own state dict.
-        use_ema: prefer averaged weights where there are both.
+        use_ema: prefer averaged weights if there are both.
 
     Raises:
-        CheckpointError: there are none, or several sets and nothing says which; the message names their keys.
+        CheckpointError: there are no weights, or several sets and it is not clear which to take; the message names
+            their keys.
     """
     found = dict(_mappings(checkpoint))
     holding = {key: tensors for key, tensors in found.items() if _holds_model(tensors, model_keys)}
-    # Of another layout (original DINOv2, say): as many tensors as the model has, more or less.
+    # Weights of another layout, such as the original DINOv2's, are recognized by about as many tensors as the model
+    # has.
     holding = holding or {key: tensors for key, tensors in found.items() if 2 * len(tensors) > len(model_keys)}
     if holding:
         return holding[choose_set(uri, holding, use_ema)]
@@ -44,10 +46,10 @@ def find_weights(uri: str, checkpoint: Any, model_keys: Collection[str], *, use_
 
 
 def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
-    """Return the one name among those of sets of weights that is of averaged ones, or of plain ones.
+    """Return the name of the averaged set of weights or of the other one, whichever `use_ema` prefers.
 
     Raises:
-        CheckpointError: several are, and nothing says which.
+        CheckpointError: there are several of that kind.
     """
     averaged = [name for name in names if _AVERAGED.search(name.lower())]
     plain = [name for name in names if name not in averaged]
@@ -61,14 +63,14 @@ def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
     )
 
 
-def _mappings(value: Any, key: str = "", levels: int = _MOST_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the tensors of every mapping by the keys that lead there, but for those of optimizers."""
+def _mappings(value: Any, key: str = "", levels: int = _MAX_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield (dotted keys, tensors) of every nested mapping that holds tensors, except those of optimizers."""
     inner: Mapping[Any, Any] = {}
     if isinstance(value, Mapping):
         inner = value
         if tensors := _tensors(value):
             yield key, tensors
-    elif isinstance(value, list | tuple) and len(value) <= _LONGEST_LIST:
+    elif isinstance(value, list | tuple) and len(value) <= _MAX_LIST_LENGTH:
         inner = dict(enumerate(value))
     for name, below in inner.items() if levels else ():
         if _OPTIMIZER.search(str(name).lower()) is None:
@@ -89,9 +91,9 @@ def _under_usual_keys(found: Any) -> Any:
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:
-    """Return the tensors of a mapping by their names, without what `torch.compile` puts into them.
+    """Return the tensors of a mapping by name, without the prefixes of `torch.compile`.
 
-    NumPy arrays of numbers are tensors.
+    NumPy arrays of numbers count as tensors.
     """
     if not isinstance(found, Mapping):
         return {}

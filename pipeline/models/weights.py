@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# In layouts that are not the model's own, which names are of weights and which of buffers of integers is told by their
-# ends: `attn.qkv.weight`, `embedding/kernel`, `cls_token`; not `position_ids`, `relative_position_index`.
+# Ends of names of weights in foreign layouts (`attn.qkv.weight`, `embedding/kernel`, `cls_token`), as opposed to
+# integer buffers (`position_ids`, `relative_position_index`).
 _WEIGHT_NAME = re.compile(r"(weight|bias|kernel|scale|gamma|beta|embed|embedding|embeddings|token|tokens|proj)$")
 
 
 def check_floating(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Weights must be floating numbers, one for each of the model's: integers lack the scale that they stand for.
+    """Check that weights are floating-point numbers: integers lack their scale.
 
-    PyTorch would copy 8-bit integers into the model as they are, with values up to 127.
+    PyTorch would copy quantized 8-bit integers into the model as values up to 127.
 
     Args:
         uri: of the checkpoint, for messages.
         weights: as they were read.
-        model: that they are to be loaded into; its own buffers of integers may be integers.
+        model: the model to load them into; its integer buffers may be integers.
 
     Raises:
-        CheckpointError: with the name and the type of the first tensor that is none.
+        CheckpointError: a tensor is not; the message gives the name and type of the first.
     """
     made = model.state_dict()
     for name, value in weights.items():
@@ -37,7 +37,7 @@ def check_floating(uri: str, weights: Mapping[str, Tensor], model: nn.Module) ->
 
 
 def _unusual_type(value: Tensor) -> str | None:
-    """Say what a tensor is that is not a dense one of floating numbers, and what to do."""
+    """Say what a tensor is if it is not dense floating point, and what to do about it."""
     dtype = str(value.dtype).removeprefix("torch.")
     if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
         kind = dtype if value.is_quantized else type(value).__name__
@@ -52,10 +52,10 @@ def _unusual_type(value: Tensor) -> str | None:
 
 
 def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """A classifier must have as many classes as the model.
+    """Check that the classifiers have as many classes as the model.
 
     Raises:
-        CheckpointError: with the number to set.
+        CheckpointError: they do not; the message gives the number to set.
     """
     classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
     for head in (classifier,) if isinstance(classifier, str) else classifier:
@@ -68,21 +68,21 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """timm resamples trained weights to other patches and channels, and what comes out is another model.
+    """Check the first layer: timm would resample trained weights to other patches and channels, and change the model.
 
     Args:
-        what: holds the weights, for the message.
+        what: the source of the weights, for the message.
         weights: as they were trained.
         model: as it was asked for.
 
     Raises:
-        CheckpointError: the two differ.
+        CheckpointError: the shapes of the first layer differ.
     """
     layers = model.pretrained_cfg.get("first_conv") or ()  # type: ignore[union-attr]
     made = model.state_dict()
     for layer in (layers,) if isinstance(layers, str) else layers:
         trained, asked = weights.get(f"{layer}.weight"), made.get(f"{layer}.weight")
-        # What is flat or under another name is of another layout, which timm's filter for the family may know.
+        # A flat weight or another name means another layout, which timm's filter for the family may convert.
         if trained is None or asked is None or trained.ndim != 4 or asked.ndim != 4:
             continue
         if trained.shape[1:] != asked.shape[1:]:
@@ -90,7 +90,7 @@ def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module
 
 
 def jax_first_layer(weights: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the patch embedding [D, C, height, width] of weights in Google's JAX layout; None where it is another."""
+    """Return the patch embedding [D, C, height, width] of weights in Google's JAX layout; None if there is none."""
     for name, value in weights.items():
         if re.search(r"(^|/)embedding/kernel$", name) and value.ndim == 4:
             return value.permute(3, 2, 0, 1)
@@ -98,10 +98,10 @@ def jax_first_layer(weights: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def check_jax_head(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Check heads of weights in Google's JAX layout: timm's reader skips a classifier of other classes.
+    """Check the heads of weights in Google's JAX layout: timm's reader skips a classifier with other classes.
 
     Raises:
-        CheckpointError: with the number to set.
+        CheckpointError: the number of classes differs; the message gives the number to set.
     """
     biases = [value for name, value in weights.items() if re.search(r"(^|/)head/bias$", name)]
     if not biases:
@@ -114,15 +114,15 @@ def check_jax_head(uri: str, weights: Mapping[str, Tensor], model: nn.Module) ->
 
 
 def _first_text(weight: Tensor) -> str:
-    """What a first layer's weight [D, C, height, width] looks at."""
+    """Describe the patches that a first layer's weight [D, C, height, width] reads."""
     _, channels, height, width = weight.shape
     return f"{height}x{width} pixels of {channels} channel{'s' if channels > 1 else ''}"
 
 
 def describe_misfit(error: BaseException) -> str | None:
-    """What `load_state_dict` says of a model's own layout, in short: how many names and shapes differ, and the first.
+    """Summarize an error of `load_state_dict`: how many names and shapes differ, and the first few.
 
-    None where the error is about something else.
+    None if the error is about something else.
     """
     text, found = str(error), []
     for kind in ("Missing", "Unexpected"):
@@ -141,10 +141,10 @@ def _first_few(items: list[str], count: int = 3) -> str:
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:
-    """A NaN in the weights would come to light shard after shard.
+    """Check that weights are finite; a NaN would otherwise show up shard after shard.
 
     Raises:
-        CheckpointError: with the name of the tensor.
+        CheckpointError: they are not; the message names the tensor.
     """
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
@@ -152,7 +152,7 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
 
 
 def weight_digest(model: nn.Module) -> str:
-    """SHA-256, in hex, of a model's weights: names, types, shapes and values."""
+    """Return the SHA-256, in hex, of a model's weights: names, types, shapes and values."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

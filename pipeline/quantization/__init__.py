@@ -5,21 +5,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.quantization.bit_widths import BitWidths
     from pipeline.quantization.config import CalibrationConfig
     from pipeline.quantization.ranges import range_error
     from pipeline.quantization.run import calibrate
-    from pipeline.quantization.settings import BitWidths
 
 __all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
 
-_HOMES = {"BitWidths": "settings", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
+_HOMES = {"BitWidths": "bit_widths", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
 
-# torchao registers an Enum in a way that torch will refuse one day; users can do nothing about this line.
+# torchao registers an Enum in a way that torch deprecates; users can do nothing about this warning.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "is an Enum subclass" not in str(record.msg))
 
 
 def __getattr__(name: str) -> Any:
-    # Ray's tasks that choose images import this package too, and have no use for torchao and Ray Train.
+    # Ray tasks that choose images import this package too, and should not have to import torchao and Ray Train.
     if name in _HOMES:
         return getattr(import_module(f"pipeline.quantization.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,13 +15,13 @@ from pipeline.quantization.sampling import sampling_rank
 
 
 @dataclass(frozen=True)
-class Batch:
+class CalibrationBatch:
     """Images that are read together, because they keep the same number of patches.
 
     Attributes:
         images: float32 [B, C, H, W] normalized.
         keep_indices: int64 [B, K].
-        image_ids: B names.
+        image_ids: one per image.
     """
 
     images: Tensor
@@ -31,11 +31,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a dataset that follow each other, and how they are read.
+    """Consecutive rows of a dataset, and the batches in which they are read.
 
     Attributes:
-        rows: their numbers in reading order, ascending.
-        batches: image ids that are read together.
+        rows: numbers of the rows in reading order, ascending.
+        batches: image ids of each batch.
     """
 
     rows: list[int]
@@ -45,17 +45,17 @@ class Window:
 def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: int | None, seed: int) -> list[Window]:
     """Cut a dataset into windows of `batch_size` images, and each window into batches of equal numbers of kept patches.
 
-    Kernels may round the same image differently in another batch. So the batches, and with them every scale, follow
-    from the dataset alone, and not from who reads them.
+    Kernels may round the same image differently in another batch. So the batches, and with them every scale, depend
+    only on the dataset, and not on the number of workers.
 
     Args:
         rows: image id and number of kept patches, in the dataset's order.
         batch_size: images per window, and the largest batch.
-        max_images: take this many, drawn at random; None takes all.
+        max_images: number of images to draw at random; None takes all.
         seed: of that draw.
 
     Raises:
-        DatasetError: there is no image, one comes twice, or one keeps no patch.
+        DatasetError: there are no images, an id comes twice, or an image keeps no patch.
     """
     if not rows:
         raise DatasetError("there are no images to calibrate on")
@@ -86,42 +86,42 @@ def _choose(image_ids: Sequence[str], max_images: int | None, seed: int) -> set[
 
 
 def share_windows(windows: Sequence[Window], num_workers: int) -> list[list[Window]]:
-    """Neighboring windows for each worker, as equally as goes; some get none where there are too few."""
+    """Divide windows among workers as equally as possible, neighbors together; with too few, some workers get none."""
     bounds = [round(len(windows) * worker / num_workers) for worker in range(num_workers + 1)]
     return [list(windows[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def gather_batches(
     rows: Iterable[Mapping[str, Any]], batches: Sequence[list[str]], *, dense_patches: int | None = None
-) -> Iterator[Batch]:
-    """Planned batches, each as soon as its images have arrived; rows may come in any order, others are passed over.
+) -> Iterator[CalibrationBatch]:
+    """Yield the planned batches, each as soon as its images have arrived; rows may come in any order.
 
     Args:
         rows: `pixels` [C, H, W], `keep_indices` [K] and `image_id`, as `pipeline.inputs.read_inputs` gives them.
-        batches: the plan; every id in it must come.
-        dense_patches: number of patches of an image, to keep them all; None keeps those that the rows say.
+        batches: image ids of each batch; all of them must come, and other rows are skipped.
+        dense_patches: number of patches of an image, to keep all; None keeps the rows' `keep_indices`.
 
     Raises:
-        DatasetError: an image did not come.
+        DatasetError: an image is missing.
     """
-    place = {image_id: (number, row) for number, ids in enumerate(batches) for row, image_id in enumerate(ids)}
+    positions = {image_id: (number, row) for number, ids in enumerate(batches) for row, image_id in enumerate(ids)}
     waiting: dict[int, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        where = place.pop(str(row["image_id"]), None)
+        where = positions.pop(str(row["image_id"]), None)
         if where is not None:
             number, position = where
             arrived = waiting.setdefault(number, {})
             arrived[position] = row
             if len(arrived) == len(batches[number]):
                 yield _stack([member for _, member in sorted(waiting.pop(number).items())], dense_patches)
-    if place:
-        raise DatasetError(f"{len(place)} images did not come, such as {min(place)!r}")
+    if positions:
+        raise DatasetError(f"{len(positions)} images are missing, such as {min(positions)!r}")
 
 
-def _stack(rows: list[Mapping[str, Any]], dense_patches: int | None) -> Batch:
+def _stack(rows: list[Mapping[str, Any]], dense_patches: int | None) -> CalibrationBatch:
     images = torch.from_numpy(np.stack([np.asarray(row["pixels"], np.float32) for row in rows]))
     if dense_patches is None:
         keep = torch.from_numpy(np.stack([np.asarray(row["keep_indices"], np.int64) for row in rows]))
     else:
         keep = torch.arange(dense_patches).repeat(len(rows), 1)
-    return Batch(images, keep, [str(row["image_id"]) for row in rows])
+    return CalibrationBatch(images, keep, [str(row["image_id"]) for row in rows])

@@ -7,7 +7,7 @@ from pipeline.artifacts.formats import FORMATS, FormatName
 from pipeline.checks import check_ranges
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
-from pipeline.quantization.settings import PLACEMENTS, BitWidths, Placement
+from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
 # are those that a fact stands for (weights, images), those of what follows after the ranges, and those that decide

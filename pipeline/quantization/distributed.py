@@ -24,7 +24,7 @@ from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.plan import Plan
+from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, reduce_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.training import fit, run_config, worker_configs
@@ -55,7 +55,7 @@ class Calibration:
         return sum(map(len, self.image_ids))
 
 
-def calibrate_ranges(plan: Plan, *, fixed_size: bool = False) -> Calibration:
+def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
     """Read every planned image once, on `num_workers` workers, and merge what they saw.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
@@ -82,7 +82,7 @@ def calibrate_ranges(plan: Plan, *, fixed_size: bool = False) -> Calibration:
     return calibration
 
 
-def _samples(plan: Plan) -> Tensor:
+def _samples(plan: CalibrationPlan) -> Tensor:
     """Read a few of the images, float32 [B, C, H, W]."""
     rows = [row for window in plan.windows for row in window.rows][:_NUM_SAMPLES]
     samples = _read(_Share(plan.images.select(rows), _batches(plan.windows)), plan.loaded)
@@ -102,7 +102,7 @@ class _Share:
     batches: list[list[str]]
 
 
-def _share(plan: Plan, windows: Sequence[Window]) -> _Share:
+def _share(plan: CalibrationPlan, windows: Sequence[Window]) -> _Share:
     return _Share(plan.images.select([row for window in windows for row in window.rows]), _batches(windows))
 
 
@@ -117,7 +117,7 @@ def _observe(
     return observer.observe(gather_batches(_read(share, loaded), share.batches, dense_patches=dense), count)
 
 
-def _calibrate_here(plan: Plan, count: Count) -> dict[str, Any]:
+def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cpus_per_worker)
@@ -130,7 +130,7 @@ def _calibrate_here(plan: Plan, count: Count) -> dict[str, Any]:
 
 
 def _calibrate_on_workers(
-    plan: Plan, count: Count, scaling: ScalingConfig, torch_config: TorchConfig
+    plan: CalibrationPlan, count: Count, scaling: ScalingConfig, torch_config: TorchConfig
 ) -> dict[str, Any]:
     config = plan.config
     folder = storage.join(config.output, TRAIN_FOLDER)

@@ -13,25 +13,25 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.errors import ModelError
 from pipeline.models import model_input_size
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths, Placement
 from pipeline.vit.families import check_family, refusal
 from pipeline.vit.subset import TokenSubset
 
-# torch.export takes a dimension of 0 or 1 in its example for a constant.
+# torch.export would treat a batch of 0 or 1 in its example as a constant.
 _EXAMPLE_BATCH = 2
 
 
 class Exportable(nn.Module):
-    """A copy of a model, in evaluation mode, where the family allows it with a `patch_drop` slot that gathers tokens.
+    """A copy of a model, in evaluation mode, with a `patch_drop` slot that gathers tokens if the family allows it.
 
-    The subset is gathered behind the patch embedding, so that the graphs with and without it have the same operators
-    in the same modules, and one's observers stand for the other's.
+    The subset is gathered after the patch embedding, so that the graphs with and without a subset have the same
+    operators in the same modules, and ranges observed in one apply to the other.
 
     Args:
         model: a timm classifier; not changed.
-        fused: keep the fused attention kernel; without it its matrix products are nodes of the graph.
+        fused: whether to keep the fused attention kernel; otherwise its matrix products are nodes of the graph.
     """
 
     def __init__(self, model: nn.Module, *, fused: bool = True) -> None:
@@ -47,7 +47,7 @@ class Exportable(nn.Module):
                     module.fused_attn = False
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalized images [B, C, H, W] read at keep_indices int64 [B, K]; None reads all."""
+        """Return logits [B, classes] of normalized images [B, C, H, W] at `keep_indices` int64 [B, K] (None: all)."""
         if self.subset is None:
             return self.model(images)
         self.subset.keep_indices = keep_indices
@@ -58,21 +58,21 @@ class Exportable(nn.Module):
 
 
 def export_images(model: nn.Module, placement: Placement) -> ExportedProgram:
-    """`forward(images)` as a graph, for any batch size from 1.
+    """Export `forward(images)` as a graph, for any batch size from 1.
 
     Raises:
         ModelError: the model cannot be exported.
     """
-    # The fused kernel has no ONNX form with the masks and the shapes that other families give it (BEiT, Hiera).
+    # With the masks and shapes of other families (BEiT, Hiera), the fused kernel cannot be exported to ONNX.
     exportable = Exportable(model, fused=placement == "linear" and refusal(model) is None)
     return _export(exportable, (_example_images(exportable.model),), ({0: Dim("batch", min=1)},))
 
 
 def export_subset(model: nn.Module, placement: Placement) -> ExportedProgram:
-    """`forward(images, keep_indices)` as a graph, for any batch size and any number of kept patches from 1.
+    """Export `forward(images, keep_indices)` as a graph, for any batch size and number of kept patches from 1.
 
     Raises:
-        ModelError: the model cannot be exported, or not run on a token subset.
+        ModelError: the model cannot be exported, or cannot be run on a token subset.
     """
     check_family(model)
     exportable = Exportable(model, fused=placement == "linear")
@@ -85,7 +85,7 @@ def export_subset(model: nn.Module, placement: Placement) -> ExportedProgram:
 
 
 def prepare(program: ExportedProgram, bits: BitWidths, placement: Placement) -> fx.GraphModule:
-    """The graph with observers. They have seen nothing yet; the program is not changed."""
+    """Return the graph with observers, which have seen nothing yet; the program is not changed."""
     return prepare_pt2e(copy.deepcopy(program).module(), MinMaxQuantizer(bits, placement))
 
 
@@ -96,12 +96,12 @@ def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
         if node.op == "call_module":
             observer: Any = prepared.get_submodule(node.target)
             if hasattr(observer, "point"):
-                assert observers.setdefault(observer.point, observer) is observer, "two observers bear one name"
+                assert observers.setdefault(observer.point, observer) is observer, "two observers have one name"
     return observers
 
 
 def read_ranges(prepared: fx.GraphModule) -> Ranges:
-    """What the activation observers saw; (inf, -inf) where they saw nothing."""
+    """Return the ranges that the activation observers saw; (inf, -inf) if they saw nothing."""
     return {
         name: (float(observer.min_val), float(observer.max_val))
         for name, observer in activation_observers(prepared).items()
@@ -109,14 +109,14 @@ def read_ranges(prepared: fx.GraphModule) -> Ranges:
 
 
 def convert(program: ExportedProgram, bits: BitWidths, placement: Placement, ranges: Ranges) -> fx.GraphModule:
-    """The quantized graph of a program that takes images alone, from ranges that another graph observed.
+    """Return the quantized graph of a program that takes only images, using ranges that another graph observed.
 
     Args:
         program: of `export_images`; not changed.
-        ranges: one for each activation observer; those of `export_subset`'s graph have the same names.
+        ranges: one per activation observer; observers of `export_subset`'s graph have the same names.
 
     Raises:
-        ModelError: the ranges are not those of this model's observers.
+        ModelError: the ranges do not belong to this model's observers.
     """
     prepared = prepare(program, bits, placement)
     observers = activation_observers(prepared)
@@ -124,7 +124,7 @@ def convert(program: ExportedProgram, bits: BitWidths, placement: Placement, ran
         differing = sorted(observers.keys() ^ ranges.keys())
         raise ModelError(f"ranges do not fit the model: {len(differing)} observers differ, such as {differing[0]!r}")
     with torch.no_grad():
-        # One forward fills the observers of the weights; what the others see of it is overwritten.
+        # One forward fills the observers of the weights; what activation observers see of it is overwritten.
         prepared(*_example_arguments(program))
         for name, observer in observers.items():
             low, high = ranges[name]
@@ -136,7 +136,7 @@ def convert(program: ExportedProgram, bits: BitWidths, placement: Placement, ran
 
 
 def reexport(converted: fx.GraphModule, program: ExportedProgram) -> ExportedProgram:
-    """A converted graph as a program again, taking what the program that it came from takes."""
+    """Export a converted graph as a program with the inputs of the program it came from."""
     arguments = _example_arguments(program)
     return _export(converted, arguments, tuple({0: Dim("batch", min=1)} for _ in arguments))
 
@@ -160,7 +160,7 @@ def _example_arguments(program: ExportedProgram) -> tuple[Tensor, ...]:
 
 
 def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
-    """Forget the float weights that conversion replaced: they would be saved and deployed along with the int8 ones."""
+    """Drop the float weights that conversion replaced, which would be saved and deployed beside the int8 ones."""
     used = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
     names = [name for name, _ in (*graph_module.named_parameters(), *graph_module.named_buffers())]
     for name in names:

@@ -19,10 +19,10 @@ from pipeline.errors import CheckpointError, ModelError, PipelineError
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
+from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths
 
 
 @dataclass(frozen=True)

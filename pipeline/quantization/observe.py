@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import export_images, export_subset, prepare, read_ranges
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import BitWidths, Placement
 from pipeline.vit.families import refusal
 
 
 class RangeObserver:
-    """The graph that reads token subsets, or of another family whole images, with a min-max observer at every point.
+    """A graph with a min-max observer at every point; it reads token subsets or, for other families, whole images.
 
-    What the observers see does not depend on a bit width: scales of any width follow from the same ranges.
+    Observed ranges do not depend on a bit width: scales for any width follow from them.
 
     Args:
         model: on the device to calibrate on.
@@ -34,8 +34,8 @@ class RangeObserver:
         self._model: Any = model
         self.num_images = 0
 
-    def observe(self, batches: Iterable[Batch], count: Callable[[int], None] = lambda _: None) -> list[str]:
-        """Read images once, at their kept patches where the family allows it, and return their ids.
+    def observe(self, batches: Iterable[CalibrationBatch], count: Callable[[int], None] = lambda _: None) -> list[str]:
+        """Read images once, at their kept patches if the family allows it, and return their ids.
 
         Args:
             batches: of images.
@@ -51,7 +51,7 @@ class RangeObserver:
             count(len(batch.images))
         return image_ids
 
-    def _arguments(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _arguments(self, batch: CalibrationBatch) -> tuple[Tensor, ...]:
         images = batch.images.to(self._device)
         if not self._reads_subsets:
             return (images,)
@@ -59,15 +59,15 @@ class RangeObserver:
         return cover_stopped(images, keep, self._model.patch_embed.patch_size[0]), keep
 
     def ranges(self) -> Ranges:
-        """What was seen so far; (inf, -inf) at every point before the first image."""
+        """Return the ranges seen so far; (inf, -inf) at every point before the first image."""
         return read_ranges(self._graph)
 
 
 def cover_stopped(images: Tensor, keep_indices: Tensor, patch_size: int) -> Tensor:
-    """Images [B, C, H, W] in which every stopped patch shows the image's first kept one.
+    """Replace every stopped patch of images [B, C, H, W] by the image's first kept patch.
 
-    The graph embeds whole images and gathers tokens behind the embedding. Covered like this, no observer before the
-    gather sees anything that the kept patches do not show.
+    The graph embeds whole images and gathers tokens after the embedding. With stopped patches covered like this, no
+    observer before the gather sees any values other than those of kept patches.
 
     Args:
         images: [B, C, H, W].

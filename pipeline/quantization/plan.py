@@ -17,7 +17,7 @@ from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.graphs import export_images
-from pipeline.quantization.quantizer import find_float_layers, tell_float_layers
+from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.reading import read_index
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.vetting import announce, check_teacher
@@ -25,7 +25,7 @@ from pipeline.vit.families import refusal
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     """A calibration that was found possible.
 
     Attributes:
@@ -55,8 +55,8 @@ class Plan:
         return sum(len(window.rows) for window in self.windows)
 
 
-def prepare(config: CalibrationConfig) -> Plan:
-    """Check on the driver all that can be checked without Ray; nothing is written, and no image but the first is read.
+def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
+    """Check on the driver everything that can be checked without Ray; writes nothing, and reads only the first image.
 
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
@@ -66,7 +66,7 @@ def prepare(config: CalibrationConfig) -> Plan:
         format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
-    # Ranges are calibrated on whatever a model answers with; only scores read it as classes.
+    # Ranges can be calibrated for any output; only scoring reads it as classes.
     check_teacher(loaded, classes=config.labelled is not None)
     _check_mode(config, loaded)
     images = find_images(config.images, split=config.images_split)
@@ -76,17 +76,17 @@ def prepare(config: CalibrationConfig) -> Plan:
     index = read_index(images, loaded, dense=config.mode == "dense")
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed)
     program = export_images(loaded.model, config.placement)
-    tell_float_layers(loaded.name, find_float_layers(loaded.model, program))
+    report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return Plan(config, document, loaded, program, images, windows, labelled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, labelled)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
-    """Return what `config.json` says: what decides the ranges and with them every artifact, and its digest.
+    """Return the content of `config.json`: what decides the ranges, and with them every artifact, and its digest.
 
-    Bit widths and workers decide neither, so an output takes further bit widths.
+    Bit widths and workers do not decide ranges, so further bit widths can be added to an output.
     """
     facts = {
         "teacher": loaded.digest,
@@ -102,24 +102,24 @@ def _document(config: CalibrationConfig, images: ImageCollection, loaded: Loaded
 
 
 def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
-    """Only a family that can be run on a token subset is calibrated on kept patches.
+    """Check that mode `sparse` is used only with a family that can be run on a token subset.
 
     Raises:
-        ModelError: it is another, and the mode is `sparse`.
+        ModelError: it is not.
     """
     reason = refusal(loaded.model)
     if config.mode == "sparse" and reason is not None:
         family = type(loaded.model).__name__
         raise ModelError(
-            f"{family} cannot be calibrated on kept patches alone: {reason}; mode dense reads the filled images"
+            f"{family} cannot be calibrated on only the kept patches: {reason}; mode dense reads the filled images"
         )
 
 
 def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> None:
-    """Synthetic images know how many they should be, and which teacher they are of.
+    """Check that synthetic datasets are complete and of this teacher.
 
     Raises:
-        DatasetError: some are missing, or they are of another, and the config does not say that this is meant.
+        DatasetError: one is not, and the config does not allow it.
     """
     if not config.allow_incomplete:
         images.check_complete()
@@ -130,5 +130,5 @@ def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: Lo
         if weights != loaded.digest:
             raise DatasetError(
                 f"{source.uri!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
-                f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher takes them all the same"
+                f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher accepts them"
             )

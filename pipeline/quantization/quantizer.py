@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from pipeline.errors import ModelError
 from pipeline.log import logger
-from pipeline.quantization.settings import BitWidths, Placement
+from pipeline.quantization.bit_widths import BitWidths, Placement
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten
@@ -24,32 +24,32 @@ _MATMUL = {_aten.matmul.default}
 _SOFTMAX = {_aten.softmax.int}
 _ADD = {_aten.add.Tensor, _aten.add_.Tensor}
 _NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
-# Modules whose work is products with weights.
+# Modules that multiply by weights.
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention)
-# What passes values on unchanged between an operator and the one that decides what they are.
+# Operators that pass values on unchanged, and are skipped when the producer or consumer of a value is looked for.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
-# The module below which the exported model lies (`graphs.Exportable.model`).
+# Prefix of the exported model's modules (`graphs.Exportable.model`).
 _ROOT = "model."
-# The smallest scale. The observers' own, 1.2e-7, is not small for weights: layers whose weights are smaller than that
-# times 128 would be rounded to zero. The product of two scales of this size is still a number in float32.
+# The smallest scale. The observers' default, 1.2e-7, is too large for weights: layers whose weights are smaller than
+# 128 times that would be rounded to zero. The product of two scales of this size can still be represented in float32.
 _SMALLEST_SCALE = 2.0**-64
 
 
 class MinMaxQuantizer(Quantizer):
     """Annotates an exported ViT for torchao's PT2E.
 
-    Weights are symmetric with a scale per output channel, activations asymmetric with a scale per tensor.
+    Weights are symmetric with one scale per output channel, activations asymmetric with one scale per tensor.
     Placements:
 
     - `linear`: the inputs and weights of linear layers and convolutions.
-    - `matmul`: those, and both operands of the attention's matrix products.
+    - `matmul`: the same, and both operands of the attention's matrix products.
     - `published`: as in SMI (Hu et al., ICML 2024) after PSAQ-ViT (Li et al., ECCV 2022): the inputs and weights of
-      linear layers and convolutions, what each of them gives (but what enters a nonlinearity), the attention logits
-      before softmax, and the residual stream at every block. Probabilities, LayerNorm, softmax and the position
+      linear layers and convolutions, their outputs unless these enter a nonlinearity, the attention logits before
+      softmax, and the residual stream at every block. Probabilities, LayerNorm, softmax and the position
       embedding stay in float; attention @ value is the input of `proj`.
 
-    Every activation observer gets an attribute `point`, its name: the module's path and what is observed, such as
-    `blocks.0.attn.qkv:input`; where a model calls a module more than once, the second call's is
+    Every activation observer gets its name as the attribute `point`: the module's path and what is observed, such as
+    `blocks.0.attn.qkv:input`; if a model calls a module more than once, the second call is
     `blocks.0.attn.qkv:input#2`.
     """
 
@@ -60,7 +60,7 @@ class MinMaxQuantizer(Quantizer):
         self._points: dict[EdgeOrNode, str] = {}
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Attach the specification of every observer to the node that it belongs to."""
+        """Attach the specification of every observer to its node."""
         self._points = find_points(model.graph, self.placement)
         activation, weight = activation_spec(self.bits.activations), weight_spec(self.bits.weights)
         for edge in weight_edges(model.graph):
@@ -73,10 +73,10 @@ class MinMaxQuantizer(Quantizer):
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Refuse a graph in which nothing was found to quantize.
+        """Refuse a graph without anything to quantize.
 
         Raises:
-            ModelError: it has no linear layer or convolution with weights of its own.
+            ModelError: the graph has no linear layer or convolution with weights of its own.
         """
         if not self._points:
             raise ModelError("the exported model has no linear layer or convolution to quantize")
@@ -84,7 +84,7 @@ class MinMaxQuantizer(Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: fx.GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
     ) -> None:
-        """Name the activation observers; one that several edges share bears the name of the first."""
+        """Name the activation observers; an observer that several edges share gets the name of the first."""
         for edge_or_node, name in self._points.items():
             observer = edge_or_node_to_obs_or_fq[edge_or_node]
             if not hasattr(observer, "point"):
@@ -107,7 +107,7 @@ def weight_spec(bits: int) -> QuantizationSpec:
 
 
 def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
-    """(weight, operator) of each linear layer and convolution with a weight of its own."""
+    """Return (weight, operator) of each linear layer and convolution with a weight of its own."""
     weighted = [node for node in graph.nodes if node.target in _WEIGHTED]
     return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
 
@@ -115,21 +115,21 @@ def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
 def find_float_layers(model: nn.Module, program: ExportedProgram) -> list[str]:
     """Return the names of the layers of a model that no placement quantizes.
 
-    Their weights are no constants of the graph: convolutions that standardize them at each forward, recurrent layers,
-    and layers in a part of the forward pass that `torch.export` keeps as a graph of its own.
+    Their weights are not constants of the graph: convolutions that standardize them in each forward, recurrent layers,
+    and layers in a part of the forward pass that `torch.export` keeps as a separate graph.
 
     Args:
         model: the one that was exported.
         program: of `graphs.export_images`.
     """
-    # By identity: a layer that lies under two names has the one that the export chose.
+    # Compared by identity, because the export chooses one of the names of a layer that has two.
     quantized = {id(_weight_of(model, weight)) for weight, _ in weight_edges(program.module().graph)}
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
     return [name for name, module in layers if id(getattr(module, "weight", None)) not in quantized]
 
 
-def tell_float_layers(name: str, layers: list[str]) -> None:
-    """Say on standard error which layers of a model stay in float, where there are any."""
+def report_float_layers(name: str, layers: list[str]) -> None:
+    """Report on standard error which layers of a model stay in float, if there are any."""
     if layers:
         named = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
         message = (
@@ -158,15 +158,15 @@ def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
 
 
 def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
-    """Tell apart what bears one name at several places: a module that is called more than once.
+    """Number the points of modules that are called more than once, whose names would be equal.
 
-    Edges that leave the same node are one place.
+    Edges that leave the same node count as one point.
     """
-    places: dict[str, list[fx.Node]] = {}
+    producers: dict[str, list[fx.Node]] = {}
     numbered: dict[EdgeOrNode, str] = {}
     for point, name in points.items():
         producer = point if isinstance(point, fx.Node) else point[0]
-        seen = places.setdefault(name, [])
+        seen = producers.setdefault(name, [])
         if producer not in seen:
             seen.append(producer)
         number = seen.index(producer) + 1
@@ -175,13 +175,13 @@ def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
 
 
 def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
-    """Both operands of an attention's matrix product: query @ key, or probability @ value."""
+    """Return both operands of an attention's matrix product: query @ key, or probability @ value."""
     names = ("query", "key") if _leads_to(node, _SOFTMAX) else ("probability", "value")
     return {(node.args[i], node): f"{_module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
 
 
 def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) -> dict[EdgeOrNode, str]:
-    """The points that the `published` placement has beyond the inputs of weighted layers."""
+    """Return the points of the `published` placement other than the inputs of layers with weights."""
     if node in weighted:
         return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
     if node.target in _MATMUL and _leads_to(node, _SOFTMAX):
@@ -193,7 +193,8 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
     blocks.add(block)
     points: dict[EdgeOrNode, str] = {node: f"{block}:{'attention' if first_of_block else 'output'}"}
     if first_of_model:
-        # Behind the token gather, so that it reads what the blocks read; every other block reads its predecessor.
+        # After the token gather, so that the observer sees what the blocks read; every other block reads its
+        # predecessor.
         stream: Any = node.args[0]
         readers = [user for user in stream.users if user is node or _module_path(user).startswith(f"{block}.")]
         points |= {(stream, reader): f"{block}:input" for reader in readers}
@@ -201,13 +202,13 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
 
 
 def _is_residual(node: fx.Node) -> bool:
-    """Whether a node adds a branch to the stream, in the block itself and not in a module of the block."""
+    """Return whether a node adds a branch to the residual stream, in the block itself and not in one of its modules."""
     parent, _, index = _module_path(node).rpartition(".")
     return node.target in _ADD and index.isdigit() and parent == "blocks"
 
 
 def _leads_to(node: fx.Node, targets: set[Any]) -> bool:
-    """Whether what a node gives enters one of some operators, passed on unchanged or with a mask added."""
+    """Return whether a node's output enters one of the targets, unchanged or with a mask added."""
     for user in node.users:
         passes = user.target in _PASSES_ON or user.target in _ADD or getattr(user.target, "__name__", "") == "getitem"
         if user.target in targets or (passes and not _is_residual(user) and _leads_to(user, targets)):
@@ -224,6 +225,6 @@ def _layer_path(weight: fx.Node) -> str:
 
 
 def _module_path(node: fx.Node) -> str:
-    """Path of the innermost module that ran a node; empty outside of any."""
+    """Return the path of the innermost module that ran a node; empty if outside of any."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     return next(reversed(stack.values()))[0].removeprefix(_ROOT)

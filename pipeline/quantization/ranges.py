@@ -8,25 +8,26 @@ import torch.distributed as dist
 
 from pipeline.errors import DatasetError
 
-# Name of an activation observer -> smallest and largest value that it saw; (inf, -inf) where it saw nothing.
+# Name of an activation observer → smallest and largest value that it saw; (inf, -inf) if it saw nothing.
 Ranges = dict[str, tuple[float, float]]
 
 
 def reduce_ranges(ranges: Ranges, device: torch.device) -> Ranges:
     """Return the ranges over all workers of the default process group; all must call it, with the same names.
 
-    A worker that saw nothing takes part with (inf, -inf), which changes nothing. Where a worker saw NaN, the range is
-    infinite, so that `check_ranges` refuses it: a reduction drops NaN or keeps it as the order of the workers has it.
+    A worker that saw nothing takes part with (inf, -inf), which changes nothing. If a worker saw NaN, the range becomes
+    infinite, so that `check_observed_ranges` refuses it: whether a reduction keeps a NaN depends on the order of
+    workers.
     """
-    # A maximum over both, so that one reduction does: min(x) = -max(-x), exactly.
+    # Both as maxima, so that one reduction is enough: min(x) = -max(-x), exactly.
     values = torch.tensor([[-low, high] for low, high in ranges.values()], dtype=torch.float32, device=device)
     values[values.isnan()] = torch.inf
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return {name: (-low, high) for name, (low, high) in zip(ranges, values.tolist(), strict=True)}
 
 
-def check_ranges(ranges: Ranges) -> None:
-    """Refuse ranges that no scale can be made of.
+def check_observed_ranges(ranges: Ranges) -> None:
+    """Refuse ranges from which no scale can be computed.
 
     Raises:
         DatasetError: an observer saw nothing, or a value that is not finite.
@@ -37,11 +38,11 @@ def check_ranges(ranges: Ranges) -> None:
 
 
 def range_error(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, Iterable[float]]) -> float:
-    """Return how far ranges are from real images': mean over observers of (|Δmin| + |Δmax|) / reference range.
+    """Return the distance of ranges from those of real images: mean of (|Δmin| + |Δmax|) / reference range.
 
     Args:
         ranges: (min, max) by observer, as in `ranges.json`.
-        reference: the same observers on real images.
+        reference: ranges of the same observers on real images.
 
     Raises:
         DatasetError: the observers differ, or a reference range is empty.

@@ -1,4 +1,4 @@
-"""Read calibration images: ids for the plan, and decoded images a few at a time for a worker."""
+"""Read calibration images: ids for the plan, and for a worker decoded images, a few at a time."""
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from pipeline.inputs import COLUMNS, Convert, conversion
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
-# Ids are small and far away: many files at a time.
+# Ids are small, and each file takes a round trip to the store: read many files at a time.
 _INDEX_THREADS = 32
 
 
@@ -24,12 +24,12 @@ def whole_image(loaded: LoadedModel) -> int:
 
 
 def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
-    """Return the id of each image and how many patches of it are read, in reading order. No image is read.
+    """Return the id of each image and the number of its patches to read, in reading order. No image is decoded.
 
     Args:
-        images: what was found.
-        loaded: the model that is to read them.
-        dense: all patches are read, whatever the images keep.
+        images: the images found.
+        loaded: the model that will read them.
+        dense: whether all patches are read, even those that the images do not keep.
 
     Raises:
         DatasetError: a file cannot be read.
@@ -54,12 +54,12 @@ def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
 
 
 def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield rows as `pipeline.inputs.read_inputs` does, in this process: few images are decoded at a time.
+    """Yield rows as `pipeline.inputs.read_inputs` does, in this process, decoding few images at a time.
 
     Args:
-        images: what to read; other images in it are skipped without decoding them.
-        loaded: the model that is to read them.
-        wanted: ids of the images to yield.
+        images: the images found.
+        loaded: the model that will read them.
+        wanted: ids of the images to yield; others are skipped without decoding them.
 
     Raises:
         DatasetError: a file cannot be read, or an image cannot be decoded.

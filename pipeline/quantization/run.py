@@ -8,14 +8,14 @@ import torch
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
-from pipeline.evaluation import Score, labelled_batches, measure_latency, score
+from pipeline.evaluation import Score, labelled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
-from pipeline.quantization.plan import Plan, prepare
-from pipeline.quantization.ranges import check_ranges
+from pipeline.quantization.plan import CalibrationPlan, plan_calibration
+from pipeline.quantization.ranges import check_observed_ranges
 from pipeline.runs import hold
 
 REPORT = "report.json"
@@ -25,40 +25,40 @@ _WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
 
 
 def calibrate(config: CalibrationConfig) -> dict[str, Any]:
-    """Run the whole calibration; returns what the job prints, which `report.json` under the output holds too.
+    """Run the whole calibration; return what the job prints, which is also stored as `report.json` in the output.
 
-    Each artifact is opened from its file and compared with what was calibrated, on calibration images. One that
-    computes other logits is not written; `failed` in the report names it, with its error, and `complete` is false.
+    Each artifact is opened from its file and compared with the calibrated graph, on calibration images. An artifact
+    that computes other logits is not written; `failed` in the report names it with its error, and `complete` is false.
+    If a run with equal settings is at work on the output, this one waits for it.
 
     Raises:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
-            the workers were lost too often. Nothing is under the output then, unless the artifacts were made already
-            and only measuring them failed, or writing itself: whole files only. A run of equal settings that is at
-            work there is waited for.
+            workers were lost too often. The output is then empty, unless measuring or writing the artifacts failed; it
+            never holds incomplete files.
     """
     check_cluster()
-    # What can be wrong is found out before a cluster is joined or anything is written.
-    plan = prepare(config)
+    # Errors should come out before a cluster is joined or anything is written.
+    plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and claimed.document["config"] == plan.document["config"] and storage.exists(report_uri):
-            return storage.read_json(report_uri)  # the run that was waited for was asked for the same
+            return storage.read_json(report_uri)  # the other run was asked for the same artifacts
         fixed_size = connect()
         with storage.writing_to(config.output):
             return _calibrate(plan, fixed_size=fixed_size)
 
 
-def _calibrate(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
+def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
-    check_ranges(calibration.ranges)
+    check_observed_ranges(calibration.ranges)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
         made = make_artifacts(config, loaded, plan.program, calibration.ranges, calibration.samples, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
         rows = _measure(plan, baselines + made.artifacts)
-        # Only now: data that turns out bad while it is scored leaves nothing behind. A baseline that fails is a note.
+        # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         storage.write_json(storage.join(config.output, CONFIG), plan.document)
         storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
         storage.upload_folder(files, config.output)
@@ -70,18 +70,18 @@ def _calibrate(plan: Plan, *, fixed_size: bool) -> dict[str, Any]:
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
-    """Delete what an earlier run wrote under the name of an artifact that turned out wrong."""
+    """Delete files of an earlier run under the names of artifacts that were refused."""
     for row in refused:
         for name in (row["artifact"], f"{row['artifact']}.data"):
             storage.remove(storage.join(output, name))
 
 
-def _measure(plan: Plan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
-    """Return a row of figures for each, scored in one pass where there are labeled images."""
+def _measure(plan: CalibrationPlan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
+    """Return a row of figures for each artifact; if there are labeled images, all are scored in one pass."""
     config, scores = plan.config, {}
     if plan.labelled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
-        scores = score(predict, labelled_batches(plan.labelled, plan.loaded, config.score_batch_size))
+        scores = measure_accuracy(predict, labelled_batches(plan.labelled, plan.loaded, config.score_batch_size))
     return [
         _row(artifact, scores.get(str(number)), _latency(artifact, plan.loaded, config.latency_batch_size))
         for number, artifact in enumerate(artifacts)
@@ -105,7 +105,7 @@ def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, 
 
 
 def _note(artifact: Artifact) -> str | None:
-    """Return what a user would otherwise wonder about in a row's figures."""
+    """Return a note that explains surprising figures in a row."""
     if artifact.bits is None or artifact.note is not None:
         return artifact.note
     widths = (artifact.bits.weights, artifact.bits.activations)

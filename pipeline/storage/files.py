@@ -20,23 +20,24 @@ from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.storage.locations import driver_errors, filesystem, location_errors, why_missing
 
-# A local file system without hard links (FAT, some FUSE and network ones).
+# Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
 
 
 def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:
-    """Write a file at once: moved into place on a local disk, one request on an object store.
+    """Write a file atomically: a local file is moved into place, an object store gets one request.
 
-    A process killed at any moment leaves the old file or the new one. What a kill leaves of a local temporary file
-    is named `.NAME.HEX.tmp`, and readers of datasets never look at it.
+    A process killed at any moment leaves the old file or the new one. It may also leave a local temporary file named
+    `.NAME.HEX.tmp`, which readers of datasets ignore.
 
     Args:
         uri: the file.
         content: all of it.
-        temporary_in: folder on the same disk for the temporary file of a local write; by default the file's own.
+        temporary_in: folder for the temporary file of a local write, on the same disk; by default the file's own
+            folder.
 
     Raises:
-        OSError: the disk is full, the store refuses, or the network fails; worth another try.
+        OSError: the disk is full, the store refuses, or the network fails; a retry may succeed.
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
@@ -53,7 +54,7 @@ def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) ->
 
 @contextmanager
 def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
-    """Write a local file beside its place, safely on the disk; what is not moved away is deleted at the end."""
+    """Write a temporary local file and flush it to the disk; at the end it is deleted unless it was moved."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -68,10 +69,10 @@ def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
-    """Write a file unless there is one already; of several processes that try at once, one succeeds.
+    """Write a file unless it exists; if several processes try at once, one of them succeeds.
 
-    That holds on local disks, on S3 and stores that know its `If-None-Match`, and on Google Cloud Storage. Any other
-    store is asked first and written to then, so a caller who must know reads back what is there.
+    That holds on local disks, on S3 and stores that support its `If-None-Match`, and on Google Cloud Storage. On any
+    other store the check and the write are two requests, so a caller that must be sure reads back what is there.
 
     Returns:
         Whether this call wrote the file.
@@ -92,7 +93,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
             fs.pipe_file(path, content)
     except FileExistsError:
         return False
-    except NotImplementedError:  # an S3 server that does not know the condition says so
+    except NotImplementedError:  # the answer of an S3 server that does not support the condition
         fs.pipe_file(path, content)
     except driver_errors() as error:
         raise OSError(reason(error)) from error
@@ -104,7 +105,7 @@ def _create_locally(target: Path, content: bytes) -> bool:
         try:
             os.link(temporary, target)
         except FileExistsError:
-            # NFS may do it and, when the answer was lost, say that it was done before.
+            # When an answer got lost, NFS may report that a link exists which this very call made.
             return temporary.stat().st_nlink > 1
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
@@ -114,7 +115,7 @@ def _create_locally(target: Path, content: bytes) -> bool:
 
 
 def _create_exclusively(target: Path, content: bytes) -> bool:
-    """Without hard links one of several wins too, but another process may see the file before it is whole."""
+    """Create a file without hard links: one process wins too, but others may see the file before it is complete."""
     try:
         with target.open("xb") as file:
             file.write(content)
@@ -124,12 +125,12 @@ def _create_exclusively(target: Path, content: bytes) -> bool:
 
 
 def create_json(uri: str, value: Any) -> bool:
-    """Write plain data as indented JSON unless there is a file already; see `create_bytes`."""
+    """Write plain data as indented JSON unless the file exists; see `create_bytes`."""
     return create_bytes(uri, _to_json(value))
 
 
 def write_json(uri: str, value: Any, *, temporary_in: str | None = None) -> None:
-    """Write plain data as indented JSON, at once; see `write_bytes`."""
+    """Write plain data as indented JSON, atomically; see `write_bytes`."""
     write_bytes(uri, _to_json(value), temporary_in=temporary_in)
 
 
@@ -138,7 +139,7 @@ def _to_json(value: Any) -> bytes:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
         DatasetError: there is no such file, or it cannot be read.
@@ -152,7 +153,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """The plain data of a JSON file.
+    """Return the plain data in a JSON file.
 
     Raises:
         DatasetError: there is no such file, or it is not JSON.
@@ -164,15 +165,15 @@ def read_json(uri: str) -> Any:
 
 
 def read_errors() -> tuple[type[BaseException], ...]:
-    """Return what reading a file that `open_file` opened may raise, beside what its reader makes of the content."""
+    """Return the errors that reading from `open_file` may raise, apart from those of a reader about the content."""
     return (OSError, *driver_errors())
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there.
+    """Return whether a file or folder exists.
 
     Raises:
-        DatasetError: that cannot be found out.
+        DatasetError: the storage cannot be read.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
@@ -183,7 +184,7 @@ def exists(uri: str) -> bool:
 
 
 def open_file(uri: str) -> IO[bytes]:
-    """A file to be read in pieces, as the footer of a Parquet file is.
+    """Open a file that is to be read in pieces, such as the footer of a Parquet file.
 
     Raises:
         OSError: it cannot be opened.
@@ -193,14 +194,15 @@ def open_file(uri: str) -> IO[bytes]:
         file: Any = fs.open(path, "rb")
     except driver_errors() as error:
         raise OSError(reason(error)) from error
-    # A file in an archive (`zip://x.parquet::s3://...`) is closed when its file system is gone: that lives as long.
+    # A file in an archive (`zip://x.parquet::s3://...`) is closed when its file system is collected, so the file keeps
+    # its file system alive.
     weakref.finalize(file, id, fs)
     return file
 
 
 @contextmanager
 def local_file(uri: str) -> Iterator[Path]:
-    """Give the path of a file on this machine: its own, or that of a copy in a folder that is deleted at the end.
+    """Yield a local path of a file: its own, or that of a temporary copy, which is deleted at the end.
 
     Raises:
         DatasetError: there is no such file, or it cannot be read.
@@ -218,12 +220,12 @@ def local_file(uri: str) -> Iterator[Path]:
 
 
 def bring_beside(uri: str, name: str, copy: Path) -> None:
-    """Make sure that a file which lies beside another lies beside that one's local copy too.
+    """Copy a second file from beside a file to beside its local copy, unless it is there.
 
     Args:
-        uri: the one file.
-        name: of the other, relative to the folder of the first.
-        copy: as `local_file` gave it for `uri`.
+        uri: the first file.
+        name: of the second file, relative to the folder of the first.
+        copy: local path of the first file, from `local_file`.
 
     Raises:
         DatasetError: there is no such file, or it cannot be read.
@@ -239,7 +241,7 @@ def bring_beside(uri: str, name: str, copy: Path) -> None:
 
 
 def _download(uri: str, path: str, target: Path) -> None:
-    """Copy a file on the file system of a URI to this machine, in pieces."""
+    """Copy a file from the file system of a URI to this machine, in pieces."""
     fs, own = filesystem(uri)
     try:
         fs.get_file(path, str(target))
@@ -249,40 +251,40 @@ def _download(uri: str, path: str, target: Path) -> None:
 
 
 def remove(uri: str) -> None:
-    """Delete a file if it is there. Where nothing may be deleted it is left, and a line on standard error says so.
+    """Delete a file if it exists. If deleting is forbidden, it is left and a line on standard error says so.
 
     Raises:
         OSError: it could not be deleted for another reason.
     """
     fs, path = filesystem(uri)
-    fs.invalidate_cache()  # another process may have made it since this one looked
+    fs.invalidate_cache()  # another process may have made it since the last listing
     try:
         if fs.exists(path):
             fs.rm_file(path)
     except FileNotFoundError:
-        return  # somebody else was faster
+        return  # another process deleted it first
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     except OSError as error:
         if not _is_forbidden(error):
             raise
-        tell_left(posixpath.dirname(uri))
+        warn_left(posixpath.dirname(uri))
 
 
 def _is_forbidden(error: OSError) -> bool:
-    # gcsfs has no error of its own for it.
+    # gcsfs raises a plain OSError for it.
     return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
 @cache
-def tell_left(folder: str) -> None:
-    """Say once that something stays which should have been deleted."""
+def warn_left(folder: str) -> None:
+    """Warn, once per folder, that files in it could not be deleted."""
     logger.warning(f"files are left in {folder!r}, they could not be deleted")
 
 
 @contextmanager
 def writing_to(uri: str) -> Iterator[None]:
-    """Within it, a disk that is full or a store that refuses is told of in a line.
+    """Turn errors of writing inside the context, such as a full disk or a store that refuses, into a DatasetError.
 
     Raises:
         DatasetError: something could not be written.

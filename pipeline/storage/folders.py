@@ -11,37 +11,37 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DatasetError
-from pipeline.storage.files import read_bytes, reason, remove, tell_left, write_bytes
+from pipeline.storage.files import read_bytes, reason, remove, warn_left, write_bytes
 from pipeline.storage.locations import driver_errors, filesystem, join, location_errors
 
-# One name, not a new one for each try: where nothing may be deleted, one empty file stays, and readers skip it.
+# A fixed name: where deleting is forbidden, only one empty file stays, which readers skip.
 _PROBE = ".probe"
-# Hadoop's note that there is a folder `NAME`, as an empty file beside it.
+# Suffix of the empty file that Hadoop writes beside a folder `NAME` to mark that it exists.
 _HADOOP_MARKER = "_$folder$"
 
 
 def is_file(uri: str) -> bool:
-    """Return whether a single file is there; of a web address, whether anything is.
+    """Return whether a URI is a file that exists; for a web address, whether it exists.
 
-    Asked for a file alone, a store that lets a user read it but not list its folder still answers.
+    This also works on a store that lets a user read the file but not list its folder.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
         if not fs.isfile(path):
             return False
-        # Of a web page no size may be known.
+        # The size of a web page may be unknown.
         if isinstance(fs, LocalFileSystem) or fs.size(path) != 0:
             return True
     except location_errors():
         return False
-    # An empty one may stand for the folder of its name.
+    # An empty object may be the marker of a folder of that name.
     marked = {path.rstrip("/")} if _has_entries(fs, path) else set()
     return not _is_marker({"name": path, "size": 0}, marked)
 
 
 def _has_entries(fs: Any, path: str) -> bool:
-    """Whether anything lies below a path that is a file too; where nobody may look, nothing does."""
+    """Return whether anything lies below a path that is a file too; False if listing it is forbidden."""
     try:
         return any(entry["name"].rstrip("/") != path.rstrip("/") for entry in fs.ls(path, detail=True))
     except location_errors():
@@ -49,12 +49,12 @@ def _has_entries(fs: Any, path: str) -> bool:
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """Return the names (not paths) of the files right under a folder, sorted; none where there is no such folder.
+    """Return the sorted names (not paths) of the files directly in a folder; empty if there is no such folder.
 
-    Hidden files are left out, and so is what an object store keeps in place of a folder.
+    Hidden files and an object store's markers of folders are left out.
 
     Raises:
-        DatasetError: it cannot be listed.
+        DatasetError: the folder cannot be listed.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
@@ -65,7 +65,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     except location_errors() as error:
         raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
     folders = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"}
-    # A file has no entries but itself; a folder may hold its own marker.
+    # The listing of a file is the file itself; that of a folder may hold the folder's marker.
     files = [entry for entry in entries if _is_file(fs, entry) and not _is_marker(entry, folders)]
     names = [posixpath.basename(entry["name"]) for entry in files if entry["name"] != path]
     return sorted(name for name in names if name.endswith(suffix) and not _is_hidden(name))
@@ -74,8 +74,8 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
 def find_files(uri: str) -> list[tuple[str, int]]:
     """Return name below the folder and size in bytes of every file in it and in its subfolders, sorted.
 
-    Hidden files are left out, and so is what an object store keeps in place of a folder. A file instead of a folder
-    gives one entry whose name is empty.
+    Hidden files and an object store's markers of folders are left out. If the location is a file, the only entry has an
+    empty name.
 
     Raises:
         DatasetError: it cannot be listed.
@@ -90,7 +90,7 @@ def find_files(uri: str) -> list[tuple[str, int]]:
 def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
     """Return files with their sizes in bytes, and folders, by their names below a location, sorted.
 
-    Hidden ones are among them. What an object store keeps in place of a folder is one.
+    Hidden ones are included. An object store's marker of a folder counts as that folder.
 
     Raises:
         DatasetError: it cannot be listed.
@@ -104,7 +104,7 @@ def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def _find(uri: str, **options: Any) -> tuple[str, dict[str, Any]]:
-    """Return the path of a location without a slash at its end, and fsspec's entry for each path below it, uncached."""
+    """Return the path of a location without trailing slash, and fsspec's fresh entry for each path below it."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
@@ -114,14 +114,14 @@ def _find(uri: str, **options: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _is_file(fs: Any, entry: dict[str, Any]) -> bool:
-    # A link to a file is told as neither file nor folder.
+    # fsspec lists a link to a file as neither file nor folder.
     return entry["type"] == "file" or (bool(entry.get("islink")) and fs.isfile(entry["name"]))
 
 
 def _is_marker(entry: dict[str, Any], folders: set[str]) -> bool:
-    """Whether an entry stands for a folder: `NAME/`, an empty `NAME` beside `NAME/...`, or Hadoop's `NAME_$folder$`.
+    """Return whether an entry marks a folder: `NAME/`, an empty `NAME` beside `NAME/...`, or Hadoop's `NAME_$folder$`.
 
-    Consoles and other tools put such empty objects where a store knows no folders.
+    Consoles and other tools write such empty objects to stores that have no folders.
     """
     name = entry["name"]
     return not entry.get("size") and (name.endswith(("/", _HADOOP_MARKER)) or name in folders)
@@ -138,24 +138,24 @@ def _is_hidden(segment: str) -> bool:
 
 
 def remove_folder(uri: str) -> None:
-    """Delete a folder and all below it, if it is there. Where nothing may be deleted it is left, as `remove` does.
+    """Delete a folder with everything below it, if it exists. If deleting is forbidden, it is left, as in `remove`.
 
     Raises:
         OSError: it could not be deleted for another reason.
     """
     fs, path = filesystem(uri)
-    fs.invalidate_cache()  # another process may have made it since this one looked
+    fs.invalidate_cache()  # another process may have made it since the last listing
     if isinstance(fs, LocalFileSystem):
-        # What another process writes there at this moment is left to it.
+        # Files that another process is writing there at this moment are left.
         shutil.rmtree(path, ignore_errors=True)
         if os.path.exists(path):
-            tell_left(uri)
+            warn_left(uri)
         return
     try:
-        # One by one: fsspec's recursive delete takes `*` and `[1]` in a path for patterns, and deletes other folders.
+        # One by one: fsspec's recursive delete takes `*` and `[1]` in a path as patterns, and deletes other folders.
         names = [name for name in fs.find(path) if not name.endswith("/")] if fs.exists(path) else []
     except FileNotFoundError:
-        return  # somebody else was faster
+        return  # another process deleted it first
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     for name in names:
@@ -163,14 +163,14 @@ def remove_folder(uri: str) -> None:
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
-    """Copy the files of a local folder, and of those below it, to a location; each file appears at once."""
+    """Copy the files of a local folder and its subfolders to a location; each file appears atomically."""
     for file in sorted(Path(local).rglob("*")):
         if file.is_file():
             write_bytes(join(uri, *file.relative_to(local).parts), file.read_bytes())
 
 
 def download_folder(uri: str, local: str | Path) -> None:
-    """Copy the files of a location, and of those below it, to a local folder.
+    """Copy the files of a location and its subfolders to a local folder.
 
     Raises:
         DatasetError: they cannot be read.
@@ -182,19 +182,19 @@ def download_folder(uri: str, local: str | Path) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Find out before the work, not after it, that nothing can be written to a folder. Leave nothing there.
+    """Check before the work starts that a folder can be written to, by writing and deleting a small file.
 
-    Where nothing may be deleted, one hidden empty file stays, the same for every try.
+    If deleting is forbidden, one hidden empty file stays, the same for every check.
 
     Raises:
-        DatasetError: writing a small file there failed.
+        DatasetError: the small file could not be written.
     """
     probe = join(uri, _PROBE)
     made = new_folders(uri)
     try:
         write_bytes(probe, b"")
         fs, path = filesystem(probe)
-        # Another process may try at the same time, or nothing may be deleted here; neither stands against writing.
+        # Another process may have deleted the file, or deleting may be forbidden; the folder is writable all the same.
         with contextlib.suppress(OSError):
             fs.rm_file(path)
         remove_empty(made)
@@ -203,14 +203,14 @@ def check_writable(uri: str) -> None:
 
 
 def new_folders(uri: str) -> list[Path]:
-    """Return the local folders that writing to a folder would make, innermost first; none on an object store."""
+    """Return the local folders that writing to a folder would create, innermost first; empty on an object store."""
     fs, path = filesystem(uri)
     folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
     return [folder for folder in folders if not folder.exists()]
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Delete those of some local folders, given innermost first, that hold nothing."""
+    """Delete those of the given local folders, listed innermost first, that are empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

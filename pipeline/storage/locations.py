@@ -1,8 +1,9 @@
-"""Find the file system and path that a URI names. Decided here alone, so that every job reads a path in the same way.
+"""Find the file system and path that a URI names. Only this module decides it, so that all jobs read paths alike.
 
-A string is a URI only if it says so: `s3://bucket/key`, `file:///data`, or a chain such as `simplecache::s3://bucket/key`.
-Any other string is a local path and is taken literally (`::`, `*`, `[`, `#`, `%20` and `://` included), except that a
-leading `~` is the home folder. fsspec itself would cut a local path, or the key of an object, at `::`.
+A string is a URI only if it says so: `s3://bucket/key`, `file:///data`, or a chain such as
+`simplecache::s3://bucket/key`. Any other string is a local path and is taken literally (`::`, `*`, `[`, `#`, `%20` and
+`://` included), except that a leading `~` is the home folder. fsspec itself would cut a local path, or the key of an
+object, at `::`.
 """
 
 import inspect
@@ -23,30 +24,30 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.errors import DatasetError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
-# RFC 8089 allows one slash as well.
+# RFC 8089 also allows a single slash.
 _LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)", re.IGNORECASE)
-# What the storage backends raise for a location that cannot be read or written. FileNotFoundError and
-# PermissionError are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
+# Errors of the storage backends for a location that cannot be read or written. FileNotFoundError and PermissionError
+# are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
 _LOCATION_ERRORS = (OSError, ValueError, ImportError)
-# What the drivers of object stores let through without turning it into an OSError: no credentials, no endpoint.
+# Errors that the drivers of object stores do not turn into an OSError: no credentials, no endpoint.
 _DRIVER_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("aiohttp", "ClientError"),
     ("google.auth.exceptions", "GoogleAuthError"),
 )
-# Where Ray unpacks what `ray job submit --working-dir` and `py_modules` bring, on every node.
+# Folders in which Ray unpacks the packages of `ray job submit --working-dir` and `py_modules`, on every node.
 _RAY_PACKAGES = ("working_dir_files", "py_modules_files")
-# gcsfs logs tracebacks of errors that it raises all the same; Python prints them where nobody has set up logging.
+# gcsfs also logs tracebacks of the errors that it raises, and without a handler Python prints them.
 logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 
 
 def driver_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors of the drivers in use: an error cannot come from a module that nobody has imported."""
+    """Return the errors of the drivers in use; a module that was not imported cannot raise any."""
     return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
 
 
 def location_errors() -> tuple[type[BaseException], ...]:
-    """Return all that reading or writing a location may raise."""
+    """Return all errors that reading or writing a location may raise."""
     return (*_LOCATION_ERRORS, *driver_errors())
 
 
@@ -61,7 +62,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file"), _local_path(uri)
     try:
         return _make(protocol, uri)
-    # fsspec leaves it to Python to miss the host or organization that a URI does not name.
+    # If a URI lacks a host or organization, fsspec raises a bare TypeError or AttributeError.
     except (*location_errors(), TypeError, AttributeError) as error:
         raise DatasetError(f"cannot open {uri!r}: {' '.join(str(error).split())}") from error
 
@@ -86,14 +87,14 @@ def _protocol(uri: str) -> str | None:
     match = _SCHEME.match(uri)
     if match:
         return match[1].lower()
-    # `simplecache::s3://bucket/key`: a bare protocol, and after it something that is a URI beyond doubt.
+    # `simplecache::s3://bucket/key`: a bare protocol, followed by something that is clearly a URI.
     first, _, rest = uri.partition("::")
     is_chain = first in fsspec.available_protocols() and (_LOCAL_URI.match(rest) or _protocol(rest) is not None)
     return first if is_chain else None
 
 
 def _chains(kind: type[fsspec.AbstractFileSystem]) -> bool:
-    """Whether a file system stands on another one, which is named after `::`, as zip and the caches do."""
+    """Return whether a file system works on top of another one, named after `::`, as zip and the caches do."""
     takes = inspect.signature(kind.__init__).parameters.keys()
     return issubclass(kind, ChainedFileSystem) or not takes.isdisjoint({"fo", "target_protocol"})
 
@@ -103,12 +104,12 @@ def _local_path(uri: str) -> str:
     path = os.path.expanduser(uri[match.end() :] if match else uri)
     while path.startswith("./"):
         path = path[2:].lstrip("/")
-    # Not `abspath`: `..` after a symbolic link is not what it looks like.
+    # Not `abspath`, which would resolve `..` after a symbolic link wrongly.
     return os.path.join(os.getcwd(), "" if path == "." else path).rstrip("/") or "/"
 
 
 def join(uri: str, *names: str) -> str:
-    """Return `uri` with path segments appended; in a chain they belong to the innermost path (`zip://HERE::s3://...`)."""
+    """Append path segments to `uri`; in a chain, to the innermost path (`zip://HERE::s3://...`)."""
     protocol = _protocol(uri)
     if protocol is None or "::" not in uri:
         return posixpath.join(uri, *names)
@@ -124,23 +125,23 @@ def join(uri: str, *names: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether a location is on this machine's own file system."""
+    """Return whether a location is on this machine's file system."""
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def absolute(uri: str) -> str:
-    """Return the same location for a process with another working folder."""
+    """Return the location as an absolute one, for processes with another working folder."""
     fs, path = filesystem(uri)
     return path if isinstance(fs, LocalFileSystem) else uri
 
 
 def in_memory(uri: str) -> bool:
-    """Return whether a location is this process's alone, and gone with it."""
+    """Return whether a location is in the memory of this process, and gone when it ends."""
     return isinstance(filesystem(uri)[0], MemoryFileSystem)
 
 
 def in_job_package(uri: str) -> bool:
-    """Return whether a location is inside the copy of a working folder that Ray unpacks for a job, and deletes."""
+    """Return whether a location is inside the copy of a working folder that Ray unpacks for a job and later deletes."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         return False
@@ -152,7 +153,7 @@ def in_job_package(uri: str) -> bool:
 
 
 def why_missing(uri: str) -> str:
-    """Return what to add to a message that nothing is at `uri`: where relative paths lead in a submitted job."""
+    """Return an addition to messages that nothing is at `uri`: where relative paths lead in a submitted job."""
     if not in_job_package(uri):
         return ""
     return (

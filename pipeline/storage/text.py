@@ -1,11 +1,11 @@
-"""Decode text files of users."""
+"""Decode text files that users give."""
 
 
 def decode_text(content: bytes) -> str:
-    """Return the text of UTF-8 with or without a byte order mark, or of UTF-16 with one, as Windows writes it.
+    """Decode UTF-8, with or without a byte order mark, or UTF-16 with one, as Windows writes it.
 
     Raises:
-        ValueError: it is no text; the message goes on after the name of the file.
+        ValueError: the content is not text; the message is the predicate of a sentence about the file.
     """
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:

@@ -8,11 +8,11 @@ from typing import Any, TypeGuard
 from pipeline import storage
 from pipeline.errors import ConfigError, DatasetError
 
-# Entries are `int | str`, checked below: the parser of configs would repeat all of a long list in its error.
+# Entries are `int | str`. They are checked below, because jsonargparse would repeat all of a long list in its error.
 Classes = tuple[Any, ...] | str
 
 _RANGE = re.compile(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?")
-# A text of nothing but these is a list, and any other the URI of a file.
+# A text of only these characters is a list; any other is the URI of a file.
 _LIST = re.compile(r"[0-9\s,.+-]*")
 
 
@@ -21,19 +21,19 @@ def read_classes(classes: Iterable[Any] | str) -> list[range]:
 
     Args:
         classes: labels and ranges (`0-9`, both ends included), as a sequence or separated by commas; or the URI of a
-            file of them: a JSON list, or text with commas or line ends between them and comments from `#` on.
+            file of them: a JSON list, or text separated by commas or line ends, with comments after `#`.
 
     Raises:
-        ConfigError: there is none, one is no label, a range runs backward, or a label comes twice.
+        ConfigError: the list is empty, an entry is no label or range, a range runs backward, or a label comes twice.
     """
-    if is_file(classes):
+    if names_file(classes):
         return _ranges(_read_entries(classes), f"classes file {classes!r}")
     entries = classes.split(",") if isinstance(classes, str) else classes
     return _ranges(entries, "classes")
 
 
-def is_file(classes: Iterable[Any] | str | None) -> TypeGuard[str]:
-    """Tell whether a setting names a file, and not the labels themselves."""
+def names_file(classes: Iterable[Any] | str | None) -> TypeGuard[str]:
+    """Return whether a setting is the URI of a file, and not the labels themselves."""
     return isinstance(classes, str) and _LIST.fullmatch(classes) is None
 
 
@@ -50,44 +50,44 @@ def _read_entries(uri: str) -> list[Any]:
     return [entry for entry in entries if entry.strip()]
 
 
-def _ranges(entries: Iterable[Any], place: str) -> list[range]:
-    ranges = [_range_of(entry, place) for entry in entries]
+def _ranges(entries: Iterable[Any], name: str) -> list[range]:
+    ranges = [_range_of(entry, name) for entry in entries]
     if not ranges:
-        raise ConfigError(f"{place} is an empty list: leave it out for all classes")
+        raise ConfigError(f"{name} is an empty list: leave it out for all classes")
     end = 0
     for labels in sorted(ranges, key=lambda labels: labels.start):
         if labels.start < end:
-            raise ConfigError(f"{place} holds {labels.start} more than once")
+            raise ConfigError(f"{name} holds {labels.start} more than once")
         end = labels.stop
     return ranges
 
 
-def _range_of(entry: Any, place: str) -> range:
+def _range_of(entry: Any, name: str) -> range:
     if isinstance(entry, bool) or not isinstance(entry, int | str):
-        raise ConfigError(f"{place} holds {entry!r}, which is neither a label nor a range such as 0-9")
+        raise ConfigError(f"{name} holds {entry!r}, which is neither a label nor a range such as 0-9")
     if isinstance(entry, int):
         if entry < 0:
-            raise ConfigError(f"{place} holds {entry}: labels start at 0")
+            raise ConfigError(f"{name} holds {entry}: labels start at 0")
         return range(entry, entry + 1)
     match = _RANGE.fullmatch(entry.strip())
     if match is None:
         found = entry.strip()[:60]
-        raise ConfigError(f"{place} holds {found!r}, which is neither a label from 0 nor a range such as 0-9")
+        raise ConfigError(f"{name} holds {found!r}, which is neither a label from 0 nor a range such as 0-9")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
-        raise ConfigError(f"{place} holds the range {entry.strip()!r}, which runs backward: write {last}-{first}")
+        raise ConfigError(f"{name} holds the range {entry.strip()!r}, which runs backward: write {last}-{first}")
     return range(first, last + 1)
 
 
 def list_classes(classes: Iterable[Any] | str | None, num_classes: int) -> list[int]:
-    """Return the labels that a setting names, in its order; None is all.
+    """Return the labels that a setting names, in its order; None stands for all.
 
     Args:
-        classes: as `read_classes` takes it.
-        num_classes: the teacher's.
+        classes: see `read_classes`.
+        num_classes: number of the teacher's classes.
 
     Raises:
-        ConfigError: as `read_classes`, or the teacher does not have a label.
+        ConfigError: as `read_classes`, or the teacher does not have one of the labels.
     """
     if classes is None:
         return list(range(num_classes))

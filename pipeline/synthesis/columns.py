@@ -8,15 +8,15 @@ import pyarrow as pa
 
 from pipeline.errors import DatasetError
 
-# pandas' missing values, by the names of their types: rows need not import pandas. NaN is a number, and stays one.
+# Names of the types of pandas' missing values, so that pandas need not be imported. NaN is a number, and stays one.
 _PANDAS_NULLS = ("NaTType", "NAType")
 _NO_COMMON_TYPE = (pa.ArrowException, TypeError, OverflowError)
 
 
 def plain(value: Any) -> Any:
-    """Return lists for all that is like one (arrays, tensors, series, ranges, tuples), and Python's own numbers."""
+    """Convert arrays, tensors, series, ranges and tuples to lists, and numbers to Python's own."""
     if value is None or isinstance(value, str | bytes | bool | int | float):
-        # Those of numpy that extend Python's own are in the next case.
+        # NumPy types that are subclasses of Python's.
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUS":
         return value.tolist()
@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim > 0):
         return [plain(entry) for entry in value]
-    # Python has no dates with nanoseconds, numpy's are left to Arrow.
+    # Python's dates have no nanoseconds, so NumPy's are left to Arrow.
     if isinstance(value, np.datetime64 | np.timedelta64):
         return None if np.isnat(value) else value
     for name in ("to_pylist", "as_py", "tolist"):
@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
 
 
 def arrow_column(name: str, values: Any) -> pa.Array:
-    """Return a column with one type for all its values; what is Arrow's already keeps its type.
+    """Return a column with one type for all its values; an Arrow column keeps its type.
 
     Raises:
         DatasetError: the values have no common type.
@@ -52,7 +52,7 @@ def _array(name: str, values: list[Any], wanted: pa.DataType | None) -> pa.Array
         return pa.array(values, wanted)
     except _NO_COMMON_TYPE as error:
         try:
-            # pandas writes NaN for text that is missing.
+            # pandas writes NaN for missing text.
             return pa.array(values, wanted, from_pandas=True)
         except _NO_COMMON_TYPE:
             raise _cannot_pass_on(f"the column {name!r}", error) from error
@@ -64,7 +64,7 @@ def _cannot_pass_on(what: str, error: Exception) -> DatasetError:
 
 
 def _nested_type(of: pa.ExtensionType) -> pa.DataType | None:
-    """Return Ray's type of tensors as lists of lists; None for what can only be found out from the values."""
+    """Return Ray's tensor type as lists of lists; None if it follows only from the values."""
     shape, value_type = getattr(of, "shape", None), getattr(of, "value_type", None)
     if shape is None or value_type is None:
         return None
@@ -80,19 +80,19 @@ def is_list(of: pa.DataType) -> bool:
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """Return a table whose tensors, as Ray makes them of arrays, are lists: those have one type whatever their shape.
+    """Convert Ray's tensor columns to lists, which have the same type for tensors of any shape.
 
     Raises:
-        DatasetError: a column holds Python objects that Arrow has no type for.
+        DatasetError: a column holds Python objects for which Arrow has no type.
     """
     return pa.table({name: arrow_column(name, table[name]) for name in table.column_names})
 
 
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return the schema that tables of all these have room in: a column that one lacks is missing in its rows.
+    """Return a schema that fits tables of all the given ones; columns that a table lacks become null in its rows.
 
     Raises:
-        DatasetError: a column has types that do not go together.
+        DatasetError: a column has types without a common one.
     """
     try:
         return pa.unify_schemas(list(schemas), promote_options="permissive")
@@ -101,7 +101,7 @@ def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table in a schema that `common_schema` made.
+    """Convert a table to a schema of `common_schema`.
 
     Raises:
         DatasetError: a value does not fit into its column's new type.

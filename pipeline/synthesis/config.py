@@ -9,7 +9,7 @@ from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
-from pipeline.synthesis.classes import Classes, is_file, read_classes
+from pipeline.synthesis.classes import Classes, names_file, read_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class SynthesisConfig:
             raise ConfigError("output must name a folder, it is empty")
         check_ranges(self, ("images_per_class", "shard_size"), 1)
         check_range("seed", self.seed, 0)
-        if self.classes is not None and not is_file(self.classes):
+        if self.classes is not None and not names_file(self.classes):
             read_classes(self.classes)
         per_run = self.inversion.images_per_run
         for name in ("images_per_class", "shard_size"):
@@ -116,7 +116,7 @@ def located(config: SynthesisConfig) -> SynthesisConfig:
         ConfigError: the file of classes cannot be read.
     """
     classes = config.classes
-    if is_file(classes):
+    if names_file(classes):
         classes = tuple(f"{labels.start}-{labels.stop - 1}" for labels in read_classes(classes))
     return dataclasses.replace(
         config,

@@ -8,12 +8,12 @@ from pipeline.cluster import connect, own_errors
 from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 from pipeline.synthesis.pool import actors_per_machine, pool_options
-from pipeline.synthesis.progress import tell
+from pipeline.synthesis.progress import report_plan
 
 
-def dry_run(plan: Plan) -> dict[str, Any]:
+def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
     """Print the plan, time a few steps where the actors would run, and write nothing."""
     config, images = plan.config, count_images(plan.to_do)
     summary: dict[str, Any] = {
@@ -24,8 +24,8 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "num_images": count_images(plan.shards),
         "num_images_to_make": images,
     }
-    tell(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
-    tell(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
+    report_plan(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
+    report_plan(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
     if not images:
         return {**summary, "estimated_hours": 0.0}
     largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
@@ -34,8 +34,8 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     return summary | cost | _memory(config, len(largest), probed)
 
 
-def _try_steps(plan: Plan, labels: list[int]) -> tuple[Probe, int, bool]:
-    """Run a few steps of a shard of these classes; also tells how many actors a run may have, and whether on GPUs."""
+def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool]:
+    """Run a few steps of a shard of these classes; and say how many actors a run may have, and whether on GPUs."""
     config = plan.config
     with own_errors():
         fixed_size = connect()
@@ -44,40 +44,42 @@ def _try_steps(plan: Plan, labels: list[int]) -> tuple[Probe, int, bool]:
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
         actors = options.pop("compute").max_size
         trial = ray.remote(**options)(probe).remote(config, labels, actors_per_machine(options, actors))
-        # The steps themselves, and compiling them, may take as long as a shard may.
+        # The steps, with compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
         return ray.get(trial, timeout=limit_s), actors, on_gpu
 
 
-def _cost(plan: Plan, probed: Probe, *, num_images: int, actors: int, on_gpu: bool) -> dict[str, Any]:
-    """Tell what the run takes, from the steps of a shard of so many images."""
+def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, on_gpu: bool) -> dict[str, Any]:
+    """Report what the run takes, from the steps of a shard of so many images."""
     config, step_seconds = plan.config, probed.step_seconds
     schedule = config.inversion.phases(plan.num_patches)
     hours = shard_seconds(schedule, step_seconds) * count_images(plan.to_do) / num_images / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
-        tell(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {num_images} images")
+        report_plan(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {num_images} images")
     if config.inversion.adaptive_end is not None:
-        tell("images may end early (inversion.adaptive_end): what follows is the most that it takes")
+        report_plan("images may end early (inversion.adaptive_end): the following is an upper bound")
     unit = "GPU-hours" if on_gpu else "core-hours"
     cost = hours if on_gpu else hours * config.pool.cpus_per_actor
-    tell(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
+    report_plan(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
     key = f"estimated_{unit.lower().replace('-', '_')}"
     return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:
-    """Tell what a shard takes of an actor's memory, and what would fit."""
+    """Report how much of an actor's memory a shard takes, and how many images would fit."""
     gib = 2**30
     predicted = "not predicted for this family"
     if probed.predicted_bytes is not None:
         predicted = f"{probed.predicted_bytes / gib:.3g} GiB predicted"
-    tell(
+    report_plan(
         f"a step of {num_images} images takes {probed.peak_bytes / gib:.3g} GiB at most, measured; {predicted}; "
         f"an actor has {probed.device_bytes / gib:.3g} GiB"
     )
     largest = probed.largest_batch * config.inversion.images_per_run
-    tell(f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}")
+    report_plan(
+        f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}"
+    )
     return {
         "peak_bytes": probed.peak_bytes,
         "predicted_peak_bytes": probed.predicted_bytes,

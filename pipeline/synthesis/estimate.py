@@ -23,8 +23,8 @@ from pipeline.synthesis.actor import Inverter
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.identity import image_seed
 
-# Of each phase: the first steps after a stop meet new shapes (a CUDA graph is compiled, warmed up, recorded), the last
-# ranks the patches; those between are timed.
+# Steps of each phase that are timed. Left out are the first steps after a stop, which have new shapes (a CUDA graph is
+# compiled, warmed up and recorded), and the last, which ranks the patches.
 _TIMED = 3
 
 
@@ -38,14 +38,14 @@ def _phase(inversion: InversionConfig) -> int:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few steps took. Bytes are those of one actor.
+    """Measured time and memory of a few steps. Bytes are those of one actor.
 
     Attributes:
-        step_seconds: of one step, phase by phase.
-        peak_bytes: of the run: what CUDA's allocator gave out, on a CPU the tensors alive in two steps of each phase.
-        predicted_bytes: the same from the teacher's shape; None where its family is not counted.
-        device_bytes: of the GPU, or an actor's share of the machine.
-        largest_batch: images that fit in one forward and backward, with a margin.
+        step_seconds: seconds of one step, for each phase.
+        peak_bytes: peak of the run: of CUDA's allocator, or on a CPU of live tensors in two steps of each phase.
+        predicted_bytes: the same, predicted from the teacher's shape; None if its family cannot be predicted.
+        device_bytes: memory of the GPU, or an actor's share of the machine's.
+        largest_batch: number of images that fit in one forward and backward pass, with a margin.
     """
 
     step_seconds: list[float]
@@ -56,12 +56,12 @@ class Probe:
 
 
 def probe(config: SynthesisConfig, labels: list[int], actors_per_machine: int) -> Probe:
-    """Try a few steps of each phase on the shard of these labels. Runs where the actors will run.
+    """Run a few steps of each phase on a shard with the given labels, where the actors will run.
 
     Args:
         config: of the dataset.
         labels: of the shard.
-        actors_per_machine: actors on this machine that have no GPU of their own.
+        actors_per_machine: number of actors that share this machine's memory.
 
     Raises:
         ModelError, CheckpointError, ConfigError: as `Inverter`.
@@ -93,10 +93,10 @@ def _make_run(inverter: Inverter, starts: list[int], inversion: InversionConfig)
 
 
 def _peak_bytes(inverter: Inverter, starts: list[int]) -> int:
-    """So far on a GPU; on a CPU that of a run of two steps per phase, for nobody has counted, and uncompiled."""
+    """Return the peak so far on a GPU; on a CPU, the peak of another, uncompiled run of two steps per phase."""
     if inverter.device.type == "cuda":
         return torch.cuda.max_memory_allocated(inverter.device)
-    # The second step of a phase has all that an optimizer keeps, and ranks the patches where a stop comes.
+    # From the second step on the optimizer's state exists, and the last step of a phase ranks the patches.
     inversion = dataclasses.replace(_shortened(inverter.config.inversion, 2), compile=False)
     run = _make_run(inverter, starts, inversion)
     with LiveBytes([run.images], without=run.teacher.parameters()) as live:
@@ -111,7 +111,7 @@ def _predicted(inverter: Inverter, inversion: InversionConfig, batch: int) -> in
 
 
 def _counted_teacher(inverter: Inverter) -> Teacher | None:
-    """The teacher, where all that a step takes is predicted: no other networks, nothing kept of its blocks."""
+    """Return the teacher if its steps can be predicted: without other networks or terms that read its blocks."""
     teacher = inverter.teacher
     others = any(term.network is not None or term.sees == "blocks" for term in inverter.terms)
     if others or not isinstance(teacher, Teacher) or not is_predictable(teacher):
@@ -120,12 +120,12 @@ def _counted_teacher(inverter: Inverter) -> Teacher | None:
 
 
 def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> StepBytes:
-    """The step of one image: as predicted, or its share of what was measured of those that went together."""
+    """Return the step of a single image: as predicted, or its share of the measured step."""
     teacher = _counted_teacher(inverter)
     if teacher is not None:
         return predict(teacher, run.config, batch=1)
     weights = weight_bytes(inverter.teacher, run.config.dtype)
-    # Itself and the optimizer's two moments.
+    # The image and the optimizer's two moments.
     pixels = 3 * run.images[0].numel() * run.images.element_size()
     return StepBytes(weights=weights, pixels=pixels, work=max(1, (peak - weights - batch * pixels) // run.fewest))
 
@@ -141,7 +141,7 @@ def _device_bytes(device: torch.device, actors_per_machine: int) -> int:
 
 
 def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:
-    """The same phases, of so many steps each, and no image that ends early."""
+    """Return a config with the same phases, of `phase` steps each, in which no image ends early."""
     if inversion.rebirth is not None:
         return dataclasses.replace(inversion, iterations=phase * inversion.rebirth, adaptive_end=None)
     num_stops = len(inversion.stop_steps)
@@ -163,5 +163,5 @@ def _timed_step(run: Inversion, device: torch.device) -> float:
 
 
 def shard_seconds(schedule: list[tuple[int, int]], step_seconds: list[float]) -> float:
-    """Seconds that one shard takes an actor."""
+    """Return the seconds that an actor takes for one shard."""
     return sum(num_steps * seconds for (num_steps, _), seconds in zip(schedule, step_seconds, strict=True))

@@ -1,4 +1,4 @@
-"""Tell errors of a machine from errors of a shard."""
+"""Distinguish errors of a machine from errors of a shard."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import PipelineError
 
-# PyTorch raises AcceleratorError for what CUDA's runtime reports, and a RuntimeError for its libraries and drivers.
+# PyTorch raises AcceleratorError for errors of CUDA's runtime, and RuntimeError for those of its libraries and drivers.
 _DEVICE_ERROR = re.compile(
     r"\b(CUDA|HIP|cuDNN|cuBLAS|cuSPARSE|cuSOLVER|cuFFT|NCCL|NVML)( driver| internal)? error\b"
     r"|\b(CUBLAS|CUDNN|CUSPARSE|CUSOLVER|CUFFT)_STATUS_|device-side assert"
@@ -22,9 +22,9 @@ class DeviceError(PipelineError):
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether an error says that a GPU, its driver or the process's context on it failed; memory that ran out is none.
+    """Return whether an error means that a GPU, its driver or the CUDA context failed; running out of memory does not.
 
-    After such an error a CUDA context is of no use any more: every later call in that process fails.
+    After such an error the CUDA context is unusable: every later call in the process fails.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False
@@ -34,16 +34,16 @@ def is_device_error(error: BaseException) -> bool:
 
 
 def check_gpu(wanted: str) -> None:
-    """Refuse to compute on the CPU where Ray gave this process a GPU, and its driver does not let PyTorch use it.
+    """Raise if the machine has a GPU that PyTorch cannot use, instead of computing on the CPU.
 
-    Without it a broken GPU would look like none, and its shards would take a hundred times as long in silence.
+    Otherwise a broken GPU would look like no GPU, and its shards would silently take a hundred times as long.
 
     Args:
         wanted: the pool's `device`.
 
     Raises:
-        DeviceError: PyTorch sees no GPU, though it is made for one and the machine has one.
+        DeviceError: PyTorch sees no GPU, although it is built for one and the machine has one.
     """
     on_cpu = wanted == "cpu" or torch.version.cuda is None or not os.path.exists("/dev/nvidiactl")
     if ray.get_runtime_context().get_accelerator_ids().get("GPU") and not on_cpu and not torch.cuda.is_available():
-        raise DeviceError("no CUDA-capable device is usable, though the machine has one: is its driver in order?")
+        raise DeviceError("no CUDA-capable device is usable, although the machine has one: is its driver working?")

@@ -16,11 +16,11 @@ from pipeline.errors import IncompleteError, PipelineError, one_line
 from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
-from pipeline.synthesis.places import this_place
 from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
 
-# Errors whose message says all; of others the place in the code is kept too, in so many frames.
+# Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
 _NUM_FRAMES = 4
 _WAIT_S = 1.0
@@ -29,12 +29,12 @@ _WAIT_S = 1.0
 class GuardedWriter:
     """A `PartWriter` for `map_batches` that loads its teacher with its first shard.
 
-    Its constructor cannot fail: Ray Data ends the run when one does, whatever the other actors do.
+    Its constructor must not fail, because Ray Data ends the whole run if the constructor of one actor does.
 
     Args:
         config: of the dataset.
-        digest: as the driver found it.
-        schema_version: of the dataset's contract, as its manifest states it.
+        digest: the driver's digest of the config.
+        schema_version: of the dataset, from its manifest.
         attempts: the run's `Attempts`.
 
     Raises:
@@ -46,7 +46,7 @@ class GuardedWriter:
         self._config, self._attempts = config, attempts
         self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
-        self._place, self._name = this_place(), worker_name()
+        self._device, self._name = this_device(), worker_name()
         self._writer: PartWriter | None = None
         self._poisoned = False
 
@@ -59,19 +59,19 @@ class GuardedWriter:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
 
     def _do(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
-        if self._poisoned and not self._ask("is_retired", self._place):
-            # Nothing works in a CUDA context after an error. Ray starts another process, and gives it this shard.
+        if self._poisoned and not self._ask("is_retired", self._device):
+            # A CUDA context is unusable after an error. Ray starts another process, and gives it this shard.
             os._exit(1)
-        if not self._ask("enter", self._actor, self._place, loaded=self._writer is not None):
+        if not self._ask("enter", self._actor, self._device, loaded=self._writer is not None):
             return self._wait(shard_id)
         try:
             writer = self._loaded()
         except (OtherTeacherError, IncompleteError):
             raise
-        # The driver has loaded the same teacher: whatever fails here is this machine's, a library's KeyError included.
+        # The driver has loaded the same teacher, so any failure here is this machine's, even a library's KeyError.
         except Exception as error:  # noqa: BLE001
             return self._failed(shard_id, labels, error, loading=True)
-        begun: Begun = self._ask("begin", self._actor, self._place, shard_id, self._name)
+        begun: Begun = self._ask("begin", self._actor, self._device, shard_id, self._name)
         if begun.refusal:
             return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
         try:
@@ -80,7 +80,7 @@ class GuardedWriter:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        self._ask("end", self._place, shard_id)
+        self._ask("end", self._device, shard_id)
         return {**made, "notes": _about(shard_id, begun.history)}
 
     def _loaded(self) -> PartWriter:
@@ -91,21 +91,21 @@ class GuardedWriter:
         return self._writer
 
     def _check_output(self) -> None:
-        """Find out before the first shard is made that it would be written where nobody looks for it."""
+        """Check before the first shard that this worker sees the same output as the driver."""
         manifest = store.manifest_uri(self._config.output)
         if not storage.exists(manifest):
             raise IncompleteError(
-                f"worker {self._name} of node {self._place.host} does not find {manifest!r}, which this run wrote: "
-                "is that a folder of one machine alone? Give an output that all machines share, such as s3://..."
+                f"worker {self._name} of node {self._device.host} does not find {manifest!r}, which this run wrote: "
+                "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
             )
 
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception, *, loading: bool) -> dict[str, Any]:
-        """Hand the shard back to be done elsewhere, or give it up where it fails everywhere."""
+        """Hand the shard back to be done elsewhere, or give it up if it has failed too often."""
         self._poisoned, self._writer = True, None
         reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._place, reason, shard_id, loading=loading, trace=_trace(error))
+        refusal = self._ask("fail", self._actor, self._device, reason, shard_id, loading=loading, trace=_trace(error))
         doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
-        note = f"worker {self._name} failed on {self._place} while {doing}, another is to do it: {reason}"
+        note = f"worker {self._name} failed on {self._device} while {doing}, another worker will do it: {reason}"
         if refusal:
             return self._given_up(shard_id, labels, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])
@@ -115,7 +115,7 @@ class GuardedWriter:
         return outcome(shard_id, self._name, error=error, reason=reason)
 
     def _wait(self, shard_id: int) -> dict[str, Any]:
-        """Keep the GPU from being given to anyone, until the others have done what they could."""
+        """Keep the GPU occupied until the other workers have done what they can."""
         self._writer = None
         while not self._ask("wait", self._actor):
             time.sleep(_WAIT_S)
@@ -123,11 +123,11 @@ class GuardedWriter:
 
 
 def _trace(error: Exception) -> str:
-    """Return where in the code an error was raised; empty where its message says all."""
+    """Return the last frames of an error's traceback; empty if its message is enough."""
     if isinstance(error, _SAY_ALL) or is_device_error(error):
         return ""
     return "".join(traceback.format_exception(error, limit=-_NUM_FRAMES, chain=False))
 
 
 def _about(shard_id: int, history: list[str]) -> list[str]:
-    return [f"{line} while inverting shard {shard_id}, which is tried again" for line in history]
+    return [f"{line} while inverting shard {shard_id}, which is being retried" for line in history]

@@ -17,9 +17,9 @@ from pipeline.synthesis.networks import Networks
 from pipeline.vit.families import refusal
 from pipeline.vit.ranking import resolve_ranking
 
-# What a fact of its own stands for in `identity`, or what decides where and how fast a dataset is made.
+# Settings that `identity` replaces by facts, and settings that decide only where and how fast a dataset is made.
 _EXCLUDED = ("teacher", "feature_model", "student", "classes", "output", "pool", "dry_run")
-# Frozen, see `identifying_settings`.
+# This list must never change, see `identifying_settings`.
 _RECORDED = frozenset(
     (
         "images_per_class",
@@ -55,7 +55,7 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
 
 
 def _ranking_identity(inversion: InversionConfig, model: nn.Module) -> dict[str, str]:
-    """Return the ranking of patches, where it is not by the CLS token as in every dataset of earlier versions."""
+    """Return the ranking of patches, unless it is by the CLS token, as it always was in earlier versions."""
     if inversion.mask_only or refusal(model) is not None:
         return {}
     ranking = resolve_ranking(model, inversion.ranking)
@@ -63,7 +63,7 @@ def _ranking_identity(inversion: InversionConfig, model: nn.Module) -> dict[str,
 
 
 def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
-    # Not the name or the path: the same weights from another place make the same images.
+    # Not the name or the path: the same weights from elsewhere make the same images.
     return {
         "weights": loaded.digest,
         "architecture": getattr(loaded.model, "pretrained_cfg", {}).get("architecture"),
@@ -75,17 +75,17 @@ def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _plain_arguments(model: nn.Module) -> dict[str, Any]:
-    """What timm made a model with, from the config or from its folder; classes and functions by their names."""
+    """Return the arguments that a timm model was made with, from config or folder; classes and functions by name."""
     arguments = timm.models.get_model_args(model)
     return json.loads(json.dumps(arguments, default=lambda value: getattr(value, "__qualname__", type(value).__name__)))
 
 
 def config_digest(config: SynthesisConfig, networks: Networks) -> str:
-    """SHA-256, in hex, of what decides the dataset."""
+    """Return the SHA-256, in hex, of everything that decides the dataset."""
     return digest(identity(config, networks))
 
 
 def image_seed(config_digest: str, shard_id: int, image_id: str) -> int:
-    """The seed of one image, 63 bits."""
+    """Return the seed of one image, 63 bits."""
     content = f"{config_digest}/{shard_id}/{image_id}".encode()
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Run the actor pool over missing shards, again for those that broken workers handed back."""
+"""Run the actor pool over missing shards, and again over shards that broken workers handed back."""
 
 import sys
 import time
@@ -17,32 +17,32 @@ from pipeline.cluster import free_resources
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
-from pipeline.synthesis.holders import hold
-from pipeline.synthesis.places import Place
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.holders import hold_gpus
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import Shard
 
-# Shards in a row that could not be written before the run stops making more.
+# The run stops after this many shards in a row that could not be written.
 _MAX_UNWRITTEN = 5
-# Passes in a row in which no shard was finished.
+# The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
-# A store that shows a new file only after a moment is given that moment.
+# Delays before each look at a new file, for stores that show it only after a moment.
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
-    """Run the pool over what is missing.
+def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
+    """Run the pool over the missing shards.
 
-    Ray Data gives a shard back to the actor that failed on it, so a shard that is to go to another worker is handed
-    back to this process, and submitted again with the next pass.
+    Ray Data retries a shard on the actor that failed on it. So a shard that another worker should do is returned to
+    this process, and submitted again with the next pass.
 
     Args:
         plan: of the run.
-        to_do: rows of the shards that are missing, in the order to do them.
-        fixed_size: no node can join the cluster any more.
+        to_do: rows of the missing shards, in the order to do them.
+        fixed_size: whether no more nodes can join the cluster.
 
     Returns:
         A row of `OUTCOME` for each shard that is done or failed.
@@ -61,14 +61,14 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     outcomes: list[dict[str, Any]] = []
-    held: dict[Place, ActorHandle] = {}
+    held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     try:
         with report:
             while left:
-                retired = cast(dict[Place, str], ray.get(attempts.retired.remote()))
+                retired = cast(dict[Device, str], ray.get(attempts.retired.remote()))
                 _check_workers_left(plan, attempts, retired, barren)
-                held |= hold([place for place in retired if place not in held])
+                held |= hold_gpus([device for device in retired if device not in held])
                 before = len(outcomes)
                 handed_back = _collect(plan, left, attempts, retired, outcomes, report, fixed_size=fixed_size)
                 left = [shard for shard in left if shard["shard_id"] in handed_back]
@@ -81,10 +81,10 @@ def invert_missing(plan: Plan, to_do: list[Shard], *, fixed_size: bool) -> list[
 
 
 def _collect(
-    plan: Plan,
+    plan: SynthesisPlan,
     shards: list[Shard],
     attempts: ActorHandle,
-    retired: Mapping[Place, str],
+    retired: Mapping[Device, str],
     outcomes: list[dict[str, Any]],
     report: ProgressReport,
     *,
@@ -96,7 +96,7 @@ def _collect(
     with closing(_one_pass(plan, shards, attempts, retired, fixed_size=fixed_size)) as rows:
         for row in rows:
             for note in row["notes"]:
-                report.tell(note)
+                report.note(note)
             if row["handed_back"]:
                 handed_back.add(row["shard_id"])
                 continue
@@ -108,14 +108,14 @@ def _collect(
 
 
 def _start(max_attempts: int) -> ActorHandle:
-    """Start the run's `Attempts` on the machine of this process: when that is lost, the run is lost anyway."""
+    """Start the run's `Attempts` on the machine of this process, without which the run is lost anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(num_cpus=0)(Attempts)
     return actor_class.options(scheduling_strategy=here).remote(max_attempts)
 
 
 def _one_pass(
-    plan: Plan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Place, str], *, fixed_size: bool
+    plan: SynthesisPlan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
 ) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shards), fixed_size=fixed_size, without=list(retired))
@@ -134,28 +134,28 @@ def _one_pass(
     )
     rows.context.wait_for_min_actors_s = pool.start_timeout_s
     rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
-    # Without prefetching: a shard is told when it is done, and not when the next one is.
+    # Without prefetching, so that a shard is reported when it is done, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from cast(pa.Table, finished).to_pylist()
 
 
-def _check_workers_left(plan: Plan, attempts: ActorHandle, retired: Mapping[Place, str], barren: int) -> None:
-    """Stop where the next pass could only end as the last one; say on standard error where in the code, if it may help.
+def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:
+    """Stop if the next pass would fail as the last one did; print the last traceback, if there is one.
 
     Raises:
-        IncompleteError: no place is left to work at; it names those that failed.
+        IncompleteError: no device is left to work on; the message names those that failed.
     """
     if not retired and barren < _MAX_BARREN_PASSES:
         return
     if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
         print(ray.get(attempts.last_trace.remote()), end="", file=sys.stderr, flush=True)
-        reasons = [f"{place}: {reason}" for place, reason in retired.items()]
+        reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
-def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
-    """Look for the first part of each worker: what it writes elsewhere is lost, and need not be made.
+def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
+    """Check that the first part of each worker is in the output: if it writes elsewhere, its work is lost.
 
     Raises:
         IncompleteError: the last of `outcomes` is its worker's first, and this process does not find its part.
@@ -170,7 +170,7 @@ def check_found(plan: Plan, outcomes: list[dict[str, Any]]) -> None:
             return
     raise IncompleteError(
         f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
-        "that machine alone? Give an output that all machines share, such as s3://..."
+        "a single machine? Give an output that all machines share, such as s3://..."
     )
 
 
@@ -179,10 +179,10 @@ def _is_made(row: Mapping[str, Any]) -> bool:
 
 
 def check_written(outcomes: list[dict[str, Any]]) -> None:
-    """Stop when nothing can be written any more: what cannot be written need not be made.
+    """Stop when nothing can be written any more, instead of making images that are lost.
 
     Raises:
-        IncompleteError: the last few shards all were made and could not be written.
+        IncompleteError: the last few shards were made, and none of them could be written.
     """
     last = outcomes[-_MAX_UNWRITTEN:]
     if len(last) == _MAX_UNWRITTEN and all(row["unwritten"] for row in last):

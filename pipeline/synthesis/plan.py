@@ -9,7 +9,6 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset import schema, store
-from pipeline.dataset.footers import damaged_parts
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
@@ -21,21 +20,21 @@ from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import Shard, plan_shards
 from pipeline.vetting import announce
 
-# Libraries whose versions may decide pixels or bytes.
+# Libraries whose versions may affect pixels or bytes.
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A dataset that was found possible.
+class SynthesisPlan:
+    """A synthesis whose settings, teacher and output were checked.
 
     Attributes:
-        config: with absolute local paths, for actors have working folders of their own.
-        digest: of what decides the dataset.
+        config: with absolute local paths, because actors have other working folders.
+        digest: of everything that decides the dataset.
         manifest: as it is, or will be, in the output.
         shards: rows of all shards.
         num_patches: of the teacher.
-        notice: what a user should know of the teacher at once, if anything.
+        notice: message for the user about the teacher, if any.
         progress: what the output holds already.
     """
 
@@ -49,7 +48,7 @@ class Plan:
 
     @property
     def to_do(self) -> list[Shard]:
-        """Rows of the shards that have no part, those that failed before among them."""
+        """Rows of the shards that have no part, including those that failed before."""
         done = set(self.progress.done)
         return [shard for shard in self.shards if shard["shard_id"] not in done]
 
@@ -58,11 +57,11 @@ def count_images(shards: list[Shard]) -> int:
     return sum(len(shard["labels"]) for shard in shards)
 
 
-def prepare(config: SynthesisConfig) -> Plan:
-    """Check on the driver all that can be checked before the work, and find out what there is to do.
+def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
+    """Check on the driver everything that can be checked before the work, and find out what is left to do.
 
     Raises:
-        ConfigError, ModelError, CheckpointError: impossible settings or teacher.
+        ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output holds another dataset, or cannot be read.
     """
     networks = load_networks(config)
@@ -75,16 +74,18 @@ def prepare(config: SynthesisConfig) -> Plan:
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)
-    return Plan(located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress)
+    return SynthesisPlan(
+        located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress
+    )
 
 
 def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
-    """What stands for a done shard must be its part.
+    """Check that the files of done shards are their parts.
 
     Raises:
-        DatasetError: a part is cut off, or is another file under its name.
+        DatasetError: a part is truncated, or is another file under its name.
     """
-    damaged = damaged_parts(output, digest, progress.done)
+    damaged = store.damaged_parts(output, digest, progress.done)
     if damaged:
         shard_id, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more parts are damaged)" if len(damaged) > 1 else ""
@@ -121,10 +122,10 @@ def _manifest(
 
 
 def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest that is there, or the given one where the output is new.
+    """Return the manifest in the output; the given one if the output is new.
 
     Raises:
-        DatasetError: another dataset is there; the message names what differs.
+        DatasetError: the output holds another dataset; the message names what differs.
     """
     check_output(output, "synthesize")
     if not storage.exists(store.manifest_uri(output)):

@@ -21,10 +21,10 @@ _READ_THREADS = 16
 def write_contact_sheet(
     output: str, digest: str, shards: Sequence[Shard], done: set[int], class_names: Sequence[str]
 ) -> str | None:
-    """Write `<output>/contact_sheet.png` with some images of each class, as far as they are done.
+    """Write `<output>/contact_sheet.png` with some finished images of each class.
 
     Returns:
-        Its URI; None where no image is done.
+        Its URI; None if no image is finished.
     """
     chosen = choose([shard for shard in shards if shard["shard_id"] in done])
     if not chosen:
@@ -32,7 +32,7 @@ def write_contact_sheet(
     per_class = sum(label == chosen[0][0] for label, _, _ in chosen)
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         images = list(threads.map(lambda pick: _read_image(output, digest, *pick[1:]), chosen))
-    # Whole classes a row.
+    # A multiple of `per_class`, so that no class is split over two rows.
     columns = per_class * max(1, _COLUMNS // per_class)
     sheet = contact_sheet(images, [class_names[label] for label, _, _ in chosen], columns)
     uri = storage.join(output, "contact_sheet.png")
@@ -41,20 +41,23 @@ def write_contact_sheet(
 
 
 def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
-    """(label, shard id, row of its part) of the images to show: the first few of every class, or of classes spread
-    evenly where there are too many."""
-    places: dict[int, list[tuple[int, int]]] = {}
+    """Choose images to show: the first few of every class, or of evenly spread classes if there are too many.
+
+    Returns:
+        (label, shard id, row of its part) of each image.
+    """
+    rows_of_class: dict[int, list[tuple[int, int]]] = {}
     for shard in shards:
         for row, label in enumerate(shard["labels"]):
-            places.setdefault(label, []).append((shard["shard_id"], row))
-    labels = sorted(places)
+            rows_of_class.setdefault(label, []).append((shard["shard_id"], row))
+    labels = sorted(rows_of_class)
     if len(labels) > _MAX_PICTURES:
         labels = [labels[index * len(labels) // _MAX_PICTURES] for index in range(_MAX_PICTURES)]
     if not labels:
         return []
-    fewest = min(len(places[label]) for label in labels)
+    fewest = min(len(rows_of_class[label]) for label in labels)
     per_class = max(1, min(_MAX_PER_CLASS, _MAX_PICTURES // len(labels), fewest))
-    return [(label, *place) for label in labels for place in places[label][:per_class]]
+    return [(label, *part_row) for label in labels for part_row in rows_of_class[label][:per_class]]
 
 
 def _read_image(output: str, digest: str, shard_id: int, row: int) -> np.ndarray:

@@ -10,32 +10,32 @@ from typing import Any, TextIO
 
 from pipeline.log import logger
 
-# Between two plain lines, so that a run of many small shards does not fill a log.
+# Shortest time between two plain lines, so that a run of many small shards does not fill a log.
 _PLAIN_INTERVAL_S = 1.0
-# Without a shard in that time, say what the cluster is doing.
+# After this time without a finished shard, report what the cluster is doing.
 _SILENCE_S = 60.0
 
 
-def tell(line: str) -> None:
-    """Print a line about what is going to be done."""
+def report_plan(line: str) -> None:
+    """Print a line about the plan."""
     logger.info(f"plan: {line}")
 
 
 def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
-    """Whom a batch waited for, where images may end early; None where all ended together, or none may.
+    """Say how many images a batch waited for, if images may end early; None if all ended together, or none may.
 
     Args:
-        num_steps: of each start.
-        whole_run: steps of one that does not end early; None where none may.
+        num_steps: steps of each start.
+        whole_run: steps of a start that does not end early; None if none may.
     """
-    most = max(num_steps)
-    last = num_steps.count(most)
-    if whole_run is None or (last == len(num_steps) and most < whole_run):
+    max_steps = max(num_steps)
+    last = num_steps.count(max_steps)
+    if whole_run is None or (last == len(num_steps) and max_steps < whole_run):
         return None
     if last == len(num_steps):
-        return f"ran all {most} steps, none of its {last} images ended early"
-    others = (sum(num_steps) - most * last) / (len(num_steps) - last)
-    return f"ran {most} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
+        return f"ran all {max_steps} steps, none of its {last} images ended early"
+    others = (sum(num_steps) - max_steps * last) / (len(num_steps) - last)
+    return f"ran {max_steps} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
 
 
 class ProgressReport:
@@ -44,10 +44,10 @@ class ProgressReport:
     Args:
         num_shards: of the whole dataset.
         num_done: shards that were done before.
-        num_images: to be made now.
-        stream: where to write; a terminal gets one line that is rewritten.
-        why_silent: says what may be holding things up.
-        whole_run: where images may end early, the steps of one that does not.
+        num_images: images to make in this run.
+        stream: stream to write to; a terminal gets a single line that is rewritten.
+        why_silent: returns what may be holding the run up.
+        whole_run: steps of a start that does not end early, if others may.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class ProgressReport:
         self._rewrites = stream.isatty()
         self._started = self._last_shard = time.monotonic()
         self._last_line = -math.inf
-        self._told: tuple[int, int] | None = None
+        self._printed_counts: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._tell_silence, daemon=True)
+        self._watch = threading.Thread(target=self._report_silence, daemon=True)
 
     def __enter__(self) -> "ProgressReport":
         self._watch.start()
@@ -82,14 +82,14 @@ class ProgressReport:
         with self._lock:
             self._print_status(last=True)
 
-    def tell(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line between those of the progress."""
         if logger.isEnabledFor(logging.INFO):
             with self._lock:
                 self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: dict[str, Any]) -> None:
-        """Count a shard in, by the row its actor sent."""
+        """Count a shard, given the row that its actor sent."""
         with self._lock:
             self._last_shard = time.monotonic()
             if outcome["error"]:
@@ -108,7 +108,7 @@ class ProgressReport:
             self._print_status()
 
     def status(self) -> str:
-        """The line as it stands now."""
+        """Return the current line."""
         elapsed = time.monotonic() - self._started
         parts = [f"{self._done} of {self._num_shards} shards done, {self._failed} failed"]
         if self._images:
@@ -124,15 +124,15 @@ class ProgressReport:
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))
             self._stream.flush()
-        elif counts != self._told and (last or now - self._last_line >= _PLAIN_INTERVAL_S):
-            self._last_line, self._told = now, counts
+        elif counts != self._printed_counts and (last or now - self._last_line >= _PLAIN_INTERVAL_S):
+            self._last_line, self._printed_counts = now, counts
             self._print(self.status())
 
     def _print(self, line: str) -> None:
         self._stream.write(f"\r\x1b[K{line}\n" if self._rewrites else f"{line}\n")
         self._stream.flush()
 
-    def _tell_silence(self) -> None:
+    def _report_silence(self) -> None:
         while not self._ended.wait(_SILENCE_S):
             silent_s = time.monotonic() - self._last_shard
             if silent_s >= _SILENCE_S:

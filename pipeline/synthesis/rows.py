@@ -12,18 +12,18 @@ from pipeline.synthesis.columns import arrow_column, is_list, plain
 
 SHARD_ID, LABELS, IMAGE_IDS = "shard_id", "labels", "image_ids"
 NEEDED = (SHARD_ID, LABELS, IMAGE_IDS)
-# Stored in 32 bits.
+# Shard ids are stored in 32 bits.
 _MAX_SHARD_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """What is to be made of one shard.
+    """A checked row of one shard.
 
     Attributes:
-        labels: one for each image.
-        image_ids: as many, all different.
-        further: name → one value for each image, of the row's further columns.
+        labels: one per image.
+        image_ids: one per image, all different.
+        further: name → one value per image, for the row's further columns.
     """
 
     shard_id: int
@@ -33,13 +33,13 @@ class ShardRow:
 
 
 class RowReader:
-    """Reads rows of shards from batches, and checks each by itself and against those that were read before.
+    """Reads rows of shards from batches, and checks each by itself and against the rows read before.
 
-    It cannot see what other processes read.
+    It does not know the rows that other processes read.
 
     Args:
-        num_classes: of the teacher; None where it is not known yet.
-        again: accept a row that was read before in another batch: Ray runs again what was lost.
+        num_classes: of the teacher; None if not known yet.
+        again: whether to accept a row that was read before in another batch, because Ray reruns lost tasks.
     """
 
     def __init__(self, num_classes: int | None = None, *, again: bool = False) -> None:
@@ -48,13 +48,13 @@ class RowReader:
         self._images: dict[int, int] = {}
 
     def read(self, batch: Any) -> list[ShardRow]:
-        """Return the rows of a batch. Further columns of a pyarrow Table keep their types, others get one each.
+        """Return the rows of a batch. Further columns of a pyarrow Table keep their types, others get one type each.
 
         Args:
             batch: name → values, a pandas DataFrame, or a pyarrow Table.
 
         Raises:
-            DatasetError: a column is missing or a value impossible, or an id comes twice.
+            DatasetError: a column is missing, a value is impossible, or an id comes twice.
         """
         columns = _columns(batch)
         check_names(list(columns))
@@ -62,14 +62,14 @@ class RowReader:
         further = {name: arrow_column(name, values) for name, values in columns.items() if name not in NEEDED}
         rows = []
         here: set[int] = set()
-        for place in range(len(needed[SHARD_ID])):
-            row = self._row(place, {name: values[place] for name, values in needed.items()}, further)
+        for index in range(len(needed[SHARD_ID])):
+            row = self._row(index, {name: values[index] for name, values in needed.items()}, further)
             self._check_new(row, together=row.shard_id in here)
             here.add(row.shard_id)
             rows.append(row)
         return rows
 
-    def _row(self, place: int, values: Mapping[str, Any], further: Mapping[str, pa.Array]) -> ShardRow:
+    def _row(self, index: int, values: Mapping[str, Any], further: Mapping[str, pa.Array]) -> ShardRow:
         shard_id = _shard_id(values[SHARD_ID])
         labels = [self._label(shard_id, label) for label in _entries(shard_id, LABELS, values[LABELS])]
         image_ids = [_image_id(shard_id, image_id) for image_id in _entries(shard_id, IMAGE_IDS, values[IMAGE_IDS])]
@@ -80,7 +80,7 @@ class RowReader:
         repeated = _repeated(image_ids)
         if repeated is not None:
             raise DatasetError(f"shard {shard_id} has the image id {repeated!r} twice: the images would be equal")
-        passed_on = {name: _for_each(shard_id, name, column, place, len(labels)) for name, column in further.items()}
+        passed_on = {name: _for_each(shard_id, name, column, index, len(labels)) for name, column in further.items()}
         return ShardRow(shard_id, labels, image_ids, passed_on)
 
     def _label(self, shard_id: int, value: Any) -> int:
@@ -99,7 +99,7 @@ class RowReader:
             raise DatasetError(f"shard_id {row.shard_id} comes more than once: each row of shards needs its own")
         self._shards[row.shard_id] = content
         for image_id in row.image_ids:
-            # Hashes, as there may be millions.
+            # Hashes instead of ids, because there may be millions.
             other = self._images.setdefault(hash(image_id), row.shard_id)
             if other != row.shard_id:
                 shards = f"the shards {other} and {row.shard_id}"
@@ -110,7 +110,7 @@ def check_names(names: list[str]) -> None:
     """Check that rows have the columns that shards need, and none of those that images get.
 
     Raises:
-        DatasetError: they do not.
+        DatasetError: a column is missing, or must not be there.
     """
     missing = [name for name in NEEDED if name not in names]
     if missing:
@@ -118,14 +118,14 @@ def check_names(names: list[str]) -> None:
         raise DatasetError(f"rows of shards need the columns {needed}: {missing[0]!r} is not in {shown(names)}")
     taken = sorted(set(names) & set(schema.COLUMNS) - set(NEEDED))
     if taken:
-        raise DatasetError(f"rows of shards must not have the column {taken[0]!r}: the images made of them have it")
+        raise DatasetError(f"rows of shards must not have the column {taken[0]!r}: the images get one of that name")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the columns of a list of rows. What a row does not have is missing in its column.
+    """Return the columns of a list of rows, with None where a row does not have a column.
 
     Raises:
-        DatasetError: one is no mapping.
+        DatasetError: a row is no mapping.
     """
     for row in rows:
         if not isinstance(row, Mapping):
@@ -135,7 +135,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _columns(batch: Any) -> dict[str, Any]:
-    """Return the columns of a batch in any of Ray Data's formats: Arrow's as they are, others as lists."""
+    """Return the columns of a batch in any of Ray Data's formats: Arrow columns as they are, others as lists."""
     if isinstance(batch, pa.Table):
         columns: dict[str, Any] = {name: batch[name] for name in batch.column_names}
     # A mapping of arrays or lists, or a pandas DataFrame.
@@ -155,7 +155,9 @@ def _values(name: str, column: Any) -> Any:
     values = column if isinstance(column, pa.Array | pa.ChunkedArray) else plain(column)
     if isinstance(values, pa.Array | pa.ChunkedArray | list):
         return values
-    raise DatasetError(f"the column {name!r} of a batch of shards is {shown(column)}: give a list, one entry a row")
+    raise DatasetError(
+        f"the column {name!r} of a batch of shards is {shown(column)}: give a list with one entry per row"
+    )
 
 
 def _shard_id(value: Any) -> int:
@@ -166,7 +168,7 @@ def _shard_id(value: Any) -> int:
 
 
 def _image_id(shard_id: int, value: Any) -> str:
-    # An image's path in the dataset derives from it.
+    # The image's path in the dataset derives from its id.
     if not isinstance(value, str) or not value or not value.isprintable() or set(value) & set("/\\"):
         raise DatasetError(f"shard {shard_id} has the image id {shown(value)}: ids are printable text without slashes")
     return str(value)
@@ -180,11 +182,11 @@ def _entries(shard_id: int, name: str, value: Any) -> list[Any]:
     return value
 
 
-def _for_each(shard_id: int, name: str, column: pa.Array, place: int, num_images: int) -> pa.Array:
-    """Return one value for each image: a list's entries, or anything else again and again."""
+def _for_each(shard_id: int, name: str, column: pa.Array, index: int, num_images: int) -> pa.Array:
+    """Return one value per image: the entries of a list, or any other value repeated."""
     if not is_list(column.type):
-        return column.take(pa.array([place] * num_images))
-    entries: pa.Array | None = column[place].values
+        return column.take(pa.array([index] * num_images))
+    entries: pa.Array | None = column[index].values
     if entries is None:
         return pa.nulls(num_images, column.type.value_type)
     if len(entries) != num_images:
@@ -196,10 +198,10 @@ def _for_each(shard_id: int, name: str, column: pa.Array, place: int, num_images
 
 
 def _whole(value: Any) -> int | None:
-    """Return a value as an int; None where it is no whole number."""
+    """Return a value as an int; None if it is no whole number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    # Arrow and pandas make floats of whole numbers that stand beside missing ones.
+    # Arrow and pandas turn whole numbers into floats if others are missing.
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return None

@@ -15,10 +15,10 @@ from pipeline.runs import Claim, claim
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.passes import invert_missing
-from pipeline.synthesis.plan import Plan, prepare
+from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.preview import write_contact_sheet
-from pipeline.synthesis.progress import tell
+from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.summary import summarize
 
 
@@ -28,19 +28,19 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     Progress goes to standard error. A shard that fails is recorded under `failed/`, and the others go on.
 
     Returns:
-        A summary as plain data; `complete` tells whether every shard is done, `failed` and `missing` what is not.
+        A summary as plain data; `complete` says whether every shard is done, `failed` and `missing` list the others.
 
     Raises:
-        ConfigError, ModelError, CheckpointError: impossible settings or teacher.
+        ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output cannot be written, or holds another dataset.
-        IncompleteError: the actors could not start, or nothing moved any more.
+        IncompleteError: the actors could not start, or the run made no more progress.
     """
     started = time.monotonic()
     check_place(config.output, shared=True)
     check_cluster()
-    plan = prepare(config)
+    plan = plan_synthesis(config)
     if plan.notice is not None:
-        tell(plan.notice)
+        report_plan(plan.notice)
     if config.dry_run:
         return dry_run(plan)
     storage.check_writable(plan.config.output)
@@ -49,11 +49,11 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         try:
             with own_errors():
                 fixed_size = connect()
-                # Before anything is written: the cluster may be too small.
+                # The cluster may be too small, which must come out before anything is written.
                 options = pool_options(plan.config, len(plan.to_do), fixed_size=fixed_size)
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
-                # Beside another run of these settings each takes shards that the other is not at.
+                # If another run with these settings is at work, a random order keeps the two at different shards.
                 to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
                 outcomes = invert_missing(plan, to_do, fixed_size=fixed_size)
         except IncompleteError as error:
@@ -64,11 +64,11 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         return _finish(plan, outcomes, time.monotonic() - started)
 
 
-def _begin(plan: Plan) -> Claim:
-    """Make the output ready; from here on it is this dataset's.
+def _begin(plan: SynthesisPlan) -> Claim:
+    """Prepare the output, and claim it for this dataset.
 
     Raises:
-        DatasetError: meanwhile it became another's.
+        DatasetError: another run claimed it in the meantime.
     """
     output = plan.config.output
     with storage.writing_to(output):
@@ -80,8 +80,8 @@ def _begin(plan: Plan) -> Claim:
     return claimed
 
 
-def _finish(plan: Plan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Leave no temporary file, draw the contact sheet, and sum up."""
+def _finish(plan: SynthesisPlan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Delete temporary files, draw the contact sheet, and summarize."""
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)

@@ -8,12 +8,12 @@ from pipeline.synthesis.config import SynthesisConfig
 
 
 class Shard(TypedDict):
-    """Images to make together, one part file of them; a row of a Ray Dataset.
+    """Images that are made together and stored in one part file; a row of a Ray Dataset.
 
     Attributes:
         shard_id: number of the part.
         labels: class of each image.
-        image_ids: as many names.
+        image_ids: name of each image.
     """
 
     shard_id: int
@@ -24,15 +24,15 @@ class Shard(TypedDict):
 def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> list[Shard]:
     """Return the shards of a dataset, as rows for `ray.data.from_items`.
 
-    Images are ordered by class, and a shard takes the next `shard_size` of them, so that the plan depends on nothing
-    but classes, counts and shard size.
+    Images are ordered by class, and each shard takes the next `shard_size` of them, so the shards depend only on
+    classes, counts and shard size.
 
     Args:
         config: of the dataset.
-        num_classes: the teacher's; by default the teacher is loaded to find out.
+        num_classes: of the teacher; by default the teacher is loaded to find out.
 
     Raises:
-        ConfigError: a label that the teacher does not have.
+        ConfigError: the teacher does not have one of the classes.
         ModelError, CheckpointError: the teacher cannot be loaded.
     """
     if num_classes is None:

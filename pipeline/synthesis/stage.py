@@ -23,18 +23,18 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
     """Return a stage that turns shards into images: `build_inverter(config)(plan_shards(config))`.
 
     The stage takes a Ray Dataset of rows as `Inverter` describes them, or a list of such rows, and runs on the pool of
-    actors that `config.pool` describes. Local paths in the config are taken from the driver's working folder, and
-    `config.output` is not used. Errors of this software come back as what they are where the dataset is consumed within
-    `pipeline.cluster.own_errors()`.
+    actors in `config.pool`. Local paths in the config are relative to the driver's working folder, and `config.output`
+    is not used. Consume the dataset inside `pipeline.cluster.own_errors()` to get errors of this software with their
+    own types.
 
     Args:
         config: of the images.
 
     Raises:
         ConfigError: by the stage, if the cluster is too small for the pool.
-        DatasetError: by the stage, if a row is not as it should be, an id comes twice, or a further column's values
-            have no common type. For that a dataset of rows is computed when the stage gets it, and kept by Ray. Labels
-            that the teacher does not have are told when the images are consumed.
+        DatasetError: by the stage, if a row is invalid, an id comes twice, or the values of a further column have no
+            common type. To find out, a dataset of rows is computed when the stage gets it, and Ray keeps it. Labels
+            that the teacher does not have raise when the images are consumed.
     """
     config = located(config)
 
@@ -45,7 +45,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
             Inverter,
             fn_constructor_args=(config,),
             batch_size=1,
-            # Numpy's would turn what is missing into NaN, and whole numbers beside it into floats.
+            # NumPy batches would turn missing values into NaN, and whole numbers beside them into floats.
             batch_format="pyarrow",
             **pool_options(config, rows.count(), fixed_size=fixed_size),
         )
@@ -58,12 +58,12 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
 
 
 def _from_list(shards: Sequence[Mapping[str, Any]]) -> ray.data.Dataset:
-    """One row a block: a block of many shards would keep one actor busy, and the others idle."""
+    """Make a dataset with one row per block: a block of many shards would keep one actor busy, and the others idle."""
     if not len(shards):
         raise DatasetError("there are no shards to invert: the list is empty")
     columns = columns_of(shards)
     rows = RowReader().read(columns)
-    # All rows together: of one at a time each would get types of its own.
+    # All rows together: converted one at a time, each row could get types of its own.
     further = {name: arrow_column(name, values) for name, values in columns.items() if name not in NEEDED}
     needed = {
         SHARD_ID: [row.shard_id for row in rows],
@@ -71,12 +71,12 @@ def _from_list(shards: Sequence[Mapping[str, Any]]) -> ray.data.Dataset:
         IMAGE_IDS: [row.image_ids for row in rows],
     }
     table = pa.table({**needed, **further})
-    # Taken, for each slice would bring the whole table with it.
-    return ray.data.from_arrow([table.take([place]) for place in range(len(rows))])
+    # `take` copies the row; a slice would bring the whole table with it.
+    return ray.data.from_arrow([table.take([row]) for row in range(len(rows))])
 
 
 def _from_dataset(shards: ray.data.Dataset) -> ray.data.Dataset:
-    """The same of a dataset, whose blocks may have types of their own for the same column."""
+    """Do the same for a dataset, in which the blocks of a column may differ in type."""
     shards.context.raise_original_map_exception = True
     blocks = shards.map_batches(plain_table, batch_size=None, batch_format="pyarrow").materialize()
     if not blocks.count():
@@ -90,5 +90,5 @@ def _from_dataset(shards: ray.data.Dataset) -> ray.data.Dataset:
             schemas.append(block.schema)
     schema = common_schema(schemas)
     alike = blocks.map_batches(partial(with_schema, schema=schema), batch_size=None, batch_format="pyarrow")
-    # Here, for actors may hold the CPUs that it needs.
+    # Computed now, because later the actors may hold the CPUs that it needs.
     return alike.repartition(target_num_rows_per_block=1).materialize()

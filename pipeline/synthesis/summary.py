@@ -6,19 +6,19 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.synthesis.config import SynthesisConfig
-from pipeline.synthesis.plan import Plan, count_images
+from pipeline.synthesis.plan import SynthesisPlan, count_images
 
 
-def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
-    """What was done and what was not, as plain data.
+def summarize(plan: SynthesisPlan, outcomes: list[dict[str, Any]], progress: store.Progress) -> dict[str, Any]:
+    """Return what was done and what was not, as plain data.
 
     Args:
         plan: of the run.
-        outcomes: a row per shard that an actor reported.
+        outcomes: one row per shard that an actor reported.
         progress: what the output holds now.
     """
     unrecorded = set(progress.missing)
-    reasons = told_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
+    reasons = failure_reasons([row for row in outcomes if row["shard_id"] in unrecorded], plan.config.output)
     missing = [shard_id for shard_id in progress.missing if shard_id not in reasons]
     failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | reasons
     made = [row for row in outcomes if not row["error"] and not row["by_another"]]
@@ -43,7 +43,7 @@ def summarize(plan: Plan, outcomes: list[dict[str, Any]], progress: store.Progre
 
 
 def shards_left(config: SynthesisConfig) -> str:
-    """Say of a run that was stopped how much of its dataset there is, from the files, and how to go on.
+    """Say how much of a dataset is done when its run was stopped, and how to continue.
 
     Raises:
         DatasetError: the output cannot be read.
@@ -55,8 +55,8 @@ def shards_left(config: SynthesisConfig) -> str:
     return f"{done} of {manifest['num_shards']} shards done, run it again for the rest"
 
 
-def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
-    """Shard id → why it has no part: as its actor told, or because that wrote it somewhere else."""
+def failure_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
+    """Return shard id → why it has no part: the actor's error, or that the actor wrote it elsewhere."""
     return {
         row["shard_id"]: row["reason"]
         if row["error"]
@@ -66,7 +66,7 @@ def told_reasons(outcomes: list[dict[str, Any]], output: str) -> dict[int, str]:
 
 
 def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the steps images took, and how many ran to the end of the schedule; nothing where none may end early."""
+    """Return the steps that images took, and how many ran the whole schedule; nothing if none may end early."""
     taken = [steps for row in made for steps in row["num_steps"]]
     if config.inversion.adaptive_end is None or not taken:
         return {}
@@ -75,7 +75,7 @@ def _steps_taken(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[st
 
 
 def _machine_work(config: SynthesisConfig, made: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds of compiling over all actors, where asked for; the most memory of a GPU, where there was one."""
+    """Return the seconds of compiling over all actors, if asked for, and the peak memory of a GPU, if there was one."""
     peak_bytes = max((row["peak_bytes"] for row in made), default=0)
     compiled = {"compile_s": round(sum(row["compile_s"] for row in made), 2)} if config.inversion.compile else {}
     return compiled | ({"peak_bytes": peak_bytes} if peak_bytes else {})

@@ -18,10 +18,10 @@ from pipeline.errors import DatasetError, ModelError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
 
-# Before each further attempt to write a part, seconds: object stores throttle, networks blink.
+# Seconds before each further attempt to write a part: object stores throttle, and networks fail for a moment.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
 
-# What the driver hears of a shard: an empty error where it is done.
+# Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
     {
         "shard_id": pa.int64(),
@@ -43,19 +43,19 @@ OUTCOME = pa.schema(
 
 
 class OtherTeacherError(ModelError):
-    """An actor loaded another teacher than the driver did: no shard may be made with it, on any machine."""
+    """An actor loaded another teacher than the driver: no shard must be made with it, on any machine."""
 
 
 class PartWriter(Inverter):
-    """Rows of `plan_shards` → part files; what comes back is a small row per shard, as soon as it is done.
+    """Turns rows of `plan_shards` into part files, and yields a small row for each shard as soon as it is done.
 
     Args:
         config: of the dataset.
-        digest: as the driver found it; another one here means that this actor sees another teacher.
-        schema_version: of the dataset's contract, as its manifest states it.
+        digest: the driver's digest of the config; if this actor's differs, it sees another teacher.
+        schema_version: of the dataset, from its manifest.
 
     Raises:
-        OtherTeacherError: it does.
+        OtherTeacherError: this actor sees another teacher.
     """
 
     def __init__(self, config: SynthesisConfig, digest: str, schema_version: int = schema.SCHEMA_VERSION) -> None:
@@ -64,7 +64,7 @@ class PartWriter(Inverter):
         if self.digest != digest:
             raise OtherTeacherError(
                 f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
-                f"({self.digest[:8]}): was it changed meanwhile?"
+                f"({self.digest[:8]}): was it changed in the meantime?"
             )
         self.worker = worker_name()
 
@@ -95,7 +95,7 @@ class PartWriter(Inverter):
     def _write(self, shard_id: int, shard: InvertedShard) -> None:
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
-            # Another split may round otherwise: from this step on, so many images at a time.
+            # Recorded because other micro-batches may round differently: from each of these steps on, so many images.
             facts["halvings"] = json.dumps(shard.halvings)
         if self.config.inversion.adaptive_end is not None:
             facts["num_steps"] = json.dumps(shard.num_steps)
@@ -104,14 +104,14 @@ class PartWriter(Inverter):
         with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
 
     def _is_done(self, shard_id: int) -> bool:
-        """Whether another run has written the part; where that cannot be found out it is made all the same."""
+        """Return whether another run has written the part; False if that cannot be found out."""
         try:
             return store.part_exists(self.config.output, shard_id, self.digest)
         except DatasetError:
             return False
 
     def _by_another(self, shard_id: int, labels: Sequence[int]) -> dict[str, Any]:
-        """The row of a shard whose part exists: a run of the same settings made it meanwhile."""
+        """Return the row of a shard that another run with the same settings has made in the meantime."""
         return outcome(shard_id, self.worker, by_another=True, num_images=len(labels))
 
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
@@ -123,12 +123,12 @@ class PartWriter(Inverter):
 
 
 def worker_name() -> str:
-    """Return the name of this process: a GPU that fails again and again has one."""
+    """Return a name for this process, by which a GPU that keeps failing can be found."""
     return f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
 
 
 def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
-    """Return the row that the driver gets of a shard; what is not given stands for nothing made and no error."""
+    """Return the driver's row for a shard; the defaults mean that nothing was made and there was no error."""
     nothing = {
         "error": "",
         "reason": "",
@@ -150,7 +150,7 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
     """Write a shard's failure record.
 
     Returns:
-        The reason in one line; it tells as well if it could not be recorded.
+        The reason in one line; it also says if the record could not be written.
     """
     reason = " ".join(reason.split())
     record = {
@@ -163,7 +163,7 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
     try:
         with_retries(lambda: store.write_failure(output, shard_id, record))
     except OSError as second:
-        # The driver still gets the row, and tells.
+        # The driver still gets the row, and reports the failure.
         return f"{reason}; and this could not be recorded: {second}"
     return reason
 
@@ -173,7 +173,7 @@ def _mean(column: pa.ChunkedArray) -> float:
 
 
 def with_retries(write: Any) -> None:
-    """Write, and try again a few times what may be a passing trouble.
+    """Write, and retry a few times, because the trouble may pass.
 
     Raises:
         OSError: it kept failing.

@@ -1,4 +1,4 @@
-"""Tell which timm models can be run on a subset of their tokens, and why the others cannot."""
+"""Find out which timm models can be run on a subset of their tokens, and why the others cannot."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def check_family(model: nn.Module) -> None:
     """Refuse a model that cannot be run on a subset of its tokens.
 
     Raises:
-        ModelError: with the family's name and the reason.
+        ModelError: the model cannot; the message gives its family and the reason.
     """
     reason = refusal(model)
     if reason is not None:
@@ -22,12 +22,12 @@ def check_family(model: nn.Module) -> None:
 
 
 def refusal(model: Any) -> str | None:
-    """Why a model is refused; None where it is not."""
-    # Others with a slot of that name (SAM, NaFlex, Hiera) use it in training alone, or attend in windows.
+    """Return why a model cannot be run on a subset of its tokens; None if it can."""
+    # Other models with a `patch_drop` (SAM, NaFlex, Hiera) use it only in training, or attend in windows.
     if not isinstance(model, VisionTransformer | Eva):
         if not hasattr(model, "patch_drop"):
-            return "it has no patch_drop slot, every token takes part in its attention windows or pooling"
-        return "its patch_drop slot is not used in evaluation as a ViT's is"
+            return "it has no patch_drop slot, and its attention windows or pooling need every token"
+        return "it does not use its patch_drop slot in evaluation as a ViT does"
     if not model.num_classes:
         return "it has no classifier head (num_classes is 0)"
     if not isinstance(model.patch_embed, PatchEmbed):

@@ -1,8 +1,8 @@
-"""A ViT's last block for the tokens that the classifier reads alone: its other outputs are never looked at.
+"""A ViT's last block, computed only for the tokens that the classifier reads.
 
-Keys and values of all tokens are needed still; queries, attention, projection and MLP of the patches are not. On 12
-blocks that is 7% of the work. The attention of those few rows is small enough to be formed, so the ranking of the
-patches costs nothing more.
+Keys and values of all tokens are still needed; queries, attention, projection and MLP of the patches are not. In a
+model of 12 blocks that saves 7% of the work. The attention matrix of so few rows is small enough to be computed
+explicitly, so ranking the patches costs nothing more.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-# A matrix product of a handful of rows takes another kernel on CPUs and rounds differently. Products with a single row
-# an image are padded to this many; hundreds of steps of inversion would carry the last bit to the pixels.
+# On CPUs a matrix product of a handful of rows takes another kernel and rounds differently, and hundreds of steps of
+# inversion would amplify that last bit into the pixels. Products with a single row per image are padded to this many.
 FEWEST_ROWS = 8
 
 
@@ -33,7 +33,7 @@ def _is_plain(block: Any) -> bool:
 
 
 def pad_rows(rows: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
-    """Repeat the first of rows [B, ...] until there are `fewest`; more are left as they are."""
+    """Pad rows [B, ...] to `fewest` by repeating the first; more rows are left as they are."""
     missing = fewest - rows.shape[0]
     return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
@@ -44,7 +44,7 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
     Args:
         block: in evaluation mode.
         tokens: [B, S, D].
-        num_rows: R, how many tokens are wanted.
+        num_rows: R, number of leading tokens to compute.
 
     Returns:
         Those tokens after the block [B, R, D], and their attention [B, heads, R, S], after softmax.
@@ -54,7 +54,7 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
     query, keys, values = _project(attention, normed, num_rows)
     matrix = (query * attention.scale @ keys.transpose(-2, -1)).softmax(dim=-1)
     mixed = (matrix @ values).transpose(1, 2).flatten(2)
-    # From here on there are R rows per image and no more.
+    # From here on there are only R rows per image.
     rows, mixed = pad_rows(tokens[:, :num_rows]), pad_rows(mixed)
     rows = rows + block.ls1(attention.proj(attention.norm(mixed)))
     rows = rows + block.ls2(block.mlp(block.norm2(rows)))
@@ -62,7 +62,7 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
 
 
 def _project(attention: Any, normed: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [B, heads, R, d] of the first tokens, keys and values [B, heads, S, d] of all."""
+    """Return queries [B, heads, R, d] of the first tokens, and keys and values [B, heads, S, d] of all."""
     batch, heads, width = len(normed), attention.num_heads, attention.qkv.out_features // 3
     weight, bias = attention.qkv.weight, attention.qkv.bias
     biases = (None, None) if bias is None else (bias[:width], bias[width:])

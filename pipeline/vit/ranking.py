@@ -14,18 +14,18 @@ Ranking = Literal["cls_attention", "pool_attention", "attention_received", "grad
 
 
 def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto") -> Ranking:
-    """The ranking that is asked for, or the family's natural one.
+    """Return the ranking that is asked for; for `auto` the one that suits the family.
 
-    That is the attention that makes the classifier's input: of the latent query that pools the tokens, else of the CLS
-    token (as published) where the classifier reads it, else the attention that patches receive from the patches which
-    the classifier averages. Where the attention cannot be read, it is the gradient.
+    `auto` takes the attention that makes the classifier's input: of the latent query that pools the tokens; else of the
+    CLS token, as published, if the classifier reads it; else the attention that patches receive from each other, if the
+    classifier averages them. Where that attention cannot be read, it takes the gradient.
 
     Args:
-        model: one that `check_family` lets pass.
+        model: one that passes `check_family`.
         wanted: `auto`, or a ranking.
 
     Raises:
-        ModelError: the model cannot be ranked that way; the message names both and the reason.
+        ModelError: the model's patches cannot be ranked that way; the message names model, ranking and reason.
     """
     if wanted == "auto":
         return next(r for r in _NATURAL_ORDER if _obstacle(model, r) is None and _reads_by(model, r))
@@ -39,12 +39,15 @@ _NATURAL_ORDER: tuple[Ranking, ...] = ("pool_attention", "cls_attention", "atten
 
 
 def _reads_by(model: Any, ranking: Ranking) -> bool:
-    """Whether the classifier reads what the ranking looks at: one that averages patches never reads its CLS token."""
+    """Return whether the classifier reads the tokens that a ranking looks at.
+
+    A classifier that averages patches never reads its CLS token.
+    """
     return ranking != "cls_attention" or model.global_pool == "token"
 
 
 def _obstacle(model: Any, ranking: Ranking) -> str | None:
-    """Why a model cannot be ranked so; None where it can."""
+    """Return why a model's patches cannot be ranked that way; None if they can."""
     match ranking:
         case "pool_attention":
             pool = model.attn_pool
@@ -59,20 +62,20 @@ def _obstacle(model: Any, ranking: Ranking) -> str | None:
 
 
 def shows_attention(block: nn.Module) -> bool:
-    """Whether a block has one attention, whose softmax passes through its `attn_drop` as [B, heads, S, S]."""
+    """Return whether a block has a single attention, whose softmax passes through `attn_drop` as [B, heads, S, S]."""
     return isinstance(getattr(block, "attn", None), Attention | AttentionRope | EvaAttention)
 
 
 @torch.no_grad()
 def pool_attention(pool: Any, tokens: Tensor) -> Tensor:
-    """What the latent queries of an `AttentionPoolLatent` look at, mean over heads and queries.
+    """Return the attention of the latent queries of an `AttentionPoolLatent`, mean over heads and queries.
 
     Args:
-        pool: without positions of its own.
-        tokens: that it pools [B, S, D].
+        pool: one without position embedding of its own.
+        tokens: the tokens that it pools [B, S, D].
 
     Returns:
-        [B, S], each row of sum 1.
+        Attention [B, S]; each row sums to 1.
     """
     heads = (pool.num_heads, pool.head_dim)
     query = pool.q_norm(pool.q(pool.latent).unflatten(-1, heads).transpose(1, 2))
@@ -82,17 +85,17 @@ def pool_attention(pool: Any, tokens: Tensor) -> Tensor:
 
 
 def gradient_times(read: Callable[[], Tensor], module: nn.Module, targets: Tensor) -> Tensor:
-    """|gradient × activation| of each target's logit at a module's input, summed over the width [B, S].
+    """Return |gradient × activation| [B, S] of each target's logit at a module's input, summed over the width.
 
     Args:
-        read: a forward through the module, from inputs that need no gradient; logits [B, classes].
-        module: it takes tokens [B, S, D] first.
+        read: runs a forward through the module, from inputs that need no gradient; returns logits [B, classes].
+        module: takes tokens [B, S, D] as its first argument.
         targets: int64 [B].
     """
     leaves: list[Tensor] = []
 
     def cut(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # The backward ends here: what lies before has no gradient to be known.
+        # Ends the backward pass here: gradients further back are not needed.
         leaves.append(args[0].detach().requires_grad_())
         return leaves[-1], *args[1:]
 

@@ -20,11 +20,11 @@ class TokenSubset(nn.Module):
     """Gathers patch tokens in a model's `patch_drop` slot, after the position embedding.
 
     Args:
-        num_prefix_tokens: CLS, distillation and register tokens, which always pass; some families have none.
-        with_indices: the slot's owner wants `(tokens, keep_indices)` back, as `timm.models.eva.Eva` does.
+        num_prefix_tokens: CLS, distillation and register tokens, which are always kept; some families have none.
+        with_indices: whether to return `(tokens, keep_indices)`, as `timm.models.eva.Eva` expects of the slot.
 
     Attributes:
-        keep_indices: int64 [B, K], row-major patch numbers; None lets every token pass.
+        keep_indices: int64 [B, K], row-major patch numbers; None keeps every token.
     """
 
     def __init__(self, num_prefix_tokens: int, *, with_indices: bool = False) -> None:
@@ -34,7 +34,7 @@ class TokenSubset(nn.Module):
         self.keep_indices: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """[B, P + N, D] to [B, P + K, D]."""
+        """Gather tokens [B, P + N, D] to [B, P + K, D]."""
         kept = tokens
         if self.keep_indices is not None:
             prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
@@ -46,8 +46,8 @@ class TokenSubset(nn.Module):
 class SubsetViT(nn.Module):
     """A timm ViT, read on all of its patches or on any subset of them.
 
-    Where the family allows it, stopped patches are not even embedded: the embedding is a linear map of each patch, and
-    the position embedding is indexed. Otherwise (rotary positions) tokens are gathered in timm's `patch_drop` slot.
+    If the family allows it, stopped patches are not even embedded: each kept patch is embedded on its own, and the
+    position embedding is indexed. Otherwise (rotary positions) tokens are gathered in timm's `patch_drop` slot.
 
     Shapes: B batch, N patches of a whole image, K patches read, P prefix tokens, D width, p patch side in pixels.
 
@@ -69,32 +69,32 @@ class SubsetViT(nn.Module):
         self.num_classes: int = self.model.num_classes
         self.embed_dim: int = self.model.embed_dim
         self.embeds_subsets = _embeds_subsets(model)
-        # Leading tokens that the last block is run for; 0 runs it whole.
+        # Leading tokens that the last block is computed for; 0 for all tokens.
         self.tokens_read = num_tokens_read(model)
         self._slot = TokenSubset(self.num_prefix_tokens, with_indices=isinstance(model, Eva))
-        # The patches to read are given: one that drops patches at random in training must not drop any beside them.
+        # The caller chooses the patches: a model that drops patches at random in training must not drop more of them.
         self.model.patch_drop = nn.Identity() if self.embeds_subsets else self._slot
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalized images [B, C, H, W], read at `keep_indices` int64 [B, K] (None: all)."""
+        """Return logits [B, classes] of normalized images [B, C, H, W] at `keep_indices` int64 [B, K] (None: all)."""
         return self._head(self._features(images, keep_indices))
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes], and the tokens after the final norm [B, P + K, D], in the order of `keep_indices`."""
+        """Return logits [B, classes] and tokens after the final norm [B, P + K, D], in the order of `keep_indices`."""
         tokens = self._features(images, keep_indices)
         return self._head(tokens), tokens
 
     def forward_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Logits [B, classes] of patches [B, K, C, p, p] that lie at `positions` int64 [B, K] of the grid.
+        """Return logits [B, classes] of patches [B, K, C, p, p] that lie at `positions` int64 [B, K] of the grid.
 
-        Only where `embeds_subsets` is true. Of the last block, no more is computed than the classifier reads.
+        Only if `embeds_subsets` is true. The last block is computed only for the tokens that the classifier reads.
         """
         return self._read_patches(patches, positions)[0]
 
     def forward_patches_scores(
         self, patches: Tensor, positions: Tensor, *, ranking: Ranking | None = None, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`forward_scores` for patches already cut out; see `forward_patches`."""
+        """Return what `forward_scores` does, for patches already cut out; see `forward_patches`."""
         ranking = ranking or resolve_ranking(self.model)
         if ranking == "cls_attention" and self.tokens_read:
             logits, attention = self._read_patches(patches, positions)
@@ -111,22 +111,22 @@ class SubsetViT(nn.Module):
         ranking: Ranking | None = None,
         targets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes] and the patch scores [B, K] of the same images, in the order of `keep_indices`.
+        """Return logits [B, classes] and patch scores [B, K], in the order of `keep_indices`.
 
-        A patch's score is, by ranking:
+        By ranking, a patch's score is:
 
         - `cls_attention`: the CLS token's attention to it in the last block, mean over heads (SMI, semantic patch
           identification; Hu et al., ICML 2024, section 3).
         - `pool_attention`: the attention of the latent query that pools the tokens, mean over heads.
         - `attention_received`: the last block's attention to it, mean over heads and over the patches that attend;
-          prefix tokens do not count, for the classifier averages without them.
-        - `gradient_activation`: |gradient of the target's logit × activation| where its token enters the last block,
-          summed over the width; it takes one more forward, and the last block's backward.
+          prefix tokens do not count, because the classifier averages without them.
+        - `gradient_activation`: |gradient of the target's logit × activation| at its token's entry to the last block,
+          summed over the width; it takes one more forward pass, and the last block's backward.
 
         Args:
             images: normalized [B, C, H, W].
             keep_indices: int64 [B, K]; None: all.
-            ranking: one that `resolve_ranking` allows; by default the family's natural one.
+            ranking: one that `resolve_ranking` returns; by default the one that `auto` chooses.
             targets: int64 [B], for `gradient_activation`.
         """
         ranking = ranking or resolve_ranking(self.model)
@@ -135,7 +135,7 @@ class SubsetViT(nn.Module):
     def _ranked(
         self, read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits of a view, and the scores of what it shows."""
+        """Return the logits and the patch scores of one forward."""
         prefix = self.num_prefix_tokens
         match ranking:
             case "gradient_activation":
@@ -159,7 +159,7 @@ class SubsetViT(nn.Module):
 
     @contextmanager
     def _pooled_tokens(self) -> Iterator[list[Tensor]]:
-        """Within it, each forward appends the tokens that the attention pool takes, detached."""
+        """Capture the input tokens of the attention pool, detached: each forward inside the context appends them."""
         captured: list[Tensor] = []
         pool = self.model.attn_pool
         handle = pool.register_forward_pre_hook(lambda _module, args: captured.append(args[0].detach()))
@@ -170,7 +170,7 @@ class SubsetViT(nn.Module):
 
     @contextmanager
     def _whole_last_block(self) -> Iterator[None]:
-        """Within it, no part of the last block is left out, so that hooks see it."""
+        """Compute the whole last block inside the context, so that hooks see it."""
         tokens_read, self.tokens_read = self.tokens_read, 0
         try:
             yield
@@ -178,7 +178,7 @@ class SubsetViT(nn.Module):
             self.tokens_read = tokens_read
 
     def _read_patches(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and where not the whole last block is run, the attention of the tokens that the classifier reads."""
+        """Return logits and, if the last block is computed in part, the attention of the tokens it is computed for."""
         if not self.tokens_read:
             return self._head(self._patch_features(patches, positions)), None
         model = self.model
@@ -187,7 +187,7 @@ class SubsetViT(nn.Module):
         return self._head(model.norm(tokens)), attention
 
     def _head(self, tokens: Tensor) -> Tensor:
-        """Logits [B, classes] of the tokens after the final norm, rounded alike in batches of any size."""
+        """Return logits [B, classes] of the tokens after the final norm, rounded alike in batches of any size."""
         return self.model.forward_head(pad_rows(tokens))[: len(tokens)]
 
     def _features(self, images: Tensor, keep_indices: Tensor | None) -> Tensor:
@@ -202,7 +202,7 @@ class SubsetViT(nn.Module):
             self._slot.keep_indices = None
 
     def _gather_patches(self, images: Tensor, keep_indices: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, K, C, p, p]."""
+        """Cut images [B, C, H, W] into their kept patches [B, K, C, p, p]."""
         batch, channels = images.shape[:2]
         grid, side = self.grid_size, self.patch_size
         patches = images.reshape(batch, channels, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
@@ -216,13 +216,13 @@ class SubsetViT(nn.Module):
         return model.norm(model.blocks(model.norm_pre(tokens)))
 
     def _embed(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Prefix and patch tokens with their positions [B, P + K, D]."""
+        """Return prefix and patch tokens with their position embedding [B, P + K, D]."""
         model = self.model
         projection = model.patch_embed.proj
         tokens = F.linear(patches.flatten(2), projection.weight.flatten(1), projection.bias)
         tokens = model.patch_embed.norm(tokens)
         positional = model.pos_embed[0]
-        # The position embedding covers the prefix tokens too, or (`no_embed_class`) the patches alone.
+        # The position embedding covers the prefix tokens too, or, with `no_embed_class`, only the patches.
         offset = positional.shape[0] - self.num_patches
         tokens = tokens + positional[offset:][positions]
         learned = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
@@ -236,10 +236,11 @@ class SubsetViT(nn.Module):
 
     @contextmanager
     def attention_probabilities(self) -> Iterator[list[Tensor]]:
-        """Within it, each forward appends the last block's attention [B, heads, P + K, P + K], after softmax, detached.
+        """Capture the last block's attention [B, heads, P + K, P + K], after softmax, detached.
 
-        The fused kernel never forms that matrix, so the block's attention is run once more, without gradients, for it
-        alone: the forward and backward that make the image stay the same as on every other step.
+        Each forward inside the context appends it to the list. The fused kernel never computes that matrix, so the
+        block's attention is run a second time without gradients; the pass that the image is optimized by stays the same
+        as at every other step.
         """
         attention = self.model.blocks[-1].attn
         captured: list[Tensor] = []
@@ -263,7 +264,7 @@ class SubsetViT(nn.Module):
 
     @contextmanager
     def attention_outputs(self) -> Iterator[list[Tensor]]:
-        """Within it, each forward appends every block's attention @ value, mean over heads, of patches [B, K, d]."""
+        """Capture every block's attention @ value [B, K, d], mean over heads; each forward appends it."""
         captured: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], heads: int) -> None:
@@ -282,7 +283,7 @@ class SubsetViT(nn.Module):
 
 
 def _embeds_subsets(model: Any) -> bool:
-    """Whether the tokens of some patches can be made without the other patches."""
+    """Return whether patches can be embedded one by one, without the other patches."""
     own_embedding = type(model)._pos_embed in (VisionTransformer._pos_embed, VisionTransformerDistilled._pos_embed)
     return (
         isinstance(model, VisionTransformer)

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from pipeline.artifacts.formats import FORMATS, load
 from pipeline.quantization import BitWidths
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
 
 W8A8, W4A4 = BitWidths(), BitWidths(weights=4, activations=4)
 Files = Callable[[BitWidths, str], Path]
@@ -76,7 +76,9 @@ def test_without_clipping_narrow_activations_would_differ(files: Files, tmp_path
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_twelve_bits_are_stored_in_sixteen(kind: str, files: Files, model: nn.Module, ragged: list[Batch]) -> None:
+def test_twelve_bits_are_stored_in_sixteen(
+    kind: str, files: Files, model: nn.Module, ragged: list[CalibrationBatch]
+) -> None:
     bits, calibrated = BitWidths(weights=12, activations=12), ragged[-1].images
     with torch.no_grad():
         expected = model(calibrated)

@@ -21,11 +21,11 @@ from pipeline.artifacts.formats import FORMATS, Format, format_named, format_of,
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import ModelConfig, load_model
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.making import make_artifacts, make_baselines
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import Placement
 
 ROOT = Path(__file__).parents[2]
 Programs = Callable[[Placement], ExportedProgram]
@@ -48,7 +48,12 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_format_is_a_file_and_a_name(
-    example: str, tiny_folder: Path, model: nn.Module, programs: Programs, ragged: list[Batch], tmp_path: Path
+    example: str,
+    tiny_folder: Path,
+    model: nn.Module,
+    programs: Programs,
+    ragged: list[CalibrationBatch],
+    tmp_path: Path,
 ) -> None:
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
     config = CalibrationConfig(

@@ -15,10 +15,10 @@ from pipeline.artifacts.onnx import open_onnx, save_onnx
 from pipeline.errors import CheckpointError, DatasetError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import Placement
 from tests.conftest import make_tiny_model
 
 
@@ -34,7 +34,7 @@ def test_products_that_would_saturate_are_right_on_every_processor(tmp_path: Pat
             block.mlp.fc2.weight.abs_().clamp_(min=0.08)
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     observer = RangeObserver(model, "linear")
-    observer.observe([Batch(images, torch.arange(16).repeat(16, 1), [str(row) for row in range(16)])])
+    observer.observe([CalibrationBatch(images, torch.arange(16).repeat(16, 1), [str(row) for row in range(16)])])
     program = export_images(model, "linear")
     quantized = reexport(convert(program, BitWidths(), "linear", observer.ranges()), program)
     with torch.no_grad():
@@ -121,13 +121,13 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (safetensors.torch.save({"a": torch.zeros(1)}), r"it is a checkpoint \(safetensors\), not an ONNX model"),
     ],
 )
-def test_what_lies_under_the_name_of_a_model_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_lies_under_the_name_of_a_model_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.onnx' as an ONNX model: {message}"):
         open_onnx(str(tmp_path / "x.onnx"))
 
 
-def test_a_second_file_that_is_no_weights_or_cut_off_is_told(split: Path) -> None:
+def test_a_second_file_that_is_no_weights_or_cut_off_is_reported(split: Path) -> None:
     data = split / "x.onnx.data"
     whole = data.read_bytes()
     for content, message in (

@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.quantization import BitWidths
-from pipeline.quantization.settings import Placement
+from pipeline.quantization.bit_widths import Placement
 from tests.conftest import HALF, make_tiny_model
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
@@ -96,8 +96,8 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     uri = write(kind, Facts())
     logits = fit(uri, teacher)(images)
     torch.testing.assert_close(logits, plain_logits(images), atol=1e-4, rtol=1e-4)
-    told = f"warning: {uri}: it names no classes, they are taken to be in the teacher's order\n"
-    assert capsys.readouterr().err == told
+    reported = f"warning: {uri}: it names no classes, they are taken to be in the teacher's order\n"
+    assert capsys.readouterr().err == reported
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -152,7 +152,7 @@ def test_weights_that_answer_with_no_classes_are_refused(teacher: LoadedModel, t
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
     for uri in (str(tmp_path / "m"), str(tmp_path / "m" / "model.safetensors")):
-        with pytest.raises(CheckpointError, match=r"answers with values \(regression\)"):
+        with pytest.raises(CheckpointError, match=r"outputs values \(regression\)"):
             fit(uri, teacher)
 
 

@@ -169,6 +169,6 @@ def test_another_archive_is_refused(read: Read) -> None:
         (safetensors.torch.save({"a": torch.zeros(1)}), r"it is a checkpoint \(safetensors\), not a .pt2 program"),
     ],
 )
-def test_what_lies_under_the_name_of_a_program_is_told(content: bytes, message: str, read: Read) -> None:
+def test_what_lies_under_the_name_of_a_program_is_reported(content: bytes, message: str, read: Read) -> None:
     with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.pt2' as a .pt2 program: {message}"):
         read(content)

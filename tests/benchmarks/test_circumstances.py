@@ -1,4 +1,4 @@
-"""What a line of figures says of the machine."""
+"""Facts about the machine in a benchmark's line of figures."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def test_a_line_names_the_instruction_sets_of_the_processor_and_what_torch_uses(
         assert "avx2" in line["instruction_sets"]
 
 
-def test_a_torch_that_is_held_to_less_is_told_apart_from_the_processor() -> None:
+def test_a_torch_that_is_held_to_less_is_reported_apart_from_the_processor() -> None:
     code = "import torch; from benchmarks.circumstances import circumstances as c; print(c('m', torch.device('cpu')))"
     env = {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The benchmark of steps: a line of a small model, and ratios that are of what they say."""
+"""The benchmark of steps: the line of a small model, and correct ratios."""
 
 import json
 from collections.abc import Iterator

@@ -66,7 +66,7 @@ def test_labels_that_mean_other_classes_are_not_mixed(tmp_path: Path) -> None:
     one, same = write_folder(tmp_path / "one", 10), write_folder(tmp_path / "same", 20)
     other = write_folder(tmp_path / "other", 30, ("bee", "cat"))
     assert [row["label"] for row in read_images([one, same]).take_all()] == [0, 1, 0, 1]
-    with pytest.raises(DatasetError, match="have different classes, so their labels cannot be read as one"):
+    with pytest.raises(DatasetError, match="have different classes, so their labels cannot be read together"):
         read_images([one, other])
     assert read_images([one, other], columns=["image"]).count() == 4
 

@@ -1,4 +1,4 @@
-"""What other tools make of the contract's columns, read as the contract says or refused in a line."""
+"""Columns as other tools write them are converted to the contract's types, or refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import schema
-from pipeline.dataset.columns import column_types, convert
+from pipeline.dataset.columns import cast_column, column_types
 from pipeline.errors import DatasetError
 
 CODES = [schema.encode_image(np.full((8, 8, 3), value, np.uint8)) for value in range(3)]
@@ -22,7 +22,7 @@ def as_read(tmp_path: Path, columns: dict[str, Any]) -> dict[str, list[Any]]:
     pq.write_table(pa.table(columns), file)
     types = column_types(file, pq.read_schema(file))
     (batch,) = pq.ParquetFile(file).iter_batches(columns=list(types))
-    found = {name: convert(file, name, batch[name], kind) for name, kind in types.items()}
+    found = {name: cast_column(file, name, batch[name], kind) for name, kind in types.items()}
     assert {name: array.type for name, array in found.items()} == types
     return {name: array.to_pylist() for name, array in found.items()}
 

@@ -48,7 +48,7 @@ def test_every_format_is_read(kind: str) -> None:
         (b"\x81\xff\0", "Pillow reads it as none of"),
     ],
 )
-def test_what_lies_under_the_name_of_an_image_is_told(content: bytes, reason: str) -> None:
+def test_what_lies_under_the_name_of_an_image_is_reported(content: bytes, reason: str) -> None:
     with pytest.raises(DatasetError, match=f"^image 'x' cannot be decoded: {reason}"):
         decode_image(content, "x")
 
@@ -63,13 +63,13 @@ def test_floats_from_0_to_1_are_scaled() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (tiff([[0, 255]], "f"), "floating-point values are from 0 to 255, and only those from 0 to 1 are read"),
-        (tiff([[-1, 1]], "f"), "are from -1 to 1"),
+        (tiff([[0, 255]], "f"), "floating-point values range from 0 to 255, and must lie in 0 to 1"),
+        (tiff([[-1, 1]], "f"), "range from -1 to 1"),
         (tiff([[0, np.nan]], "f"), "not all finite"),
         (tiff([[0, np.inf]], "f"), "not all finite"),
         (tiff([[-5, 70000]], "i4"), "32-bit integers from -5 to 70000, of no known range"),
         (tiff([[0, 255]], "i4"), "32-bit integers from 0 to 255, of no known range"),
-        (tiff([[0, 4095]], "u2"), r"16 bits, of which its largest value, 4095, needs 12 or fewer"),
+        (tiff([[0, 4095]], "u2"), r"16 bits, and its largest value, 4095, needs 12 or fewer"),
         (encoded(Image.fromarray(np.array([[0, 255]], "u2")), "PNG"), "its largest value, 255, needs 12 or fewer"),
     ],
 )
@@ -160,7 +160,7 @@ def test_colors_of_16_bits_keep_their_high_byte_and_are_refused_where_12_bits_wo
     make = COLORS_OF_16_BITS[kind]
     np.testing.assert_array_equal(decode_image(make(0, 0x8080, 65535), "x")[0, :, 0], [0, 0x80, 255])
     for dark in ((0, 255), (1, 0), (100, 0), (0, 3900)):
-        with pytest.raises(DatasetError, match="16 bits, of which its largest value needs 12 or fewer"):
+        with pytest.raises(DatasetError, match="16 bits, and its largest value needs 12 or fewer"):
             decode_image(make(*dark), "x")
     # Really black.
     assert decode_image(make(0, 0), "x").max() == 0

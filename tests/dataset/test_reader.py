@@ -12,7 +12,6 @@ from PIL import Image
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset import rows as row_reader
 from pipeline.dataset.card import write_card
-from pipeline.dataset.footers import damaged_parts
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
@@ -303,7 +302,7 @@ def test_class_names_of_a_dataset_of_many_classes(tmp_path: Path, version: int) 
     assert (max(sizes) < 2 * min(sizes)) == (version == 1)
     assert find_source(str(tmp_path)).class_names == MANY
     assert find_source(str(tmp_path / "data")).class_names == MANY
-    assert damaged_parts(str(tmp_path), DIGEST, [0, 1]) == {}
+    assert store.damaged_parts(str(tmp_path), DIGEST, [0, 1]) == {}
     assert len(rows_of(tmp_path)) == 10
 
 

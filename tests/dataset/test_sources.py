@@ -1,4 +1,4 @@
-"""What is found at a location, and what is said of the rest."""
+"""Kinds of datasets found at a location, and messages about skipped files."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert found(tmp_path / "v") == found(tmp_path / "w") == expected
 
 
-def test_links_that_lead_in_a_circle_are_told_and_those_that_lead_nowhere_refused(
+def test_links_that_lead_in_a_circle_are_reported_and_those_that_lead_nowhere_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image(tmp_path / "ant" / "x.png")
@@ -70,10 +70,10 @@ def test_links_that_lead_in_a_circle_are_told_and_those_that_lead_nowhere_refuse
     assert found(tmp_path) == {"ant/x.png": 0}
     assert capsys.readouterr().err == (
         f"warning: '{tmp_path}': only images are read; "
-        "skipped: the link 'ant/back', which leads to a folder that it lies in\n"
+        "skipped: the link 'ant/back', which leads to a folder that contains it\n"
     )
     os.symlink("/nowhere", tmp_path / "bee")
-    with pytest.raises(DatasetError, match="the link 'bee' leads to '/nowhere', which is not there"):
+    with pytest.raises(DatasetError, match="the link 'bee' leads to '/nowhere', which does not exist"):
         find_source(str(tmp_path))
 
 
@@ -125,7 +125,7 @@ def test_splits_of_a_folder_of_images_are_read_one_at_a_time(tmp_path: Path) -> 
     assert found(tmp_path, "validation") == {"val/ant/x.png": 0, "val/cat/x.png": 2}
     assert found(tmp_path / "train")["cat/x.png"] == 2
     image(tmp_path / "extra" / "ant" / "x.png")
-    with pytest.raises(DatasetError, match="not deeper as in 'extra/ant'; only folders of splits, such as train/"):
+    with pytest.raises(DatasetError, match="not deeper as in 'extra/ant'; only split folders, such as train/"):
         find_source(str(tmp_path))
 
 
@@ -165,7 +165,7 @@ def test_names_that_suggest_splits_are_not_read_as_one_set(tmp_path: Path) -> No
         image(tmp_path / "i" / name / "x.png")
         image(tmp_path / "f" / name.replace("set", "2017") / "x.png")
     for kind in ("p", "i"):
-        with pytest.raises(DatasetError, match="are named as if they were of different splits"):
+        with pytest.raises(DatasetError, match="are named like different splits"):
             find_source(str(tmp_path / kind))
     with pytest.raises(DatasetError, match="has the splits 'test2017', 'train2017'"):
         find_source(str(tmp_path / "f"))
@@ -187,7 +187,7 @@ def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> N
     ):
         find_source(str(tmp_path))
     card.write_text("---\n{\n---\n")
-    with pytest.raises(DatasetError, match=r"README.md' has a head that is not YAML"):
+    with pytest.raises(DatasetError, match=r"README.md' has a header that is not YAML"):
         find_source(str(tmp_path))
 
 
@@ -208,7 +208,7 @@ def test_a_card_beside_a_folder_of_images_tells_the_order_of_its_classes(
     assert "class names of its README.md are not read, because 'ant' is not among them" in capsys.readouterr().err
     card.write_text("---\nconfigs:\n- {config_name: default, data_files: x/*}\n---\n")
     assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
-    assert "the configs of its README.md are not read; of images, splits are folders" in capsys.readouterr().err
+    assert "the configs of its README.md are not read; splits of an image folder are folders" in capsys.readouterr().err
 
 
 def test_empty_image_files_are_refused(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_split_is_chosen_by_its_name_or_another_word_for_it() -> None:
 def test_several_splits_are_not_read_as_one() -> None:
     with pytest.raises(DatasetError, match="has the splits 'test', 'train': choose one with images_split or labelled_"):
         choose_split("u", Splits({"train": ["a"], "test": ["b"]}, []), None)
-    with pytest.raises(DatasetError, match=r"files of the split 'train' and of none, such as 'holdout\.parquet'"):
+    with pytest.raises(DatasetError, match=r"split 'train' and files of no split, such as 'holdout\.parquet'"):
         choose_split("u", parquet_splits(["train.parquet", "holdout.parquet"]), None)
 
 
@@ -135,7 +135,7 @@ def test_the_folder_tells_the_split_of_files_that_are_all_numbered_alike() -> No
 def test_names_that_suggest_different_splits_are_refused(names: list[str]) -> None:
     for files in ([f"{name}.parquet" for name in names], [f"{name}/0.parquet" for name in names]):
         assert not parquet_splits(files).files
-        with pytest.raises(DatasetError, match="as if they were of different splits: give the URI of one, or rename"):
+        with pytest.raises(DatasetError, match="named like different splits: give the URI of one, or rename"):
             check_no_hidden_splits("u", [*files, "extra.parquet"])
 
 
@@ -146,7 +146,7 @@ def test_names_that_suggest_one_split_or_none_are_files_of_one_dataset() -> None
 
 
 def test_folders_of_images_that_all_suggest_a_split_are_refused() -> None:
-    with pytest.raises(DatasetError, match="'trainA' and 'testA' are named as if they were of different splits"):
+    with pytest.raises(DatasetError, match="'trainA' and 'testA' are named like different splits"):
         check_no_hidden_split_folders("u", ["trainA/x.png", "testA/x.png"])
     with pytest.raises(DatasetError, match="'train' and 'testset' are named"):
         check_no_hidden_split_folders("u", ["train/x.png", "testset/x.png"])
@@ -218,7 +218,7 @@ def test_a_card_says_which_files_are_which_split() -> None:
 
 def test_a_card_with_several_configurations_and_no_default_is_refused() -> None:
     card = {"configs": [{"config_name": name, "data_files": f"{name}/*"} for name in ("full", "small")]}
-    with pytest.raises(DatasetError, match="in several configurations, 'full', 'small', by its README"):
+    with pytest.raises(DatasetError, match="has several configurations, 'full', 'small', according to its README"):
         card_config("u", card)
 
 

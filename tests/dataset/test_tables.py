@@ -29,7 +29,7 @@ def write(file: Path, columns: dict[str, pa.Array] | None = None) -> None:
         ("part_0.parquet", False),
     ],
 )
-def test_what_spark_is_writing_is_told_by_its_name(name: str, unfinished: bool) -> None:
+def test_what_spark_is_writing_is_reported_by_its_name(name: str, unfinished: bool) -> None:
     assert is_unfinished(name) is unfinished
 
 
@@ -50,7 +50,7 @@ def test_tables_with_a_log_are_refused(tmp_path: Path) -> None:
 
 def test_labels_in_the_names_of_folders_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "label=3" / "part-0.parquet", {"image": pa.array([CODE])})
-    with pytest.raises(DatasetError, match="partitioned by label: the folder 'label=3' has its label in its name"):
+    with pytest.raises(DatasetError, match="partitioned by label: the folder 'label=3' has the label in its name"):
         find_source(str(tmp_path))
 
 
@@ -88,7 +88,7 @@ def test_rows_without_an_image_are_refused_before_any_is_read(tmp_path: Path, st
         (b"\x81\xff\0", "is not a whole Parquet file: "),
     ],
 )
-def test_what_lies_under_the_name_of_a_parquet_file_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_lies_under_the_name_of_a_parquet_file_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     for uri in (tmp_path, tmp_path / "a.parquet"):
         with pytest.raises(DatasetError, match=rf"a\.parquet' {reason}"):

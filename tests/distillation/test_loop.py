@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
-from pipeline.distillation.images import Batch, Images, MemoryImages
+from pipeline.distillation.images import DistillationBatch, Images, MemoryImages
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.state import load_state
@@ -190,13 +190,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher: LoadedModel, tmp_
         trainer.train()
 
 
-def test_an_epoch_that_misses_an_image_is_told(
+def test_an_epoch_that_misses_an_image_is_reported(
     teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(teacher, tmp_path)
     whole = trainer.images.batches
 
-    def lossy(epoch: int, device: torch.device) -> Iterator[Batch]:
+    def lossy(epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         return iter(list(whole(epoch, device))[1:])
 
     monkeypatch.setattr(trainer.images, "batches", lossy)

@@ -111,7 +111,7 @@ def test_two_datasets_in_one_folder_are_refused(make_config: MakeConfig, tmp_pat
         (tmp_path / "mixed").mkdir(exist_ok=True)
         write_ragged(tmp_path / name / "images.parquet", 5)
         (tmp_path / name / "images.parquet").rename(tmp_path / "mixed" / f"{name}.parquet")
-    with pytest.raises(DatasetError, match="more than one image of the image_id 'images-0000"):
+    with pytest.raises(DatasetError, match="more than one image with the image_id 'images-0000"):
         distill(make_config("out", images=str(tmp_path / "mixed"), cache_gb=cache_gb))
     assert not (tmp_path / "out").exists()
 

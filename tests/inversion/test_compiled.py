@@ -69,7 +69,7 @@ def test_compiled_runs_make_the_same_images_and_one_graph_for_each_patch_count()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_whole_families_are_one_graph(name: str, changes: dict[str, Any], dtype: str) -> None:
     teacher, (images, *others) = make_teacher(name, **changes), shown(5, 7)
-    look = Compiled(Teacher.look, teacher, device=CPU, most_rows=5, backend="aot_eager")
+    look = Compiled(Teacher.look, teacher, device=CPU, max_rows=5, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         ours, theirs = look(images, *others), teacher.look(images, *others)
     gradients = [torch.autograd.grad(logits.float().square().sum(), images)[0] for logits in (ours, theirs)]
@@ -80,7 +80,7 @@ def test_whole_families_are_one_graph(name: str, changes: dict[str, Any], dtype:
 
 def test_a_batch_that_shrinks_image_by_image_meets_few_graphs() -> None:
     teacher, (images, *others) = make_teacher(), shown(8, 7)
-    look = Compiled(Teacher.look, teacher, device=CPU, most_rows=8, backend="aot_eager")
+    look = Compiled(Teacher.look, teacher, device=CPU, max_rows=8, backend="aot_eager")
     for count in (8, 7, 4, 3, 1):
         rows = [tensor[:count] for tensor in (images, *others)]
         ours, theirs = look(*rows), teacher.look(*rows)
@@ -96,7 +96,7 @@ def test_a_batch_that_shrinks_image_by_image_meets_few_graphs() -> None:
 def test_image_priors_are_one_graph(prior: Any) -> None:
     images = shown(3, 1)[0]
     whole = None if prior is losses.tv_l2_batch else 4
-    ours, theirs = Compiled(prior, device=CPU, most_rows=whole, backend="aot_eager")(images), prior(images)
+    ours, theirs = Compiled(prior, device=CPU, max_rows=whole, backend="aot_eager")(images), prior(images)
     gradients = [torch.autograd.grad(value.sum(), images)[0] for value in (ours, theirs)]
     assert torch.allclose(ours, theirs)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
@@ -121,7 +121,7 @@ def returning_a_buffer(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Ca
 
 def test_gradients_do_not_stay_where_a_graph_writes_again() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
-    double = Compiled(lambda rows: 2 * rows, device=CPU, most_rows=None, backend=returning_a_buffer)
+    double = Compiled(lambda rows: 2 * rows, device=CPU, max_rows=None, backend=returning_a_buffer)
     double(rows).sum().backward()
     first = rows.grad
     double(torch.ones(2, 3, requires_grad=True)).mul(5).sum().backward()

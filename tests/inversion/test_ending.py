@@ -43,19 +43,19 @@ def losses(*confidences: float) -> torch.Tensor:
 def test_confidence_has_to_hold_up_to_a_still_step() -> None:
     ending = make_ending()
     assert list(ending.still_steps) == [5, 9, 13, 17]
-    told = {step: ending.watch(step, losses(0.9, 0.4 if step == 4 else 0.9)) for step in range(10)}
-    assert {step for step, ended in told.items() if ended is not None} == {5, 9}
-    assert told[5] is not None
-    assert told[9] is not None
-    assert told[5].tolist() == [True, False]
-    assert told[9].tolist() == [True, True]
+    reported = {step: ending.watch(step, losses(0.9, 0.4 if step == 4 else 0.9)) for step in range(10)}
+    assert {step for step, ended in reported.items() if ended is not None} == {5, 9}
+    assert reported[5] is not None
+    assert reported[9] is not None
+    assert reported[5].tolist() == [True, False]
+    assert reported[9].tolist() == [True, True]
 
 
 def test_steps_before_the_last_stop_do_not_count() -> None:
     ending = make_ending(first_step=4)
-    told = [ending.watch(step, losses(0.9 if step < 4 else 0.1, 0.9)) for step in range(8)]
-    assert told[7] is not None
-    assert told[7].tolist() == [False, True]
+    reported = [ending.watch(step, losses(0.9 if step < 4 else 0.1, 0.9)) for step in range(8)]
+    assert reported[7] is not None
+    assert reported[7].tolist() == [False, True]
 
 
 def test_counts_follow_their_images() -> None:

@@ -164,19 +164,19 @@ def test_with_the_published_scope_it_does(tiny_teacher: Teacher) -> None:
 class ShortOfMemory(nn.Module):
     """Stands in the teacher's first block and runs out of memory above a number of images."""
 
-    def __init__(self, block: nn.Module, most: int) -> None:
+    def __init__(self, block: nn.Module, max_rows: int) -> None:
         super().__init__()
-        self.block, self.most = block, most
+        self.block, self.max_rows = block, max_rows
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if tokens.shape[0] > self.most:
+        if tokens.shape[0] > self.max_rows:
             raise torch.OutOfMemoryError(f"{tokens.shape[0]} images")
         return self.block(tokens)
 
 
 def test_out_of_memory_splits_the_batch_and_says_so(tiny_teacher: Teacher) -> None:
     whole = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
-    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=2)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=2)
     split = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
     assert split.micro_batch == 2
     assert split.halvings[:2] == [(0, 3), (0, 2)]
@@ -212,7 +212,7 @@ def test_as_patches_are_stopped_more_images_go_together(tiny_teacher: Teacher) -
 
 
 def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:
-    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], most=0)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=0)
     with pytest.raises(torch.OutOfMemoryError):
         invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
 

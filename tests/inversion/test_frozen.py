@@ -1,4 +1,4 @@
-"""Weights made ready once: the same answers and gradients, and the teacher itself untouched."""
+"""Frozen copies give the same outputs and gradients, and leave the teacher unchanged."""
 
 import copy
 

@@ -55,7 +55,7 @@ def test_rebirth(num_patches: int, factor: int, steps: list[int], detached: list
     ("settings", "message"),
     [
         ({"rebirth": 1}, "rebirth must be at least 2, not 1"),
-        ({"rebirth": 11, "iterations": 10}, "rebirth 11 needs as many iterations, not 10"),
+        ({"rebirth": 11, "iterations": 10}, "rebirth 11 needs at least 11 iterations, not 10"),
         ({"rebirth": 2, "stop_steps": [3], "stop_fractions": [0.5]}, r"rebirth gives stop_steps .*, not to \[3\] and"),
         ({"rebirth": 2, "stop_formula": StopFormula(keep_ratio=0.5, by_step=300)}, "leave stop_formula out"),
     ],

@@ -1,15 +1,15 @@
-"""Parts of a batch: all of it, evenly, and as many tokens in each as memory has held before."""
+"""Micro-batches cover the batch evenly, and hold no more tokens than fitted in memory before."""
 
 import pytest
 
-from pipeline.inversion.splitting import Split
+from pipeline.inversion.splitting import MicroBatches
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "sizes"), [(8, 8, [8]), (7, 3, [2, 2, 3]), (128, 45, [42, 43, 43]), (2, 5, [2])]
+    ("count", "limit", "sizes"), [(8, 8, [8]), (7, 3, [2, 2, 3]), (128, 45, [42, 43, 43]), (2, 5, [2])]
 )
-def test_parts_are_even_and_cover_the_batch(count: int, most: int, sizes: list[int]) -> None:
-    split, rows = Split(count, most), list(range(count))
+def test_parts_are_even_and_cover_the_batch(count: int, limit: int, sizes: list[int]) -> None:
+    split, rows = MicroBatches(count, limit), list(range(count))
     parts = [rows[part] for part in split.slices(count)]
     assert [row for part in parts for row in part] == rows
     assert [len(part) for part in parts] == sizes
@@ -17,7 +17,7 @@ def test_parts_are_even_and_cover_the_batch(count: int, most: int, sizes: list[i
 
 
 def test_fewer_tokens_an_image_are_more_images() -> None:
-    split, sizes = Split(128, 32), []
+    split, sizes = MicroBatches(128, 32), []
     for before, after in [(197, 138), (138, 96), (96, 67), (67, 47)]:
         split.grow(128, before, after)
         sizes.append(split.size)
@@ -28,13 +28,13 @@ def test_fewer_tokens_an_image_are_more_images() -> None:
 
 
 def test_a_batch_that_shrinks_has_no_larger_parts() -> None:
-    split = Split(24, 16)
+    split = MicroBatches(24, 16)
     largest = [max(part.stop - part.start for part in split.slices(count)) for count in range(24, 0, -1)]
     assert max(largest) == split.size == 12
 
 
 def test_memory_that_runs_out_halves_what_was_tried() -> None:
-    split = Split(5, 5)
+    split = MicroBatches(5, 5)
     split.halve()
     assert (split.size, split.fewest) == (3, 3)
     split.grow(5, 4, 1)

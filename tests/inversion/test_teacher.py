@@ -177,7 +177,7 @@ def test_the_refusal_names_the_option() -> None:
         ("beit_base_patch16_224", {"mask_only": False}, ConfigError, "Beit is masked, and mask_only is not set"),
     ],
 )
-def test_what_a_teacher_cannot_do_is_told_before_the_first_step(
+def test_what_a_teacher_cannot_do_is_reported_before_the_first_step(
     name: str, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     masked = name.startswith("beit")

@@ -72,7 +72,7 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
         (["--teacher.checkpoint", "{tmp}/none.safetensors"], "CheckpointError", "none.safetensors"),
     ],
 )
-def test_what_a_user_gets_wrong_is_told_in_one_line(
+def test_what_a_user_gets_wrong_is_reported_in_one_line(
     flags: list[str],
     error: str,
     message: str,
@@ -93,7 +93,7 @@ def test_what_a_user_gets_wrong_is_told_in_one_line(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
-    # The cluster of the tests may have told something meanwhile.
+    # The cluster of the tests may have reported something meanwhile.
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: {error}: ")
     assert message.replace("{tmp}", str(tmp_path)) in line
@@ -110,7 +110,7 @@ def test_more_workers_than_this_machine_holds_are_not_waited_for(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_truncated_image_is_told_in_one_line(
+def test_a_truncated_image_is_reported_in_one_line(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"

@@ -67,7 +67,7 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
 
     assert main(flags) == 0
     captured = capfd.readouterr()
-    # The session's cluster may have told something before the job began.
+    # The session's cluster may have reported something before the job began.
     result = json.loads(captured.out.splitlines()[-1])
     assert 3 <= result["continued_from_epoch"] < 40
     assert f"going on from epoch {result['continued_from_epoch']} of 40" in captured.err

@@ -64,9 +64,9 @@ def test_how_much_is_printed(flags: list[str], printed: str, capsys: pytest.Capt
 
 def test_where_an_error_came_from_is_printed_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--verbose", "--outcome", "error") == 1
-    told = capsys.readouterr().err
-    assert "Traceback" in told
-    assert told.endswith("error: DatasetError: cannot read 'x'\n")
+    reported = capsys.readouterr().err
+    assert "Traceback" in reported
+    assert reported.endswith("error: DatasetError: cannot read 'x'\n")
     assert run("--outcome", "error") == 1
     assert "Traceback" not in capsys.readouterr().err
 

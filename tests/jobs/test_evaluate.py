@@ -42,7 +42,7 @@ def test_the_job_prints_one_json_line(
         (None, "none.pt2", "cannot read"),
     ],
 )
-def test_unreadable_artifacts_are_told_in_one_line(
+def test_unreadable_artifacts_are_reported_in_one_line(
     content: bytes | None,
     name: str,
     message: str,
@@ -61,7 +61,7 @@ def test_unreadable_artifacts_are_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_beyond_the_classes_are_told_before_a_cluster_is_joined(
+def test_labels_beyond_the_classes_are_reported_before_a_cluster_is_joined(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "beyond.parquet"

@@ -32,18 +32,18 @@ def test_what_is_done_missing_and_failed_and_why(
     store.write_part(output, 0, DIGEST, part(0))
     store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "shard 1: tv_l2 is not finite at step 7"})
     assert status.main([output]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["complete"] is False
-    assert (told["num_shards"], told["num_done"], told["missing"]) == (3, 1, [2])
-    assert told["failed"][0]["shard_id"] == 1
-    assert told["failed"][0]["reason"] == "shard 1: tv_l2 is not finite at step 7"
+    line = json.loads(capsys.readouterr().out)
+    assert line["complete"] is False
+    assert (line["num_shards"], line["num_done"], line["missing"]) == (3, 1, [2])
+    assert line["failed"][0]["shard_id"] == 1
+    assert line["failed"][0]["reason"] == "shard 1: tv_l2 is not finite at step 7"
     for shard_id in (1, 2):
         store.write_part(output, shard_id, DIGEST, part(shard_id))
     assert status.main(["--uri", output]) == 0
     assert json.loads(capsys.readouterr().out)["complete"] is True
 
 
-def test_a_part_that_was_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_that_was_cut_off_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(str(tmp_path))
     for shard_id, content in enumerate((part(0), part(1)[:-5], part(2))):
         store.write_part(str(tmp_path), shard_id, DIGEST, content)
@@ -53,7 +53,7 @@ def test_a_part_that_was_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "part-00001-01234567.parquet" in damaged["reason"]
 
 
-def test_a_file_of_another_origin_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_another_origin_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(str(tmp_path))
     for shard_id, content in enumerate((part(0), part(0), part(2))):
         store.write_part(str(tmp_path), shard_id, DIGEST, content)
@@ -81,7 +81,7 @@ def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+def status_of(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     code = status.main([str(output)])
     return code, json.loads(capsys.readouterr().out)
 
@@ -90,31 +90,37 @@ def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     write(tmp_path / "config.json", {"job": "calibrate", "digest": DIGEST})
     for name in ("ranges.json", "w8a8.pt2", "w8a8.onnx"):
         write(tmp_path / name, {})
-    code, told = told_of(tmp_path, capsys)
-    assert (code, told["complete"], told["missing"]) == (1, False, ["report.json"])
-    assert told["artifacts"] == ["w8a8.onnx", "w8a8.pt2"]
+    code, line = status_of(tmp_path, capsys)
+    assert (code, line["complete"], line["missing"]) == (1, False, ["report.json"])
+    assert line["artifacts"] == ["w8a8.onnx", "w8a8.pt2"]
     write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}, {"uri": "elsewhere/w8a8.onnx"}]})
-    assert told_of(tmp_path, capsys) == (0, {**told, "complete": True, "missing": []})
+    assert status_of(tmp_path, capsys) == (0, {**line, "complete": True, "missing": []})
     (tmp_path / "w8a8.onnx").unlink()
-    code, told = told_of(tmp_path, capsys)
-    assert (code, told["complete"], told["missing"]) == (1, False, ["w8a8.onnx"])
+    code, line = status_of(tmp_path, capsys)
+    assert (code, line["complete"], line["missing"]) == (1, False, ["w8a8.onnx"])
 
 
 def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # As it was written before it said whose it is.
     old = {"digest": DIGEST, "student": "s", "teacher": "t", "dataset": None, "config": {"epochs": 3}}
     write(tmp_path / "config.json", old)
-    assert told_of(tmp_path, capsys)[1]["epochs_done"] == 0
+    assert status_of(tmp_path, capsys)[1]["epochs_done"] == 0
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     write(tmp_path / "checkpoints" / "epoch-00002.pt", {})
-    code, told = told_of(tmp_path, capsys)
-    assert (code, told["job"], told["complete"], told["epochs"], told["epochs_done"]) == (1, "distill", False, 3, 2)
-    assert told["checkpoints"] == ["epoch-00002.pt"]
-    assert "result.json" in told["missing"]
+    code, line = status_of(tmp_path, capsys)
+    assert (code, line["job"], line["complete"], line["epochs"], line["epochs_done"]) == (
+        1,
+        "distill",
+        False,
+        3,
+        2,
+    )
+    assert line["checkpoints"] == ["epoch-00002.pt"]
+    assert "result.json" in line["missing"]
     for name in ("student/best/config.json", "student/last/config.json", "result.json"):
         write(tmp_path / name, {})
-    code, told = told_of(tmp_path, capsys)
-    assert (code, told["complete"], told["missing"]) == (0, True, [])
+    code, line = status_of(tmp_path, capsys)
+    assert (code, line["complete"], line["missing"]) == (0, True, [])
 
 
 def test_usage_without_a_uri(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from jobs import synthesize
 from pipeline.dataset import schema, store
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from tests.synthesis.conftest import make_config, write_config
 
 
@@ -39,7 +39,7 @@ def test_our_own_errors_are_one_line_within_seconds(
 
 def test_dry_run_has_its_own_flag(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
-    plan = prepare(make_config(tiny_folder, output))
+    plan = plan_synthesis(make_config(tiny_folder, output))
     for shard in plan.shards:
         facts = {"digest": plan.digest, "shard_id": str(shard["shard_id"])}
         part = schema.to_parquet(pa.table({"label": shard["labels"]}).replace_schema_metadata(facts))

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them."""
+"""Checkpoints in the layouts that training code and libraries write."""
 
 import argparse
 import datetime
@@ -101,7 +101,7 @@ def test_averaged_weights_are_known_by_their_key(
 
 
 @pytest.mark.parametrize(
-    ("keys", "use_ema", "told"),
+    ("keys", "use_ema", "found"),
     [
         (("state_dict", "model"), True, "'model', 'state_dict'"),
         (("state_dict", "best_state_dict"), True, "'best_state_dict', 'state_dict'"),
@@ -112,14 +112,16 @@ def test_averaged_weights_are_known_by_their_key(
     ],
 )
 def test_several_sets_of_a_kind_are_refused(
-    tmp_path: Path, weights: dict[str, Tensor], keys: tuple[str, ...], use_ema: bool, told: str
+    tmp_path: Path, weights: dict[str, Tensor], keys: tuple[str, ...], use_ema: bool, found: str
 ) -> None:
     torch.save({key: prefixed(weights, "", place + 1.0) for place, key in enumerate(keys)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=f"several sets of weights, under {told}: save one.*use_ema chooses only"):
+    with pytest.raises(
+        CheckpointError, match=f"several sets of weights, under {found}: save one.*use_ema chooses only"
+    ):
         read_state_dict(str(tmp_path / "a.pth"), weights, use_ema=use_ema)
 
 
-def test_sets_of_another_layout_are_told_apart_as_well(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_sets_of_another_layout_are_reported_apart_as_well(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     first = {name.replace("blocks", "layers"): value for name, value in weights.items()}
     second = {name: 2 * value for name, value in first.items()}
     torch.save({"model": first, "ema": second}, tmp_path / "a.pth")
@@ -156,18 +158,20 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None
     torch.save({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "bad.pth")
     (tmp_path / "worse.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    told = {}
+    found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("bad.pth", "worse.pth", "module.pth"):
             with pytest.raises(CheckpointError) as refused:
                 read_state_dict(str(tmp_path / name), ["a"])
-            told[name] = str(refused.value).removeprefix(f"checkpoint {str(tmp_path / name)!r} ")
+            found[name] = str(refused.value).removeprefix(f"checkpoint {str(tmp_path / name)!r} ")
     # Not a word of torch's, which tells how to run what is in there; the way out runs it where the file is trusted.
-    assert told["bad.pth"].startswith("holds more than weights (")
-    assert "), and was not opened: if you trust the file, save its weights alone: python -c " in told["bad.pth"]
-    assert told["worse.pth"].startswith("was pickled, but not by torch.save: if you trust the file, ")
-    assert told["module.pth"].startswith("holds more than weights (torch.nn.modules.linear.Linear), and was not opened")
+    assert found["bad.pth"].startswith("holds more than weights (")
+    assert "), and was not opened: if you trust the file, save its weights alone: python -c " in found["bad.pth"]
+    assert found["worse.pth"].startswith("was pickled, but not by torch.save: if you trust the file, ")
+    assert found["module.pth"].startswith(
+        "holds more than weights (torch.nn.modules.linear.Linear), and was not opened"
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -348,7 +352,7 @@ def test_folders_are_named_by_what_lies_in_them(tmp_path: Path, inside: str, mes
         read_state_dict(str(tmp_path), ["a"])
 
 
-def test_the_way_out_that_is_told_works(tmp_path: Path, tiny_model: nn.Module) -> None:
+def test_the_way_out_that_is_reported_works(tmp_path: Path, tiny_model: nn.Module) -> None:
     torch.save({"model": tiny_model, "epoch": 3}, tmp_path / "whole.pth")
     with pytest.raises(CheckpointError, match="and was not opened: if you trust the file") as refused:
         read_state_dict(str(tmp_path / "whole.pth"), tiny_model.state_dict())

@@ -148,7 +148,7 @@ def test_an_image_size_that_is_asked_for_is_resampled_and_said(checkpoint: Path,
     ):
         assert loaded.input_size == (3, 48, 48)
         (notice,) = loaded.notices
-        assert "was trained on 32x32 pixels, the model reads 48x48 pixels: resampled by timm" in notice
+        assert "was trained on 32x32 pixels, the model reads 48x48 pixels: timm resampled it" in notice
     assert load_model(config(checkpoint)).notices == ()
     assert load_model(ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 32})).notices == ()
 
@@ -182,7 +182,7 @@ RESAMPLED: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("name", RESAMPLED)
 def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name: str) -> None:
-    sizes, trained, told = RESAMPLED[name]
+    sizes, trained, reported = RESAMPLED[name]
     asked = {**sizes, "img_size": 2 * trained}
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=trained, num_classes=3, **sizes)
@@ -192,7 +192,7 @@ def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name:
     as_checkpoint = ModelConfig(name=name, checkpoint=str(tmp_path / "a.pth"), num_classes=3, model_args=asked)
     for loaded in (load_model(as_folder), load_model(as_checkpoint)):
         (notice,) = loaded.notices
-        assert told in notice
+        assert reported in notice
         assert f"the model reads {2 * trained}x{2 * trained}" in notice
     same = ModelConfig(name=f"local-dir:{tmp_path / 'm'}")
     assert load_model(same).notices == ()
@@ -244,12 +244,12 @@ STD_OF_255 = r"std must be above 0 and at most 1, as of pixels in \[0, 1\], not 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": [0.0] * 3, "std": [255.0] * 3}, rf"^{STD_OF_255}: divide by 255 if it is of 0 to 255"),
+        ({"mean": [0.0] * 3, "std": [255.0] * 3}, rf"^{STD_OF_255}: divide by 255 if it is of pixels in"),
         ({"std": [58.4, 57.1, 57.4]}, f"^{STD_OF_255}: divide by 255"),
         ({"std": [0.5, 0.0, 0.5]}, f"^{STD_OF_255}$"),
         ({"std": [-0.5] * 3}, f"^{STD_OF_255}$"),
         ({"mean": [-1.0] * 3}, r"^mean must be of pixels in \[0, 1\], not \[-1.0, -1.0, -1.0\]$"),
-        ({"mean": []}, "^mean must be numbers, one for each channel"),
+        ({"mean": []}, "^mean must be numbers, one per channel"),
     ],
 )
 def test_normalization_is_of_pixels_from_0_to_1(checkpoint: Path, changes: dict[str, Any], message: str) -> None:

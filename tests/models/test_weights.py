@@ -1,4 +1,4 @@
-"""Weights are floating numbers, one for each of the model's: what only stands for them is refused."""
+"""Weights must be floating-point tensors that fit the model; quantized and sparse ones are refused."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Plans of batches: fixed by the dataset, nothing dropped, whoever reads."""
+"""Calibration batches depend only on the dataset, and every image is in exactly one."""
 
 import numpy as np
 import pytest
@@ -63,5 +63,5 @@ def test_batches_are_the_planned_ones_in_whatever_order_rows_come() -> None:
 
 
 def test_an_image_that_does_not_come_is_an_error() -> None:
-    with pytest.raises(DatasetError, match="1 images did not come, such as 'b'"):
+    with pytest.raises(DatasetError, match="1 images are missing, such as 'b'"):
         list(gather_batches([row("a", 1)], [["a", "b"]]))

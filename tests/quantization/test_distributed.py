@@ -12,7 +12,7 @@ from pipeline import progress
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
-from pipeline.quantization.plan import prepare
+from pipeline.quantization.plan import plan_calibration
 from tests.distillation.conftest import write_ragged
 
 # A prime: no number of workers but 1 divides it.
@@ -39,7 +39,7 @@ def calibrate(
         device="cpu",
         **{**values, **changes},
     )
-    return calibrate_ranges(prepare(config))
+    return calibrate_ranges(plan_calibration(config))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,6 @@ def test_a_calibration_says_how_far_it_has_come(
 ) -> None:
     monkeypatch.setattr(progress, "_INTERVAL_S", 0.01)
     calibrate(images, tiny_folder, tmp_path, workers, 4)
-    told = capsys.readouterr().err
-    assert "calibrate: 23 images to read\n" in told
-    assert re.search(r"calibrate: \d+ of 23 images, [0-9.e+]+ images/s, \d+ s left\n", told)
+    reported = capsys.readouterr().err
+    assert "calibrate: 23 images to read\n" in reported
+    assert re.search(r"calibrate: \d+ of 23 images, [0-9.e+]+ images/s, \d+ s left\n", reported)

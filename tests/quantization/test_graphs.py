@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import PLACEMENTS, Placement
 from pipeline.quantization.graphs import (
     activation_observers,
     convert,
@@ -22,11 +23,10 @@ from pipeline.quantization.graphs import (
     reexport,
 )
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.settings import PLACEMENTS, Placement
 from tests.conftest import TINY, WHOLE_IMAGES, enlarge_weights, make_whole
 
 
-def observed(model: nn.Module, placement: Placement, batches: list[Batch]) -> dict[str, tuple[float, float]]:
+def observed(model: nn.Module, placement: Placement, batches: list[CalibrationBatch]) -> dict[str, tuple[float, float]]:
     observer = RangeObserver(model, placement)
     observer.observe(batches)
     return observer.ranges()
@@ -37,7 +37,7 @@ def test_fewer_bits_are_farther_from_float(
     placement: Placement,
     model: nn.Module,
     programs: Callable[[Placement], ExportedProgram],
-    ragged: list[Batch],
+    ragged: list[CalibrationBatch],
 ) -> None:
     images = ragged[1].images
     ranges = observed(model, placement, ragged)
@@ -54,7 +54,7 @@ def test_fewer_bits_are_farther_from_float(
 
 
 def test_the_shipped_graph_equals_the_converted_subset_graph(
-    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[CalibrationBatch]
 ) -> None:
     bits, images = BitWidths(weights=4, activations=8), ragged[1].images
     subset = export_subset(model, "linear")
@@ -69,12 +69,12 @@ def test_the_shipped_graph_equals_the_converted_subset_graph(
     assert torch.equal(result, expected)
 
 
-def test_two_calibrations_give_equal_scales(model: nn.Module, ragged: list[Batch]) -> None:
+def test_two_calibrations_give_equal_scales(model: nn.Module, ragged: list[CalibrationBatch]) -> None:
     assert observed(model, "matmul", ragged) == observed(model, "matmul", ragged)
 
 
 def test_float_weights_are_left_behind(
-    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+    model: nn.Module, programs: Callable[[Placement], ExportedProgram], ragged: list[CalibrationBatch]
 ) -> None:
     program = programs("linear")
     shipped = reexport(convert(program, BitWidths(), "linear", observed(model, "linear", ragged)), program)
@@ -130,7 +130,11 @@ def test_it_is_exported_to_read_whole_images(name: str) -> None:
     images, program = torch.randn(3, 3, 64, 64), export_images(model, "linear")
     observer = RangeObserver(model, "linear")
     # The patches of another grid than its own do not matter: stopped ones are filled already.
-    assert observer.observe([Batch(images, torch.zeros(3, 1, dtype=torch.int64), ["a", "b", "c"])]) == ["a", "b", "c"]
+    assert observer.observe([CalibrationBatch(images, torch.zeros(3, 1, dtype=torch.int64), ["a", "b", "c"])]) == [
+        "a",
+        "b",
+        "c",
+    ]
     with torch.no_grad():
         expected = model(images)
         torch.testing.assert_close(program.module()(images), expected, atol=1e-5, rtol=1e-4)

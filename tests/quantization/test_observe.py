@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pipeline.quantization import BitWidths
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import Exportable, activation_observers, export_images, prepare, read_ranges
 from pipeline.quantization.observe import RangeObserver, cover_stopped
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.settings import Placement
 from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights
 
 
-def observe(model: nn.Module, placement: Placement, batches: list[Batch]) -> Ranges:
+def observe(model: nn.Module, placement: Placement, batches: list[CalibrationBatch]) -> Ranges:
     observer = RangeObserver(model, placement)
     observer.observe(batches)
     return observer.ranges()
@@ -75,7 +75,7 @@ class Hooks:
 
 @pytest.mark.parametrize("placement", ["linear", "matmul", "published"])
 def test_ragged_ranges_equal_forward_hooks_on_the_eager_model(
-    placement: Placement, model: nn.Module, ragged: list[Batch]
+    placement: Placement, model: nn.Module, ragged: list[CalibrationBatch]
 ) -> None:
     hooks = Hooks(model, placement)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_ragged_ranges_equal_forward_hooks_on_the_eager_model(
     assert observe(model, placement, ragged) == hooks.ranges
 
 
-def test_the_graph_computes_what_the_gathered_model_does(model: nn.Module, ragged: list[Batch]) -> None:
+def test_the_graph_computes_what_the_gathered_model_does(model: nn.Module, ragged: list[CalibrationBatch]) -> None:
     gathered = SubsetViT(model)
     for batch in ragged:
         with torch.no_grad():
@@ -97,10 +97,10 @@ def test_the_graph_computes_what_the_gathered_model_does(model: nn.Module, ragge
 def test_keeping_every_patch_equals_dense_calibration(
     placement: Placement,
     model: nn.Module,
-    ragged: list[Batch],
+    ragged: list[CalibrationBatch],
     programs: Callable[[Placement], ExportedProgram],
 ) -> None:
-    everything = [Batch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
+    everything = [CalibrationBatch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
     dense = prepare(programs(placement), BitWidths(), placement)
     with torch.no_grad():
         for batch in ragged:
@@ -109,7 +109,7 @@ def test_keeping_every_patch_equals_dense_calibration(
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_base_patch16_gap_224"])
-def test_so_it_does_without_a_cls_token(name: str, ragged: list[Batch]) -> None:
+def test_so_it_does_without_a_cls_token(name: str, ragged: list[CalibrationBatch]) -> None:
     torch.manual_seed(0)
     model = enlarge_weights(timm.create_model(name, **{**TINY, "depth": 1})).eval()  # type: ignore[arg-type]
     gathered, dense = Exportable(model), prepare(export_images(model, "linear"), BitWidths(), "linear")
@@ -118,35 +118,37 @@ def test_so_it_does_without_a_cls_token(name: str, ragged: list[Batch]) -> None:
             dense(batch.images)
             read = SubsetViT(model)(batch.images, batch.keep_indices)
             torch.testing.assert_close(gathered(batch.images, batch.keep_indices), read, atol=1e-5, rtol=1e-4)
-    everything = [Batch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
+    everything = [CalibrationBatch(b.images, torch.arange(16).repeat(len(b.images), 1), b.image_ids) for b in ragged]
     assert observe(model, "linear", everything) == read_ranges(dense)
     assert observe(model, "linear", ragged) != read_ranges(dense)
 
 
 @pytest.mark.parametrize("placement", ["linear", "matmul", "published"])
-def test_stopped_patches_change_no_range(placement: Placement, model: nn.Module, ragged: list[Batch]) -> None:
+def test_stopped_patches_change_no_range(
+    placement: Placement, model: nn.Module, ragged: list[CalibrationBatch]
+) -> None:
     other = []
     for batch in ragged:
         kept = torch.zeros(len(batch.images), 16, dtype=torch.bool).scatter_(1, batch.keep_indices, True)
         pixels = kept.reshape(-1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        other.append(Batch(torch.where(pixels, batch.images, 1000.0), batch.keep_indices, batch.image_ids))
+        other.append(CalibrationBatch(torch.where(pixels, batch.images, 1000.0), batch.keep_indices, batch.image_ids))
     assert observe(model, placement, other) == observe(model, placement, ragged)
 
 
-def test_the_embedding_sees_kept_pixels_alone(model: nn.Module, ragged: list[Batch]) -> None:
+def test_the_embedding_sees_kept_pixels_alone(model: nn.Module, ragged: list[CalibrationBatch]) -> None:
     batch = ragged[0]
     grid = batch.images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
     kept = torch.stack([patches[keep] for patches, keep in zip(grid, batch.keep_indices, strict=True)])
     assert observe(model, "linear", [batch])["patch_embed.proj:input"] == (kept.min().item(), kept.max().item())
 
 
-def test_covering_leaves_kept_patches_alone(ragged: list[Batch]) -> None:
+def test_covering_leaves_kept_patches_alone(ragged: list[CalibrationBatch]) -> None:
     dense = ragged[-1]
     assert torch.equal(cover_stopped(dense.images, dense.keep_indices, 8), dense.images)
 
 
 def test_ranges_do_not_depend_on_the_bit_width(
-    programs: Callable[[Placement], ExportedProgram], ragged: list[Batch]
+    programs: Callable[[Placement], ExportedProgram], ragged: list[CalibrationBatch]
 ) -> None:
     seen = []
     for bits in (BitWidths(), BitWidths(weights=4, activations=4)):

@@ -1,4 +1,4 @@
-"""Where the three placements observe."""
+"""Points at which the three placements observe."""
 
 import copy
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare, read_ranges
 from pipeline.quantization.quantizer import (
     MinMaxQuantizer,
     activation_spec,
     find_float_layers,
-    tell_float_layers,
+    report_float_layers,
     weight_spec,
 )
-from pipeline.quantization.settings import Placement
 from tests.conftest import make_tiny_model
 
 LINEAR = {"attn.qkv:input", "attn.proj:input", "mlp.fc1:input", "mlp.fc2:input"}
@@ -103,9 +103,9 @@ def test_weights_and_activations_of_any_size_are_quantized_alike() -> None:
 
 
 def test_layers_with_computed_weights_are_said_to_stay_in_float(capsys: pytest.CaptureFixture[str]) -> None:
-    tell_float_layers("tiny", [])
+    report_float_layers("tiny", [])
     assert capsys.readouterr().err == ""
-    tell_float_layers("tiny", ["a", "b", "c", "d"])
+    report_float_layers("tiny", ["a", "b", "c", "d"])
     assert "4 layers of 'tiny' stay in float" in capsys.readouterr().err
     model = make_tiny_model()
     assert find_float_layers(model, export_images(model, "linear")) == []

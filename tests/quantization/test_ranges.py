@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from pipeline.errors import DatasetError
 from pipeline.quantization import range_error
-from pipeline.quantization.ranges import check_ranges, reduce_ranges
+from pipeline.quantization.ranges import check_observed_ranges, reduce_ranges
 
 
 def test_range_error_is_the_mean_share_of_the_real_range() -> None:
@@ -34,7 +34,7 @@ def test_an_empty_reference_range_is_refused() -> None:
 @pytest.mark.parametrize("bounds", [(math.inf, -math.inf), (0.0, math.nan), (-math.inf, 1.0)])
 def test_ranges_without_a_scale_are_refused(bounds: tuple[float, float]) -> None:
     with pytest.raises(DatasetError, match=r"'head:input' have no finite range"):
-        check_ranges({"head:input": bounds})
+        check_observed_ranges({"head:input": bounds})
 
 
 def reduce_with_nan(rank: int, folder: str) -> None:
@@ -53,4 +53,4 @@ def test_nan_that_one_worker_saw_is_not_lost_among_the_others(tmp_path: Path) ->
         assert ranges["both"] == (-2, 3)
         for name in ("first", "second"):
             with pytest.raises(DatasetError, match=f"'{name}' have no finite range"):
-                check_ranges({name: ranges[name]})
+                check_observed_ranges({name: ranges[name]})

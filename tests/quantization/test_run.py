@@ -14,10 +14,10 @@ from pipeline.dataset import store, write_images
 from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
-from pipeline.quantization.batches import Batch
+from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 
@@ -28,7 +28,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 def write_dataset(values: dict[str, Any]) -> None:
     """What a synthesis of these settings writes, in this process."""
-    plan = prepare(from_dict(SynthesisConfig, values))
+    plan = plan_synthesis(from_dict(SynthesisConfig, values))
     writer = PartWriter(plan.config, plan.digest)
     for shard in plan.shards:
         list(writer({name: [value] for name, value in shard.items()}))
@@ -104,8 +104,8 @@ def test_one_pass_serves_every_bit_width(
     forwards: list[int] = []
     observe: Callable[..., list[str]] = RangeObserver.observe
 
-    def counting(self: RangeObserver, batches: Iterable[Batch], *count: Any) -> list[str]:
-        def counted() -> Iterable[Batch]:
+    def counting(self: RangeObserver, batches: Iterable[CalibrationBatch], *count: Any) -> list[str]:
+        def counted() -> Iterable[CalibrationBatch]:
             for batch in batches:
                 forwards.append(len(batch.images))
                 yield batch
@@ -168,7 +168,7 @@ def test_an_output_takes_further_bit_widths_and_no_other_calibration(
 def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     save_model(make_tiny_model(seed=1), other, class_names=NAMES, mean=HALF, std=HALF)
-    with pytest.raises(DatasetError, match="allow_other_teacher takes them all the same"):
+    with pytest.raises(DatasetError, match="allow_other_teacher accepts them"):
         calibrate(make_config(other, synthetic, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     report = calibrate(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True))
@@ -196,7 +196,9 @@ def write_masked(teacher: Path, output: str) -> str:
 
 def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Path, tmp_path: Path) -> None:
     images = write_masked(whole_folder, str(tmp_path / "images"))
-    with pytest.raises(ModelError, match=r"SwinTransformer cannot be calibrated on kept patches alone: .*mode dense"):
+    with pytest.raises(
+        ModelError, match=r"SwinTransformer cannot be calibrated on only the kept patches: .*mode dense"
+    ):
         calibrate(make_config(whole_folder, images, tmp_path / "sparse"))
     report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labelled=images))
     assert report["images"] == 5

@@ -169,7 +169,7 @@ def test_of_many_that_create_a_file_at_once_one_wins(
         assert os.listdir(tmp_path) == ["x"]
 
 
-def test_one_file_is_told_from_a_folder_and_from_nothing(folder: str) -> None:
+def test_one_file_is_reported_from_a_folder_and_from_nothing(folder: str) -> None:
     storage.write_bytes(storage.join(folder, "a.bin"), b"1")
     assert storage.is_file(storage.join(folder, "a.bin"))
     assert not storage.is_file(folder)

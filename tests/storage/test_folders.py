@@ -1,4 +1,4 @@
-"""Folders on stores that know none: markers are no files, and what may not be deleted does no harm."""
+"""Folders on stores that have none: markers are not files, and a forbidden delete does no harm."""
 
 from pathlib import Path
 from typing import Any

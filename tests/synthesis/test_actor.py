@@ -148,9 +148,7 @@ def test_a_student_of_other_classes_is_refused(tiny_folder: Path, tmp_path: Path
     save_model(make_tiny_model(num_classes=4), tmp_path, class_names=list("abcd"), mean=HALF, std=HALF)
     schedule = {"iterations": 3, "stop_steps": [1], "stop_fractions": [0.5], "adversarial": 1.0}
     student = {"name": f"local-dir:{tmp_path}"}
-    with pytest.raises(
-        ModelError, match=r"student VisionTransformer answers with 4 values for each image: .* 10 classes"
-    ):
+    with pytest.raises(ModelError, match=r"student VisionTransformer outputs 4 values per image: .* 10 classes"):
         Inverter(make_config(tiny_folder, "unused", inversion=schedule, student=student))
 
 
@@ -278,7 +276,7 @@ def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path)
     assert "File too large" in record["reason"]
 
 
-def test_output_that_vanished_is_told_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
+def test_output_that_vanished_is_reported_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = make_writer(tiny_folder, tmp_path / "file" / "out")
     (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))

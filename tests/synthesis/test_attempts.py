@@ -1,4 +1,4 @@
-"""What becomes of shards and places when workers fail, without Ray."""
+"""What becomes of shards and devices when workers fail, without Ray."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ import time
 import pytest
 
 from pipeline.synthesis.attempts import Attempts
-from pipeline.synthesis.places import Place
+from pipeline.synthesis.devices import Device
 
-GPU_0, GPU_1, FAR = (Place(node, node, gpu) for node, gpu in (("here", "0"), ("here", "1"), ("far", "0")))
+GPU_0, GPU_1, FAR = (Device(node, node, gpu) for node, gpu in (("here", "0"), ("here", "1"), ("far", "0")))
 
 
 class HereOnly(Attempts):
@@ -32,7 +32,7 @@ def test_a_shard_that_kills_its_worker_again_and_again_is_given_up() -> None:
     assert begun[0].history == []
     assert begun[1].history == ["worker pid 7 died (GPU 0 of node here (here))"]
     assert begun[3].refusal.startswith(
-        "given up after 3 attempts (killed for the memory it takes, or crashed?): worker pid 7"
+        "given up after 3 attempts (killed for using too much memory, or crashed?): worker pid 7"
     )
 
 
@@ -51,11 +51,11 @@ def test_lost_nodes_count_for_less_and_not_for_nothing() -> None:
 
 def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> None:
     attempts = make([4, 5])
-    for place, given_up in ((GPU_0, False), (GPU_1, False), (GPU_0, True)):
-        attempts.begin("a", place, 4, "pid 7")
-        assert bool(attempts.fail("a", place, "CUDA error", 4, loading=False)) is given_up
-        attempts.begin("a", place, 5, "pid 7")
-        attempts.end(place, 5)
+    for device, given_up in ((GPU_0, False), (GPU_1, False), (GPU_0, True)):
+        attempts.begin("a", device, 4, "pid 7")
+        assert bool(attempts.fail("a", device, "CUDA error", 4, loading=False)) is given_up
+        attempts.begin("a", device, 5, "pid 7")
+        attempts.end(device, 5)
     assert attempts.retired() == {}
 
 
@@ -70,7 +70,7 @@ def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
     assert attempts.enter("b", GPU_1, loaded=True)
 
 
-def test_a_process_that_dies_while_it_loads_is_its_places_fault() -> None:
+def test_a_process_that_dies_while_it_loads_is_its_devices_fault() -> None:
     attempts = make([1])
     assert attempts.enter("a", GPU_0, loaded=False)
     assert attempts.enter("a", GPU_0, loaded=False)
@@ -110,8 +110,8 @@ def test_it_is_not_handed_back_while_another_works(monkeypatch: pytest.MonkeyPat
 
 def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = make([1, 2, 3, 4])
-    for shard_id, worker, place in ((1, "a", GPU_0), (2, "a", GPU_0), (3, "b", GPU_1)):
-        attempts.fail(worker, place, "no teacher", shard_id, loading=True)
+    for shard_id, worker, device in ((1, "a", GPU_0), (2, "a", GPU_0), (3, "b", GPU_1)):
+        attempts.fail(worker, device, "no teacher", shard_id, loading=True)
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert attempts.wait("a")

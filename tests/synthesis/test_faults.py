@@ -15,7 +15,7 @@ from pipeline.cluster import own_errors
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.passes import check_found, invert_missing
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.run import _begin
 from pipeline.synthesis.writer import outcome
 from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
@@ -55,7 +55,7 @@ def set_up():
         (ValueError("CUDA error: no"), False),
     ],
 )
-def test_device_errors_are_told_from_others(error: Exception, expected: bool) -> None:
+def test_device_errors_are_reported_from_others(error: Exception, expected: bool) -> None:
     assert is_device_error(error) is expected
 
 
@@ -67,8 +67,8 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=pool)
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="faulty.set_up")
-    out, told = job.communicate(timeout=500)
-    assert job.returncode == 1, told
+    out, reported = job.communicate(timeout=500)
+    assert job.returncode == 1, reported
     summary = json.loads(out)
     assert (summary["num_done"], summary["missing"]) == (5, [])
     (failed,) = summary["failed"]
@@ -77,15 +77,15 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     record = json.loads((tmp_path / "out" / "failed" / "shard-00003.json").read_text())
     assert (record["error"], record["labels"]) == ("WorkerDied", [5, 6])
     assert {name: part for name, part in made.parts.items() if "part-00003" not in name} == parts_of(tmp_path / "out")
-    assert "failed on GPU 0 of node " in told
-    assert "uncorrectable ECC error" in told
-    assert "Traceback" not in told
+    assert "failed on GPU 0 of node " in reported
+    assert "uncorrectable ECC error" in reported
+    assert "Traceback" not in reported
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "teacher")
-    plan = prepare(make_config(tmp_path / "teacher", tmp_path / "out"))
+    plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out"))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
     expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "
@@ -96,7 +96,7 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
-    plan = prepare(make_config(tiny_folder, tmp_path / "out"))
+    plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
     expected = r"worker .* does not find '.*manifest\.json'.* all machines share"
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, fixed_size=True)
@@ -113,7 +113,7 @@ def check_gpus_come_free(error: pytest.ExceptionInfo[IncompleteError]) -> None:
 
 
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
-    plan = prepare(made.config)
+    plan = plan_synthesis(made.config)
     elsewhere = dataclasses.replace(plan, config=dataclasses.replace(plan.config, output=str(tmp_path)))
     first, second = outcome(0, "node-7 pid 5"), outcome(1, "node-7 pid 5")
     check_found(plan, [first])

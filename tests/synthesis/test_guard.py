@@ -1,4 +1,4 @@
-"""A worker that outlives what fails on its machine, without Ray."""
+"""A worker survives failures of its device; tested without Ray."""
 
 import os
 from collections.abc import Callable
@@ -10,12 +10,12 @@ import pytest
 from pipeline.errors import CheckpointError, IncompleteError
 from pipeline.synthesis import guard
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
-from pipeline.synthesis.places import Place
 from pipeline.synthesis.writer import OtherTeacherError
 from tests.synthesis.conftest import make_config
 
-GPU = Place("here", "here", "0")
+GPU = Device("here", "here", "0")
 SHARD = {"shard_id": [4], "labels": [[1]], "image_ids": [["a"]]}
 
 
@@ -36,7 +36,7 @@ def start(attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
         raise Exited(code)
 
     monkeypatch.setattr(guard.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "a"))
-    monkeypatch.setattr(guard, "this_place", lambda: GPU)
+    monkeypatch.setattr(guard, "this_device", lambda: GPU)
     monkeypatch.setattr(guard, "check_gpu", lambda wanted: None)
     monkeypatch.setattr(GuardedWriter, "_check_output", lambda self: None)
     monkeypatch.setattr(GuardedWriter, "_ask", lambda self, name, *args, **kw: getattr(attempts, name)(*args, **kw))
@@ -61,7 +61,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("error", [KeyError("gamma"), AttributeError("x"), AssertionError(), CheckpointError("gone")])
-def test_whatever_fails_while_a_worker_loads_is_its_places_fault(
+def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
     error: Exception, start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "PartWriter", Broken(error))
@@ -70,7 +70,7 @@ def test_whatever_fails_while_a_worker_loads_is_its_places_fault(
     assert row["handed_back"]
     assert not row["error"]
     (note,) = row["notes"]
-    assert "failed on GPU 0 of node here (here) while loading the teacher, another is to do it: " in note
+    assert "failed on GPU 0 of node here (here) while loading the teacher, another worker will do it: " in note
     assert type(error).__name__ in note
     assert attempts.retired() == {}
     with pytest.raises(Exited):

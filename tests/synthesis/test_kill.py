@@ -42,9 +42,9 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(made: Made, tin
         # Moved into place: a worker must not see an empty order.
         (tmp_path / "order").write_text(str(process.pid) if driver else "")
         (tmp_path / "order").rename(orders / order)
-        out, told = process.communicate(timeout=200)
-        assert not list(orders.iterdir()), told
-        return process.returncode, out, told
+        out, reported = process.communicate(timeout=200)
+        assert not list(orders.iterdir()), reported
+        return process.returncode, out, reported
 
     # Between the temporary write and the move: half a dataset, and a temporary file outside `data/`.
     assert run("os.rename-1", driver=True)[0] == -9
@@ -54,10 +54,10 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(made: Made, tin
     assert run("os.remove-3", driver=True)[0] == -9
     assert len(parts_of(output)) == 3
     # A worker alone, before it writes: Ray starts another, and the job ends well with what was missing.
-    code, out, told = run("open-4", driver=False)
-    assert code == 0, told
+    code, out, reported = run("open-4", driver=False)
+    assert code == 0, reported
     summary = json.loads(out)
     assert (summary["complete"], summary["num_images_made"]) == (True, 15)
     assert parts_of(output) == made.parts
     assert not (output / ".tmp").exists()
-    assert "6 of 6 shards done, 0 failed" in told
+    assert "6 of 6 shards done, 0 failed" in reported

@@ -45,8 +45,8 @@ def test_output_on_an_object_store(
 ) -> None:
     file = write_config(tmp_path, tiny_folder, "s3://made/here", pool={"device": "cpu"})
     process = start(["-c", SCRIPT, str(file)], s3)
-    out, told = process.communicate(timeout=500)
-    assert process.returncode == 0, told
+    out, reported = process.communicate(timeout=500)
+    assert process.returncode == 0, reported
     result = json.loads(out.splitlines()[-1])
     assert result["rows"] == 30
     assert result["shape"] == [32, 32, 3]

@@ -62,8 +62,8 @@ def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
         report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
         report.shard_finished(done(2, 1.0, [50, 50]))
         report.shard_finished(done(2, 1.0, [200, 200]))
-    told = [line for line in stream.getvalue().splitlines() if " ran " in line]
-    assert told == [
+    reported = [line for line in stream.getvalue().splitlines() if " ran " in line]
+    assert reported == [
         "synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 in the mean",
         "synthesis: shard 0 ran all 200 steps, none of its 2 images ended early",
     ]

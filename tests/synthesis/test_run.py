@@ -23,9 +23,9 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
 from pipeline.synthesis.passes import check_written
-from pipeline.synthesis.plan import prepare
+from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.summary import told_reasons
+from pipeline.synthesis.summary import failure_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -187,14 +187,14 @@ def test_impossible_rows_of_a_stage_are_one_typed_line(made: Made) -> None:
             stage(made_of([]))
 
 
-def test_only_what_is_missing_is_done_and_what_fails_is_told(
+def test_only_what_is_missing_is_done_and_what_fails_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pool of one on the CPU takes up what a single process of an earlier version, whose parts had other metadata,
     left; class 4 cannot be made at all."""
     output = tmp_path / "out"
     config = make_config(nan_teacher(tmp_path / "teacher"), output, pool={"device": "cpu"})
-    plan = prepare(config)
+    plan = plan_synthesis(config)
     writer = PartWriter(config, plan.digest, 1)
     shards = {name: [shard[name] for shard in plan.shards] for name in plan.shards[0]}
     list(writer(shards))
@@ -218,9 +218,9 @@ def test_only_what_is_missing_is_done_and_what_fails_is_told(
     assert {name: (output / name).stat().st_mtime_ns for name in times} == times
     assert store.failed_shards(str(output)) == [2]
     assert not (output / ".tmp").exists()
-    told = capsys.readouterr().err
-    assert "shard 2 failed: NonFiniteError" in told
-    assert "5 of 6 shards done, 1 failed" in told
+    reported = capsys.readouterr().err
+    assert "shard 2 failed: NonFiniteError" in reported
+    assert "5 of 6 shards done, 1 failed" in reported
 
 
 def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
@@ -233,9 +233,9 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
 def test_a_shard_that_was_made_and_is_not_there_has_a_reason() -> None:
     made = {"shard_id": 0, "error": "", "reason": "", "worker": "node-7 pid 5 gpu -"}
     failed = {"shard_id": 2, "error": "OSError", "reason": "disk full", "worker": "node-7 pid 5 gpu -"}
-    told = told_reasons([made, failed], "/data/out")
-    assert told[0].startswith("node-7 pid 5 gpu - wrote it, and it is not in '/data/out'")
-    assert told[2] == "disk full"
+    reported = failure_reasons([made, failed], "/data/out")
+    assert reported[0].startswith("node-7 pid 5 gpu - wrote it, and it is not in '/data/out'")
+    assert reported[2] == "disk full"
 
 
 def test_a_run_that_cannot_write_stops() -> None:
@@ -284,7 +284,7 @@ def test_a_part_that_is_none_does_not_count_as_done(made: Made, tmp_path: Path, 
         synthesize(replace(made.config, output=str(output)))
 
 
-def test_a_dataset_that_is_not_whole_is_told_from_one_that_is(made: Made, tmp_path: Path) -> None:
+def test_a_dataset_that_is_not_whole_is_reported_from_one_that_is(made: Made, tmp_path: Path) -> None:
     find_source(str(made.output)).check_complete()
     output = tmp_path / "copy"
     shutil.copytree(made.output, output)
@@ -354,25 +354,25 @@ def test_dry_run_plans_times_and_writes_nothing(
     assert (summary["num_shards"], summary["num_done"], summary["num_images_to_make"]) == (6, 0, 30)
     assert summary["estimated_gpu_hours"] > 0
     assert len(summary["seconds_per_step"]) == 3
-    told = capsys.readouterr().err
-    assert "6 shards, 30 images" in told
-    assert "2 steps of 11 patches" in told
-    assert "GPU-hours" in told
-    assert f"a step of 5 images takes {summary['peak_bytes'] / 2**30:.3g} GiB at most" in told
+    reported = capsys.readouterr().err
+    assert "6 shards, 30 images" in reported
+    assert "2 steps of 11 patches" in reported
+    assert "GPU-hours" in reported
+    assert f"a step of 5 images takes {summary['peak_bytes'] / 2**30:.3g} GiB at most" in reported
     assert 5 < summary["largest_micro_batch"] == summary["largest_shard_size"]
     done = synthesize(make_config(tiny_folder, made.output, dry_run=True))
     assert (done["num_done"], done["num_images_to_make"], done["estimated_hours"]) == (6, 0, 0.0)
 
 
-def test_a_pool_that_can_never_start_is_told(tiny_folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU an actor: this machine has room for 2"):
+def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
         pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed_size=True)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
     with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) an actor"):
         pool_options(huge, 6, fixed_size=True)
 
 
-def test_a_pool_that_does_not_start_in_time_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_pool_that_does_not_start_in_time_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
     config = make_config(tiny_folder, tmp_path / "out", pool=pool)
     # This process started the cluster, and knows that no node will join it; a worker does not.
@@ -391,10 +391,10 @@ def test_a_masked_teacher_tells_at_once_that_nothing_is_saved(
     notice = "SwinTransformer reads whole images only: stopped patches are masked, which saves no time"
     config = make_config(whole_folder, tmp_path / "out", inversion=MASKED)
     dry = synthesize(replace(config, dry_run=True))
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     # The session's cluster may tell of other tests' workers on the same stream.
-    assert next(line for line in told.splitlines() if line.startswith("plan: ")) == f"plan: {notice}"
-    assert "4 steps of 16 patches" in told
+    assert next(line for line in reported.splitlines() if line.startswith("plan: ")) == f"plan: {notice}"
+    assert "4 steps of 16 patches" in reported
     assert len(dry["seconds_per_step"]) == 3
     assert synthesize(config)["complete"] is True
     assert capsys.readouterr().err.count(notice) == 1
@@ -414,9 +414,9 @@ def test_without_the_option_such_a_teacher_is_refused(whole_folder: Path, tmp_pa
         synthesize(config)
 
 
-def test_a_ranking_that_the_teacher_does_not_have_is_told_before_any_work(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_ranking_that_the_teacher_does_not_have_is_refused_before_any_work(tiny_folder: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_folder, tmp_path / "out", inversion={**MASKED, "mask_only": False, "ranking": "pool_attention"}
     )
     with pytest.raises(ModelError, match="VisionTransformer cannot rank its patches by pool_attention"):
-        prepare(config)
+        plan_synthesis(config)

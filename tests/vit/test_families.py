@@ -1,4 +1,4 @@
-"""Who cannot be run on a token subset is told why."""
+"""Families that cannot be run on a token subset are refused with the reason."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ REFUSED = {
     "beit_base_patch16_224": "no patch_drop slot",
     "hiera_tiny_224": "no patch_drop slot",
     "resnet18": "no patch_drop slot",
-    "samvit_base_patch16_224": "patch_drop slot is not used in evaluation",
+    "samvit_base_patch16_224": "does not use its patch_drop slot in evaluation",
     "vit_tiny_r_s16_p8_224": "embedded by a HybridEmbed",
 }
 

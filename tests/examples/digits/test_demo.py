@@ -174,7 +174,7 @@ def write_small_stages(folder: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 def test_all_stages_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A teacher that has learnt next to nothing: everything is there, and the claims that do not hold are told."""
+    """A teacher that has learned almost nothing: all outputs are there, and claims that fail are reported."""
     write_small_stages(tmp_path / "stages")
     output = tmp_path / "demo"
     flags = [f"--output={output}", f"--stages={tmp_path / 'stages'}", "--student_seeds=[3]"]

@@ -10,7 +10,7 @@ import torch
 from examples.digits.teacher import (
     CLASS_NAMES,
     DigitsConfig,
-    Split,
+    LabeledImages,
     augment,
     load_scans,
     main,
@@ -24,22 +24,22 @@ from pipeline.models import ModelConfig, RealImageTransform, load_model
 
 
 @pytest.fixture(scope="module")
-def scans() -> Split:
+def scans() -> LabeledImages:
     return load_scans()
 
 
-def rows(split: Split) -> set[bytes]:
+def rows(split: LabeledImages) -> set[bytes]:
     return {image.tobytes() for image in split.images}
 
 
-def test_scans_are_32_pixels_wide_and_use_the_whole_range(scans: Split) -> None:
+def test_scans_are_32_pixels_wide_and_use_the_whole_range(scans: LabeledImages) -> None:
     assert scans.images.shape == (1797, 32, 32, 1)
     assert scans.images.dtype == np.uint8
     assert (scans.images.min(), scans.images.max()) == (0, 255)
     assert set(scans.labels) == set(range(10))
 
 
-def test_sets_are_disjoint_where_they_must_be(scans: Split) -> None:
+def test_sets_are_disjoint_where_they_must_be(scans: LabeledImages) -> None:
     sets = split_scans(scans, held_out=500, images_per_class=20, seed=0)
     assert {name: len(split.labels) for name, split in sets.items()} == {
         "held_out": 500,
@@ -54,18 +54,18 @@ def test_sets_are_disjoint_where_they_must_be(scans: Split) -> None:
     assert not rows(sets["held_out"]) & rows(sets["train"])
 
 
-def test_split_follows_the_seed(scans: Split) -> None:
+def test_split_follows_the_seed(scans: LabeledImages) -> None:
     first, again, other = (split_scans(scans, held_out=500, images_per_class=20, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first["held_out"].images, again["held_out"].images)
     assert not np.array_equal(first["held_out"].images, other["held_out"].images)
 
 
-def test_too_many_images_asked_for(scans: Split) -> None:
+def test_too_many_images_asked_for(scans: LabeledImages) -> None:
     with pytest.raises(ConfigError, match="held_out=1700 leaves"):
         split_scans(scans, held_out=1700, images_per_class=20, seed=0)
 
 
-def test_augmentation_moves_pixels_little_and_is_seeded(scans: Split) -> None:
+def test_augmentation_moves_pixels_little_and_is_seeded(scans: LabeledImages) -> None:
     images = normalize(scans.images[:64])
     first, again = (augment(images, noise=0.0, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)

@@ -1,4 +1,4 @@
-"""Outputs that are no logits of a classifier."""
+"""Models whose output is not the logits of a classifier are refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.vit.trial import try_out
+from pipeline.trial import try_out
 
 
 def logits(images: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def logits(images: Tensor) -> Tensor:
         (lambda x: logits(x)[:, None], r"\[B, 1, 4\] \(a token sequence\)"),
         (lambda x: x, r"\[B, 3, 8, 8\] \(a feature or segmentation map\)"),
         (lambda x: logits(x)[:, 0], r"\[B\]"),
-        (lambda x: logits(x)[:, :3], "3 values for each image: a classifier of 4 classes"),
+        (lambda x: logits(x)[:, :3], "3 values per image: a classifier of 4 classes"),
         (lambda x: logits(x).softmax(1), "probabilities .* not logits"),
         (lambda x: x.reshape(2, 7), r"cannot read images \[3, 8, 8\]: RuntimeError"),
     ],

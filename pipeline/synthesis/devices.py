@@ -1,4 +1,4 @@
-"""Places that workers compute on: a node and its GPU. Imports no torch."""
+"""Devices that workers compute on: a node's GPU, or its CPUs. Imports no torch."""
 
 import socket
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from ray._private.thirdparty import pynvml
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a worker computes on.
+class Device:
+    """A GPU, or the CPUs of a node, on which a worker computes.
 
     Attributes:
         node_id: of the Ray node.
         host: name of the machine.
         gpu: index of the GPU on that machine; None for its CPUs.
-        uuid: of the GPU, where NVIDIA's driver says it; else empty.
+        uuid: of the GPU, if NVIDIA's driver reports it; else empty.
     """
 
     node_id: str
@@ -28,15 +28,15 @@ class Place:
         return f"{name} of node {self.host} ({self.node_id[:8]})"
 
 
-def this_place() -> Place:
-    """The place of this process, a Ray worker."""
+def this_device() -> Device:
+    """Return the device of this process, a Ray worker."""
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU") or [None]
-    return Place(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
+    return Device(context.get_node_id(), socket.gethostname(), gpus[0], "" if gpus[0] is None else _uuid(gpus[0]))
 
 
 def _uuid(gpu: str) -> str:
-    """From NVIDIA's management library, which answers for GPUs that CUDA cannot use any more."""
+    """Ask NVIDIA's management library, which still answers for GPUs that CUDA cannot use any more."""
     try:
         pynvml.nvmlInit()
         return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))

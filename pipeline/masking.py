@@ -6,23 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.vit.trial import device_and_dtype, try_out
+from pipeline.trial import device_and_dtype, try_out
 
 
 class MaskedModel(nn.Module):
-    """A model that cannot leave tokens out, with a grid of patches that can be masked.
+    """A model that reads whole images, with a grid of patches that can be masked.
 
-    A patch is what one token of the model's last stage stands for: 16 × 16 pixels for BEiT, 32 × 32 for Swin, and for
-    Hiera, whose mask unit that is. The classifier averages those tokens, so that it cannot tell anything smaller apart;
-    at the stride of Swin's embedding, 4 pixels, stopping would leave confetti.
+    A patch is the area that one token of the model's last stage covers: 16 × 16 pixels for BEiT, 32 × 32 for Swin and
+    for Hiera, where it is the mask unit. The classifier averages those tokens, so it cannot tell smaller areas apart;
+    at the stride of Swin's embedding, 4 pixels, the surviving patches would be specks.
 
     Args:
-        model: put in evaluation mode.
+        model: a timm classifier; it is put in evaluation mode.
         image_size: height and width in pixels.
         in_chans: channels of its images.
 
     Raises:
-        ModelError: it has no classifier, no such grid, or does not read images of that shape.
+        ModelError: the model has no classifier or no such grid, or does not read images of that shape.
     """
 
     def __init__(self, model: nn.Module, *, image_size: tuple[int, int], in_chans: int) -> None:
@@ -38,33 +38,33 @@ class MaskedModel(nn.Module):
         try_out(self, type(model).__name__, image_shape=shape, num_classes=self.num_classes, like=like)
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
+        """Return logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
         return self.model(images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size))
 
 
 def patch_size(model: Any, image_size: tuple[int, int]) -> int:
-    """Pixels on a side of what one token of the last stage stands for.
+    """Return the side, in pixels, of the area that one token of the last stage covers.
 
     Raises:
-        ModelError: it has no classifier, or no such grid.
+        ModelError: the model has no classifier, or no grid of square patches.
     """
     family = type(model).__name__
     stages = getattr(model, "feature_info", None)
     if not getattr(model, "num_classes", 0):
         raise ModelError(f"{family} cannot be masked: it has no classifier head (num_classes is 0)")
     if not isinstance(stages, list) or not stages:
-        raise ModelError(f"{family} cannot be masked: it does not tell the stride of its last stage (feature_info)")
+        raise ModelError(f"{family} cannot be masked: it does not state the stride of its last stage (feature_info)")
     stride = int(stages[-1]["reduction"])
     height, width = image_size
     if height != width:
         raise ModelError(f"{family} cannot be masked: its images are not square: {image_size}")
     if height % stride or height == stride:
-        raise ModelError(f"{family} cannot be masked: patches of {stride} pixels make no grid of its {height} pixels")
+        raise ModelError(f"{family} cannot be masked: patches of {stride} pixels form no grid in its {height} pixels")
     return stride
 
 
 def fill_stopped(images: Tensor, keep_indices: Tensor, grid_size: int) -> Tensor:
-    """Normalized square images [B, C, H, W] with every patch outside `keep_indices` [B, K] at the mean color, 0."""
+    """Set every patch outside `keep_indices` [B, K] to the mean color, 0, in square normalized images [B, C, H, W]."""
     kept = torch.zeros(images.shape[0], grid_size**2, dtype=images.dtype, device=images.device)
     kept.scatter_(1, keep_indices, 1)
     side = images.shape[-1] // grid_size

@@ -1,4 +1,4 @@
-"""The grid of any classifier's last stage, and who has none."""
+"""Masking: the patch grid of a classifier's last stage, and models that have none."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.vit.masked import MaskedModel, fill_stopped
+from pipeline.masking import MaskedModel, fill_stopped
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_a_patch_is_a_token_of_the_last_stage(name: str, size: int, patch_size: 
     [
         ("resnet10t", {"num_classes": 0}, (64, 64), "no classifier head"),
         ("resnet10t", {}, (64, 128), r"not square: \(64, 128\)"),
-        ("resnet10t", {}, (48, 48), "32 pixels make no grid of its 48 pixels"),
-        ("resnet10t", {}, (32, 32), "32 pixels make no grid of its 32 pixels"),
+        ("resnet10t", {}, (48, 48), "32 pixels form no grid in its 48 pixels"),
+        ("resnet10t", {}, (32, 32), "32 pixels form no grid in its 32 pixels"),
         ("resnet10t", {"in_chans": 1}, (64, 64), r"cannot read images \[3, 64, 64\]"),
         ("beit_base_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 1}, (64, 64), "cannot read images"),
         ("test_vit", {"global_pool": ""}, (160, 160), r"\[B, 101, 10\] \(a token sequence\), which are not logits"),
@@ -48,7 +48,7 @@ def test_models_that_cannot_be_masked(
 def test_a_model_of_unknown_stride_is_refused() -> None:
     model: Any = nn.Linear(3, 3)
     model.num_classes = 3
-    with pytest.raises(ModelError, match="Linear cannot be masked: it does not tell the stride"):
+    with pytest.raises(ModelError, match="Linear cannot be masked: it does not state the stride"):
         MaskedModel(model, image_size=(64, 64), in_chans=3)
 
 

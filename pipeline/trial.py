@@ -1,4 +1,4 @@
-"""Try a model out: one logit per class for each image."""
+"""Try a model on two images: it must return one logit per class for each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError, one_line
 
-# What a model raises for images of a shape that it does not take.
+# Errors that models raise for images of a shape that they do not take.
 SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
-# Rows of probabilities sum to 1 up to rounding; logits of two different images do not.
+# Probabilities sum to 1 up to rounding in every row; the logits of two different images do not.
 _SUM_TOLERANCE = 1e-3
 
 
@@ -22,19 +22,19 @@ def try_out(
     num_classes: int,
     like: Tensor | None = None,
 ) -> None:
-    """Read a gray image and one of noise, so that a model that cannot is refused before any work starts.
+    """Run a model on a gray image and one of noise, so that an unsuitable one is refused before any work starts.
 
     Args:
-        read: a module or a function in evaluation mode, for images [B, C, H, W].
+        read: a module in evaluation mode, or a function, of images [B, C, H, W].
         name: of the model, for the message.
         image_shape: channels, height and width in pixels.
-        num_classes: how many logits each image must be answered with.
-        like: a tensor of the dtype and on the device that `read` takes; float32 on the CPU by default.
+        num_classes: number of logits expected per image.
+        like: a tensor with the dtype and device of `read`'s images; float32 on the CPU by default.
 
     Raises:
         ModelError: the model does not take such images, or its output is not logits [B, num_classes].
     """
-    # A generator of its own: what is drawn here must not move the seeds of what comes after.
+    # A generator of its own, so that these draws do not advance the global one.
     noise = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
     images = torch.cat([torch.zeros_like(noise), noise])
     try:
@@ -48,20 +48,20 @@ def try_out(
 
 
 def _problem(output: Any, num_classes: int) -> str | None:
-    """Why the output for two images is not their logits; None where it is."""
-    wanted = f"a classifier of {num_classes} classes answers [B, {num_classes}]"
+    """Return why the output for two images is not their logits; None if it is."""
+    wanted = f"a classifier of {num_classes} classes returns [B, {num_classes}]"
     if not isinstance(output, Tensor):
-        return f"answers with a {type(output).__name__}{_members(output)}, not with one tensor of logits: {wanted}"
+        return f"outputs a {type(output).__name__}{_members(output)}, not one tensor of logits: {wanted}"
     if output.ndim != 2:
         shape = ", ".join(map(str, ["B", *output.shape[1:]]))
         kind = {3: " (a token sequence)", 4: " (a feature or segmentation map)"}.get(output.ndim, "")
-        return f"answers with [{shape}]{kind}, which are not logits: {wanted}"
+        return f"outputs [{shape}]{kind}, which are not logits: {wanted}"
     if output.shape != (2, num_classes):
-        return f"answers with {output.shape[1]} values for each image: {wanted}"
+        return f"outputs {output.shape[1]} values per image: {wanted}"
     values = output.float()
-    # What is not finite is found, and recorded shard by shard, where it appears.
+    # Values that are not finite are not refused here: they are found and recorded shard by shard when they appear.
     if bool((values >= 0).all()) and bool(((values.sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all()):
-        return "answers with probabilities (each row sums to 1), not logits: leave its softmax out"
+        return "outputs probabilities (each row sums to 1), not logits: leave its softmax out"
     return None
 
 
@@ -72,5 +72,5 @@ def _members(output: Any) -> str:
 
 
 def device_and_dtype(model: nn.Module) -> Tensor | None:
-    """A parameter of the model, for `like`; None where it has none."""
+    """Return a parameter of the model, for `like`; None if it has none."""
     return next(model.parameters(), None)
