@@ -3,7 +3,7 @@
 They lie beside Ray Train's own files and not in its reports, for three reasons that were measured or read with Ray
 2.60: a report with a checkpoint waits for the controller's next look, two seconds, which is more than an epoch of a
 small student takes; Ray records a checkpoint in a second file after it is written, so that a kill between the two
-forgets it; and in-process training (`num_workers: 0`) keeps none.
+forgets it; and in-process training (`workers.size: 0`) keeps none.
 """
 
 import io

@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.dataset import schema, store
-from pipeline.errors import DatasetError, ModelError, NonFiniteError
+from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.workers import check_same
 
 # Before each further attempt to write a part, seconds: object stores throttle, networks blink.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
@@ -42,30 +43,23 @@ OUTCOME = pa.schema(
 )
 
 
-class OtherTeacherError(ModelError):
-    """An actor loaded another teacher than the driver did: no shard may be made with it, on any machine."""
-
-
 class PartWriter(Inverter):
     """Rows of `plan_shards` → part files; what comes back is a small row per shard, as soon as it is done.
 
     Args:
         config: of the dataset.
-        digest: as the driver found it; another one here means that this actor sees another teacher.
+        digest: as the driver found it; another one here means that this actor sees another teacher, or other weights.
         schema_version: of the dataset's contract, as its manifest states it.
 
     Raises:
-        OtherTeacherError: it does.
+        OtherModelError: it does.
     """
 
     def __init__(self, config: SynthesisConfig, digest: str, schema_version: int = schema.SCHEMA_VERSION) -> None:
         super().__init__(config)
         self.schema_version = schema_version
-        if self.digest != digest:
-            raise OtherTeacherError(
-                f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
-                f"({self.digest[:8]}): was it changed meanwhile?"
-            )
+        # The digest of a dataset covers more of a teacher than its weights.
+        check_same(f"teacher {config.teacher.name!r}", self.digest, digest)
         self.worker = worker_name()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
