@@ -13,7 +13,8 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	# Two processes: the tests on the Ray cluster in one, all others in the other.
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/config_page.py

@@ -140,16 +140,16 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
         storage.remove_folder(bench.path(kind, name))
     made = {} if method.stage is None else write_dataset(bench, method, bench.path("images", name), seed)
     images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
-    shared = {"teacher.name": bench.teacher, "images": images, "labelled": bench.path("digits", "held_out.parquet")}
+    shared = {"teacher.name": bench.teacher, "images": images, "labeled": bench.path("digits", "held_out.parquet")}
     quantized = {
         **shared,
         "output": bench.path("calibrate", name),
         "settings": [{"weights": 4, "activations": 4}, {"weights": 4, "activations": 3}],
         "formats": ["pt2"],
-        "num_workers": 0,
+        "workers.size": 0,
     }
     artifacts = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"]
-    trained = {**shared, "output": bench.path("distill", name), "seed": seed, "num_workers": 0}
+    trained = {**shared, "output": bench.path("distill", name), "seed": seed, "workers.size": 0}
     student = distill(parse_config(DistillationConfig, bench.arguments("distill", trained)))
     return Figures(
         seconds=made.get("seconds"),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from pipeline.errors import ConfigError
+from pipeline.former_names import FormerNames
 
 C = TypeVar("C")
 
@@ -22,34 +23,57 @@ _EPILOG = (
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
     """Read a config from `--config FILE.yaml` and `--section.key value` flags; later ones win.
 
-    `--help` and `--print_config` print and exit with 0, as on any command line.
+    `--help` and `--print_config` print and exit with 0, as on any command line. Settings may have their former names,
+    see `FormerNames`, of which one line warns.
 
     Raises:
         ConfigError: an unknown key, an ill-typed value, a missing file, or values that do not go together.
     """
     parser = make_parser(config_class, prog=prog)
-    return _build(parser, lambda: parser.parse_args(list(sys.argv[1:] if argv is None else argv)), config_class)
+    try:
+        flags = parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv)
+        return _build(parser, lambda: parser.parse_args(flags), config_class)
+    finally:
+        parser.former_names.tell()
 
 
-def make_parser(config_class: type, *, prog: str | None = None) -> jsonargparse.ArgumentParser:
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose config files may hold settings under their former names.
+
+    Attributes:
+        former_names: those of the config to be parsed; of none until they are set.
+    """
+
+    former_names = FormerNames(object)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
+        # Files and text after `--config` come by here, too.
+        return super().parse_string(self.former_names.rename_yaml(content), *args, **kwargs)
+
+
+def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
     """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog=prog, description=config_class.__doc__, epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
     )
+    parser.former_names = FormerNames(config_class)
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)
     return parser
 
 
 def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
-    """Build a config from plain data, as `to_dict` gives it or as YAML holds it.
+    """Build a config from plain data, as `to_dict` gives it or as YAML holds it, former names of settings included.
 
     Raises:
         ConfigError: as `parse_config`.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
-    return _build(parser, lambda: parser.parse_object(dict(values)), config_class)
+    former_names = FormerNames(config_class)
+    renamed = former_names.rename_keys(values)
+    former_names.tell()
+    return _build(parser, lambda: parser.parse_object(dict(renamed)), config_class)
 
 
 def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C]) -> C:

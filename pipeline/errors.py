@@ -34,6 +34,10 @@ class ModelError(PipelineError):
     """A model is unknown, cannot be run on a token subset, or does not suit its task."""
 
 
+class OtherModelError(ModelError):
+    """A worker loaded another model than the driver did: nothing may be made with it, on any machine."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint is missing, corrupt, unsafe to read, or belongs to another model."""
 

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
-from pipeline.inputs import find_labelled, read_inputs
+from pipeline.former_names import LABELED
+from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.outputs import check_place
 from pipeline.vetting import announce, check_teacher
@@ -30,8 +31,8 @@ class EvaluationConfig:
     Args:
         teacher: the model whose normalization, image size and class names hold; it is scored itself where no
             artifact is given.
-        labelled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
-        labelled_split: which split of them to score on, such as `test`, where there are several.
+        labeled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
+        labeled_split: which split of them to score on, such as `test`, where there are several.
         artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
             it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a `config.json` beside
             them is read for their class names and normalization), or folders as timm loads with `local-dir:`, which
@@ -41,9 +42,11 @@ class EvaluationConfig:
         batch_size: images per forward pass.
     """
 
+    FORMER_NAMES: ClassVar[dict[str, str]] = LABELED
+
     teacher: ModelConfig
-    labelled: str
-    labelled_split: str | None = None
+    labeled: str
+    labeled_split: str | None = None
     artifacts: list[str] | None = None
     output: str | None = None
     batch_size: int = 64
@@ -75,16 +78,17 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     check_teacher(loaded)
-    labelled = find_labelled(config.labelled, loaded, config.labelled_split)
+    labeled = find_labeled(config.labeled, loaded, config.labeled_split)
     predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
         storage.check_writable(config.output)
     connect()
-    scores = measure_accuracy(predictors, labelled_batches(labelled, loaded, config.batch_size))
+    scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
-    split = {} if config.labelled_split is None else {"labelled_split": config.labelled_split}
-    result = {"labelled": config.labelled, **split, "artifacts": rows}
+    # Programs read the result, so its keys keep the spelling that settings once had.
+    split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
+    result = {"labelled": config.labeled, **split, "artifacts": rows}
     if config.output is not None:
         with storage.writing_to(config.output):
             storage.write_json(storage.join(config.output, "evaluation.json"), result)
@@ -104,7 +108,7 @@ def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tupl
         for name, predict in predictors.items():
             correct[name] += count_correct(predict(pixels), labels, name)
     if not images:
-        raise DatasetError("there are no labelled images to score on")
+        raise DatasetError("there are no labeled images to score on")
     return {
         name: Score(images, *(100 * count / images for count in counts.tolist())) for name, counts in correct.items()
     }
@@ -125,7 +129,7 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
 
 
-def labelled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Normalized images and their labels, from any source that has labels.
 
     Raises:

@@ -100,7 +100,7 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
         logger.warning(convert.labels_note)
 
 
-def find_labelled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
+def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
     """Find labeled images at a URI, and check them without a cluster.
 
     Args:

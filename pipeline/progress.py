@@ -1,4 +1,6 @@
-"""Report the progress of a job: workers count the images they have read, and this process prints the count.
+"""Report the progress of a job while its workers run.
+
+Of a calibration, workers count the images they have read, and this process prints the count.
 
 Imports no torch, because a small Ray actor imports this module.
 """
@@ -35,14 +37,31 @@ def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
     """
     logger.info(f"{job}: {num_images} images to read")
     counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
+    with telling(partial(_tell, job, counter, num_images)):
+        yield partial(_add, counter)
+
+
+@contextmanager
+def telling(tell: Callable[[Iterator[None]], None]) -> Iterator[None]:
+    """Run a function beside the block, with an iterator that waits until there may be something new to tell.
+
+    The iterator yields every two seconds, and once more at the end of the block.
+    """
     finished = threading.Event()
-    thread = threading.Thread(target=_print_until, args=(job, counter, num_images, finished), daemon=True)
+    thread = threading.Thread(target=tell, args=(_ticks(finished),), daemon=True)
     thread.start()
     try:
-        yield partial(_add, counter)
+        yield
     finally:
         finished.set()
         thread.join()
+
+
+def _ticks(finished: threading.Event) -> Iterator[None]:
+    over = False
+    while not over:
+        over = finished.wait(_INTERVAL_S)
+        yield
 
 
 class _Counter:
@@ -69,10 +88,9 @@ def _total(counter: "_Counter | ActorHandle") -> int:
     return counter.total() if isinstance(counter, _Counter) else int(ray.get(counter.total.remote(), timeout=_ANSWER_S))  # type: ignore[arg-type]
 
 
-def _print_until(job: str, counter: "_Counter | ActorHandle", num_images: int, finished: threading.Event) -> None:
-    started, printed, over = time.monotonic(), 0, False
-    while not over:
-        over = finished.wait(_INTERVAL_S)
+def _tell(job: str, counter: "_Counter | ActorHandle", num_images: int, ticks: Iterator[None]) -> None:
+    started, printed = time.monotonic(), 0
+    for _ in ticks:
         try:
             read = _total(counter)
         except ray.exceptions.RayError:

@@ -43,7 +43,9 @@ class Claim:
     new: bool
 
 
-def identifying_settings(config: Any, *, recorded: Collection[str], excluded: Collection[str]) -> dict[str, Any]:
+def identifying_settings(
+    config: Any, *, recorded: Collection[str], excluded: Collection[str], recorded_as: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the settings that belong to the identity of a run, as nested plain data.
 
     Every setting counts unless it is excluded, so that a new one cannot be forgotten. A new setting counts only if it
@@ -55,8 +57,13 @@ def identifying_settings(config: Any, *, recorded: Collection[str], excluded: Co
             version. Such a list never changes: a new setting needs no entry.
         excluded: dotted names of settings, or of whole sections, that do not affect the result, or that a fact
             replaces, as the digest of weights replaces their path.
+        recorded_as: the first name of each setting, at the top of the config, that has another one by now. It is
+            recorded under that, in `recorded` too, so that a change of name changes no digest.
     """
-    return _plain(dict(_identifying(config, "", recorded, excluded)))
+    first_names = recorded_as or {}
+    recorded = {*recorded, *(name for name, first in first_names.items() if first in recorded)}
+    settings = _identifying(config, "", recorded, excluded)
+    return _plain({first_names.get(name, name): value for name, value in settings})
 
 
 def _identifying(
@@ -95,7 +102,9 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
-        yield f"{name.removeprefix('config.')} is {shown(there)} there, {shown(here)} here"
+        # Recorded under the names that settings had first.
+        today = name.removeprefix("config.").replace("labelled", "labeled")
+        yield f"{today} is {shown(there)} there, {shown(here)} here"
 
 
 def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow.fs
 import ray
@@ -16,20 +17,21 @@ from pipeline import storage
 from pipeline.cluster import free_resources, own_signals
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
+from pipeline.workers import WorkersConfig
 
-Device = Literal["auto", "cpu", "cuda"]
+# Under a job's output, while its workers run.
+_TRAIN_FOLDER = "train"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
 
 
-def run_config(folder: str, name: str, *, max_failures: int, start_timeout_s: int) -> RunConfig:
+def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
     """Keep a run's state in a folder at any fsspec location.
 
     Args:
         folder: under the job's output.
         name: of the run; a run of the same name in the same folder goes on from its last checkpoint.
-        max_failures: how often workers may be lost.
-        start_timeout_s: to wait for all workers to start; rounded up to whole minutes.
+        workers: of the run; how often they may be lost, and how long to wait for them to start.
     """
     fs, path = storage.filesystem(storage.absolute(folder))
     local = isinstance(fs, LocalFileSystem)
@@ -38,20 +40,17 @@ def run_config(folder: str, name: str, *, max_failures: int, start_timeout_s: in
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         failure_config=FailureConfig(
-            max_failures=max_failures, controller_failure_limit=math.ceil(start_timeout_s / _START_ATTEMPT_S) - 1
+            max_failures=workers.max_failures,
+            controller_failure_limit=math.ceil(workers.start_timeout_s / _START_ATTEMPT_S) - 1,
         ),
     )
 
 
-def worker_configs(
-    num_workers: int, cpus_per_worker: int, device: Device, *, fixed_size: bool
-) -> tuple[ScalingConfig, TorchConfig]:
+def worker_configs(workers: WorkersConfig, *, fixed_size: bool) -> tuple[ScalingConfig, TorchConfig]:
     """What the workers ask of the cluster, and how they talk: nccl between GPUs, gloo between CPUs.
 
     Args:
-        num_workers: at least 1.
-        cpus_per_worker: cores of each.
-        device: `auto` is a GPU for each worker where the cluster has any.
+        workers: at least one.
         fixed_size: no node can join the cluster any more.
 
     Raises:
@@ -60,18 +59,53 @@ def worker_configs(
     """
     if not is_v2_enabled():
         found = f"{V2_ENABLED_ENV_VAR} is {os.environ.get(V2_ENABLED_ENV_VAR)!r}"
-        raise ConfigError(f"{found}, and workers need Ray Train V2: unset it, or set num_workers to 0")
+        raise ConfigError(f"{found}, and workers need Ray Train V2: unset it, or set workers.size to 0")
     total = ray.cluster_resources()
-    use_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
-    needed = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    use_gpu = workers.device == "cuda" or (workers.device == "auto" and total.get("GPU", 0) > 0)
+    needed = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     for name, amount in needed.items():
-        if num_workers * amount > total.get(name, 0):
-            text = f"{num_workers} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
+        if workers.size * amount > total.get(name, 0):
+            text = f"{workers.size} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
             if fixed_size:
                 raise ConfigError(text)
             logger.info(f"{text}: waiting for more")
-    scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needed)
+    scaling = ScalingConfig(num_workers=workers.size, use_gpu=use_gpu, resources_per_worker=needed)
     return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
+
+
+def run_workers(
+    work: Callable[[], Any],
+    workers: WorkersConfig,
+    resources: tuple[ScalingConfig, TorchConfig],
+    *,
+    output: str,
+    name: str,
+) -> Any:
+    """Run a function on every worker; gives what it returned on rank 0.
+
+    Ray Train's own state holds nothing to go on from, and lies under the output while the workers run alone.
+
+    Args:
+        work: to do on each.
+        workers: of the run.
+        resources: what they ask of the cluster, see `worker_configs`.
+        output: folder of the job.
+        name: of the run.
+
+    Raises:
+        PipelineError: see `fit`.
+    """
+    scaling, torch_config = resources
+    folder = storage.join(output, _TRAIN_FOLDER)
+    trainer = TorchTrainer(
+        work, torch_config=torch_config, scaling_config=scaling, run_config=run_config(folder, name, workers)
+    )
+    # What a job that was killed left there.
+    storage.remove_folder(folder)
+    try:
+        return fit(trainer)
+    finally:
+        storage.remove_folder(folder)
 
 
 def fit(trainer: TorchTrainer) -> Any:

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of every kind of artifact, on labelled images."""
+"""Top-1 and top-5 of every kind of artifact, on labeled images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +73,8 @@ def test_logits_that_are_not_finite_are_not_scored(value: float) -> None:
         measure_accuracy({"half.onnx": lambda _images: logits}, [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))])
 
 
-def test_no_labelled_images_is_an_error() -> None:
-    with pytest.raises(DatasetError, match="no labelled images"):
+def test_no_labeled_images_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="no labeled images"):
         measure_accuracy({}, [])
 
 
@@ -124,27 +124,27 @@ def test_a_folder_that_reads_other_sizes_is_refused(tmp_path: Path, tiny_folder:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="batch_size must be at least 1, not 0"):
-        EvaluationConfig(teacher=ModelConfig(name="x"), labelled="l", batch_size=0)
+        EvaluationConfig(teacher=ModelConfig(name="x"), labeled="l", batch_size=0)
     with pytest.raises(ConfigError, match="artifacts must differ"):
-        EvaluationConfig(teacher=ModelConfig(name="x"), labelled="l", artifacts=["a.pt2", "a.pt2"])
+        EvaluationConfig(teacher=ModelConfig(name="x"), labeled="l", artifacts=["a.pt2", "a.pt2"])
 
 
 @pytest.fixture
-def labelled(tmp_path: Path, tiny_folder: Path) -> str:
-    """Images labelled with what the tiny model says of them, but for the last one."""
+def labeled(tmp_path: Path, tiny_folder: Path) -> str:
+    """Images labeled with what the tiny model says of them, but for the last one."""
     pixels = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
     transform = RealImageTransform(loaded)
     with torch.no_grad():
         labels = loaded.model(torch.stack([transform(Image.fromarray(image)) for image in pixels])).argmax(1).tolist()
     labels[-1] = (labels[-1] + 1) % 10
-    uri = str(tmp_path / "labelled.parquet")
+    uri = str(tmp_path / "labeled.parquet")
     write_images(uri, pixels, labels, loaded.class_names)
     return uri
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_every_kind_of_weights_scores_the_same(labelled: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_every_kind_of_weights_scores_the_same(labeled: str, tiny_folder: Path, tmp_path: Path) -> None:
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
     weights = tmp_path / "weights.safetensors"
     save_file(make_tiny_model().state_dict(), weights)
@@ -152,10 +152,10 @@ def test_every_kind_of_weights_scores_the_same(labelled: str, tiny_folder: Path,
     output = tmp_path / "scores"
 
     folder = evaluate(
-        EvaluationConfig(teacher=teacher, labelled=labelled, artifacts=[str(tiny_folder)], output=str(output))
+        EvaluationConfig(teacher=teacher, labeled=labeled, artifacts=[str(tiny_folder)], output=str(output))
     )
-    itself = evaluate(EvaluationConfig(teacher=teacher, labelled=labelled, batch_size=5))
-    checkpoint = evaluate(EvaluationConfig(teacher=named, labelled=labelled, artifacts=[str(weights)]))
+    itself = evaluate(EvaluationConfig(teacher=teacher, labeled=labeled, batch_size=5))
+    checkpoint = evaluate(EvaluationConfig(teacher=named, labeled=labeled, artifacts=[str(weights)]))
 
     assert (output / "evaluation.json").is_file()
     for result in (folder, itself, checkpoint):
@@ -169,5 +169,5 @@ def test_images_without_labels_are_refused(tiny_folder: Path, tmp_path: Path) ->
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
     with pytest.raises(DatasetError, match="has no labels"):
-        evaluate(EvaluationConfig(teacher=teacher, labelled=str(tmp_path), output=str(tmp_path / "out")))
+        evaluate(EvaluationConfig(teacher=teacher, labeled=str(tmp_path), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset.collection import find_images
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
-from pipeline.inputs import check_inputs, find_labelled, read_inputs
+from pipeline.inputs import check_inputs, find_labeled, read_inputs
 from pipeline.inversion import Teacher
 from pipeline.models import LoadedModel, ModelConfig, RealImageTransform, load_model, save_model
 from pipeline.models.image_reader import num_patches
@@ -150,14 +150,14 @@ def test_folders_whose_labels_would_be_guessed_are_refused(
 ) -> None:
     uri = write_folders(tmp_path / "v", names)
     with pytest.raises(DatasetError, match=f"{reason}.*teacher.class_names"):
-        find_labelled(uri, with_classes(loaded, own))
+        find_labeled(uri, with_classes(loaded, own))
 
 
 def test_names_of_parquet_files_that_are_sorted_as_text_are_refused(tmp_path: Path, loaded: LoadedModel) -> None:
     file = str(tmp_path / "x.parquet")
     write_images(file, random_images(1, 32), [2], ["0", "1", "10", *"23456789"])
     with pytest.raises(DatasetError, match=r"'10' would be label 2, 'c' of model .* sorted as text"):
-        find_labelled(file, with_classes(loaded, list("abcdefghijk")))
+        find_labeled(file, with_classes(loaded, list("abcdefghijk")))
 
 
 def test_classes_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_rotated_photos_are_read_as_hugging_face_datasets_reads_them(tmp_path: P
     assert ours["6.png"].shape == (32, 20, 3)
 
 
-def test_labelled_parquet_maps_by_class_name(tmp_path: Path, loaded: LoadedModel) -> None:
+def test_labeled_parquet_maps_by_class_name(tmp_path: Path, loaded: LoadedModel) -> None:
     file = tmp_path / "x.parquet"
     write_images(str(file), random_images(2, 32), [0, 1], ["class c", "class a"])
     assert [row["label"] for row in read_inputs(str(file), loaded, labels=True).take_all()] == [2, 0]
@@ -304,5 +304,5 @@ def test_images_that_are_scored_may_share_an_id_and_this_is_said(
 ) -> None:
     codes = [schema.encode_image(image) for image in random_images(2, 32)]
     pq.write_table(pa.table({"image": codes, "label": [0, 1], "image_id": ["0", "0"]}), tmp_path / "a.parquet")
-    assert find_labelled(str(tmp_path), loaded).num_rows == 2
+    assert find_labeled(str(tmp_path), loaded).num_rows == 2
     assert "more than one image with the image_id '0': each of them is scored" in capsys.readouterr().err

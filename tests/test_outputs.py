@@ -15,6 +15,7 @@ from pipeline.models import ModelConfig
 from pipeline.outputs import Job, check_output, job_of
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig, synthesize
+from pipeline.workers import WorkersConfig
 from tests.conftest import make_manifest
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -49,12 +50,13 @@ def images(tmp_path: Path) -> str:
     return uri
 
 
-def run(job: Job, teacher: Path, images: str, output: str, num_workers: int = 0) -> object:
+def run(job: Job, teacher: Path, images: str, output: str, *, workers: int = 0) -> object:
     model = ModelConfig(name=f"local-dir:{teacher}")
     if job == "synthesize":
         values = {"teacher": {"name": model.name}, "output": output, "images_per_class": 1}
         return synthesize(from_dict(SynthesisConfig, values))
-    common: dict[str, Any] = {"teacher": model, "images": images, "output": output, "num_workers": num_workers}
+    common: dict[str, Any] = {"teacher": model, "images": images, "output": output}
+    common["workers"] = WorkersConfig(size=workers)
     if job == "calibrate":
         return calibrate(CalibrationConfig(**common))
     return distill(DistillationConfig(**common, student=StudentConfig(depth_pruned=[0])))
@@ -89,4 +91,4 @@ def test_another_jobs_output_is_refused_and_left_alone(
 @pytest.mark.parametrize("job", ["synthesize", "calibrate", "distill"])
 def test_workers_need_an_output_that_they_can_reach(job: Job, tiny_folder: Path, images: str) -> None:
     with pytest.raises(ConfigError, match="'memory://out' is in the memory of this process"):
-        run(job, tiny_folder, images, "memory://out", num_workers=1)
+        run(job, tiny_folder, images, "memory://out", workers=1)

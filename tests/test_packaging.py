@@ -60,7 +60,9 @@ ALLOWED = {
     "pipeline.log": set(),
     "pipeline.foreign": set(),
     "pipeline.checks": {"pipeline.errors"},
-    "pipeline.config": {"pipeline.errors"},
+    "pipeline.config": {"pipeline.errors", "pipeline.former_names"},
+    "pipeline.former_names": {"pipeline.errors", "pipeline.log"},
+    "pipeline.workers": {"pipeline.checks", "pipeline.errors", "pipeline.models", "pipeline.storage"},
     "pipeline.storage": {"pipeline.errors", "pipeline.log"},
     "pipeline.report": {"pipeline.errors"},
 }

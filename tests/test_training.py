@@ -8,6 +8,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import CheckpointError, ConfigError, IncompleteError
 from pipeline.training import fit, run_config, worker_configs
+from pipeline.workers import WorkersConfig
 
 
 class FailingTrainer:
@@ -35,7 +36,7 @@ def test_another_error_is_reported_in_a_line() -> None:
 
 
 def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
-    config = run_config(str(tmp_path / "train"), "name", max_failures=2, start_timeout_s=900)
+    config = run_config(str(tmp_path / "train"), "name", WorkersConfig(max_failures=2, start_timeout_s=900))
     assert (config.storage_path, config.storage_filesystem) == (str(tmp_path / "train"), None)
     assert config.failure_config is not None
     assert config.failure_config.max_failures == 2
@@ -43,13 +44,13 @@ def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("start_timeout_s", "minutes"), [(1, 1), (60, 1), (61, 2), (900, 15)])
 def test_ray_is_asked_again_each_minute(tmp_path: Path, start_timeout_s: int, minutes: int) -> None:
-    config = run_config(str(tmp_path), "name", max_failures=0, start_timeout_s=start_timeout_s)
+    config = run_config(str(tmp_path), "name", WorkersConfig(start_timeout_s=start_timeout_s))
     assert config.failure_config is not None
     assert config.failure_config.controller_failure_limit == minutes - 1
 
 
 def test_state_is_kept_at_any_location() -> None:
-    config = run_config("memory://bucket/train", "name", max_failures=0, start_timeout_s=60)
+    config = run_config("memory://bucket/train", "name", WorkersConfig())
     assert config.storage_path == "/bucket/train"
     assert isinstance(config.storage_filesystem, pyarrow.fs.PyFileSystem)
 
@@ -57,14 +58,14 @@ def test_state_is_kept_at_any_location() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_a_machine_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="9 workers with 1 CPU each, and there are 8 CPUs"):
-        worker_configs(9, 1, "cpu", fixed_size=True)
+        worker_configs(WorkersConfig(size=9, device="cpu"), fixed_size=True)
     with pytest.raises(ConfigError, match="3 workers with 1 GPU each, and there are 2 GPUs"):
-        worker_configs(3, 1, "auto", fixed_size=True)
-    scaling, torch_config = worker_configs(9, 1, "cpu", fixed_size=False)
+        worker_configs(WorkersConfig(size=3), fixed_size=True)
+    scaling, torch_config = worker_configs(WorkersConfig(size=9, device="cpu"), fixed_size=False)
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (9, False, "gloo")
 
 
 def test_the_first_version_of_ray_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     with pytest.raises(ConfigError, match=r"RAY_TRAIN_V2_ENABLED is '0', and workers need Ray Train V2: unset it"):
-        worker_configs(1, 1, "cpu", fixed_size=True)
+        worker_configs(WorkersConfig(device="cpu"), fixed_size=True)

@@ -71,9 +71,9 @@ def test_no_job_takes_such_a_model(tmp_path: Path, limit: str) -> None:
     # Nothing is read from here: the teacher is looked at first.
     images, output = str(tmp_path / "images"), str(tmp_path / "out")
     with pytest.raises(ModelError, match=message):
-        evaluate(EvaluationConfig(teacher=teacher, labelled=images))
+        evaluate(EvaluationConfig(teacher=teacher, labeled=images))
     with pytest.raises(ModelError, match=message):
-        calibrate(CalibrationConfig(teacher=teacher, images=images, labelled=images, output=output))
+        calibrate(CalibrationConfig(teacher=teacher, images=images, labeled=images, output=output))
     student = StudentConfig(depth_pruned=[0])
     with pytest.raises(ModelError, match=message):
         plan_distillation(DistillationConfig(teacher=teacher, student=student, images=images, output=output))

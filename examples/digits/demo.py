@@ -83,7 +83,7 @@ class Demo:
         if config_class is not DigitsConfig:
             flags["teacher.name"] = f"local-dir:{self.path('digits', 'teacher')}"
         if config_class not in (DigitsConfig, SynthesisConfig):
-            flags.setdefault("labelled", self.path("digits", "held_out.parquet"))
+            flags.setdefault("labeled", self.path("digits", "held_out.parquet"))
         argv = [f"--{key}={value}" for key, value in flags.items()]
         return parse_config(config_class, ["--config", f"{self.config.stages}/{name}.yaml", *argv])
 
@@ -105,7 +105,7 @@ class Demo:
 
     def measure_reference(self) -> dict[str, Any]:
         """Activation ranges on real images that no arm calibrates on."""
-        settings = {"settings": "[{weights: 8, activations: 8}]", "formats": "[pt2]", "labelled": "null"}
+        settings = {"settings": "[{weights: 8, activations: 8}]", "formats": "[pt2]", "labeled": "null"}
         output = self.path("calibrate", "reference")
         images = self.images["reference"]
         return calibrate(self.stage(CalibrationConfig, "calibrate", images=images, output=output, **settings))

@@ -25,7 +25,7 @@ _NO_CONFIGURATION = re.compile(r"(?!config)[^=]+=.*|\d{4}-\d\d-\d\d", re.IGNOREC
 # A name that is cut into more words is random letters.
 _MAX_WORDS = 5
 _NUMBERS = re.compile(r"\d+")
-HOW_TO_CHOOSE = "choose one with images_split or labelled_split (in Python: split)"
+HOW_TO_CHOOSE = "choose one with images_split or labeled_split (in Python: split)"
 _INSTEAD = "give the URI of one, or rename them as docs/images.md has it"
 
 

@@ -1,11 +1,13 @@
 """Settings of a distillation."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.errors import ConfigError
+from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
+from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 _MODEL = (
     "name",
@@ -39,12 +41,11 @@ RECORDED_SETTINGS = frozenset(
         *("dtype", "seed", "score_every", "shuffle_buffer"),
     )
 )
-EXCLUDED_SETTINGS = (
-    *("output", "num_workers", "cpus_per_worker", "device", "start_timeout_s", "max_failures"),
-    *("checkpoint_every", "cache_gb", "allow_incomplete"),
-)
+EXCLUDED_SETTINGS = ("output", "workers", "checkpoint_every", "cache_gb", "allow_incomplete")
+# What changed its name is recorded, and counts, under the first one.
+RECORDED_AS = {name: former for former, name in LABELED.items()}
 _POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
-_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "num_workers", "seed", "max_failures")
+_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ class DistillationConfig:
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
         output: folder that everything is written to, at any fsspec URI.
-        labelled: labeled images to score the student on. The best epoch is the one with the highest top-1; without
+        labeled: labeled images to score the student on. The best epoch is the one with the highest top-1; without
             labeled images, the one with the lowest training loss.
-        labelled_split: split to read, such as `test`, if there are several.
+        labeled_split: split to read, such as `test`, if there are several.
         epochs: passes over the images.
         batch_size: images per step, over all workers together.
         optimizer: AdamW, or SGD with momentum.
@@ -104,21 +105,19 @@ class DistillationConfig:
         cache_gb: images that take up to this much memory, decoded, are read once and kept by each worker; larger
             datasets are read again at each epoch.
         shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.
-        num_workers: Ray Train workers; 0 trains in this process.
-        cpus_per_worker: CPU cores, and torch threads, of each worker.
-        device: `auto` takes a GPU per worker if the cluster has any.
+        workers: number and resources of the Ray Train workers.
         allow_incomplete: accept a synthetic dataset with missing shards.
-        start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
-        max_failures: how often to resume from the last checkpoint after a worker died.
     """
+
+    FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES
 
     teacher: ModelConfig
     student: StudentConfig
     images: str | list[str]
     images_split: str | None = None
     output: str
-    labelled: str | None = None
-    labelled_split: str | None = None
+    labeled: str | None = None
+    labeled_split: str | None = None
     epochs: int = 60
     batch_size: int = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -136,22 +135,18 @@ class DistillationConfig:
     checkpoint_every: int = 1
     cache_gb: float = 1.0
     shuffle_buffer: int = 1024
-    num_workers: int = 1
-    cpus_per_worker: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     allow_incomplete: bool = False
-    start_timeout_s: int = 900
-    max_failures: int = 3
 
     def __post_init__(self) -> None:
         check_finite(self)
-        check_ranges(self, (*_POSITIVE, "cpus_per_worker", "start_timeout_s"), 0, open_low=True)
+        check_ranges(self, _POSITIVE, 0, open_low=True)
         check_ranges(self, _NOT_NEGATIVE, 0)
         check_range("momentum", self.momentum, 0, 1, open_high=True)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
-        if self.batch_size < self.num_workers:
+        if self.batch_size < self.workers.size:
             raise ConfigError(
-                f"batch_size {self.batch_size} is less than an image for each of {self.num_workers} workers"
+                f"batch_size {self.batch_size} is less than an image for each of {self.workers.size} workers"
             )
 
 

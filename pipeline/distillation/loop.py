@@ -56,7 +56,7 @@ class StudentTrainer:
         student: on the CPU.
         answers: of the teacher.
         images: this worker's share of the training images.
-        labelled: this worker's share of the held-out images, if there are any.
+        labeled: this worker's share of the held-out images, if there are any.
         group: the workers.
         parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
             backward pass then averages gradients over the workers.
@@ -69,13 +69,13 @@ class StudentTrainer:
         student: Student,
         answers: Answers,
         images: ImageSource,
-        labelled: ImageSource | None,
+        labeled: ImageSource | None,
         group: Group,
         parallelize: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.config, self.digest, self.group = config, digest, group
         self.student = student.to(group.device)
-        self.images, self.labelled = images, labelled
+        self.images, self.labeled = images, labeled
         self.optimizer = make_optimizer(student.trained_parameters(), config)
         self.objective = Objective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
@@ -174,7 +174,7 @@ class StudentTrainer:
         state.epoch += 1
         state.student = self._weights()
         last = state.epoch == self.config.epochs
-        scored = self.labelled is None or last or state.epoch % self.config.score_every == 0
+        scored = self.labeled is None or last or state.epoch % self.config.score_every == 0
         top1 = self._top1() if scored else None
         score = -metrics["loss"] if top1 is None else top1
         if scored and score > state.best_score:
@@ -200,11 +200,11 @@ class StudentTrainer:
     @torch.no_grad()
     def _top1(self) -> float | None:
         """Return top-1 on the held-out images, in percent; None if there are none."""
-        if self.labelled is None:
+        if self.labeled is None:
             return None
         self.student.eval()
         counts = torch.zeros(2, dtype=torch.int64, device=self.group.device)
-        for batch in self.labelled.in_order(self.group.device):
+        for batch in self.labeled.in_order(self.group.device):
             correct = count_correct(self.objective.read(batch)[0], batch.labels)[0]
             counts += torch.stack([correct, counts.new_tensor(len(batch.labels))])
         correct, total = self.group.sum(counts).tolist()

@@ -1,26 +1,26 @@
 """Check a distillation before it starts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.distillation.answers import as_reader
-from pipeline.distillation.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, DistillationConfig
+from pipeline.distillation.config import EXCLUDED_SETTINGS, RECORDED_AS, RECORDED_SETTINGS, DistillationConfig
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
-from pipeline.inputs import check_inputs, find_labelled
+from pipeline.inputs import check_inputs, find_labeled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
+from pipeline.workers import with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DistillationPlan:
         document: content of `config.json`: everything that decides the student, as plain data, and its digest.
         teacher: as loaded on the driver.
         student: untrained, on the driver.
-        images, labelled: the training images, and the labeled ones if there are any.
+        images, labeled: the training images, and the labeled ones if there are any.
     """
 
     config: DistillationConfig
@@ -40,7 +40,7 @@ class DistillationPlan:
     teacher: LoadedModel
     student: Student
     images: ImageCollection
-    labelled: ImageCollection | None
+    labeled: ImageCollection | None
 
     @property
     def digest(self) -> str:
@@ -53,7 +53,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `distill`.
     """
-    check_place(config.output, shared=config.num_workers > 0)
+    check_place(config.output, shared=config.workers.size > 0)
     teacher = load_model(config.teacher)
     announce(teacher.notices)
     check_teacher(teacher)
@@ -64,16 +64,16 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     if not config.allow_incomplete:
         images.check_complete()
     check_inputs(images, teacher, labels=config.label_weight > 0)
-    labelled = None
-    if config.labelled is not None:
-        labelled = ImageCollection.of(find_labelled(config.labelled, teacher, config.labelled_split))
+    labeled = None
+    if config.labeled is not None:
+        labeled = ImageCollection.of(find_labeled(config.labeled, teacher, config.labeled_split))
     _check_batch_norm(config, student, images.num_rows)
-    document = _document(config, teacher, student, images, labelled)
+    document = _document(config, teacher, student, images, labeled)
     there = find_config(config.output, "distill", document)
     if there is not None:
         # Checkpoints carry the digest of the run that started; an earlier version may have computed it from more.
         document["digest"] = there["digest"]
-    return DistillationPlan(_located(config), document, teacher, student, images, labelled)
+    return DistillationPlan(with_absolute_paths(config), document, teacher, student, images, labeled)
 
 
 def _document(
@@ -81,33 +81,28 @@ def _document(
     teacher: LoadedModel,
     student: Student,
     images: ImageCollection,
-    labelled: ImageCollection | None,
+    labeled: ImageCollection | None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: what decides the student, its digest, and the settings as given."""
     facts = {
         "config": without_locations(
-            identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS)
+            identifying_settings(
+                config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS, recorded_as=RECORDED_AS
+            )
         ),
         "teacher": teacher.digest,
         "student": weight_digest(student.model),
         "class_names_sha256": digest_of({"names": teacher.class_names}),
         # Facts of the images, because the same folder may hold another dataset than before.
         **image_facts(images),
-        "labelled": None if labelled is None else image_facts(labelled),
+        "labelled": None if labeled is None else image_facts(labeled),
     }
     return make_document("distill", facts, to_dict(config))
 
 
-def _located(config: DistillationConfig) -> DistillationConfig:
-    student = config.student
-    if student.model is not None:
-        student = replace(student, model=student.model.located())
-    return replace(config, output=storage.absolute(config.output), teacher=config.teacher.located(), student=student)
-
-
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:
     """Check that BatchNorm gets two values per channel: the last feature maps of a small image may have one pixel."""
-    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.num_workers)
+    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.workers.size)
     if smallest < 2 and any(isinstance(module, _BatchNorm) for module in student.modules()) and not student.linear_head:
         raise ConfigError(
             f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "

@@ -1,16 +1,15 @@
 """Print training progress, from the metrics that the workers write."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from pipeline import storage
 from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-
-_INTERVAL_S = 2.0
+from pipeline.progress import telling
 
 
 @contextmanager
@@ -18,21 +17,13 @@ def report_epochs(output: str, epochs: int, done_before: int) -> Iterator[None]:
     """Report each new epoch on standard error while the workers train, from the metrics that they write."""
     if done_before:
         logger.info(f"distill: going on from epoch {done_before} of {epochs}")
-    finished = threading.Event()
-    thread = threading.Thread(target=_print_until, args=(output, epochs, done_before, finished), daemon=True)
-    thread.start()
-    try:
+    with telling(partial(_report, output, epochs, done_before)):
         yield
-    finally:
-        finished.set()
-        thread.join()
 
 
-def _print_until(output: str, epochs: int, last_epoch: int, finished: threading.Event) -> None:
+def _report(output: str, epochs: int, last_epoch: int, ticks: Iterator[None]) -> None:
     uri = storage.join(output, METRICS)
-    over = False
-    while not over:
-        over = finished.wait(_INTERVAL_S)
+    for _ in ticks:
         try:
             row = json.loads(storage.read_bytes(uri).splitlines()[-1])
         except (DatasetError, IndexError):

@@ -82,16 +82,16 @@ def _read(plan: DistillationPlan) -> Task:
     config = plan.config
     left = config.cache_gb * 2**30
     sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
-    for source, labels in ((plan.images, config.label_weight > 0), (plan.labelled, True)):
+    for source, labels in ((plan.images, config.label_weight > 0), (plan.labeled, True)):
         size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=config.token_weight > 0)
         if source is not None and size <= left:
             left -= size
             sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])
         else:
             sources.append(source)
-    images, labelled = sources
+    images, labeled = sources
     assert images is not None
-    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labelled)
+    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labeled)
 
 
 def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

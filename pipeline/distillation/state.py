@@ -3,7 +3,7 @@
 They are not Ray Train's own checkpoints, for three reasons, measured or read in the code of Ray 2.60. A report with a
 checkpoint waits for the controller's next poll, two seconds, which is longer than an epoch of a small student. Ray
 records a checkpoint in a second file after writing it, so a kill between the two loses it. And in-process training
-(`num_workers: 0`) keeps none.
+(`workers.size: 0`) keeps none.
 """
 
 import io

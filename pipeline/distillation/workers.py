@@ -1,7 +1,6 @@
 """Start the Ray Train workers of a distillation, and set each of them up."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +9,9 @@ import ray
 import ray.train
 import torch
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchConfig, get_device, prepare_model
 from torch import nn
 
-from pipeline import storage
 from pipeline.cluster import connect
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
@@ -22,13 +20,11 @@ from pipeline.distillation.images import Images, MemoryImages, StreamedImages
 from pipeline.distillation.loop import Group, ImageSource, StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.students import build_student
-from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
-from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
-from pipeline.training import fit, run_config, worker_configs
-
-# Under the output, while the workers run.
-TRAIN_FOLDER = "train"
+from pipeline.training import run_workers, worker_configs
+from pipeline.workers import check_same, load_again, pick_device, threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Task:
         config: with absolute local paths.
         digest: of the run.
         teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labelled: where they are; labelled ones may be none.
+        images, labeled: where they are; labeled ones may be none.
     """
 
     config: DistillationConfig
@@ -47,12 +43,12 @@ class Task:
     teacher_digest: str
     student_digest: str
     images: ImageCollection | list[ray.ObjectRef]
-    labelled: ImageCollection | list[ray.ObjectRef] | None
+    labeled: ImageCollection | list[ray.ObjectRef] | None
 
     @property
     def streams(self) -> bool:
         """Whether workers read images from files, with tasks of Ray Data."""
-        return isinstance(self.images, ImageCollection) or isinstance(self.labelled, ImageCollection)
+        return isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
 
 
 def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]:
@@ -67,19 +63,14 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         infinite, any PipelineError of a worker, and IncompleteError where they could not start or kept dying.
 
     Raises:
-        ConfigError: the cluster is too small.
+        ConfigError: the cluster is too small, or this process has no GPU and one is demanded.
     """
     config = task.config
-    if not config.num_workers:
-        has_gpu = torch.cuda.is_available()
-        if config.device == "cuda" and not has_gpu:
-            raise ConfigError("device is 'cuda', but this process sees no GPU")
-        device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
+    if not config.workers.size:
+        device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return lambda: _outcome(_train_here(task, device))
-    scaling, torch_config = worker_configs(
-        config.num_workers, config.cpus_per_worker, config.device, fixed_size=fixed_size
-    )
+    scaling, torch_config = worker_configs(config.workers, fixed_size=fixed_size)
     if task.streams:
         _check_readers(config)
     announce_dtype(config.dtype, on_gpu=bool(scaling.use_gpu), on_nodes=True)
@@ -93,32 +84,24 @@ def _outcome(outcome: list[str] | NonFiniteError) -> list[str]:
 
 
 def _fit(task: Task, scaling: ScalingConfig, torch_config: TorchConfig) -> list[str] | NonFiniteError:
-    folder = storage.join(task.config.output, TRAIN_FOLDER)
-    trainer = TorchTrainer(
+    # Checkpoints lie elsewhere, see `state`.
+    return run_workers(
         partial(_train_on_worker, task),
-        torch_config=torch_config,
-        scaling_config=scaling,
-        run_config=run_config(
-            folder,
-            f"distill-{task.digest[:8]}",
-            max_failures=task.config.max_failures,
-            start_timeout_s=task.config.start_timeout_s,
-        ),
+        task.config.workers,
+        (scaling, torch_config),
+        output=task.config.output,
+        name=f"distill-{task.digest[:8]}",
     )
-    try:
-        return fit(trainer)
-    finally:
-        # Checkpoints lie elsewhere, see `state`; it holds nothing to go on from.
-        storage.remove_folder(folder)
 
 
 def _check_readers(config: DistillationConfig) -> None:
     """Workers that hold every core would wait for ever for the tasks that read their images."""
-    cores, held = ray.cluster_resources().get("CPU", 0.0), config.num_workers * config.cpus_per_worker
+    workers = config.workers
+    cores, held = ray.cluster_resources().get("CPU", 0.0), workers.size * workers.cpus_per_worker
     # With fewer cores than the workers hold, nodes are yet to come.
     if 0 <= cores - held < 1:
         raise ConfigError(
-            f"{config.num_workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
+            f"{workers.size} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
             f"take fewer, or raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
         )
 
@@ -126,24 +109,14 @@ def _check_readers(config: DistillationConfig) -> None:
 def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
     context = ray.train.get_context()
     connect()
-    with _threads(task.config.cpus_per_worker):
+    with threads(task.config.workers.cpus_per_worker):
         group = Group(context.get_world_rank(), context.get_world_size(), get_device())
         return train_on(task, group, _parallelize)
 
 
 def _train_here(task: Task, device: torch.device) -> list[str] | NonFiniteError:
-    with _threads(task.config.cpus_per_worker):
+    with threads(task.config.workers.cpus_per_worker):
         return train_on(task, Group(0, 1, device))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _parallelize(module: nn.Module) -> nn.Module:
@@ -165,23 +138,25 @@ def train_on(
     Returns:
         SHA-256 of the weights that each worker ended with; or, so that Ray does not try again what would end the same
         way, the error that the loss is not finite.
+
+    Raises:
+        OtherModelError: teacher or student has other weights than on the driver.
     """
     config = task.config
-    teacher = load_model(config.teacher)
+    teacher = load_again(config.teacher, task.teacher_digest)
     student = build_student(config.student, teacher, seed=config.seed)
-    if (teacher.digest, weight_digest(student.model)) != (task.teacher_digest, task.student_digest):
-        raise CheckpointError("the weights of teacher or student are not the same on every machine")
+    check_same("the untrained student", weight_digest(student.model), task.student_digest)
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
     images = _share(task.images, teacher, config, group, labels=config.label_weight > 0)
-    labelled = None if task.labelled is None else _share(task.labelled, teacher, config, group, labels=True)
+    labeled = None if task.labeled is None else _share(task.labeled, teacher, config, group, labels=True)
     if isinstance(images, MemoryImages):
         answers.keep(
             images.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
     try:
-        return StudentTrainer(config, task.digest, student, answers, images, labelled, group, parallelize).train()
+        return StudentTrainer(config, task.digest, student, answers, images, labeled, group, parallelize).train()
     except NonFiniteError as error:
         return error
 

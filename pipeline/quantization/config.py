@@ -1,22 +1,23 @@
 """Settings of a calibration."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
 from pipeline.checks import check_ranges
 from pipeline.errors import ConfigError
+from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
+from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
 # are those that a fact stands for (weights, images), those of what follows after the ranges, and those that decide
 # where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
-    *("teacher", "images", "output", "labelled", "labelled_split", "settings", "formats", "onnx_weights"),
-    *("num_workers", "cpus_per_worker", "device", "start_timeout_s", "max_failures"),
-    *("allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
+    *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights"),
+    *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
 )
 
 
@@ -31,8 +32,8 @@ class CalibrationConfig:
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
         output: folder for the artifacts, `ranges.json`, `config.json` and `report.json`, at any fsspec URI.
-        labelled: URI of labeled images to score the artifacts on; without it they are only timed.
-        labelled_split: split to read, such as `test`, if there are several.
+        labeled: URI of labeled images to score the artifacts on; without it they are only timed.
+        labeled_split: split to read, such as `test`, if there are several.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized, see `MinMaxQuantizer`.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
@@ -45,23 +46,21 @@ class CalibrationConfig:
         batch_size: images per forward pass in calibration.
         max_images: number of images to calibrate on, drawn at random; all by default.
         seed: seed of that draw.
-        num_workers: Ray Train workers; 0 calibrates in this process.
-        cpus_per_worker: CPU cores, and torch threads, of each worker.
-        device: `auto` takes a GPU per worker if the cluster has any.
-        start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
-        max_failures: how often workers may be lost before the job gives up.
+        workers: number and resources of the Ray Train workers.
         allow_incomplete: accept a synthetic dataset with missing shards.
         allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.
         score_batch_size: images per forward pass in scoring.
         latency_batch_size: images per forward pass when latency is measured.
     """
 
+    FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES
+
     teacher: ModelConfig
     images: str | list[str]
     images_split: str | None = None
     output: str
-    labelled: str | None = None
-    labelled_split: str | None = None
+    labeled: str | None = None
+    labeled_split: str | None = None
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"
@@ -70,11 +69,7 @@ class CalibrationConfig:
     batch_size: int = 32
     max_images: int | None = None
     seed: int = 0
-    num_workers: int = 1
-    cpus_per_worker: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    start_timeout_s: int = 900
-    max_failures: int = 3
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     allow_incomplete: bool = False
     allow_other_teacher: bool = False
     score_batch_size: int = 64
@@ -83,9 +78,8 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
-        counts = ("batch_size", "cpus_per_worker", "start_timeout_s", "score_batch_size", "latency_batch_size")
-        check_ranges(self, (*counts, "max_images"), 1)
-        check_ranges(self, ("seed", "num_workers", "max_failures"), 0)
+        check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)
+        check_ranges(self, ("seed",), 0)
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):

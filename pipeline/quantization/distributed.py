@@ -1,8 +1,8 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,15 +11,13 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, get_device
 from torch import Tensor
 
-from pipeline import storage
 from pipeline.cluster import own_errors
-from pipeline.config import from_dict, to_dict
 from pipeline.dataset.collection import ImageCollection
-from pipeline.errors import CheckpointError, IncompleteError
-from pipeline.models import LoadedModel, load_model
+from pipeline.errors import IncompleteError
+from pipeline.models import LoadedModel
 from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.config import CalibrationConfig
@@ -27,10 +25,9 @@ from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, reduce_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
-from pipeline.training import fit, run_config, worker_configs
+from pipeline.training import run_workers, worker_configs
+from pipeline.workers import load_again, threads, with_absolute_paths
 
-# Under the output, while the workers run.
-TRAIN_FOLDER = "train"
 # To compare artifacts on: each adds as many logits as there are classes.
 _NUM_SAMPLES = 32
 
@@ -56,7 +53,7 @@ class Calibration:
 
 
 def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
-    """Read every planned image once, on `num_workers` workers, and merge what they saw.
+    """Read every planned image once, on `workers.size` workers, and merge what they saw.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
@@ -68,15 +65,15 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
 
     Raises:
         ConfigError: a fixed cluster is too small.
+        OtherModelError: a worker loaded other weights than are planned with.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
-    config = plan.config
-    workers = None
-    if config.num_workers:
+    workers, resources = plan.config.workers, None
+    if workers.size:
         # Before the first image is read: a cluster may be too small.
-        workers = worker_configs(config.num_workers, config.cpus_per_worker, config.device, fixed_size=fixed_size)
-    with own_errors(), progress("calibrate", plan.num_images, on_workers=workers is not None) as count:
-        observed = _calibrate_here(plan, count) if workers is None else _calibrate_on_workers(plan, count, *workers)
+        resources = worker_configs(workers, fixed_size=fixed_size)
+    with own_errors(), progress("calibrate", plan.num_images, on_workers=resources is not None) as count:
+        observed = _calibrate_here(plan, count) if resources is None else _calibrate_on_workers(plan, count, resources)
     calibration = Calibration(**observed, samples=_samples(plan))
     _check_complete(calibration, plan.windows)
     return calibration
@@ -119,60 +116,50 @@ def _observe(
 
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.cpus_per_worker)
-    try:
+    with threads(config.workers.cpus_per_worker):
         observer = RangeObserver(loaded.model, config.placement)
         image_ids = _observe(config, loaded, observer, _share(plan, plan.windows), count)
-    finally:
-        torch.set_num_threads(threads)
     return {"ranges": observer.ranges(), "image_ids": [image_ids]}
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What every worker is sent.
+
+    Attributes:
+        config: with absolute local paths.
+        teacher_digest: of the weights, as the driver loaded them.
+        shares: one for each worker, by rank.
+        count: what to call with the number of images that were just read.
+    """
+
+    config: CalibrationConfig
+    teacher_digest: str
+    shares: list[_Share]
+    count: Count
+
+
 def _calibrate_on_workers(
-    plan: CalibrationPlan, count: Count, scaling: ScalingConfig, torch_config: TorchConfig
+    plan: CalibrationPlan, count: Count, resources: tuple[ScalingConfig, TorchConfig]
 ) -> dict[str, Any]:
     config = plan.config
-    folder = storage.join(config.output, TRAIN_FOLDER)
-    trainer = TorchTrainer(
-        _observe_share,
-        train_loop_config={
-            "config": to_dict(dataclasses.replace(config, teacher=config.teacher.located())),
-            "shares": [_share(plan, windows) for windows in share_windows(plan.windows, config.num_workers)],
-            "weights": plan.loaded.digest,
-            "count": count,
-        },
-        torch_config=torch_config,
-        scaling_config=scaling,
-        run_config=run_config(
-            folder,
-            f"calibrate-{plan.digest[:8]}",
-            max_failures=config.max_failures,
-            start_timeout_s=config.start_timeout_s,
-        ),
-    )
-    # A run holds nothing to go on from: one that was cut off starts anew, for it is one pass over few images.
-    storage.remove_folder(folder)
-    try:
-        return fit(trainer)
-    finally:
-        storage.remove_folder(folder)
+    shares = [_share(plan, windows) for windows in share_windows(plan.windows, config.workers.size)]
+    task = _Task(with_absolute_paths(config), plan.loaded.digest, shares, count)
+    name = f"calibrate-{plan.digest[:8]}"
+    return run_workers(partial(_observe_share, task), config.workers, resources, output=config.output, name=name)
 
 
-def _observe_share(settings: dict[str, Any]) -> dict[str, Any]:
+def _observe_share(task: _Task) -> dict[str, Any]:
     """Read a worker's share, and merge with the others: ranges and image ids of a `Calibration`."""
-    config = from_dict(CalibrationConfig, settings["config"])
-    torch.set_num_threads(config.cpus_per_worker)
-    loaded = load_model(config.teacher)
-    if loaded.digest != settings["weights"]:
-        raise CheckpointError(f"the weights of {config.teacher.name!r} are not the same on every machine")
-    device = get_device()
-    share: _Share = settings["shares"][ray.train.get_context().get_world_rank()]
-    observer = RangeObserver(loaded.model.to(device), config.placement)
-    image_ids = _observe(config, loaded, observer, share, settings["count"])
-    everyone: list[Any] = [None] * ray.train.get_context().get_world_size()
-    dist.all_gather_object(everyone, image_ids)
-    return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}
+    config, context = task.config, ray.train.get_context()
+    with threads(config.workers.cpus_per_worker):
+        loaded = load_again(config.teacher, task.teacher_digest)
+        device = get_device()
+        observer = RangeObserver(loaded.model.to(device), config.placement)
+        image_ids = _observe(config, loaded, observer, task.shares[context.get_world_rank()], task.count)
+        everyone: list[Any] = [None] * context.get_world_size()
+        dist.all_gather_object(everyone, image_ids)
+        return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}
 
 
 def _batches(windows: Sequence[Window]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.dataset.sources import Source
 from pipeline.errors import DatasetError, ModelError
-from pipeline.inputs import check_inputs, find_labelled
+from pipeline.inputs import check_inputs, find_labeled
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, plan_windows
@@ -35,7 +35,7 @@ class CalibrationPlan:
         program: the model as a graph that reads whole images.
         images: what to calibrate on.
         windows: which of them, and which are read together.
-        labelled: what to score on, where there is any.
+        labeled: what to score on, where there is any.
     """
 
     config: CalibrationConfig
@@ -44,7 +44,7 @@ class CalibrationPlan:
     program: ExportedProgram
     images: ImageCollection
     windows: list[Window]
-    labelled: Source | None
+    labeled: Source | None
 
     @property
     def digest(self) -> str:
@@ -61,18 +61,18 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
     """
-    check_place(config.output, shared=config.num_workers > 0)
+    check_place(config.output, shared=config.workers.size > 0)
     for kind in config.formats:
         format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     # Ranges can be calibrated for any output; only scoring reads it as classes.
-    check_teacher(loaded, classes=config.labelled is not None)
+    check_teacher(loaded, classes=config.labeled is not None)
     _check_mode(config, loaded)
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     check_inputs(images, loaded)
-    labelled = None if config.labelled is None else find_labelled(config.labelled, loaded, config.labelled_split)
+    labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     index = read_index(images, loaded, dense=config.mode == "dense")
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed)
     program = export_images(loaded.model, config.placement)
@@ -80,7 +80,7 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, labelled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, labeled)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
-from pipeline.evaluation import Score, labelled_batches, measure_accuracy, measure_latency
+from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.config import CalibrationConfig
@@ -79,9 +79,9 @@ def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
 def _measure(plan: CalibrationPlan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
     """Return a row of figures for each artifact; if there are labeled images, all are scored in one pass."""
     config, scores = plan.config, {}
-    if plan.labelled is not None:
+    if plan.labeled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
-        scores = measure_accuracy(predict, labelled_batches(plan.labelled, plan.loaded, config.score_batch_size))
+        scores = measure_accuracy(predict, labeled_batches(plan.labeled, plan.loaded, config.score_batch_size))
     return [
         _row(artifact, scores.get(str(number)), _latency(artifact, plan.loaded, config.latency_batch_size))
         for number, artifact in enumerate(artifacts)

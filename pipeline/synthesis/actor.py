@@ -22,20 +22,7 @@ from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.rows import RowReader
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of this process: its GPU where it has one and is to use it.
-
-    An actor pinned to a logical GPU on a machine without hardware computes on the CPU.
-
-    Raises:
-        ConfigError: a GPU is demanded and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise ConfigError("pool.device is 'cuda', and this actor sees no CUDA device")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+from pipeline.workers import pick_device
 
 
 def make_deterministic(device: torch.device, *, strict: bool) -> None:
@@ -104,8 +91,9 @@ class Inverter:
 
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
+        # For good: this process does nothing else.
         torch.set_num_threads(config.pool.cpus_per_actor)
-        self.device = pick_device(config.pool.device)
+        self.device = pick_device(config.pool.device, "pool.device")
         # A CNN may pool in ways that have no deterministic backward.
         any_network = config.feature_model is not None or config.student is not None or config.inversion.mask_only
         make_deterministic(self.device, strict=not any_network)

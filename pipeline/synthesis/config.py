@@ -2,14 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
 
-from pipeline import storage
 from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
 from pipeline.synthesis.classes import Classes, names_file, read_classes
+from pipeline.workers import Device, with_absolute_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class PoolConfig:
     min_size: int = 1
     max_size: int = 1
     cpus_per_actor: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     start_timeout_s: int = 900
     # A shard of 4000 dense steps on a CPU takes hours.
     no_progress_timeout_s: int = 6 * 3600
@@ -118,11 +117,4 @@ def located(config: SynthesisConfig) -> SynthesisConfig:
     classes = config.classes
     if names_file(classes):
         classes = tuple(f"{labels.start}-{labels.stop - 1}" for labels in read_classes(classes))
-    return dataclasses.replace(
-        config,
-        classes=classes,
-        output=storage.absolute(config.output),
-        teacher=config.teacher.located(),
-        feature_model=config.feature_model and config.feature_model.located(),
-        student=config.student and config.student.located(),
-    )
+    return dataclasses.replace(with_absolute_paths(config), classes=classes)

@@ -12,13 +12,13 @@ from ray.actor import ActorHandle
 
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.errors import IncompleteError, PipelineError, one_line
+from pipeline.errors import IncompleteError, OtherModelError, PipelineError, one_line
 from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
-from pipeline.synthesis.writer import OUTCOME, OtherTeacherError, PartWriter, outcome, record_failure, worker_name
+from pipeline.synthesis.writer import OUTCOME, PartWriter, outcome, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
@@ -38,7 +38,7 @@ class GuardedWriter:
         attempts: the run's `Attempts`.
 
     Raises:
-        OtherTeacherError: on the first shard; this actor sees another teacher.
+        OtherModelError: on the first shard; this actor sees another teacher.
         IncompleteError: on the first shard; this actor sees another output.
     """
 
@@ -66,7 +66,7 @@ class GuardedWriter:
             return self._wait(shard_id)
         try:
             writer = self._loaded()
-        except (OtherTeacherError, IncompleteError):
+        except (OtherModelError, IncompleteError):
             raise
         # The driver has loaded the same teacher, so any failure here is this machine's, even a library's KeyError.
         except Exception as error:  # noqa: BLE001

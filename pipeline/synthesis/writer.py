@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.dataset import schema, store
-from pipeline.errors import DatasetError, ModelError, NonFiniteError
+from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.workers import check_same
 
 # Seconds before each further attempt to write a part: object stores throttle, and networks fail for a moment.
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
@@ -42,10 +43,6 @@ OUTCOME = pa.schema(
 )
 
 
-class OtherTeacherError(ModelError):
-    """An actor loaded another teacher than the driver: no shard must be made with it, on any machine."""
-
-
 class PartWriter(Inverter):
     """Turns rows of `plan_shards` into part files, and yields a small row for each shard as soon as it is done.
 
@@ -55,17 +52,14 @@ class PartWriter(Inverter):
         schema_version: of the dataset, from its manifest.
 
     Raises:
-        OtherTeacherError: this actor sees another teacher.
+        OtherModelError: this actor sees another teacher.
     """
 
     def __init__(self, config: SynthesisConfig, digest: str, schema_version: int = schema.SCHEMA_VERSION) -> None:
         super().__init__(config)
         self.schema_version = schema_version
-        if self.digest != digest:
-            raise OtherTeacherError(
-                f"teacher {config.teacher.name!r} differs between the driver (config digest {digest[:8]}) and an actor "
-                f"({self.digest[:8]}): was it changed in the meantime?"
-            )
+        # The digest of a dataset covers more of a teacher than its weights.
+        check_same(f"teacher {config.teacher.name!r}", self.digest, digest)
         self.worker = worker_name()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:

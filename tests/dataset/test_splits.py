@@ -69,7 +69,7 @@ def test_a_split_is_chosen_by_its_name_or_another_word_for_it() -> None:
 
 
 def test_several_splits_are_not_read_as_one() -> None:
-    with pytest.raises(DatasetError, match="has the splits 'test', 'train': choose one with images_split or labelled_"):
+    with pytest.raises(DatasetError, match="has the splits 'test', 'train': choose one with images_split or labeled_"):
         choose_split("u", Splits({"train": ["a"], "test": ["b"]}, []), None)
     with pytest.raises(DatasetError, match=r"split 'train' and files of no split, such as 'holdout\.parquet'"):
         choose_split("u", parquet_splits(["train.parquet", "holdout.parquet"]), None)

@@ -96,7 +96,7 @@ def test_storage_at_any_scheme() -> None:
     ]
 
 
-def labelled(folder: Path, channels: int = 3) -> tuple[Path, np.ndarray]:
+def labeled(folder: Path, channels: int = 3) -> tuple[Path, np.ndarray]:
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), dtype=np.uint8)
     file = folder / "images.parquet"
     write_images(str(file), images, [2, 1, 0, 1, 2], ["zero", "one", "two"], row_group_size=2)
@@ -105,7 +105,7 @@ def labelled(folder: Path, channels: int = 3) -> tuple[Path, np.ndarray]:
 
 def test_write_images_for_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    file, images = labelled(tmp_path, channels=1)
+    file, images = labeled(tmp_path, channels=1)
     loaded = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache"))["train"]
     assert loaded.features["image"] == datasets.Image()
     assert loaded.features["label"].names == ["zero", "one", "two"]
@@ -113,7 +113,7 @@ def test_write_images_for_hugging_face(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_write_images_for_pandas_and_pyarrow(tmp_path: Path) -> None:
-    file, _ = labelled(tmp_path)
+    file, _ = labeled(tmp_path)
     frame = pandas.read_parquet(file)
     assert list(frame["label"]) == [2, 1, 0, 1, 2]
     first = frame.to_dict("records")[0]["image"]

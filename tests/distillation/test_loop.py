@@ -28,7 +28,7 @@ def make_trainer(
     output: Path,
     *,
     images: Images | None = None,
-    labelled: Images | None = None,
+    labeled: Images | None = None,
     student: StudentConfig | None = None,
     keep_answers: bool = True,
     **settings: Any,
@@ -48,7 +48,7 @@ def make_trainer(
     answers = Answers(SubsetViT(teacher.model), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype])
     if keep_answers:
         answers.keep(training.images, CPU, batch_size=4, rank=0, world_size=1)
-    held_out = None if labelled is None else share(labelled)
+    held_out = None if labeled is None else share(labeled)
     built = build_student(config.student, teacher, seed=config.seed)
     return StudentTrainer(config, "d" * 64, built, answers, training, held_out, ALONE)
 
@@ -130,7 +130,7 @@ def test_training_goes_on_from_the_last_checkpoint_as_if_it_had_not_stopped(
             "drop_path_rate": 0.3,
         },
     )
-    settings: dict[str, Any] = {"student": StudentConfig(model=model), "labelled": make_images(10), "epochs": 4}
+    settings: dict[str, Any] = {"student": StudentConfig(model=model), "labeled": make_images(10), "epochs": 4}
     untouched = make_trainer(teacher, tmp_path / "untouched", **settings)
     untouched.train()
 
@@ -158,7 +158,7 @@ def test_training_goes_on_from_the_last_checkpoint_as_if_it_had_not_stopped(
 
 
 def test_the_best_epoch_is_the_one_of_the_highest_held_out_score(teacher: LoadedModel, tmp_path: Path) -> None:
-    trainer = make_trainer(teacher, tmp_path, labelled=make_images(20), epochs=6, lr=3e-2, schedule="constant")
+    trainer = make_trainer(teacher, tmp_path, labeled=make_images(20), epochs=6, lr=3e-2, schedule="constant")
     trainer.train()
     state = load_state(str(tmp_path), "d" * 64)
     assert state is not None
@@ -179,7 +179,7 @@ def test_without_labels_the_best_epoch_is_the_one_of_the_lowest_loss(teacher: Lo
 
 
 def test_scores_and_checkpoints_as_often_as_asked(teacher: LoadedModel, tmp_path: Path) -> None:
-    make_trainer(teacher, tmp_path, labelled=make_images(5), epochs=7, score_every=3, checkpoint_every=4).train()
+    make_trainer(teacher, tmp_path, labeled=make_images(5), epochs=7, score_every=3, checkpoint_every=4).train()
     assert [row["epoch"] for row in rows(tmp_path) if "top1" in row] == [3, 6, 7]
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["epoch-00004.pt", "epoch-00007.pt"]
 

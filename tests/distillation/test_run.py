@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ import pytest
 import timm
 import torch
 
+from pipeline.config import from_dict
 from pipeline.dataset import write_images
 from pipeline.distillation import DistillationConfig, StudentConfig, distill
-from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
+from pipeline.distillation.loop import Group
+from pipeline.distillation.plan import plan_distillation
+from pipeline.distillation.workers import Task, train_on
+from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, OtherModelError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model, weight_digest
+from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, TINY
 from tests.distillation.conftest import NAMES, write_ragged
 
@@ -21,27 +27,27 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 MakeConfig = Callable[..., DistillationConfig]
+HERE = WorkersConfig(size=0, device="cpu")
 
 
 def maker(folder: Path, teacher: Path) -> MakeConfig:
     """Settings of a training on 23 images: no number of workers but 1 and 23 divides them."""
     write_ragged(folder / "images.parquet", 23)
-    write_ragged(folder / "labelled.parquet", 13, seed=1)
+    write_ragged(folder / "labeled.parquet", 13, seed=1)
 
     def make(name: str, **changes: Any) -> DistillationConfig:
         values = {
             "teacher": ModelConfig(name=f"local-dir:{teacher}"),
             "student": StudentConfig(depth_pruned=[1]),
             "images": str(folder / "images.parquet"),
-            "labelled": str(folder / "labelled.parquet"),
+            "labeled": str(folder / "labeled.parquet"),
             "output": str(folder / name),
             "epochs": 3,
             "batch_size": 8,
             "optimizer": "sgd",
             "lr": 0.01,
             "token_weight": 0.5,
-            "num_workers": 0,
-            "device": "cpu",
+            "workers": HERE,
         }
         return DistillationConfig(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -57,7 +63,7 @@ def make_config(tiny_folder: Path, tmp_path: Path) -> MakeConfig:
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[int, dict[str, Any]]:
     """Results of the same training with 0, 1 and 2 workers."""
     make = maker(tmp_path_factory.mktemp("runs"), tiny_folder)
-    return {workers: distill(make(f"workers-{workers}", num_workers=workers)) for workers in (0, 1, 2)}
+    return {workers: distill(make(f"workers-{workers}", workers=replace(HERE, size=workers))) for workers in (0, 1, 2)}
 
 
 def metrics(output: str) -> list[dict[str, Any]]:
@@ -88,7 +94,7 @@ def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
 
 
 def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeConfig) -> None:
-    check_exact(distill(make_config("out", num_workers=2, cache_gb=0.0, shuffle_buffer=8)), 2)
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), cache_gb=0.0, shuffle_buffer=8)), 2)
 
 
 def test_several_datasets_are_trained_on_together(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_two_datasets_in_one_folder_are_refused(make_config: MakeConfig, tmp_pat
 
 def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
     student = StudentConfig(model=ModelConfig(name="test_resnet"))
-    check_exact(distill(make_config("out", num_workers=2, student=student, token_weight=0.0)), 2)
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), student=student, token_weight=0.0)), 2)
 
 
 def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:
@@ -166,8 +172,35 @@ def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == before
 
 
+def test_a_run_of_the_time_before_settings_were_renamed_is_gone_on_with(make_config: MakeConfig) -> None:
+    config = make_config("out", epochs=2)
+    distill(config)
+    claim = Path(config.output, "config.json")
+    document = json.loads(claim.read_text())
+    assert document["identity"]["labelled"]["num_images"] == 13
+    assert document["identity"]["config"]["labelled"] is True
+    settings = document["config"]
+    workers = settings.pop("workers")
+    settings["num_workers"] = workers.pop("size")
+    settings |= workers | {"labelled": settings.pop("labeled"), "labelled_split": settings.pop("labeled_split")}
+    claim.write_text(json.dumps(document))
+    Path(config.output, "result.json").unlink()
+    assert distill(from_dict(DistillationConfig, settings))["continued_from_epoch"] == 2
+    with pytest.raises(DatasetError, match="of other settings: labeled is True there, False here"):
+        distill(replace(config, labeled=None))
+
+
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_a_worker_that_has_other_weights_ends_the_training(make_config: MakeConfig, model: str) -> None:
+    plan = plan_distillation(make_config("out"))
+    digests = {"teacher": plan.teacher.digest, "student": weight_digest(plan.student.model)} | {model: "0" * 64}
+    task = Task(plan.config, plan.digest, digests["teacher"], digests["student"], plan.images, plan.labeled)
+    with pytest.raises(OtherModelError, match=rf"{model}.* differs between the driver \(digest 00000000\)"):
+        train_on(task, Group(0, 1, torch.device("cpu")))
+
+
 def test_an_unlabeled_training(make_config: MakeConfig) -> None:
-    result = distill(make_config("out", labelled=None, epochs=2))
+    result = distill(make_config("out", labeled=None, epochs=2))
     assert result["before_top1"] is result["top1"] is result["best_top1"] is None
     assert result["best_epoch"] == 2
 
@@ -200,7 +233,7 @@ def test_a_loss_that_is_not_finite_ends_at_once(make_config: MakeConfig) -> None
     ("changes", "error", "message"),
     [
         ({"images": "/nowhere/images"}, DatasetError, "/nowhere/images"),
-        ({"labelled": "/nowhere/labelled"}, DatasetError, "/nowhere/labelled"),
+        ({"labeled": "/nowhere/labeled"}, DatasetError, "/nowhere/labeled"),
         ({"student": StudentConfig(depth_pruned=[2])}, ConfigError, "no block 2, the teacher has 2"),
         ({"teacher": ModelConfig(name="vit_tiny_patch16_224")}, ModelError, "has no trained weights"),
         (
@@ -240,7 +273,7 @@ def test_impossible_runs_write_nothing(
 
 
 def test_workers_that_leave_no_cpu_to_read_images_are_refused(make_config: MakeConfig) -> None:
-    config = make_config("out", num_workers=8, cache_gb=0.0)
+    config = make_config("out", workers=replace(HERE, size=8), cache_gb=0.0)
     with pytest.raises(ConfigError, match="8 workers would hold 8 of 8 CPUs and leave none to read images"):
         distill(config)
     assert not list(Path(config.output).glob("*"))
@@ -248,7 +281,7 @@ def test_workers_that_leave_no_cpu_to_read_images_are_refused(make_config: MakeC
 
 def test_images_without_labels_cannot_be_scored_nor_give_hard_labels(make_config: MakeConfig, tmp_path: Path) -> None:
     write_ragged(tmp_path / "bare.parquet", 5, labels=False)
-    for name in ("labelled", "images"):
+    for name in ("labeled", "images"):
         config = make_config("out", **{name: str(tmp_path / "bare.parquet")}, label_weight=1.0)
         with pytest.raises(DatasetError, match=r"bare\.parquet' has no labels"):
             distill(config)
@@ -282,7 +315,7 @@ def test_a_teacher_that_reads_whole_images(whole_folder: Path, tmp_path: Path) -
     write_images(str(tmp_path / "real.parquet"), pixels, [row % 10 for row in range(9)], NAMES)
     changes = {
         "images": str(tmp_path / "real.parquet"),
-        "labelled": None,
+        "labeled": None,
         "student": StudentConfig(model=ModelConfig(name="resnet10t")),
     }
     with pytest.raises(ConfigError, match="the teacher, a SwinTransformer, reads filled images and has no tokens"):

@@ -6,6 +6,7 @@ from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
+from pipeline.workers import WorkersConfig
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,10 @@ def test_optimizers() -> None:
         ({"token_weight": -1.0}, "token_weight must not be negative, not -1.0"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"epochs": 2, "warmup_epochs": 3.0}, r"warmup_epochs must lie in \[0, 2\], not 3.0"),
-        ({"batch_size": 2, "num_workers": 3}, "batch_size 2 is less than an image for each of 3 workers"),
+        (
+            {"batch_size": 2, "workers": WorkersConfig(size=3)},
+            "batch_size 2 is less than an image for each of 3 workers",
+        ),
     ],
 )
 def test_impossible_settings(changes: dict[str, object], message: str) -> None:

@@ -13,9 +13,9 @@ from tests.jobs.conftest import start_job
 TIMEOUT_S = 200
 JOBS = {
     # Scored last, when there are artifacts already.
-    "calibrate": ("--images={whole}", "--labelled={damaged}", "--num_workers=0", "--formats=[pt2]"),
-    "distill": ("--images={damaged}", "--num_workers=0", "--student.depth_pruned=[0]", "--epochs=1"),
-    "evaluate": ("--labelled={damaged}",),
+    "calibrate": ("--images={whole}", "--labeled={damaged}", "--workers.size=0", "--formats=[pt2]"),
+    "distill": ("--images={damaged}", "--workers.size=0", "--student.depth_pruned=[0]", "--epochs=1"),
+    "evaluate": ("--labeled={damaged}",),
 }
 
 
@@ -28,7 +28,7 @@ def write(path: Path, codes: list[bytes]) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, str]:
-    """Labelled images, and the same with the last one cut off."""
+    """Labeled images, and the same with the last one cut off."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     codes = [schema.encode_image(image) for image in pixels]
     whole = write(tmp_path / "whole.parquet", codes)

@@ -32,7 +32,7 @@ def config(tmp_path: Path, tiny_folder: Path, images: Path) -> Path:
         "output": str(tmp_path / "out"),
         "settings": [{"weights": 4, "activations": 8}],
         "formats": ["pt2"],
-        "num_workers": 0,
+        "workers": {"size": 0},
     }
     file = tmp_path / "calibrate.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -41,7 +41,7 @@ def config(tmp_path: Path, tiny_folder: Path, images: Path) -> Path:
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert calibrate.main(["--config", str(config), "--labelled", str(images)]) == 0
+    assert calibrate.main(["--config", str(config), "--labeled", str(images)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     (row,) = json.loads(line)["artifacts"]
     assert (row["weights"], row["activations"], row["artifact"], row["images"]) == (4, 8, "pt2", 5)
@@ -53,18 +53,18 @@ def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest
         (["--settings", "[{weights: 0}]"], "ConfigError", "weights must have 2 to 16 bits, not 0"),
         (["--settings", "[{activations: 17}]"], "ConfigError", "activations must have 2 to 16 bits, not 17"),
         (["--seed", "-1"], "ConfigError", "seed must not be negative"),
-        (["--start_timeout_s", "0"], "ConfigError", "start_timeout_s must be at least 1, not 0"),
+        (["--workers.start_timeout_s", "0"], "ConfigError", "workers.start_timeout_s must be at least 1, not 0"),
         (["--placement", "everywhere"], "ConfigError", "everywhere"),
         (["--mode", "thick"], "ConfigError", "thick"),
         (["--formats", "[tflite]"], "ConfigError", "tflite"),
         (["--batchsize", "3"], "ConfigError", "batchsize"),
         (["--images", "{tmp}/nowhere"], "DatasetError", "nowhere"),
         (["--images", "{tmp}/bad.parquet"], "DatasetError", "bad.parquet"),
-        (["--labelled", "{tmp}/unlabeled"], "DatasetError", "has no labels"),
-        (["--labelled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
-        (["--labelled", "{tmp}/beyond.parquet"], "DatasetError", "beyond.parquet' has label 10, there are 10 classes"),
-        (["--labelled", "{tmp}/negative.parquet"], "DatasetError", "has label -1, there are 10 classes"),
-        (["--labelled", "{tmp}/noise.parquet"], "DatasetError", "of '{tmp}/noise.parquet' cannot be decoded"),
+        (["--labeled", "{tmp}/unlabeled"], "DatasetError", "has no labels"),
+        (["--labeled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
+        (["--labeled", "{tmp}/beyond.parquet"], "DatasetError", "beyond.parquet' has label 10, there are 10 classes"),
+        (["--labeled", "{tmp}/negative.parquet"], "DatasetError", "has label -1, there are 10 classes"),
+        (["--labeled", "{tmp}/noise.parquet"], "DatasetError", "of '{tmp}/noise.parquet' cannot be decoded"),
         (["--images", "{tmp}/noise.parquet"], "DatasetError", "of '{tmp}/noise.parquet' cannot be decoded"),
         (["--output", "{tmp}/file/out"], "DatasetError", "cannot write to"),
         (["--output", "gopher://out"], "DatasetError", "gopher"),
@@ -104,7 +104,7 @@ def test_what_a_user_gets_wrong_is_reported_in_one_line(
 def test_more_workers_than_this_machine_holds_are_not_waited_for(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert calibrate.main(["--config", str(config), "--num_workers", "500"]) == 1
+    assert calibrate.main(["--config", str(config), "--workers.size", "500"]) == 1
     assert "error: ConfigError: 500 workers with 1 CPU each, and there are 8 CPUs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

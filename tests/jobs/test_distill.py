@@ -27,11 +27,11 @@ def config(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "teacher": {"name": f"local-dir:{tiny_folder}"},
         "student": {"depth_pruned": [0]},
         "images": str(tmp_path / "images.parquet"),
-        "labelled": str(tmp_path / "images.parquet"),
+        "labeled": str(tmp_path / "images.parquet"),
         "output": str(tmp_path / "out"),
         "epochs": 40,
         "batch_size": 8,
-        "device": "cpu",
+        "workers": {"device": "cpu"},
     }
 
 
@@ -61,7 +61,7 @@ def kill_after_epoch(job: subprocess.Popen[str], output: Path, epoch: int) -> No
 def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     config: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--config", write_config(config, tmp_path), "--num_workers", "1"]
+    flags = ["--config", write_config(config, tmp_path), "--workers.size", "1"]
     kill_after_epoch(start_job("distill", *flags), tmp_path / "out", 3)
     assert not (tmp_path / "out" / "result.json").exists()
 
@@ -72,7 +72,7 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     assert 3 <= result["continued_from_epoch"] < 40
     assert f"going on from epoch {result['continued_from_epoch']} of 40" in captured.err
 
-    assert main([*flags, "--num_workers", "0", "--output", str(tmp_path / "untouched")]) == 0
+    assert main([*flags, "--workers.size", "0", "--output", str(tmp_path / "untouched")]) == 0
     untouched = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert untouched["weights_sha256"] == result["weights_sha256"]
     assert untouched["best_epoch"] == result["best_epoch"]
@@ -99,7 +99,7 @@ def saved_digests(result: dict[str, Any]) -> list[str]:
         ),
         ({"student": {"model": {"name": "resnet99"}}}, [], "ModelError: cannot make model 'resnet99'"),
         ({}, ["--images", "/nowhere"], "DatasetError: no dataset at '/nowhere'"),
-        ({"labelled": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
+        ({"labeled": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
         ({"images": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
         ({}, ["--output", "/proc/nowhere"], "DatasetError: cannot write to '/proc/nowhere'"),
         ({}, ["--teacher.checkpoint", "/nowhere.pth"], "CheckpointError"),

@@ -14,8 +14,8 @@ from pipeline.dataset.schema import encode_image
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> str:
-    uri = str(tmp_path / "labelled.parquet")
+def labeled(tmp_path: Path) -> str:
+    uri = str(tmp_path / "labeled.parquet")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     write_images(uri, pixels, [0, 1, 2, 3, 4, 5], [f"class {letter}" for letter in "abcdefghij"])
     return uri
@@ -23,9 +23,9 @@ def labelled(tmp_path: Path) -> str:
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_job_prints_one_json_line(
-    labelled: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", labelled, "--output", str(tmp_path / "out")]
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labeled", labeled, "--output", str(tmp_path / "out")]
     assert evaluate.main([*flags, "--artifacts", json.dumps([str(tiny_folder)])]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     (row,) = json.loads(line)["artifacts"]
@@ -46,14 +46,14 @@ def test_unreadable_artifacts_are_reported_in_one_line(
     content: bytes | None,
     name: str,
     message: str,
-    labelled: str,
+    labeled: str,
     tiny_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", labelled, "--output", str(tmp_path / "out")]
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labeled", labeled, "--output", str(tmp_path / "out")]
     assert evaluate.main([*flags, "--artifacts", json.dumps([str(tmp_path / name)])]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert name in line
@@ -67,7 +67,7 @@ def test_labels_beyond_the_classes_are_reported_before_a_cluster_is_joined(
     file = tmp_path / "beyond.parquet"
     code = encode_image(np.zeros((32, 32, 3), np.uint8))
     pq.write_table(pa.table({"image": [code, code], "label": [0, 99]}), file)
-    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labelled", str(file), "--output", str(tmp_path / "out")]
+    flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labeled", str(file), "--output", str(tmp_path / "out")]
     assert evaluate.main(flags) == 1
     assert capsys.readouterr().err.endswith(f"error: DatasetError: '{file}' has label 99, there are 10 classes\n")
     assert not (tmp_path / "out").exists()

@@ -111,13 +111,13 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     assert store.read_manifest(images)["num_images"] == 10
 
     config = ["--config", "examples/digits/configs/calibrate.yaml", *teacher, "--images", images, "--output", artifacts]
-    small = ["--labelled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--num_workers=1"]
+    small = ["--labeled=null", "--settings=[{weights: 8, activations: 8}]", "--formats=[pt2]", "--workers.size=1"]
     calibrated = cluster.run("calibrate", *config, *small)
     assert calibrated["images"] == 10
     open_pt2(f"{artifacts}/w8a8.pt2")
 
     config = ["--config", "examples/digits/configs/distill.yaml", *teacher, "--images", images, "--output", student]
-    small = ["--labelled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]
+    small = ["--labeled=null", "--student.depth_pruned=[0]", "--epochs=2", "--batch_size=5"]
     distilled = cluster.run("distill", *config, *small)
     assert (distilled["epochs"], distilled["images"]) == (2, 10)
     model: Any = timm.create_model(f"local-dir:{distilled['student']}", pretrained=True)

@@ -26,7 +26,7 @@ def test_impossible_bit_widths_are_refused(bits: int) -> None:
     [
         ({"placement": "everywhere"}, "placement must be one of .* not 'everywhere'"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"num_workers": -1}, "num_workers must not be negative, not -1"),
+        ({"seed": -1}, "seed must not be negative, not -1"),
         ({"max_images": 0}, "max_images must be at least 1, not 0"),
         ({"settings": []}, "settings must be one or more different bit widths"),
         ({"settings": [BitWidths(), BitWidths()]}, "settings must be one or more different bit widths"),

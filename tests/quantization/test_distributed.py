@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from pipeline import progress
+from pipeline.errors import OtherModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.plan import plan_calibration
+from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
 
 # A prime: no number of workers but 1 divides it.
@@ -35,8 +38,7 @@ def calibrate(
     values = {"images": images, "output": str(output), "placement": "matmul", "batch_size": batch_size}
     config = CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{tiny_folder}"),
-        num_workers=workers,
-        device="cpu",
+        workers=WorkersConfig(size=workers, device="cpu"),
         **{**values, **changes},
     )
     return calibrate_ranges(plan_calibration(config))
@@ -76,6 +78,18 @@ def test_workers_agree_to_the_last_bit_and_read_every_image_once(
     read = [image_id for part in calibration.image_ids for image_id in part]
     assert sorted(read) == [f"images-{row:05d}" for row in range(NUM_IMAGES)]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_loads_other_weights_ends_the_calibration(images: str, tiny_folder: Path, tmp_path: Path) -> None:
+    teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
+    workers = WorkersConfig(device="cpu", max_failures=0)
+    config = CalibrationConfig(teacher=teacher, images=images, output=str(tmp_path / "out"), workers=workers)
+    plan = plan_calibration(config)
+    # As if the folder held something else by the time that the driver looked.
+    plan = replace(plan, loaded=replace(plan.loaded, digest="0" * 64))
+    with pytest.raises(OtherModelError, match=r"^teacher .* differs between the driver \(digest 00000000\)"):
+        calibrate_ranges(plan)
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -26,7 +26,7 @@ def flags(tiny_folder: Path, tmp_path: Path) -> list[str]:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     write_images(uri, pixels, [0, 1, 2, 3, 4], [f"class {letter}" for letter in "abcdefghij"])
     teacher = ["--teacher.name", f"local-dir:{tiny_folder}"]
-    return [*teacher, "--images", uri, "--output", str(tmp_path / "out"), "--num_workers", "0"]
+    return [*teacher, "--images", uri, "--output", str(tmp_path / "out"), "--workers.size", "0"]
 
 
 def test_independent_roundings_of_equal_size_are_within_the_bound() -> None:

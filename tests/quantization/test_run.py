@@ -19,6 +19,7 @@ from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
+from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -60,7 +61,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
     """In this process, one artifact, nothing scored."""
-    values = {"settings": [BitWidths()], "formats": ["pt2"], "num_workers": 0, **changes}
+    values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": WorkersConfig(size=0), **changes}
     return CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values
     )
@@ -73,7 +74,7 @@ def read_ranges(output: Path) -> dict[str, list[float]]:
 def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, real: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     settings = [BitWidths(), BitWidths(weights=4)]
-    changes = {"settings": settings, "formats": ["pt2", "onnx"], "labelled": real}
+    changes = {"settings": settings, "formats": ["pt2", "onnx"], "labeled": real}
     report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
 
     names = ["config.json", "ranges.json", "report.json", "w4a8.onnx", "w4a8.pt2", "w8a8.onnx", "w8a8.pt2"]
@@ -165,6 +166,20 @@ def test_an_output_takes_further_bit_widths_and_no_other_calibration(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_an_output_of_the_time_before_settings_were_renamed_takes_further_bit_widths(
+    tiny_folder: Path, real: str, tmp_path: Path
+) -> None:
+    calibrate(make_config(tiny_folder, real, tmp_path, labeled=real))
+    document = json.loads((tmp_path / "config.json").read_text())
+    settings = document["config"]
+    workers = settings.pop("workers")
+    settings["num_workers"] = workers.pop("size")
+    settings |= workers | {"labelled": settings.pop("labeled"), "labelled_split": settings.pop("labeled_split")}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    calibrate(from_dict(CalibrationConfig, settings | {"settings": [{"weights": 6}]}))
+    assert {"w8a8.pt2", "w6a8.pt2"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     save_model(make_tiny_model(seed=1), other, class_names=NAMES, mean=HALF, std=HALF)
@@ -176,7 +191,7 @@ def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tm
 
 
 def test_any_location_can_be_written_to(tiny_folder: Path, real: str) -> None:
-    report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", labelled=real))
+    report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", labeled=real))
     assert report["artifacts"][0]["uri"] == "memory://calibration/out/w8a8.pt2"
     assert report["artifacts"][0]["images"] == 13
 
@@ -200,7 +215,7 @@ def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Pat
         ModelError, match=r"SwinTransformer cannot be calibrated on only the kept patches: .*mode dense"
     ):
         calibrate(make_config(whole_folder, images, tmp_path / "sparse"))
-    report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labelled=images))
+    report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labeled=images))
     assert report["images"] == 5
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
     assert report["artifacts"][0]["top1"] == pytest.approx(report["fp32"][0]["top1"], abs=20)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import CheckpointError, IncompleteError
+from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
 from pipeline.synthesis import guard
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
-from pipeline.synthesis.writer import OtherTeacherError
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
@@ -86,7 +85,7 @@ def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
         assert len(trace.splitlines()) < 20
 
 
-@pytest.mark.parametrize("error", [OtherTeacherError("another"), IncompleteError("no manifest")])
+@pytest.mark.parametrize("error", [OtherModelError("another"), IncompleteError("no manifest")])
 def test_what_is_wrong_everywhere_ends_the_run(
     error: Exception, start: Callable[[], GuardedWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,9 @@ from pipeline.synthesis import SynthesisConfig, synthesize
 config = parse_config(SynthesisConfig, ["--config", sys.argv[1]])
 summary = synthesize(config)
 rows = read_images(config.output).take_all()
-flags = {"teacher.name": config.teacher.name, "student.depth_pruned": "[1]", "images": config.output, "device": "cpu"}
-flags |= {"output": "s3://made/student", "labelled": config.output, "epochs": "2", "token_weight": "1.0"}
+flags = {"teacher.name": config.teacher.name, "student.depth_pruned": "[1]", "images": config.output}
+flags |= {"output": "s3://made/student", "labeled": config.output, "epochs": "2", "token_weight": "1.0"}
+flags["workers.device"] = "cpu"
 student = distill(parse_config(DistillationConfig, [f"--{name}={value}" for name, value in flags.items()]))
 print(json.dumps({**summary, "rows": len(rows), "shape": rows[0]["image"].shape, "student": student}))
 """

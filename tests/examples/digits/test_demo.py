@@ -155,10 +155,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "dense": {"images_per_class": 2, "inversion": {"iterations": 2, "stop_steps": [], "stop_fractions": []}},
     "noise": {"images_per_class": 2, "inversion": {"iterations": 0, "stop_steps": [], "stop_fractions": []}},
     "calibrate": {
-        "num_workers": 0,
+        "workers": {"size": 0},
         "settings": [{"weights": 8, "activations": 8}, {"weights": 4, "activations": 4}],
     },
-    "distill": {"epochs": 1, "num_workers": 0},
+    "distill": {"epochs": 1, "workers": {"size": 0}},
 }
 
 

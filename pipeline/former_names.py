@@ -1,0 +1,122 @@
+"""Accept settings under the names that they had in earlier versions, and say what they are called now."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from pipeline.errors import ConfigError
+from pipeline.log import logger
+
+# British spelling gave way to American. For the configs of all jobs that score on labeled images.
+LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
+
+
+class FormerNames:
+    """Settings of a config that once had other names, and which of those a user still gives.
+
+    Whatever is read of one command line goes through one of these, so that `tell` warns once.
+
+    Args:
+        config_class: dataclass; its class variable `FORMER_NAMES`, where there is one, maps former dotted names to
+            those of today.
+    """
+
+    def __init__(self, config_class: type) -> None:
+        self._names: Mapping[str, str] = getattr(config_class, "FORMER_NAMES", {})
+        self._met: dict[str, str] = {}
+
+    def rename_flags(self, flags: Sequence[str]) -> list[str]:
+        """Return a command line with today's names, each flag in its place: of two values the later one holds.
+
+        Raises:
+            ConfigError: a setting is given under both names.
+        """
+        given = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
+        for former, name in self._names.items():
+            if former in given:
+                self._meet(former, name, both=not given.isdisjoint(_with_sections(name)))
+        return [self._rename_flag(flag) for flag in flags]
+
+    def _rename_flag(self, flag: str) -> str:
+        former, equals, value = flag[2:].partition("=")
+        return f"--{self._names[former]}{equals}{value}" if flag.startswith("--") and former in self._names else flag
+
+    def rename_keys(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return nested plain data with today's names.
+
+        Raises:
+            ConfigError: a setting is given under both names.
+        """
+        given = [former for former in self._names if _has(values, former)]
+        if not given:
+            return values
+        renamed = copy.deepcopy(dict(values))
+        for former in given:
+            name = self._names[former]
+            self._meet(former, name, both=_blocks(values, name))
+            _put(renamed, name, _take(renamed, former))
+        return renamed
+
+    def rename_yaml(self, content: str) -> str:
+        """Return a config file with today's names; as it is where it has no former ones, or cannot be read.
+
+        Raises:
+            ConfigError: a setting is given under both names.
+        """
+        try:
+            # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
+            values = jsonargparse.get_loader("yaml")(content)
+        except yaml.YAMLError:
+            return content
+        renamed = self.rename_keys(values) if isinstance(values, dict) else values
+        return content if renamed is values else json.dumps(renamed)
+
+    def tell(self) -> None:
+        """Warn of the former names that were met, in one line."""
+        if self._met:
+            logger.warning(", ".join(f"{former} is now {name}" for former, name in self._met.items()))
+
+    def _meet(self, former: str, name: str, *, both: bool) -> None:
+        if both:
+            raise ConfigError(f"{former} is now {name}: give it once, not under both names")
+        self._met[former] = name
+
+
+def _with_sections(name: str) -> set[str]:
+    """Return a dotted name and those of the sections that it lies in."""
+    parts = name.split(".")
+    return {".".join(parts[: length + 1]) for length in range(len(parts))}
+
+
+def _has(values: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if not isinstance(values, Mapping) or first not in values:
+        return False
+    return not rest or _has(values[first], rest)
+
+
+def _blocks(values: Mapping[str, Any], name: str) -> bool:
+    """Whether a setting is given, or what should be a section that it lies in is no mapping."""
+    if name in values:
+        return True
+    first, _, rest = name.partition(".")
+    section = values.get(first, {})
+    return bool(rest) and (not isinstance(section, Mapping) or _blocks(section, rest))
+
+
+def _take(values: dict[str, Any], name: str) -> Any:
+    *sections, last = name.split(".")
+    for section in sections:
+        values = values[section]
+    return values.pop(last)
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[last] = value
