@@ -35,7 +35,7 @@ def connect() -> bool:
     """Join the cluster this process belongs to (RAY_ADDRESS, or one started on this machine), else start a local one.
 
     A process that has joined already stays where it is. Standard output is left to the job: what workers print goes
-    to Ray's log files, and Ray Data tells of warnings alone.
+    to Ray's log files, and Ray Data prints only warnings.
 
     Returns:
         Whether the cluster is one that this process started, now or before: no node will join it.
@@ -161,7 +161,7 @@ def own_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # Ray's own is kept in place of the system's, which would end the process without cleaning up.
+            # Ray's own is kept instead of the system's, which would end the process without cleaning up.
             if callable(handler):
                 signal.signal(number, handler)
 
@@ -204,7 +204,7 @@ def own_errors() -> Iterator[None]:
             raise ours from None
         root = _root(error)
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
-            raise  # a fault in our code: its traceback tells where
+            raise  # a fault in our code: its traceback shows where
         _release_actors(error)
         raise IncompleteError(f"Ray gave up: {one_line(root, limit=1000)}") from error
 

@@ -34,7 +34,7 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
         flags = parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv)
         return _build(parser, lambda: parser.parse_args(flags), config_class)
     finally:
-        parser.former_names.tell()
+        parser.former_names.warn()
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -72,7 +72,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     parser.add_class_arguments(config_class, fail_untyped=True)
     former_names = FormerNames(config_class)
     renamed = former_names.rename_keys(values)
-    former_names.tell()
+    former_names.warn()
     return _build(parser, lambda: parser.parse_object(dict(renamed)), config_class)
 
 

@@ -18,7 +18,7 @@ LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
 class FormerNames:
     """Settings of a config that once had other names, and which of those a user still gives.
 
-    Whatever is read of one command line goes through one of these, so that `tell` warns once.
+    Whatever is read of one command line goes through one of these, so that `warn` prints one line.
 
     Args:
         config_class: dataclass; its class variable `FORMER_NAMES`, where there is one, maps former dotted names to
@@ -75,7 +75,7 @@ class FormerNames:
         renamed = self.rename_keys(values) if isinstance(values, dict) else values
         return content if renamed is values else json.dumps(renamed)
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warn of the former names that were met, in one line."""
         if self._met:
             logger.warning(", ".join(f"{former} is now {name}" for former, name in self._met.items()))

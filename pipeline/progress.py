@@ -37,18 +37,18 @@ def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
     """
     logger.info(f"{job}: {num_images} images to read")
     counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
-    with telling(partial(_tell, job, counter, num_images)):
+    with reporting(partial(_report, job, counter, num_images)):
         yield partial(_add, counter)
 
 
 @contextmanager
-def telling(tell: Callable[[Iterator[None]], None]) -> Iterator[None]:
-    """Run a function beside the block, with an iterator that waits until there may be something new to tell.
+def reporting(report: Callable[[Iterator[None]], None]) -> Iterator[None]:
+    """Run a function beside the block, with an iterator that waits until there may be something new to report.
 
     The iterator yields every two seconds, and once more at the end of the block.
     """
     finished = threading.Event()
-    thread = threading.Thread(target=tell, args=(_ticks(finished),), daemon=True)
+    thread = threading.Thread(target=report, args=(_ticks(finished),), daemon=True)
     thread.start()
     try:
         yield
@@ -88,7 +88,7 @@ def _total(counter: "_Counter | ActorHandle") -> int:
     return counter.total() if isinstance(counter, _Counter) else int(ray.get(counter.total.remote(), timeout=_ANSWER_S))  # type: ignore[arg-type]
 
 
-def _tell(job: str, counter: "_Counter | ActorHandle", num_images: int, ticks: Iterator[None]) -> None:
+def _report(job: str, counter: "_Counter | ActorHandle", num_images: int, ticks: Iterator[None]) -> None:
     started, printed = time.monotonic(), 0
     for _ in ticks:
         try:

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, OtherModelError
 from pipeline.models import LoadedModel, ModelConfig, load_model
 
 C = TypeVar("C")
-Device = Literal["auto", "cpu", "cuda"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 # As calibrate and distill once had them at the top of their configs, see `pipeline.former_names`.
 FLAT_NAMES = {
@@ -41,7 +41,7 @@ class WorkersConfig:
 
     size: int = 1
     cpus_per_worker: int = 1
-    device: Device = "auto"
+    device: DeviceChoice = "auto"
     start_timeout_s: int = 900
     max_failures: int = 3
 
@@ -61,7 +61,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def pick_device(wanted: Device, setting: str) -> torch.device:
+def pick_device(wanted: DeviceChoice, setting: str) -> torch.device:
     """Return the device of this process: its GPU where it has one and is to use it.
 
     An actor pinned to a logical GPU on a machine without hardware computes on the CPU.

@@ -107,13 +107,13 @@ def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_c
     """
     if own is None or wanted is None or list(own) == list(wanted):
         return list(range(num_classes))
-    place = {name: column for column, name in enumerate(own)}
-    if len(place) == len(own) and place.keys() == set(wanted):
-        return [place[name] for name in wanted]
+    columns = {name: column for column, name in enumerate(own)}
+    if len(columns) == len(own) and columns.keys() == set(wanted):
+        return [columns[name] for name in wanted]
     foreign = [name for name in own if name not in set(wanted)]
-    missing = [name for name in wanted if name not in place]
+    missing = [name for name in wanted if name not in columns]
     parts = [_differing("which the teacher does not have", foreign), _differing("of the teacher's it lacks", missing)]
-    repeated = [] if len(place) == len(own) else ["names that repeat"]
+    repeated = [] if len(columns) == len(own) else ["names that repeat"]
     raise CheckpointError(f"{uri!r} has other classes than the teacher: {'; '.join([*filter(None, parts), *repeated])}")
 
 
@@ -131,12 +131,12 @@ def check_class_order(loaded: LoadedModel, teacher: LoadedModel, role: str) -> N
         ModelError: with a class and its two numbers.
     """
     own, wanted = (Facts.of(model).class_names or [] for model in (loaded, teacher))
-    place = {name: number for number, name in enumerate(wanted)}
+    numbers = {name: number for number, name in enumerate(wanted)}
     for number, name in enumerate(own):
-        if place.get(name, number) != number:
+        if numbers.get(name, number) != number:
             raise ModelError(
                 f"{role} {loaded.name!r} has the teacher's classes in another order: class {name!r} is its number "
-                f"{number}, and {place[name]} of the teacher; put the rows of its classifier into the teacher's order"
+                f"{number}, and {numbers[name]} of the teacher; put the rows of its classifier into the teacher's order"
             )
 
 

@@ -20,7 +20,7 @@ def describe_misnamed(path: Path, wanted: str) -> str | None:
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES)
     whole = len(content) == path.stat().st_size
-    # The index of a sharded checkpoint is JSON, which is told of below.
+    # The index of a sharded checkpoint is JSON, which is reported below.
     if (kind := readable_kind("", content) if whole else None) is not None:
         writer = {"torch": "torch.save"}.get(kind, kind)
         return f"is a checkpoint ({writer}), not {wanted}: give it a name that ends as checkpoints do"
@@ -28,7 +28,7 @@ def describe_misnamed(path: Path, wanted: str) -> str | None:
 
 
 def describe_misnamed_data(path: Path) -> str | None:
-    """Say what lies in place of a file of numbers; None where it may be one.
+    """Return what a file is instead of a file of numbers, or None where it may be one.
 
     Numbers may begin with any byte, so that only a text is taken for something else.
     """

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-from pipeline.progress import telling
+from pipeline.progress import reporting
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def report_epochs(output: str, epochs: int, done_before: int) -> Iterator[None]:
     """Report each new epoch on standard error while the workers train, from the metrics that they write."""
     if done_before:
         logger.info(f"distill: going on from epoch {done_before} of {epochs}")
-    with telling(partial(_report, output, epochs, done_before)):
+    with reporting(partial(_report, output, epochs, done_before)):
         yield
 
 

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
 from pipeline.synthesis.classes import Classes, names_file, read_classes
-from pipeline.workers import Device, with_absolute_paths
+from pipeline.workers import DeviceChoice, with_absolute_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class PoolConfig:
     min_size: int = 1
     max_size: int = 1
     cpus_per_actor: int = 1
-    device: Device = "auto"
+    device: DeviceChoice = "auto"
     start_timeout_s: int = 900
     # A shard of 4000 dense steps on a CPU takes hours.
     no_progress_timeout_s: int = 6 * 3600
