@@ -10,11 +10,11 @@ from functools import cache
 import timm.data
 
 from pipeline.dataset.classes import as_number, doubtful_order, misnumbered
+from pipeline.dataset.schema import UNKNOWN
 from pipeline.dataset.sources import Source
 from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel
 
-UNKNOWN = -1
 _SYNSET = re.compile(r"n\d{8}")
 # A description with its synset, for descriptions that two classes share: `crane (n02012849)`.
 _DESCRIBED = re.compile(r".+ \((n\d{8})\)")

@@ -39,6 +39,8 @@ MAX_PATCHES = 2**15
 _MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
 # Channels of a stored picture: gray, or red, green and blue.
 CHANNELS = (1, 3)
+# Label of an image whose class is unknown or withheld, as in Hugging Face's datasets.
+UNKNOWN = -1
 
 
 def arrow_schema(

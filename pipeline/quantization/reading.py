@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.rows import read_unit
 from pipeline.dataset.units import Unit
-from pipeline.inputs import COLUMNS, Convert, conversion
+from pipeline.inputs import COLUMNS, conversion
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
