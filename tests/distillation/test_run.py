@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_ends_at_once(make_config: MakeConfig) -> None
         (
             {"student": StudentConfig(model=ModelConfig(name="resnet10t")), "token_weight": 0.0, "batch_size": 1},
             ConfigError,
-            "a ResNet, has BatchNorm, but batch_size 1 leaves 1 of 23 images a step",
+            "a ResNet, has BatchNorm, but batch_size 1 leaves 1 of 23 images per step",
         ),
         ({"output": "/proc/nowhere"}, DatasetError, "cannot write to '/proc/nowhere'"),
         ({"output": "nowhere://bucket/out"}, DatasetError, "nowhere://bucket/out"),
