@@ -88,6 +88,8 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
+# Before pytest-xdist's own, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests on the cluster in one of the processes of pytest-xdist, where they share the cluster."""
     for item in items:
