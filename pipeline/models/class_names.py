@@ -41,21 +41,46 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
     return list(names)
 
 
+def assumed_names_notice(config: ModelConfig, model: nn.Module) -> tuple[str, ...]:
+    """Return a notice if a user's own weights get ImageNet's class names only because of their number; else nothing."""
+    own: Any = model.pretrained_cfg
+    users_own = config.checkpoint is not None or config.name.startswith(LOCAL_DIR)
+    if config.class_names is not None or not users_own or _imagenet_subset(model) is None:
+        return ()
+    if names_in_config({**_folder_config(config.name), **_timm_labels(own)}) is not None:
+        return ()
+    return (
+        f"model {config.name!r} has {model.num_classes} classes without names: they get those of ImageNet, "
+        "in ImageNet's order; class_names may give others",
+    )
+
+
+def _imagenet_subset(model: nn.Module) -> str | None:
+    own: Any = model.pretrained_cfg
+    return timm.data.infer_imagenet_subset(model) if own.get("num_classes") == model.num_classes else None
+
+
+def _folder_config(name: str) -> dict[str, Any]:
+    """Return the `config.json` of a folder; of the class names in it timm keeps only `label_names`."""
+    return read_model_config(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else {}
+
+
+def _timm_labels(own: dict[str, Any]) -> dict[str, Any]:
+    return {"label_names": own["label_names"]} if own.get("label_names") else {}
+
+
 def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequence[str]:
     own: Any = model.pretrained_cfg
-    labels = own.get("label_names")
-    what = "label_names" if labels else "class names"
-    # Of the class names in a folder's config.json timm keeps only `label_names`.
-    stated = read_model_config(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else {}
+    what = "label_names" if own.get("label_names") else "class names"
     try:
-        names = names_in_config({**stated, **({"label_names": labels} if labels else {})})
+        names = names_in_config({**_folder_config(name), **_timm_labels(own)})
     except ValueError as error:
         raise ConfigError(f"model {name!r}: its own {what} {error}; class_names may give others") from error
     if names is not None and len(names) == count:
         return names
     if names is not None and trained:
         raise ConfigError(f"model {name!r} has {count} classes and {len(names)} {what} of its own: give class_names")
-    subset = timm.data.infer_imagenet_subset(model) if own.get("num_classes") == count else None
+    subset = _imagenet_subset(model)
     if subset is None:
         return [str(index) for index in range(count)]
     info = timm.data.ImageNetInfo(subset)

@@ -213,13 +213,13 @@ def test_numbers_of_classes_are_not_taken_for_logits(tmp_path: Path, three: Load
         fit_to_teacher(opened, "t.pt2", three)
 
 
-def write_foreign(path: Path, *, batch: int | str, dtype: int, outputs: list[int | str]) -> str:
+def write_foreign(path: Path, *, batch: int | str, dtype: int, outputs: list[int | str], side: int | str = 32) -> str:
     """Write the mean of each channel as three logits, as another program might."""
     node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
     graph = helper.make_graph(
         [node],
         "foreign",
-        [helper.make_tensor_value_info("x", dtype, [batch, 3, 32, 32])],
+        [helper.make_tensor_value_info("x", dtype, [batch, 3, side, side])],
         [helper.make_tensor_value_info("y", dtype, outputs)],
         [onnx.numpy_helper.from_array(np.array([2, 3] if len(outputs) == 2 else [3]), "axes")],
     )
@@ -258,6 +258,31 @@ def test_a_foreign_file_that_is_no_classifier_of_images_is_refused(
     uri = write_foreign(tmp_path / "foreign.onnx", batch=1, dtype=dtype, outputs=outputs)
     with pytest.raises(CheckpointError, match=message):
         fit(uri, three)
+
+
+def test_a_foreign_file_that_takes_images_of_any_size_is_run(tmp_path: Path, three: LoadedModel) -> None:
+    uri = write_foreign(tmp_path / "foreign.onnx", batch="n", dtype=TensorProto.FLOAT, outputs=["n", 3], side="side")
+    torch.testing.assert_close(fit(uri, three)(some_images()), some_images().mean(dim=(2, 3)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 1024], [1, 15, 1024]])
+def test_a_foreign_file_that_reshapes_to_one_image_inside_is_refused_for_several(
+    shape: list[int], tmp_path: Path, three: LoadedModel
+) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat", "axes"], ["y"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "reshapes",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [onnx.numpy_helper.from_array(np.array(v), name) for name, v in (("axes", [2]), ("shape", shape))],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "r.onnx")
+    with pytest.raises(CheckpointError, match=r"r\.onnx"):
+        fit(str(tmp_path / "r.onnx"), three)(some_images())
 
 
 def test_calibration_writes_the_names_of_the_teacher(files: Callable[[BitWidths, str], Path]) -> None:

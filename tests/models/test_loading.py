@@ -222,9 +222,15 @@ def test_class_names_from_a_file(checkpoint: Path, tmp_path: Path) -> None:
 def test_imagenet_names_are_timms_and_all_different(tmp_path: Path) -> None:
     model = make_tiny_model(num_classes=1000)
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    names = load_model(config(tmp_path / "a.pth", num_classes=1000)).class_names
-    assert names[0] == "tench, Tinca tinca"
-    assert len(set(names)) == 1000
+    loaded = load_model(config(tmp_path / "a.pth", num_classes=1000))
+    assert loaded.class_names[0] == "tench, Tinca tinca"
+    assert len(set(loaded.class_names)) == 1000
+    (notice,) = loaded.notices
+    assert "has 1000 classes without names: they get those of ImageNet, in ImageNet's order" in notice
+    given = [f"own {number}" for number in range(1000)]
+    assert load_model(config(tmp_path / "a.pth", num_classes=1000, class_names=given)).notices == ()
+    save_model(model, tmp_path / "named", class_names=given, mean=HALF, std=HALF)
+    assert load_model(ModelConfig(name=f"local-dir:{tmp_path / 'named'}")).notices == ()
 
 
 def test_normalization_must_fit_the_channels(checkpoint: Path) -> None:
