@@ -13,6 +13,8 @@ from urllib.request import Request, urlopen
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's workers are as nice as 15 by default: beside another process of pytest-xdist they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
