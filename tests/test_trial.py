@@ -18,7 +18,7 @@ def logits(images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("read", "message"),
     [
-        (lambda x: (logits(x), logits(x)), r"a tuple of 2, not with one tensor of logits"),
+        (lambda x: (logits(x), logits(x)), r"a tuple of 2, not one tensor of logits"),
         (lambda x: {"logits": logits(x)}, r"a dict with the keys \['logits'\]"),
         (lambda x: [logits(x)], "a list of 1"),
         (lambda x: logits(x)[:, None], r"\[B, 1, 4\] \(a token sequence\)"),
