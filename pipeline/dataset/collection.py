@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import digest as digest_of
 from pipeline.dataset.rows import read_first
 from pipeline.dataset.sources import Source, find_source, is_synthetic
-from pipeline.dataset.units import RowRange, Unit
+from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 
 _QUALIFIER_LENGTH = 8
@@ -119,12 +119,7 @@ def _identify(source: Source) -> str:
 def source_facts(source: Source) -> dict[str, Any]:
     """Return facts that identify a source without reading its images: a dataset's digest, or names, rows and sizes."""
     manifest = source.manifest or {}
-    listed = [
-        [unit.name, unit.row_group, unit.start, unit.stop, unit.size]
-        if isinstance(unit, RowRange)
-        else [[name for _, name, _ in unit.files], unit.size]
-        for unit in source.units
-    ]
+    listed = [unit.facts for unit in source.units]
     return {
         "dataset": manifest.get("digest"),
         "num_images": source.num_rows,

@@ -79,7 +79,11 @@ def read_unit(source: Source, unit: Unit, columns: Sequence[str] | None = None) 
     Raises:
         DatasetError: a file cannot be read, or has a row without an image.
     """
-    tables = _read_rows(unit, source.columns, columns) if isinstance(unit, RowRange) else _read_files(unit, columns)
+    match unit:
+        case RowRange():
+            tables = _read_rows(unit, source.columns, columns)
+        case ImageFiles():
+            tables = _read_files(unit, columns)
     for table in tables:
         yield _qualified(table, source.qualifier) if source.qualifier else table
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class RowRange:
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+    @property
+    def facts(self) -> list[Any]:
+        """Return what identifies the rows without reading them; it enters the digests of runs."""
+        return [self.name, self.row_group, self.start, self.stop, self.size]
 
     def split(self, parts: int) -> list["RowRange"]:
         edges = [self.start + self.num_rows * part // parts for part in range(parts + 1)]
@@ -53,6 +59,11 @@ class ImageFiles:
     @property
     def num_rows(self) -> int:
         return len(self.files)
+
+    @property
+    def facts(self) -> list[Any]:
+        """Return what identifies the files without reading them; it enters the digests of runs."""
+        return [[name for _, name, _ in self.files], self.size]
 
     def split(self, parts: int) -> list["ImageFiles"]:
         edges = [self.num_rows * part // parts for part in range(parts + 1)]

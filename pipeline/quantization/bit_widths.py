@@ -1,7 +1,7 @@
 """Bit widths and placements of quantization."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.errors import ConfigError
 
@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 MIN_BITS, MAX_BITS = 2, 16
 
 Placement = Literal["linear", "matmul", "published"]
-PLACEMENTS: tuple[Placement, ...] = ("linear", "matmul", "published")
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -1,7 +1,8 @@
 """Rank patches by attention or by a gradient."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope
@@ -9,6 +10,9 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from pipeline.vit.subset import SubsetViT
 
 Ranking = Literal["cls_attention", "pool_attention", "attention_received", "gradient_activation"]
 
@@ -57,13 +61,60 @@ def _obstacle(model: Any, ranking: Ranking) -> str | None:
         case "cls_attention" | "attention_received":
             block = model.blocks[-1]
             return None if shows_attention(block) else f"the attention in its {type(block).__name__} cannot be read"
-        case "gradient_activation":
+        case _:
             return None
 
 
 def shows_attention(block: nn.Module) -> bool:
     """Return whether a block has a single attention, whose softmax passes through `attn_drop` as [B, heads, S, S]."""
     return isinstance(getattr(block, "attn", None), Attention | AttentionRope | EvaAttention)
+
+
+def score_patches(
+    vit: "SubsetViT", read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the logits [B, classes] and the patch scores [B, K] of one forward; see `SubsetViT.forward_scores`.
+
+    Args:
+        vit: the model that is read, with its last block computed for every token.
+        read: runs a forward on `view`, and returns logits.
+        view: whole images [B, C, H, W] or patches [B, K, C, p, p], whichever `read` takes.
+        ranking: one that `resolve_ranking` returns.
+        targets: int64 [B], for `gradient_activation`.
+    """
+    prefix = vit.num_prefix_tokens
+    match ranking:
+        case "gradient_activation":
+            assert targets is not None, "a gradient is that of a target"
+            scores = gradient_times(lambda: read(view.detach()), vit.model.blocks[-1], targets)
+            return read(view), scores[:, prefix:]
+        case "pool_attention":
+            with tokens_entering(vit.model.attn_pool) as captured:
+                logits = read(view)
+            pooled = captured[0][: len(view)]
+            patches_only = not getattr(vit.model, "pool_include_prefix", True)
+            return logits, pool_attention(vit.model.attn_pool, pooled)[:, 0 if patches_only else prefix :]
+    with vit.attention_probabilities() as captured:
+        logits = read(view)
+    if ranking == "cls_attention":
+        return logits, cls_attention(captured[0], prefix)
+    return logits, captured[0].mean(dim=1)[:, prefix:, prefix:].mean(dim=1)
+
+
+@contextmanager
+def tokens_entering(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Capture the tokens [B, S, D] that enter a module, detached: each forward inside the context appends them."""
+    captured: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _module, args: captured.append(args[0].detach()))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def cls_attention(attention: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Return the CLS token's attention to the patches [B, K], mean over heads, of attention [B, heads, R, P + K]."""
+    return attention.detach().mean(dim=1)[:, 0, num_prefix_tokens:]
 
 
 @torch.no_grad()

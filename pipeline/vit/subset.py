@@ -1,6 +1,6 @@
 """Run a timm ViT on any subset of its patches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.vit.families import check_family
 from pipeline.vit.last_block import last_block, num_tokens_read, pad_rows
-from pipeline.vit.ranking import Ranking, gradient_times, pool_attention, resolve_ranking
+from pipeline.vit.ranking import Ranking, cls_attention, resolve_ranking, score_patches
 
 
 class TokenSubset(nn.Module):
@@ -99,9 +99,9 @@ class SubsetViT(nn.Module):
         if ranking == "cls_attention" and self.tokens_read:
             logits, attention = self._read_patches(patches, positions)
             assert attention is not None
-            return logits, self._cls_attention(attention)
+            return logits, cls_attention(attention, self.num_prefix_tokens)
         with self._whole_last_block():
-            return self._ranked(lambda p: self._read_patches(p, positions)[0], patches, ranking, targets)
+            return score_patches(self, lambda p: self._read_patches(p, positions)[0], patches, ranking, targets)
 
     def forward_scores(
         self,
@@ -130,43 +130,7 @@ class SubsetViT(nn.Module):
             targets: int64 [B], for `gradient_activation`.
         """
         ranking = ranking or resolve_ranking(self.model)
-        return self._ranked(lambda x: self(x, keep_indices), images, ranking, targets)
-
-    def _ranked(
-        self, read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits and the patch scores of one forward."""
-        prefix = self.num_prefix_tokens
-        match ranking:
-            case "gradient_activation":
-                assert targets is not None, "a gradient is that of a target"
-                scores = gradient_times(lambda: read(view.detach()), self.model.blocks[-1], targets)
-                return read(view), scores[:, prefix:]
-            case "pool_attention":
-                with self._pooled_tokens() as captured:
-                    logits = read(view)
-                pooled = captured[0][: len(view)]
-                patches_only = not getattr(self.model, "pool_include_prefix", True)
-                return logits, pool_attention(self.model.attn_pool, pooled)[:, 0 if patches_only else prefix :]
-        with self.attention_probabilities() as captured:
-            logits = read(view)
-        if ranking == "cls_attention":
-            return logits, self._cls_attention(captured[0])
-        return logits, captured[0].mean(dim=1)[:, prefix:, prefix:].mean(dim=1)
-
-    def _cls_attention(self, attention: Tensor) -> Tensor:
-        return attention.detach().mean(dim=1)[:, 0, self.num_prefix_tokens :]
-
-    @contextmanager
-    def _pooled_tokens(self) -> Iterator[list[Tensor]]:
-        """Capture the input tokens of the attention pool, detached: each forward inside the context appends them."""
-        captured: list[Tensor] = []
-        pool = self.model.attn_pool
-        handle = pool.register_forward_pre_hook(lambda _module, args: captured.append(args[0].detach()))
-        try:
-            yield captured
-        finally:
-            handle.remove()
+        return score_patches(self, lambda x: self(x, keep_indices), images, ranking, targets)
 
     @contextmanager
     def _whole_last_block(self) -> Iterator[None]:
