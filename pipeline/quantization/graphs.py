@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import torch
-from timm.models.eva import Eva
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
@@ -17,7 +16,7 @@ from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import check_family, refusal
-from pipeline.vit.subset import TokenSubset
+from pipeline.vit.subset import TokenSubset, fill_slot
 
 # torch.export would treat a batch of 0 or 1 in its example as a constant.
 _EXAMPLE_BATCH = 2
@@ -39,8 +38,7 @@ class Exportable(nn.Module):
         self.model: Any = copy.deepcopy(model).eval()
         self.subset: TokenSubset | None = None
         if refusal(model) is None:
-            self.subset = TokenSubset(self.model.num_prefix_tokens, with_indices=isinstance(model, Eva))
-            self.model.patch_drop = self.subset
+            self.subset = fill_slot(self.model)
         if not fused:
             for module in self.model.modules():
                 if hasattr(module, "fused_attn"):

@@ -43,6 +43,15 @@ class TokenSubset(nn.Module):
         return (kept, self.keep_indices) if self.with_indices else kept
 
 
+def fill_slot(model: Any) -> TokenSubset:
+    """Put a `TokenSubset` in the slot of a model that passes `check_family`, and return it.
+
+    The caller chooses the patches: a model that drops patches at random in training must not drop more of them.
+    """
+    model.patch_drop = TokenSubset(model.num_prefix_tokens, with_indices=isinstance(model, Eva))
+    return model.patch_drop
+
+
 class SubsetViT(nn.Module):
     """A timm ViT, read on all of its patches or on any subset of them.
 
@@ -71,9 +80,9 @@ class SubsetViT(nn.Module):
         self.embeds_subsets = _embeds_subsets(model)
         # Leading tokens that the last block is computed for; 0 for all tokens.
         self.tokens_read = num_tokens_read(model)
-        self._slot = TokenSubset(self.num_prefix_tokens, with_indices=isinstance(model, Eva))
-        # The caller chooses the patches: a model that drops patches at random in training must not drop more of them.
-        self.model.patch_drop = nn.Identity() if self.embeds_subsets else self._slot
+        self._slot = fill_slot(model)
+        if self.embeds_subsets:
+            self.model.patch_drop = nn.Identity()
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Return logits [B, classes] of normalized images [B, C, H, W] at `keep_indices` int64 [B, K] (None: all)."""
