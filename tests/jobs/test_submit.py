@@ -52,7 +52,7 @@ class Cluster:
         return json.loads(line)
 
 
-def wait_until_ready(cluster: Cluster, head: subprocess.Popen[bytes], timeout_s: float = 180) -> None:
+def wait_until_ready(cluster: Cluster, head: subprocess.Popen[bytes], timeout_s: float = 400) -> None:
     """The dashboard comes some seconds after the head, and its agent, which starts jobs, after that."""
     deadline = time.monotonic() + timeout_s
     while (done := cluster.submit("python", "-c", "pass")).returncode:
@@ -98,7 +98,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_path: Path) -> None:
     teacher = ["--teacher.name", f"local-dir:{tiny_folder}"]
     images, artifacts, student = (str(tmp_path / name) for name in ("images", "artifacts", "student"))

@@ -368,7 +368,7 @@ def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
         pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed_size=True)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
-    with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) an actor"):
+    with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) per actor"):
         pool_options(huge, 6, fixed_size=True)
 
 
