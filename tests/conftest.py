@@ -93,10 +93,15 @@ def pytest_unconfigure() -> None:
 # Before pytest-xdist's own, which reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests on the cluster in one of the processes of pytest-xdist, where they share the cluster."""
+    """Keep the tests on the cluster in one of the processes of pytest-xdist, where they share the cluster.
+
+    They have more time than others: each starts processes that import torch, on cores that others use too.
+    """
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture
