@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope
@@ -10,9 +10,6 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-
-if TYPE_CHECKING:
-    from pipeline.vit.subset import SubsetViT
 
 Ranking = Literal["cls_attention", "pool_attention", "attention_received", "gradient_activation"]
 
@@ -71,34 +68,63 @@ def shows_attention(block: nn.Module) -> bool:
 
 
 def score_patches(
-    vit: "SubsetViT", read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
+    model: Any, read: Callable[[Tensor], Tensor], view: Tensor, ranking: Ranking, targets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [B, classes] and the patch scores [B, K] of one forward; see `SubsetViT.forward_scores`.
 
     Args:
-        vit: the model that is read, with its last block computed for every token.
+        model: the timm model that is read, with its last block computed for every token.
         read: runs a forward on `view`, and returns logits.
         view: whole images [B, C, H, W] or patches [B, K, C, p, p], whichever `read` takes.
         ranking: one that `resolve_ranking` returns.
         targets: int64 [B], for `gradient_activation`.
     """
-    prefix = vit.num_prefix_tokens
+    prefix = model.num_prefix_tokens
     match ranking:
         case "gradient_activation":
             assert targets is not None, "a gradient is that of a target"
-            scores = gradient_times(lambda: read(view.detach()), vit.model.blocks[-1], targets)
+            scores = gradient_times(lambda: read(view.detach()), model.blocks[-1], targets)
             return read(view), scores[:, prefix:]
         case "pool_attention":
-            with tokens_entering(vit.model.attn_pool) as captured:
+            with tokens_entering(model.attn_pool) as captured:
                 logits = read(view)
             pooled = captured[0][: len(view)]
-            patches_only = not getattr(vit.model, "pool_include_prefix", True)
-            return logits, pool_attention(vit.model.attn_pool, pooled)[:, 0 if patches_only else prefix :]
-    with vit.attention_probabilities() as captured:
+            patches_only = not getattr(model, "pool_include_prefix", True)
+            return logits, pool_attention(model.attn_pool, pooled)[:, 0 if patches_only else prefix :]
+    with attention_probabilities(model) as captured:
         logits = read(view)
     if ranking == "cls_attention":
         return logits, cls_attention(captured[0], prefix)
     return logits, captured[0].mean(dim=1)[:, prefix:, prefix:].mean(dim=1)
+
+
+@contextmanager
+def attention_probabilities(model: Any) -> Iterator[list[Tensor]]:
+    """Capture the attention of a model's last block [B, heads, P + K, P + K], after softmax, detached.
+
+    Each forward inside the context appends it to the list. The fused kernel never computes that matrix, so the
+    block's attention is run a second time without gradients; the pass that the image is optimized by stays the same
+    as at every other step.
+    """
+    attention = model.blocks[-1].attn
+    captured: list[Tensor] = []
+
+    def run_unfused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
+        fused = attention.fused_attn
+        attention.fused_attn = False
+        handle = attention.attn_drop.register_forward_hook(lambda _module, _args, matrix: captured.append(matrix))
+        try:
+            with torch.no_grad():
+                module.forward(*args, **kwargs)
+        finally:
+            handle.remove()
+            attention.fused_attn = fused
+
+    handle = attention.register_forward_hook(run_unfused, with_kwargs=True)
+    try:
+        yield captured
+    finally:
+        handle.remove()
 
 
 @contextmanager

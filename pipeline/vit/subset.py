@@ -81,8 +81,6 @@ class SubsetViT(nn.Module):
         # Leading tokens that the last block is computed for; 0 for all tokens.
         self.tokens_read = num_tokens_read(model)
         self._slot = fill_slot(model)
-        if self.embeds_subsets:
-            self.model.patch_drop = nn.Identity()
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Return logits [B, classes] of normalized images [B, C, H, W] at `keep_indices` int64 [B, K] (None: all)."""
@@ -110,7 +108,7 @@ class SubsetViT(nn.Module):
             assert attention is not None
             return logits, cls_attention(attention, self.num_prefix_tokens)
         with self._whole_last_block():
-            return score_patches(self, lambda p: self._read_patches(p, positions)[0], patches, ranking, targets)
+            return score_patches(self.model, lambda p: self._read_patches(p, positions)[0], patches, ranking, targets)
 
     def forward_scores(
         self,
@@ -139,7 +137,7 @@ class SubsetViT(nn.Module):
             targets: int64 [B], for `gradient_activation`.
         """
         ranking = ranking or resolve_ranking(self.model)
-        return score_patches(self, lambda x: self(x, keep_indices), images, ranking, targets)
+        return score_patches(self.model, lambda x: self(x, keep_indices), images, ranking, targets)
 
     @contextmanager
     def _whole_last_block(self) -> Iterator[None]:
@@ -206,34 +204,6 @@ class SubsetViT(nn.Module):
                 prefix = prefix + positional[:offset]
             tokens = torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return model.pos_drop(tokens)
-
-    @contextmanager
-    def attention_probabilities(self) -> Iterator[list[Tensor]]:
-        """Capture the last block's attention [B, heads, P + K, P + K], after softmax, detached.
-
-        Each forward inside the context appends it to the list. The fused kernel never computes that matrix, so the
-        block's attention is run a second time without gradients; the pass that the image is optimized by stays the same
-        as at every other step.
-        """
-        attention = self.model.blocks[-1].attn
-        captured: list[Tensor] = []
-
-        def run_unfused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
-            fused = attention.fused_attn
-            attention.fused_attn = False
-            handle = attention.attn_drop.register_forward_hook(lambda _module, _args, matrix: captured.append(matrix))
-            try:
-                with torch.no_grad():
-                    module.forward(*args, **kwargs)
-            finally:
-                handle.remove()
-                attention.fused_attn = fused
-
-        handle = attention.register_forward_hook(run_unfused, with_kwargs=True)
-        try:
-            yield captured
-        finally:
-            handle.remove()
 
     @contextmanager
     def attention_outputs(self) -> Iterator[list[Tensor]]:

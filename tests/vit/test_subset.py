@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from pipeline.vit.ranking import attention_probabilities
 from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights, make_tiny_model
 
@@ -136,7 +137,7 @@ def test_attention_is_read_without_touching_the_forward() -> None:
     vit = SubsetViT(make_tiny_model())
     images = torch.randn(2, 3, 32, 32)
     plain = vit(images)
-    with vit.attention_probabilities() as captured:
+    with attention_probabilities(vit.model) as captured:
         assert torch.equal(vit(images), plain)
     assert captured[0].shape == (2, 2, 17, 17)
     assert torch.allclose(captured[0].sum(-1), torch.ones(2, 2, 17))
