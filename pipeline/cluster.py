@@ -194,18 +194,15 @@ def own_errors() -> Iterator[None]:
     """
     try:
         yield
-    except ray.exceptions.GetTimeoutError as error:
-        _release_actors(error)
-        raise IncompleteError(f"no worker could start in time: {free_resources()}: {error}") from error
     except (ExecutionTimeoutError, ray.exceptions.RayError) as error:
-        ours = _our_error(error)
-        if ours is not None:
-            _release_actors(error)
-            raise ours from None
-        root = _root(error)
-        if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
+        ours, root = _our_error(error), _root(error)
+        if ours is None and isinstance(error, ray.exceptions.RayTaskError) and not isinstance(root, _WORLD):
             raise  # a fault in our code: its traceback shows where
         _release_actors(error)
+        if ours is not None:
+            raise ours from None
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            raise IncompleteError(f"no worker could start in time: {free_resources()}: {error}") from error
         raise IncompleteError(f"Ray gave up: {one_line(root, limit=1000)}") from error
 
 

@@ -18,6 +18,7 @@ from pipeline.config import digest as digest_of
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
 from pipeline.errors import DatasetError, shown
+from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
@@ -103,8 +104,8 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
         # Recorded under the names that settings had first.
-        today = name.removeprefix("config.").replace("labelled", "labeled")
-        yield f"{today} is {shown(there)} there, {shown(here)} here"
+        first, dot, rest = name.removeprefix("config.").partition(".")
+        yield f"{LABELED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
 
 
 def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pipeline.models.class_names import class_names
 def imagenet_names() -> list[str]:
     """Names of a model's classes, as they are when it says nothing itself: timm's descriptions."""
     model = timm.create_model("test_vit")
-    return class_names(ModelConfig(name="test_vit"), model)
+    return class_names(ModelConfig(name="test_vit"), model)[0]
 
 
 def labels_of(given: list[str], own: list[str]) -> list[int | None]:

@@ -20,7 +20,7 @@ WeightType = Literal["uint8", "int8", "int16"]
 # From this opset on QuantizeLinear takes 16 bits; older ones are read by more runtimes.
 _OPSET, _OPSET_16_BITS = 20, 21
 # Protobuf ends at 2 GiB; some of it is the graph.
-_MOST_INLINE_BYTES = 2**31 - 2**27
+_MAX_INLINE_BYTES = 2**31 - 2**27
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 _OUTPUT_TYPES = (*_INPUT_TYPES, "tensor(double)")
 
@@ -31,7 +31,7 @@ def save_onnx(
     facts: Facts | None = None,
     *,
     weights: WeightType = "int8",
-    most_inline_bytes: int = _MOST_INLINE_BYTES,
+    max_inline_bytes: int = _MAX_INLINE_BYTES,
 ) -> list[Path]:
     """Write a program with the input `images` and the output `logits`.
 
@@ -42,7 +42,7 @@ def save_onnx(
         weights: how int8 weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
             activations and int8 weights saturate in 16 bits on x86 processors without VNNI, those of two uint8 do not.
             `int16` is for activations of more than 8 bits, which ONNX Runtime rounds to 8 beside 8-bit weights.
-        most_inline_bytes: weights of more bytes in all go into the second file.
+        max_inline_bytes: weights of more bytes in all go into the second file.
 
     Returns:
         The files that were written.
@@ -71,7 +71,7 @@ def save_onnx(
         _store_weights(model, weights)
     model.metadata_props.update((facts or Facts()).to_strings())
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    exported.save(str(path), external_data=size > most_inline_bytes)
+    exported.save(str(path), external_data=size > max_inline_bytes)
     return sorted(Path(path).parent.glob(f"{Path(path).name}*"))
 
 

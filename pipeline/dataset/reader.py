@@ -19,7 +19,7 @@ from pipeline.dataset.sources import Source
 from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 
-Convert = Callable[[pa.Table], pa.Table]
+RowConversion = Callable[[pa.Table], pa.Table]
 
 
 def read_images(
@@ -87,7 +87,7 @@ def read_collection(
     images: ImageCollection,
     *,
     columns: Sequence[str] | None = None,
-    converts: Sequence[Convert | None],
+    converts: Sequence[RowConversion | None],
     num_blocks: int | None = None,
 ) -> ray.data.Dataset:
     """Return the rows of a collection in its order, converted per source.
@@ -109,7 +109,7 @@ class _ImagesDatasource(Datasource):
         self,
         images: ImageCollection,
         columns: Sequence[str] | None,
-        converts: Sequence[Convert | None],
+        converts: Sequence[RowConversion | None],
         num_blocks: int | None,
     ) -> None:
         super().__init__()

@@ -70,11 +70,11 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return lambda: _outcome(_train_here(task, device))
-    scaling, torch_config = worker_configs(config.workers, fixed_size=fixed_size)
+    resources = worker_configs(config.workers, fixed_size=fixed_size)
     if task.streams:
         _check_readers(config)
-    announce_dtype(config.dtype, on_gpu=bool(scaling.use_gpu), on_nodes=True)
-    return lambda: _outcome(_fit(task, scaling, torch_config))
+    announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
+    return lambda: _outcome(_fit(task, resources))
 
 
 def _outcome(outcome: list[str] | NonFiniteError) -> list[str]:
@@ -83,15 +83,10 @@ def _outcome(outcome: list[str] | NonFiniteError) -> list[str]:
     return outcome
 
 
-def _fit(task: Task, scaling: ScalingConfig, torch_config: TorchConfig) -> list[str] | NonFiniteError:
+def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str] | NonFiniteError:
     # Checkpoints lie elsewhere, see `state`.
-    return run_workers(
-        partial(_train_on_worker, task),
-        task.config.workers,
-        (scaling, torch_config),
-        output=task.config.output,
-        name=f"distill-{task.digest[:8]}",
-    )
+    work, config = partial(_train_on_worker, task), task.config
+    return run_workers(work, config.workers, resources, output=config.output, name=f"distill-{task.digest[:8]}")
 
 
 def _check_readers(config: DistillationConfig) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.class_names import assumed_names_notice, class_names
+from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
 from pipeline.models.making import input_size_of, make_model
 from pipeline.models.preprocessing import (
@@ -78,7 +78,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     # Settings of the config were checked when it was made; these are the model's own.
     if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
         raise ConfigError(f"model {config.name!r}: its own {fault}; the setting of that name may give another")
-    names = class_names(config, model, trained=trained)
+    names, name_notices = class_names(config, model, trained=trained)
     return LoadedModel(
         model=model,
         name=config.name,
@@ -88,7 +88,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         input_size=(channels, height, width),
         digest=weight_digest(model),
         data_config=data_config,
-        notices=(*made.notices, *(assumed_names_notice(config, model) if trained else ())),
+        notices=(*made.notices, *name_notices),
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from typing import Any, cast
 
@@ -70,7 +70,9 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
                 _check_workers_left(plan, attempts, retired, barren)
                 held |= hold_gpus([device for device in retired if device not in held])
                 before = len(outcomes)
-                handed_back = _collect(plan, left, attempts, retired, outcomes, report, fixed_size=fixed_size)
+                # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
+                with closing(_one_pass(plan, left, attempts, retired, fixed_size=fixed_size)) as rows:
+                    handed_back = _collect(plan, rows, outcomes, report)
                 left = [shard for shard in left if shard["shard_id"] in handed_back]
                 barren = barren + 1 if len(outcomes) == before else 0
     finally:
@@ -81,29 +83,20 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
 
 
 def _collect(
-    plan: SynthesisPlan,
-    shards: list[Shard],
-    attempts: ActorHandle,
-    retired: Mapping[Device, str],
-    outcomes: list[dict[str, Any]],
-    report: ProgressReport,
-    *,
-    fixed_size: bool,
+    plan: SynthesisPlan, rows: Iterable[dict[str, Any]], outcomes: list[dict[str, Any]], report: ProgressReport
 ) -> set[int]:
-    """Run one pass, append to `outcomes` as shards end, and return the ids of those that are to be tried again."""
+    """Append the rows of a pass to `outcomes` as shards end, and return the ids of those that are to be tried again."""
     handed_back: set[int] = set()
-    # Closed at once, whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
-    with closing(_one_pass(plan, shards, attempts, retired, fixed_size=fixed_size)) as rows:
-        for row in rows:
-            for note in row["notes"]:
-                report.note(note)
-            if row["handed_back"]:
-                handed_back.add(row["shard_id"])
-                continue
-            outcomes.append(row)
-            report.shard_finished(row)
-            check_found(plan, outcomes)
-            check_written(outcomes)
+    for row in rows:
+        for note in row["notes"]:
+            report.note(note)
+        if row["handed_back"]:
+            handed_back.add(row["shard_id"])
+            continue
+        outcomes.append(row)
+        report.shard_finished(row)
+        check_found(plan, outcomes)
+        check_written(outcomes)
     return handed_back
 
 

@@ -26,17 +26,16 @@ from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.making import make_artifacts, make_baselines
 from pipeline.quantization.observe import RangeObserver
+from tests.extending import PAGE, ROOT, python_blocks
 
-ROOT = Path(__file__).parents[2]
 Programs = Callable[[Placement], ExportedProgram]
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Add the format of the page as it says, and give its name."""
-    section = (ROOT / "docs" / "extending.md").read_text().partition("## An artifact format\n")[2]
-    (name,) = re.findall(r"would be `pipeline/artifacts/(\w+)\.py`", section)
-    module, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+    (name,) = re.findall(r"would be `pipeline/artifacts/(\w+)\.py`", PAGE)
+    module, line = python_blocks("An artifact format")[:2]
     assert line.replace(f', "{name}"', "") in (ROOT / "pipeline" / "artifacts" / "formats.py").read_text()
     (tmp_path / f"{name}.py").write_text(module)
     monkeypatch.setattr(artifacts, "__path__", [*artifacts.__path__, str(tmp_path)])

@@ -68,7 +68,7 @@ def split(programs: Callable[[Placement], ExportedProgram], tmp_path: Path) -> P
     """The float model with its weights in a second file."""
     folder = tmp_path / "split"
     folder.mkdir()
-    written = save_onnx(programs("linear"), folder / "x.onnx", most_inline_bytes=1000)
+    written = save_onnx(programs("linear"), folder / "x.onnx", max_inline_bytes=1000)
     assert [path.name for path in written] == ["x.onnx", "x.onnx.data"]
     assert written[0].stat().st_size < written[1].stat().st_size
     return folder

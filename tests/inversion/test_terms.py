@@ -2,21 +2,15 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pipeline.inversion import InversionConfig, Teacher, build_terms, invert, losses
+from tests.extending import python_blocks
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 SHORT = {"iterations": 12, "stop_steps": [3], "stop_fractions": [0.3]}
-
-
-def python_blocks(heading: str) -> list[str]:
-    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
 def test_a_loss_on_pixels_is_a_function_and_a_setting(tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
