@@ -41,7 +41,7 @@ def status(config: StatusConfig) -> dict[str, Any]:
 
 
 def _dataset(uri: str) -> dict[str, Any]:
-    """From the manifest, the footers of the parts, and the failures."""
+    """Describe a dataset from its manifest, the footers of its parts, and its failures."""
     manifest = store.read_manifest(uri)
     progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
     damaged = store.damaged_parts(uri, manifest["digest"], progress.done)
@@ -58,7 +58,7 @@ def _dataset(uri: str) -> dict[str, Any]:
 
 
 def _calibration(uri: str) -> dict[str, Any]:
-    """From the report, which is written last, and the artifacts that it names."""
+    """Describe a calibration from its report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
     wanted = ["ranges.json", "report.json"]
     if "report.json" in there:
@@ -75,7 +75,7 @@ def _calibration(uri: str) -> dict[str, Any]:
 
 
 def _distillation(uri: str) -> dict[str, Any]:
-    """From the settings, the metrics of each epoch, and the result, which is written last."""
+    """Describe a training from its settings, the metrics of each epoch, and its result, which is written last."""
     config = storage.read_json(storage.join(uri, CONFIG))
     metrics_uri = storage.join(uri, "metrics.jsonl")
     lines = storage.read_bytes(metrics_uri).splitlines() if storage.exists(metrics_uri) else []

@@ -1,4 +1,4 @@
-"""What all Ray Train runs share: storage, resources and errors."""
+"""Storage, resources and errors of Ray Train runs, for all jobs that have workers."""
 
 import math
 import os
@@ -47,7 +47,7 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
 
 
 def worker_configs(workers: WorkersConfig, *, fixed_size: bool) -> tuple[ScalingConfig, TorchConfig]:
-    """What the workers ask of the cluster, and how they talk: nccl between GPUs, gloo between CPUs.
+    """Return the resources of the workers and their communication backend: nccl between GPUs, gloo between CPUs.
 
     Args:
         workers: at least one.
@@ -81,14 +81,14 @@ def run_workers(
     output: str,
     name: str,
 ) -> Any:
-    """Run a function on every worker; gives what it returned on rank 0.
+    """Run a function on every worker, and return its result on rank 0.
 
-    Ray Train's own state holds nothing to go on from, and lies under the output while the workers run alone.
+    Ray Train's own state holds nothing to continue from. It lies under the output only while the workers run.
 
     Args:
         work: to do on each.
         workers: of the run.
-        resources: what they ask of the cluster, see `worker_configs`.
+        resources: of the workers, as `worker_configs` returns them.
         output: folder of the job.
         name: of the run.
 
@@ -109,7 +109,7 @@ def run_workers(
 
 
 def fit(trainer: TorchTrainer) -> Any:
-    """Run the workers; gives what the train function returned on rank 0.
+    """Run the workers, and return the result of the train function on rank 0.
 
     Raises:
         PipelineError: as a worker raised it, or an IncompleteError when workers were lost too often.
@@ -126,7 +126,7 @@ def fit(trainer: TorchTrainer) -> Any:
 
 
 def _cause(error: Exception) -> PipelineError:
-    """The error of ours that stopped the workers, or one that says in a line what Ray says."""
+    """Return the error of ours that stopped the workers, or one that says in a line what Ray says."""
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
     for failure in failures:
         if isinstance(failure, PipelineError):

@@ -1,4 +1,4 @@
-"""What every process that works on a cluster sets up: the actors of a synthesis, and Ray Train's workers."""
+"""Set up a process that works on a cluster: an actor of a synthesis, or one of Ray Train's workers."""
 
 import dataclasses
 from collections.abc import Iterator

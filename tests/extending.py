@@ -18,7 +18,7 @@ def python_blocks(heading: str) -> list[str]:
 
 
 def num_files(row: str) -> int:
-    """How many files the page's table says that an addition takes."""
+    """Return the number of files that an addition takes, as the page's table says."""
     (number,) = re.findall(rf"^\| {re.escape(row)} \| (\d+):", PAGE, re.MULTILINE)
     return int(number)
 

@@ -20,7 +20,7 @@ def load() -> dict[str, Any]:
 
 
 def node_config_errors(node_config: dict[str, Any]) -> list[str]:
-    """What EC2 would say to a request for such a machine: unknown keys, wrong types, values outside an enumeration."""
+    """Return EC2's objections to such a request for a machine: unknown keys, wrong types, unknown values."""
     request = {**node_config, "MinCount": 1, "MaxCount": 1}
     report = ParamValidator().validate(request, EC2.operation_model("RunInstances").input_shape)
     errors = [report.generate_report()] if report.has_errors() else []

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """What is inside.
+    """A section.
 
     Args:
         size: must be positive.

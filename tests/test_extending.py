@@ -1,4 +1,4 @@
-"""What docs/extending.md shows to be added is added to a copy of the code, in as many files as it says, and runs."""
+"""Worked examples of docs/extending.md, added to a copy of the code in as many files as the page says, and run."""
 
 import json
 from pathlib import Path

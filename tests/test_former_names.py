@@ -132,7 +132,7 @@ def test_help_and_a_printed_config_show_the_names_of_today(job: str, capsys: pyt
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """What is inside.
+    """A section.
 
     Args:
         size: of it.

@@ -1,4 +1,4 @@
-"""What holds the project together: which way imports run, pinned versions, set-up commands, the README's file tree."""
+"""Rules of the project as a whole: direction of imports, pinned versions, set-up commands, the README's file tree."""
 
 import ast
 import graphlib
@@ -166,7 +166,7 @@ def test_everything_asked_for_is_pinned_within_bounds() -> None:
 
 
 def needed_by(requirement: Requirement) -> list[Requirement]:
-    """What an installed package needs here, with the extras asked for."""
+    """Return what an installed package needs here, with the extras asked for."""
     needs = [Requirement(text) for text in importlib.metadata.requires(requirement.name) or []]
     extras = requirement.extras or {""}
     return [need for need in needs if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras)]

@@ -1,4 +1,4 @@
-"""What identifies a run, and the claim of an output by one of several that start at once."""
+"""Identity of a run, and the claim of an output by one of several that start at once."""
 
 import json
 import os

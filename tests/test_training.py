@@ -1,4 +1,4 @@
-"""What every Ray Train run has in common."""
+"""Storage, resources and errors of Ray Train runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What actors and Ray Train's workers set up alike."""
+"""Set-up that actors and Ray Train's workers share."""
 
 import os
 from pathlib import Path

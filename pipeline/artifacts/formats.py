@@ -28,7 +28,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How files of one format are written, vetted and opened.
+    """Functions that write, vet and open files of one format.
 
     Attributes:
         save: takes a program with images as its one input, the file to write, and the `Facts` that it is to state, as
@@ -56,7 +56,7 @@ def format_of(name: str | Path) -> FormatName | None:
 
 
 def format_named(name: FormatName) -> Format:
-    """Return how files of a format are written and opened."""
+    """Return the functions that write and open files of a format."""
     return import_module(f"pipeline.artifacts.{name}").FORMAT
 
 

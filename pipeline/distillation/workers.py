@@ -29,7 +29,7 @@ from pipeline.workers import check_same, load_again, pick_device, threads
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is sent: where things are, and images that fit into memory as a reference to Ray's object store.
+    """Work for each worker: locations, and images that fit into memory as a reference to Ray's object store.
 
     Attributes:
         config: with absolute local paths.
@@ -52,15 +52,16 @@ class Task:
 
 
 def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]:
-    """Find out whether the training can run on this cluster.
+    """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
         fixed_size: no node can join the cluster any more.
 
     Returns:
-        What runs it, on the workers or in this process, and gives the SHA-256 of the weights that each worker ended
-        with; the weights themselves lie in the last checkpoint. It raises NonFiniteError when the loss becomes NaN or
-        infinite, any PipelineError of a worker, and IncompleteError where they could not start or kept dying.
+        A function that trains, on the workers or in this process, and returns the SHA-256 of the weights that each
+        worker ended with; the weights themselves lie in the last checkpoint. It raises NonFiniteError when the loss
+        becomes NaN or infinite, any PipelineError of a worker, and IncompleteError if workers could not start or kept
+        dying.
 
     Raises:
         ConfigError: the cluster is too small, or this process has no GPU and one is demanded.

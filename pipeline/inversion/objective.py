@@ -1,4 +1,4 @@
-"""What a step minimizes: the weighted terms of a batch, and their gradient with respect to its pixels."""
+"""Objective of a step: the weighted terms of a batch, and their gradient with respect to its pixels."""
 
 from collections.abc import Sequence
 from dataclasses import replace

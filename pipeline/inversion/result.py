@@ -20,7 +20,7 @@ class Harvest:
 
 @dataclass(frozen=True)
 class InversionResult:
-    """What one inversion made.
+    """Images of one inversion, with the values of its losses and the steps that it took.
 
     Attributes:
         harvests: images in the order in which they left the run; with Patch Rebirth one harvest for each part of the

@@ -34,7 +34,7 @@ _NUM_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one pass over the images gave.
+    """Result of one pass over the images.
 
     Attributes:
         ranges: over all images.
@@ -88,7 +88,7 @@ def _samples(plan: CalibrationPlan) -> Tensor:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one worker reads.
+    """Images that one worker reads.
 
     Attributes:
         images: with the units that hold its rows.
@@ -124,7 +124,7 @@ def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every worker is sent.
+    """Work that every worker is sent.
 
     Attributes:
         config: with absolute local paths.

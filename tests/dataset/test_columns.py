@@ -17,7 +17,7 @@ ENCODED = pa.array(CODES, pa.binary())
 
 
 def as_read(tmp_path: Path, columns: dict[str, Any]) -> dict[str, list[Any]]:
-    """What a file of these columns is read as, once it has been written and opened again."""
+    """Write a file of these columns, and return the columns as they are read from it."""
     file = str(tmp_path / "x.parquet")
     pq.write_table(pa.table(columns), file)
     types = column_types(file, pq.read_schema(file))

@@ -269,7 +269,7 @@ def test_rows_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_read_in_pieces_of_few_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a row group beyond 2 GB Arrow can read pieces alone; each is decoded before the next is read."""
+    """Arrow reads a row group beyond 2 GB only in pieces; each is decoded before the next is read."""
     monkeypatch.setattr(row_reader, "_BYTES_AT_ONCE", 500)
     codes = [schema.encode_image(image) for image in IMAGES]
     pq.write_table(pa.table({"image": codes, "label": LABELS}), tmp_path / "x.parquet")
@@ -333,7 +333,7 @@ def test_parts_of_two_sets_of_classes_in_one_folder_are_refused(tmp_path: Path) 
 def test_hugging_face_finds_class_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], first: bool, streaming: bool
 ) -> None:
-    """From the folder of the dataset always, from its data where the first part is there or names are few."""
+    """Names are found from the dataset's folder always, from its data if the first part is there or names are few."""
     import datasets
 
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

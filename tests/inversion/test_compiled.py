@@ -46,7 +46,7 @@ def num_graphs() -> int:
 
 
 def assert_alike(teacher: Teacher, ours: InversionResult, theirs: InversionResult) -> None:
-    """As two splits of a batch are: equal survivors, and pixels to two of 256 gray levels at 99.9%."""
+    """Compare as two splits of a batch: equal survivors, and pixels to two of 256 gray levels at 99.9%."""
     assert torch.equal(ours.keep_indices, theirs.keep_indices)
     assert (((ours.images - theirs.images) * teacher.std).abs() <= 1 / 128).float().mean() >= 0.999
 

@@ -50,7 +50,7 @@ def test_the_teacher_comes_to_see_the_class(tiny_teacher: Teacher, schedule: dic
 
 
 def test_stopped_patches_leave_the_run(tiny_teacher: Teacher) -> None:
-    """What the teacher is shown shrinks with the schedule: a stopped patch costs no forward and no backward."""
+    """The input of the teacher shrinks with the schedule: a stopped patch costs no forward and no backward."""
     seen: list[int] = []
     tiny_teacher.model.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[1]))
     result = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
@@ -87,7 +87,7 @@ def test_same_seeds_same_bits(tiny_teacher: Teacher) -> None:
 @pytest.mark.parametrize("size", [32, 31])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_adam_moves_an_image_alike_in_every_batch(size: int, threads: int) -> None:
-    """To the last bit, also where an image's pixels are no multiple of what a CPU takes at once."""
+    """Updates are equal to the last bit, also where an image's pixels are no multiple of what a CPU takes at once."""
     start, gradient = torch.randn(2, 5, 1, size, size, generator=torch.Generator().manual_seed(0))
 
     def move(rows: slice) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What only a GPU can show; the recorded run is replayed on one in test_conformance.py."""
+"""Tests that only a GPU can run; the recorded run is replayed on one in test_conformance.py."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a user sees of bad data that comes to light only while Ray reads it: our line, and no traceback before it."""
+"""Bad data that comes to light only while Ray reads it: a user sees our line, and no traceback before it."""
 
 import subprocess
 from pathlib import Path

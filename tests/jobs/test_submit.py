@@ -27,7 +27,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where jobs are submitted to, the environment that holds its token, and a folder for what jobs bring."""
+    """Address that jobs are submitted to, the environment with its token, and a folder for what jobs bring."""
 
     address: str
     environment: dict[str, str]

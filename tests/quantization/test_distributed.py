@@ -48,7 +48,7 @@ def calibrate(
 def alone(
     images: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
 ) -> Callable[[int], Calibration]:
-    """By batch size, the calibration without workers, made once."""
+    """Calibrations without workers by batch size, made once."""
 
     @cache
     def calibrated(batch_size: int) -> Calibration:

@@ -28,7 +28,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
 def write_dataset(values: dict[str, Any]) -> None:
-    """What a synthesis of these settings writes, in this process."""
+    """Write in this process what a synthesis of these settings writes."""
     plan = plan_synthesis(from_dict(SynthesisConfig, values))
     writer = PartWriter(plan.config, plan.digest)
     for shard in plan.shards:
@@ -60,7 +60,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
-    """In this process, one artifact, nothing scored."""
+    """Settings for one artifact, made in this process, with nothing scored."""
     values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": WorkersConfig(size=0), **changes}
     return CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values
@@ -134,7 +134,7 @@ def test_sparse_and_dense_calibration_differ_on_sparse_images(
 
 
 def test_real_images_and_folders_can_be_calibrated_on(tiny_folder: Path, tmp_path: Path) -> None:
-    """Of any size: they go through the transform of the model's own config."""
+    """Images may have any size: they go through the transform of the model's own config."""
     folder = tmp_path / "images"
     folder.mkdir()
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Which file system and path a string names: URIs are read as URIs, and local paths as they are written."""
+"""File system and path that a string names: URIs are read as URIs, and local paths as they are written."""
 
 import os
 import zipfile

@@ -1,4 +1,4 @@
-"""What becomes of shards and devices when workers fail, without Ray."""
+"""Shards and devices when workers fail, without Ray."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ GPU_0, GPU_1, FAR = (Device(node, node, gpu) for node, gpu in (("here", "0"), ("
 
 
 class HereOnly(Attempts):
-    """On a cluster that has lost the node `far`."""
+    """Attempts on a cluster that has lost the node `far`."""
 
     def _alive_nodes(self) -> set[str]:
         return {"here"}

@@ -1,4 +1,4 @@
-"""Which classes a setting names."""
+"""Classes that a setting names."""
 
 from pathlib import Path
 from typing import Any

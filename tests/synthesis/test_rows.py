@@ -20,7 +20,7 @@ def as_lists(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def as_arrays(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """As Ray Data does: lists of one length as one array, of several as an array of arrays."""
+    """Convert as Ray Data does: lists of one length to one array, of several lengths to an array of arrays."""
     columns = {}
     for name, values in as_lists(rows).items():
         lists = isinstance(values[0], list)

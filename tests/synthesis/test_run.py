@@ -117,7 +117,7 @@ def check_same(got: pandas.DataFrame, expected: pa.Table) -> None:
 def test_a_stage_of_ones_own_pipeline(
     made: Made, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, as_list: bool
 ) -> None:
-    """With paths as the driver sees them, one block of all shards, and columns of one's own."""
+    """A stage takes paths as the driver sees them, one block of all shards, and columns of one's own."""
     monkeypatch.chdir(tiny_folder.parent)
     config = replace(made.config, teacher=replace(made.config.teacher, name=f"local-dir:{tiny_folder.name}"))
     shards = [{**shard, "run": 7, "place": list(range(len(shard["labels"])))} for shard in plan_shards(config)]
@@ -166,7 +166,7 @@ def test_impossible_rows_of_a_stage_are_one_typed_line(made: Made) -> None:
         stage(ray.data.from_items(rows)).take_all()
 
     def apart(*rows: dict[str, Any]) -> ray.data.Dataset:
-        """In a block each."""
+        """Return rows in a block each."""
         return ray.data.from_items(list(rows), override_num_blocks=max(1, len(rows)))
 
     for made_of in (list[Any], lambda rows: apart(*rows)):

@@ -59,7 +59,7 @@ READ_AT_CLS = [
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_gap_224", "vit_base_patch16_reg4_gap_256", "aimv2_1b_patch14_224"])
 def test_an_average_is_taken_over_the_kept_tokens(name: str) -> None:
-    """As gathered by hand behind timm's own embedding, and run through its own blocks."""
+    """Logits equal those of tokens gathered by hand after timm's own embedding and run through its own blocks."""
     model: Any = make(name)
     images, keep = torch.randn(8, 3, 32, 32), torch.stack([torch.randperm(16)[:6] for _ in range(8)])
     tokens, prefix = model._pos_embed(model.patch_embed(images)), model.num_prefix_tokens
