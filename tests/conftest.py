@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -26,7 +27,8 @@ from torch import nn
 from pipeline.inversion import Teacher
 from pipeline.models import save_model
 
-pytest_plugins = ["tests.quantized"]
+# Machines with a GPU that only test the engine may lack torchao.
+pytest_plugins = ["tests.quantized"] if find_spec("torchao") else []
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 HALF = (0.5, 0.5, 0.5)

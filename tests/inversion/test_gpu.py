@@ -88,4 +88,6 @@ def test_compiled_runs_make_the_same_images(teacher: Teacher, dtype: str, micro_
         invert(teacher, TARGETS, InversionConfig(**config, compile=c), seeds=SEEDS) for c in (False, True)
     )
     assert torch.equal(eager.keep_indices, compiled.keep_indices)
-    assert (((eager.images - compiled.images) * teacher.std).abs() <= 1 / 128).float().mean() >= 0.999
+    equal = (((eager.images - compiled.images) * teacher.std).abs() <= 1 / 128).float().mean().item()
+    # A compiled graph rounds to bfloat16 once for each fused loop, not once for each operation: 0.965 on an H100.
+    assert equal >= (0.999 if dtype == "float32" else 0.95)
