@@ -295,5 +295,5 @@ def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
 
 def _first_lines(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("architecture",):
-        return "its config.json names neither an architecture of timm nor one of transformers"
+        return "its config.json names no timm architecture (a folder of transformers is read without a checkpoint)"
     return describe_misfit(error) or one_line(error, limit=400)
