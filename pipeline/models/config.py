@@ -25,7 +25,8 @@ class ModelConfig:
     """A model, the source of its weights, and the way it sees real images.
 
     Args:
-        name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm saves one.
+        name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm or transformers saves
+            one.
         pretrained: take timm's own weights for that name (downloaded).
         checkpoint: weights at any fsspec URI: `.safetensors`, `.pth`, `.npz`, or the index of a sharded checkpoint.
         use_ema: prefer averaged weights (`ema` or `swa` in the key) where a checkpoint has both.

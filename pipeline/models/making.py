@@ -18,7 +18,11 @@ from pipeline.errors import CheckpointError, ModelError, one_line
 from pipeline.models.arguments import check_argument_types
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.folders import read_model_config
+from pipeline.models.layouts import rename_torchvision
 from pipeline.models.positions import resampling
+from pipeline.models.transformers_folder import is_transformers
+from pipeline.models.transformers_weights import describe_folder, folder_preprocessing, read_weights, set_epsilon
 from pipeline.models.weights import (
     check_first_layer,
     check_floating,
@@ -60,6 +64,10 @@ def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
     if config.checkpoint is not None:
         return _from_checkpoint(config, config.checkpoint, trained)
     if from_folder:
+        folder = config.located().name.removeprefix(LOCAL_DIR)
+        stated = read_model_config(folder)
+        if is_transformers(stated):
+            return _from_transformers(config, folder, stated, trained)
         return _from_folder(config, trained)
     model = _create(config, pretrained=config.pretrained)
     if trained:
@@ -134,8 +142,31 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     return MadeModel(model, _size_notices(config, f"model {config.name!r}", model, change, trained))
 
 
+def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any], trained: bool) -> MadeModel:
+    """Load a folder of transformers as the timm model that computes the same."""
+    described = describe_folder(what := f"model {config.name!r}", stated)
+    own = dataclasses.replace(config, **described.settings())
+    outline = _outline(own)
+    preprocessing, notices = folder_preprocessing(config, folder)
+    uri, weights, left_out = read_weights(folder, described.layout, outline, use_ema=config.use_ema)
+    asked = dataclasses.replace(
+        own,
+        num_classes=config.num_classes or own.num_classes,
+        in_chans=config.in_chans or own.in_chans,
+        model_args={**own.model_args, **config.model_args},
+    )
+    if trained:
+        check_heads(uri, weights, _outline(asked))
+        check_first_layer(what, weights, _outline(asked))
+    overlay = {"num_classes": own.num_classes, "input_size": _size(outline), "label_offset": 0, **preprocessing}
+    model = _fill(asked, uri, weights, overlay)
+    notices += (*left_out, *set_epsilon(what, model, described.epsilon, trained=trained))
+    return MadeModel(model, (*notices, *_size_notices(config, what, model, resampling(weights, model), trained)))
+
+
 def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> dict[str, Tensor]:
-    weights = read_state_dict(uri, outline.state_dict().keys(), use_ema=config.use_ema)
+    names = outline.state_dict().keys()
+    weights = rename_torchvision(uri, read_state_dict(uri, names, use_ema=config.use_ema), names)
     check_floating(uri, weights, outline)
     return weights
 
@@ -264,5 +295,5 @@ def _check_own_patches(config: ModelConfig, model: nn.Module) -> None:
 
 def _first_lines(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("architecture",):
-        return "its config.json names no timm architecture, as that of a folder of transformers"
+        return "its config.json names no timm architecture (a folder of transformers is read without a checkpoint)"
     return describe_misfit(error) or one_line(error, limit=400)

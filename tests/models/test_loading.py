@@ -437,12 +437,13 @@ def test_real_images_of_any_size_and_mode(tiny_folder: Path, mode: str, size: tu
     assert torch.allclose(pixels, torch.ones(3, 32, 32), atol=1e-5)
 
 
-def test_a_folder_of_another_library(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
-    with pytest.raises(
-        ModelError, match=r"config\.json names no timm architecture, as that of a folder of transformers"
-    ):
+def test_a_folder_without_an_architecture(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_classes": 10}')
+    with pytest.raises(ModelError, match=r"config\.json names no timm architecture \(a folder of transformers is read"):
         load_model(ModelConfig(name=f"local-dir:{tmp_path}"))
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(ModelError, match="a folder of transformers is read without a checkpoint"):
+        load_model(ModelConfig(name=f"local-dir:{tmp_path}", checkpoint="a.pth"))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 50, None])

@@ -1,0 +1,73 @@
+"""Read the preprocessing of a transformers folder, in timm's terms."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.models.preprocessing import describe_normalization_fault
+from pipeline.storage import exists, join, read_bytes
+
+# Pillow's numbers of interpolations.
+_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_FILE = "preprocessor_config.json"
+
+
+def read_processor(folder: str) -> dict[str, Any] | None:
+    """Return timm's `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode` that a folder's file states.
+
+    None if there is no such file.
+
+    Raises:
+        DatasetError: it exists and cannot be read.
+        ValueError: it is no JSON object, or describes what timm does not do; the message begins with its name.
+    """
+    uri = join(folder, _FILE)
+    if not exists(uri):
+        return None
+    try:
+        stated = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise ValueError(f"{_FILE} is no JSON: {error}") from error
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"{_FILE} is no JSON object")
+    return {**_normalization(stated), **_resizing(stated)}
+
+
+def _normalization(stated: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    factor = stated.get("rescale_factor", 1 / 255)
+    if not stated.get("do_rescale", True) or not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-3:
+        raise ValueError(f"{_FILE} does not scale pixels to [0, 1]: rescale_factor {factor!r:.40}")
+    if not stated.get("do_normalize", True):
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    found = {ours: stated.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))}
+    if not all(isinstance(values, list) for values in found.values()):
+        raise ValueError(f"{_FILE} states no image_mean and image_std")
+    if fault := describe_normalization_fault(found):
+        raise ValueError(f"{_FILE}: {fault}")
+    return {name: tuple(map(float, values or ())) for name, values in found.items()}
+
+
+def _resizing(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images become squares: timm resizes to the model's size divided by `crop_pct`, then crops."""
+    if not stated.get("do_resize", True):
+        raise ValueError(f"{_FILE} does not resize images (do_resize)")
+    size = stated.get("size")
+    crops = bool(stated.get("do_center_crop", False))
+    crop_mode = "center" if isinstance(size, Mapping) and "shortest_edge" in size else "squash"
+    edge = _edge(size, "size")
+    share = _edge(stated.get("crop_size"), "crop_size") / edge if crops else 1.0
+    resample = stated.get("resample", 2)
+    if not isinstance(resample, int) or resample not in _INTERPOLATIONS:
+        raise ValueError(f"{_FILE} states the unknown resample {resample!r:.40}")
+    if crop_mode == "center" and not crops:
+        raise ValueError(f"{_FILE} resizes the shorter edge and does not crop, so that images are no squares")
+    return {"interpolation": _INTERPOLATIONS[resample], "crop_pct": share, "crop_mode": crop_mode}
+
+
+def _edge(size: Any, name: str) -> int:
+    """Return the edge of a square, as transformers writes it: a number, or one or two numbers with names."""
+    edges = {value for key, value in size.items() if value is not None} if isinstance(size, Mapping) else {size}
+    edge = next(iter(edges), None)
+    if len(edges) != 1 or not isinstance(edge, int) or edge < 1:
+        raise ValueError(f"{_FILE} states a {name} that is no square: {size!r:.60}")
+    return edge

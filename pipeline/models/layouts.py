@@ -1,0 +1,167 @@
+"""Names of a ViT's tensors in transformers and in torchvision, for each of timm's names."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+
+# timm's name → the other library's names in front of `weight` or `bias`, or of a whole tensor. Those of several names
+# are concatenated along the first axis. `{}` is the number of the block.
+Names = Mapping[str, tuple[str, ...]]
+
+_TRANSFORMERS: dict[str, tuple[str, ...]] = {
+    "cls_token": ("embeddings.cls_token",),
+    "dist_token": ("embeddings.distillation_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")),
+    "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
+    "norm": ("layernorm",),
+}
+_VIT = _TRANSFORMERS | {
+    "blocks.{}.norm1": ("encoder.layer.{}.layernorm_before",),
+    "blocks.{}.norm2": ("encoder.layer.{}.layernorm_after",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.intermediate.dense",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.output.dense",),
+    # DeiT without the second classifier reads the distillation token as one more token; timm calls that a register.
+    "reg_token": ("embeddings.distillation_token",),
+}
+_DINOV2 = _TRANSFORMERS | {
+    "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
+    "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
+    "blocks.{}.ls1.gamma": ("encoder.layer.{}.layer_scale1.lambda1",),
+    "blocks.{}.ls2.gamma": ("encoder.layer.{}.layer_scale2.lambda1",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.fc2",),
+    "reg_token": ("embeddings.register_tokens",),
+}
+_SWIGLU = _DINOV2 | {
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.weights_in",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.weights_out",),
+}
+_SIGLIP: dict[str, tuple[str, ...]] = {
+    "pos_embed": ("embeddings.position_embedding.weight",),
+    "patch_embed.proj": ("embeddings.patch_embedding",),
+    "blocks.{}.norm1": ("encoder.layers.{}.layer_norm1",),
+    "blocks.{}.norm2": ("encoder.layers.{}.layer_norm2",),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layers.{{}}.self_attn.{part}_proj" for part in ("q", "k", "v")),
+    "blocks.{}.attn.proj": ("encoder.layers.{}.self_attn.out_proj",),
+    "blocks.{}.mlp.fc1": ("encoder.layers.{}.mlp.fc1",),
+    "blocks.{}.mlp.fc2": ("encoder.layers.{}.mlp.fc2",),
+    "norm": ("post_layernorm",),
+}
+_TORCHVISION: dict[str, tuple[str, ...]] = {
+    "cls_token": ("class_token",),
+    "pos_embed": ("encoder.pos_embedding",),
+    "patch_embed.proj": ("conv_proj",),
+    "blocks.{}.norm1": ("encoder.layers.encoder_layer_{}.ln_1",),
+    "blocks.{}.norm2": ("encoder.layers.encoder_layer_{}.ln_2",),
+    "blocks.{}.attn.proj": ("encoder.layers.encoder_layer_{}.self_attention.out_proj",),
+    "blocks.{}.attn.qkv.weight": ("encoder.layers.encoder_layer_{}.self_attention.in_proj_weight",),
+    "blocks.{}.attn.qkv.bias": ("encoder.layers.encoder_layer_{}.self_attention.in_proj_bias",),
+    "blocks.{}.mlp.fc1": ("encoder.layers.encoder_layer_{}.mlp.0",),
+    "blocks.{}.mlp.fc2": ("encoder.layers.encoder_layer_{}.mlp.3",),
+    "norm": ("encoder.ln",),
+    "head": ("heads.head",),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How another library names a classifier's tensors.
+
+    Attributes:
+        names: timm's names → its own.
+        left_out: how names of tensors begin that its classifier does not read either.
+    """
+
+    names: Names
+    left_out: tuple[str, ...] = ()
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Return the other library's names of the tensor that timm calls `name`; none if it has no such tensor."""
+        number = re.match(r"blocks\.(\d+)\.", name)
+        pattern = re.sub(r"^blocks\.\d+\.", "blocks.{}.", name)
+        stem, _, leaf = pattern.rpartition(".")
+        found = self.names.get(pattern) or tuple(f"{each}.{leaf}" for each in self.names.get(stem, ()))
+        return tuple(each.format(number[1]) if number else each for each in found)
+
+
+def _classifier(prefix: str, backbone: Names, *left_out: str, **heads: str) -> Layout:
+    """Return the layout of a classifier of transformers, from that of its backbone and the names of its heads."""
+    names = {name: tuple(f"{prefix}.{each}" for each in sources) for name, sources in backbone.items()}
+    return Layout(
+        {**names, **{ours: (theirs,) for ours, theirs in (heads or {"head": "classifier"}).items()}},
+        tuple(f"{prefix}.{each}" for each in (*left_out, "embeddings.mask_token", "pooler.")),
+    )
+
+
+VIT = _classifier("vit", _VIT)
+DEIT = _classifier("deit", _VIT)
+DEIT_DISTILLED = _classifier("deit", _VIT, head="cls_classifier", head_dist="distillation_classifier")
+DINOV2, DINOV2_SWIGLU = (_classifier("dinov2", names) for names in (_DINOV2, _SWIGLU))
+REGISTERS, REGISTERS_SWIGLU = (_classifier("dinov2_with_registers", names) for names in (_DINOV2, _SWIGLU))
+SIGLIP = _classifier("vision_model", _SIGLIP, "head.")
+TORCHVISION = Layout(_TORCHVISION)
+
+
+def source_names(layout: Layout, names: Iterable[str]) -> set[str]:
+    """Return the other library's names of all tensors that timm calls `names`."""
+    return {source for name in names for source in layout.sources(name)}
+
+
+def rename(uri: str, weights: Mapping[str, Tensor], layout: Layout, names: Collection[str]) -> dict[str, Tensor]:
+    """Return weights under timm's names; the query, key and value of transformers are joined.
+
+    Args:
+        uri: of the checkpoint, for messages.
+        weights: under the other library's names.
+        layout: of the weights.
+        names: of the timm model's own state dict.
+
+    Raises:
+        CheckpointError: a tensor is missing, or one is not the model's; the message names the first ones.
+    """
+    wanted = source_names(layout, names)
+    faults = {
+        "lacks": sorted(wanted - set(weights)),
+        "has": sorted(name for name in set(weights) - wanted if not name.startswith(layout.left_out)),
+        "has no counterpart of timm's": sorted(name for name in names if not layout.sources(name)),
+    }
+    for what, found in faults.items():
+        if found:
+            rest = " that the model does not read" if what == "has" else ""
+            shown = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
+            raise CheckpointError(f"checkpoint {uri!r} {what} {len(found)} tensors{rest}: {shown}")
+    renamed = {name: _joined([weights[source] for source in layout.sources(name)]) for name in names}
+    positions = renamed["pos_embed"]
+    return {**renamed, "pos_embed": positions if positions.ndim == 3 else positions.unsqueeze(0)}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def add_class_position(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the class token's position to the token itself, for models that embed only the positions of patches."""
+    positions = weights["pos_embed"]
+    return {**weights, "cls_token": weights["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+
+
+def rename_torchvision(uri: str, weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return the weights of torchvision's ViTs under timm's names, and others as they are.
+
+    Raises:
+        CheckpointError: as `rename`.
+    """
+    if "conv_proj.weight" not in weights or "blocks.0.attn.qkv.weight" not in names:
+        return weights
+    # Its published files have the older names of the MLP's layers.
+    newer = {
+        name.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3"): value for name, value in weights.items()
+    }
+    return rename(uri, newer, TORCHVISION, names)

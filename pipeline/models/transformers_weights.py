@@ -1,0 +1,101 @@
+"""Read the weights and the preprocessing of a transformers folder for a timm model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.models.checkpoints import find_weights_file, read_state_dict
+from pipeline.models.config import ModelConfig
+from pipeline.models.image_processor import read_processor
+from pipeline.models.layouts import Layout, add_class_position, rename, source_names
+from pipeline.models.transformers_folder import Described, describe_classifier
+from pipeline.models.weights import check_floating
+
+_SAFE = (".safetensors", ".safetensors.index.json")
+
+
+def describe_folder(what: str, config: Mapping[str, Any]) -> Described:
+    """Return the timm model that a folder's config describes.
+
+    Raises:
+        ModelError: there is none; the message begins with `what`.
+    """
+    try:
+        return describe_classifier(config)
+    except ValueError as error:
+        raise ModelError(f"{what}: its config.json {error}") from error
+
+
+def read_weights(
+    folder: str, layout: Layout, outline: nn.Module, *, use_ema: bool
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+    """Read the weights of a folder under timm's names.
+
+    Args:
+        folder: with safetensors, in one file or several with an index.
+        layout: names of the tensors.
+        outline: the timm model that the folder's config describes.
+        use_ema: as `read_state_dict`.
+
+    Returns:
+        The URI of the weights, the weights, and a notice if some tensors have no part in the classifier.
+
+    Raises:
+        CheckpointError: the weights are of another kind, do not fit the config, or are not floating-point numbers.
+    """
+    uri, made = find_weights_file(folder), outline.state_dict()
+    if not uri.endswith(_SAFE):
+        raise CheckpointError(f"checkpoint {uri!r}: in a folder of transformers only safetensors are read")
+    read = read_state_dict(uri, source_names(layout, made), use_ema=use_ema)
+    weights = rename(uri, read, layout, made)
+    if outline.no_embed_class:
+        weights = add_class_position(weights)
+    check_floating(uri, weights, outline)
+    for name, value in weights.items():
+        if value.shape != made[name].shape:
+            found = f"{layout.sources(name)[0]!r} is {list(value.shape)} in timm's shape"
+            raise CheckpointError(f"checkpoint {uri!r}: {found}, its config.json says {list(made[name].shape)}")
+    left_out = sorted(name for name in read if name.startswith(layout.left_out))
+    notice = f"checkpoint {uri!r}: left out, as transformers' classifier does not read them: {', '.join(left_out)}"
+    return uri, weights, (notice,) if left_out else ()
+
+
+def folder_preprocessing(config: ModelConfig, folder: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a folder's preprocessing in timm's terms; with a notice if timm's own is taken instead.
+
+    Raises:
+        ModelError: the folder states preprocessing that timm does not do, and the config does not give its own.
+    """
+    given = {"mean": config.mean, "std": config.std, **config.preprocessing()}
+    everything = all(given.get(name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"))
+    if everything:
+        return {}, ()
+    try:
+        stated = read_processor(folder)
+    except ValueError as error:
+        advice = "set mean, std, interpolation, crop_pct and crop_mode"
+        raise ModelError(f"model {config.name!r}: its {error}; {advice}") from error
+    if stated is not None:
+        return stated, ()
+    return {}, (
+        f"model {config.name!r} has no preprocessor_config.json: mean, std, interpolation, crop_pct and crop_mode are "
+        "timm's for this architecture where they are not set",
+    )
+
+
+def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -> tuple[str, ...]:
+    """Let the LayerNorms of a trained model add what they were trained with.
+
+    timm cannot write that number into a saved folder. So a model that is yet to be trained and saved keeps timm's, with
+    a notice.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    differing = [norm for norm in norms if norm.eps != epsilon]
+    if differing and not trained:
+        own = f"its LayerNorms add {differing[0].eps:g} to the variance as timm's do"
+        return (f"{what}: {own}, not {epsilon:g} as transformers' did, so that it loads as it was trained",)
+    for norm in differing:
+        norm.eps = epsilon
+    return ()

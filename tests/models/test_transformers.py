@@ -1,0 +1,298 @@
+"""Folders of transformers' image classifiers, loaded as timm models."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from PIL import Image
+from torchvision.models import VisionTransformer as TorchvisionViT
+
+from jobs import synthesize
+from pipeline.distillation.students import prune_depth
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
+from pipeline.models.loading import RealImageTransform
+from pipeline.vit.subset import SubsetViT
+
+SIZES: dict[str, Any] = {
+    **{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8},
+    "id2label": dict(enumerate("abcde")),
+}
+PLAIN = {**SIZES, "intermediate_size": 40}
+DINOV2 = {**SIZES, "mlp_ratio": 3}
+VISION = {name: value for name, value in PLAIN.items() if name != "id2label"}
+MODELS: dict[str, Callable[[], Any]] = {
+    "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**PLAIN)),
+    # A large epsilon, other activation, no biases: none of them may fall back to timm's.
+    "vit-unusual": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(**PLAIN, layer_norm_eps=0.1, hidden_act="gelu_pytorch_tanh", qkv_bias=False)
+    ),
+    "vit-gray": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**PLAIN, num_channels=1)),
+    "deit": lambda: transformers.DeiTForImageClassification(transformers.DeiTConfig(**PLAIN)),
+    "deit-distilled": lambda: transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**PLAIN)),
+    "dinov2": lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**DINOV2)),
+    "dinov2-swiglu": lambda: transformers.Dinov2ForImageClassification(
+        transformers.Dinov2Config(**DINOV2, use_swiglu_ffn=True)
+    ),
+    "dinov2-registers": lambda: transformers.Dinov2WithRegistersForImageClassification(
+        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=3)
+    ),
+    "siglip": lambda: transformers.SiglipForImageClassification(
+        transformers.SiglipConfig(vision_config=VISION, id2label=SIZES["id2label"])
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """A tiny classifier of transformers, its kind, and the folder that it was saved to."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, save(MODELS[request.param](), folder)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ViT with its preprocessing."""
+    folder = tmp_path_factory.mktemp("plain")
+    save(MODELS["vit"](), folder)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save(model: Any, folder: Path) -> Any:
+    """Save a model with random weights, so that two that are swapped give other logits."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def load(folder: Path, **settings: Any) -> LoadedModel:
+    return load_model(ModelConfig(name=f"local-dir:{folder}", **settings))
+
+
+def copied(folder: Path, target: Path, **changes: Any) -> Path:
+    """Copy a folder with changes to its config.json; None removes an entry."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text()) | changes
+    stated = {name: value for name, value in config.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(stated))
+    return target
+
+
+def test_logits_are_those_of_transformers(made: tuple[str, Path, Any]) -> None:
+    kind, folder, theirs = made
+    loaded = load(folder)
+    images = torch.randn(3, loaded.input_size[0], 32, 32)
+    with torch.no_grad():
+        wanted = theirs(images).logits
+        torch.testing.assert_close(loaded.model(images), wanted, rtol=0, atol=1e-4)
+    assert wanted.std() > 0.1
+    assert loaded.class_names == list("abcde")
+    assert loaded.input_size == (1 if kind == "vit-gray" else 3, 32, 32)
+
+
+def test_a_subset_of_all_patches_gives_the_same_logits(made: tuple[str, Path, Any]) -> None:
+    loaded = load(made[1])
+    images = torch.randn(2, loaded.input_size[0], 32, 32)
+    every = torch.arange(16).expand(2, -1)
+    with torch.no_grad():
+        read = SubsetViT(loaded.model)
+        torch.testing.assert_close(read(images, every), loaded.model(images), rtol=0, atol=1e-4)
+        scores = read.forward_scores(images, every, targets=torch.tensor([0, 1]))[1]
+    assert scores.shape == (2, 16)
+
+
+def test_a_pruned_copy_is_saved_as_timm_saves_it(made: tuple[str, Path, Any], tmp_path: Path) -> None:
+    loaded = load(made[1])
+    pruned = prune_depth(loaded.model, [1])
+    save_model(pruned, tmp_path, class_names=loaded.class_names, mean=loaded.mean, std=loaded.std)
+    images = torch.randn(2, *loaded.input_size)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path).model(images), pruned(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["ViTMAEForPreTraining"]},
+            "that of 'ViTMAEForPreTraining' of transformers; converted are ViTFor",
+        ),
+        ({"architectures": None}, "that of 'vit' of transformers; converted are"),
+        ({"architectures": [{}]}, "that of 'vit' of transformers"),
+        ({"hidden_act": "mish"}, "states the activation 'mish'; converted are gelu"),
+        ({"hidden_act": ["gelu"]}, r"states the activation \['gelu'\]"),
+        ({"hidden_size": None}, "states no hidden_size that is a whole number above 0: None"),
+        ({"num_attention_heads": 2.5}, "states no num_attention_heads that is a whole number"),
+        ({"image_size": "32"}, "states '32' as image_size"),
+        ({"layer_norm_eps": "small"}, "states 'small' as layer_norm_eps"),
+        ({"num_channels": "three"}, "states 'three' as num_channels"),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(
+    changes: dict[str, Any], message: str, vit: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=rf"^model 'local-dir:.*': its config\.json .*{message}"):
+        load(copied(vit, tmp_path / "m", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 1}, r"has 16 tensors that the model does not read: 'vit\.encoder\.layer\.1"),
+        ({"num_hidden_layers": 3}, r"lacks 16 tensors: 'vit\.encoder\.layer\.2"),
+        ({"qkv_bias": False}, "has 6 tensors that the model does not read: .*query.bias"),
+        (
+            {"image_size": 64},
+            r"position_embeddings' is \[1, 17, 24\] in timm's shape, its config.json says \[1, 65, 24\]",
+        ),
+        ({"id2label": {"0": "a", "1": "b"}}, r"classifier\..*' is \[5.* its config.json says \[2"),
+        ({"intermediate_size": 41}, r"intermediate.dense\..*\[40.*\[41"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(
+    changes: dict[str, Any], message: str, vit: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors'.*{message}"):
+        load(copied(vit, tmp_path / "m", **changes))
+
+
+def test_only_safetensors_are_read(vit: Path, tmp_path: Path) -> None:
+    folder = copied(vit, tmp_path / "m")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin': in a folder of transformers only safetensors"):
+        load(folder)
+
+
+def test_integers_are_refused_and_unread_tensors_are_named(vit: Path, tmp_path: Path) -> None:
+    folder = copied(vit, tmp_path / "m")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    pooler = {"vit.pooler.dense.weight": torch.zeros(24, 24), "vit.pooler.dense.bias": torch.zeros(24)}
+    safetensors.torch.save_file({**weights, **pooler}, folder / "model.safetensors")
+    loaded = load(folder)
+    assert loaded.digest == load(vit).digest
+    assert "left out, as transformers' classifier does not read them: vit.pooler.dense.bias" in loaded.notices[0]
+    whole = {**weights, "vit.layernorm.weight": torch.ones(24, dtype=torch.int8)}
+    safetensors.torch.save_file(whole, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'norm\.weight' is int8, as quantized weights are"):
+        load(folder)
+
+
+def test_placeholders_are_no_class_names(vit: Path, tmp_path: Path) -> None:
+    filled_in = {str(number): f"LABEL_{number}" for number in range(5)}
+    folder = copied(vit, tmp_path / "m", id2label=filled_in, label2id={name: int(n) for n, name in filled_in.items()})
+    assert load(folder).class_names == list("01234")
+
+
+def test_another_size_or_class_count_is_handled_as_for_folders_of_timm(vit: Path) -> None:
+    loaded = load(vit, model_args={"img_size": 64})
+    assert loaded.input_size == (3, 64, 64)
+    assert "was trained on 32x32 pixels, the model reads 64x64" in loaded.notices[0]
+    with pytest.raises(CheckpointError, match="has 5 classes, the model has 7: set num_classes to 5"):
+        load(vit, num_classes=7)
+    with pytest.raises(CheckpointError, match="trained on 8x8 pixels of 3 channels, the model reads 8x8 pixels of 1"):
+        load(vit, in_chans=1)
+    student = load_model(ModelConfig(name=f"local-dir:{vit}", num_classes=7), trained=False)
+    assert student.model.num_classes == 7
+    assert "LayerNorms add 1e-06 to the variance as timm's do, not 1e-12" in " ".join(student.notices)
+
+
+@pytest.mark.parametrize(
+    ("processor", "settings"),
+    [
+        (transformers.ViTImageProcessorPil, {"size": {"height": 32, "width": 32}, "image_mean": [0.1, 0.2, 0.3]}),
+        (
+            transformers.DeiTImageProcessorPil,
+            {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}, "resample": 3},
+        ),
+        (
+            transformers.BitImageProcessorPil,
+            {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "resample": 3},
+        ),
+    ],
+)
+def test_real_images_are_prepared_as_transformers_does(
+    processor: Any, settings: dict[str, Any], vit: Path, tmp_path: Path
+) -> None:
+    folder = copied(vit, tmp_path / "m")
+    theirs = processor(**settings)
+    theirs.save_pretrained(folder)
+    loaded = load(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((120, 90), Image.Resampling.BICUBIC)
+    wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(RealImageTransform(loaded)(image), wanted, rtol=0, atol=0.02)
+    assert loaded.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ("[]", "is no JSON object"),
+        ("{", "is no JSON: "),
+        ('{"do_rescale": false}', r"does not scale pixels to \[0, 1\]"),
+        ('{"rescale_factor": 0.0078}', "does not scale pixels"),
+        ('{"image_mean": [0.5]}', "states no image_mean and image_std"),
+        ('{"do_normalize": false, "size": {"height": 32, "width": 16}}', "states a size that is no square"),
+        ('{"do_normalize": false, "size": {"shortest_edge": 32}}', "does not crop"),
+        ('{"do_normalize": false, "size": 32, "resample": 9}', "unknown resample 9"),
+        ('{"do_normalize": false, "size": 32, "resample": [2]}', r"unknown resample \[2\]"),
+        ('{"do_normalize": false, "do_resize": false}', "does not resize"),
+    ],
+)
+def test_preprocessing_that_timm_does_not_do_is_refused(stated: str, message: str, vit: Path, tmp_path: Path) -> None:
+    folder = copied(vit, tmp_path / "m")
+    (folder / "preprocessor_config.json").write_text(stated)
+    with pytest.raises(ModelError, match=rf"its preprocessor_config\.json.* {message}.*; set mean, std, interpolation"):
+        load(folder)
+    own = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
+    assert load(folder, **own).mean == (0.5, 0.5, 0.5)
+
+
+def test_preprocessing_that_is_not_stated_is_told(vit: Path, tmp_path: Path) -> None:
+    folder = copied(vit, tmp_path / "m")
+    (folder / "preprocessor_config.json").unlink()
+    assert "has no preprocessor_config.json: mean, std" in load(folder).notices[0]
+
+
+def test_a_job_takes_such_a_folder(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--teacher.name", f"local-dir:{vit}", "--output", str(tmp_path / "out"), "--images_per_class=1"]
+    assert synthesize.main([*flags, "--dry-run"]) == 0, capsys.readouterr().err
+
+
+def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = TorchvisionViT(
+        image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=48, num_classes=5
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.3)
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2}
+    images = torch.randn(3, 3, 32, 32)
+    for name, older in (("new", ("mlp.0", "mlp.3")), ("published", ("mlp.linear_1", "mlp.linear_2"))):
+        weights = {
+            key.replace("mlp.0", older[0]).replace("mlp.3", older[1]): value
+            for key, value in theirs.state_dict().items()
+        }
+        torch.save(weights, tmp_path / f"{name}.pth")
+        settings = {"name": "vit_base_patch16_224", "num_classes": 5, "model_args": shape}
+        loaded = load_model(ModelConfig(checkpoint=str(tmp_path / f"{name}.pth"), **settings))
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(images), theirs(images), rtol=0, atol=1e-4)
+    torch.save({**weights, "heads.pre_logits.weight": torch.zeros(24, 24)}, tmp_path / "more.pth")
+    with pytest.raises(CheckpointError, match=r"has 1 tensors that the model does not read: 'heads\.pre_logits"):
+        load_model(ModelConfig(checkpoint=str(tmp_path / "more.pth"), **settings))
