@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, augment
+from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, augment, plan
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages, to_batch
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.students import build_student
 from pipeline.errors import ConfigError
-from pipeline.models import LoadedModel, ModelConfig
+from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.vit.subset import SubsetViT
 from tests.distillation.conftest import KEPT, NUM_PATCHES, kept_patches, make_images
 
@@ -38,6 +38,12 @@ STRENGTHS = {
     "noise": 0.5,
     "mixup": 1.0,
     "cutmix": 1.0,
+}
+UNUSED: dict[str, Any] = {
+    "teacher": ModelConfig(name="unused"),
+    "student": StudentConfig(depth_pruned=[0]),
+    "images": "unused",
+    "output": "unused",
 }
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -113,6 +119,24 @@ def test_what_an_image_does_not_share_with_others_does_not_depend_on_its_batch()
     rows = np.array([4, 1])
     share = make_augmenter(config)(to_batch(images.take(rows), CPU), 0)
     torch.testing.assert_close(share.pixels, together.pixels[rows])
+
+
+def test_two_workers_show_the_views_that_one_does() -> None:
+    augmenter = make_augmenter(replace(EVERYTHING, mixup=0.0, cutmix=0.0))
+    images = make_images(11)
+
+    def views(world_size: int) -> dict[str, Tensor]:
+        found = {}
+        for rank in range(world_size):
+            share = MemoryImages(images, batch_size=4, seed=0, rank=rank, world_size=world_size)
+            for batch in AugmentedImages(share, augmenter, tell=False).batches(1, CPU):
+                found.update(zip(batch.image_ids, batch.pixels, strict=True))
+        return found
+
+    one, two = views(1), views(2)
+    assert one.keys() == two.keys() == set(images.image_ids)
+    for name, pixels in one.items():
+        torch.testing.assert_close(two[name], pixels)
 
 
 def test_an_image_moves_by_what_is_said() -> None:
@@ -209,6 +233,18 @@ def test_filled_images_move_where_nobody_reads_kept_patches() -> None:
     assert torch.equal(view.pixels, batch.pixels.flip(3))
 
 
+def test_images_of_a_teacher_that_reads_whole_ones_are_shown_too(whole_folder: Path) -> None:
+    """Stopped patches are mean color there, and move with the others."""
+    loaded = load_model(ModelConfig(name=f"local-dir:{whole_folder}"))
+    pixels = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    kept = np.array([[0, 1], [2, 3], [1, 0], [0, 0]])
+    images = Images(pixels, np.arange(4), kept, np.array([2, 2, 1, 1]), list("abcd"))
+    batch = to_batch(images, CPU)
+    view = Augmenter.of(EVERYTHING, loaded, seed=0, reads_kept=False)(batch, 0)
+    assert all(changed(batch, view))
+    assert torch.equal(view.keep_indices, batch.keep_indices)
+
+
 def test_an_empty_share_stays_empty() -> None:
     empty = to_batch(make_images(4).take(np.arange(0)), CPU)
     assert not len(make_augmenter(EVERYTHING)(empty, 0).pixels)
@@ -288,14 +324,15 @@ def test_strengths_out_of_range_are_refused(settings: dict[str, float], message:
         AugmentConfig(**settings)
 
 
+def test_saturation_of_images_without_three_channels_is_refused(teacher: LoadedModel) -> None:
+    config = DistillationConfig(**UNUSED, augment=AugmentConfig(saturation=0.2))
+    plan._check_colors(config, teacher)
+    with pytest.raises(ConfigError, match=r"saturation is 0\.2, but the teacher's images have 1 channels, not red"):
+        plan._check_colors(config, replace(teacher, input_size=(1, 32, 32)))
+
+
 def test_labels_of_mixed_images_are_refused() -> None:
-    settings: dict[str, Any] = {
-        "teacher": ModelConfig(name="unused"),
-        "student": StudentConfig(depth_pruned=[0]),
-        "images": "unused",
-        "output": "unused",
-        "label_weight": 1.0,
-    }
+    settings: dict[str, Any] = {**UNUSED, "label_weight": 1.0}
     with pytest.raises(ConfigError, match=r"label_weight is 1, but augment mixes images \(mixup 0, cutmix 0.5\)"):
         DistillationConfig(**settings, augment=AugmentConfig())
     DistillationConfig(**settings, augment=AugmentConfig(cutmix=0.0))
