@@ -30,7 +30,7 @@ class Draws:
     Attributes:
         values: of each name, uniform in [0, 1): float32 [B].
         patches: one per patch, uniform in [0, 1): float32 [B, N].
-        seeds: of the images, to draw noise with.
+        seeds: of the noise of each image.
     """
 
     values: dict[str, Tensor]
@@ -52,11 +52,13 @@ class Draws:
 
 def draw(image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, device: torch.device) -> Draws:
     """Draw the numbers of each image, on the CPU, so that they do not depend on the device."""
-    seeds = [_seed_of(f"{seed} {epoch} {image_id}") for image_id in image_ids]
-    generators = [torch.Generator().manual_seed(number) for number in seeds]
+    names = [f"{seed} {epoch} {image_id}" for image_id in image_ids]
+    generators = [torch.Generator().manual_seed(_seed_of(name)) for name in names]
     table = torch.stack([torch.rand(len(_NAMES) + num_patches, generator=generator) for generator in generators])
     table = table.to(device)
-    return Draws(dict(zip(_NAMES, table.T, strict=False)), table[:, len(_NAMES) :], tuple(seeds))
+    # Otherwise the noise would begin with the numbers that were drawn above.
+    seeds = tuple(_seed_of(f"{name} noise") for name in names)
+    return Draws(dict(zip(_NAMES, table.T, strict=False)), table[:, len(_NAMES) :], seeds)
 
 
 def _seed_of(text: str) -> int:
