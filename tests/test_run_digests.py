@@ -93,3 +93,19 @@ def test_a_training_keeps_its_digest(loaded: LoadedModel, name: str, monkeypatch
     student = build_student(replace(config.student, model=None, depth_pruned=[1]), loaded, seed=0)
     labelled = IMAGES if config.labeled else None
     assert training._document(config, loaded, student, IMAGES, labelled)["digest"] == recorded
+
+
+def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all their settings are the defaults."""
+    monkeypatch.setattr(training, "weight_digest", lambda model: f"{2:064x}")
+
+    def document(**changes: Any) -> dict[str, Any]:
+        config = make(DistillationConfig, {"student": {"depth_pruned": [1]}, **changes})
+        student = build_student(config.student, loaded, seed=0)
+        return training._document(config, loaded, student, IMAGES, None)
+
+    plain, default, other = document(), document(augment={}), document(augment={"blur": 2.0})
+    assert plain["digest"] == document(augment=None)["digest"] == TRAININGS["plain"][1]
+    assert len({run["digest"] for run in (plain, default, other)}) == 3
+    assert "augment" not in plain["identity"]["config"]
+    assert other["identity"]["config"]["augment"] == {"blur": 2.0}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
@@ -98,6 +99,8 @@ class DistillationConfig:
         temperature: divisor of the logits before they are compared.
         token_weight: weight of the squared difference of the final tokens; 0 turns it off.
         label_weight: weight of the cross-entropy with the images' labels; 0 turns it off.
+        augment: random views that teacher and student read, another of each image at each epoch; without it, every
+            image is read as it is, and the teacher's answers for images in memory are computed once.
         dtype: type of the forward pass; weights stay in float32.
         seed: seed of new weights and of the order of images.
         score_every: epochs between scorings; the last epoch is always scored.
@@ -129,6 +132,7 @@ class DistillationConfig:
     temperature: float = 4.0
     token_weight: float = 0.0
     label_weight: float = 0.0
+    augment: AugmentConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     score_every: int = 1
@@ -144,10 +148,21 @@ class DistillationConfig:
         check_ranges(self, _NOT_NEGATIVE, 0)
         check_range("momentum", self.momentum, 0, 1, open_high=True)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        _check_labels(self)
         if self.batch_size < self.workers.size:
             raise ConfigError(
                 f"batch_size {self.batch_size} is less than an image for each of {self.workers.size} workers"
             )
+
+
+def _check_labels(config: DistillationConfig) -> None:
+    """Check that no image is a mixture of two whose labels count."""
+    augment = config.augment
+    if augment is not None and config.label_weight and (augment.mixup or augment.cutmix):
+        raise ConfigError(
+            f"label_weight is {config.label_weight:g}, but augment mixes images (mixup {augment.mixup:g}, cutmix "
+            f"{augment.cutmix:g}), and a mixture has no label: set the two to 0, or label_weight"
+        )
 
 
 def _check_blocks(blocks: list[int]) -> None:

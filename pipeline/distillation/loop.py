@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.distillation.answers import Answers
+from pipeline.distillation.augmented import AugmentedImages
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
 from pipeline.distillation.objective import TERMS, Objective
@@ -68,7 +69,7 @@ class StudentTrainer:
         digest: str,
         student: Student,
         answers: Answers,
-        images: ImageSource,
+        images: ImageSource | AugmentedImages,
         labeled: ImageSource | None,
         group: Group,
         parallelize: Callable[[nn.Module], nn.Module] | None = None,

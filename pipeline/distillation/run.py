@@ -81,9 +81,11 @@ def _read(plan: DistillationPlan) -> Task:
     """Read the images into memory if they fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
+    # Of views, no answers are kept.
+    with_tokens = config.token_weight > 0 and config.augment is None
     sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
     for source, labels in ((plan.images, config.label_weight > 0), (plan.labeled, True)):
-        size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=config.token_weight > 0)
+        size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=with_tokens)
         if source is not None and size <= left:
             left -= size
             sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])

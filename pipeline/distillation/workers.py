@@ -15,15 +15,17 @@ from torch import nn
 from pipeline.cluster import connect
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
+from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
 from pipeline.distillation.loop import Group, ImageSource, StudentTrainer
 from pipeline.distillation.objective import DTYPES
-from pipeline.distillation.students import build_student
+from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
+from pipeline.vit.families import refusal
 from pipeline.workers import check_same, load_again, pick_device, threads
 
 
@@ -147,14 +149,26 @@ def train_on(
     )
     images = _share(task.images, teacher, config, group, labels=config.label_weight > 0)
     labeled = None if task.labeled is None else _share(task.labeled, teacher, config, group, labels=True)
-    if isinstance(images, MemoryImages):
+    shown = _as_views(images, teacher, student, config, group)
+    if isinstance(shown, MemoryImages):
         answers.keep(
-            images.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
+            shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
     try:
-        return StudentTrainer(config, task.digest, student, answers, images, labeled, group, parallelize).train()
+        return StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize).train()
     except NonFiniteError as error:
         return error
+
+
+def _as_views(
+    images: ImageSource, teacher: LoadedModel, student: Student, config: DistillationConfig, group: Group
+) -> ImageSource | AugmentedImages:
+    """Show the images as random views, if that is asked for."""
+    if config.augment is None:
+        return images
+    reads_kept = refusal(teacher.model) is None or student.vit is not None
+    augmenter = Augmenter.of(config.augment, teacher, seed=config.seed, reads_kept=reads_kept)
+    return AugmentedImages(images, augmenter, tell=group.rank == 0)
 
 
 def _share(

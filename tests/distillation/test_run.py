@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import from_dict
 from pipeline.dataset import write_images
-from pipeline.distillation import DistillationConfig, StudentConfig, distill
+from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, distill
 from pipeline.distillation.loop import Group
 from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.workers import Task, train_on
@@ -93,8 +93,18 @@ def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
     check_exact(runs[workers], workers)
 
 
-def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeConfig) -> None:
-    check_exact(distill(make_config("out", workers=replace(HERE, size=2), cache_gb=0.0, shuffle_buffer=8)), 2)
+def test_so_they_do_when_images_are_read_anew_at_each_epoch_as_views(make_config: MakeConfig) -> None:
+    streamed = {"cache_gb": 0.0, "shuffle_buffer": 8}
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), augment=AugmentConfig(), **streamed)), 2)
+
+
+def test_a_training_on_views_reads_every_image_once_and_scores_images_as_they_are(
+    runs: dict[int, dict[str, Any]], make_config: MakeConfig
+) -> None:
+    result = distill(make_config("out", workers=replace(HERE, size=0), augment=AugmentConfig(flip=0.5, mixup=0.5)))
+    check_exact(result, 1)
+    assert result["before_top1"] == runs[0]["before_top1"]
+    assert result["weights_sha256"] != runs[0]["weights_sha256"]
 
 
 def test_several_datasets_are_trained_on_together(make_config: MakeConfig, tmp_path: Path) -> None:

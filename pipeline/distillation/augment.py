@@ -1,0 +1,202 @@
+"""Random changes of a batch of images, as functions of numbers drawn for each image from its own seed.
+
+The seed is of the training, the epoch and the image, so that a restart shows the same views, and an image's own changes
+do not depend on its batch or worker. Only its partners, of mixup and CutMix, are of the same batch.
+
+Pixels are float32 [B, C, H, W], normalized unless said otherwise; strengths and factors are [B].
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+# One number per image for each; what is added goes to the end, so that the others stay as they were.
+_NAMES = (
+    *("angle", "down", "right", "size", "flip", "blur", "brightness", "contrast", "saturation", "noise", "partner"),
+    *("mixup", "mixup_share", "cutmix", "cutmix_area", "cutmix_row", "cutmix_column"),
+)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a batch.
+
+    Attributes:
+        values: of each name, uniform in [0, 1): float32 [B].
+        patches: one per patch, uniform in [0, 1): float32 [B, N].
+        seeds: of the noise of each image.
+    """
+
+    values: dict[str, Tensor]
+    patches: Tensor
+    seeds: tuple[int, ...]
+
+    def up_to(self, name: str, largest: float) -> Tensor:
+        """Return numbers [B] that are uniform in [0, largest)."""
+        return self.values[name] * largest
+
+    def around(self, name: str, largest: float) -> Tensor:
+        """Return numbers [B] that are uniform in [-largest, largest)."""
+        return (2 * self.values[name] - 1) * largest
+
+    def chosen(self, name: str, probability: float) -> Tensor:
+        """Return bool [B], true with the given probability."""
+        return self.values[name] < probability
+
+
+def draw(image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, device: torch.device) -> Draws:
+    """Draw the numbers of each image, on the CPU, so that they do not depend on the device."""
+    names = [f"{seed} {epoch} {image_id}" for image_id in image_ids]
+    generators = [torch.Generator().manual_seed(_seed_of(name)) for name in names]
+    table = torch.stack([torch.rand(len(_NAMES) + num_patches, generator=generator) for generator in generators])
+    table = table.to(device)
+    # Otherwise the noise would begin with the numbers that were drawn above.
+    seeds = tuple(_seed_of(f"{name} noise") for name in names)
+    return Draws(dict(zip(_NAMES, table.T, strict=False)), table[:, len(_NAMES) :], seeds)
+
+
+def _seed_of(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:7])
+
+
+def move(pixels: Tensor, *, angle: Tensor, down: Tensor, right: Tensor, size: Tensor) -> Tensor:
+    """Rotate, shift and scale each image; what comes in from outside is its reflection.
+
+    Args:
+        angle: in degrees.
+        down, right: in sides of the image.
+        size: factor.
+    """
+    height, width = pixels.shape[-2:]
+    cosine, sine = torch.cos(torch.deg2rad(angle)) / size, torch.sin(torch.deg2rad(angle)) / size
+    # Coordinates of an image run from -1 to 1 along either side, so those of an oblong one are stretched.
+    rows = (
+        torch.stack([cosine, sine * (height / width), torch.zeros_like(angle)], dim=1),
+        torch.stack([-sine * (width / height), cosine, torch.zeros_like(angle)], dim=1),
+    )
+    theta = torch.stack(rows, dim=1)
+    shift = torch.stack([-2 * right, -2 * down], dim=1).unsqueeze(2)
+    theta[:, :, 2:] = theta[:, :, :2] @ shift
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def mirror(pixels: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the images where `flip`, bool [B], is true."""
+    return torch.where(_spread(flip), transforms.horizontal_flip(pixels), pixels)
+
+
+def blur(pixels: Tensor, sigma: Tensor, *, largest: float) -> Tensor:
+    """Blur each image with a Gaussian of its own standard deviation, in pixels, none above `largest`.
+
+    torchvision's blur takes one standard deviation for all images.
+    """
+    radius = math.ceil(3 * largest)
+    offsets = torch.arange(-radius, radius + 1, device=pixels.device)
+    kernels = torch.exp(-(offsets**2) / (2 * sigma.clamp(min=1e-3).unsqueeze(1) ** 2))
+    kernels = kernels / kernels.sum(dim=1, keepdim=True)
+    batch, channels, height, width = pixels.shape
+    weight = kernels.repeat_interleave(channels, dim=0).unsqueeze(1)
+    flat = pixels.reshape(1, batch * channels, height, width)
+    flat = F.pad(flat, (radius, radius, radius, radius), mode="replicate")
+    flat = F.conv2d(flat, weight.unsqueeze(2), groups=batch * channels)
+    flat = F.conv2d(flat, weight.unsqueeze(3), groups=batch * channels)
+    return flat.reshape(pixels.shape)
+
+
+def recolor(pixels: Tensor, *, brightness: Tensor, contrast: Tensor, saturation: Tensor | None) -> Tensor:
+    """Change the colors of pixels in [0, 1], which may leave that range.
+
+    torchvision's functions take one factor for all images.
+
+    Args:
+        brightness: factor of the pixels.
+        contrast: factor of the distance from the mean gray of the image.
+        saturation: factor of the distance from gray; None for images that do not have three channels.
+    """
+    pixels = pixels * _spread(brightness)
+    if saturation is not None:
+        gray = transforms.rgb_to_grayscale(pixels)
+        pixels = torch.lerp(gray, pixels, _spread(saturation))
+    gray = transforms.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels
+    mean = gray.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(mean, pixels, _spread(contrast))
+
+
+def draw_noise(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Return N(0, 1) noise of the shape of the pixels, each image's from its own seed, drawn on the device."""
+    generator = torch.Generator(pixels.device)
+    shape, device = pixels.shape[1:], pixels.device
+    return torch.stack([torch.randn(shape, generator=generator.manual_seed(s), device=device) for s in seeds])
+
+
+def find_partners(draws: Tensor, groups: Tensor) -> Tensor:
+    """Return the row of another image of the same group for each image, int64 [B]; its own if it is alone.
+
+    It is the image with the next larger draw, around a circle, so each image is a partner once.
+    """
+    partners = torch.arange(len(draws), device=draws.device)
+    for group in groups.unique():
+        rows = (groups == group).nonzero().squeeze(1)
+        ordered = rows[draws[rows].argsort()]
+        partners[ordered] = ordered.roll(-1)
+    return partners
+
+
+def mix(pixels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """Return weighted means with each image's partner, which has a `share` in [0, 1] (mixup, Zhang et al., 2018)."""
+    return torch.lerp(pixels, pixels[partners], _spread(share))
+
+
+def choose_blocks(area: Tensor, row: Tensor, column: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the patches of a block of each image, bool [B, grid height × grid width] (CutMix, Yun et al., 2019).
+
+    Args:
+        area: share of the image, in [0, 1].
+        row, column: where the block lies, from 0 at the top or left end to 1 at the other.
+        grid: height and width, in patches.
+    """
+    inside = []
+    for length, place in zip(grid, (row, column), strict=True):
+        side = (area.sqrt() * length).round()
+        start = (place * (length - side + 1)).floor()
+        positions = torch.arange(length, device=area.device)
+        inside.append((positions >= start.unsqueeze(1)) & (positions < (start + side).unsqueeze(1)))
+    return (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).flatten(1)
+
+
+def paste(pixels: Tensor, others: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Replace the patches that are true in `patches`, bool [B, N], by those of the other images [B, C, H, W]."""
+    mask = patches.float().reshape(-1, 1, *grid)
+    mask = F.interpolate(mask, size=pixels.shape[-2:], mode="nearest").bool()
+    return torch.where(mask, others, pixels)
+
+
+def unite_kept(kept: Tensor, others: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Add patches that other images keep to those of each image, equally many for all, so that one pass reads them.
+
+    Args:
+        kept: patches that each image keeps, as many as any other, bool [B, N].
+        others: the same of other images.
+        order: float32 in [0, 1) [B, N]; decides which patches are left out of the larger unions.
+
+    Returns:
+        bool [B, N]; each image's own patches are among them.
+    """
+    union = kept.clone()
+    for other in others:
+        union |= other
+    count = int(union.sum(dim=1).min())
+    best = (order + union + kept).topk(count, dim=1).indices
+    return torch.zeros_like(kept).scatter(1, best, True)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Give a value per image the shape [B, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,52 @@
+"""Settings of the views that a student is trained on."""
+
+from dataclasses import dataclass
+
+from pipeline.checks import check_finite, check_range, check_ranges
+
+_SHARES = ("translate", "flip", "brightness", "contrast", "saturation", "mixup", "cutmix")
+# These need the pixels between the kept patches.
+WHOLE_ONLY = ("degrees", "translate", "scale", "flip", "blur", "mixup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Show a random view of each image at each epoch; the teacher answers for the view that the student sees.
+
+    The strength of each change is drawn for each image, uniformly from no change up to the value that is set. Images
+    that a model reads on kept patches alone cannot be moved, blurred or mixed up; they take the other changes.
+
+    Args:
+        degrees: largest rotation, in degrees.
+        translate: largest shift, as a share of the side.
+        scale: largest change of size; 0.1 scales by 0.9 to 1.1.
+        flip: probability of mirroring; 0 where a mirrored object is of no class, such as a digit.
+        blur: largest standard deviation of a Gaussian blur, in pixels.
+        brightness: largest change of the factor of the pixels.
+        contrast: largest change of the factor of the distance from the image's mean gray.
+        saturation: largest change of the factor of the distance from gray; for images of three channels.
+        noise: largest standard deviation of Gaussian noise, in units of the normalized pixels.
+        mixup: probability of a weighted mean with another image of the batch.
+        cutmix: probability of pasting a block of another image's patches; on kept patches, of adding the patches that
+            two other images keep.
+    """
+
+    degrees: float = 10.0
+    translate: float = 0.125
+    scale: float = 0.1
+    flip: float = 0.0
+    blur: float = 0.7
+    brightness: float = 0.0
+    contrast: float = 0.4
+    saturation: float = 0.0
+    noise: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        check_ranges(self, ("blur", "noise"), 0)
+        check_range("degrees", self.degrees, 0, 180)
+        check_range("scale", self.scale, 0, 1, open_high=True)
+        for name in _SHARES:
+            check_range(name, getattr(self, name), 0, 1)

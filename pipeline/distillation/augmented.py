@@ -1,0 +1,190 @@
+"""Training images as random views, another at each epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.distillation import augment
+from pipeline.distillation.augment import Draws
+from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
+from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.log import logger
+from pipeline.models import LoadedModel
+from pipeline.models.image_reader import num_patches
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Turn batches into views.
+
+    Attributes:
+        config: strengths of the changes.
+        seed: of the training.
+        mean, std: normalization of the pixels, one per channel.
+        grid: height and width in patches; in pixels for a teacher without patches.
+        reads_kept: whether teacher or student reads the kept patches alone, so that an image with stopped patches
+            cannot be moved.
+    """
+
+    config: AugmentConfig
+    seed: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grid: tuple[int, int]
+    reads_kept: bool
+
+    @classmethod
+    def of(cls, config: AugmentConfig, teacher: LoadedModel, *, seed: int, reads_kept: bool) -> "Augmenter":
+        """Make the augmenter of a teacher's images."""
+        side = round(num_patches(teacher) ** 0.5)
+        grid = (side, side) if side else teacher.input_size[1:]
+        return cls(config, seed, teacher.mean, teacher.std, grid, reads_kept)
+
+    def __call__(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
+        """Return the view of each image at an epoch; it is no longer an image of which answers are kept."""
+        if not len(batch.pixels):
+            return batch
+        patches = self.grid[0] * self.grid[1] if self.reads_kept else 0
+        device = batch.pixels.device
+        draws = augment.draw(batch.image_ids, seed=self.seed, epoch=epoch, num_patches=patches, device=device)
+        whole = self.find_whole(batch)
+        pixels = batch.pixels
+        if whole.any():
+            pixels = torch.where(whole.view(-1, 1, 1, 1), self._move(pixels, draws), pixels)
+        viewed = replace(batch, pixels=self._recolor(pixels, draws), rows=None)
+        viewed = self._combine(viewed, whole, draws)
+        return replace(viewed, pixels=self._add_noise(viewed.pixels, draws))
+
+    def find_whole(self, batch: DistillationBatch) -> Tensor:
+        """Return which images, bool [B], are read as a whole."""
+        if not self.reads_kept:
+            return torch.ones_like(batch.num_kept, dtype=torch.bool)
+        return batch.num_kept == self.grid[0] * self.grid[1]
+
+    def _move(self, pixels: Tensor, draws: Draws) -> Tensor:
+        config = self.config
+        if config.degrees or config.translate or config.scale:
+            pixels = augment.move(
+                pixels,
+                angle=draws.around("angle", config.degrees),
+                down=draws.around("down", config.translate),
+                right=draws.around("right", config.translate),
+                size=1 + draws.around("size", config.scale),
+            )
+        if config.flip:
+            pixels = augment.mirror(pixels, draws.chosen("flip", config.flip))
+        if config.blur:
+            pixels = augment.blur(pixels, draws.up_to("blur", config.blur), largest=config.blur)
+        return pixels
+
+    def _recolor(self, pixels: Tensor, draws: Draws) -> Tensor:
+        config = self.config
+        if not (config.brightness or config.contrast or config.saturation):
+            return pixels
+        mean, std = self._normalization(pixels)
+        colored = augment.recolor(
+            pixels * std + mean,
+            brightness=1 + draws.around("brightness", config.brightness),
+            contrast=1 + draws.around("contrast", config.contrast),
+            saturation=1 + draws.around("saturation", config.saturation) if config.saturation else None,
+        )
+        return (colored.clamp(0, 1) - mean) / std
+
+    def _combine(self, batch: DistillationBatch, whole: Tensor, draws: Draws) -> DistillationBatch:
+        """Mix images with others of the batch."""
+        config = self.config
+        if not (config.mixup or config.cutmix):
+            return batch
+        # Whole images are one group, even if the stopped patches of some are filled.
+        groups = batch.num_kept.masked_fill(whole, -1)
+        partners = augment.find_partners(draws.values["partner"], groups)
+        if config.mixup:
+            share = draws.values["mixup_share"] * (draws.chosen("mixup", config.mixup) & whole)
+            batch = replace(batch, pixels=augment.mix(batch.pixels, partners, share))
+        if config.cutmix:
+            values, chosen = draws.values, draws.chosen("cutmix", config.cutmix)
+            blocks = augment.choose_blocks(
+                values["cutmix_area"], values["cutmix_row"], values["cutmix_column"], self.grid
+            )
+            blocks = blocks & (chosen & whole).unsqueeze(1)
+            united = self._unite(batch, partners, chosen & ~whole, draws)
+            pasted = augment.paste(united.pixels, united.pixels[partners], blocks, self.grid)
+            batch = replace(united, pixels=pasted)
+        return batch
+
+    def _unite(self, batch: DistillationBatch, partners: Tensor, chosen: Tensor, draws: Draws) -> DistillationBatch:
+        """Give the chosen images, read on kept patches, the patches that their partner and its partner keep."""
+        if not chosen.any():
+            return batch
+        kept = _as_mask(batch, self.grid[0] * self.grid[1])
+        first, second = partners, partners[partners]
+        united = kept.clone()
+        for count in batch.num_kept[chosen].unique():
+            rows = (chosen & (batch.num_kept == count)).nonzero().squeeze(1)
+            others = [kept[first[rows]], kept[second[rows]]]
+            united[rows] = augment.unite_kept(kept[rows], others, draws.patches[rows])
+        from_first = united & ~kept & kept[first]
+        from_second = united & ~kept & ~kept[first]
+        pixels = augment.paste(batch.pixels, batch.pixels[first], from_first, self.grid)
+        pixels = augment.paste(pixels, batch.pixels[second], from_second, self.grid)
+        num_kept = united.sum(dim=1)
+        return replace(batch, pixels=pixels, keep_indices=_as_indices(united, num_kept), num_kept=num_kept)
+
+    def _add_noise(self, pixels: Tensor, draws: Draws) -> Tensor:
+        if not self.config.noise:
+            return pixels
+        mean, std = self._normalization(pixels)
+        level = draws.up_to("noise", self.config.noise).view(-1, 1, 1, 1)
+        noisy = pixels + level * augment.draw_noise(pixels, draws.seeds)
+        return torch.minimum(torch.maximum(noisy, -mean / std), (1 - mean) / std)
+
+    def _normalization(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
+
+
+class AugmentedImages:
+    """A worker's share of training images, shown as views; each image is still read once an epoch.
+
+    Args:
+        source: the images.
+        augmenter: turns them into views.
+        tell: whether to say, once, which settings images on kept patches do not take.
+    """
+
+    def __init__(self, source: MemoryImages | StreamedImages, augmenter: Augmenter, *, tell: bool) -> None:
+        self.num_images = source.num_images
+        self._source, self._augmenter, self._tell = source, augmenter, tell
+
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's share of every batch of an epoch."""
+        for batch in self._source.batches(epoch, device):
+            if self._tell:
+                self._tell_skipped(batch)
+            yield self._augmenter(batch, epoch)
+
+    def _tell_skipped(self, batch: DistillationBatch) -> None:
+        skipped = [name for name in WHOLE_ONLY if getattr(self._augmenter.config, name)]
+        if not skipped or self._augmenter.find_whole(batch).all():
+            return
+        self._tell = False
+        logger.info(f"augment: images read on kept patches alone do not take {', '.join(skipped)}")
+
+
+def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:
+    """Return the kept patches as bool [B, N]."""
+    width = batch.keep_indices.shape[1]
+    valid = torch.arange(width, device=batch.num_kept.device) < batch.num_kept.unsqueeze(1)
+    # The padding goes to a column of its own.
+    indices = batch.keep_indices.masked_fill(~valid, num_patches)
+    mask = torch.zeros(len(indices), num_patches + 1, dtype=torch.bool, device=indices.device)
+    return mask.scatter(1, indices, True)[:, :num_patches]
+
+
+def _as_indices(kept: Tensor, num_kept: Tensor) -> Tensor:
+    """Return the true columns of each row, ascending, padded with 0: int64 [B, most]."""
+    width = int(num_kept.max())
+    order = torch.sort((~kept).byte(), dim=1, stable=True).indices[:, :width]
+    return order * (torch.arange(width, device=kept.device) < num_kept.unsqueeze(1))
