@@ -36,6 +36,7 @@ from benchmarks.circumstances import circumstances
 from pipeline.models import save_model
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SPLITS = ("train", "test")
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 _PADDING = 4  # pixels on each side, from which crops are taken
@@ -268,9 +269,6 @@ def train_teacher(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started),
         **circumstances("benchmarks.cifar", device),
     }
-
-
-SPLITS = ("train", "test")
 
 
 def _deciding(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,18 +9,20 @@ Pixels are float32 [B, C, H, W], normalized unless said otherwise; strengths and
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from pipeline.hashing import hash_number
+
 # One number per image for each; what is added goes to the end, so that the others stay as they were.
 _NAMES = (
     *("angle", "down", "right", "size", "flip", "blur", "brightness", "contrast", "saturation", "noise", "partner"),
     *("mixup", "mixup_share", "cutmix", "cutmix_area", "cutmix_row", "cutmix_column"),
 )
+_SEED_BYTES = 7
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,12 @@ class Draws:
 def draw(image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, device: torch.device) -> Draws:
     """Draw the numbers of each image, on the CPU, so that they do not depend on the device."""
     names = [f"{seed} {epoch} {image_id}" for image_id in image_ids]
-    generators = [torch.Generator().manual_seed(_seed_of(name)) for name in names]
+    generators = [torch.Generator().manual_seed(hash_number(name, _SEED_BYTES)) for name in names]
     table = torch.stack([torch.rand(len(_NAMES) + num_patches, generator=generator) for generator in generators])
     table = table.to(device)
     # Otherwise the noise would begin with the numbers that were drawn above.
-    seeds = tuple(_seed_of(f"{name} noise") for name in names)
+    seeds = tuple(hash_number(f"{name} noise", _SEED_BYTES) for name in names)
     return Draws(dict(zip(_NAMES, table.T, strict=False)), table[:, len(_NAMES) :], seeds)
-
-
-def _seed_of(text: str) -> int:
-    return int.from_bytes(sha256(text.encode()).digest()[:7])
 
 
 def move(pixels: Tensor, *, angle: Tensor, down: Tensor, right: Tensor, size: Tensor) -> Tensor:

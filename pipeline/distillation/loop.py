@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain, repeat
 
 import torch
@@ -23,6 +22,7 @@ from pipeline.distillation.state import TrainingState, load_state, save_state
 from pipeline.distillation.students import Student
 from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
+from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
 
 METRICS = "metrics.jsonl"
@@ -231,4 +231,4 @@ def write_metrics(output: str, state: TrainingState) -> None:
 
 def _hash(text: str) -> int:
     """Return a hash of 40 bits, so that the sum over an epoch's image ids fits; it identifies the set of images."""
-    return int.from_bytes(sha256(text.encode()).digest()[:5])
+    return hash_number(text, 5)

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from pipeline.models.preprocessing import describe_normalization_fault
+from PIL import Image
+
+from pipeline.models.preprocessing import Interpolation, describe_normalization_fault
 from pipeline.storage import exists, join, read_bytes
 
-# Pillow's numbers of interpolations.
-_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# transformers writes Pillow's numbers, timm takes its names.
+_INTERPOLATIONS = {int(Image.Resampling[name.upper()]): name for name in get_args(Interpolation)}
 _FILE = "preprocessor_config.json"
 
 

@@ -156,8 +156,9 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
         model_args={**own.model_args, **config.model_args},
     )
     if trained:
-        check_heads(uri, weights, _outline(asked))
-        check_first_layer(what, weights, _outline(asked))
+        wanted = _outline(asked)
+        check_heads(uri, weights, wanted)
+        check_first_layer(what, weights, wanted)
     overlay = {"num_classes": own.num_classes, "input_size": _size(outline), "label_offset": 0, **preprocessing}
     model = _fill(asked, uri, weights, overlay)
     notices += (*left_out, *set_epsilon(what, model, described.epsilon, trained=trained))

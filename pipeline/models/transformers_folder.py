@@ -35,12 +35,14 @@ class _Kind:
         layout: names of its tensors.
         arguments: of timm's model, beside those that the config states.
         defaults: what transformers assumes where a config does not say it.
+        gated_layout: names of its tensors where the config sets `use_swiglu_ffn`; None if the class has no such MLPs.
     """
 
     architecture: str
     layout: Layout
     arguments: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    gated_layout: Layout | None = None
 
 
 _DINOV2_DEFAULTS = {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "num_register_tokens": 4, "use_swiglu_ffn": False}
@@ -52,19 +54,16 @@ _KINDS = {
     "ViTForImageClassification": _Kind(_VIT, layouts.VIT),
     "DeiTForImageClassification": _Kind("deit_base_patch16_224", layouts.DEIT, {"reg_tokens": 1}),
     "DeiTForImageClassificationWithTeacher": _Kind("deit_base_distilled_patch16_224", layouts.DEIT_DISTILLED),
-    "Dinov2ForImageClassification": _Kind(DINOV2, layouts.DINOV2, defaults=_DINOV2_DEFAULTS),
+    "Dinov2ForImageClassification": _Kind(
+        DINOV2, layouts.DINOV2, defaults=_DINOV2_DEFAULTS, gated_layout=layouts.DINOV2_SWIGLU
+    ),
     "Dinov2WithRegistersForImageClassification": _Kind(
-        DINOV2, layouts.REGISTERS, {"no_embed_class": True}, defaults=_DINOV2_DEFAULTS
+        DINOV2, layouts.REGISTERS, {"no_embed_class": True}, _DINOV2_DEFAULTS, layouts.REGISTERS_SWIGLU
     ),
     # The classifier reads the mean of the patch tokens after the last norm, not the attention pool.
     "SiglipForImageClassification": _Kind(
         _VIT, layouts.SIGLIP, {"class_token": False, "global_pool": "avg", "fc_norm": False}, _SIGLIP_DEFAULTS
     ),
-}
-# The layouts of the two where `use_swiglu_ffn` is set.
-_WITH_SWIGLU = {
-    "Dinov2ForImageClassification": layouts.DINOV2_SWIGLU,
-    "Dinov2WithRegistersForImageClassification": layouts.REGISTERS_SWIGLU,
 }
 
 
@@ -143,8 +142,8 @@ def _kind(config: Mapping[str, Any]) -> _Kind:
         what = name if isinstance(name, str) else config.get("model_type")
         raise ValueError(f"is that of {what!r:.60} of transformers; converted are {', '.join(_KINDS)}")
     kind = _KINDS[name]
-    if config.get("use_swiglu_ffn") and name in _WITH_SWIGLU:
-        return replace(kind, architecture=DINOV2_SWIGLU, layout=_WITH_SWIGLU[name])
+    if config.get("use_swiglu_ffn") and kind.gated_layout is not None:
+        return replace(kind, architecture=DINOV2_SWIGLU, layout=kind.gated_layout)
     return kind
 
 

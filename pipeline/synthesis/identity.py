@@ -1,6 +1,5 @@
 """Identity of a dataset: everything that decides its bytes, its digest, and the seeds of its images."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -8,6 +7,7 @@ import timm.models
 from torch import nn
 
 from pipeline.config import digest
+from pipeline.hashing import hash_number
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
 from pipeline.runs import identifying_settings
@@ -87,5 +87,4 @@ def config_digest(config: SynthesisConfig, networks: Networks) -> str:
 
 def image_seed(config_digest: str, shard_id: int, image_id: str) -> int:
     """Return the seed of one image, 63 bits."""
-    content = f"{config_digest}/{shard_id}/{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+    return hash_number(f"{config_digest}/{shard_id}/{image_id}", 8) >> 1
