@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.methods import METHODS, Bench, Figures, Method, measure, report, shortened
+from benchmarks.making import Bench, shortened
+from benchmarks.methods import METHODS, Figures, Method, measure, report
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline.config import parse_config
 from tests.examples.digits.test_demo import write_small_stages
