@@ -34,9 +34,13 @@ class Bench:
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)
 
+    def input(self, name: str = "") -> str:
+        """Path of the teacher's folder or of a set of real images."""
+        return self.path("inputs", name) if name else self.path("inputs")
+
     @property
     def teacher(self) -> str:
-        return f"local-dir:{self.path('digits', 'teacher')}"
+        return f"local-dir:{self.input('teacher')}"
 
     def arguments(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
         """Command-line arguments of a job: a stage's config with some settings changed."""
@@ -44,8 +48,8 @@ class Bench:
         return ["--config", f"{self.stages}/{stage}.yaml", *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def write_dataset(bench: Bench, stage: str, settings: Mapping[str, Any], output: str, seed: int) -> dict[str, float]:
-    """Write a dataset as the actors do, in this process.
+def synthesis_config(bench: Bench, stage: str, settings: Mapping[str, Any], output: str, seed: int) -> SynthesisConfig:
+    """Return the config of a dataset.
 
     Args:
         bench: teacher and configs.
@@ -53,14 +57,19 @@ def write_dataset(bench: Bench, stage: str, settings: Mapping[str, Any], output:
         settings: what differs from it, by dotted name.
         output: folder of the dataset.
         seed: of the images.
+    """
+    own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
+    return parse_config(SynthesisConfig, bench.arguments(stage, {**own, **settings}))
+
+
+def write_dataset(config: SynthesisConfig) -> dict[str, float]:
+    """Write a dataset as the actors do, in this process.
 
     Returns:
         Means per image: processor `seconds`, counted `work` in FLOP, `mean_steps`, and `confidence` of the teacher.
     """
-    own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
-    config = parse_config(SynthesisConfig, bench.arguments(stage, {**own, **settings}))
     plan = plan_synthesis(config)
-    store.write_manifest(output, plan.manifest)
+    store.write_manifest(config.output, plan.manifest)
     writer = PartWriter(plan.config, plan.digest)
     # Of the processor: another process on the core does not count.
     started = time.process_time()

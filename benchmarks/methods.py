@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.circumstances import circumstances, described
-from benchmarks.making import Bench, write_dataset
+from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.markdown import table
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
@@ -107,8 +107,8 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
         # What an earlier run left was made by another engine, perhaps.
         storage.remove_folder(bench.path(kind, name))
     made = {} if method.stage is None else _make_images(bench, method, bench.path("images", name), seed)
-    images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
-    shared = {"teacher.name": bench.teacher, "images": images, "labeled": bench.path("digits", "held_out.parquet")}
+    images = bench.input("real.parquet") if method.stage is None else bench.path("images", name)
+    shared = {"teacher.name": bench.teacher, "images": images, "labeled": bench.input("held_out.parquet")}
     quantized = {
         **shared,
         "output": bench.path("calibrate", name),
@@ -136,13 +136,13 @@ def _make_images(bench: Bench, method: Method, output: str, seed: int) -> dict[s
     settings = dict(method.settings)
     if method.against is not None:
         settings["student.name"] = f"local-dir:{bench.path('distill', f'{method.against}-{seed}', 'student', 'last')}"
-    return write_dataset(bench, method.stage, settings, output, seed)
+    return write_dataset(synthesis_config(bench, method.stage, settings, output, seed))
 
 
 def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int) -> dict[str, list[Figures]]:
     """Figures by method, one a seed; those that build on another's student come second."""
-    if not storage.exists(bench.path("digits", "teacher", "config.json")):
-        make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
+    if not storage.exists(bench.input("held_out.parquet")):
+        make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
     found: dict[str, dict[int, Figures]] = {method.name: {} for method in methods}
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for wave in (False, True):
