@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
-from pipeline.checks import check_ranges
+from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
+from pipeline.quantization.observers import OBSERVERS, ObserverName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
@@ -31,11 +32,17 @@ class CalibrationConfig:
             Real images and noise can be used as well.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
-        output: folder for the artifacts, `ranges.json`, `config.json` and `report.json`, at any fsspec URI.
+        output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json` and
+            `report.json`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each bit width.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized, see `MinMaxQuantizer`.
+        observer: which range of the activations at each point is represented; values outside are clipped. `min_max`:
+            all that was seen. `percentile`: all but the outermost, see `percentile`. `mse`: the range with the least
+            squared error of quantization, for each bit width of its own; above 10 bits it is that of `min_max`.
+        percentile: for `observer: percentile`, the share of values in percent that lies below the upper end of the
+            range, and above its lower end; default 99.99.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
             the mean color in stopped patches.
         formats: artifact formats to write.
@@ -63,6 +70,8 @@ class CalibrationConfig:
     labeled_split: str | None = None
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
+    observer: ObserverName = "min_max"
+    percentile: float | None = None
     mode: Literal["sparse", "dense"] = "sparse"
     formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
@@ -78,6 +87,11 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
+        if self.observer not in OBSERVERS:
+            raise ConfigError(f"observer must be one of {list(OBSERVERS)}, not {self.observer!r}")
+        if self.percentile is not None and self.observer != "percentile":
+            raise ConfigError(f"percentile is {self.percentile:g}, and observer {self.observer} has no use for it")
+        check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)
         check_ranges(self, ("seed",), 0)
         if self.onnx_weights not in ("uint8", "int8"):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, get_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.cluster import own_errors
 from pipeline.dataset.collection import ImageCollection
@@ -22,8 +22,9 @@ from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.observers import Observer, make_observer, merge_observers
 from pipeline.quantization.plan import CalibrationPlan
-from pipeline.quantization.ranges import Ranges, reduce_ranges
+from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.training import run_workers, worker_configs
 from pipeline.workers import load_again, threads, with_absolute_paths
@@ -37,14 +38,23 @@ class Calibration:
     """Result of one pass over the images.
 
     Attributes:
-        ranges: over all images.
+        observers: by point, of all images.
         image_ids: those that each worker read.
         samples: a few of the images, float32 [B, C, H, W], normalized.
     """
 
-    ranges: Ranges
+    observers: dict[str, Observer]
     image_ids: list[list[str]]
     samples: Tensor
+
+    @property
+    def ranges(self) -> Ranges:
+        """Smallest and largest value at each point, whatever is represented of them."""
+        return {name: (observer.low, observer.high) for name, observer in self.observers.items()}
+
+    def ranges_for(self, activation_bits: int) -> Ranges:
+        """Return the range at each point that is represented in so many bits."""
+        return {name: observer.range(activation_bits) for name, observer in self.observers.items()}
 
     @property
     def num_images(self) -> int:
@@ -107,6 +117,10 @@ def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
 
 
+def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserver:
+    return RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
+
+
 def _observe(
     config: CalibrationConfig, loaded: LoadedModel, observer: RangeObserver, share: _Share, count: Count
 ) -> list[str]:
@@ -117,9 +131,9 @@ def _observe(
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     with threads(config.workers.cpus_per_worker):
-        observer = RangeObserver(loaded.model, config.placement)
+        observer = _range_observer(config, loaded.model)
         image_ids = _observe(config, loaded, observer, _share(plan, plan.windows), count)
-    return {"ranges": observer.ranges(), "image_ids": [image_ids]}
+    return {"observers": observer.observers, "image_ids": [image_ids]}
 
 
 @dataclass(frozen=True)
@@ -149,17 +163,19 @@ def _calibrate_on_workers(
     return run_workers(partial(_observe_share, task), config.workers, resources, output=config.output, name=name)
 
 
-def _observe_share(task: _Task) -> dict[str, Any]:
-    """Read a worker's share, and merge with the others: ranges and image ids of a `Calibration`."""
+def _observe_share(task: _Task) -> dict[str, Any] | None:
+    """Read a worker's share; rank 0 merges all and returns the observers and image ids of a `Calibration`."""
     config, context = task.config, ray.train.get_context()
     with threads(config.workers.cpus_per_worker):
         loaded = load_again(config.teacher, task.teacher_digest)
-        device = get_device()
-        observer = RangeObserver(loaded.model.to(device), config.placement)
+        observer = _range_observer(config, loaded.model.to(get_device()))
         image_ids = _observe(config, loaded, observer, task.shares[context.get_world_rank()], task.count)
-        everyone: list[Any] = [None] * context.get_world_size()
-        dist.all_gather_object(everyone, image_ids)
-        return {"ranges": reduce_ranges(observer.ranges(), device), "image_ids": everyone}
+    everyone: list[Any] | None = [None] * context.get_world_size() if context.get_world_rank() == 0 else None
+    dist.gather_object((observer.observers, image_ids), everyone)
+    if everyone is None:
+        return None
+    observers = [seen for seen, _ in everyone]
+    return {"observers": merge_observers(observers), "image_ids": [part for _, part in everyone]}
 
 
 def _batches(windows: Sequence[Window]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """Convert a calibrated program to files, open each, and compare it with what was calibrated."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def make_artifacts(
     config: CalibrationConfig,
     loaded: LoadedModel,
     program: ExportedProgram,
-    ranges: Ranges,
+    ranges: Mapping[int, Ranges],
     images: Tensor,
     folder: Path,
 ) -> Made:
@@ -98,12 +98,13 @@ def make_artifacts(
     the others are kept.
 
     Args:
+        ranges: for each bit width of activations.
         images: float32 [B, C, H, W], normalized, to compare on.
         folder: on this machine, for the files.
     """
     made, floating = Made([], []), model_predictor(loaded.model)(images)
     for bits in config.settings:
-        quantized = reexport(convert(program, bits, config.placement, ranges), program)
+        quantized = reexport(convert(program, bits, config.placement, ranges[bits.activations]), program)
         with torch.inference_mode():
             calibrated = _Calibrated(bits, quantized, images, floating, quantized.module()(images))
         for kind in config.formats:

@@ -4,32 +4,38 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import export_images, export_subset, prepare, read_ranges
+from pipeline.quantization.graphs import activation_observers, export_images, export_subset, prepare
+from pipeline.quantization.observers import MinMax, Observer
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import refusal
 
 
 class RangeObserver:
-    """A graph with a min-max observer at every point; it reads token subsets or, for other families, whole images.
+    """A graph with an observer at every point; it reads token subsets or, for other families, whole images.
 
-    Observed ranges do not depend on a bit width: scales for any width follow from them.
+    What is observed does not depend on a bit width: ranges and scales for any width follow from it.
 
     Args:
         model: on the device to calibrate on.
         placement: where to observe.
+        make: makes the observer of a point.
+
+    Attributes:
+        observers: by point, in the graph's order.
 
     Raises:
         ModelError: the model cannot be exported.
     """
 
-    def __init__(self, model: nn.Module, placement: Placement) -> None:
+    def __init__(self, model: nn.Module, placement: Placement, make: Callable[[], Observer] = MinMax) -> None:
         self._reads_subsets = refusal(model) is None
         program = (export_subset if self._reads_subsets else export_images)(model, placement)
         self._graph = prepare(program, BitWidths(), placement)
+        self.observers = _watch(self._graph, make)
         self._device = next(model.parameters()).device
         self._model: Any = model
         self.num_images = 0
@@ -59,8 +65,31 @@ class RangeObserver:
         return cover_stopped(images, keep, self._model.patch_embed.patch_size[0]), keep
 
     def ranges(self) -> Ranges:
-        """Return the ranges seen so far; (inf, -inf) at every point before the first image."""
-        return read_ranges(self._graph)
+        """Return the smallest and largest values seen so far; (inf, -inf) at every point before the first image."""
+        return {name: (observer.low, observer.high) for name, observer in self.observers.items()}
+
+
+class _Watched(nn.Module):
+    """Shows an observer what passes."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def forward(self, values: Tensor) -> Tensor:
+        self._observer.update(values)
+        return values
+
+
+def _watch(graph: fx.GraphModule, make: Callable[[], Observer]) -> dict[str, Observer]:
+    """Put an observer of our own in the place of each of torchao's in a prepared graph, and return them by name."""
+    names = {id(module): name for name, module in activation_observers(graph).items()}
+    observers = {name: make() for name in names.values()}
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and id(graph.get_submodule(node.target)) in names:
+            observer = observers[names[id(graph.get_submodule(node.target))]]
+            graph.set_submodule(node.target, _Watched(observer))
+    return observers
 
 
 def cover_stopped(images: Tensor, keep_indices: Tensor, patch_size: int) -> Tensor:

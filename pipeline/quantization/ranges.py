@@ -1,29 +1,12 @@
-"""Activation ranges: merge, compare and check them."""
+"""Activation ranges: compare and check them."""
 
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
-import torch.distributed as dist
-
 from pipeline.errors import DatasetError
 
-# Name of an activation observer → smallest and largest value that it saw; (inf, -inf) if it saw nothing.
+# Name of an activation observer → its range; where it stands for what was seen, (inf, -inf) if that is nothing.
 Ranges = dict[str, tuple[float, float]]
-
-
-def reduce_ranges(ranges: Ranges, device: torch.device) -> Ranges:
-    """Return the ranges over all workers of the default process group; all must call it, with the same names.
-
-    A worker that saw nothing takes part with (inf, -inf), which changes nothing. If a worker saw NaN, the range becomes
-    infinite, so that `check_observed_ranges` refuses it: whether a reduction keeps a NaN depends on the order of
-    workers.
-    """
-    # Both as maxima, so that one reduction is enough: min(x) = -max(-x), exactly.
-    values = torch.tensor([[-low, high] for low, high in ranges.values()], dtype=torch.float32, device=device)
-    values[values.isnan()] = torch.inf
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return {name: (-low, high) for name, (low, high) in zip(ranges, values.tolist(), strict=True)}
 
 
 def check_observed_ranges(ranges: Ranges) -> None:

@@ -15,7 +15,7 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
-from pipeline.quantization.ranges import check_observed_ranges
+from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.runs import hold
 
 REPORT = "report.json"
@@ -52,21 +52,30 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
+    ranges = {bits: calibration.ranges_for(bits) for bits in sorted({bits.activations for bits in config.settings})}
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
-        made = make_artifacts(config, loaded, plan.program, calibration.ranges, calibration.samples, files)
+        made = make_artifacts(config, loaded, plan.program, ranges, calibration.samples, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
         rows = _measure(plan, baselines + made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         storage.write_json(storage.join(config.output, CONFIG), plan.document)
-        storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
+        _write_ranges(config, calibration, ranges)
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
     storage.write_json(storage.join(config.output, REPORT), report)
     return report
+
+
+def _write_ranges(config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges]) -> None:
+    """Write what was seen and, where an observer represents less than that, the ranges for each bit width."""
+    storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
+    if config.observer != "min_max":
+        for bits, ranges in used.items():
+            storage.write_json(storage.join(config.output, f"ranges_a{bits}.json"), ranges)
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
@@ -125,6 +134,7 @@ def _report(
         "images_per_worker": [len(part) for part in calibration.image_ids],
         "placement": config.placement,
         "mode": config.mode,
+        "observer": config.observer,
         "ranges": storage.join(config.output, "ranges.json"),
         "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
         "fp32": baselines,

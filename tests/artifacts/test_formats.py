@@ -65,7 +65,7 @@ def test_a_format_is_a_file_and_a_name(
     observer.observe(ragged)
     folder, images = tmp_path / "out", torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     folder.mkdir()
-    made = make_artifacts(config, loaded, programs("linear"), observer.ranges(), images, folder)
+    made = make_artifacts(config, loaded, programs("linear"), {8: observer.ranges()}, images, folder)
     (artifact,) = made.artifacts
     assert (made.refused, artifact.format) == ([], example)
     assert [path.name for path in folder.iterdir()] == [f"w8a8.{example}"]

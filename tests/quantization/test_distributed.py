@@ -14,6 +14,7 @@ from pipeline.errors import OtherModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
+from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
@@ -48,31 +49,44 @@ def calibrate(
 def alone(
     images: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
 ) -> Callable[[int], Calibration]:
-    """Calibrations without workers by batch size, made once."""
+    """Calibrations without workers by batch size, made once, with observers that count all values."""
 
     @cache
     def calibrated(batch_size: int) -> Calibration:
-        return calibrate(images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size)
+        return calibrate(images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size, observer="mse")
 
     return calibrated
 
 
+def counted(observer: Any) -> tuple[int, int, list[int]]:
+    return observer.histogram.exponent, observer.histogram.first, observer.histogram.counts.tolist()
+
+
 # Batches of 8 make 3 windows, one for each worker at the most; batches of 16 make 2, so that a worker gets none.
-@pytest.mark.parametrize(("workers", "batch_size"), [(1, 8), (3, 8), (3, 16)])
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "observer"), [(1, 8, "min_max"), (3, 8, "mse"), (3, 16, "percentile")]
+)
 def test_workers_agree_to_the_last_bit_and_read_every_image_once(
     workers: int,
     batch_size: int,
+    observer: ObserverName,
     alone: Callable[[int], Calibration],
     images: str,
     tiny_folder: Path,
     tmp_path: Path,
 ) -> None:
-    expected = alone(batch_size).ranges
-    calibration = calibrate(images, tiny_folder, tmp_path, workers, batch_size)
+    expected = alone(batch_size)
+    calibration = calibrate(images, tiny_folder, tmp_path, workers, batch_size, observer=observer)
 
-    differing = [name for name, bounds in calibration.ranges.items() if bounds != expected[name]]
-    assert calibration.ranges.keys() == expected.keys()
+    differing = [name for name, bounds in calibration.ranges.items() if bounds != expected.ranges[name]]
+    assert calibration.ranges.keys() == expected.ranges.keys()
     assert differing == []
+    if observer == "mse":
+        assert calibration.ranges_for(4) == expected.ranges_for(4) != expected.ranges
+    if observer == "percentile":
+        assert [counted(point) for point in calibration.observers.values()] == [
+            counted(point) for point in expected.observers.values()
+        ]
     assert len(calibration.image_ids) == workers
     assert sum(not part for part in calibration.image_ids) == (1 if batch_size == 16 else 0)
     read = [image_id for part in calibration.image_ids for image_id in part]
