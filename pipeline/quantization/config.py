@@ -10,6 +10,7 @@ from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
 from pipeline.quantization.observers import OBSERVERS, ObserverName
+from pipeline.quantization.smoothing import SMOOTHINGS, SmoothingName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
@@ -43,6 +44,11 @@ class CalibrationConfig:
             squared error of quantization, for each bit width of its own; above 10 bits it is that of `min_max`.
         percentile: for `observer: percentile`, the share of values in percent that lies below the upper end of the
             range, and above its lower end; default 99.99.
+        smoothing: what is done about channels that are much larger than others after LayerNorm: their scales move into
+            the weights that read them, which costs a second pass over the images and nothing in the artifact.
+            `smooth_quant`: as in SmoothQuant. `repq`: every channel gets the same range, as in RepQ-ViT.
+        smoothing_alpha: for `smoothing: smooth_quant`, the share of the difficulty that goes into the weights; default
+            0.5.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
             the mean color in stopped patches.
         formats: artifact formats to write.
@@ -72,6 +78,8 @@ class CalibrationConfig:
     placement: Placement = "linear"
     observer: ObserverName = "min_max"
     percentile: float | None = None
+    smoothing: SmoothingName = "none"
+    smoothing_alpha: float | None = None
     mode: Literal["sparse", "dense"] = "sparse"
     formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
@@ -91,6 +99,13 @@ class CalibrationConfig:
             raise ConfigError(f"observer must be one of {list(OBSERVERS)}, not {self.observer!r}")
         if self.percentile is not None and self.observer != "percentile":
             raise ConfigError(f"percentile is {self.percentile:g}, and observer {self.observer} has no use for it")
+        if self.smoothing not in SMOOTHINGS:
+            raise ConfigError(f"smoothing must be one of {list(SMOOTHINGS)}, not {self.smoothing!r}")
+        if self.smoothing_alpha is not None and self.smoothing != "smooth_quant":
+            raise ConfigError(
+                f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
+            )
+        check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)
         check_ranges(self, ("seed",), 0)

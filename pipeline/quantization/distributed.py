@@ -1,6 +1,6 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,12 +20,14 @@ from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
+from pipeline.quantization.channels import ChannelObserver, ChannelRanges, NormReaders, merge_channels
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.observe import GraphReader, RangeObserver
 from pipeline.quantization.observers import Observer, make_observer, merge_observers
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
+from pipeline.quantization.smoothing import ALPHA, smooth
 from pipeline.training import run_workers, worker_configs
 from pipeline.workers import load_again, threads, with_absolute_paths
 
@@ -35,10 +37,11 @@ _NUM_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Calibration:
-    """Result of one pass over the images.
+    """Result of the passes over the images.
 
     Attributes:
         observers: by point, of all images.
+        channels: of the model as it was loaded, where it was smoothed.
         image_ids: those that each worker read.
         samples: a few of the images, float32 [B, C, H, W], normalized.
     """
@@ -46,6 +49,7 @@ class Calibration:
     observers: dict[str, Observer]
     image_ids: list[list[str]]
     samples: Tensor
+    channels: ChannelRanges | None = None
 
     @property
     def ranges(self) -> Ranges:
@@ -63,7 +67,9 @@ class Calibration:
 
 
 def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
-    """Read every planned image once, on `workers.size` workers, and merge what they saw.
+    """Read every planned image, on `workers.size` workers, and merge what they saw.
+
+    Images are read once, or twice if the model is smoothed: before the ranges, those of each channel are observed.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
@@ -82,7 +88,8 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
     if workers.size:
         # Before the first image is read: a cluster may be too small.
         resources = worker_configs(workers, fixed_size=fixed_size)
-    with own_errors(), progress("calibrate", plan.num_images, on_workers=resources is not None) as count:
+    to_read = plan.num_images * (1 if plan.config.smoothing == "none" else 2)
+    with own_errors(), progress("calibrate", to_read, on_workers=resources is not None) as count:
         observed = _calibrate_here(plan, count) if resources is None else _calibrate_on_workers(plan, count, resources)
     calibration = Calibration(**observed, samples=_samples(plan))
     _check_complete(calibration, plan.windows)
@@ -117,12 +124,40 @@ def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
 
 
-def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserver:
-    return RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
+def _pass(
+    config: CalibrationConfig,
+    loaded: LoadedModel,
+    share: _Share,
+    count: Count,
+    gather: Callable[[Any], list[Any]],
+) -> dict[str, Any]:
+    """Observe a worker's share; return its observers and image ids, and the channels of all.
+
+    Args:
+        loaded: on the device to calibrate on.
+        gather: returns what every worker gives it, in the order of their ranks.
+    """
+    model, channels = loaded.model, None
+    if config.smoothing != "none":
+        first = ChannelObserver(model, config.placement)
+        _observe(config, loaded, first, share, count)
+        channels = merge_channels(gather(first.ranges()))
+        model = smoothed(config, model, first.readers, channels)
+    observer = RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
+    image_ids = _observe(config, loaded, observer, share, count)
+    return {"observers": observer.observers, "image_ids": image_ids, "channels": channels}
+
+
+def smoothed(
+    config: CalibrationConfig, model: nn.Module, readers: Sequence[NormReaders], channels: ChannelRanges
+) -> nn.Module:
+    """Return the model that is quantized in the place of one whose channels were observed."""
+    alpha = ALPHA if config.smoothing_alpha is None else config.smoothing_alpha
+    return smooth(model, readers, channels, config.smoothing, alpha)
 
 
 def _observe(
-    config: CalibrationConfig, loaded: LoadedModel, observer: RangeObserver, share: _Share, count: Count
+    config: CalibrationConfig, loaded: LoadedModel, observer: GraphReader, share: _Share, count: Count
 ) -> list[str]:
     dense = whole_image(loaded) if config.mode == "dense" else None
     return observer.observe(gather_batches(_read(share, loaded), share.batches, dense_patches=dense), count)
@@ -131,9 +166,8 @@ def _observe(
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     with threads(config.workers.cpus_per_worker):
-        observer = _range_observer(config, loaded.model)
-        image_ids = _observe(config, loaded, observer, _share(plan, plan.windows), count)
-    return {"observers": observer.observers, "image_ids": [image_ids]}
+        seen = _pass(config, loaded, _share(plan, plan.windows), count, lambda own: [own])
+    return {**seen, "image_ids": [seen["image_ids"]]}
 
 
 @dataclass(frozen=True)
@@ -164,18 +198,23 @@ def _calibrate_on_workers(
 
 
 def _observe_share(task: _Task) -> dict[str, Any] | None:
-    """Read a worker's share; rank 0 merges all and returns the observers and image ids of a `Calibration`."""
-    config, context = task.config, ray.train.get_context()
+    """Read a worker's share; rank 0 merges all and returns the parts of a `Calibration`."""
+    config, rank = task.config, ray.train.get_context().get_world_rank()
     with threads(config.workers.cpus_per_worker):
         loaded = load_again(config.teacher, task.teacher_digest)
-        observer = _range_observer(config, loaded.model.to(get_device()))
-        image_ids = _observe(config, loaded, observer, task.shares[context.get_world_rank()], task.count)
-    everyone: list[Any] | None = [None] * context.get_world_size() if context.get_world_rank() == 0 else None
-    dist.gather_object((observer.observers, image_ids), everyone)
-    if everyone is None:
+        loaded.model.to(get_device())
+        seen = _pass(config, loaded, task.shares[rank], task.count, _gather)
+    everyone = _gather({name: seen[name] for name in ("observers", "image_ids")})
+    if rank:
         return None
-    observers = [seen for seen, _ in everyone]
-    return {"observers": merge_observers(observers), "image_ids": [part for _, part in everyone]}
+    observers = merge_observers([part["observers"] for part in everyone])
+    return {**seen, "observers": observers, "image_ids": [part["image_ids"] for part in everyone]}
+
+
+def _gather(own: Any) -> list[Any]:
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return everyone
 
 
 def _batches(windows: Sequence[Window]) -> list[list[str]]:

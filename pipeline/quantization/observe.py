@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
@@ -14,34 +15,23 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import refusal
 
 
-class RangeObserver:
-    """A graph with an observer at every point; it reads token subsets or, for other families, whole images.
-
-    What is observed does not depend on a bit width: ranges and scales for any width follow from it.
+class GraphReader:
+    """A graph that reads calibration images: at their kept patches or, for families that cannot, whole.
 
     Args:
         model: on the device to calibrate on.
-        placement: where to observe.
-        make: makes the observer of a point.
-
-    Attributes:
-        observers: by point, in the graph's order.
-
-    Raises:
-        ModelError: the model cannot be exported.
+        graph: of `export_graph`, with whatever observes what passes.
     """
 
-    def __init__(self, model: nn.Module, placement: Placement, make: Callable[[], Observer] = MinMax) -> None:
-        self._reads_subsets = refusal(model) is None
-        program = (export_subset if self._reads_subsets else export_images)(model, placement)
-        self._graph = prepare(program, BitWidths(), placement)
-        self.observers = _watch(self._graph, make)
-        self._device = next(model.parameters()).device
+    def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
         self._model: Any = model
+        self._graph = graph
+        self._reads_subsets = refusal(model) is None
+        self._device = next(model.parameters()).device
         self.num_images = 0
 
     def observe(self, batches: Iterable[CalibrationBatch], count: Callable[[int], None] = lambda _: None) -> list[str]:
-        """Read images once, at their kept patches if the family allows it, and return their ids.
+        """Read images once and return their ids.
 
         Args:
             batches: of images.
@@ -63,6 +53,38 @@ class RangeObserver:
             return (images,)
         keep = batch.keep_indices.to(self._device)
         return cover_stopped(images, keep, self._model.patch_embed.patch_size[0]), keep
+
+
+def export_graph(model: nn.Module, placement: Placement) -> ExportedProgram:
+    """Export the graph that reads calibration images, see `GraphReader`.
+
+    Raises:
+        ModelError: the model cannot be exported.
+    """
+    return (export_subset if refusal(model) is None else export_images)(model, placement)
+
+
+class RangeObserver(GraphReader):
+    """A graph with an observer at every point.
+
+    What is observed does not depend on a bit width: ranges and scales for any width follow from it.
+
+    Args:
+        model: on the device to calibrate on.
+        placement: where to observe.
+        make: makes the observer of a point.
+
+    Attributes:
+        observers: by point, in the graph's order.
+
+    Raises:
+        ModelError: the model cannot be exported.
+    """
+
+    def __init__(self, model: nn.Module, placement: Placement, make: Callable[[], Observer] = MinMax) -> None:
+        graph = prepare(export_graph(model, placement), BitWidths(), placement)
+        self.observers = _watch(graph, make)
+        super().__init__(model, graph)
 
     def ranges(self) -> Ranges:
         """Return the smallest and largest values seen so far; (inf, -inf) at every point before the first image."""

@@ -29,7 +29,7 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.Multi
 # Operators that pass values on unchanged, and are skipped when the producer or consumer of a value is looked for.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
 # Prefix of the exported model's modules (`graphs.Exportable.model`).
-_ROOT = "model."
+ROOT = "model."
 # The smallest scale. The observers' default, 1.2e-7, is too large for weights: layers whose weights are smaller than
 # 128 times that would be rounded to zero. The product of two scales of this size can still be represented in float32.
 _SMALLEST_SCALE = 2.0**-64
@@ -221,10 +221,10 @@ def _annotation(node: fx.Node) -> QuantizationAnnotation:
 
 
 def _layer_path(weight: fx.Node) -> str:
-    return str(weight.target).removeprefix(_ROOT).removesuffix(".weight")
+    return str(weight.target).removeprefix(ROOT).removesuffix(".weight")
 
 
 def _module_path(node: fx.Node) -> str:
     """Return the path of the innermost module that ran a node; empty if outside of any."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return next(reversed(stack.values()))[0].removeprefix(_ROOT)
+    return next(reversed(stack.values()))[0].removeprefix(ROOT)

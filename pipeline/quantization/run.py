@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
+from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.distributed import Calibration, calibrate_ranges
+from pipeline.quantization.distributed import Calibration, calibrate_ranges, smoothed
+from pipeline.quantization.graphs import export_images
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges
@@ -56,7 +59,8 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
-        made = make_artifacts(config, loaded, plan.program, ranges, calibration.samples, files)
+        program = _quantized_program(plan, calibration)
+        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
         rows = _measure(plan, baselines + made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
@@ -68,6 +72,14 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
     storage.write_json(storage.join(config.output, REPORT), report)
     return report
+
+
+def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:
+    """Return the graph to quantize: of the model as loaded, or smoothed by what the workers saw."""
+    if calibration.channels is None:
+        return plan.program
+    readers = find_norm_readers(plan.program.module().graph)
+    return export_images(smoothed(plan.config, plan.loaded.model, readers, calibration.channels), plan.config.placement)
 
 
 def _write_ranges(config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges]) -> None:
