@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import progress
 from pipeline.errors import OtherModelError
@@ -16,6 +17,7 @@ from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
+from pipeline.quantization.smoothing import SmoothingName
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
 
@@ -48,12 +50,13 @@ def calibrate(
 @pytest.fixture(scope="module")
 def alone(
     images: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> Callable[[int], Calibration]:
-    """Calibrations without workers by batch size, made once, with observers that count all values."""
+) -> Callable[[int, SmoothingName], Calibration]:
+    """Calibrations without workers, made once, with observers that count all values."""
 
     @cache
-    def calibrated(batch_size: int) -> Calibration:
-        return calibrate(images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size, observer="mse")
+    def calibrated(batch_size: int, smoothing: SmoothingName) -> Calibration:
+        settings = {"observer": "mse", "smoothing": smoothing}
+        return calibrate(images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size, **settings)
 
     return calibrated
 
@@ -62,21 +65,32 @@ def counted(observer: Any) -> tuple[int, int, list[int]]:
     return observer.histogram.exponent, observer.histogram.first, observer.histogram.counts.tolist()
 
 
+def check_equal_channels(calibration: Calibration, expected: Calibration) -> None:
+    ours, theirs = calibration.channels, expected.channels
+    assert ours is not None
+    assert theirs is not None
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(a, b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True))
+
+
 # Batches of 8 make 3 windows, one for each worker at the most; batches of 16 make 2, so that a worker gets none.
 @pytest.mark.parametrize(
-    ("workers", "batch_size", "observer"), [(1, 8, "min_max"), (3, 8, "mse"), (3, 16, "percentile")]
+    ("workers", "batch_size", "observer", "smoothing"),
+    [(1, 8, "min_max", "none"), (3, 8, "mse", "smooth_quant"), (3, 16, "percentile", "repq")],
 )
 def test_workers_agree_to_the_last_bit_and_read_every_image_once(
     workers: int,
     batch_size: int,
     observer: ObserverName,
-    alone: Callable[[int], Calibration],
+    smoothing: SmoothingName,
+    alone: Callable[[int, SmoothingName], Calibration],
     images: str,
     tiny_folder: Path,
     tmp_path: Path,
 ) -> None:
-    expected = alone(batch_size)
-    calibration = calibrate(images, tiny_folder, tmp_path, workers, batch_size, observer=observer)
+    expected = alone(batch_size, smoothing)
+    settings = {"observer": observer, "smoothing": smoothing}
+    calibration = calibrate(images, tiny_folder, tmp_path, workers, batch_size, **settings)
 
     differing = [name for name, bounds in calibration.ranges.items() if bounds != expected.ranges[name]]
     assert calibration.ranges.keys() == expected.ranges.keys()
@@ -87,6 +101,10 @@ def test_workers_agree_to_the_last_bit_and_read_every_image_once(
         assert [counted(point) for point in calibration.observers.values()] == [
             counted(point) for point in expected.observers.values()
         ]
+    if smoothing == "none":
+        assert calibration.channels is None
+    else:
+        check_equal_channels(calibration, expected)
     assert len(calibration.image_ids) == workers
     assert sum(not part for part in calibration.image_ids) == (1 if batch_size == 16 else 0)
     read = [image_id for part in calibration.image_ids for image_id in part]
