@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
-from pipeline.models.making import input_size_of, make_model
+from pipeline.models.image_size import input_size_of
+from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
     PICTURE_CHANNELS,
     PREPROCESSING,
