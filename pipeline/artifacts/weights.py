@@ -41,7 +41,7 @@ def _open_folder(folder: str, uri: str) -> Opened:
         kinds = ", ".join((*(f".{name}" for name in FORMATS), *_CHECKPOINTS))
         raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
     if problem := describe_problem(read_model_config(folder)):
-        raise CheckpointError(f"{uri!r} {problem}, not with one class")
+        raise CheckpointError(f"{uri!r} {problem}, as its config.json says, not one class")
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))

@@ -15,7 +15,7 @@ from pipeline.artifacts.formats import FormatName, format_named, load, save
 from pipeline.artifacts.onnx import WeightType
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
-from pipeline.errors import CheckpointError, ModelError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -23,6 +23,9 @@ from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.ranges import Ranges
+
+# What one file may fail with, of a large model in particular: the others are kept.
+_NOT_MADE = (PipelineError, MemoryError, OSError)
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ def _make(
         files = save(calibrated.program, path, Facts.of(loaded), **_save_options(config, kind, bits))
         predict = load(str(path)).predict
         errors = calibrated.errors(predict(calibrated.images))
-    except (ModelError, CheckpointError) as error:
-        return _refuse(path, f"could not be made: {error}")
+    except _NOT_MADE as error:
+        return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
     note = format_named(kind).note
     if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
         note = _saturation_note(path.name, errors["deviation"])
@@ -147,7 +150,7 @@ def make_baselines(
     for kind in in_files:
         try:
             baselines.append(_float_file(kind, loaded, program, folder))
-        except (PipelineError, MemoryError, OSError) as error:
+        except _NOT_MADE as error:
             note = f"not measured: {type(error).__name__}: {error}"
             logger.warning(f"fp32 as {kind.upper()}, to compare with, was {note}")
             missing.append({"artifact": kind, "note": note})
