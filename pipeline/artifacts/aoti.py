@@ -105,10 +105,7 @@ def open_aoti(uri: str) -> Opened:
 
 def has_exact_integers(program: ExportedProgram) -> bool:
     """Whether all its integers have 8 bits or fewer, and this processor's sums of their products cannot saturate."""
-    activations, weights = (
-        largest_integer(program, "quantize_per_tensor"),
-        largest_integer(program, "dequantize_per_channel"),
-    )
+    activations, weights = _largest(program)
     if not activations or max(activations, weights) > 255:
         return False
     return 2 * activations * weights < 2**15 or _adds_in_32_bits()
