@@ -12,23 +12,21 @@ turns, so that a machine whose speed drifts slows all. Prints one JSON line.
 import argparse
 import io
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.circumstances import circumstances
+from benchmarks.rounds import latencies, random_images, random_model, short
 from pipeline.artifacts.onnx import open_onnx, save_onnx
 from pipeline.artifacts.opened import Predictor
-from pipeline.models import ModelConfig, RealImageTransform, load_model, model_input_size
+from pipeline.models import ModelConfig, RealImageTransform, load_model
 from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths
@@ -49,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         floating = model(images)
     with tempfile.TemporaryDirectory() as folder:
         predictors, rows = _files(model, calibration, images, floating, Path(folder))
-    latency = _latencies(predictors, images, options)
+    latency = latencies(predictors, images, options.batches, options.rounds)
     rows = {name: {**row, "ms_per_image": latency[name]} for name, row in rows.items()}
     return {
         "model": options.model,
@@ -60,15 +58,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make(options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = timm.create_model(options.model, num_classes=100).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                # As large as keeps the size of what passes through.
-                parameter.uniform_(-1, 1).mul_((3 / parameter[0].numel()) ** 0.5)
-    size = model_input_size(model)
-    return model, 2 * torch.rand(_CALIBRATION + max(*options.batches, 32), *size) - 1
+    model = random_model(options.model)
+    return model, random_images(model, _CALIBRATION + max(*options.batches, 32))
 
 
 def _read(options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
@@ -100,35 +91,13 @@ def _files(
         logits = predictors[name](images)
         rows[name] = {
             "size_mb": round(path.stat().st_size / 1e6, 3),
-            "fp32_error": _short(relative_error(logits, floating)),
-            "pt2_fp32_error": _short(relative_error(expected, floating)),
-            "deviation_from_pt2": _short(relative_error(logits, expected)),
-            "bound": _short(largest_deviation(expected, floating)),
-            "agreement_with_fp32": _short(100 * (logits.argmax(1) == floating.argmax(1)).float().mean().item()),
+            "fp32_error": short(relative_error(logits, floating)),
+            "pt2_fp32_error": short(relative_error(expected, floating)),
+            "deviation_from_pt2": short(relative_error(logits, expected)),
+            "bound": short(largest_deviation(expected, floating)),
+            "agreement_with_fp32": short(100 * (logits.argmax(1) == floating.argmax(1)).float().mean().item()),
         }
     return predictors, rows
-
-
-def _latencies(
-    predictors: dict[str, Predictor], images: Tensor, options: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """Return milliseconds per image of each file at each batch size, the median over the rounds."""
-    found: dict[str, dict[str, float]] = {name: {} for name in predictors}
-    for batch in options.batches:
-        taken: dict[str, list[float]] = {name: [] for name in predictors}
-        for number in range(options.rounds + 1):
-            for name, predict in predictors.items():
-                started = time.perf_counter()
-                predict(images[:batch])
-                if number:
-                    taken[name].append(time.perf_counter() - started)
-        for name, seconds in taken.items():
-            found[name][str(batch)] = _short(1000 * statistics.median(seconds) / batch)
-    return found
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

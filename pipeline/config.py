@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,12 +56,17 @@ class Parser(jsonargparse.ArgumentParser):
 def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
     """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings."""
     parser = Parser(
-        prog=prog, description=config_class.__doc__, epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
+        prog=prog, description=_summary(config_class), epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
     )
     parser.former_names = FormerNames(config_class)
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)
     return parser
+
+
+def _summary(config_class: type) -> str:
+    """Return a docstring without its sections: each flag of `--help` says what its argument is."""
+    return inspect.cleandoc(config_class.__doc__ or "").partition("\n\nArgs:")[0].partition("\n\nAttributes:")[0]
 
 
 def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:

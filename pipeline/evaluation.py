@@ -38,6 +38,8 @@ class EvaluationConfig:
             them is read for their class names and normalization), or folders as timm loads with `local-dir:`, which
             bring their own model. Classes that an artifact names in another order than the teacher are put in
             the teacher's; other classes, or another number of them, are refused.
+        allow_compiled: open compiled packages (`.aoti.pt2`) among the artifacts. They are machine code, which runs with
+            all rights of the job: allow it only for files whose origin you trust.
         output: where `evaluation.json` goes; nowhere by default.
         batch_size: images per forward pass.
     """
@@ -48,6 +50,7 @@ class EvaluationConfig:
     labeled: str
     labeled_split: str | None = None
     artifacts: list[str] | None = None
+    allow_compiled: bool = False
     output: str | None = None
     batch_size: int = 64
 
@@ -79,7 +82,10 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     announce(loaded.notices)
     check_teacher(loaded)
     labeled = find_labeled(config.labeled, loaded, config.labeled_split)
-    predictors = {uri: open_artifact(uri, config.teacher, loaded) for uri in config.artifacts or ()}
+    predictors = {
+        uri: open_artifact(uri, config.teacher, loaded, allow_compiled=config.allow_compiled)
+        for uri in config.artifacts or ()
+    }
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
         storage.check_writable(config.output)
@@ -147,20 +153,21 @@ def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Ite
     return batches()
 
 
-def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel) -> Predictor:
+def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel, *, allow_compiled: bool = False) -> Predictor:
     """Return a predictor of the teacher's images and classes from an artifact's name.
 
     Args:
-        uri: `.pt2`, `.onnx`, weights of the teacher's architecture, or a folder as timm saves one.
+        uri: `.pt2`, `.onnx`, `.aoti.pt2`, weights of the teacher's architecture, or a folder as timm saves one.
         config: the teacher's.
         teacher: as loaded from it; its normalization and class names hold.
+        allow_compiled: open compiled packages, which run code.
 
     Raises:
         DatasetError: there is no such file.
         CheckpointError: it is corrupt, of another kind than its name says, reads images of another size, or has other
             classes than the teacher.
     """
-    opened = load(uri) if format_of(uri) else open_weights(uri, config)
+    opened = load(uri, allow_compiled=allow_compiled) if format_of(uri) else open_weights(uri, config)
     return fit_to_teacher(opened, uri, teacher)
 
 

@@ -17,9 +17,11 @@ _WEIGHTS = "give the weights"
 # Remedies that apply whatever the file was meant to be.
 _FOR_ANY_FILE = (_UNPACK, _PULL, _AGAIN, _DOWNLOAD)
 
+_LFS_POINTER = b"version https://git-lfs"
+
 # First bytes → what it is, and what to do.
 _MAGIC: dict[bytes, tuple[str, str]] = {
-    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", _PULL),
+    _LFS_POINTER: ("a Git LFS pointer, not the file itself", _PULL),
     b"\x1f\x8b": ("compressed with gzip", _UNPACK),
     b"BZh": ("compressed with bzip2", _UNPACK),
     b"\xfd7zXZ": ("compressed with xz", _UNPACK),
@@ -77,6 +79,11 @@ def recognize_foreign(content: bytes, wanted: str, *, whole: bool = True) -> str
         return None
     what, instead = found
     return _sentence(what, instead if instead in _FOR_ANY_FILE else "")
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Return whether a file is what Git LFS leaves in place of a file that was not pulled; 200 bytes at most."""
+    return content.startswith(_LFS_POINTER)
 
 
 def _sentence(what: str, instead: str) -> str:

@@ -8,7 +8,7 @@ import ray.data
 from pipeline.conversion import Convert, size_text
 from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.reader import read_collection
-from pipeline.dataset.rows import read_column, read_first, repeated_id
+from pipeline.dataset.rows import SEVERAL_DATASETS, read_column, read_first, repeated_id
 from pipeline.dataset.sources import Source, find_source
 from pipeline.errors import DatasetError
 from pipeline.labels import map_labels
@@ -60,7 +60,7 @@ def read_inputs(
     return read_collection(images, columns=COLUMNS, converts=converts, num_blocks=num_blocks)
 
 
-def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
+def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False, ids: bool = True) -> None:
     """Check, without a cluster, all ids and labels and the first images, on which reading would fail hours later.
 
     If labels go by number, one line on standard error says so, with the classes that are taken to be the same.
@@ -69,6 +69,7 @@ def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool =
         images: from one or several URIs.
         loaded: the model that will read the images.
         labels: whether labels are needed.
+        ids: whether to read all ids for it; a caller that reads them anyway checks them itself.
 
     Raises:
         DatasetError: as `read_inputs`; or two images of a source share an id, a label has no class, or the first image
@@ -76,11 +77,10 @@ def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool =
     """
     for source in images.sources:
         _check_source(source, loaded, labels=labels)
-        repeated = repeated_id(source)
+        repeated = repeated_id(source) if ids else None
         if repeated is not None:
             raise DatasetError(
-                f"{source.uri!r} has more than one image with the image_id {repeated!r}: "
-                "if these are several datasets, give the URI of each in a list"
+                f"{source.uri!r} has more than one image with the image_id {repeated!r}: {SEVERAL_DATASETS}"
             )
 
 

@@ -11,16 +11,18 @@ from fsspec.implementations.local import LocalFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from pipeline import storage
 from pipeline.cluster import free_resources, own_signals
-from pipeline.errors import ConfigError, IncompleteError, PipelineError
+from pipeline.errors import ConfigError, IncompleteError, ModelError, NonFiniteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
 # Under a job's output, while its workers run.
 _TRAIN_FOLDER = "train"
+# Errors of ours that would come again. Those of data and checkpoints may be the store's, and go by.
+_REPEATING = (ConfigError, ModelError, NonFiniteError)
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
 
@@ -31,7 +33,7 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
     Args:
         folder: under the job's output.
         name: of the run; a run of the same name in the same folder goes on from its last checkpoint.
-        workers: of the run; how often they may be lost, and how long to wait for them to start.
+        workers: of the run; how long to wait for them to start.
     """
     fs, path = storage.filesystem(storage.absolute(folder))
     local = isinstance(fs, LocalFileSystem)
@@ -40,7 +42,8 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         failure_config=FailureConfig(
-            max_failures=workers.max_failures,
+            # It cannot tell which errors would come again; `fit_again` can.
+            max_failures=0,
             controller_failure_limit=math.ceil(workers.start_timeout_s / _START_ATTEMPT_S) - 1,
         ),
     )
@@ -87,7 +90,7 @@ def run_workers(
 
     Args:
         work: to do on each.
-        workers: of the run.
+        workers: of the run; how often they may fail.
         resources: of the workers, as `worker_configs` returns them.
         output: folder of the job.
         name: of the run.
@@ -97,15 +100,38 @@ def run_workers(
     """
     scaling, torch_config = resources
     folder = storage.join(output, _TRAIN_FOLDER)
-    trainer = TorchTrainer(
-        work, torch_config=torch_config, scaling_config=scaling, run_config=run_config(folder, name, workers)
-    )
-    # What a job that was killed left there.
-    storage.remove_folder(folder)
+
+    def trainer() -> TorchTrainer:
+        # What a job that was killed left there, or the attempt before.
+        storage.remove_folder(folder)
+        return TorchTrainer(
+            work, torch_config=torch_config, scaling_config=scaling, run_config=run_config(folder, name, workers)
+        )
+
     try:
-        return fit(trainer)
+        return fit_again(trainer, workers.max_failures)
     finally:
         storage.remove_folder(folder)
+
+
+def fit_again(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
+    """Run the workers, and run them again after a failure that may not repeat; see `fit`.
+
+    Args:
+        make_trainer: makes a new trainer for each attempt.
+        max_failures: how many attempts may fail before the last one.
+
+    Raises:
+        PipelineError: as `fit`.
+    """
+    for left in reversed(range(max_failures + 1)):
+        try:
+            return fit(make_trainer())
+        except PipelineError as error:
+            if not left or isinstance(error, _REPEATING) or not isinstance(error.__cause__, WorkerGroupError):
+                raise
+            logger.warning(f"{error}; trying again, {left} of {max_failures} failures left")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def fit(trainer: TorchTrainer) -> Any:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-from pipeline.dataset.schema import CHANNELS, MAX_PATCHES
+from pipeline.dataset.schema import MAX_PATCHES
 from pipeline.errors import ModelError
 from pipeline.log import logger
 from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
-from pipeline.models.loading import describe_channels
+from pipeline.pictures import PICTURE_CHANNELS, describe_channels
 from pipeline.trial import try_out
 
 
@@ -41,7 +41,7 @@ def check_pictures(loaded: LoadedModel) -> None:
         ModelError: it is not; the message gives the number.
     """
     channels = loaded.input_size[0]
-    if channels not in CHANNELS:
+    if channels not in PICTURE_CHANNELS:
         raise ModelError(describe_channels(loaded.name, channels))
 
 

@@ -36,7 +36,7 @@ class WorkersConfig:
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
         max_failures: how often workers may be lost before the job gives up; a training goes on from its last
-            checkpoint each time.
+            checkpoint each time. Errors that would come again end it at once.
     """
 
     size: int = 1

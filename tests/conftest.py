@@ -88,6 +88,11 @@ def make_manifest(digest: str, **changes: object) -> dict[str, object]:
     return {**whole, **changes}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Put files of a folder side by side: pytest does not find a folder's fixtures when it comes back to it."""
+    config.args.sort(key=os.path.dirname)
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 

@@ -10,13 +10,15 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import save
+from pipeline.artifacts.formats import FormatName, ending_of, save
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
 from tests.conftest import HALF, make_tiny_model
 
+# Compiling a package takes most of a minute: tests/artifacts/test_aoti.py does it once.
+DATA_FORMATS: tuple[FormatName, ...] = ("pt2", "onnx")
 FACTS = Facts([f"class {letter}" for letter in "abcdefghij"], HALF, HALF)
 
 
@@ -59,13 +61,21 @@ def quantized(
 @pytest.fixture(scope="session")
 def files(
     quantized: Callable[[BitWidths], ExportedProgram], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[BitWidths, str], Path]:
+) -> Callable[[BitWidths, FormatName], Path]:
     """Artifacts of the tiny model, written once, as calibration writes them."""
     folder = tmp_path_factory.mktemp("artifacts")
 
-    def write(bits: BitWidths, kind: str) -> Path:
-        path = folder / f"{bits.label}.{kind}"
+    def write(bits: BitWidths, kind: FormatName) -> Path:
+        path = folder / f"{bits.label}{ending_of(kind)}"
         save(quantized(bits), path, FACTS, **({"weights": "uint8"} if kind == "onnx" else {}))
         return path
 
     return cache(write)
+
+
+@pytest.fixture(scope="session")
+def packed(quantized: Callable[[BitWidths], ExportedProgram], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model at W4A8 as an ONNX file with two weights in a byte."""
+    path = tmp_path_factory.mktemp("packed") / "w4a8.onnx"
+    save(quantized(BitWidths(weights=4)), path, FACTS, weights="int4")
+    return path

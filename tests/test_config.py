@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pipeline.config import digest, from_dict, parse_config, to_dict
+from pipeline.config import digest, from_dict, make_parser, parse_config, to_dict
 from pipeline.errors import ConfigError
 
 
@@ -42,6 +42,13 @@ class Outer:
     pair: tuple[float, float] = (0.5, 0.99)
     steps: list[int] | None = None
     free: dict[str, Any] = field(default_factory=dict)
+
+
+def test_help_says_what_each_flag_is_once() -> None:
+    text = make_parser(Outer).format_help()
+    assert "The whole." in text
+    assert "Args:" not in text
+    assert text.count("needed.") == text.count("must be positive.") == 1
 
 
 def test_file_then_flags(tmp_path: Path) -> None:

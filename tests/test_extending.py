@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.extending import Extended, line_with, python_blocks
+from tests.extending import ROOT, Extended, line_with, python_blocks
 
 RANKING = """
 import torch
@@ -33,6 +33,52 @@ kept = [
     for ranking in ("token_norm", "auto")
 ]
 assert all(indices.shape == (2, 8) for indices in kept) and not torch.equal(*kept)
+"""
+
+FAMILY = """
+import timm
+import torch
+
+from pipeline.inversion import InversionConfig, Teacher, invert
+from pipeline.quantization.graphs import export_images
+from pipeline.vit.ranking import resolve_ranking
+from pipeline.vit.subset import SubsetViT
+from tests.conftest import HALF, TINY, enlarge_weights
+
+torch.manual_seed(0)
+model = enlarge_weights(timm.create_model("cait_xxs24_224", **TINY)).eval()
+images, everything = torch.randn(3, 3, 32, 32), torch.arange(16).expand(3, -1)
+keep = torch.tensor([[0, 3, 5, 11], [1, 2, 9, 15], [4, 6, 8, 10]])
+expected = model(images)
+teacher = Teacher(model, mean=HALF, std=HALF)
+torch.testing.assert_close(teacher(images), expected)
+torch.testing.assert_close(teacher(images, everything), expected)
+torch.testing.assert_close(SubsetViT(model)(images, everything.flip(1)), expected)
+assert resolve_ranking(model) == "cls_attention"
+
+# timm's own blocks on the tokens that are left, and the class attention of the last one, by hand.
+patches = (model.patch_embed(images) + model.pos_embed).gather(1, keep.unsqueeze(-1).expand(-1, -1, 32))
+entering = model.blocks[:-1](patches).detach().requires_grad_()
+patches, token = model.blocks[-1](entering), model.cls_token.expand(3, -1, -1)
+for block in model.blocks_token_only:
+    normed, attention = block.norm1(torch.cat([token, patches], dim=1)), block.attn
+    both = (attention.q(normed[:, :1]), attention.k(normed))
+    query, key = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in both)
+    by_hand = (query @ key.transpose(-2, -1) / 4).softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+    token = block(patches, token)
+logits = model.forward_head(model.norm(torch.cat([token, patches], dim=1)))
+read, scores = teacher.forward_scores(images, keep)
+torch.testing.assert_close(read, logits)
+torch.testing.assert_close(scores, by_hand)
+assert teacher.forward_tokens(images, keep)[1].shape == (3, 5, 32)
+targets = torch.tensor([3, 7, 1])
+(gradient,) = torch.autograd.grad(logits.gather(1, targets.unsqueeze(1)).sum(), entering)
+_, scores = teacher.forward_scores(images, keep, ranking="gradient_activation", targets=targets)
+torch.testing.assert_close(scores, (gradient * entering).abs().sum(dim=-1).detach())
+
+config = InversionConfig(iterations=6, stop_steps=(3,), stop_fractions=(0.5,))
+result = invert(teacher, targets, config, seeds=[0, 1, 2])
+assert result.keep_indices.shape == (3, 8) and result.images.isfinite().all()
 """
 
 SOURCE = """
@@ -118,10 +164,36 @@ def test_a_ranking_is_a_name_and_its_scores(tmp_path: Path) -> None:
     path = "pipeline/vit/ranking.py"
     before = line_with(path, "Ranking = ")
     assert names.replace(', "token_norm"', "") == before
-    last_case = "            return read(view), scores[:, prefix:]\n"
+    last_case = "            return read(view), scores[:, num_prefix_in_blocks(model) :]\n"
     Extended(tmp_path, "a ranking of patches", {path: [(before, names), (last_case, last_case + case)]}).run(
         "-c", RANKING
     )
+
+
+def test_a_model_family_is_how_its_tokens_run_where_they_are_left_out_and_who_attends_to_them(tmp_path: Path) -> None:
+    known, facts, slot, readable, obstacle = python_blocks("A model family")
+    families, subset, ranking = (f"pipeline/vit/{name}.py" for name in ("families", "subset", "ranking"))
+    in_subset, in_ranking = "from timm.models.deit", "from timm.models.eva import EvaAttention"
+    own = (ROOT / families).read_text()
+    before = own[own.index("def num_prefix_in_blocks") : own.index("\n\ndef _geometry_refusal")]
+    last_obstacle = '            return "it has no CLS token"\n'
+    edits = {
+        families: [
+            ("from timm.models.eva", "from timm.models.cait import Cait\nfrom timm.models.eva"),
+            (line_with(families, "_FAMILIES = "), known),
+            (before, facts),
+        ],
+        subset: [
+            (in_subset, f"from timm.models.cait import Cait\n{in_subset}"),
+            ("    model.patch_drop = slot\n", f"{slot}    model.patch_drop = slot\n"),
+        ],
+        ranking: [
+            (in_ranking, f"from timm.models.cait import Cait, ClassAttn\n{in_ranking}"),
+            (line_with(ranking, "_READABLE = "), readable),
+            (last_obstacle, last_obstacle + obstacle),
+        ],
+    }
+    Extended(tmp_path, "a model family on a subset of tokens", edits).run("-c", FAMILY)
 
 
 def test_a_job_is_a_file_and_a_line(tmp_path: Path) -> None:

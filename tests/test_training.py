@@ -1,13 +1,14 @@
 """Storage, resources and errors of Ray Train runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import pytest
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipeline.errors import CheckpointError, ConfigError, IncompleteError
-from pipeline.training import fit, run_config, worker_configs
+from pipeline.errors import CheckpointError, ConfigError, IncompleteError, OtherModelError, PipelineError
+from pipeline.training import fit, fit_again, run_config, worker_configs
 from pipeline.workers import WorkersConfig
 
 
@@ -18,6 +19,8 @@ class FailingTrainer:
         self.failure = failure
 
     def fit(self) -> None:
+        if isinstance(self.failure, ControllerError):
+            raise self.failure
         raise WorkerGroupError("workers failed", {1: self.failure})
 
 
@@ -35,11 +38,37 @@ def test_another_error_is_reported_in_a_line() -> None:
         fit(FailingTrainer(failure))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("failure", "attempts"),
+    [
+        (CheckpointError("the store does not answer"), 3),
+        (ValueError("killed"), 3),
+        (OtherModelError("another teacher"), 1),
+        (ConfigError("no GPU"), 1),
+        (ControllerError(RuntimeError("workers did not start")), 1),
+    ],
+)
+def test_only_failures_that_may_not_repeat_are_tried_again(
+    failure: Exception, attempts: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[FailingTrainer] = []
+
+    def make() -> Any:
+        made.append(FailingTrainer(failure))
+        return made[-1]
+
+    with pytest.raises(PipelineError):
+        fit_again(make, 2)
+    assert len(made) == attempts
+    assert capsys.readouterr().err.count("; trying again, ") == attempts - 1
+
+
 def test_state_is_kept_under_the_output(tmp_path: Path) -> None:
     config = run_config(str(tmp_path / "train"), "name", WorkersConfig(max_failures=2, start_timeout_s=900))
     assert (config.storage_path, config.storage_filesystem) == (str(tmp_path / "train"), None)
     assert config.failure_config is not None
-    assert config.failure_config.max_failures == 2
+    assert config.failure_config.max_failures == 0
 
 
 @pytest.mark.parametrize(("start_timeout_s", "minutes"), [(1, 1), (60, 1), (61, 2), (900, 15)])

@@ -1,7 +1,7 @@
 """The table of artifact formats, and the way to a file of any of them.
 
-A format is a module of this package, named as its files end, that holds a `Format` as `FORMAT`. Importing the table is
-cheap: a format's module, and what it needs, is imported when it is first used.
+A format is a module of this package that holds a `Format` as `FORMAT`. Its files end with its name, or as `_ENDINGS`
+says. Importing the table is cheap: a format's module, and what it needs, is imported when it is first used.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from pipeline.artifacts.facts import Facts
     from pipeline.artifacts.opened import Opened
 
-FormatName = Literal["pt2", "onnx"]
+FormatName = Literal["pt2", "onnx", "aoti"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+# torch writes and reads compiled packages in files that end with `.pt2` alone.
+_ENDINGS: dict[str, str] = {"aoti": "aoti.pt2"}
 
 
 def _nothing() -> None:
     """Need no package besides torch's."""
+
+
+def _no_note(_: "ExportedProgram") -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +39,14 @@ class Format:
     Attributes:
         save: takes a program with images as its one input, the file to write, and the `Facts` that it is to state, as
             `save` does. It returns the files that it wrote: what does not fit into the file lies in `<path>.data`.
-        open: takes a URI, as `load` does. What could run code is refused, and so is what takes other than one batch of
-            images.
-        check: raises ConfigError, before any work, where a package is missing.
+        open: takes a URI, as `load` does. What could run code is refused, unless files of the format are code
+            (`runs_code`), and so is what takes other than one batch of images.
+        check: raises ConfigError, before any work, where a package or a compiler is missing.
         open_exact: opens without the optimizations of a runtime whose products of int8 weights may saturate, so that
             none does. `save` takes `weights` then, see `save_onnx`. None for other formats.
         in_torch: torch runs it, so that the float model itself is what to compare it with.
-        note: what its figures in a report need said.
+        runs_code: opening a file runs machine code that it holds, so that `load` opens it only where that is allowed.
+        note: takes a program, and returns what the figures of its file in a report need said, or None.
     """
 
     save: "Callable[..., list[Path]]"
@@ -47,12 +54,22 @@ class Format:
     check: Callable[[], None] = _nothing
     open_exact: "Callable[[str], Opened] | None" = None
     in_torch: bool = False
-    note: str | None = None
+    runs_code: bool = False
+    note: "Callable[[ExportedProgram], str | None]" = _no_note
+
+
+def ending_of(name: FormatName) -> str:
+    """Return how names of files of a format end: `.onnx`."""
+    return f".{_ENDINGS.get(name, name)}"
 
 
 def format_of(name: str | Path) -> FormatName | None:
-    """Return the format that the name of a file states, in lower or upper case; None where it states none."""
-    return next((known for known in FORMATS if str(name).lower().endswith(f".{known}")), None)
+    """Return the format that the name of a file states, in lower or upper case; None where it states none.
+
+    Of two endings the longer one counts: `model.aoti.pt2` is no `.pt2` program.
+    """
+    stated: list[FormatName] = [known for known in FORMATS if str(name).lower().endswith(ending_of(known))]
+    return max(stated, key=lambda known: len(ending_of(known))) if stated else None
 
 
 def format_named(name: FormatName) -> Format:
@@ -80,8 +97,15 @@ def save(program: "ExportedProgram", path: Path, facts: "Facts", **how: Any) -> 
     return _find(path).save(program, path, facts, **how)
 
 
-def load(uri: str) -> "Opened":
+def load(uri: str | Path, *, allow_compiled: bool = False) -> "Opened":
     """Open a file in the format that its name states.
+
+    What is returned is called with normalized images, float32 [B, C, H, W], and returns logits, float32 [B, classes].
+
+    Args:
+        uri: a file on this machine or at any fsspec URI.
+        allow_compiled: open compiled packages as well (`.aoti.pt2`). They are machine code, which runs with all rights
+            of this process as soon as the file is opened: allow it only for files whose origin you trust.
 
     Raises:
         ConfigError: a package is not installed.
@@ -89,11 +113,19 @@ def load(uri: str) -> "Opened":
         CheckpointError: the name states no format, the file is corrupt or of another kind than its name says, could run
             code, or takes other than one batch of images.
     """
-    return _find(uri).open(uri)
+    kind = _find(uri)
+    if kind.runs_code and not allow_compiled:
+        raise CheckpointError(
+            f"{str(uri)!r} is compiled code, which runs with all your rights when it is opened; it is only opened with "
+            "allow_compiled, for a file whose origin you trust"
+        )
+    return kind.open(str(uri))
 
 
 def _find(name: str | Path) -> Format:
     known = format_of(name)
     if known is None:
-        raise CheckpointError(f"{str(name)!r} is no artifact: it ends with none of {', '.join(FORMATS)}")
+        raise CheckpointError(
+            f"{str(name)!r} is no artifact: it ends with none of {', '.join(map(ending_of, FORMATS))}"
+        )
     return format_named(known)

@@ -1,6 +1,5 @@
 """Write and open ONNX files with QuantizeLinear and DequantizeLinear pairs."""
 
-import copy
 import importlib
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,12 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import Format
 from pipeline.artifacts.onnx_files import local_files, refuse_unreadable
 from pipeline.artifacts.opened import Opened, Predictor
+from pipeline.artifacts.programs import clip_narrow_activations, largest_integer
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 
-WeightType = Literal["uint8", "int8", "int16"]
-# From this opset on QuantizeLinear takes 16 bits; older ones are read by more runtimes.
-_OPSET, _OPSET_16_BITS = 20, 21
+WeightType = Literal["uint8", "int8", "int16", "int4"]
+# From this opset on QuantizeLinear takes 16 bits, and DequantizeLinear 4; older ones are read by more runtimes.
+_OPSET, _OPSET_OTHER_BITS = 20, 21
 # Protobuf ends at 2 GiB; some of it is the graph.
 _MAX_INLINE_BYTES = 2**31 - 2**27
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -42,6 +42,7 @@ def save_onnx(
         weights: how int8 weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
             activations and int8 weights saturate in 16 bits on x86 processors without VNNI, those of two uint8 do not.
             `int16` is for activations of more than 8 bits, which ONNX Runtime rounds to 8 beside 8-bit weights.
+            `int4` packs two weights of 4 bits or fewer into a byte.
         max_inline_bytes: weights of more bytes in all go into the second file.
 
     Returns:
@@ -49,10 +50,12 @@ def save_onnx(
 
     Raises:
         ConfigError: the ONNX packages are not installed.
-        ModelError: the program has no ONNX form.
+        ModelError: the program has no ONNX form, or weights of more than 4 bits that were to be stored in 4.
     """
     check_onnx()
-    clipped = _clip_narrow_activations(program)
+    if weights == "int4" and largest_integer(program, "dequantize_per_channel") > 8:
+        raise ModelError(f"{Path(path).name}: weights of more than 4 bits have no form in 4")
+    clipped = clip_narrow_activations(program)
     try:
         exported: Any = torch.onnx.export(
             clipped,
@@ -61,7 +64,7 @@ def save_onnx(
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: "batch"},),
-            opset_version=_OPSET_16_BITS if _has_16_bits(program) else _OPSET,
+            opset_version=_OPSET_OTHER_BITS if weights == "int4" or _has_16_bits(program) else _OPSET,
         )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(f"the model has no ONNX form: {one_line(error)}") from error
@@ -180,6 +183,7 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 def _store_weights(model: Any, stored: WeightType) -> None:
     """Keep int8 weights and their zero points in another type; in an unsigned one both are shifted by 128."""
+    import ml_dtypes
     import onnx_ir as ir
 
     found = {}
@@ -187,34 +191,11 @@ def _store_weights(model: Any, stored: WeightType) -> None:
         if node.op_type == "DequantizeLinear" and node.inputs[0].dtype == ir.DataType.INT8:
             found |= {value.name: value for value in (node.inputs[0], node.inputs[2])}
     for value in found.values():
-        shifted = torch.from_numpy(value.const_value.numpy()).to(torch.int16) + (128 if stored == "uint8" else 0)
-        value.const_value = ir.tensor(shifted.to(getattr(torch, stored)).numpy(), name=value.name)
-        value.dtype = ir.DataType[stored.upper()]
-
-
-def _clip_narrow_activations(program: ExportedProgram) -> ExportedProgram:
-    """Return a copy in which what does not fill its container is clipped to the range of its bits first.
-
-    QuantizeLinear saturates at the limits of its container, whatever the bit width: at 4 bits a value beyond the
-    calibrated range would come out as 16 to 255.
-    """
-    # Registers the operator named below.
-    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
-
-    program = copy.deepcopy(program)
-    graph = program.graph_module.graph
-    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
-    for node in list(graph.find_nodes(op="call_function", target=quantize)):
-        source, scale, zero_point, quant_min, quant_max, container = node.args
-        limits = torch.iinfo(container)
-        if (quant_min, quant_max) != (limits.min, limits.max):
-            bounds = ((quant_min - zero_point) * scale, (quant_max - zero_point) * scale)
-            with graph.inserting_before(node):
-                clip = graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
-            clip.meta = {"val": source.meta["val"]}
-            node.update_arg(0, clip)
-    program.graph_module.recompile()
-    return program
+        shifted = value.const_value.numpy().astype("int16") + (128 if stored == "uint8" else 0)
+        kind = ir.DataType[stored.upper()]
+        numbers = shifted.astype(ml_dtypes.int4 if stored == "int4" else stored)
+        value.const_value = ir.Tensor(numbers, name=value.name, dtype=kind)
+        value.dtype = kind
 
 
 def _has_16_bits(program: ExportedProgram) -> bool:

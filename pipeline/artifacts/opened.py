@@ -19,7 +19,7 @@ _MISFIT = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 @dataclass(frozen=True)
 class Opened:
-    """An artifact that can be run.
+    """An artifact that can be run: called with any number of images, float32 [B, C, H, W], it returns their logits.
 
     Attributes:
         predict: takes images in the artifact's own normalization.
@@ -32,6 +32,22 @@ class Opened:
     facts: Facts
     input_size: tuple[int | str | None, ...] | None = None
     batch_size: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits, float32 [B, classes], of images in the artifact's own normalization (`facts.mean`, `.std`).
+
+        Raises:
+            CheckpointError: the images are not a batch, or not of the size that the artifact reads.
+        """
+        size = self.input_size
+        if images.ndim != 4 or (size is not None and tuple(images.shape[1:]) != size):
+            wanted = ["batch", *(size or ("channels", "height", "width"))]
+            raise CheckpointError(f"the artifact reads images of {wanted}, not {list(images.shape)}")
+        return self.in_any_number()(images)
+
+    def in_any_number(self) -> Predictor:
+        """Return the predictor of any number of images."""
+        return self.predict if self.batch_size is None else _in_batches(self.predict, self.batch_size)
 
 
 def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
@@ -47,8 +63,7 @@ def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
     _check_normalization(opened.facts, uri, size[0])
     if opened.input_size is not None and tuple(opened.input_size) != size:
         raise CheckpointError(f"{uri!r} reads images of {list(opened.input_size)}, the teacher's are {list(size)}")
-    predict = opened.predict if opened.batch_size is None else _in_batches(opened.predict, opened.batch_size)
-    predict = _renormalized(predict, teacher, opened.facts)
+    predict = _renormalized(opened.in_any_number(), teacher, opened.facts)
     count = _count_classes(predict, uri, size)
     own, wanted = opened.facts.class_names, Facts.of(teacher).class_names
     if own is not None and len(own) != count:

@@ -1,6 +1,5 @@
 """Write and open `.pt2` files, without running code from them."""
 
-import copy
 import json
 import re
 import zipfile
@@ -18,6 +17,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import Format
 from pipeline.artifacts.misnamed import describe_misnamed
 from pipeline.artifacts.opened import Opened
+from pipeline.artifacts.programs import input_shape, without_origins
 from pipeline.errors import CheckpointError, one_line
 
 # Under `extra/` of the archive.
@@ -53,10 +53,7 @@ def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = N
     Returns:
         The file that was written.
     """
-    program = copy.deepcopy(program)
-    for node in program.graph_module.graph.nodes:
-        # It names files of the machine that exported.
-        node.meta.pop("stack_trace", None)
+    program = without_origins(program)
     program.example_inputs = None
     torch.export.save(program, path, extra_files={_FACTS: json.dumps((facts or Facts()).to_strings())})
     return [Path(path)]
@@ -80,7 +77,7 @@ def open_pt2(uri: str) -> Opened:
             found = describe_misnamed(path, "a .pt2 program")
             reason = f"it {found}" if found else one_line(error, limit=200)
             raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {reason}") from error
-    batch, *size = _input_shape(exported, uri)
+    batch, *size = input_shape(exported, uri)
     program = exported.module()
 
     def predict(images: Tensor) -> Tensor:
@@ -89,15 +86,6 @@ def open_pt2(uri: str) -> Opened:
         return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
     return Opened(predict, facts, tuple(size), batch if isinstance(batch, int) else None)
-
-
-def _input_shape(exported: ExportedProgram, uri: str) -> list[Any]:
-    inputs = set(exported.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in exported.graph.nodes if node.name in inputs]
-    found = [[getattr(value, "dtype", None), *getattr(value, "shape", ())] for value in values]
-    if len(found) != 1 or len(found[0]) != 5 or found[0][0] != torch.float32:
-        raise CheckpointError(f"{uri!r} must take one float32 [batch, channels, height, width], not {found}")
-    return found[0][1:]
 
 
 def _check(path: Path, uri: str) -> Facts:
@@ -109,6 +97,8 @@ def _check(path: Path, uri: str) -> Facts:
         facts = json.loads(archive.read(own[0])) if own else {}
         # Extra files are text that nothing evaluates.
         documents = [archive.read(name) for name in names if name.endswith(".json") and "/extra/" not in name]
+    if any("/data/aotinductor/" in name for name in names):
+        raise CheckpointError(f"{uri!r} is a compiled package, which is code: only a file named .aoti.pt2 is opened so")
     foreign = [name for name in names if _ENTRIES.fullmatch(name.partition("/")[2]) is None]
     models = [name for name in names if "/models/" in name]
     if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
@@ -150,5 +140,5 @@ FORMAT = Format(
     save=save_pt2,
     open=open_pt2,
     in_torch=True,
-    note="reference: dequantizes before every operator, so it is slower than fp32",
+    note=lambda _: "reference: dequantizes before every operator, so it is slower than fp32",
 )

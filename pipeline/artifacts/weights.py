@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FORMATS
+from pipeline.artifacts.formats import FORMATS, ending_of
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError
 from pipeline.models import LOCAL_DIR, ModelConfig, load_model
@@ -38,10 +38,10 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
 
 def _open_folder(folder: str, uri: str) -> Opened:
     if not storage.exists(storage.join(folder, "config.json")):
-        kinds = ", ".join((*(f".{name}" for name in FORMATS), *_CHECKPOINTS))
+        kinds = ", ".join((*map(ending_of, FORMATS), *_CHECKPOINTS))
         raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
     if problem := describe_problem(read_model_config(folder)):
-        raise CheckpointError(f"{uri!r} {problem}, not with one class")
+        raise CheckpointError(f"{uri!r} {problem}, as its config.json says, not one class")
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))

@@ -1,9 +1,10 @@
 """Find the classes of an image folder."""
 
 import posixpath
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.dataset.classes import order_classes
+from pipeline.dataset.image_sizes import check_no_size_folders
 from pipeline.errors import DatasetError
 
 
@@ -11,7 +12,8 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
     """Check that images lie either all in class subfolders of `root` or all directly in `root`.
 
     Raises:
-        DatasetError: images lie beside class subfolders, or deeper than in one.
+        DatasetError: images lie beside class subfolders, or deeper than in one, or the subfolders are named like sizes
+            of images.
     """
     folders = {class_folder(root, name) for name in images}
     if "" in folders and len(folders) > 1:
@@ -23,17 +25,7 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
             f"{uri!r}: images must lie in class subfolders, not deeper as in {posixpath.join(root, nested[0])!r}; "
             "only split folders, such as train/ and test/, may lie above the class subfolders"
         )
-
-
-def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -> None:
-    """Refuse empty image files, which an interrupted copy leaves.
-
-    Raises:
-        DatasetError: there are some.
-    """
-    empty = [name for name in images if not sizes[name]]
-    if empty:
-        raise DatasetError(f"{uri!r} has {len(empty)} empty image files, such as {empty[0]!r}: copy them again")
+    check_no_size_folders(uri, sorted(posixpath.join(root, folder) for folder in folders if folder))
 
 
 def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str], empty: Collection[str]) -> list[str]:

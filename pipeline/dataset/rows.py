@@ -25,6 +25,8 @@ _BYTES_AT_ONCE = 16 * 2**20
 _SMALL_ROWS_AT_ONCE = 2**16
 # A column of labels is small, and each read takes a round trip to the store: read many row groups at a time.
 _COLUMN_THREADS = 32
+# What to do about ids that repeat.
+SEVERAL_DATASETS = "if these are several datasets, give the URI of each in a list"
 
 
 def read_first(source: Source, columns: Sequence[str]) -> pa.Table:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.errors import DatasetError
+from pipeline.pictures import PICTURE_CHANNELS
 
 SCHEMA_VERSION = 2
 # Version 1 has the class names in every part. A dataset keeps the version that it was started with.
@@ -37,8 +38,6 @@ COLUMNS = {
 MAX_PATCHES = 2**15
 # Keys of a file's metadata: Hugging Face's own, and ours.
 _MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
-# Channels of a stored picture: gray, or red, green and blue.
-CHANNELS = (1, 3)
 # Label of an image whose class is unknown or withheld, as in Hugging Face's datasets.
 UNKNOWN = -1
 
@@ -154,7 +153,7 @@ _digest_of_tuple = lru_cache(maxsize=2)(names_digest)
 
 def encode_image(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W, C] with 1 or 3 channels as PNG. The same pixels give the same bytes: no time is stored."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PICTURE_CHANNELS:
         raise DatasetError(f"an image must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")

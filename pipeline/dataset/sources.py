@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, class_order, read_card
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
-from pipeline.dataset.folders import check_folders, check_not_empty, class_folder, find_classes
+from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.listing import Listing, by_suffix, count, list_tree, report_skipped
 from pipeline.dataset.splits import (
@@ -29,6 +29,7 @@ from pipeline.dataset.splits import (
 )
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
+from pipeline.dataset.whole import check_not_empty, check_pulled
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
@@ -183,6 +184,7 @@ def _parquet_folder(
         check_one_dataset(uri, chosen, files)
         if chosen is None:
             check_no_hidden_splits(uri, files)
+    check_pulled(uri, dict(listing.files), files)
     for name, (there, total) in missing_shards(files).items():
         logger.warning(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
@@ -276,6 +278,7 @@ def _image_folder(uri: str, listing: Listing, images: list[str], split: str | No
     check_folders(uri, root, read)
     sizes = dict(listing.files)
     check_not_empty(uri, sizes, read)
+    check_pulled(uri, sizes, read)
     card = _card(uri, listing)
     names = class_order(uri, card, find_classes(uri, root, splits.files or [""], images, listing.empty_folders))
     report_skipped(uri, listing, "images", read=[*read, *([CARD] if card else [])], unread=set(images))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from pipeline.dataset.image_sizes import check_one_size, report_gaps
 from pipeline.errors import DatasetError
 
 # The keywords of Hugging Face datasets.
@@ -123,24 +124,26 @@ def check_one_dataset(uri: str, split: str | None, names: Iterable[str]) -> None
 
     Hugging Face lays these out as `CONFIGURATION/SPLIT/0000.parquet` or `CONFIGURATION/SPLIT-00000-of-00001.parquet`.
     The folder that names the split does not count as one of them, nor does a partition (`key=value`) or a day
-    (`2026-01-31`). Folders below it count as one if they differ only in numbers (`train/shard_7/`). Files of no split
-    may lie anywhere.
+    (`2026-01-31`). Folders below it count as one if they differ only in numbers (`train/shard_7/`) that are no sizes of
+    images. Files of no split may lie anywhere, but for such sizes.
 
     Raises:
-        DatasetError: files of a split lie in several such folders.
+        DatasetError: files of a split lie in several such folders, or are named by several sizes of images.
     """
-    if split is None or _word_in(split) is None:
-        return
-    found: dict[tuple[str, str], str] = {}
-    for name in names:
-        above, below = _folders_around_split(name)
-        found.setdefault((above, _NUMBERS.sub("0", below)), "/".join(filter(None, (above, below))))
-    if len(found) > 1:
-        first, second = sorted(found.values())[:2]
-        raise DatasetError(
-            f"{uri!r} has files of the split {split!r} in several folders, {first!r} and {second!r} among them, "
-            "which may be several configurations of a dataset: give the URI of one"
-        )
+    names = list(names)
+    if split is not None and _word_in(split) is not None:
+        found: dict[tuple[str, str], str] = {}
+        for name in names:
+            above, below = _folders_around_split(name)
+            found.setdefault((above, _NUMBERS.sub("0", below)), "/".join(filter(None, (above, below))))
+        if len(found) > 1:
+            first, second = sorted(found.values())[:2]
+            raise DatasetError(
+                f"{uri!r} has files of the split {split!r} in several folders, {first!r} and {second!r} among them, "
+                "which may be several configurations of a dataset: give the URI of one"
+            )
+        report_gaps(uri, {_folders_around_split(name)[1] for name in names})
+    check_one_size(uri, names)
 
 
 def check_no_hidden_splits(uri: str, names: Iterable[str]) -> None:

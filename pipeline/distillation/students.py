@@ -13,6 +13,7 @@ from pipeline.artifacts.facts import check_class_order
 from pipeline.distillation.config import StudentConfig
 from pipeline.errors import ConfigError, ModelError, one_line
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
+from pipeline.models.epsilon import copy_notice
 from pipeline.models.image_reader import ImageReader
 
 
@@ -71,7 +72,9 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.model is None:
-            made = _Made(prune_depth(teacher.model, config.depth_pruned or []), teacher.mean, teacher.std)
+            pruned = prune_depth(teacher.model, config.depth_pruned or [])
+            notices = copy_notice(f"depth-pruned copy of {teacher.name!r}", pruned, teacher.model)
+            made = _Made(pruned, teacher.mean, teacher.std, notices)
         else:
             made = _make(config.model, teacher, linear_head=config.linear_head)
         if config.linear_head:

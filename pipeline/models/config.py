@@ -8,13 +8,13 @@ from pipeline.checks import check_finite, check_range
 from pipeline.errors import ConfigError
 from pipeline.models.arguments import check_model_args
 from pipeline.models.preprocessing import (
-    PICTURE_CHANNELS,
     PREPROCESSING,
     CropMode,
     Interpolation,
     describe_crop_fault,
     describe_normalization_fault,
 )
+from pipeline.pictures import PICTURE_CHANNELS
 from pipeline.storage import absolute, is_local
 
 LOCAL_DIR = "local-dir:"

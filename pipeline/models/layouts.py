@@ -3,8 +3,10 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
@@ -107,6 +109,13 @@ DINOV2, DINOV2_SWIGLU = (_classifier("dinov2", names) for names in (_DINOV2, _SW
 REGISTERS, REGISTERS_SWIGLU = (_classifier("dinov2_with_registers", names) for names in (_DINOV2, _SWIGLU))
 SIGLIP = _classifier("vision_model", _SIGLIP, "head.")
 TORCHVISION = Layout(_TORCHVISION)
+# Of torchvision's presets for images (`torchvision.transforms._presets.ImageClassification`), in timm's terms: the
+# shorter edge becomes 256 pixels, of which the center crop keeps 224. A file of weights does not state it.
+TORCHVISION_PREPROCESSING: Mapping[str, Any] = {
+    **{"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+    **{"interpolation": "bilinear", "crop_pct": 224 / 256, "crop_mode": "center"},
+}
+_OF_TRANSFORMERS = re.compile(r"(.+\.)?(encoder\.layers?\.\d+\..*attention|embeddings\.patch_embedding)")
 
 
 def source_names(layout: Layout, names: Iterable[str]) -> set[str]:
@@ -152,14 +161,22 @@ def add_class_position(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**weights, "cls_token": weights["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
 
 
-def rename_torchvision(uri: str, weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Return the weights of torchvision's ViTs under timm's names, and others as they are.
+def names_of_transformers(names: Iterable[str]) -> bool:
+    """Return whether tensors are named as transformers names those of a ViT."""
+    return any(_OF_TRANSFORMERS.match(name) for name in names)
+
+
+def is_torchvision(weights: Collection[str], names: Collection[str]) -> bool:
+    """Return whether weights have the names of torchvision's ViTs, and the model those of timm's."""
+    return "conv_proj.weight" in weights and "blocks.0.attn.qkv.weight" in names
+
+
+def rename_torchvision(uri: str, weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return the weights of one of torchvision's ViTs under timm's names.
 
     Raises:
         CheckpointError: as `rename`.
     """
-    if "conv_proj.weight" not in weights or "blocks.0.attn.qkv.weight" not in names:
-        return weights
     # Its published files have the older names of the MLP's layers.
     newer = {
         name.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3"): value for name, value in weights.items()

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
-from pipeline.models.making import input_size_of, make_model
+from pipeline.models.image_size import input_size_of
+from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
-    PICTURE_CHANNELS,
     PREPROCESSING,
     describe_crop_fault,
     describe_normalization_fault,
 )
 from pipeline.models.weights import check_finite_weights, weight_digest
+from pipeline.pictures import PICTURE_CHANNELS, describe_channels
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,6 @@ class RealImageTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the normalized image, float32 [C, H, W]."""
         return self._transform(image.convert(self._mode))
-
-
-def describe_channels(name: str, channels: int) -> str:
-    """Say that the number of a model's channels is not that of pictures."""
-    return f"model {name!r} reads images of {channels} channels: datasets hold gray (1) or RGB (3) pictures"
 
 
 def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -5,8 +5,6 @@ from typing import Any, Literal, get_args
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
-# Gray and RGB, the pictures that a dataset can hold.
-PICTURE_CHANNELS = (1, 3)
 # Settings of how real images are resized and cropped.
 PREPROCESSING = ("interpolation", "crop_pct", "crop_mode")
 # Above 1 timm resizes images to less than the model's size and pads them: its largest VOLO models state 1.15.

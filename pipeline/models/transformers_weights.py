@@ -83,19 +83,3 @@ def folder_preprocessing(config: ModelConfig, folder: str) -> tuple[dict[str, An
         f"model {config.name!r} has no preprocessor_config.json: mean, std, interpolation, crop_pct and crop_mode are "
         "timm's for this architecture where they are not set",
     )
-
-
-def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -> tuple[str, ...]:
-    """Let the LayerNorms of a trained model add what they were trained with.
-
-    timm cannot write that number into a saved folder. So a model that is yet to be trained and saved keeps timm's, with
-    a notice.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    differing = [norm for norm in norms if norm.eps != epsilon]
-    if differing and not trained:
-        own = f"its LayerNorms add {differing[0].eps:g} to the variance as timm's do"
-        return (f"{what}: {own}, not {epsilon:g} as transformers' did, so that it loads as it was trained",)
-    for norm in differing:
-        norm.eps = epsilon
-    return ()

@@ -89,30 +89,6 @@ def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module
             raise CheckpointError(f"{what} was trained on {_first_text(trained)}, the model reads {_first_text(asked)}")
 
 
-def jax_first_layer(weights: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the patch embedding [D, C, height, width] of weights in Google's JAX layout; None if there is none."""
-    for name, value in weights.items():
-        if re.search(r"(^|/)embedding/kernel$", name) and value.ndim == 4:
-            return value.permute(3, 2, 0, 1)
-    return None
-
-
-def check_jax_head(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Check the heads of weights in Google's JAX layout: timm's reader skips a classifier with other classes.
-
-    Raises:
-        CheckpointError: the number of classes differs; the message gives the number to set.
-    """
-    biases = [value for name, value in weights.items() if re.search(r"(^|/)head/bias$", name)]
-    if not biases:
-        raise CheckpointError(f"checkpoint {uri!r} has no classifier (head/bias)")
-    if biases[0].shape[-1] != model.num_classes:
-        raise CheckpointError(
-            f"checkpoint {uri!r} has {biases[0].shape[-1]} classes, the model has {model.num_classes}: "
-            f"set num_classes to {biases[0].shape[-1]}"
-        )
-
-
 def _first_text(weight: Tensor) -> str:
     """Describe the patches that a first layer's weight [D, C, height, width] reads."""
     _, channels, height, width = weight.shape

@@ -1,8 +1,10 @@
-"""Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2` and ONNX QDQ artifacts."""
+"""Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2`, ONNX QDQ and AOTInductor artifacts."""
 
 import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import load_quantized
 
 if TYPE_CHECKING:
     from pipeline.quantization.bit_widths import BitWidths
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.quantization.ranges import range_error
     from pipeline.quantization.run import calibrate
 
-__all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
+__all__ = ["BitWidths", "CalibrationConfig", "calibrate", "load_quantized", "range_error"]
 
 _HOMES = {"BitWidths": "bit_widths", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
 

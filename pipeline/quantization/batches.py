@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.dataset.rows import SEVERAL_DATASETS
 from pipeline.errors import DatasetError
 from pipeline.quantization.sampling import sampling_rank
 
@@ -79,7 +80,7 @@ def _choose(image_ids: Sequence[str], max_images: int | None, seed: int) -> set[
     chosen = set(image_ids)
     if len(chosen) != len(image_ids):
         repeated = next(image_id for image_id, times in Counter(image_ids).items() if times > 1)
-        raise DatasetError(f"image id {repeated!r} comes more than once")
+        raise DatasetError(f"image id {repeated!r} comes more than once: {SEVERAL_DATASETS}")
     if max_images is None:
         return chosen
     return set(sorted(chosen, key=lambda image_id: sampling_rank(image_id, seed))[:max_images])

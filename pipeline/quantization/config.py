@@ -18,7 +18,7 @@ from pipeline.workers import FLAT_NAMES, WorkersConfig
 # where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
-    *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights"),
+    *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights", "onnx_int4"),
     *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
 )
 
@@ -51,11 +51,14 @@ class CalibrationConfig:
             0.5.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
             the mean color in stopped patches.
-        formats: artifact formats to write.
+        formats: artifact formats to write. `aoti` is compiled by AOTInductor for the processor of the machine that
+            runs the job's driver, which takes minutes for each setting and needs a C++ compiler there.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
-            the same on every CPU. `int8` is what TensorRT and OpenVINO expect, and is faster in ONNX Runtime on x86
-            CPUs with VNNI; without VNNI its products saturate there, and the logits are wrong. Weights of 7 bits or
-            fewer (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
+            the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
+            saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer
+            (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
+        onnx_int4: pack weights of 4 bits or fewer two to a byte in ONNX files, which have half the size of int8 then.
+            ONNX Runtime unpacks them in every forward on a CPU, which is slower than fp32.
         batch_size: images per forward pass in calibration.
         max_images: number of images to calibrate on, drawn at random; all by default.
         seed: seed of that draw.
@@ -83,6 +86,7 @@ class CalibrationConfig:
     mode: Literal["sparse", "dense"] = "sparse"
     formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
+    onnx_int4: bool = False
     batch_size: int = 32
     max_images: int | None = None
     seed: int = 0

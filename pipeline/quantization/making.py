@@ -11,11 +11,11 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FormatName, format_named, load, save
+from pipeline.artifacts.formats import FormatName, ending_of, format_named, load, save
 from pipeline.artifacts.onnx import WeightType
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
-from pipeline.errors import CheckpointError, ModelError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -23,6 +23,13 @@ from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.ranges import Ranges
+
+# What one file may fail with, of a large model in particular: the others are kept.
+_NOT_MADE = (PipelineError, MemoryError, OSError)
+_INT4_NOTE = (
+    "weights packed in 4 bits: half the size of int8, but ONNX Runtime unpacks them in every forward on a CPU, and is "
+    "slower than fp32"
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def make_artifacts(
         with torch.inference_mode():
             calibrated = _Calibrated(bits, quantized, images, floating, quantized.module()(images))
         for kind in config.formats:
-            result = _make(config, loaded, calibrated, kind, folder / f"{bits.label}.{kind}")
+            result = _make(config, loaded, calibrated, kind, folder / f"{bits.label}{ending_of(kind)}")
             if isinstance(result, Artifact):
                 made.artifacts.append(result)
             else:
@@ -120,14 +127,15 @@ def _make(
     config: CalibrationConfig, loaded: LoadedModel, calibrated: _Calibrated, kind: FormatName, path: Path
 ) -> Artifact | dict[str, Any]:
     """Return what computes what was calibrated, or the row of the report that says why nothing does."""
-    bits, bound = calibrated.bits, calibrated.bound
+    bits, bound, options = calibrated.bits, calibrated.bound, _save_options(config, kind, calibrated.bits)
     try:
-        files = save(calibrated.program, path, Facts.of(loaded), **_save_options(config, kind, bits))
-        predict = load(str(path)).predict
+        files = save(calibrated.program, path, Facts.of(loaded), **options)
+        # Compiled from this process's own program a moment ago.
+        predict = load(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
-    except (ModelError, CheckpointError) as error:
-        return _refuse(path, f"could not be made: {error}")
-    note = format_named(kind).note
+    except _NOT_MADE as error:
+        return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
+    note = _INT4_NOTE if options.get("weights") == "int4" else format_named(kind).note(calibrated.program)
     if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
         note = _saturation_note(path.name, errors["deviation"])
     elif not errors["deviation"] <= bound:
@@ -148,7 +156,7 @@ def make_baselines(
     for kind in in_files:
         try:
             baselines.append(_float_file(kind, loaded, program, folder))
-        except (PipelineError, MemoryError, OSError) as error:
+        except _NOT_MADE as error:
             note = f"not measured: {type(error).__name__}: {error}"
             logger.warning(f"fp32 as {kind.upper()}, to compare with, was {note}")
             missing.append({"artifact": kind, "note": note})
@@ -161,9 +169,9 @@ def _float_model(loaded: LoadedModel) -> Artifact:
 
 
 def _float_file(kind: FormatName, loaded: LoadedModel, program: ExportedProgram, folder: Path) -> Artifact:
-    path = folder / f"fp32.{kind}"
+    path = folder / f"fp32{ending_of(kind)}"
     files = save(program, path, Facts.of(loaded))
-    predict = load(str(path)).predict
+    predict = load(path, allow_compiled=True).predict
     predict(torch.zeros(1, *loaded.input_size))
     return Artifact(kind, _total_size(files), predict)
 
@@ -178,6 +186,8 @@ def _save_options(config: CalibrationConfig, kind: FormatName, bits: BitWidths) 
         return {}
     if bits.activations > 8:
         return {"weights": "int16"}
+    if config.onnx_int4 and bits.weights <= 4:
+        return {"weights": "int4"}
     return {"weights": config.onnx_weights if bits.can_saturate else "int8"}
 
 

@@ -71,7 +71,8 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     _check_mode(config, loaded)
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
-    check_inputs(images, loaded)
+    # `plan_windows` sees all ids.
+    check_inputs(images, loaded, ids=False)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     index = read_index(images, loaded, dense=config.mode == "dense")
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed)

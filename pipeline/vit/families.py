@@ -9,6 +9,9 @@ from torch import nn
 
 from pipeline.errors import ModelError
 
+# Families that can be; `SubsetViT` says how.
+_FAMILIES = (VisionTransformer, Eva)
+
 
 def check_family(model: nn.Module) -> None:
     """Refuse a model that cannot be run on a subset of its tokens.
@@ -24,7 +27,7 @@ def check_family(model: nn.Module) -> None:
 def refusal(model: Any) -> str | None:
     """Return why a model cannot be run on a subset of its tokens; None if it can."""
     # Other models with a `patch_drop` (SAM, NaFlex, Hiera) use it only in training, or attend in windows.
-    if not isinstance(model, VisionTransformer | Eva):
+    if not isinstance(model, _FAMILIES):
         if not hasattr(model, "patch_drop"):
             return "it has no patch_drop slot, and its attention windows or pooling need every token"
         return "it does not use its patch_drop slot in evaluation as a ViT does"
@@ -32,9 +35,19 @@ def refusal(model: Any) -> str | None:
         return "it has no classifier head (num_classes is 0)"
     if not isinstance(model.patch_embed, PatchEmbed):
         return f"its patches are embedded by a {type(model.patch_embed).__name__}, not patch by patch"
-    if getattr(model.attn_pool, "pos_embed", None) is not None:
+    if getattr(getattr(model, "attn_pool", None), "pos_embed", None) is not None:
         return "its attention pool adds a position to every patch"
     return _geometry_refusal(model.patch_embed)
+
+
+def num_prefix_in_blocks(model: Any) -> int:
+    """Return how many tokens run through a model's `blocks` in front of those of the patches."""
+    return model.num_prefix_tokens
+
+
+def reading_block(model: Any) -> nn.Module:
+    """Return the block whose attention makes the classifier's input."""
+    return model.blocks[-1]
 
 
 def _geometry_refusal(embed: Any) -> str | None:

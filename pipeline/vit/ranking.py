@@ -10,8 +10,11 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.vit.families import num_prefix_in_blocks, reading_block
 
 Ranking = Literal["cls_attention", "pool_attention", "attention_received", "gradient_activation"]
+# Attentions whose softmax passes through `attn_drop`, [B, heads, R, S].
+_READABLE = (Attention, AttentionRope, EvaAttention)
 
 
 def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto") -> Ranking:
@@ -51,20 +54,20 @@ def _obstacle(model: Any, ranking: Ranking) -> str | None:
     """Return why a model's patches cannot be ranked that way; None if they can."""
     match ranking:
         case "pool_attention":
-            pool = model.attn_pool
+            pool = getattr(model, "attn_pool", None)
             return None if isinstance(pool, AttentionPoolLatent) else "no latent query pools its tokens"
         case "cls_attention" if model.cls_token is None:
             return "it has no CLS token"
         case "cls_attention" | "attention_received":
-            block = model.blocks[-1]
+            block = reading_block(model)
             return None if shows_attention(block) else f"the attention in its {type(block).__name__} cannot be read"
         case _:
             return None
 
 
 def shows_attention(block: nn.Module) -> bool:
-    """Return whether a block has a single attention, whose softmax passes through `attn_drop` as [B, heads, S, S]."""
-    return isinstance(getattr(block, "attn", None), Attention | AttentionRope | EvaAttention)
+    """Return whether a block has a single attention, whose softmax can be captured."""
+    return isinstance(getattr(block, "attn", None), _READABLE)
 
 
 def score_patches(
@@ -84,7 +87,7 @@ def score_patches(
         case "gradient_activation":
             assert targets is not None, "a gradient is that of a target"
             scores = gradient_times(lambda: read(view.detach()), model.blocks[-1], targets)
-            return read(view), scores[:, prefix:]
+            return read(view), scores[:, num_prefix_in_blocks(model) :]
         case "pool_attention":
             with tokens_entering(model.attn_pool) as captured:
                 logits = read(view)
@@ -100,13 +103,13 @@ def score_patches(
 
 @contextmanager
 def attention_probabilities(model: Any) -> Iterator[list[Tensor]]:
-    """Capture the attention of a model's last block [B, heads, P + K, P + K], after softmax, detached.
+    """Capture the attention of a model's reading block [B, heads, P + K, P + K], after softmax, detached.
 
     Each forward inside the context appends it to the list. The fused kernel never computes that matrix, so the
     block's attention is run a second time without gradients; the pass that the image is optimized by stays the same
     as at every other step.
     """
-    attention = model.blocks[-1].attn
+    attention: Any = reading_block(model).attn
     captured: list[Tensor] = []
 
     def run_unfused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:

@@ -11,7 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.vit.families import check_family
+from pipeline.vit.families import check_family, num_prefix_in_blocks
 from pipeline.vit.last_block import last_block, num_tokens_read, pad_rows
 from pipeline.vit.ranking import Ranking, cls_attention, resolve_ranking, score_patches
 
@@ -48,8 +48,9 @@ def fill_slot(model: Any) -> TokenSubset:
 
     The caller chooses the patches: a model that drops patches at random in training must not drop more of them.
     """
-    model.patch_drop = TokenSubset(model.num_prefix_tokens, with_indices=isinstance(model, Eva))
-    return model.patch_drop
+    slot = TokenSubset(num_prefix_in_blocks(model), with_indices=isinstance(model, Eva))
+    model.patch_drop = slot
+    return slot
 
 
 class SubsetViT(nn.Module):
@@ -227,10 +228,8 @@ class SubsetViT(nn.Module):
 
 def _embeds_subsets(model: Any) -> bool:
     """Return whether patches can be embedded one by one, without the other patches."""
+    if not isinstance(model, VisionTransformer):
+        return False
+    embed: Any = model.patch_embed
     own_embedding = type(model)._pos_embed in (VisionTransformer._pos_embed, VisionTransformerDistilled._pos_embed)
-    return (
-        isinstance(model, VisionTransformer)
-        and own_embedding
-        and model.patch_embed.proj.kernel_size == model.patch_embed.proj.stride
-        and model.pos_embed is not None
-    )
+    return own_embedding and embed.proj.kernel_size == embed.proj.stride and model.pos_embed is not None

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.artifacts.formats import FORMATS, load
+from pipeline.artifacts.formats import FormatName, load
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import CalibrationBatch
+from tests.quantized import DATA_FORMATS
 
 W8A8, W4A4 = BitWidths(), BitWidths(weights=4, activations=4)
-Files = Callable[[BitWidths, str], Path]
+Files = Callable[[BitWidths, FormatName], Path]
 
 
 def images(batch: int, scale: float = 1.0) -> Tensor:
@@ -75,9 +76,9 @@ def test_without_clipping_narrow_activations_would_differ(files: Files, tmp_path
     assert (run(unclipped, beyond) - run(files(W4A4, "pt2"), beyond)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_twelve_bits_are_stored_in_sixteen(
-    kind: str, files: Files, model: nn.Module, ragged: list[CalibrationBatch]
+    kind: FormatName, files: Files, model: nn.Module, ragged: list[CalibrationBatch]
 ) -> None:
     bits, calibrated = BitWidths(weights=12, activations=12), ragged[-1].images
     with torch.no_grad():
@@ -99,8 +100,8 @@ def test_onnx_stores_weights_in_8_bits_and_names_its_ends(files: Files, model: n
     assert files(W8A8, "onnx").stat().st_size < 0.5 * sum(p.numel() * 4 for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_artifacts_do_not_tell_of_the_machine_they_were_made_on(kind: str, files: Files) -> None:
+@pytest.mark.parametrize("kind", DATA_FORMATS)
+def test_artifacts_do_not_tell_of_the_machine_they_were_made_on(kind: FormatName, files: Files) -> None:
     content = files(W8A8, kind).read_bytes()
     assert not re.search(rb"site-packages|File \"/", content)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ from jobs import status
 from pipeline import artifacts
 from pipeline.artifacts import formats
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FORMATS, Format, format_named, format_of, load, save
+from pipeline.artifacts.formats import FORMATS, Format, FormatName, format_named, format_of, load, save
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import ModelConfig, load_model
 from pipeline.quantization.batches import CalibrationBatch
-from pipeline.quantization.bit_widths import Placement
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.making import make_artifacts, make_baselines
 from pipeline.quantization.observe import RangeObserver
@@ -89,11 +89,10 @@ def test_every_name_of_the_table_is_a_format() -> None:
 
 
 def test_the_end_of_a_name_states_the_format(programs: Programs, tmp_path: Path) -> None:
-    assert [format_of(name) for name in ("a.pt2", "s3://b/A.ONNX", "a.pt", "a.onnx.data", "onnx")] == [
-        *("pt2", "onnx"),
-        *(None, None, None),
-    ]
-    with pytest.raises(CheckpointError, match=r"'x\.tflite' is no artifact: it ends with none of pt2, onnx"):
+    names = ("a.pt2", "s3://b/A.ONNX", "A.aoti.PT2", "aoti.pt2", "a.pt", "a.onnx.data", "onnx")
+    assert [format_of(name) for name in names] == ["pt2", "onnx", "aoti", "pt2", None, None, None]
+    known = r"\.pt2, \.onnx, \.aoti\.pt2"
+    with pytest.raises(CheckpointError, match=rf"'x\.tflite' is no artifact: it ends with none of {known}"):
         load("x.tflite")
     with pytest.raises(CheckpointError, match=r"x\.tflite' is no artifact"):
         save(programs("linear"), tmp_path / "x.tflite", Facts())
@@ -110,3 +109,12 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
         with pytest.raises(ConfigError, match=r"ONNX files need the extra 'onnx': .*onnxruntime"):
             act()
     format_named("pt2").check()
+
+
+def test_the_example_of_the_page_runs(files: Callable[[BitWidths, FormatName], Path]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "artifacts.md").read_text(), re.DOTALL)
+    assert example.count("runs/calibrated/w8a8.onnx") == 1
+    names: dict[str, Any] = {}
+    exec(example.replace("runs/calibrated/w8a8.onnx", str(files(BitWidths(), "onnx"))), names)
+    assert names["logits"].shape == (2, 10)
+    assert set(names["names"]) <= set(names["model"].facts.class_names)

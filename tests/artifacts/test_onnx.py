@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import onnx
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.onnx import open_onnx, save_onnx
-from pipeline.errors import CheckpointError, DatasetError
+from pipeline.errors import CheckpointError, DatasetError, ModelError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.batches import CalibrationBatch
@@ -61,6 +63,29 @@ def test_weights_beside_wide_activations_compute_what_was_calibrated(
     with torch.no_grad():
         expected = program.module()(images)
     assert relative_error(open_onnx(str(tmp_path / "x.onnx")).predict(images), expected) < 1e-3
+
+
+def test_weights_of_four_bits_are_packed_two_to_a_byte(
+    packed: Path, quantized: Callable[[BitWidths], ExportedProgram], model: nn.Module
+) -> None:
+    tensors = [tensor for tensor in onnx.load(packed).graph.initializer if len(tensor.dims) > 1]
+    stored = {tensor.name: tensor for tensor in tensors if tensor.data_type == onnx.TensorProto.INT4}
+    assert len(stored) == 10
+    numbers = sum(int(np.prod(tensor.dims)) for tensor in stored.values())
+    assert sum(len(tensor.raw_data) for tensor in stored.values()) == numbers / 2
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected, floating = quantized(BitWidths(weights=4)).module()(images), model(images)
+    logits = open_onnx(str(packed)).predict(images)
+    assert (logits - expected).abs().median() < 1e-5
+    assert relative_error(logits, expected) < largest_deviation(expected, floating)
+
+
+def test_weights_of_more_bits_are_not_cut_to_four(
+    quantized: Callable[[BitWidths], ExportedProgram], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"x\.onnx: weights of more than 4 bits have no form in 4"):
+        save_onnx(quantized(BitWidths(weights=5)), tmp_path / "x.onnx", weights="int4")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FORMATS, save
+from pipeline.artifacts.formats import FormatName, save
 from pipeline.artifacts.opened import Opened, fit_to_teacher
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import open_artifact
@@ -22,10 +22,11 @@ from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.quantization import BitWidths
 from pipeline.quantization.bit_widths import Placement
 from tests.conftest import HALF, make_tiny_model
+from tests.quantized import DATA_FORMATS
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 REVERSED = NAMES[::-1]
-KINDS = [*FORMATS, "folder"]
+KINDS = [*DATA_FORMATS, "folder"]
 Write = Callable[[str, Facts], str]
 
 
@@ -80,7 +81,7 @@ def test_other_names_are_refused(kind: str, write: Write, teacher: LoadedModel) 
         fit(uri, teacher)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_an_artifact_is_given_images_in_its_own_normalization(kind: str, write: Write, teacher: LoadedModel) -> None:
     mean, std, images = (0.2, 0.3, 0.4), (0.1, 0.2, 0.3), some_images()
     own = (images * 0.5 + 0.5 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -88,7 +89,7 @@ def test_an_artifact_is_given_images_in_its_own_normalization(kind: str, write: 
     torch.testing.assert_close(logits, plain_logits(own), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_an_artifact_without_names_is_taken_as_the_teachers(
     kind: str, write: Write, teacher: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +101,7 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     assert capsys.readouterr().err == reported
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_another_number_of_classes_is_refused(
     kind: str, write: Write, programs: Callable[[Placement], ExportedProgram], tmp_path: Path
 ) -> None:
@@ -167,7 +168,7 @@ def test_weights_in_every_container_are_artifacts(teacher: LoadedModel, tmp_path
         torch.testing.assert_close(fit(str(tmp_path / name), teacher)(images), plain_logits(images))
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_names_in_upper_case_are_of_the_same_kind(kind: str, write: Write, teacher: LoadedModel) -> None:
     path, images = Path(write(kind, Facts(NAMES))), some_images()
     upper = path.rename(path.with_suffix(path.suffix.upper()))
@@ -187,7 +188,7 @@ def test_classes_that_other_programs_name_are_put_in_order(
     torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(images).flip(1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", DATA_FORMATS)
 def test_a_normalization_of_other_channels_is_refused(kind: str, write: Write, teacher: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="its mean has 1 values, the images have 3 channels"):
         fit(write(kind, Facts(NAMES, (0.5,), (0.5,))), teacher)
@@ -285,6 +286,6 @@ def test_a_foreign_file_that_reshapes_to_one_image_inside_is_refused_for_several
         fit(str(tmp_path / "r.onnx"), three)(some_images())
 
 
-def test_calibration_writes_the_names_of_the_teacher(files: Callable[[BitWidths, str], Path]) -> None:
+def test_calibration_writes_the_names_of_the_teacher(files: Callable[[BitWidths, FormatName], Path]) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(files(BitWidths(), "onnx")).metadata_props}
     assert Facts.from_strings(metadata, "x") == Facts(NAMES, HALF, HALF)

@@ -218,6 +218,34 @@ def test_empty_image_files_are_refused(tmp_path: Path) -> None:
         find_source(str(tmp_path))
 
 
+def test_folders_of_the_same_images_at_several_sizes_are_no_classes(tmp_path: Path) -> None:
+    for size in (160, 320):
+        image(tmp_path / "s" / "train" / f"{size}px" / "x.png")
+        image(tmp_path / "t" / f"images_{size}x{size}" / "x.png")
+        image(tmp_path / "u" / f"bricks 2x{size // 160}" / "x.png")
+    with pytest.raises(DatasetError, match="has 'train/160px' and 'train/320px', probably the same images at several"):
+        find_source(str(tmp_path / "s"))
+    with pytest.raises(DatasetError, match="'images_160x160' and 'images_320x320', probably the same"):
+        find_source(str(tmp_path / "t"))
+    assert found(tmp_path / "s" / "train" / "160px") == {"x.png": None}
+    assert find_source(str(tmp_path / "u")).class_names == ["bricks 2x1", "bricks 2x2"]
+    image(tmp_path / "v" / "train" / "160px" / "x.png")
+    with pytest.raises(DatasetError, match="'train/160px' is named like a size of images, not a class: give its URI"):
+        find_source(str(tmp_path / "v"))
+
+
+def test_files_that_git_lfs_did_not_pull_are_counted_before_any_image_is_read(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    image(tmp_path / "i" / "a.png")
+    parquet(tmp_path / "p" / "train-0.parquet")
+    for name in ("i/b.png", "i/c.png", "p/train-1.parquet", "p/train-2.parquet"):
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(DatasetError, match=r"2 of 3 files are Git LFS pointers.*such as 'b\.png': run `git lfs pull`"):
+        find_source(str(tmp_path / "i"))
+    with pytest.raises(DatasetError, match=r"2 of 3 files are Git LFS pointers.*such as 'train-1\.parquet': run `git"):
+        find_source(str(tmp_path / "p"))
+
+
 def test_an_object_store_has_the_folders_that_a_marker_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -107,6 +107,33 @@ def test_one_split_in_several_configurations_is_refused(names: list[str], folder
         check_one_dataset("u", split, files)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/160px/0.parquet", "train/320px/0.parquet"],
+        ["train_160px/0.parquet", "train_320px/0.parquet"],
+        ["train_160px.parquet", "train_320px.parquet"],
+        ["64x64/0.parquet", "128x128/0.parquet"],
+        ["train/size-64/0.parquet", "train/size-128/0.parquet"],
+    ],
+)
+def test_the_same_images_at_several_sizes_are_not_one_dataset(names: list[str]) -> None:
+    split = next(iter(parquet_splits(names).files), None)
+    with pytest.raises(DatasetError, match=rf"has '{names[0]}' and '{names[1]}', probably the same.* the URI of one"):
+        check_one_dataset("u", split, names)
+
+
+def test_numbers_that_are_no_sizes_are_parts_of_one_dataset_and_gaps_are_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_one_dataset("u", "train", ["train/160px/0.parquet", "train/160px/1.parquet"])
+    check_one_dataset("u", "train", ["train/2x4 bricks/0.parquet", "train/2x2 bricks/0.parquet"])
+    check_one_dataset("u", "train", ["train/0/0.parquet", "train/1/0.parquet"])
+    assert capsys.readouterr().err == ""
+    check_one_dataset("u", "train", ["train/64/0.parquet", "train/128/0.parquet"])
+    assert capsys.readouterr().err == "warning: 'u': the folders 64 and 128 are read as parts of one set\n"
+
+
 def test_a_tree_of_files_without_splits_may_be_nested() -> None:
     names = ["alpha/0.parquet", "beta/x/0.parquet", "0.parquet", "2026/01/0.parquet"]
     assert parquet_splits(names) == Splits({}, names)

@@ -13,11 +13,13 @@ import torch
 import transformers
 from PIL import Image
 from torchvision.models import VisionTransformer as TorchvisionViT
+from torchvision.transforms._presets import ImageClassification
 
 from jobs import synthesize
 from pipeline.distillation.students import prune_depth
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
+from pipeline.models.epsilon import copy_notice
 from pipeline.models.loading import RealImageTransform
 from pipeline.vit.subset import SubsetViT
 
@@ -120,6 +122,20 @@ def test_a_pruned_copy_is_saved_as_timm_saves_it(made: tuple[str, Path, Any], tm
     images = torch.randn(2, *loaded.input_size)
     with torch.no_grad():
         assert torch.equal(load(tmp_path).model(images), pruned(images))
+    notices = copy_notice("copy", pruned, loaded.model)
+    if made[0] == "vit-unusual":
+        assert notices[0].startswith("copy: its LayerNorms add 1e-06 to the variance as timm's do, not 0.1 as transfor")
+    assert bool(notices) == (made[0].startswith(("vit", "deit")))
+
+
+def test_a_file_of_transformers_as_a_checkpoint_is_refused_with_what_to_give(vit: Path) -> None:
+    settings = {
+        "name": "vit_tiny_patch16_224",
+        "model_args": {"depth": 1},
+        "checkpoint": str(vit / "model.safetensors"),
+    }
+    with pytest.raises(CheckpointError, match=rf"does not fit.* names of transformers: set name to local-dir:{vit}, a"):
+        load_model(ModelConfig(num_classes=5, **settings))
 
 
 @pytest.mark.parametrize(
@@ -293,6 +309,15 @@ def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
         loaded = load_model(ModelConfig(checkpoint=str(tmp_path / f"{name}.pth"), **settings))
         with torch.no_grad():
             torch.testing.assert_close(loaded.model(images), theirs(images), rtol=0, atol=1e-4)
+    preset = ImageClassification(crop_size=224)
+    assert (list(loaded.mean), list(loaded.std)) == (preset.mean, preset.std)
+    assert loaded.data_config["interpolation"] == preset.interpolation.value == "bilinear"
+    assert loaded.data_config["crop_pct"] == preset.crop_size[0] / preset.resize_size[0]
+    assert "has the layout of torchvision, whose own presets are taken unless set: mean (0.485, " in loaded.notices[-1]
+    half = [0.5, 0.5, 0.5]
+    loaded = load_model(ModelConfig(checkpoint=str(tmp_path / "new.pth"), mean=half, std=half, **settings))
+    assert list(loaded.mean) == half
+    assert loaded.notices[-1].endswith("unless set: interpolation bilinear, crop_pct 0.875, crop_mode center")
     torch.save({**weights, "heads.pre_logits.weight": torch.zeros(24, 24)}, tmp_path / "more.pth")
     with pytest.raises(CheckpointError, match=r"has 1 tensors that the model does not read: 'heads\.pre_logits"):
         load_model(ModelConfig(checkpoint=str(tmp_path / "more.pth"), **settings))

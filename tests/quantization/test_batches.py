@@ -40,7 +40,7 @@ def test_a_draw_depends_on_ids_and_seed_alone() -> None:
     ("rows", "message"),
     [
         ([], "there are no images"),
-        ([("a", 3), ("a", 3)], "image id 'a' comes more than once"),
+        ([("a", 3), ("a", 3)], "image id 'a' comes more than once: if these .* give the URI of each in a list"),
         ([("a", 0)], "image 'a' keeps no patch"),
     ],
 )

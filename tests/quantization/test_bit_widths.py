@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization import BitWidths, CalibrationConfig
+from pipeline.quantization.making import _save_options
 
 
 def test_bit_widths_are_named() -> None:
@@ -36,3 +37,17 @@ def test_impossible_bit_widths_are_refused(bits: int) -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CalibrationConfig(teacher=ModelConfig(name="x"), images="i", output="o", **changes)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "stored", "packed"),
+    [(8, 8, "uint8", "uint8"), (5, 8, "int8", "int8"), (4, 8, "int8", "int4"), (4, 16, "int16", "int16")],
+)
+def test_weights_are_packed_in_four_bits_where_that_is_asked_for_and_they_fit(
+    weights: int, activations: int, stored: str, packed: str
+) -> None:
+    bits = BitWidths(weights=weights, activations=activations)
+    for onnx_int4, expected in ((False, stored), (True, packed)):
+        config = CalibrationConfig(teacher=ModelConfig(name="x"), images="x", output="x", onnx_int4=onnx_int4)
+        assert _save_options(config, "onnx", bits) == {"weights": expected}
+        assert _save_options(config, "aoti", bits) == {}

@@ -1,6 +1,8 @@
 """Files are compared with what was calibrated: a wrong one is refused by name, and the others are kept."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,13 @@ def test_a_file_that_cannot_be_made_leaves_the_others(
     def save_half(program: ExportedProgram, path: Path, *_: Any, **__: Any) -> list[Path]:
         path.write_bytes(b"half")
         Path(f"{path}.data").write_bytes(b"half")
-        raise ModelError("the model has no ONNX form: OnnxExporterError")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_half))
     assert calibrate.main(flags) == 1
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    reason = "could not be made: the model has no ONNX form: OnnxExporterError"
+    reason = "could not be made: OSError: [Errno 28] No space left on device"
     assert report["complete"] is False
     assert report["failed"] == [{"artifact": "w8a8.onnx", "reason": reason}]
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]

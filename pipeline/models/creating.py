@@ -1,0 +1,91 @@
+"""Call timm's factory, and say in one line why it fails."""
+
+import dataclasses
+import pickle
+import struct
+from typing import Any
+
+import safetensors
+import timm
+import timm.models
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, ModelError, one_line
+from pipeline.models.arguments import check_argument_types
+from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.weights import describe_misfit
+from pipeline.storage import exists, why_missing
+
+# Errors of timm for an unknown name, an argument that the family does not take, or a weight file that is missing or
+# does not fit; of huggingface_hub (ValueError or OSError) for weights that cannot be downloaded; and of the readers of
+# corrupt files.
+TIMM_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
+    *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
+)
+
+
+def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
+    """Make the model that a config asks for.
+
+    Args:
+        config: of the model.
+        arguments: of timm's factory, which win over those of the config.
+
+    Raises:
+        ModelError: timm cannot make it, or an argument would be taken for another.
+    """
+    explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
+    explicit = {name: value for name, value in explicit.items() if value is not None}
+    try:
+        # An absolute path, because timm does not expand `~`.
+        model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
+    except TIMM_ERRORS as error:
+        folder = config.name.removeprefix(LOCAL_DIR)
+        hint = "" if folder == config.name or exists(folder) else why_missing(folder)
+        raise ModelError(f"cannot make model {config.name!r}: {reason_of(error)}{hint}") from error
+    # The arguments that a folder's config states are checked as well: JSON may hold texts for truth values.
+    stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
+    check_argument_types({**stated, **config.model_args}, model)
+    return model
+
+
+def make_outline(config: ModelConfig) -> nn.Module:
+    """Return the model on the meta device: names and shapes without storage."""
+    with torch.device("meta"):
+        return create_model(config, pretrained=False)
+
+
+def as_trained(config: ModelConfig) -> nn.Module:
+    """Return the outline of a model as its weights' own config describes it."""
+    return make_outline(dataclasses.replace(config, in_chans=None, num_classes=None, model_args={}))
+
+
+def fill_model(config: ModelConfig, uri: str, weights: dict[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
+    """Make the model with the given weights.
+
+    Args:
+        config: of the model.
+        uri: of the weights, for messages.
+        weights: under names that timm knows.
+        overlay: entries of the model's `pretrained_cfg`.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    given = {"source": None, "file": None, "state_dict": weights, "custom_load": False, **overlay}
+    try:
+        model = create_model(config, pretrained=True, pretrained_cfg_overlay=given)
+    except ModelError as error:
+        reason = reason_of(error.__cause__ or error)
+        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
+    return model
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line why timm cannot make or fill a model."""
+    if isinstance(error, KeyError) and error.args == ("architecture",):
+        return "its config.json names no timm architecture (a folder of transformers is read without a checkpoint)"
+    return describe_misfit(error) or one_line(error, limit=400)

@@ -1,0 +1,38 @@
+"""What LayerNorms add to the variance: timm's models take it from their architecture, and cannot save another one."""
+
+from torch import nn
+
+
+def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -> tuple[str, ...]:
+    """Let the LayerNorms of a trained model add what they were trained with.
+
+    timm cannot write that number into a saved folder. So a model that is yet to be trained and saved keeps timm's, with
+    a notice.
+
+    Args:
+        what: the model, for the notice.
+        model: a timm model.
+        epsilon: that its weights were trained with.
+        trained: whether the model stays as it is.
+    """
+    differing = [norm for norm in _norms(model) if norm.eps != epsilon]
+    if differing and not trained:
+        return (_notice(what, differing[0].eps, epsilon),)
+    for norm in differing:
+        norm.eps = epsilon
+    return ()
+
+
+def copy_notice(what: str, copy: nn.Module, original: nn.Module) -> tuple[str, ...]:
+    """Report LayerNorms of a copy that add another number than those of the original; a copy may lack some blocks."""
+    own, others = ({norm.eps for norm in _norms(model)} for model in (copy, original))
+    return () if own == others else (_notice(what, max(own), max(others)),)
+
+
+def _norms(model: nn.Module) -> list[nn.LayerNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+
+
+def _notice(what: str, own: float, epsilon: float) -> str:
+    added = f"its LayerNorms add {own:g} to the variance as timm's do"
+    return f"{what}: {added}, not {epsilon:g} as transformers' did, so that it loads as it was trained"
