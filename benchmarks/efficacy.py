@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 REAL, REFERENCE = "real", "reference"
 SYNTHETIC = ("sparse", "dense", "noise")
 ARMS = (REAL, *SYNTHETIC)
-QUANTIZED = "quantized"
+QUANTIZED, RANGES = "quantized", "ranges"
 # What is measured of one set of images, and each figure's name.
 Figures = dict[str, float]
 
@@ -46,13 +46,15 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
     Args:
         bench: files and configs.
         testbed: its name.
-        part: `images`, `quantized`, or a kind of student.
+        part: `images`, `ranges`, `quantized`, or a kind of student.
         arm: what images.
         seed: of images and student.
     """
     torch.set_num_threads(1)
     if part == "images":
         return _make(bench, arm, seed)
+    if part == RANGES:
+        return _compare_ranges(bench, arm, seed)
     if part == QUANTIZED:
         return _quantize(bench, TESTBEDS[testbed], arm, seed)
     return _train(bench, TESTBEDS[testbed], part, arm, seed)
@@ -85,33 +87,44 @@ def _images(bench: Bench, arm: str, seed: int) -> str:
 
 
 def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
-    config = _calibration(bench, arm, seed, testbed.widths)
+    config = _calibration(bench, arm, seed, testbed.widths, QUANTIZED, testbed.calibration)
 
     def figures() -> Figures:
-        result = _anew(config, calibrate)
-        ranges = storage.read_json(result["ranges"])
-        scores = {f"W{a['weights']}A{a['activations']}": a["top1"] for a in result["artifacts"]}
-        return {**scores, "range_error": range_error(ranges, _calibrate_reference(bench, testbed)[0])}
+        rows = _anew(config, calibrate)["artifacts"]
+        return {f"W{row['weights']}A{row['activations']}": row["top1"] for row in rows}
 
     return _kept(bench, QUANTIZED, arm, seed, _with_images(bench, config, arm, seed), figures)
 
 
-def _calibration(bench: Bench, arm: str, seed: int, widths: list[dict[str, int]]) -> CalibrationConfig:
-    settings = {
+def _compare_ranges(bench: Bench, arm: str, seed: int) -> Figures:
+    """Compare ranges of the model as it is with those on real images that no arm calibrates on."""
+    config = _calibration(bench, arm, seed, [{"weights": 8, "activations": 8}], RANGES, {"labeled": None})
+
+    def figures() -> Figures:
+        ranges = storage.read_json(_anew(config, calibrate)["ranges"])
+        return {"range_error": range_error(ranges, _calibrate_reference(bench)[0])}
+
+    return _kept(bench, RANGES, arm, seed, _with_images(bench, config, arm, seed), figures)
+
+
+def _calibration(
+    bench: Bench, arm: str, seed: int, widths: list[dict[str, int]], part: str, settings: Mapping[str, Any]
+) -> CalibrationConfig:
+    own = {
         "teacher.name": bench.teacher,
         "images": _images(bench, arm, seed),
         "labeled": bench.input("held_out.parquet"),
-        "output": bench.path("calibrate", f"{arm}-{seed}"),
+        "output": bench.path("calibrate", f"{part}-{arm}-{seed}"),
         "settings": widths,
         "formats": ["pt2"],
         "workers.size": 0,
     }
-    return parse_config(CalibrationConfig, bench.arguments("calibrate", settings))
+    return parse_config(CalibrationConfig, bench.arguments("calibrate", {**own, **settings}))
 
 
-def _calibrate_reference(bench: Bench, testbed: Testbed) -> tuple[dict[str, Any], float]:
-    """Calibrate on real images that no arm uses, once; return the ranges and the float model's top-1."""
-    config = _calibration(bench, REFERENCE, 0, testbed.widths[:1])
+def _calibrate_reference(bench: Bench) -> tuple[dict[str, Any], float]:
+    """Calibrate on the reference images, once; return the ranges and the float model's top-1."""
+    config = _calibration(bench, REFERENCE, 0, [{"weights": 8, "activations": 8}], RANGES, {})
     if not storage.exists(storage.join(config.output, "report.json")):
         calibrate(config)
     ranges, report = (storage.read_json(storage.join(config.output, name)) for name in ("ranges.json", "report.json"))
@@ -181,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--testbed", choices=sorted(TESTBEDS), required=True)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--parts", nargs="+", help=f"{QUANTIZED} or kinds of students; by default all of the testbed")
+    parser.add_argument(
+        "--parts", nargs="+", help=f"{RANGES}, {QUANTIZED} or kinds of students; by default all of the testbed"
+    )
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10, as for benchmarks.cifar")
     parser.add_argument("--folder", help="what is measured is kept there; by default runs/efficacy/TESTBED")
     parser.add_argument("--anew", action="store_true", help="measure everything again, as after a change of the code")
@@ -189,15 +204,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the page and its figures")
     options = parser.parse_args(argv)
     testbed = TESTBEDS[options.testbed]
-    parts = options.parts or [QUANTIZED, *testbed.students]
-    if unknown := set(parts) - {QUANTIZED, *testbed.students}:
+    known = [RANGES, QUANTIZED, *testbed.students]
+    parts = options.parts or known
+    if unknown := set(parts) - set(known):
         parser.error(f"{testbed.name} has no {', '.join(sorted(unknown))}")
     bench = Bench(folder=options.folder or f"runs/efficacy/{testbed.name}", stages=testbed.stages)
     if options.anew:
         shutil.rmtree(bench.path("cells"), ignore_errors=True)
     started = time.monotonic()
     make_inputs(testbed, bench, options.data)
-    _, teacher = _calibrate_reference(bench, testbed)
+    _, teacher = _calibrate_reference(bench)
     figures = run(bench, testbed, parts, range(options.seeds), options.processes)
     facts = circumstances("benchmarks.efficacy", torch.device("cpu"))
     facts |= {"testbed": testbed.name, "seeds": options.seeds, "teacher": teacher}

@@ -25,6 +25,9 @@ def goals(testbed: Testbed, measured: Measured, teacher: float) -> list[dict[str
     found = [_work(measured["images"])]
     if "quantized" in measured:
         found += _quantized(testbed, measured["quantized"], teacher)
+    if "ranges" in measured and testbed.range_error is not None:
+        error = _mean(measured["ranges"]["sparse"], "range_error")
+        found.append(_at_most("ranges on sparse: error", error, testbed.range_error))
     if "pruned" in measured and testbed.recovery is not None:
         found += [
             _at_least(f"pruned student on {arm}: share of real images' gain", value, testbed.recovery)
@@ -62,8 +65,6 @@ def _quantized(
                 "met": mean + 2 * error >= 0,
                 "standard_error": round(error, 3),
             }
-    if testbed.range_error is not None:
-        yield _at_most("ranges on sparse: error", _mean(arms["sparse"], "range_error"), testbed.range_error)
 
 
 def _recoveries(students: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:

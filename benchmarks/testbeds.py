@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from benchmarks.cifar import CLASS_NAMES, load_photos
 from benchmarks.making import Bench
+from benchmarks.outliers import plant_outliers
 from examples.digits.demo import STAGES
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset.store import write_images
+from pipeline.models import ModelConfig, load_model, save_model
 
 CIFAR_STAGES = str(Path(__file__).parent / "configs" / "cifar")
 CIFAR_TEACHER = Path(__file__).parents[1] / "tests" / "data" / "cifar_teacher"
@@ -30,6 +32,7 @@ class Testbed:
         stages: folder of the configs of synthesis, calibration and distillation.
         prepare: writes `teacher/`, `real.parquet`, `reference.parquet` and `held_out.parquet` under the bench's
             `inputs` folder, given the folder of real images that the user named.
+        calibration: settings of the calibration that differ from the stage's config, by dotted name.
         drops: largest loss of top-1 by bit widths, in points.
         below_real: largest distance from the same widths calibrated on real images, in points.
         students: settings of each kind of student, by dotted name of the distillation's config.
@@ -43,6 +46,7 @@ class Testbed:
     prepare: Callable[[Bench, Path | None], None]
     drops: Mapping[str, float]
     below_real: float
+    calibration: Mapping[str, Any] = field(default_factory=lambda: {"smoothing": "repq"})
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recovery: float | None = None
     scratch: float | None = None
@@ -59,6 +63,15 @@ class Testbed:
 def prepare_digits(bench: Bench, data: Path | None) -> None:
     """Train the demo's teacher."""
     make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
+
+
+def prepare_outliers(bench: Bench, data: Path | None) -> None:
+    """Train the demo's teacher, and plant outliers into it."""
+    prepare_digits(bench, data)
+    loaded = load_model(ModelConfig(name=bench.teacher))
+    planted = plant_outliers(loaded.model)
+    shutil.rmtree(bench.input("teacher"))
+    save_model(planted, bench.input("teacher"), class_names=loaded.class_names, mean=loaded.mean, std=loaded.std)
 
 
 def prepare_cifar(bench: Bench, data: Path | None, *, per_class: int = 50) -> None:
@@ -100,6 +113,7 @@ DIGITS = Testbed(
     scratch=92.0,
     range_error=0.05,
 )
+OUTLIERS = replace(DIGITS, name="outliers", prepare=prepare_outliers, students={}, recovery=None, scratch=None)
 CIFAR = Testbed(
     name="cifar10",
     stages=CIFAR_STAGES,
@@ -109,7 +123,7 @@ CIFAR = Testbed(
     students={"pruned": {}},
     recovery=0.8,
 )
-TESTBEDS = {testbed.name: testbed for testbed in (DIGITS, CIFAR)}
+TESTBEDS = {testbed.name: testbed for testbed in (DIGITS, OUTLIERS, CIFAR)}
 
 
 def make_inputs(testbed: Testbed, bench: Bench, data: Path | None) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import efficacy, testbeds
 from benchmarks.cifar import CLASS_NAMES, Photos
-from benchmarks.efficacy import QUANTIZED, measure
+from benchmarks.efficacy import QUANTIZED, RANGES, measure
 from benchmarks.efficacy_report import goals, page
 from benchmarks.making import Bench
 from benchmarks.testbeds import CIFAR, DIGITS, TESTBEDS, make_inputs
@@ -24,7 +24,7 @@ IMAGES = {"sparse": [{"work": 2.0}] * 2, "dense": [{"work": 8.0}] * 2, "noise": 
 
 
 def quantized(**top1: tuple[float, float]) -> dict[str, list[dict[str, float]]]:
-    return {arm: [{"W4A4": value, "range_error": 0.04} for value in values] for arm, values in top1.items()}
+    return {arm: [{"W4A4": value} for value in values] for arm, values in top1.items()}
 
 
 def trained(**top1: float) -> dict[str, list[dict[str, float]]]:
@@ -38,7 +38,7 @@ def reached(**measured: Any) -> dict[str, tuple[float, bool]]:
 
 def test_goals_of_quantization_compare_with_the_teacher_with_real_images_and_with_noise() -> None:
     scores = quantized(real=(97.5, 97.5), sparse=(97.0, 97.4), dense=(96.0, 96.2), noise=(97.0, 97.1))
-    assert reached(quantized=scores) == {
+    assert reached(quantized=scores, ranges={"sparse": [{"range_error": 0.04}] * 2}) == {
         "work of a sparse image: share of a dense one's": (0.25, True),
         "W4A4 on sparse: points below the teacher": (0.8, True),
         "W4A4 on sparse: points below real images": (0.3, True),
@@ -93,7 +93,7 @@ def test_the_configs_of_cifar_are_read() -> None:
     bench = Bench(folder="unused", stages=testbeds.CIFAR_STAGES)
     kept = {arm: efficacy._synthesis(bench, arm, 3).inversion.phases(64)[-1][1] for arm in efficacy.SYNTHETIC}
     assert kept == {"sparse": 14, "dense": 64, "noise": 64}
-    assert efficacy._calibration(bench, "sparse", 3, CIFAR.widths).max_images == 200
+    assert efficacy._calibration(bench, "sparse", 3, CIFAR.widths, QUANTIZED, {}).max_images == 200
 
 
 def test_a_testbed_that_needs_photos_says_so(tmp_path: Path) -> None:
@@ -110,15 +110,15 @@ def test_little_of_everything_is_measured_once_and_again_where_settings_differ(
     make_inputs(DIGITS, bench, None)
     small = replace(DIGITS, drops={"W4A4": 1.0}, students={"pruned": {"epochs": 1}})
     monkeypatch.setitem(efficacy.TESTBEDS, "digits", small)
-    parts = ("images", QUANTIZED, "pruned")
+    parts = ("images", RANGES, QUANTIZED, "pruned")
     found = {part: measure(bench, "digits", part, "sparse", 1) for part in parts}
     assert found["images"]["work"] > 0
     assert 0 <= found[QUANTIZED]["W4A4"] <= 100
-    assert found[QUANTIZED]["range_error"] > 0
+    assert found[RANGES]["range_error"] > 0
     assert 0 <= found["pruned"]["after"] <= 100
 
     cells = {path.name: path.stat().st_mtime_ns for path in Path(bench.path("cells")).iterdir()}
-    assert sorted(cells) == [f"{part}-sparse-1.json" for part in ("images", "pruned", "quantized")]
+    assert sorted(cells) == [f"{part}-sparse-1.json" for part in ("images", "pruned", "quantized", "ranges")]
     assert {part: measure(bench, "digits", part, "sparse", 1) for part in parts} == found
     assert {path.name: path.stat().st_mtime_ns for path in Path(bench.path("cells")).iterdir()} == cells
 
