@@ -234,6 +234,7 @@ def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int
             checkpoint_every=epochs,
             batch_size=50,
             token_weight=1.0,
+            augment=None,
             seed=seed,
         )
         student = build_student(config.student, loaded, seed=seed)

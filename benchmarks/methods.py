@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +23,13 @@ from typing import Any
 import torch
 
 from benchmarks.circumstances import circumstances, described
+from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.markdown import table
-from examples.digits.demo import STAGES
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
 from pipeline.config import parse_config
-from pipeline.dataset import store
 from pipeline.distillation import DistillationConfig, distill
-from pipeline.inversion.flops import TeacherShape, run_flops
 from pipeline.quantization import CalibrationConfig, calibrate
-from pipeline.synthesis import SynthesisConfig
-from pipeline.synthesis.plan import plan_synthesis
-from pipeline.synthesis.writer import PartWriter
 
 RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
@@ -104,33 +99,6 @@ class Figures:
     student_top1: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Files that a run of the benchmark keeps, and configs that it starts from.
-
-    Attributes:
-        folder: of everything.
-        stages: configs that methods start from, and of calibration and distillation.
-        shard_size: images inverted together.
-    """
-
-    folder: str
-    stages: str = STAGES
-    shard_size: int = 200
-
-    def path(self, *names: str) -> str:
-        return storage.join(self.folder, *names)
-
-    @property
-    def teacher(self) -> str:
-        return f"local-dir:{self.path('digits', 'teacher')}"
-
-    def arguments(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
-        """Command-line arguments of a job: a stage's config with some settings changed."""
-        flags = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
-        return ["--config", f"{self.stages}/{stage}.yaml", *(f"--{name}={value}" for name, value in flags.items())]
-
-
 def measure(bench: Bench, method: Method, seed: int) -> Figures:
     """Make a method's images with one seed and use them; in a process of its own."""
     torch.set_num_threads(1)
@@ -138,9 +106,9 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     for kind in ("images", "calibrate", "distill"):
         # What an earlier run left was made by another engine, perhaps.
         storage.remove_folder(bench.path(kind, name))
-    made = {} if method.stage is None else write_dataset(bench, method, bench.path("images", name), seed)
-    images = bench.path("digits", "real.parquet") if method.stage is None else bench.path("images", name)
-    shared = {"teacher.name": bench.teacher, "images": images, "labeled": bench.path("digits", "held_out.parquet")}
+    made = {} if method.stage is None else _make_images(bench, method, bench.path("images", name), seed)
+    images = bench.input("real.parquet") if method.stage is None else bench.path("images", name)
+    shared = {"teacher.name": bench.teacher, "images": images, "labeled": bench.input("held_out.parquet")}
     quantized = {
         **shared,
         "output": bench.path("calibrate", name),
@@ -163,51 +131,18 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     )
 
 
-def write_dataset(bench: Bench, method: Method, output: str, seed: int) -> dict[str, float]:
-    """Write a dataset as the actors do, here and timed: seconds, counted work and steps of an image."""
+def _make_images(bench: Bench, method: Method, output: str, seed: int) -> dict[str, float]:
     assert method.stage is not None
-    own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
-    settings = {**own, **method.settings}
+    settings = dict(method.settings)
     if method.against is not None:
         settings["student.name"] = f"local-dir:{bench.path('distill', f'{method.against}-{seed}', 'student', 'last')}"
-    config = parse_config(SynthesisConfig, bench.arguments(method.stage, settings))
-    plan = plan_synthesis(config)
-    store.write_manifest(output, plan.manifest)
-    writer = PartWriter(plan.config, plan.digest)
-    # Of the processor: another process on the core does not count.
-    started = time.process_time()
-    outcomes = [row for shard in plan.to_do for table in writer(_as_batch(shard)) for row in table.to_pylist()]
-    seconds = time.process_time() - started
-    assert not any(row["error"] for row in outcomes), outcomes
-    num_images = sum(row["num_images"] for row in outcomes)
-    taken = [steps for row in outcomes for steps in row["num_steps"]]
-    phases = config.inversion.phases(writer.teacher.num_patches)
-    shape = TeacherShape.of(writer.teacher)
-    return {
-        "seconds": seconds / num_images,
-        "work": sum(run_flops(shape, shortened(phases, steps)).total for steps in taken) / num_images,
-        "mean_steps": statistics.fmean(taken) if taken else 0.0,
-        "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
-    }
-
-
-def _as_batch(shard: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [value] for name, value in shard.items()}
-
-
-def shortened(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:
-    """The first steps of phases (number of steps, patches alive)."""
-    short, left = [], num_steps
-    for count, alive in phases:
-        short.append((min(count, left), alive))
-        left -= short[-1][0]
-    return short
+    return write_dataset(synthesis_config(bench, method.stage, settings, output, seed))
 
 
 def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int) -> dict[str, list[Figures]]:
     """Figures by method, one a seed; those that build on another's student come second."""
-    if not storage.exists(bench.path("digits", "teacher", "config.json")):
-        make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
+    if not storage.exists(bench.input("held_out.parquet")):
+        make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
     found: dict[str, dict[int, Figures]] = {method.name: {} for method in methods}
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for wave in (False, True):

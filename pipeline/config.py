@@ -15,6 +15,7 @@ from pipeline.former_names import FormerNames
 C = TypeVar("C")
 
 _LONGEST_MESSAGE = 2000
+_FORMER_DEFAULT = "former_default"
 _EPILOG = (
     "Every job also takes --quiet (-q), to print warnings alone, and --verbose (-v), to print where an error came from."
 )
@@ -93,6 +94,22 @@ def _one_line(message: str) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON data: tuples as lists, nested configs as mappings."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def former_default(value: Any) -> dict[str, Any]:
+    """Return the metadata of a setting whose default was another one when it was introduced, or is to be changed.
+
+    The first default is the value that is left out of the identity of a run, see `pipeline.runs.identifying_settings`,
+    so that outputs made with it keep their digests, and those made with today's default differ from them.
+    """
+    return {_FORMER_DEFAULT: value}
+
+
+def first_default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default that a setting was introduced with."""
+    if _FORMER_DEFAULT in field.metadata:
+        return field.metadata[_FORMER_DEFAULT]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def digest(values: Mapping[str, Any]) -> str:

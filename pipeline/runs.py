@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import digest as digest_of
+from pipeline.config import first_default
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
 from pipeline.errors import DatasetError, shown
@@ -50,7 +51,8 @@ def identifying_settings(
     """Return the settings that belong to the identity of a run, as nested plain data.
 
     Every setting counts unless it is excluded, so that a new one cannot be forgotten. A new setting counts only if it
-    differs from its default, so that runs from before it existed keep their digest.
+    differs from its first default, so that runs from before it existed keep their digest. To change the default later,
+    state the first one with `pipeline.config.former_default`.
 
     Args:
         config: a dataclass, perhaps with nested dataclasses.
@@ -74,17 +76,13 @@ def _identifying(
         name, value = prefix + field.name, getattr(config, field.name)
         if name in excluded:
             continue
-        counts = name in recorded or value != _default(field)
+        counts = name in recorded or value != first_default(field)
         if dataclasses.is_dataclass(value):
             section = dict(_identifying(value, f"{name}.", recorded, excluded))
             if counts or section:
                 yield field.name, section
         elif counts:
             yield field.name, value
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from pipeline.dataset.units import RowRange
 from pipeline.distillation import DistillationConfig
 from pipeline.distillation import plan as training
 from pipeline.distillation.students import build_student
+from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization import plan as calibration
+from pipeline.runs import check_same
 
 IMAGES = ImageCollection.of(Source("u", {}, None, False, [RowRange("u/x", "x", 0, 0, 0, 5, 100)]))
 CALIBRATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -88,7 +90,8 @@ def test_a_calibration_keeps_its_digest(loaded: LoadedModel, name: str) -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_keeps_its_digest(loaded: LoadedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes, recorded = TRAININGS[name]
-    config = make(DistillationConfig, changes)
+    # Recorded before there were views.
+    config = make(DistillationConfig, {**changes, "augment": None})
     monkeypatch.setattr(training, "weight_digest", lambda model: f"{2:064x}")
     student = build_student(replace(config.student, model=None, depth_pruned=[1]), loaded, seed=0)
     labelled = IMAGES if config.labeled else None
@@ -96,7 +99,7 @@ def test_a_training_keeps_its_digest(loaded: LoadedModel, name: str, monkeypatch
 
 
 def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where all their settings are the defaults."""
+    """Also where all their settings are the defaults: a training of before there were views is another one."""
     monkeypatch.setattr(training, "weight_digest", lambda model: f"{2:064x}")
 
     def document(**changes: Any) -> dict[str, Any]:
@@ -104,8 +107,12 @@ def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeyp
         student = build_student(config.student, loaded, seed=0)
         return training._document(config, loaded, student, IMAGES, None)
 
-    plain, default, other = document(), document(augment={}), document(augment={"blur": 2.0})
-    assert plain["digest"] == document(augment=None)["digest"] == TRAININGS["plain"][1]
-    assert len({run["digest"] for run in (plain, default, other)}) == 3
-    assert "augment" not in plain["identity"]["config"]
+    without, default, other = document(augment=None), document(), document(augment={"blur": 2.0})
+    assert without["digest"] == TRAININGS["plain"][1]
+    assert default["digest"] == document(augment={})["digest"]
+    assert len({run["digest"] for run in (without, default, other)}) == 3
+    assert "augment" not in without["identity"]["config"]
+    assert default["identity"]["config"]["augment"] == {}
     assert other["identity"]["config"]["augment"] == {"blur": 2.0}
+    with pytest.raises(DatasetError, match=r"augment is None there, \{\} here"):
+        check_same("out", "distill", without, default)

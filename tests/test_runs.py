@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import former_default
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.outputs import Job, check_place
 from pipeline.runs import (
@@ -153,21 +154,23 @@ class Outer:
     new: tuple[int, ...] = ()
     inner: Inner = field(default_factory=Inner)
     optional: Inner | None = None
+    changed: int = field(default=3, metadata=former_default(1))
 
 
 @pytest.mark.parametrize(
     ("config", "identity"),
     [
-        (Outer(0), {"old": 0, "inner": {"old": 1}}),
-        (Outer(0, output="x"), {"old": 0, "inner": {"old": 1}}),
-        (Outer(0, new=(3,)), {"old": 0, "new": [3], "inner": {"old": 1}}),
-        (Outer(0, inner=Inner(5, 6)), {"old": 0, "inner": {"old": 5, "new": 6}}),
-        (Outer(0, optional=Inner()), {"old": 0, "inner": {"old": 1}, "optional": {}}),
-        (Outer(0, optional=Inner(new=3)), {"old": 0, "inner": {"old": 1}, "optional": {"new": 3}}),
+        (Outer(0, changed=1), {"old": 0, "inner": {"old": 1}}),
+        (Outer(0), {"old": 0, "inner": {"old": 1}, "changed": 3}),
+        (Outer(0, changed=1, output="x"), {"old": 0, "inner": {"old": 1}}),
+        (Outer(0, changed=1, new=(3,)), {"old": 0, "new": [3], "inner": {"old": 1}}),
+        (Outer(0, changed=1, inner=Inner(5, 6)), {"old": 0, "inner": {"old": 5, "new": 6}}),
+        (Outer(0, changed=1, optional=Inner()), {"old": 0, "inner": {"old": 1}, "optional": {}}),
+        (Outer(0, changed=1, optional=Inner(new=3)), {"old": 0, "inner": {"old": 1}, "optional": {"new": 3}}),
     ],
 )
 def test_a_setting_identifies_a_run_unless_it_is_excluded(config: Outer, identity: dict[str, Any]) -> None:
-    """A setting that came later counts where it is not at its default, so that older runs keep their digest."""
+    """A setting that came later counts where it is not at its first default, so that older runs keep their digest."""
     recorded, excluded = ("old", "inner", "inner.old"), ("output",)
     assert identifying_settings(config, recorded=recorded, excluded=excluded) == identity
 

@@ -100,11 +100,14 @@ class Augmenter:
         # Whole images are one group, even if the stopped patches of some are filled.
         groups = batch.num_kept.masked_fill(whole, -1)
         partners = augment.find_partners(draws.values["partner"], groups)
+        paired = partners != torch.arange(len(partners), device=partners.device)
+        mixed, chosen = draws.chosen("mixup", config.mixup) & whole, draws.chosen("cutmix", config.cutmix)
+        # A mixture has no label.
+        batch = replace(batch, labels=batch.labels.masked_fill((mixed | chosen) & paired, -1))
         if config.mixup:
-            share = draws.values["mixup_share"] * (draws.chosen("mixup", config.mixup) & whole)
-            batch = replace(batch, pixels=augment.mix(batch.pixels, partners, share))
+            batch = replace(batch, pixels=augment.mix(batch.pixels, partners, draws.values["mixup_share"] * mixed))
         if config.cutmix:
-            values, chosen = draws.values, draws.chosen("cutmix", config.cutmix)
+            values = draws.values
             blocks = augment.choose_blocks(
                 values["cutmix_area"], values["cutmix_row"], values["cutmix_column"], self.grid
             )
@@ -160,10 +163,18 @@ class AugmentedImages:
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of every batch of an epoch."""
-        for batch in self._source.batches(epoch, device):
-            if self._tell:
-                self._tell_skipped(batch)
-            yield self._augmenter(batch, epoch)
+        if isinstance(self._source, MemoryImages):
+            # Partners come from the shares of all workers, so that any number of workers shows the same views.
+            for batch in self._source.whole_batches(epoch, device):
+                yield self._source.own_share(self._view(batch, epoch))
+        else:
+            for batch in self._source.batches(epoch, device):
+                yield self._view(batch, epoch)
+
+    def _view(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
+        if self._tell:
+            self._tell_skipped(batch)
+        return self._augmenter(batch, epoch)
 
     def _tell_skipped(self, batch: DistillationBatch) -> None:
         skipped = [name for name in WHOLE_ONLY if getattr(self._augmenter.config, name)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.config import former_default
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
@@ -98,8 +99,9 @@ class DistillationConfig:
         warmup_epochs: epochs over which the learning rate rises linearly from zero.
         temperature: divisor of the logits before they are compared.
         token_weight: weight of the squared difference of the final tokens; 0 turns it off.
-        label_weight: weight of the cross-entropy with the images' labels; 0 turns it off.
-        augment: random views that teacher and student read, another of each image at each epoch; without it, every
+        label_weight: weight of the cross-entropy with the images' labels; 0 turns it off. Mixtures of several images
+            have no label and do not take part.
+        augment: random views that teacher and student read, another of each image at each epoch; with `null`, every
             image is read as it is, and the teacher's answers for images in memory are computed once.
         dtype: type of the forward pass; weights stay in float32.
         seed: seed of new weights and of the order of images.
@@ -132,7 +134,7 @@ class DistillationConfig:
     temperature: float = 4.0
     token_weight: float = 0.0
     label_weight: float = 0.0
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig, metadata=former_default(None))
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     score_every: int = 1
@@ -156,12 +158,13 @@ class DistillationConfig:
 
 
 def _check_labels(config: DistillationConfig) -> None:
-    """Check that no image is a mixture of two whose labels count."""
+    """Check that some images keep their label."""
     augment = config.augment
-    if augment is not None and config.label_weight and (augment.mixup or augment.cutmix):
+    if augment is not None and config.label_weight and max(augment.mixup, augment.cutmix) == 1:
         raise ConfigError(
-            f"label_weight is {config.label_weight:g}, but augment mixes images (mixup {augment.mixup:g}, cutmix "
-            f"{augment.cutmix:g}), and a mixture has no label: set the two to 0, or label_weight"
+            f"label_weight is {config.label_weight:g}, but augment mixes every image with others (mixup "
+            f"{augment.mixup:g}, cutmix {augment.cutmix:g}), and a mixture has no label: lower the two, or set "
+            "label_weight to 0"
         )
 
 

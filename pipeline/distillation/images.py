@@ -71,6 +71,17 @@ class DistillationBatch:
     image_ids: list[str]
     rows: Tensor | None = None
 
+    def take(self, rows: slice) -> "DistillationBatch":
+        """Return the given rows, without copying tensors."""
+        return DistillationBatch(
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            keep_indices=self.keep_indices[rows],
+            num_kept=self.num_kept[rows],
+            image_ids=self.image_ids[rows],
+            rows=None if self.rows is None else self.rows[rows],
+        )
+
     def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Group images that keep equally many patches: yield their rows in the batch [b] and `keep_indices` [b, K]."""
         for count in self.num_kept.unique().tolist():
@@ -156,6 +167,15 @@ class MemoryImages:
         for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
             own = rows[self._rank :: self._world_size]
             yield to_batch(self.images.take(own), device, own)
+
+    def whole_batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield every batch of an epoch, with the shares of all workers."""
+        for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
+            yield to_batch(self.images.take(rows), device, rows)
+
+    def own_share(self, batch: DistillationBatch) -> DistillationBatch:
+        """Return this worker's share, which may be empty, of a batch of `whole_batches`."""
+        return batch.take(slice(self._rank, None, self._world_size))
 
     def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of all images once, unshuffled."""

@@ -39,5 +39,5 @@ def token_loss(student: Tensor, teacher: Tensor, num_tokens: Tensor) -> Tensor:
 
 
 def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [B, classes] with labels int64 [B], in nats."""
-    return F.cross_entropy(student, labels, reduction="none")
+    """Cross-entropy [B] of logits [B, classes] with labels int64 [B], in nats; 0 where the label is -1, unknown."""
+    return F.cross_entropy(student, labels, reduction="none", ignore_index=-1)

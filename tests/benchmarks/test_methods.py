@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.methods import METHODS, Bench, Figures, Method, measure, report, shortened
+from benchmarks.making import Bench, shortened
+from benchmarks.methods import METHODS, Figures, Method, measure, report
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline.config import parse_config
 from tests.examples.digits.test_demo import write_small_stages
@@ -65,7 +66,7 @@ def test_each_kind_of_method_with_little_of_everything(tmp_path: Path) -> None:
     sparse = yaml.safe_load((stages / "sparse.yaml").read_text())
     (stages / "sparse.yaml").write_text(yaml.safe_dump({**sparse, "images_per_class": 4}))
     bench = Bench(folder=str(tmp_path / "bench"), stages=str(stages), shard_size=40)
-    make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.path("digits")})))
+    make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
     wanted = {method.name: method for method in METHODS}
     kinds = ("real images", "sparse", "rebirth, v = 4", "sparse, adversarial")
     # What an earlier run left under that name is in nobody's way.

@@ -17,6 +17,7 @@ from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages, to_batch
 from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.losses import hard_label_loss
 from pipeline.distillation.students import build_student
 from pipeline.errors import ConfigError
 from pipeline.models import LoadedModel, ModelConfig, load_model
@@ -122,7 +123,8 @@ def test_what_an_image_does_not_share_with_others_does_not_depend_on_its_batch()
 
 
 def test_two_workers_show_the_views_that_one_does() -> None:
-    augmenter = make_augmenter(replace(EVERYTHING, mixup=0.0, cutmix=0.0))
+    """Also where images are mixed with others: those of another worker's share are among them."""
+    augmenter = make_augmenter(EVERYTHING)
     images = make_images(11)
 
     def views(world_size: int) -> dict[str, Tensor]:
@@ -331,8 +333,20 @@ def test_saturation_of_images_without_three_channels_is_refused(teacher: LoadedM
         plan._check_colors(config, replace(teacher, input_size=(1, 32, 32)))
 
 
-def test_labels_of_mixed_images_are_refused() -> None:
+def test_a_label_weight_is_refused_where_every_image_is_a_mixture() -> None:
     settings: dict[str, Any] = {**UNUSED, "label_weight": 1.0}
-    with pytest.raises(ConfigError, match=r"label_weight is 1, but augment mixes images \(mixup 0, cutmix 0.5\)"):
-        DistillationConfig(**settings, augment=AugmentConfig())
-    DistillationConfig(**settings, augment=AugmentConfig(cutmix=0.0))
+    with pytest.raises(ConfigError, match=r"but augment mixes every image with others \(mixup 0, cutmix 1\)"):
+        DistillationConfig(**settings, augment=AugmentConfig(cutmix=1.0))
+    DistillationConfig(**settings, augment=AugmentConfig(cutmix=0.9))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_mixtures_have_no_label_and_others_keep_theirs(ragged: bool) -> None:
+    batch = make_batch(16, ragged=ragged)
+    view = make_augmenter(replace(NOTHING, cutmix=0.5))(batch, 0)
+    unknown = view.labels == -1
+    assert 0 < unknown.sum() < 16
+    assert torch.equal(view.labels[~unknown], batch.labels[~unknown])
+    # A block may be empty, so a mixture may look like the image; but no other image changes.
+    assert not any(mixed and not gone for mixed, gone in zip(changed(batch, view), unknown.tolist(), strict=True))
+    assert hard_label_loss(torch.randn(16, 10), view.labels)[unknown].tolist() == [0.0] * int(unknown.sum())

@@ -47,6 +47,7 @@ def maker(folder: Path, teacher: Path) -> MakeConfig:
             "optimizer": "sgd",
             "lr": 0.01,
             "token_weight": 0.5,
+            "augment": None,
             "workers": HERE,
         }
         return DistillationConfig(**{**values, **changes})  # type: ignore[arg-type]
@@ -93,15 +94,16 @@ def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
     check_exact(runs[workers], workers)
 
 
-def test_so_they_do_when_images_are_read_anew_at_each_epoch_as_views(make_config: MakeConfig) -> None:
-    streamed = {"cache_gb": 0.0, "shuffle_buffer": 8}
-    check_exact(distill(make_config("out", workers=replace(HERE, size=2), augment=AugmentConfig(), **streamed)), 2)
+def test_so_they_do_when_images_are_read_anew_at_each_epoch(make_config: MakeConfig) -> None:
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), cache_gb=0.0, shuffle_buffer=8)), 2)
 
 
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_a_training_on_views_reads_every_image_once_and_scores_images_as_they_are(
-    runs: dict[int, dict[str, Any]], make_config: MakeConfig
+    runs: dict[int, dict[str, Any]], make_config: MakeConfig, cache_gb: float
 ) -> None:
-    result = distill(make_config("out", workers=replace(HERE, size=0), augment=AugmentConfig(flip=0.5, mixup=0.5)))
+    views = AugmentConfig(flip=0.5, mixup=0.5)
+    result = distill(make_config("out", augment=views, cache_gb=cache_gb, shuffle_buffer=8))
     check_exact(result, 1)
     assert result["before_top1"] == runs[0]["before_top1"]
     assert result["weights_sha256"] != runs[0]["weights_sha256"]
@@ -132,9 +134,10 @@ def test_two_datasets_in_one_folder_are_refused(make_config: MakeConfig, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
+def test_batch_norm_statistics_are_the_same_on_every_worker_also_of_views(make_config: MakeConfig) -> None:
     student = StudentConfig(model=ModelConfig(name="test_resnet"))
-    check_exact(distill(make_config("out", workers=replace(HERE, size=2), student=student, token_weight=0.0)), 2)
+    settings = {"student": student, "token_weight": 0.0, "augment": AugmentConfig()}
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), **settings)), 2)
 
 
 def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:

@@ -1,0 +1,101 @@
+"""Make images as the actors of a synthesis do, in this process, and count what they cost."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from examples.digits.demo import STAGES
+from pipeline import storage
+from pipeline.config import parse_config
+from pipeline.dataset import store
+from pipeline.inversion.flops import TeacherShape, run_flops
+from pipeline.synthesis import SynthesisConfig
+from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.writer import PartWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Files that a run of the benchmark keeps, and configs that it starts from.
+
+    Attributes:
+        folder: of everything.
+        stages: configs that methods start from, and of calibration and distillation.
+        shard_size: images inverted together.
+    """
+
+    folder: str
+    stages: str = STAGES
+    shard_size: int = 200
+
+    def path(self, *names: str) -> str:
+        return storage.join(self.folder, *names)
+
+    def input(self, name: str = "") -> str:
+        """Path of the teacher's folder or of a set of real images."""
+        return self.path("inputs", name) if name else self.path("inputs")
+
+    @property
+    def teacher(self) -> str:
+        return f"local-dir:{self.input('teacher')}"
+
+    def arguments(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
+        """Command-line arguments of a job: a stage's config with some settings changed."""
+        flags = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+        return ["--config", f"{self.stages}/{stage}.yaml", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def synthesis_config(bench: Bench, stage: str, settings: Mapping[str, Any], output: str, seed: int) -> SynthesisConfig:
+    """Return the config of a dataset.
+
+    Args:
+        bench: teacher and configs.
+        stage: config to start from.
+        settings: what differs from it, by dotted name.
+        output: folder of the dataset.
+        seed: of the images.
+    """
+    own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
+    return parse_config(SynthesisConfig, bench.arguments(stage, {**own, **settings}))
+
+
+def write_dataset(config: SynthesisConfig) -> dict[str, float]:
+    """Write a dataset as the actors do, in this process.
+
+    Returns:
+        Means per image: processor `seconds`, counted `work` in FLOP, `mean_steps`, and `confidence` of the teacher.
+    """
+    plan = plan_synthesis(config)
+    store.write_manifest(config.output, plan.manifest)
+    writer = PartWriter(plan.config, plan.digest)
+    # Of the processor: another process on the core does not count.
+    started = time.process_time()
+    outcomes = [row for shard in plan.to_do for table in writer(_as_batch(shard)) for row in table.to_pylist()]
+    seconds = time.process_time() - started
+    assert not any(row["error"] for row in outcomes), outcomes
+    num_images = sum(row["num_images"] for row in outcomes)
+    taken = [steps for row in outcomes for steps in row["num_steps"]]
+    phases = config.inversion.phases(writer.teacher.num_patches)
+    shape = TeacherShape.of(writer.teacher)
+    return {
+        "seconds": seconds / num_images,
+        "work": sum(run_flops(shape, shortened(phases, steps)).total for steps in taken) / num_images,
+        "mean_steps": statistics.fmean(taken) if taken else 0.0,
+        "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
+    }
+
+
+def _as_batch(shard: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in shard.items()}
+
+
+def shortened(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:
+    """The first steps of phases (number of steps, patches alive)."""
+    short, left = [], num_steps
+    for count, alive in phases:
+        short.append((min(count, left), alive))
+        left -= short[-1][0]
+    return short

@@ -1,0 +1,119 @@
+"""Teachers on which it can be told how good synthetic images are, with the goals that are set for each."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cifar import CLASS_NAMES, load_photos
+from benchmarks.making import Bench
+from examples.digits.demo import STAGES
+from examples.digits.teacher import DigitsConfig, make_digits
+from pipeline import storage
+from pipeline.config import parse_config
+from pipeline.dataset.store import write_images
+
+CIFAR_STAGES = str(Path(__file__).parent / "configs" / "cifar")
+CIFAR_TEACHER = Path(__file__).parents[1] / "tests" / "data" / "cifar_teacher"
+_WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Testbed:
+    """A teacher with real images, and what is asked of synthetic ones.
+
+    Attributes:
+        name: on the command line.
+        stages: folder of the configs of synthesis, calibration and distillation.
+        prepare: writes `teacher/`, `real.parquet`, `reference.parquet` and `held_out.parquet` under the bench's
+            `inputs` folder, given the folder of real images that the user named.
+        drops: largest loss of top-1 by bit widths, in points.
+        below_real: largest distance from the same widths calibrated on real images, in points.
+        students: settings of each kind of student, by dotted name of the distillation's config.
+        recovery: smallest share of the gain that a pruned student takes from real images.
+        scratch: smallest top-1 of a student trained from scratch, in percent.
+        range_error: largest error of the ranges on sparse images.
+    """
+
+    name: str
+    stages: str
+    prepare: Callable[[Bench, Path | None], None]
+    drops: Mapping[str, float]
+    below_real: float
+    students: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recovery: float | None = None
+    scratch: float | None = None
+    range_error: float | None = None
+
+    @property
+    def widths(self) -> list[dict[str, int]]:
+        """Bit widths as the settings of a calibration."""
+        return [
+            {"weights": weights, "activations": values} for weights, values in (_WIDTHS[name] for name in self.drops)
+        ]
+
+
+def prepare_digits(bench: Bench, data: Path | None) -> None:
+    """Train the demo's teacher."""
+    make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
+
+
+def prepare_cifar(bench: Bench, data: Path | None, *, per_class: int = 50) -> None:
+    """Take the committed teacher and CIFAR-10's photos: two sets of the training images, and all test images."""
+    if data is None:
+        raise SystemExit("error: --data must name the folder of train.parquet and test.parquet, or of a download")
+    train, test = (load_photos(data, split) for split in ("train", "test"))
+    shutil.copytree(CIFAR_TEACHER, bench.input("teacher"), dirs_exist_ok=True)
+    labels = train.labels.numpy()
+    members = [np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES))]
+    chosen = {
+        "real": (train, np.concatenate([rows[:per_class] for rows in members])),
+        "reference": (train, np.concatenate([rows[per_class : 2 * per_class] for rows in members])),
+        "held_out": (test, np.arange(len(test.labels))),
+    }
+    for name, (photos, rows) in chosen.items():
+        images = photos.images[rows].permute(0, 2, 3, 1).numpy()
+        write_images(bench.input(f"{name}.parquet"), images, photos.labels[rows].numpy(), CLASS_NAMES)
+
+
+DIGITS = Testbed(
+    name="digits",
+    stages=STAGES,
+    prepare=prepare_digits,
+    drops={"W8A8": 0.2, "W4A8": 0.5, "W4A4": 1.0, "W3A8": 3.0},
+    below_real=0.3,
+    students={
+        "pruned": {},
+        "scratch": {
+            "student.depth_pruned": None,
+            "student.model": {
+                "name": "vit_tiny_patch16_224",
+                "model_args": {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
+            },
+            "epochs": 300,
+        },
+    },
+    recovery=0.95,
+    scratch=92.0,
+    range_error=0.05,
+)
+CIFAR = Testbed(
+    name="cifar10",
+    stages=CIFAR_STAGES,
+    prepare=prepare_cifar,
+    drops={"W8A8": 0.3, "W4A8": 1.0, "W4A4": 3.0},
+    below_real=1.0,
+    students={"pruned": {}},
+    recovery=0.8,
+)
+TESTBEDS = {testbed.name: testbed for testbed in (DIGITS, CIFAR)}
+
+
+def make_inputs(testbed: Testbed, bench: Bench, data: Path | None) -> None:
+    """Write teacher and real images, unless an earlier run has."""
+    # The last file that is written.
+    if not storage.exists(bench.input("held_out.parquet")):
+        testbed.prepare(bench, data)
