@@ -42,18 +42,21 @@ def disagreement(logits: Tensor, reference: Tensor) -> float:
     return 100 * (logits.argmax(1) != reference.argmax(1)).double().mean().item()
 
 
-def measure_sensitivity(simulation: Simulation, images: Tensor, bits: BitWidths) -> list[Sensitivity]:
+def measure_sensitivity(
+    simulation: Simulation, images: Tensor, bits: BitWidths, batch_size: int = 256
+) -> list[Sensitivity]:
     """Quantize each layer alone, and all others, and compare the answers with those in float.
 
     Args:
         simulation: with ranges for these bit widths.
         images: float32 [B, C, H, W], normalized.
         bits: of the quantized layers.
+        batch_size: images per forward pass.
     """
-    reference = simulation.predict(images, {})
+    reference = simulation.predict(images, {}, batch_size)
 
     def diverges(layers: Mapping[str, BitWidths]) -> float:
-        return divergence(simulation.predict(images, layers), reference)
+        return divergence(simulation.predict(images, layers, batch_size), reference)
 
     sizes = simulation.num_weights
     everything = dict.fromkeys(sizes, bits)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from pipeline.quantization.bit_widths import BitWidths, Placement
@@ -35,13 +36,13 @@ class Simulation:
         """Number of quantized weights of each layer, in the graph's order."""
         return {layer: sum(part.num_weights for part in parts) for layer, parts in self._parts.items()}
 
-    def predict(self, images: Tensor, widths: Mapping[str, BitWidths]) -> Tensor:
+    def predict(self, images: Tensor, widths: Mapping[str, BitWidths], batch_size: int = 256) -> Tensor:
         """Return logits [B, classes] of normalized images, with these layers quantized, and all others in float."""
         for layer, parts in self._parts.items():
             for part in parts:
                 part.widths = widths.get(layer)
         with torch.no_grad():
-            return self._graph(images)
+            return torch.cat([self._graph(part) for part in images.split(batch_size)])
 
 
 class _Activations(nn.Module):
@@ -98,13 +99,14 @@ def _replace_observers(graph: fx.GraphModule, ranges: Mapping[int, Ranges]) -> d
     """Put rounding modules in the places of the observers of a prepared graph, and return them by layer."""
     layers: dict[str, list[_Activations | _Weights]] = {}
     for node in graph.graph.nodes:
-        if node.op != "call_module":
+        observer: Any = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(observer, ObserverBase):
             continue
-        source, observer = node.args[0], graph.get_submodule(node.target)
+        source: Any = node.args[0]
         if source.op == "get_attr":
             layer, part = layer_path(source), _Weights(_tensor(graph, source.target).numel())
         else:
-            point: str = observer.point  # type: ignore[assignment]
+            point: str = observer.point  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
             layer = layer_of(point)
             part = _Activations({bits: by_point[point] for bits, by_point in ranges.items()})
         layers.setdefault(layer, []).append(part)
