@@ -19,8 +19,8 @@ class MixedConfig:
     weight, see `sensitivity.json`.
 
     Args:
-        low: widths that every layer has at first.
-        high: widths of the layers that suffer most from `low`.
+        low: widths that every layer has at first; 4 bits for weights and 8 for activations by default.
+        high: widths of the layers that suffer most from `low`; 8 and 8 by default.
         weight_bits: average bits per weight at the most.
         max_drop: largest share, in percent, of the held-back images that the quantized model may put into another class
             than the teacher does. There are no labels: it is disagreement, and not a loss of accuracy.
