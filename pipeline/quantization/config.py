@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
-from pipeline.quantization.mixed import MixedConfig
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 

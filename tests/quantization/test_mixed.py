@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.quantization.bit_widths import BitWidths
-from pipeline.quantization.mixed import MixedConfig, choose_widths
+from pipeline.quantization.mixed import choose_widths
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.sensitivity import Sensitivity
 
 # Divergence per weight: b, then d, a and c.

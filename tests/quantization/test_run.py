@@ -15,7 +15,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
 from pipeline.quantization.batches import CalibrationBatch
-from pipeline.quantization.mixed import MixedConfig
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
