@@ -20,9 +20,9 @@ def test_planted_outliers_leave_the_function_as_it_was() -> None:
 
 def test_all_observers_take_what_was_counted_once() -> None:
     counted = HistogramObserver()
-    counted.update(torch.randn(1000, generator=torch.Generator().manual_seed(0)).pow(3))
+    counted.update(torch.randn(20_000, generator=torch.Generator().manual_seed(0)).pow(3))
     for name in OBSERVERS:
         ranges = ranges_of(name, {"head:input": counted})
         assert set(ranges) == {bits.activations for bits in WIDTHS}
         low, high = ranges[4]["head:input"]
-        assert (counted.low < low < high < counted.high) == (name in ("mse", "percentile 99.9"))
+        assert (counted.low < low < high < counted.high) == (name not in ("min_max", "percentile 99.999"))
