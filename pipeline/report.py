@@ -109,8 +109,28 @@ def curve(series: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_
     axes.grid(alpha=0.3)
     if series:
         axes.legend()
+    return _saved(figure)
+
+
+def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, label: str) -> bytes:
+    """Plot a row of horizontal bars for each name, one for each named series; return the bytes of a PNG file."""
+    figure = Figure(figsize=(7.2, 1.2 + 0.22 * len(names)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / max(len(series), 1)
+    for number, (name, values) in enumerate(series.items()):
+        places = [row + (number - (len(series) - 1) / 2) * height for row in range(len(names))]
+        axes.barh(places, values, height, label=name)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    return _saved(figure)
+
+
+def _saved(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same curve gives the same bytes
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same figures give the same bytes
     return buffer.getvalue()
 
 
@@ -161,3 +181,10 @@ def text_table(table: Table) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(table: Table) -> str:
+    """Return the table in Markdown."""
+    rows = [list(table.header), ["---"] * len(table.header)]
+    rows += [[html.unescape(_cell(value)) for value in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

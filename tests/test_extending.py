@@ -158,6 +158,33 @@ with torch.no_grad():
         torch.testing.assert_close(load(f"{sys.argv[1]}/{name}").predict(images), fine, atol=0.05, rtol=0, msg=name)
 """
 
+OBSERVER = """
+import torch
+
+from pipeline.config import parse_config
+from pipeline.quantization import CalibrationConfig
+from pipeline.quantization.distributed import _range_observer
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.observers import make_observer, merge_observers
+from tests.conftest import make_tiny_model
+
+config = parse_config(CalibrationConfig, ["--teacher.name=x", "--images=x", "--output=x", "--observer=fences"])
+batches = torch.randn(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).pow(3)
+observer = _range_observer(config, make_tiny_model())
+observer.observe([CalibrationBatch(part, torch.arange(16).expand(4, -1), list("abcd")) for part in batches])
+found = observer.observers["patch_embed.proj:input"]
+lower, upper = (batches.flatten().quantile(part).item() for part in (0.25, 0.75))
+margin = 3 * (upper - lower)
+expected = torch.tensor([lower - margin, upper + margin])
+torch.testing.assert_close(torch.tensor(found.range(8)), expected, atol=0.1, rtol=0)
+assert found.low < found.range(8)[0] and found.range(8)[1] < found.high
+
+shares = [make_observer("fences") for _ in batches]
+for share, part in zip(shares, batches):
+    share.update(part)
+assert merge_observers([{"point": share} for share in shares[::-1]])["point"].range(8) == found.range(8)
+"""
+
 
 def test_a_ranking_is_a_name_and_its_scores(tmp_path: Path) -> None:
     names, case = python_blocks("A ranking")
@@ -238,6 +265,16 @@ def test_a_source_of_images_is_what_is_read_how_it_is_found_and_how_it_is_read(t
     np.savez(tmp_path / "other.npz", x=images)
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "digits.npz").read_bytes()[:1000])
     code.run("-c", SOURCE, *(str(tmp_path / f"{name}.npz") for name in ("digits", "other", "damaged")))
+
+
+def test_an_observer_is_a_name_and_its_range(tmp_path: Path) -> None:
+    names, case, observer = python_blocks("An observer")
+    path = "pipeline/quantization/observers.py"
+    before = line_with(path, "ObserverName = ")
+    assert names.replace(', "fences"', "") == before
+    last_case = line_with(path, "            return MeanSquaredError()")
+    edits = {path: [(before, names), (last_case, last_case + case), ("class Perc", f"{observer}\n\nclass Perc")]}
+    Extended(tmp_path, "an observer of activations", edits).run("-c", OBSERVER)
 
 
 def test_a_placement_is_a_name_and_its_points(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.report import Section, Table, contact_sheet, curve, html_page, png, text_table
+from pipeline.report import Section, Table, bars, contact_sheet, curve, html_page, markdown_table, png, text_table
 
 
 def test_contact_sheet_enlarges_without_smoothing() -> None:
@@ -45,6 +45,20 @@ def test_curve_is_a_png_and_the_same_each_time() -> None:
         assert image.size == (704, 396)
     assert content == curve(draw, title="Loss", x_label="epoch", y_label="nats")
     assert content != curve({"training": [3.0, 2.0, 1.5]}, title="Loss", x_label="epoch", y_label="nats")
+
+
+def test_bars_are_a_png_that_grows_with_the_names() -> None:
+    heights = []
+    for names in (["a"], ["a", "b", "c"]):
+        content = bars(names, {"w4a4": [1.0] * len(names), "w8a8": [0.5] * len(names)}, title="Layers", label="nats")
+        with Image.open(io.BytesIO(content)) as image:
+            heights.append(image.height)
+    assert heights[0] < heights[1]
+
+
+def test_a_table_in_markdown() -> None:
+    table = Table(header=["layer", "weights"], rows=[["a", 1.5], ["b", None]])
+    assert markdown_table(table) == "| layer | weights |\n| --- | --- |\n| a | 1.50 |\n| b | – |"
 
 
 def test_page_holds_everything_and_escapes_text() -> None:

@@ -43,7 +43,13 @@ class Window:
     batches: list[list[str]]
 
 
-def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: int | None, seed: int) -> list[Window]:
+def plan_windows(
+    rows: Sequence[tuple[str, int]],
+    batch_size: int,
+    max_images: int | None,
+    seed: int,
+    held_back: Window | None = None,
+) -> list[Window]:
     """Cut a dataset into windows of `batch_size` images, and each window into batches of equal numbers of kept patches.
 
     Kernels may round the same image differently in another batch. So the batches, and with them every scale, depend
@@ -54,18 +60,35 @@ def plan_windows(rows: Sequence[tuple[str, int]], batch_size: int, max_images: i
         batch_size: images per window, and the largest batch.
         max_images: number of images to draw at random; None takes all.
         seed: of that draw.
+        held_back: images to leave out.
 
     Raises:
-        DatasetError: there are no images, an id comes twice, or an image keeps no patch.
+        DatasetError: there are no images, or none is left, an id comes twice, or an image keeps no patch.
     """
     if not rows:
         raise DatasetError("there are no images to calibrate on")
-    chosen = _choose([image_id for image_id, _ in rows], max_images, seed)
+    left_out = set() if held_back is None else set(held_back.rows)
+    image_ids = [image_id for number, (image_id, _) in enumerate(rows) if number not in left_out]
+    chosen = _choose(image_ids, max_images, seed)
+    if not chosen:
+        raise DatasetError(f"all {len(rows)} images are held back, and none is left to calibrate on")
     for image_id, num_kept in rows:
         if num_kept < 1:
             raise DatasetError(f"image {image_id!r} keeps no patch")
     numbers = [number for number, (image_id, _) in enumerate(rows) if image_id in chosen]
     return [_window(rows, numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
+
+
+def draw_window(rows: Sequence[tuple[str, int]], count: int, seed: int) -> Window:
+    """Draw images at random, the last that `plan_windows` would draw with this seed, or all if there are no more.
+
+    Args:
+        rows: image id and number of kept patches, in the dataset's order.
+        count: number of images.
+        seed: of the draw.
+    """
+    by_rank = sorted(range(len(rows)), key=lambda number: sampling_rank(rows[number][0], seed), reverse=True)
+    return _window(rows, sorted(by_rank[:count]))
 
 
 def _window(rows: Sequence[tuple[str, int]], numbers: list[int]) -> Window:

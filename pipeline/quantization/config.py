@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
 from pipeline.quantization.smoothing import SMOOTHINGS, SmoothingName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
@@ -19,7 +20,7 @@ from pipeline.workers import FLAT_NAMES, WorkersConfig
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights", "onnx_int4"),
-    *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
+    *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size", "sensitivity"),
 )
 
 
@@ -53,6 +54,9 @@ class CalibrationConfig:
             the mean color in stopped patches.
         formats: artifact formats to write. `aoti` is compiled by AOTInductor for the processor of the machine that
             runs the job's driver, which takes minutes for each setting and needs a C++ compiler there.
+        sensitivity: number of images, drawn at random, on which each layer is quantized alone, and all but it, with the
+            bit widths of `settings`, to see which hurt: `sensitivity.json`, `.md` and `.png` in the output. 0 for none.
+        mixed: an artifact with bit widths chosen layer by layer.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
             the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
             saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer
@@ -84,6 +88,8 @@ class CalibrationConfig:
     smoothing: SmoothingName = "none"
     smoothing_alpha: float | None = None
     mode: Literal["sparse", "dense"] = "sparse"
+    sensitivity: int = 0
+    mixed: MixedConfig | None = None
     formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
     onnx_int4: bool = False
@@ -95,6 +101,12 @@ class CalibrationConfig:
     allow_other_teacher: bool = False
     score_batch_size: int = 64
     latency_batch_size: int = 8
+
+    @property
+    def activation_bits(self) -> list[int]:
+        """All bit widths of activations, ascending."""
+        mixed = [] if self.mixed is None else [self.mixed.low, self.mixed.high]
+        return sorted({bits.activations for bits in (*self.settings, *mixed)})
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -112,7 +124,9 @@ class CalibrationConfig:
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)
-        check_ranges(self, ("seed",), 0)
+        check_ranges(self, ("seed", "sensitivity"), 0)
+        if self.mixed is not None and self.sensitivity:
+            raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):

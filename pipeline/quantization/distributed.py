@@ -103,6 +103,11 @@ def _samples(plan: CalibrationPlan) -> Tensor:
     return torch.from_numpy(np.stack([row["pixels"] for row in islice(samples, len(rows))]))
 
 
+def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
+    """Read images in this process, float32 [B, C, H, W], normalized."""
+    return torch.from_numpy(np.stack([row["pixels"] for row in _read(_share(plan, [window]), plan.loaded)]))
+
+
 @dataclass(frozen=True)
 class _Share:
     """Images that one worker reads.

@@ -1,6 +1,7 @@
 """Export a model as graphs: for whole images, and for subsets of patches."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,9 +83,11 @@ def export_subset(model: nn.Module, placement: Placement) -> ExportedProgram:
     return _export(exportable, (images, keep.expand(_EXAMPLE_BATCH, -1).contiguous()), shapes)
 
 
-def prepare(program: ExportedProgram, bits: BitWidths, placement: Placement) -> fx.GraphModule:
+def prepare(
+    program: ExportedProgram, bits: BitWidths, placement: Placement, layers: Mapping[str, BitWidths] | None = None
+) -> fx.GraphModule:
     """Return the graph with observers, which have seen nothing yet; the program is not changed."""
-    return prepare_pt2e(copy.deepcopy(program).module(), MinMaxQuantizer(bits, placement))
+    return prepare_pt2e(copy.deepcopy(program).module(), MinMaxQuantizer(bits, placement, layers))
 
 
 def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
@@ -106,17 +109,26 @@ def read_ranges(prepared: fx.GraphModule) -> Ranges:
     }
 
 
-def convert(program: ExportedProgram, bits: BitWidths, placement: Placement, ranges: Ranges) -> fx.GraphModule:
+def convert(
+    program: ExportedProgram,
+    bits: BitWidths,
+    placement: Placement,
+    ranges: Ranges,
+    layers: Mapping[str, BitWidths] | None = None,
+) -> fx.GraphModule:
     """Return the quantized graph of a program that takes only images, using ranges that another graph observed.
 
     Args:
         program: of `export_images`; not changed.
+        bits: of all layers but those that have their own.
+        placement: what is quantized.
+        layers: bit widths of single layers.
         ranges: one per activation observer; observers of `export_subset`'s graph have the same names.
 
     Raises:
         ModelError: the ranges do not belong to this model's observers.
     """
-    prepared = prepare(program, bits, placement)
+    prepared = prepare(program, bits, placement, layers)
     observers = activation_observers(prepared)
     if observers.keys() != ranges.keys():
         differing = sorted(observers.keys() ^ ranges.keys())

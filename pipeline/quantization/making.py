@@ -22,6 +22,7 @@ from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
+from pipeline.quantization.mixed import Mixture, ranges_of_layers
 from pipeline.quantization.ranges import Ranges
 
 # What one file may fail with, of a large model in particular: the others are kept.
@@ -45,6 +46,7 @@ class Artifact:
         errors: relative errors of its logits on calibration images: `fp32_error` against the float model, `deviation`
             from the quantized graph that was calibrated.
         note: anything that a user would otherwise wonder about.
+        mixture: the widths of each layer, where they differ; `bits` are the largest then.
     """
 
     format: str
@@ -54,6 +56,7 @@ class Artifact:
     uri: str | None = None
     errors: dict[str, float] | None = None
     note: str | None = None
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,14 @@ class _Calibrated:
     """A quantized program, which files are made of and compared with.
 
     Attributes:
+        bits: the largest of any layer.
+        mixture: the widths of each layer, where they differ.
         images: to compare on.
         floating, quantized: logits [B, classes] of the float model and of the program.
     """
 
     bits: BitWidths
+    mixture: Mixture | None
     program: ExportedProgram
     images: Tensor
     floating: Tensor
@@ -98,8 +104,9 @@ def make_artifacts(
     ranges: Mapping[int, Ranges],
     images: Tensor,
     folder: Path,
+    mixture: Mixture | None = None,
 ) -> Made:
-    """Convert for every bit width, write each format, open it from disk, and compare its logits with the graph's.
+    """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
     A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
     the others are kept.
@@ -108,19 +115,30 @@ def make_artifacts(
         ranges: for each bit width of activations.
         images: float32 [B, C, H, W], normalized, to compare on.
         folder: on this machine, for the files.
+        mixture: widths of each layer for an artifact `mixed`.
     """
     made, floating = Made([], []), model_predictor(loaded.model)(images)
-    for bits in config.settings:
-        quantized = reexport(convert(program, bits, config.placement, ranges[bits.activations]), program)
+    for label, bits, mixed in _variants(config, mixture):
+        used = ranges[bits.activations] if mixed is None else ranges_of_layers(ranges, mixed.layers)
+        layers = None if mixed is None else mixed.layers
+        quantized = reexport(convert(program, bits, config.placement, used, layers), program)
         with torch.inference_mode():
-            calibrated = _Calibrated(bits, quantized, images, floating, quantized.module()(images))
+            calibrated = _Calibrated(bits, mixed, quantized, images, floating, quantized.module()(images))
         for kind in config.formats:
-            result = _make(config, loaded, calibrated, kind, folder / f"{bits.label}{ending_of(kind)}")
+            result = _make(config, loaded, calibrated, kind, folder / f"{label}{ending_of(kind)}")
             if isinstance(result, Artifact):
                 made.artifacts.append(result)
             else:
                 made.refused.append(result)
     return made
+
+
+def _variants(config: CalibrationConfig, mixture: Mixture | None) -> list[tuple[str, BitWidths, Mixture | None]]:
+    """Return the label, the largest bit widths and the mixture, if it is one, of all that is made."""
+    equal: list[tuple[str, BitWidths, Mixture | None]] = [(bits.label, bits, None) for bits in config.settings]
+    if mixture is None or config.mixed is None:
+        return equal
+    return [*equal, ("mixed", config.mixed.high, mixture)]
 
 
 def _make(
@@ -140,7 +158,8 @@ def _make(
         note = _saturation_note(path.name, errors["deviation"])
     elif not errors["deviation"] <= bound:
         return _refuse_deviation(path, errors["deviation"], bound)
-    return Artifact(kind, _total_size(files), predict, bits, storage.join(config.output, path.name), errors, note)
+    uri = storage.join(config.output, path.name)
+    return Artifact(kind, _total_size(files), predict, bits, uri, errors, note, calibrated.mixture)
 
 
 def make_baselines(

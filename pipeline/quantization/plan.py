@@ -14,7 +14,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, find_labeled
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_place
-from pipeline.quantization.batches import Window, plan_windows
+from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
@@ -35,6 +35,7 @@ class CalibrationPlan:
         program: the model as a graph that reads whole images.
         images: what to calibrate on.
         windows: which of them, and which are read together.
+        probe: those on which the sensitivity of layers is measured; None where it is not.
         labeled: what to score on, where there is any.
     """
 
@@ -44,6 +45,7 @@ class CalibrationPlan:
     program: ExportedProgram
     images: ImageCollection
     windows: list[Window]
+    probe: Window | None
     labeled: Source | None
 
     @property
@@ -75,13 +77,16 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     check_inputs(images, loaded, ids=False)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     index = read_index(images, loaded, dense=config.mode == "dense")
-    windows = plan_windows(index, config.batch_size, config.max_images, config.seed)
+    num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
+    probe = draw_window(index, num_probed, config.seed) if num_probed else None
+    held_back = None if config.mixed is None else probe
+    windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
     program = export_images(loaded.model, config.placement)
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, labeled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

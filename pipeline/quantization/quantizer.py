@@ -1,5 +1,6 @@
 """Quantizer for PT2E: min-max observers on weights and activations, at any bit width."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,21 +52,28 @@ class MinMaxQuantizer(Quantizer):
     Every activation observer gets its name as the attribute `point`: the module's path and what is observed, such as
     `blocks.0.attn.qkv:input`; if a model calls a module more than once, the second call is
     `blocks.0.attn.qkv:input#2`.
+
+    Args:
+        bits: of all layers that have none of their own.
+        placement: one of these.
+        layers: bit widths of single layers, see `layer_of`.
     """
 
-    def __init__(self, bits: BitWidths, placement: Placement) -> None:
+    def __init__(self, bits: BitWidths, placement: Placement, layers: Mapping[str, BitWidths] | None = None) -> None:
         super().__init__()
         self.bits = bits
         self.placement: Placement = placement
+        self.layers = layers or {}
         self._points: dict[EdgeOrNode, str] = {}
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Attach the specification of every observer to its node."""
         self._points = find_points(model.graph, self.placement)
-        activation, weight = activation_spec(self.bits.activations), weight_spec(self.bits.weights)
         for edge in weight_edges(model.graph):
-            _annotation(edge[1]).input_qspec_map[edge[0]] = weight
-        for point in self._points:
+            bits = self.layers.get(layer_path(edge[0]), self.bits)
+            _annotation(edge[1]).input_qspec_map[edge[0]] = weight_spec(bits.weights)
+        for point, name in self._points.items():
+            activation = activation_spec(self.layers.get(layer_of(name), self.bits).activations)
             if isinstance(point, fx.Node):
                 _annotation(point).output_qspec = activation
             else:
@@ -139,13 +147,13 @@ def report_float_layers(name: str, layers: list[str]) -> None:
 
 
 def _weight_of(model: nn.Module, weight: fx.Node) -> Any:
-    return model.get_submodule(_layer_path(weight)).weight
+    return model.get_submodule(layer_path(weight)).weight
 
 
 def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
     """Return the name of each observed point, an edge (producer, consumer) or a node's output, in the graph's order."""
     points: dict[EdgeOrNode, str] = {}
-    weighted = {consumer: _layer_path(weight) for weight, consumer in weight_edges(graph)}
+    weighted = {consumer: layer_path(weight) for weight, consumer in weight_edges(graph)}
     blocks: set[str] = set()
     for node in graph.nodes:
         if node in weighted:
@@ -216,11 +224,17 @@ def _leads_to(node: fx.Node, targets: set[Any]) -> bool:
     return False
 
 
+def layer_of(point: str) -> str:
+    """Return the layer, as `layer_path` names it, or another module that a point belongs to."""
+    return point.partition(":")[0]
+
+
 def _annotation(node: fx.Node) -> QuantizationAnnotation:
     return node.meta.setdefault(_ANNOTATION, QuantizationAnnotation(_annotated=True))
 
 
-def _layer_path(weight: fx.Node) -> str:
+def layer_path(weight: fx.Node) -> str:
+    """Return the path of the layer whose weight a node of a graph gets."""
     return str(weight.target).removeprefix(ROOT).removesuffix(".weight")
 
 

@@ -1,6 +1,7 @@
 """Run a calibration: observe ranges, convert, export and score."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.distributed import Calibration, calibrate_ranges, smoothed
+from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window, smoothed
 from pipeline.quantization.graphs import export_images
+from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
+from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.runs import hold
@@ -55,12 +58,17 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
-    ranges = {bits: calibration.ranges_for(bits) for bits in sorted({bits.activations for bits in config.settings})}
+    ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
+    program, layerwise = _quantized_program(plan, calibration), None
+    if plan.probe is not None:
+        layerwise = examine_layers(replace(plan, program=program), ranges, read_window(plan, plan.probe))
+    mixture = None if layerwise is None else layerwise.mixture
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
-        program = _quantized_program(plan, calibration)
-        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files)
+        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture)
+        if layerwise is not None:
+            write_layerwise(layerwise, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
         rows = _measure(plan, baselines + made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
@@ -69,7 +77,8 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
-    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused)
+    measured = layerwise is not None
+    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
     storage.write_json(storage.join(config.output, REPORT), report)
     return report
 
@@ -117,6 +126,8 @@ def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, 
     row: dict[str, Any] = {"artifact": artifact.format}
     if artifact.bits is not None:
         row = {"weights": artifact.bits.weights, "activations": artifact.bits.activations, **row, "uri": artifact.uri}
+    if artifact.mixture is not None:
+        row |= _mixture_row(artifact.mixture)
     row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
     row |= {name: float(f"{error:.3g}") for name, error in (artifact.errors or {}).items()}
     if scored is not None:
@@ -125,11 +136,24 @@ def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, 
     return row if note is None else row | {"note": note}
 
 
+def _mixture_row(mixture: Mixture) -> dict[str, Any]:
+    """Return what was chosen: average bits instead of the largest, and the widths of each layer."""
+    activations = sorted({bits.activations for bits in mixture.layers.values()})
+    return {
+        "weights": round(mixture.weight_bits, 3),
+        "activations": activations[0] if len(activations) == 1 else activations,
+        "disagreement": round(mixture.disagreement, 3),
+        **({} if mixture.met else {"max_drop_met": False}),
+        "layers": {layer: bits.label for layer, bits in mixture.layers.items()},
+    }
+
+
 def _note(artifact: Artifact) -> str | None:
     """Return a note that explains surprising figures in a row."""
     if artifact.bits is None or artifact.note is not None:
         return artifact.note
-    widths = (artifact.bits.weights, artifact.bits.activations)
+    layers = [artifact.bits] if artifact.mixture is None else artifact.mixture.layers.values()
+    widths = [width for bits in layers for width in (bits.weights, bits.activations)]
     return _WIDE_NOTE if max(widths) > 8 else _NARROW_NOTE if min(widths) < 8 else None
 
 
@@ -139,6 +163,8 @@ def _report(
     baselines: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     refused: list[dict[str, Any]],
+    *,
+    sensitivity: bool,
 ) -> dict[str, Any]:
     return {
         "complete": not refused,
@@ -151,5 +177,6 @@ def _report(
         "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
         "fp32": baselines,
         "artifacts": rows,
+        **({"sensitivity": storage.join(config.output, "sensitivity.json")} if sensitivity else {}),
         **({"failed": refused} if refused else {}),
     }

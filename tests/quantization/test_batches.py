@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import DatasetError
-from pipeline.quantization.batches import gather_batches, plan_windows, share_windows
+from pipeline.quantization.batches import draw_window, gather_batches, plan_windows, share_windows
 
 ROWS = [(f"image-{number:02d}", 3 + number % 3) for number in range(23)]
 
@@ -34,6 +34,18 @@ def test_a_draw_depends_on_ids_and_seed_alone() -> None:
     assert len(drawn(ROWS, 0)) == 6
     assert drawn(ROWS, 0) == drawn(ROWS[::-1], 0)
     assert drawn(ROWS, 0) != drawn(ROWS, 1)
+
+
+def test_images_that_are_held_back_are_the_last_that_would_be_drawn() -> None:
+    held_back = draw_window(ROWS, 5, seed=0)
+    assert held_back.rows == sorted(held_back.rows)
+    left = [row for window in plan_windows(ROWS, 8, None, 0, held_back) for row in window.rows]
+    assert sorted(left + held_back.rows) == list(range(23))
+    drawn = [row for window in plan_windows(ROWS, 8, 18, 0) for row in window.rows]
+    assert drawn == left
+    assert draw_window(ROWS, 99, seed=0).rows == list(range(23))
+    with pytest.raises(DatasetError, match="all 23 images are held back"):
+        plan_windows(ROWS, 8, None, 0, draw_window(ROWS, 23, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
 from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observe import RangeObserver
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
@@ -220,3 +221,28 @@ def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Pat
     assert report["images"] == 5
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
     assert report["artifacts"][0]["top1"] == pytest.approx(report["fp32"][0]["top1"], abs=20)
+
+
+def test_widths_by_layer_are_chosen_on_images_that_are_not_calibrated_on(
+    tiny_folder: Path, real: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = MixedConfig(low=BitWidths(weights=2, activations=4), weight_bits=5, held_back=4)
+    changes = {"mixed": mixed, "observer": "mse", "settings": [BitWidths(weights=4)], "labeled": real}
+    report = calibrate(make_config(tiny_folder, real, tmp_path, **changes))
+    names = ["config.json", "mixed.pt2", "ranges.json", "ranges_a4.json", "ranges_a8.json", "report.json"]
+    names += [f"sensitivity.{kind}" for kind in ("json", "md", "png")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "w4a8.pt2"])
+    assert (report["images"], report["observer"]) == (13 - 4, "mse")
+    row = report["artifacts"][1]
+    assert 4 < row["weights"] <= 5
+    assert row["activations"] == [4, 8]
+    assert set(row["layers"].values()) == {"w2a4", "w8a8"}
+    assert row["uri"].endswith("mixed.pt2")
+    assert row["images"] == 13
+    table = json.loads((tmp_path / "sensitivity.json").read_text())
+    assert table["images"] == 4
+    assert {layer["layer"] for layer in table["layers"]["w2a4"]} == set(row["layers"])
+    assert "| blocks.0.attn.qkv | 3072 |" in (tmp_path / "sensitivity.md").read_text()
+    assert "divergence from float, w2a4:" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match="all 13 images are held back"):
+        calibrate(make_config(tiny_folder, real, tmp_path / "none", mixed=MixedConfig(max_drop=1)))
