@@ -93,9 +93,14 @@ def test_workers_read_every_image_once_an_epoch_and_end_with_equal_weights(
     check_exact(runs[workers], workers)
 
 
-def test_so_they_do_when_images_are_read_anew_at_each_epoch_as_views(make_config: MakeConfig) -> None:
+def test_so_they_do_when_images_are_read_anew_at_each_epoch_as_views_and_the_student_has_batch_norm(
+    make_config: MakeConfig,
+) -> None:
+    """The weights that have to be equal include the statistics of BatchNorm."""
     streamed = {"cache_gb": 0.0, "shuffle_buffer": 8}
-    check_exact(distill(make_config("out", workers=replace(HERE, size=2), augment=AugmentConfig(), **streamed)), 2)
+    student = StudentConfig(model=ModelConfig(name="test_resnet"))
+    changes = {"student": student, "token_weight": 0.0, "augment": AugmentConfig(), **streamed}
+    check_exact(distill(make_config("out", workers=replace(HERE, size=2), **changes)), 2)
 
 
 def test_a_training_on_views_reads_every_image_once_and_scores_images_as_they_are(
@@ -130,11 +135,6 @@ def test_two_datasets_in_one_folder_are_refused(make_config: MakeConfig, tmp_pat
     with pytest.raises(DatasetError, match="more than one image with the image_id 'images-0000"):
         distill(make_config("out", images=str(tmp_path / "mixed"), cache_gb=cache_gb))
     assert not (tmp_path / "out").exists()
-
-
-def test_batch_norm_statistics_are_the_same_on_every_worker(make_config: MakeConfig) -> None:
-    student = StudentConfig(model=ModelConfig(name="test_resnet"))
-    check_exact(distill(make_config("out", workers=replace(HERE, size=2), student=student, token_weight=0.0)), 2)
 
 
 def test_one_worker_trains_as_this_process_does(runs: dict[int, dict[str, Any]]) -> None:
