@@ -283,8 +283,8 @@ def test_impossible_runs_write_nothing(
 
 
 def test_workers_that_leave_no_cpu_to_read_images_are_refused(make_config: MakeConfig) -> None:
-    config = make_config("out", workers=replace(HERE, size=8), cache_gb=0.0)
-    with pytest.raises(ConfigError, match="8 workers would hold 8 of 8 CPUs and leave none to read images"):
+    config = make_config("out", workers=replace(HERE, size=4), cache_gb=0.0)
+    with pytest.raises(ConfigError, match="4 workers would hold 4 of 4 CPUs and leave none to read images"):
         distill(config)
     assert not list(Path(config.output).glob("*"))
 
