@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	# Two processes: the tests on the Ray cluster in one, all others in the other.
+	# Two processes, each with a Ray cluster for its share of the tests that need one.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 docs: $(INSTALLED)

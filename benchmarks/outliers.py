@@ -16,10 +16,16 @@ def plant_outliers(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """Return a copy with three random channels of every LayerNorm multiplied by `FACTORS`.
 
     The columns of the linear layers that read them are divided by the same, so the function stays, up to rounding.
+
+    Raises:
+        ValueError: no linear layer alone reads a LayerNorm.
     """
     generator = torch.Generator().manual_seed(seed)
     planted = copy.deepcopy(model)
-    for pair in find_norm_readers(export_images(model, "linear").module().graph):
+    pairs = find_norm_readers(export_images(model, "linear").module().graph)
+    if not pairs:
+        raise ValueError("the model has no LayerNorm whose output linear layers alone read")
+    for pair in pairs:
         width = model.get_parameter(pair.norm.weight).numel()
         scale = torch.ones(width, dtype=torch.float64)
         scale[torch.randperm(width, generator=generator)[: len(FACTORS)]] = 1 / torch.tensor(FACTORS).double()

@@ -1,5 +1,6 @@
-"""A tiny teacher that takes milliseconds, as a module, as a folder, and one Ray session for the whole suite."""
+"""A tiny teacher that takes milliseconds, as a module, as a folder, and one Ray session for each process of tests."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -16,6 +17,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray's workers are as nice as 15 by default: beside another process of pytest-xdist they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A worker that is idle for a second would end, and the next test would start another, which imports Ray Data again.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 # For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
@@ -100,15 +103,28 @@ def pytest_unconfigure() -> None:
 # Before pytest-xdist's own, which reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests on the cluster in one of the processes of pytest-xdist, where they share the cluster.
+    """Keep tests that share a cluster in one process of pytest-xdist.
 
-    They have more time than others: each starts processes that import torch, on cores that others use too.
+    They make two groups that take about as long, and go first, for they are the largest; the processes share out what
+    is left. Tests on a cluster have more time than others: each starts processes that import torch, on cores that
+    others use too.
     """
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        if (group := cluster_of(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))
+
+
+def cluster_of(item: pytest.Item) -> str | None:
+    """Return the name of the group of tests that a test shares its cluster with; None if it needs no cluster."""
+    fixtures = getattr(item, "fixturenames", ())
+    if item.path.parent.name == "synthesis" and "ray_session" in fixtures:
+        return "synthesis"
+    # That cluster is of one module alone; here, for the other group is the larger one.
+    if item.path.name == "test_submit.py":
+        return "synthesis"
+    return "others" if "ray_session" in fixtures else None
 
 
 @pytest.fixture
@@ -140,19 +156,22 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A local cluster with 8 logical CPUs and 2 logical GPUs."""
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local cluster with 4 logical CPUs and 2 logical GPUs: each CPU is a process, which may import torch."""
     import ray
 
     if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=8,
-            num_gpus=2,
-            include_dashboard=False,
-            object_store_memory=150 * 2**20,
-            logging_level=logging.WARNING,
-        )
+        # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
+        with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=2,
+                include_dashboard=False,
+                object_store_memory=150 * 2**20,
+                logging_level=logging.WARNING,
+            )
     yield
     ray.shutdown()
 

@@ -1,6 +1,7 @@
 """Bad data that comes to light only while Ray reads it: a user sees our line, and no traceback before it."""
 
-import subprocess
+import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +36,33 @@ def data(tmp_path: Path) -> dict[str, str]:
     return {"whole": whole, "damaged": write(tmp_path / "damaged.parquet", [*codes[:2], codes[2][:-40]])}
 
 
-def start(job: str, data: dict[str, str], teacher: Path, output: Path) -> subprocess.Popen[str]:
-    flags = [flag.format(**data) for flag in JOBS[job]]
-    return start_job(job, f"--teacher.name=local-dir:{teacher}", f"--output={output}", *flags)
+def flags_of(job: str, data: dict[str, str], teacher: Path, output: Path) -> list[str]:
+    return [f"--teacher.name=local-dir:{teacher}", f"--output={output}", *(flag.format(**data) for flag in JOBS[job])]
+
+
+def check_reported(code: int | None, out: str, err: list[str], data: dict[str, str], output: Path) -> None:
+    assert (code, out) == (1, ""), err
+    *before, last = err
+    assert last.startswith(f"error: DatasetError: image 'c' of '{data['damaged']}' cannot be decoded: ")
+    assert all(line.startswith("calibrate: ") for line in before), err
+    assert not any(path.is_file() for path in output.rglob("*"))
+
+
+@pytest.mark.parametrize("job", ["calibrate", "evaluate"])
+@pytest.mark.usefixtures("ray_session")
+def test_a_damaged_image_is_one_line_and_leaves_nothing(
+    job: str, data: dict[str, str], tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"jobs.{job}").main
+    code = main(flags_of(job, data, tiny_folder, tmp_path / "out"))
+    out, err = capfd.readouterr()
+    # What the session's cluster prints for its workers begins with their names.
+    lines = [line for line in err.splitlines() if not re.match(r"(\x1b\[\d+m)?\(", line)]
+    check_reported(code, out, lines, data, tmp_path / "out")
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_damaged_image_is_one_line_and_leaves_nothing(
-    data: dict[str, str], tiny_folder: Path, tmp_path: Path
-) -> None:
-    # All at once: most of what they take is imports.
-    started = {job: start(job, data, tiny_folder, tmp_path / job) for job in JOBS}
-    for job, process in started.items():
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        assert (process.returncode, out) == (1, ""), err
-        *before, last = err.splitlines()
-        assert last.startswith(f"error: DatasetError: image 'c' of '{data['damaged']}' cannot be decoded: "), job
-        assert all(line.startswith("calibrate: ") for line in before), err
-        assert not any(path.is_file() for path in (tmp_path / job).rglob("*"))
+def test_so_it_is_in_a_process_of_the_jobs_own(data: dict[str, str], tiny_folder: Path, tmp_path: Path) -> None:
+    process = start_job("distill", *flags_of("distill", data, tiny_folder, tmp_path / "out"))
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    check_reported(process.returncode, out, err.splitlines(), data, tmp_path / "out")

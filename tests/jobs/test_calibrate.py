@@ -105,7 +105,7 @@ def test_more_workers_than_this_machine_holds_are_not_waited_for(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate.main(["--config", str(config), "--workers.size", "500"]) == 1
-    assert "error: ConfigError: 500 workers with 1 CPU each, and there are 8 CPUs" in capsys.readouterr().err
+    assert "error: ConfigError: 500 workers with 1 CPU each, and there are 4 CPUs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

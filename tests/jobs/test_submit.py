@@ -55,10 +55,19 @@ class Cluster:
 def wait_until_ready(cluster: Cluster, head: subprocess.Popen[bytes], timeout_s: float = 400) -> None:
     """The dashboard comes some seconds after the head, and its agent, which starts jobs, after that."""
     deadline = time.monotonic() + timeout_s
+    # Each try is a process that imports Ray, on the cores that the dashboard needs to start.
+    while not answers(int(cluster.address.rpartition(":")[2])) and head.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     while (done := cluster.submit("python", "-c", "pass")).returncode:
         log = (cluster.folder / "head.log").read_text()
         assert head.poll() is None, log
         assert time.monotonic() < deadline, done.stderr + log
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -104,7 +113,7 @@ def test_synthesize_calibrate_distill(cluster: Cluster, tiny_folder: Path, tmp_p
     images, artifacts, student = (str(tmp_path / name) for name in ("images", "artifacts", "student"))
 
     config = ["--config", "examples/digits/configs/sparse.yaml", *teacher, "--output", images]
-    small = ["--images_per_class=1", "--shard_size=5", "--inversion.iterations=4"]
+    small = ["--images_per_class=1", "--shard_size=5", "--inversion.iterations=4", "--pool.max_size=1"]
     stops = ["--inversion.stop_steps=[1, 2]", "--inversion.stop_fractions=[0.3, 0.3]"]
     made = cluster.run("synthesize", *config, *small, *stops)
     assert (made["num_done"], made["num_images_made"], made["failed"], made["missing"]) == (2, 10, [], [])

@@ -15,8 +15,10 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate, range_error
 from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.plan import plan_calibration
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
@@ -68,6 +70,11 @@ def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) 
     )
 
 
+def ranges_of(config: CalibrationConfig) -> Calibration:
+    """What a calibration finds, without the artifacts, each of which takes seconds."""
+    return calibrate_ranges(plan_calibration(config))
+
+
 def read_ranges(output: Path) -> dict[str, list[float]]:
     return json.loads((output / "ranges.json").read_text())
 
@@ -84,7 +91,7 @@ def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, rea
     assert json.loads((output / "report.json").read_text()) == report
     assert json.loads((output / "config.json").read_text())["config"]["images"] == synthetic
     assert report["complete"] is True
-    assert report["images"] == 10
+    assert (report["mode"], report["images"]) == ("sparse", 10)
     assert [row["artifact"] for row in report["fp32"]] == ["torch", "onnx"]
     rows = {(row["weights"], row["activations"], row["artifact"]): row for row in report["artifacts"]}
     assert set(rows) == {(w, 8, kind) for w in (8, 4) for kind in ("pt2", "onnx")}
@@ -116,23 +123,21 @@ def test_one_pass_serves_every_bit_width(
         return observe(self, counted(), *count)
 
     monkeypatch.setattr(RangeObserver, "observe", counting)
-    calibrate(make_config(tiny_folder, real, tmp_path / "one", batch_size=5))
+    settings = [BitWidths(weights=8), BitWidths(weights=4, activations=4)]
+    calibrate(make_config(tiny_folder, real, tmp_path, batch_size=5, settings=settings))
     assert forwards == [5, 5, 3]
-    forwards.clear()
-    settings = [BitWidths(weights=w, activations=a) for w, a in ((8, 8), (6, 6), (4, 8), (4, 4))]
-    calibrate(make_config(tiny_folder, real, tmp_path / "four", batch_size=5, settings=settings))
-    assert forwards == [5, 5, 3]
-    assert read_ranges(tmp_path / "one") == read_ranges(tmp_path / "four")
+    assert {"w8a8.pt2", "w4a4.pt2"} <= {path.name for path in tmp_path.iterdir()}
+    alone = ranges_of(make_config(tiny_folder, real, tmp_path, batch_size=5)).ranges
+    assert read_ranges(tmp_path) == {name: list(bounds) for name, bounds in alone.items()}
 
 
 def test_sparse_and_dense_calibration_differ_on_sparse_images(
     tiny_folder: Path, synthetic: str, tmp_path: Path
 ) -> None:
-    sparse = calibrate(make_config(tiny_folder, synthetic, tmp_path / "sparse"))
-    dense = calibrate(make_config(tiny_folder, synthetic, tmp_path / "dense", mode="dense"))
-    assert (sparse["mode"], dense["mode"]) == ("sparse", "dense")
-    assert sparse["images"] == dense["images"] == 10
-    assert range_error(read_ranges(tmp_path / "sparse"), read_ranges(tmp_path / "dense")) > 0.01
+    sparse = ranges_of(make_config(tiny_folder, synthetic, tmp_path))
+    dense = ranges_of(make_config(tiny_folder, synthetic, tmp_path, mode="dense"))
+    assert sparse.num_images == dense.num_images == 10
+    assert range_error(sparse.ranges, dense.ranges) > 0.01
 
 
 def test_real_images_and_folders_can_be_calibrated_on(tiny_folder: Path, tmp_path: Path) -> None:
@@ -143,15 +148,13 @@ def test_real_images_and_folders_can_be_calibrated_on(tiny_folder: Path, tmp_pat
     for number in range(3):
         pixels = generator.integers(0, 256, (50 + 10 * number, 40, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    report = calibrate(make_config(tiny_folder, str(folder), tmp_path / "out"))
-    assert report["images"] == 3
+    assert ranges_of(make_config(tiny_folder, str(folder), tmp_path / "out")).num_images == 3
 
 
 def test_a_draw_of_images_is_reproduced(tiny_folder: Path, real: str, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        report = calibrate(make_config(tiny_folder, real, tmp_path / name, max_images=4, seed=seed))
-        assert report["images"] == 4
-    assert read_ranges(tmp_path / "a") == read_ranges(tmp_path / "b") != read_ranges(tmp_path / "c")
+    drawn = [ranges_of(make_config(tiny_folder, real, tmp_path, max_images=4, seed=seed)) for seed in (0, 0, 1)]
+    assert [calibration.num_images for calibration in drawn] == [4] * 3
+    assert drawn[0].ranges == drawn[1].ranges != drawn[2].ranges
 
 
 def test_an_output_takes_further_bit_widths_and_no_other_calibration(
@@ -188,8 +191,7 @@ def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tm
     with pytest.raises(DatasetError, match="allow_other_teacher accepts them"):
         calibrate(make_config(other, synthetic, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    report = calibrate(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True))
-    assert report["images"] == 10
+    assert ranges_of(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True)).num_images == 10
 
 
 def test_any_location_can_be_written_to(tiny_folder: Path, real: str) -> None:
@@ -218,7 +220,7 @@ def test_a_model_that_reads_whole_images_is_calibrated_densely(whole_folder: Pat
     ):
         calibrate(make_config(whole_folder, images, tmp_path / "sparse"))
     report = calibrate(make_config(whole_folder, images, tmp_path / "dense", mode="dense", labeled=images))
-    assert report["images"] == 5
+    assert (report["mode"], report["images"]) == ("dense", 5)
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
     assert report["artifacts"][0]["top1"] == pytest.approx(report["fp32"][0]["top1"], abs=20)
 

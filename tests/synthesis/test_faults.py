@@ -18,7 +18,7 @@ from pipeline.synthesis.passes import check_found, invert_missing
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.run import _begin
 from pipeline.synthesis.writer import outcome
-from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
+from tests.synthesis.conftest import ROOT, TWO_ACTORS, Made, make_config, parts_of, start, write_config
 
 # GPU 0 fails with every shard, and shard 3 kills the process that works on it.
 FAULTY = """
@@ -63,7 +63,7 @@ def test_device_errors_are_reported_from_others(error: Exception, expected: bool
 @pytest.mark.timeout(600)
 def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
-    pool = {"min_size": 2, "max_size": 2, "max_attempts": 2}
+    pool = {**TWO_ACTORS, "max_attempts": 2}
     file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=pool)
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="faulty.set_up")
@@ -85,7 +85,7 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
 @pytest.mark.usefixtures("ray_session")
 def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "teacher")
-    plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out"))
+    plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out", pool=TWO_ACTORS))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
     expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "

@@ -89,8 +89,7 @@ def test_read_back_on_ray(made: Made) -> None:
     assert len(row["keep_indices"]) == 7
 
 
-@pytest.mark.parametrize("batch_format", ["numpy", "pandas", "pyarrow"])
-def test_composes_with_any_pipeline_and_writes_nothing(made: Made, batch_format: str) -> None:
+def test_composes_with_any_pipeline_and_writes_nothing(made: Made) -> None:
     expected = pq.read_table(made.output / "data").sort_by("image_id")
     before = parts_of(made.output)
     rows = ray.data.from_items(plan_shards(made.config), override_num_blocks=2)
@@ -98,11 +97,17 @@ def test_composes_with_any_pipeline_and_writes_nothing(made: Made, batch_format:
         Inverter,
         fn_constructor_args=(made.config,),
         batch_size=2,
-        batch_format=batch_format,
+        batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
     )
     check_same(pandas.DataFrame(dataset.take_all()), expected)
+    # What an actor would be handed in the other formats, without the start of an actor for each.
+    inverter = Inverter(made.config)
+    for batch_format in ("pandas", "pyarrow"):
+        batches = rows.iter_batches(batch_size=2, batch_format=batch_format)
+        tables = [table for batch in batches for table in inverter(batch)]
+        check_same(pandas.DataFrame(pa.concat_tables(tables).to_pylist()), expected)
     assert parts_of(made.output) == before
 
 
@@ -119,7 +124,7 @@ def test_a_stage_of_ones_own_pipeline(
 ) -> None:
     """A stage takes paths as the driver sees them, one block of all shards, and columns of one's own."""
     monkeypatch.chdir(tiny_folder.parent)
-    config = replace(made.config, teacher=replace(made.config.teacher, name=f"local-dir:{tiny_folder.name}"))
+    config = make_config(Path(tiny_folder.name), "unused")
     shards = [{**shard, "run": 7, "place": list(range(len(shard["labels"])))} for shard in plan_shards(config)]
     images = build_inverter(config)(shards if as_list else ray.data.from_items(shards, override_num_blocks=1))
     with own_errors():
@@ -138,11 +143,13 @@ VARIED = (
 
 
 @pytest.mark.parametrize("as_list", [True, False])
-def test_a_further_column_has_one_type_in_all_files(made: Made, tmp_path: Path, as_list: bool) -> None:
+def test_a_further_column_has_one_type_in_all_files(tiny_folder: Path, tmp_path: Path, as_list: bool) -> None:
     ids = [{"shard_id": shard, "labels": range(shard, shard + 1), "image_ids": [f"i{shard}"]} for shard in range(3)]
     rows = [row | varied for row, varied in zip(ids, VARIED, strict=True)]
     blocks = None if as_list else [ray.data.from_items([{**row, "labels": [row["shard_id"]]}]) for row in rows]
-    images = build_inverter(made.config)(rows if blocks is None else blocks[0].union(*blocks[1:]))
+    images = build_inverter(make_config(tiny_folder, "unused"))(
+        rows if blocks is None else blocks[0].union(*blocks[1:])
+    )
     images.write_parquet(str(tmp_path))
     files = sorted(tmp_path.iterdir())
     assert len(files) == 3
@@ -158,10 +165,10 @@ def test_a_further_column_has_one_type_in_all_files(made: Made, tmp_path: Path, 
     }
 
 
-def test_impossible_rows_of_a_stage_are_one_typed_line(made: Made) -> None:
+def test_impossible_rows_of_a_stage_are_one_typed_line(tiny_folder: Path) -> None:
     rows = [{"shard_id": 0, "labels": [0, 99], "image_ids": ["a", "b"]}]
     other = {"shard_id": 1, "labels": [0], "image_ids": ["c"]}
-    stage = build_inverter(made.config)
+    stage = build_inverter(make_config(tiny_folder, "unused"))
     with pytest.raises(DatasetError, match=r"^shard 0 has the label 99: .* has 10 classes$"), own_errors():
         stage(ray.data.from_items(rows)).take_all()
 
@@ -376,7 +383,7 @@ def test_a_pool_that_does_not_start_in_time_is_reported(tiny_folder: Path, tmp_p
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
     config = make_config(tiny_folder, tmp_path / "out", pool=pool)
     # This process started the cluster, and knows that no node will join it; a worker does not.
-    with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 8 CPUs are free"), own_errors():
+    with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 4 CPUs are free"), own_errors():
         ray.get(ray.remote(synthesize).remote(config))
     with pytest.raises(ConfigError, match=r"9 CPUs .* this machine has room for 0"):
         synthesize(config)

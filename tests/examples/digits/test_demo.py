@@ -145,15 +145,26 @@ def test_page_holds_tables_curves_and_images_of_every_set(
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
 
 
+# Each actor is a process that imports torch, and each held-out image is scored by every artifact and student.
+SMALL_POOL = {"min_size": 1, "max_size": 1, "cpus_per_actor": 1}
 SMALL: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 1, "batch_size": 256, "images_per_class": 2},
+    "digits": {"epochs": 1, "batch_size": 256, "images_per_class": 2, "held_out": 50},
     "evaluate": {},
     "sparse": {
         "images_per_class": 2,
         "inversion": {"iterations": 4, "stop_steps": [1, 2], "stop_fractions": [0.5, 0.5]},
+        "pool": SMALL_POOL,
     },
-    "dense": {"images_per_class": 2, "inversion": {"iterations": 2, "stop_steps": [], "stop_fractions": []}},
-    "noise": {"images_per_class": 2, "inversion": {"iterations": 0, "stop_steps": [], "stop_fractions": []}},
+    "dense": {
+        "images_per_class": 2,
+        "inversion": {"iterations": 2, "stop_steps": [], "stop_fractions": []},
+        "pool": SMALL_POOL,
+    },
+    "noise": {
+        "images_per_class": 2,
+        "inversion": {"iterations": 0, "stop_steps": [], "stop_fractions": []},
+        "pool": SMALL_POOL,
+    },
     "calibrate": {
         "workers": {"size": 0},
         "settings": [{"weights": 8, "activations": 8}, {"weights": 4, "activations": 4}],
