@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.report import Section, Table, contact_sheet, curve, html_page, png
+from pipeline.report.curve import curve
+from pipeline.report.page import Section, Table, html_page
+from pipeline.report.sheet import contact_sheet, png
 
 ARTIFACTS = ("pt2", "onnx")
 # On each contact sheet: the first of every class.

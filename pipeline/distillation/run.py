@@ -134,7 +134,7 @@ def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri
 
 def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
     # Imported here, because workers import this package too, and do not need matplotlib, which takes a second.
-    from pipeline.report import curve
+    from pipeline.report.curve import curve
 
     top1 = [row["top1"] for row in state.history if "top1" in row]
     if not top1:

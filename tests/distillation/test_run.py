@@ -156,7 +156,8 @@ def test_what_is_written(make_config: MakeConfig) -> None:
     files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     students = {f"student/{name}/{file}" for name in ("best", "last") for file in ("config.json", "model.safetensors")}
     checkpoints = {"checkpoints/epoch-00002.pt", "checkpoints/epoch-00003.pt"}
-    assert files == students | checkpoints | {"config.json", "curve.png", "metrics.jsonl", "result.json"}
+    own = {"config.json", "curve.png", "metrics.jsonl", "report.html", "result.json"}
+    assert files == students | checkpoints | own
     assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((output / "result.json").read_text()) == result
     assert result["student"] == f"{config.output}/student/best"

@@ -20,7 +20,7 @@ from pipeline.config import parse_config
 from pipeline.dataset import sources
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
-from pipeline.report import text_table
+from pipeline.report.page import text_table
 
 STUDENTS = {"sparse": 87.0, "dense": 85.0, "real": 97.0, "noise": 80.0}
 ERRORS = {"sparse": 0.1, "dense": 0.07, "real": 0.04, "noise": 0.14}

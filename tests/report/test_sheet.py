@@ -1,15 +1,14 @@
-"""Contact sheets, curves, tables and the page: what is drawn, not how it looks."""
+"""Contact sheets and curves as pictures: what is drawn, not how it looks."""
 
-import base64
 import io
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.report import Section, Table, contact_sheet, curve, html_page, png, text_table
+from pipeline.report.curve import curve
+from pipeline.report.sheet import contact_sheet
 
 
 def test_contact_sheet_enlarges_without_smoothing() -> None:
@@ -45,30 +44,3 @@ def test_curve_is_a_png_and_the_same_each_time() -> None:
         assert image.size == (704, 396)
     assert content == curve(draw, title="Loss", x_label="epoch", y_label="nats")
     assert content != curve({"training": [3.0, 2.0, 1.5]}, title="Loss", x_label="epoch", y_label="nats")
-
-
-def test_page_holds_everything_and_escapes_text() -> None:
-    picture = png(Image.new("RGB", (2, 2), "red"))
-    page = html_page(
-        "A <report>",
-        [
-            Section(
-                heading="Numbers & pictures",
-                text="First.\n\nSecond < third.",
-                tables=[Table(header=["data", "top-1"], rows=[["<sparse>", 97.456], ["noise", None]])],
-                pictures=[("a red square", picture)],
-            )
-        ],
-    )
-    assert "A &lt;report&gt;" in page
-    assert "<p>First.</p>\n<p>Second &lt; third.</p>" in page
-    assert "<td>&lt;sparse&gt;</td><td>97.46</td>" in page
-    assert "<td>noise</td><td>–</td>" in page
-    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert [base64.b64decode(text) for text in embedded] == [picture]
-    assert "http" not in page
-
-
-def test_text_table_lines_up() -> None:
-    table = Table(header=["data", "top-1"], rows=[["sparse", 97.456], ["a & b", 3]])
-    assert text_table(table) == "data    top-1\n-------------\nsparse  97.46\na & b       3"
