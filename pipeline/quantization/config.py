@@ -16,7 +16,7 @@ from pipeline.workers import FLAT_NAMES, WorkersConfig
 # where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
-    *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights"),
+    *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
 )
 
@@ -31,9 +31,12 @@ class CalibrationConfig:
             Real images and noise can be used as well.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
-        output: folder for the artifacts, `ranges.json`, `config.json` and `report.json`, at any fsspec URI.
+        output: folder for the artifacts, `ranges.json`, `config.json`, `report.json` and `report.html`, at any fsspec
+            URI.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
+        reference: output of another calibration of this teacher, with the same placement, on real images: `report.html`
+            then compares the ranges layer by layer, and `report.json` has their `range_error`.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized, see `MinMaxQuantizer`.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
@@ -61,6 +64,7 @@ class CalibrationConfig:
     output: str
     labeled: str | None = None
     labeled_split: str | None = None
+    reference: str | None = None
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
     mode: Literal["sparse", "dense"] = "sparse"

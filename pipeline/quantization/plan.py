@@ -18,7 +18,9 @@ from pipeline.quantization.batches import Window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
+from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_index
+from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
@@ -36,6 +38,7 @@ class CalibrationPlan:
         images: what to calibrate on.
         windows: which of them, and which are read together.
         labeled: what to score on, where there is any.
+        reference: ranges on real images, where there are any.
     """
 
     config: CalibrationConfig
@@ -45,6 +48,7 @@ class CalibrationPlan:
     images: ImageCollection
     windows: list[Window]
     labeled: Source | None
+    reference: Ranges | None
 
     @property
     def digest(self) -> str:
@@ -73,6 +77,9 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     _check_images(config, images, loaded)
     check_inputs(images, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
+    reference = None
+    if config.reference is not None:
+        reference = read_reference(config.reference, loaded.digest, config.placement)
     index = read_index(images, loaded, dense=config.mode == "dense")
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed)
     program = export_images(loaded.model, config.placement)
@@ -80,7 +87,7 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, labeled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, labeled, reference)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.report.svg import (
 )
 
 _HEIGHT = 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
 _LEGEND_ROW = 16
 # More points than pixels show nothing more.
 _MOST_POINTS = 400

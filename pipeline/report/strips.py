@@ -156,5 +156,7 @@ class _Frame:
     def _ticks(self) -> list[float]:
         if self._bend(2.0) == 2.0:
             return ticks(self._low, self._high)
-        powers = [sign * 10.0**power for power in range(7) for sign in (-1, 1)]
-        return sorted(value for value in [0.0, *powers] if self._low <= self._bend(value) <= self._high)
+        # On an axis of few powers of ten, three times each as well.
+        steps = (1, 3) if self._high - self._low < 8 else (1,)
+        values = [sign * step * 10.0**power for power in range(7) for step in steps for sign in (-1, 1)]
+        return sorted(value for value in [0.0, *values] if self._low <= self._bend(value) <= self._high)

@@ -22,6 +22,7 @@ from pipeline.models import ModelConfig, load_model, save_model, weight_digest
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, TINY
 from tests.distillation.conftest import NAMES, write_ragged
+from tests.report.page_check import check_page
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -160,6 +161,10 @@ def test_what_is_written(make_config: MakeConfig) -> None:
     assert files == students | checkpoints | own
     assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((output / "result.json").read_text()) == result
+    page = check_page((output / "report.html").read_text())
+    # Loss and its two terms, the learning rate, and the top-1 before training and of three epochs.
+    assert page.tags.count("polyline") == 3 + 1 + 1
+    assert {"blocks 1 of the teacher", f"{result['best_top1']:.2f}"} <= set(page.texts)
     assert result["student"] == f"{config.output}/student/best"
     assert result["best_top1"] == max(row["top1"] for row in metrics(config.output))
     student = timm.create_model(f"local-dir:{result['student']}", pretrained=True)

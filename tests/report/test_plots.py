@@ -39,7 +39,7 @@ def test_numbers_are_brief() -> None:
 def test_a_curve_goes_from_corner_to_corner() -> None:
     plot = curves({"loss": [(1, 4.0), (2, 1.0), (3, 0.0)]}, x_label="epoch", y_label="loss")
     points = re.findall(r'<polyline points="([^"]*)"', plot)
-    assert points == ["46,12 218,156 390,204"]
+    assert points == ["46,22 218,158.5 390,204"]
     assert plot == curves({"loss": [(1, 4.0), (2, 1.0), (3, 0.0)]}, x_label="epoch", y_label="loss")
 
 
