@@ -19,6 +19,8 @@ from pipeline.report.strips import boxes
 from pipeline.report.text import short_name, shortened
 from pipeline.report.tiles import Tile, tile, within
 from pipeline.report.writing import settings_section, write_extra, write_page
+from pipeline.synthesis.forming import FORMING
+from pipeline.synthesis.forming_report import forming_section
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.preview import COLUMNS_SHOWN, Shown, as_shown, draw_contact_sheet, read_shown
 
@@ -71,6 +73,7 @@ def synthesis_page(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
             _figures(figures, names, sample),
             _confusion(figures, names, sample),
             _kept(figures, plan.manifest["grid_size"], sample),
+            *_forming(plan, names),
             _diversity(plan, done, names),
         ]
     sections.append(settings_section(plan.manifest["config"]))
@@ -147,6 +150,14 @@ def _confusion(figures: pa.Table, names: Sequence[str], sample: str) -> Section:
     return confusion_section(
         "What the teacher takes them for", Counter(pairs), names, text=f"Class against prediction: {sample}."
     )
+
+
+def _forming(plan: SynthesisPlan, names: Sequence[str]) -> list[Section]:
+    uri, heading = storage.join(plan.config.output, FORMING), "How images form"
+    if not storage.exists(uri):
+        missing = "Nothing was recorded: that happens only while the first part is made, and it was there before."
+        return [Section(heading=heading, text=missing)] if plan.config.snapshots else []
+    return [forming_section(heading, storage.read_json(uri), names, plan.manifest["grid_size"])]
 
 
 def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset import store
-from pipeline.dataset.card import write_card
+from pipeline.dataset.own_card import write_card
 from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
 from pipeline.precision import announce_dtype
