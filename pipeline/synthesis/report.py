@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.config import to_dict
 from pipeline.dataset.sample import evenly, read_parts
 from pipeline.neighbors import nearest_within, pixel_vectors
 from pipeline.report.charts import histogram
@@ -69,15 +70,20 @@ def synthesis_page(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
         figures = read_parts(output, plan.digest, dict.fromkeys(parts), _FIGURES)
         sample = f"{len(figures)} images, of {len(parts)} of {len(done)} parts"
         sections += [
-            _gallery(shown, names, plan.manifest["grid_size"], len(figures) if len(parts) == len(done) else None),
+            _gallery(shown, names, _grid_size(plan), len(figures) if len(parts) == len(done) else None),
             _figures(figures, names, sample),
             _confusion(figures, names, sample),
-            _kept(figures, plan.manifest["grid_size"], sample),
+            _kept(figures, _grid_size(plan), sample),
             *_forming(plan, names),
             _diversity(plan, done, names),
         ]
-    sections.append(settings_section(plan.manifest["config"]))
+    sections.append(settings_section(to_dict(plan.config)))
     return html_page(f"Images inverted from {short_name(plan.manifest['teacher']['name'])}", sections)
+
+
+def _grid_size(plan: SynthesisPlan) -> int:
+    """Return the number of patches in a row and in a column."""
+    return round(plan.num_patches**0.5)
 
 
 def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
@@ -89,7 +95,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         ["images made by this run", summary["num_images_made"]],
         ["mean class loss of these", summary["class_loss"]],
         ["mean confidence of the teacher in these", summary["teacher_confidence"]],
-        ["classes", manifest["num_classes"]],
+        ["classes", len({label for shard in plan.shards for label in shard["labels"]})],
         ["image size", " × ".join(map(str, manifest["image_size"]))],
         ["teacher", manifest["teacher"]["name"]],
         ["its weights (SHA-256)", manifest["teacher"]["weights_sha256"][:16]],
@@ -157,7 +163,7 @@ def _forming(plan: SynthesisPlan, names: Sequence[str]) -> list[Section]:
     if not storage.exists(uri):
         missing = "Nothing was recorded: that happens only while the first part is made, and it was there before."
         return [Section(heading=heading, text=missing)] if plan.config.snapshots else []
-    return [forming_section(heading, storage.read_json(uri), names, plan.manifest["grid_size"])]
+    return [forming_section(heading, storage.read_json(uri), names, _grid_size(plan))]
 
 
 def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:

@@ -28,9 +28,10 @@ def make_plan(output: Path) -> SynthesisPlan:
     """Four shards of 120 images of 224 × 224 pixels, one of each class."""
     ids = [[f"{shard}-{label}" for label in range(120)] for shard in range(4)]
     shards: Any = [{"shard_id": shard, "labels": list(range(120)), "image_ids": ids[shard]} for shard in range(4)]
-    manifest = make_manifest(DIGEST, class_names=NAMES, grid_size=14, num_classes=120, image_size=[3, 224, 224])
-    manifest["config"] = {"teacher": {"checkpoint": "https://user:password@host/weights.pth?signature=secret"}}
-    config = SynthesisConfig(teacher=ModelConfig(name="tiny"), output=str(output), images_per_class=4)
+    # Of an earlier version, which recorded less.
+    manifest = make_manifest(DIGEST, class_names=NAMES, image_size=[3, 224, 224])
+    teacher = ModelConfig(name="tiny", checkpoint="https://user:password@host/weights.pth?signature=secret")
+    config = SynthesisConfig(teacher=teacher, output=str(output), images_per_class=4)
     return SynthesisPlan(config, DIGEST, manifest, shards, 196, None, store.Progress([], {}, []))
 
 
