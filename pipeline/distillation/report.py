@@ -77,7 +77,7 @@ def _scores(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence
     before = [(0.0, result["before_top1"])] if result["before_top1"] is not None else []
     note = (
         f"Top-1 on {plan.labeled.num_rows} labeled images of {plan.labeled.uri}, before training and at each scored "
-        "epoch. Which classes the student takes for which, `jobs.evaluate` shows."
+        "epoch. The job evaluate shows which classes the student takes for which."
     )
     plot = curves({"top-1": [*before, *scored]}, x_label="epoch", y_label="top-1 %")
     return Section(heading="Held-out images", text=note, plots=[("held-out top-1", plot)])
