@@ -1,4 +1,4 @@
-"""Score artifacts on labeled images: top-1, top-5 and latency."""
+"""Score artifacts on labeled images: top-1, top-5, agreement, confusion and latency."""
 
 import statistics
 import time
@@ -15,12 +15,16 @@ from pipeline.artifacts.opened import Predictor, fit_to_teacher
 from pipeline.artifacts.weights import model_predictor, open_weights
 from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
+from pipeline.config import to_dict
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
+from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.outputs import check_place
+from pipeline.report.writing import write_page
+from pipeline.scores import Score, Tally
 from pipeline.vetting import announce, check_teacher
 
 
@@ -40,7 +44,7 @@ class EvaluationConfig:
             the teacher's; other classes, or another number of them, are refused.
         allow_compiled: open compiled packages (`.aoti.pt2`) among the artifacts. They are machine code, which runs with
             all rights of the job: allow it only for files whose origin you trust.
-        output: where `evaluation.json` goes; nowhere by default.
+        output: where `evaluation.json` and `report.html` go; nowhere by default.
         batch_size: images per forward pass.
     """
 
@@ -58,15 +62,6 @@ class EvaluationConfig:
         check_range("batch_size", self.batch_size, 1)
         if self.artifacts is not None and len(set(self.artifacts)) != len(self.artifacts):
             raise ConfigError(f"artifacts must differ: {self.artifacts}")
-
-
-@dataclass(frozen=True)
-class Score:
-    """Shares in percent of images whose label is the first, or among the first five, of the predicted classes."""
-
-    images: int
-    top1: float
-    top5: float
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
@@ -98,26 +93,31 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     if config.output is not None:
         with storage.writing_to(config.output):
             storage.write_json(storage.join(config.output, "evaluation.json"), result)
+        write_page(config.output, lambda: evaluation_page(to_dict(config), scores, loaded.class_names))
     return result
 
 
 def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:
-    """Top-1 and top-5 of several predictors in one pass over (images [B, C, H, W], labels [B]).
+    """Score several predictors in one pass over (images [B, C, H, W], labels [B]).
 
     Raises:
         DatasetError: there are no images.
         CheckpointError: a predictor has fewer classes than there are labels.
     """
-    images, correct = 0, {name: torch.zeros(2, dtype=torch.int64) for name in predictors}
+    images, tallies = 0, {name: Tally() for name in predictors}
     for pixels, labels in batches:
         images += len(labels)
+        first: Tensor | None = None
         for name, predict in predictors.items():
-            correct[name] += count_correct(predict(pixels), labels, name)
+            logits = predict(pixels)
+            tallies[name].correct += count_correct(logits, labels, name)
+            predicted = logits.argmax(dim=1)
+            first = predicted if first is None else first
+            tallies[name].agreed += int((predicted == first).sum())
+            tallies[name].confusion.update(zip(labels.tolist(), predicted.tolist(), strict=True))
     if not images:
         raise DatasetError("there are no labeled images to score on")
-    return {
-        name: Score(images, *(100 * count / images for count in counts.tolist())) for name, counts in correct.items()
-    }
+    return {name: tally.score(images) for name, tally in tallies.items()}
 
 
 def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Tensor:

@@ -23,6 +23,7 @@ from pipeline.evaluation import (
 )
 from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model
 from tests.conftest import TINY, make_tiny_model
+from tests.report.page_check import check_page
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
@@ -63,6 +64,8 @@ def test_several_predictors_are_scored_in_one_pass() -> None:
     assert passes == 1
     assert (scores["first"].images, scores["first"].top1, scores["first"].top5) == (4, 25.0, 75.0)
     assert (scores["last"].top1, scores["last"].top5) == (25.0, 100.0)
+    assert (scores["first"].agreement, scores["last"].agreement) == (100.0, 0.0)
+    assert scores["first"].confusion == {(0, 0): 1, (1, 0): 1, (2, 0): 1, (9, 0): 1}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -158,6 +161,8 @@ def test_every_kind_of_weights_scores_the_same(labeled: str, tiny_folder: Path, 
     checkpoint = evaluate(EvaluationConfig(teacher=named, labeled=labeled, artifacts=[str(weights)]))
 
     assert (output / "evaluation.json").is_file()
+    page = check_page((output / "report.html").read_text())
+    assert f"{tiny_folder}: 20 of 21 images (95.2%) are taken for their class." in page.texts
     for result in (folder, itself, checkpoint):
         (row,) = result["artifacts"]
         assert row["top1"] == pytest.approx(100 * 20 / 21)

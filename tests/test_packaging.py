@@ -68,7 +68,8 @@ ALLOWED = {
     "pipeline.former_names": {"pipeline.errors", "pipeline.log"},
     "pipeline.workers": {"pipeline.checks", "pipeline.errors", "pipeline.models", "pipeline.storage"},
     "pipeline.storage": {"pipeline.errors", "pipeline.log"},
-    "pipeline.report": {"pipeline.errors"},
+    "pipeline.report": {"pipeline.errors", "pipeline.log", "pipeline.storage"},
+    "pipeline.neighbors": set(),
 }
 
 

@@ -25,7 +25,7 @@ from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.log import logger
 from pipeline.outputs import check_place
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
-from pipeline.report import text_table
+from pipeline.report.page import text_table
 from pipeline.synthesis import SynthesisConfig, synthesize
 
 C = TypeVar("C")

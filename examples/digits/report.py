@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.report import Section, Table, contact_sheet, curve, html_page, png
+from pipeline.report.charts import curves
+from pipeline.report.page import Section, Table, html_page
+from pipeline.report.sheet import contact_sheet, png
+from pipeline.report.svg import Plot
 
 ARTIFACTS = ("pt2", "onnx")
 # On each contact sheet: the first of every class.
@@ -177,7 +180,7 @@ def render(
     synthesis, quantization, distillation, promised = summary_tables(report, claims)
     history = storage.read_json(storage.join(output, "digits", "history.json"))
     stages = Table(header=["stage", "seconds"], rows=list(seconds.items()))
-    teacher = curve({"held-out": history["top1"]}, title="Teacher", x_label="epoch", y_label="top-1 (%)")
+    teacher = curves({"held-out": _by_epoch(history["top1"])}, x_label="epoch", y_label="top-1 %")
     return html_page(
         "From a teacher to a dataset, an int8 model and a student",
         [
@@ -185,14 +188,14 @@ def render(
             Section(
                 heading="Teacher",
                 text=f"{report['teacher']['top1']:.1f}% of 500 held-out scans.",
-                pictures=[("top-1 on held-out scans while the teacher trains", teacher)],
+                plots=[("top-1 on held-out scans while the teacher trains", teacher)],
             ),
             Section(heading="Images", tables=[synthesis], pictures=[("the first of each set", picture)]),
             Section(heading="Quantization", text=_QUANTIZATION, tables=[quantization, _runtime_table(calibrations)]),
             Section(
                 heading="Distillation",
                 tables=[distillation],
-                pictures=[("mean loss over the seeds", _student_curves(output, list(calibrations)))],
+                plots=[("mean loss over the seeds", _student_curves(output, list(calibrations)))],
             ),
         ],
     )
@@ -252,9 +255,13 @@ def _rows(uri: str) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def _student_curves(output: str, arms: Sequence[str]) -> bytes:
-    losses = {data: _mean_losses(output, data) for data in arms}
-    return curve(losses, title="Students", x_label="epoch", y_label="loss on their own images")
+def _student_curves(output: str, arms: Sequence[str]) -> Plot:
+    losses = {data: _by_epoch(_mean_losses(output, data)) for data in arms}
+    return curves(losses, x_label="epoch", y_label="loss on their own images")
+
+
+def _by_epoch(values: Sequence[float]) -> list[tuple[float, float]]:
+    return [(float(epoch), value) for epoch, value in enumerate(values, 1)]
 
 
 def _mean_losses(output: str, data: str) -> list[float]:

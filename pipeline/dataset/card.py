@@ -1,17 +1,13 @@
-"""Hugging Face dataset cards: YAML at the head of `README.md` that says which files belong to which split.
-
-Cards that others wrote are read; for a synthetic dataset a card is written, with its columns and class names.
-"""
+"""Read Hugging Face dataset cards: YAML at the head of `README.md` that says which files belong to which split."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 from fsspec.utils import glob_translate
 
 from pipeline import storage
-from pipeline.dataset import schema
 from pipeline.dataset.splits import Splits
 from pipeline.errors import DatasetError
 from pipeline.log import logger
@@ -145,39 +141,3 @@ def _matching(base: str, globs: Iterable[str], names: Sequence[str]) -> list[str
     whole = [f"{base}/{glob}" if base else glob for glob in globs]
     expressions = [re.compile(glob_translate(glob.removeprefix("./"))) for glob in whole]
     return [name for name in names if any(expression.match(name) for expression in expressions)]
-
-
-def write_card(output: str, manifest: Mapping[str, Any]) -> None:
-    """Write the card of a dataset, unless there is a README already or the parts hold all facts themselves.
-
-    Args:
-        output: folder of the dataset.
-        manifest: of the dataset; version 1 has all facts in its parts, and gets no card.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    uri = storage.join(output, CARD)
-    if manifest["schema_version"] > 1 and not storage.exists(uri):
-        storage.write_bytes(uri, dataset_card(manifest).encode())
-
-
-def dataset_card(manifest: Mapping[str, Any]) -> str:
-    """Return a Markdown page whose YAML header describes the dataset to `datasets.load_dataset`."""
-    channels, height, width = manifest["image_size"]
-    size = f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"
-    header = {
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
-        "dataset_info": {"features": schema.card_features(manifest["class_names"])},
-        "tags": ["synthetic"],
-    }
-    # A huge width, so that no name is folded over two lines.
-    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=2**31)
-    return f"""---
-{text}---
-
-# Images inverted from {manifest["teacher"]["name"]}
-
-{manifest["num_images"]} synthetic images of {size}, in {manifest["num_shards"]} Parquet files under `data/`.
-`manifest.json` says how they were made. Dataset digest: `{manifest["digest"]}`.
-"""

@@ -14,10 +14,12 @@ from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.plan import DistillationPlan, plan_distillation
 from pipeline.distillation.progress import report_epochs
+from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.models import save_model
+from pipeline.report.writing import write_page
 from pipeline.runs import hold
 
 RESULT, CURVE = "result.json", "curve.png"
@@ -27,9 +29,9 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     """Train a student, from the last checkpoint if there is one; a finished run is not trained again.
 
     `config.output` will hold `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
-    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`;
-    during the run also Ray Train's `train/`. If a run with equal settings is at work on the output, this one waits for
-    it and returns its result.
+    loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`
+    and `report.html`; during the run also Ray Train's `train/`. If a run with equal settings is at work on the output,
+    this one waits for it and returns its result.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
@@ -121,6 +123,7 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "seconds": round(seconds, 2),
     }
     storage.write_json(storage.join(output, RESULT), result)
+    write_page(output, lambda: distillation_page(plan, result, state.history))
     return result
 
 
@@ -134,7 +137,7 @@ def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri
 
 def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
     # Imported here, because workers import this package too, and do not need matplotlib, which takes a second.
-    from pipeline.report import curve
+    from pipeline.report.curve import curve
 
     top1 = [row["top1"] for row in state.history if "top1" in row]
     if not top1:

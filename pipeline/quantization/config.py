@@ -19,8 +19,9 @@ from pipeline.workers import FLAT_NAMES, WorkersConfig
 # where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
-    *("teacher", "images", "output", "labeled", "labeled_split", "settings", "formats", "onnx_weights", "onnx_int4"),
-    *("workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size", "sensitivity"),
+    *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
+    *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
+    "sensitivity",
 )
 
 
@@ -34,10 +35,13 @@ class CalibrationConfig:
             Real images and noise can be used as well.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
-        output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json` and
-            `report.json`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each bit width.
+        output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json`,
+            `report.json` and `report.html`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each
+            bit width.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
+        reference: output of another calibration of this teacher, with the same placement, on real images: `report.html`
+            then compares the ranges layer by layer, and `report.json` has their `range_error`.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized, see `MinMaxQuantizer`.
         observer: which range of the activations at each point is represented; values outside are clipped. `min_max`:
@@ -81,6 +85,7 @@ class CalibrationConfig:
     output: str
     labeled: str | None = None
     labeled_split: str | None = None
+    reference: str | None = None
     settings: list[BitWidths] = field(default_factory=lambda: [BitWidths()])
     placement: Placement = "linear"
     observer: ObserverName = "min_max"
@@ -121,6 +126,8 @@ class CalibrationConfig:
             raise ConfigError(
                 f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
             )
+        if self.reference is not None and self.smoothing != "none":
+            raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)

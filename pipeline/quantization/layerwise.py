@@ -14,7 +14,8 @@ from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.sensitivity import Sensitivity, disagreement, measure_sensitivity
 from pipeline.quantization.simulation import Simulation
-from pipeline.report import Table, bars, markdown_table, text_table
+from pipeline.report.curve import bars
+from pipeline.report.page import Table, markdown_table, text_table
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_layerwise(found: Layerwise, folder: Path) -> None:
     (folder / "sensitivity.json").write_text(json.dumps({"images": found.num_images, "layers": rows}, indent=2))
     pages = []
     for label, table in found.tables.items():
-        shown = _table(table)
+        shown = sensitivity_table(table)
         logger.info(f"divergence from float, {label}:\n{text_table(shown)}")
         pages.append(f"## {label.upper()}\n\n{markdown_table(shown)}\n")
     (folder / "sensitivity.md").write_text("\n".join([_explanation(found.num_images), *pages]))
@@ -77,7 +78,7 @@ def write_layerwise(found: Layerwise, folder: Path) -> None:
     (folder / "sensitivity.png").write_bytes(picture)
 
 
-def _table(table: list[Sensitivity]) -> Table:
+def sensitivity_table(table: list[Sensitivity]) -> Table:
     """Return the layers as a table, the one that hurts most first."""
     ordered = sorted(table, key=lambda row: row.alone, reverse=True)
     rows = [[row.layer, row.num_weights, f"{row.alone:.3g}", f"{row.without:.3g}"] for row in ordered]

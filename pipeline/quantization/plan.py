@@ -18,7 +18,9 @@ from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
+from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_index
+from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
@@ -37,6 +39,7 @@ class CalibrationPlan:
         windows: which of them, and which are read together.
         probe: those on which the sensitivity of layers is measured; None where it is not.
         labeled: what to score on, where there is any.
+        reference: ranges on real images, where there are any.
     """
 
     config: CalibrationConfig
@@ -47,6 +50,7 @@ class CalibrationPlan:
     windows: list[Window]
     probe: Window | None
     labeled: Source | None
+    reference: Ranges | None
 
     @property
     def digest(self) -> str:
@@ -76,6 +80,9 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     # `plan_windows` sees all ids.
     check_inputs(images, loaded, ids=False)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
+    reference = None
+    if config.reference is not None:
+        reference = read_reference(config.reference, loaded.digest, config.placement)
     index = read_index(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
@@ -86,7 +93,7 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled)
+    return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled, reference)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

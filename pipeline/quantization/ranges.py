@@ -30,12 +30,22 @@ def range_error(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, I
     Raises:
         DatasetError: the observers differ, or a reference range is empty.
     """
+    errors = range_errors(ranges, reference)
+    return sum(errors.values()) / len(errors)
+
+
+def range_errors(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, Iterable[float]]) -> dict[str, float]:
+    """Return the distance of each observer's range, as `range_error`.
+
+    Raises:
+        DatasetError: as `range_error`.
+    """
     if ranges.keys() != reference.keys() or not reference:
         raise DatasetError(f"ranges of different observers: {sorted(ranges.keys() ^ reference.keys())[:3]}")
-    errors = []
+    errors = {}
     for name, bounds in reference.items():
         (low, high), (other_low, other_high) = bounds, ranges[name]
         if high <= low:
             raise DatasetError(f"the reference range of {name!r} is empty: {low} to {high}")
-        errors.append((abs(other_low - low) + abs(other_high - high)) / (high - low))
-    return sum(errors) / len(errors)
+        errors[name] = (abs(other_low - low) + abs(other_high - high)) / (high - low)
+    return errors

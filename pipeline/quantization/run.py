@@ -21,7 +21,10 @@ from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
-from pipeline.quantization.ranges import Ranges, check_observed_ranges
+from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
+from pipeline.quantization.reference import RANGES
+from pipeline.quantization.report import calibration_page
+from pipeline.report.writing import write_page
 from pipeline.runs import hold
 
 REPORT = "report.json"
@@ -70,7 +73,7 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         if layerwise is not None:
             write_layerwise(layerwise, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
-        rows = _measure(plan, baselines + made.artifacts)
+        rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         storage.write_json(storage.join(config.output, CONFIG), plan.document)
         _write_ranges(config, calibration, ranges)
@@ -79,7 +82,10 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
+    if plan.reference is not None:
+        report["range_error"] = range_error(calibration.ranges, plan.reference)
     storage.write_json(storage.join(config.output, REPORT), report)
+    write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise))
     return report
 
 
@@ -93,7 +99,7 @@ def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> Expor
 
 def _write_ranges(config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges]) -> None:
     """Write what was seen and, where an observer represents less than that, the ranges for each bit width."""
-    storage.write_json(storage.join(config.output, "ranges.json"), calibration.ranges)
+    storage.write_json(storage.join(config.output, RANGES), calibration.ranges)
     if config.observer != "min_max":
         for bits, ranges in used.items():
             storage.write_json(storage.join(config.output, f"ranges_a{bits}.json"), ranges)
@@ -106,16 +112,19 @@ def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
             storage.remove(storage.join(output, name))
 
 
-def _measure(plan: CalibrationPlan, artifacts: list[Artifact]) -> list[dict[str, Any]]:
+def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifact]) -> list[dict[str, Any]]:
     """Return a row of figures for each artifact; if there are labeled images, all are scored in one pass."""
-    config, scores = plan.config, {}
+    config, scores, artifacts = plan.config, {}, baselines + made
     if plan.labeled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
-        scores = measure_accuracy(predict, labeled_batches(plan.labeled, plan.loaded, config.score_batch_size))
-    return [
+        batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
+        scores = measure_accuracy(predict, batches)
+    rows = [
         _row(artifact, scores.get(str(number)), _latency(artifact, plan.loaded, config.latency_batch_size))
         for number, artifact in enumerate(artifacts)
     ]
+    # Without a float model first, there is nothing to agree with.
+    return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
 
 
 def _latency(artifact: Artifact, loaded: LoadedModel, batch_size: int) -> float:
@@ -131,7 +140,7 @@ def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, 
     row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
     row |= {name: float(f"{error:.3g}") for name, error in (artifact.errors or {}).items()}
     if scored is not None:
-        row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images}
+        row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images, "agreement": scored.agreement}
     note = _note(artifact)
     return row if note is None else row | {"note": note}
 
@@ -173,7 +182,7 @@ def _report(
         "placement": config.placement,
         "mode": config.mode,
         "observer": config.observer,
-        "ranges": storage.join(config.output, "ranges.json"),
+        "ranges": storage.join(config.output, RANGES),
         "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
         "fp32": baselines,
         "artifacts": rows,

@@ -13,12 +13,14 @@ from pipeline.dataset import schema
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion import (
     Harvest,
+    Inversion,
     InversionResult,
     frozen_copy,
     invert,
     score,
 )
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.forming import Forming
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.rows import RowReader
@@ -48,6 +50,7 @@ class InvertedShard:
 
     Attributes:
         table: the contract's columns.
+        forming: how the first images formed, as plain data, if that was watched.
         halvings: (step, images in one forward from then on), where memory ran out for more.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
         compile_s: seconds in which graphs were compiled.
@@ -55,6 +58,7 @@ class InvertedShard:
     """
 
     table: pa.Table
+    forming: dict[str, Any] | None
     halvings: list[tuple[int, int]]
     num_steps: list[int]
     compile_s: float
@@ -118,15 +122,24 @@ class Inverter:
                 table = table.append_column(name, column)
             yield table
 
-    def invert_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> InvertedShard:
+    def invert_shard(
+        self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str], *, watched: int = 0
+    ) -> InvertedShard:
         """Invert one shard, and score its images as they will be stored.
+
+        Args:
+            shard_id: decides the seeds, with the ids.
+            labels: one per image.
+            image_ids: one per image.
+            watched: number of images whose forming is recorded; it changes nothing else.
 
         Raises:
             NonFiniteError: see `__call__`.
             ConfigError: rows that are to come of one start have different labels.
         """
         starts = self._starts(shard_id, labels)
-        result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run])
+        forming = Forming(watched) if watched else None
+        result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run], forming)
         made = [self._finish(harvest, starts, result.micro_batch) for harvest in result.harvests]
         # The images of a start follow each other.
         columns = {
@@ -141,6 +154,7 @@ class Inverter:
         arrow_schema = schema.part_schema(self.class_names, shard_id)
         return InvertedShard(
             table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
+            forming=None if forming is None else forming.document(starts.tolist(), result),
             halvings=result.halvings,
             num_steps=result.num_steps.tolist(),
             compile_s=result.compile_s,
@@ -157,16 +171,15 @@ class Inverter:
             )
         return rows[::per_run]
 
-    def _invert(self, shard_id: int, targets: Tensor, image_ids: Sequence[str]) -> InversionResult:
+    def _invert(
+        self, shard_id: int, targets: Tensor, image_ids: Sequence[str], forming: Forming | None
+    ) -> InversionResult:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
+        arguments = {"teacher": self.ready_teacher, "targets": targets, "config": self.config.inversion}
         try:
-            return invert(
-                self.ready_teacher,
-                targets,
-                self.config.inversion,
-                seeds=seeds,
-                terms=self.terms,
-            )
+            if forming is not None:
+                return forming.run(Inversion(**arguments, seeds=seeds, terms=self.terms))
+            return invert(**arguments, seeds=seeds, terms=self.terms)
         except NonFiniteError as error:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 

@@ -10,6 +10,9 @@ from pipeline.models import ModelConfig
 from pipeline.synthesis.classes import Classes, names_file, read_classes
 from pipeline.workers import DeviceChoice, with_absolute_paths
 
+# Their pictures must fit into a page.
+MOST_SNAPSHOTS = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
@@ -62,6 +65,7 @@ class SynthesisConfig:
         feature_model: CNN of the feature prior, if `inversion.feature_prior` is set.
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
+        snapshots: images of the first part of which `report.html` shows how they form, up to 6. It changes no image.
         dry_run: print what would be done, and how long it would take; write nothing.
     """
 
@@ -76,6 +80,7 @@ class SynthesisConfig:
     feature_model: ModelConfig | None = None
     student: ModelConfig | None = None
     pool: PoolConfig = field(default_factory=PoolConfig)
+    snapshots: int = 0
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +88,7 @@ class SynthesisConfig:
             raise ConfigError("output must name a folder, it is empty")
         check_ranges(self, ("images_per_class", "shard_size"), 1)
         check_range("seed", self.seed, 0)
+        check_range("snapshots", self.snapshots, 0, MOST_SNAPSHOTS)
         if self.classes is not None and not names_file(self.classes):
             read_classes(self.classes)
         per_run = self.inversion.images_per_run

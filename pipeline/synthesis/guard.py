@@ -81,7 +81,7 @@ class GuardedWriter:
                 raise
             return self._failed(shard_id, labels, error, loading=False)
         self._ask("end", self._device, shard_id)
-        return {**made, "notes": _about(shard_id, begun.history)}
+        return {**made, "notes": [*made["notes"], *_about(shard_id, begun.history)]}
 
     def _loaded(self) -> PartWriter:
         if self._writer is None:

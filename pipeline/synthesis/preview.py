@@ -1,43 +1,76 @@
-"""Contact sheet of a synthetic dataset."""
+"""The images of a synthetic dataset that are shown, and their contact sheet."""
 
-import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.dataset import schema, store
-from pipeline.report import contact_sheet, png
+from pipeline.dataset import schema
+from pipeline.dataset.sample import read_parts
+from pipeline.report.sheet import contact_sheet, png
 from pipeline.synthesis.shards import Shard
 
 _MAX_PICTURES = 96
 _MAX_PER_CLASS = 8
 _COLUMNS = 10
-_READ_THREADS = 16
+# Columns that an image is shown from.
+COLUMNS_SHOWN = ("image", "label", "keep_indices", "teacher_confidence")
 
 
-def write_contact_sheet(
-    output: str, digest: str, shards: Sequence[Shard], done: set[int], class_names: Sequence[str]
-) -> str | None:
-    """Write `<output>/contact_sheet.png` with some finished images of each class.
+@dataclass(frozen=True)
+class Shown:
+    """An image to show.
 
-    Returns:
-        Its URI; None if no image is finished.
+    Attributes:
+        pixels: uint8 [H, W, C].
+        label: the class that it was inverted for.
+        keep_indices: its kept patches.
+        confidence: what the teacher gives its class, between 0 and 1.
+    """
+
+    pixels: np.ndarray
+    label: int
+    keep_indices: list[int]
+    confidence: float
+
+
+def read_shown(output: str, digest: str, shards: Sequence[Shard], done: set[int]) -> list[Shown]:
+    """Read the images that `choose` picks of the finished shards, in its order.
+
+    Raises:
+        DatasetError: a part cannot be read.
     """
     chosen = choose([shard for shard in shards if shard["shard_id"] in done])
     if not chosen:
-        return None
-    per_class = sum(label == chosen[0][0] for label, _, _ in chosen)
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        images = list(threads.map(lambda pick: _read_image(output, digest, *pick[1:]), chosen))
+        return []
+    rows_of_shard: dict[int, list[int]] = {}
+    for _, shard_id, row in chosen:
+        rows_of_shard.setdefault(shard_id, []).append(row)
+    table = read_parts(output, digest, rows_of_shard, COLUMNS_SHOWN)
+    places = [(shard_id, row) for shard_id, rows in rows_of_shard.items() for row in rows]
+    position = {place: number for number, place in enumerate(places)}
+    order = [position[shard_id, row] for _, shard_id, row in chosen]
+    return [as_shown(row) for row in table.take(order).to_pylist()]
+
+
+def as_shown(row: dict[str, Any]) -> Shown:
+    """Decode an image's row of `COLUMNS_SHOWN`.
+
+    Raises:
+        DatasetError: it cannot be decoded.
+    """
+    pixels = schema.decode_image(row["image"]["bytes"], row["image"]["path"])
+    return Shown(pixels, row["label"], row["keep_indices"], row["teacher_confidence"])
+
+
+def draw_contact_sheet(shown: Sequence[Shown], class_names: Sequence[str]) -> bytes:
+    """Return a PNG file with one or more images, each with the name of its class."""
+    per_class = sum(image.label == shown[0].label for image in shown)
     # A multiple of `per_class`, so that no class is split over two rows.
     columns = per_class * max(1, _COLUMNS // per_class)
-    sheet = contact_sheet(images, [class_names[label] for label, _, _ in chosen], columns)
-    uri = storage.join(output, "contact_sheet.png")
-    storage.write_bytes(uri, png(sheet))
-    return uri
+    labels = [class_names[image.label] for image in shown]
+    return png(contact_sheet([image.pixels for image in shown], labels, columns))
 
 
 def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
@@ -58,9 +91,3 @@ def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
     fewest = min(len(rows_of_class[label]) for label in labels)
     per_class = max(1, min(_MAX_PER_CLASS, _MAX_PICTURES // len(labels), fewest))
     return [(label, *part_row) for label in labels for part_row in rows_of_class[label][:per_class]]
-
-
-def _read_image(output: str, digest: str, shard_id: int, row: int) -> np.ndarray:
-    content = storage.read_bytes(store.part_uri(output, shard_id, digest))
-    image = pq.read_table(io.BytesIO(content), columns=["image"])["image"][row].as_py()
-    return schema.decode_image(image["bytes"], image["path"])

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.dataset import store
-from pipeline.dataset.card import write_card
+from pipeline.dataset.own_card import write_card
 from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
 from pipeline.precision import announce_dtype
@@ -17,8 +17,8 @@ from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.passes import invert_missing
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.preview import write_contact_sheet
 from pipeline.synthesis.progress import report_plan
+from pipeline.synthesis.report import write_pictures
 from pipeline.synthesis.summary import summarize
 
 
@@ -81,9 +81,9 @@ def _begin(plan: SynthesisPlan) -> Claim:
 
 
 def _finish(plan: SynthesisPlan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Delete temporary files, draw the contact sheet, and summarize."""
+    """Delete temporary files, summarize, and write what people look at."""
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)
-    sheet = write_contact_sheet(output, plan.digest, plan.shards, set(progress.done), plan.manifest["class_names"])
-    return {**summarize(plan, outcomes, progress), "seconds": round(seconds, 2), "contact_sheet": sheet}
+    summary = {**summarize(plan, outcomes, progress), "seconds": round(seconds, 2)}
+    return {**summary, **write_pictures(plan, summary, progress.done)}

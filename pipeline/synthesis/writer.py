@@ -17,6 +17,7 @@ from pipeline.dataset import schema, store
 from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
 from pipeline.workers import check_same
 
 # Seconds before each further attempt to write a part: object stores throttle, and networks fail for a moment.
@@ -71,13 +72,16 @@ class PartWriter(Inverter):
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         try:
-            shard = self.invert_shard(shard_id, labels, image_ids)
+            watched = self.config.snapshots if shard_id == WATCHED_SHARD else 0
+            shard = self.invert_shard(shard_id, labels, image_ids, watched=watched)
             self._write(shard_id, shard)
+            fault = None if shard.forming is None else write_forming(self.config.output, shard.forming)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
         return outcome(
             shard_id,
             self.worker,
+            notes=[] if fault is None else [fault],
             num_images=len(labels),
             class_loss=_mean(shard.table["class_loss"]),
             teacher_confidence=_mean(shard.table["teacher_confidence"]),

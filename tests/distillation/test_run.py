@@ -22,6 +22,7 @@ from pipeline.models import ModelConfig, load_model, save_model, weight_digest
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, TINY
 from tests.distillation.conftest import NAMES, write_ragged
+from tests.report.page_check import check_page
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -159,9 +160,14 @@ def test_what_is_written(make_config: MakeConfig) -> None:
     files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     students = {f"student/{name}/{file}" for name in ("best", "last") for file in ("config.json", "model.safetensors")}
     checkpoints = {"checkpoints/epoch-00002.pt", "checkpoints/epoch-00003.pt"}
-    assert files == students | checkpoints | {"config.json", "curve.png", "metrics.jsonl", "result.json"}
+    own = {"config.json", "curve.png", "metrics.jsonl", "report.html", "result.json"}
+    assert files == students | checkpoints | own
     assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((output / "result.json").read_text()) == result
+    page = check_page((output / "report.html").read_text())
+    # Loss and its two terms, the learning rate, and the top-1 before training and of three epochs.
+    assert page.tags.count("polyline") == 3 + 1 + 1
+    assert {"blocks 1 of the teacher", f"{result['best_top1']:.2f}"} <= set(page.texts)
     assert result["student"] == f"{config.output}/student/best"
     assert result["best_top1"] == max(row["top1"] for row in metrics(config.output))
     student = timm.create_model(f"local-dir:{result['student']}", pretrained=True)

@@ -63,7 +63,13 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert refused["deviation"] > refused["bound"]
     assert "error: w8a8.onnx computes other logits than were calibrated: relative error" in printed.err
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "ranges.json", "report.json", "w8a8.pt2"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "ranges.json",
+        "report.html",
+        "report.json",
+        "w8a8.pt2",
+    ]
 
 
 def test_a_file_that_cannot_be_made_leaves_the_others(
@@ -84,7 +90,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
     assert f"error: w8a8.onnx {reason}; it is not written" in printed.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["config.json", "ranges.json", "report.json", "w8a8.pt2"]
+    assert names == ["config.json", "ranges.json", "report.html", "report.json", "w8a8.pt2"]
 
 
 def test_a_baseline_that_cannot_be_made_is_a_note(

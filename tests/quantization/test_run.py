@@ -24,6 +24,7 @@ from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
+from tests.report.page_check import check_page
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -86,8 +87,12 @@ def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, rea
     changes = {"settings": settings, "formats": ["pt2", "onnx"], "labeled": real, "smoothing": "smooth_quant"}
     report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
 
-    names = ["config.json", "ranges.json", "report.json", "w4a8.onnx", "w4a8.pt2", "w8a8.onnx", "w8a8.pt2"]
-    assert sorted(path.name for path in output.iterdir()) == names
+    own = ["config.json", "ranges.json", "report.html", "report.json"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        *own,
+        *("w4a8.onnx", "w4a8.pt2", "w8a8.onnx", "w8a8.pt2"),
+    ]
+    check_calibration_page(output, [*report["fp32"], *report["artifacts"]])
     assert json.loads((output / "report.json").read_text()) == report
     assert json.loads((output / "config.json").read_text())["config"]["images"] == synthetic
     assert report["complete"] is True
@@ -106,6 +111,35 @@ def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, rea
         assert ("slower than fp32" in row["note"]) if kind == "pt2" else True
     assert "neither smaller nor faster" in rows[4, 8, "onnx"]["note"]
     assert "note" not in rows[8, 8, "onnx"]
+
+
+def check_calibration_page(output: Path, rows: list[dict[str, Any]]) -> None:
+    """The page has a line for each artifact, and a plot of scores and one of ranges."""
+    page = check_page((output / "report.html").read_text())
+    assert [text for text in page.texts if text in ("fp32", "W8A8", "W4A8")] == ["fp32"] * 2 + ["W8A8"] * 2 + [
+        "W4A8"
+    ] * 2
+    assert [f"{row['agreement']:.2f}" in page.texts for row in rows] == [True] * 6
+    assert rows[0]["agreement"] == 100
+    assert page.tags.count("svg") == 2
+
+
+def test_ranges_are_compared_with_those_of_real_images(
+    tiny_folder: Path, synthetic: str, real: str, tmp_path: Path
+) -> None:
+    reference = make_config(tiny_folder, real, tmp_path / "real")
+    calibrate(reference)
+    report = calibrate(make_config(tiny_folder, synthetic, tmp_path / "out", reference=reference.output))
+    ranges = [read_ranges(tmp_path / name) for name in ("out", "real")]
+    assert report["range_error"] == pytest.approx(range_error(*ranges))
+    page = check_page((tmp_path / "out" / "report.html").read_text())
+    assert "Ranges against the reference" in page.texts
+    assert f"{report['range_error']:.4f}" in page.texts
+    with pytest.raises(DatasetError, match="has the placement 'linear', this calibration 'matmul'"):
+        calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=reference.output, placement="matmul"))
+    with pytest.raises(DatasetError, match="is not the output of a calibration"):
+        calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=synthetic))
+    assert not (tmp_path / "x").exists()
 
 
 def test_one_pass_serves_every_bit_width(

@@ -32,7 +32,15 @@ print(json.dumps({**summary, "rows": len(rows), "shape": rows[0]["image"].shape,
 def check_student(store: S3FileSystem, result: dict[str, Any], folder: Path) -> None:
     """Everything of a distillation lies there, nothing of Ray Train's is left, and the student loads."""
     names = {path.removeprefix("made/student/").partition("/")[0] for path in store.find("made/student")}
-    assert names == {"checkpoints", "config.json", "curve.png", "metrics.jsonl", "result.json", "student"}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "curve.png",
+        "metrics.jsonl",
+        "report.html",
+        "result.json",
+        "student",
+    }
     assert result["images"] == 30
     store.get(result["student"], str(folder), recursive=True)
     student = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -61,6 +69,7 @@ def test_output_on_an_object_store(
         "contact_sheet.png",
         "data",
         "manifest.json",
+        "report.html",
     ]
     assert status.main(["s3://made/here"]) == 0
     store.rm_file(store.ls("made/here/data")[1])

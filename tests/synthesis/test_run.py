@@ -1,5 +1,6 @@
 """The run on a real Ray cluster."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.summary import failure_reasons
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
+from tests.report.page_check import check_page
 from tests.synthesis.conftest import Made, make_config, parts_of
 from tests.synthesis.test_actor import nan_teacher
 
@@ -44,11 +46,25 @@ def test_dataset_is_whole(made: Made) -> None:
         "contact_sheet.png",
         "data",
         "manifest.json",
+        "report.html",
     ]
     table = pq.read_table(made.output / "data")
     assert table.num_rows == 30
     assert len(set(table["image_id"].to_pylist())) == 30
     assert Image.open(made.output / "contact_sheet.png").width > 100
+
+
+def test_the_page_shows_images_with_their_kept_patches_and_what_the_teacher_says(made: Made) -> None:
+    assert made.summary["report"] == str(made.output / "report.html")
+    page = (made.output / "report.html").read_text()
+    read = check_page(page)
+    # All images, and both of each of the eight closest pairs; every image is sparse.
+    assert len(read.sources) == 30 + 16
+    assert read.tags.count("path") == 30
+    assert "7.0 of 16 patches are kept in the mean: 30 images, of 6 of 6 parts." in read.texts
+    assert any(re.search(r"of 30 images \(.*%\) are taken for their class", text) for text in read.texts)
+    assert "inversion.iterations" in read.texts
+    assert str(made.output) in read.texts
 
 
 def test_manifest_says_what_was_made(made: Made) -> None:

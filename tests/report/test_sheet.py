@@ -1,15 +1,14 @@
-"""Contact sheets, curves, tables and the page: what is drawn, not how it looks."""
+"""Contact sheets and curves as pictures: what is drawn, not how it looks."""
 
-import base64
 import io
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.report import Section, Table, bars, contact_sheet, curve, html_page, markdown_table, png, text_table
+from pipeline.report.curve import bars, curve
+from pipeline.report.sheet import contact_sheet
 
 
 def test_contact_sheet_enlarges_without_smoothing() -> None:
@@ -54,35 +53,3 @@ def test_bars_are_a_png_that_grows_with_the_names() -> None:
         with Image.open(io.BytesIO(content)) as image:
             heights.append(image.height)
     assert heights[0] < heights[1]
-
-
-def test_a_table_in_markdown() -> None:
-    table = Table(header=["layer", "weights"], rows=[["a", 1.5], ["b", None]])
-    assert markdown_table(table) == "| layer | weights |\n| --- | --- |\n| a | 1.50 |\n| b | – |"
-
-
-def test_page_holds_everything_and_escapes_text() -> None:
-    picture = png(Image.new("RGB", (2, 2), "red"))
-    page = html_page(
-        "A <report>",
-        [
-            Section(
-                heading="Numbers & pictures",
-                text="First.\n\nSecond < third.",
-                tables=[Table(header=["data", "top-1"], rows=[["<sparse>", 97.456], ["noise", None]])],
-                pictures=[("a red square", picture)],
-            )
-        ],
-    )
-    assert "A &lt;report&gt;" in page
-    assert "<p>First.</p>\n<p>Second &lt; third.</p>" in page
-    assert "<td>&lt;sparse&gt;</td><td>97.46</td>" in page
-    assert "<td>noise</td><td>–</td>" in page
-    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert [base64.b64decode(text) for text in embedded] == [picture]
-    assert "http" not in page
-
-
-def test_text_table_lines_up() -> None:
-    table = Table(header=["data", "top-1"], rows=[["sparse", 97.456], ["a & b", 3]])
-    assert text_table(table) == "data    top-1\n-------------\nsparse  97.46\na & b       3"

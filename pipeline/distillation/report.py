@@ -1,0 +1,83 @@
+"""The page of a distillation: how the loss fell, and how often the student was right on held-out images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.distillation.config import StudentConfig
+from pipeline.distillation.objective import TERMS
+from pipeline.distillation.plan import DistillationPlan
+from pipeline.report.charts import curves
+from pipeline.report.page import Section, Table, html_page
+from pipeline.report.text import short_name
+from pipeline.report.writing import settings_section
+
+_TERMS_ABOUT = (
+    "Means over the images of each epoch: kl is the distance of the student's softened answers from the teacher's, "
+    "tokens that of their final tokens, labels the cross-entropy of the labels; loss is their weighted sum. "
+)
+
+
+def distillation_page(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> str:
+    """Return the page.
+
+    Args:
+        plan: of the training.
+        result: what `result.json` holds.
+        history: a row of metrics for each epoch, as in `metrics.jsonl`.
+    """
+    sections = [_summary(plan, result), _loss(history), _scores(plan, result, history)]
+    sections.append(settings_section(plan.document["config"]))
+    return html_page(f"A student of {short_name(plan.teacher.name)}", sections)
+
+
+def _summary(plan: DistillationPlan, result: Mapping[str, Any]) -> Section:
+    rows: list[list[str | int | float | None]] = [
+        ["top-1 before training, %", result["before_top1"]],
+        ["top-1 after the last epoch, %", result["top1"]],
+        ["best top-1, %", result["best_top1"]],
+        ["best epoch", result["best_epoch"]],
+        ["epochs", result["epochs"]],
+        ["training images", result["images"]],
+        ["read from", plan.images.uri],
+        ["loss of the last epoch", f"{result['loss']:.4g}"],
+        ["seconds of this run", result["seconds"]],
+        ["teacher", plan.teacher.name],
+        ["student", _student(plan.config.student)],
+        ["best student", result["student"]],
+    ]
+    return Section(heading="What was trained", tables=[Table(header=["", ""], rows=rows)])
+
+
+def _student(config: StudentConfig) -> str:
+    kept = config.depth_pruned
+    what = (
+        f"blocks {', '.join(map(str, kept))} of the teacher" if kept is not None else getattr(config.model, "name", "")
+    )
+    return f"{what}, a linear head alone is trained" if config.linear_head else what
+
+
+def _loss(history: Sequence[Mapping[str, float]]) -> Section:
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(row["epoch"], row[name]) for row in history if name in row]
+
+    # A term that is not asked for is 0 throughout.
+    used = [name for name in TERMS if any(value for _, value in points(name))]
+    plots = [
+        ("loss and its terms", curves({name: points(name) for name in used}, x_label="epoch", y_label="loss")),
+        ("learning rate", curves({"lr": points("lr")}, x_label="epoch", y_label="learning rate")),
+    ]
+    return Section(heading="Loss", text=_TERMS_ABOUT, plots=plots)
+
+
+def _scores(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Section:
+    scored = [(row["epoch"], row["top1"]) for row in history if "top1" in row]
+    if plan.labeled is None or not scored:
+        note = "No labeled images were given, so the student with the least training loss counts as the best."
+        return Section(heading="Held-out images", text=note)
+    before = [(0.0, result["before_top1"])] if result["before_top1"] is not None else []
+    note = (
+        f"Top-1 on {plan.labeled.num_rows} labeled images of {plan.labeled.uri}, before training and at each scored "
+        "epoch. The job evaluate shows which classes the student takes for which."
+    )
+    plot = curves({"top-1": [*before, *scored]}, x_label="epoch", y_label="top-1 %")
+    return Section(heading="Held-out images", text=note, plots=[("held-out top-1", plot)])

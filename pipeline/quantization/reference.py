@@ -1,0 +1,34 @@
+"""Ranges of another calibration, to compare with."""
+
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+from pipeline.outputs import CONFIG, job_of
+from pipeline.quantization.bit_widths import Placement
+from pipeline.quantization.ranges import Ranges
+
+RANGES = "ranges.json"
+
+
+def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Ranges:
+    """Return the ranges of another calibration of the same teacher at the same places.
+
+    Args:
+        uri: its output.
+        teacher_digest: SHA-256 of the teacher's weights.
+        placement: of this calibration.
+
+    Raises:
+        DatasetError: it is no calibration, of another teacher or placement, or not finished.
+    """
+    if job_of(uri) != "calibrate":
+        raise DatasetError(f"reference {uri!r} is not the output of a calibration")
+    config = storage.read_json(storage.join(uri, CONFIG))
+    # Earlier versions wrote the facts at the top.
+    facts: dict[str, Any] = config.get("identity") or config
+    for name, mine in (("teacher", teacher_digest), ("placement", placement)):
+        if facts.get(name) != mine:
+            raise DatasetError(f"reference {uri!r} has the {name} {facts.get(name)!r}, this calibration {mine!r}")
+    ranges = storage.read_json(storage.join(uri, RANGES))
+    return {name: (float(low), float(high)) for name, (low, high) in ranges.items()}

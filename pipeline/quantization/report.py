@@ -1,0 +1,154 @@
+"""The page of a calibration: each artifact's accuracy, size and speed, and the ranges that were observed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.quantization.layerwise import Layerwise, sensitivity_table
+from pipeline.quantization.plan import CalibrationPlan
+from pipeline.quantization.ranges import Ranges, range_errors
+from pipeline.report.page import Section, Table, html_page
+from pipeline.report.strips import bars, intervals, relative_intervals
+from pipeline.report.text import short_name
+from pipeline.report.writing import settings_section
+
+# More rows make a page that nobody scrolls through.
+_MOST_ROWS = 160
+_WORST = 10
+
+_TOP1, _AGREEMENT = "top-1 %", "agreement %"
+# Heading → key of a row of `report.json`. A column without a single value is left out.
+_COLUMNS = {
+    "format": "artifact",
+    _TOP1: "top1",
+    "top-5 %": "top5",
+    _AGREEMENT: "agreement",
+    "size, MB": "size_mb",
+    "ms an image": "latency_ms",
+    "error": "fp32_error",
+    "deviation": "deviation",
+}
+_ABOUT = (
+    "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
+    "distance of the logits from the float model's, on calibration images; deviation that from the quantized graph "
+    "which the file was made of, which tells a faulty file."
+)
+_SCORED = " Agreement is the share of the labeled images that an artifact answers as the first fp32 model does."
+
+
+def calibration_page(
+    plan: CalibrationPlan, report: Mapping[str, Any], ranges: Ranges, layerwise: Layerwise | None
+) -> str:
+    """Return the page.
+
+    Args:
+        plan: of the calibration.
+        report: what `report.json` holds.
+        ranges: as observed.
+        layerwise: what was found of the layers, where it was asked for.
+
+    Raises:
+        DatasetError: the reference has other observers, or an empty range.
+    """
+    compared = [] if plan.reference is None else [_compared(ranges, plan.reference)]
+    layers = [] if layerwise is None else [_sensitivity(layerwise)]
+    sections = [_summary(plan, report), _artifacts(report), *layers, *compared, _ranges(ranges)]
+    title = f"{short_name(plan.loaded.name)}, quantized"
+    return html_page(title, [*sections, settings_section(plan.document["config"])])
+
+
+def _summary(plan: CalibrationPlan, report: Mapping[str, Any]) -> Section:
+    rows: list[list[str | int | float | None]] = [
+        ["complete", "yes" if report["complete"] else "no: some artifacts are not as they should be"],
+        ["images", report["images"]],
+        ["read from", plan.images.uri],
+        ["workers", len(report["images_per_worker"])],
+        ["placement, mode", f"{report['placement']}, {report['mode']}"],
+        ["teacher", plan.loaded.name],
+        ["its weights (SHA-256)", plan.loaded.digest[:16]],
+        ["time", report["latency"]],
+        ["folder", plan.config.output],
+    ]
+    if "range_error" in report:
+        rows.insert(2, ["range error against the reference", f"{report['range_error']:.4f}"])
+    return Section(heading="What was calibrated", tables=[Table(header=["", ""], rows=rows)])
+
+
+def _artifacts(report: Mapping[str, Any]) -> Section:
+    rows = [("fp32", row) for row in report["fp32"]]
+    rows += [(_label(row), row) for row in report["artifacts"]]
+    columns = {heading: key for heading, key in _COLUMNS.items() if any(key in row for _, row in rows)}
+    table = Table(header=["model", *columns], rows=[[model, *_cells(row, columns)] for model, row in rows])
+    notes = [[f"{model} {row['artifact']}", row["note"]] for model, row in rows if "note" in row]
+    failed = [[row["artifact"], row["reason"]] for row in report.get("failed", ())]
+    tables = [table, *_worded("about", notes), *_worded("not written", failed)]
+    scored = {f"{model} {row['artifact']}": row["top1"] for model, row in rows if "top1" in row}
+    plots = [("top-1 on the labeled images", bars(scored, x_label="%", x_range=(0, 100)))] if scored else []
+    return Section(heading="Artifacts", text=_ABOUT + (_SCORED if scored else ""), tables=tables, plots=plots)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return "mixed" if "layers" in row else f"W{row['weights']}A{row['activations']}"
+
+
+def _sensitivity(found: Layerwise) -> Section:
+    note = (
+        f"Mean divergence of the answers from those in float, in nats, on {found.num_images} images, without labels: "
+        "with only the layer quantized (alone), and with all layers but it. The layer that hurts most comes first."
+    )
+    plots = []
+    for label, table in found.tables.items():
+        alone = {row.layer: row.alone for row in sorted(table, key=lambda row: -row.alone)[:_MOST_ROWS]}
+        plots.append((f"{label.upper()}, each layer alone", bars(alone, x_label="nats")))
+    tables = [sensitivity_table(table) for table in found.tables.values()]
+    return Section(heading="Sensitivity of the layers", text=note, tables=tables, plots=plots)
+
+
+def _cells(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str | float | None]:
+    for key in columns.values():
+        value = row.get(key)
+        yield f"{value:.3g}" if key in ("fp32_error", "deviation", "latency_ms") and value is not None else value
+
+
+def _worded(heading: str, rows: list[list[str]]) -> list[Table]:
+    return [Table(header=[heading, ""], rows=rows)] if rows else []
+
+
+def _compared(ranges: Ranges, reference: Ranges) -> Section:
+    errors = range_errors(ranges, reference)
+    worst = sorted(errors, key=lambda name: -errors[name])[:_WORST]
+    rows = [[name, f"{errors[name]:.3f}", _range(ranges[name]), _range(reference[name])] for name in worst]
+    shares = {name: _relative(ranges[name], reference[name]) for name in list(ranges)[:_MOST_ROWS]}
+    note = (
+        "Each layer's range on these images in blue; the band is its range on the reference's images. A range that "
+        "sticks out wastes steps of the scale, and one that falls short clips real activations. An orange dot stands "
+        f"for a value beyond the plot. The error of a layer is (|Δmin| + |Δmax|) / reference range; {len(worst)} of "
+        f"{len(errors)} layers are listed, the worst first.{_left_out(len(ranges))}"
+    )
+    header = ["observer", "error", "these images", "reference"]
+    plot = relative_intervals(shares, x_label="0 and 1: the ends of the reference's range")
+    return Section(
+        heading="Ranges against the reference",
+        text=note,
+        tables=[Table(header=header, rows=rows)],
+        plots=[("activation ranges by layer", plot)],
+    )
+
+
+def _relative(own: tuple[float, float], reference: tuple[float, float]) -> tuple[float, float]:
+    low, high = reference
+    return (own[0] - low) / (high - low), (own[1] - low) / (high - low)
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.3g} to {bounds[1]:.3g}"
+
+
+def _ranges(ranges: Ranges) -> Section:
+    shown = dict(list(ranges.items())[:_MOST_ROWS])
+    note = "Least and largest activation at each place. The axis is logarithmic beyond 1."
+    plot = intervals(shown, x_label="activation")
+    return Section(heading="Ranges", text=note + _left_out(len(ranges)), plots=[("as in ranges.json", plot)])
+
+
+def _left_out(number: int) -> str:
+    return f" The plot shows the first {_MOST_ROWS} of {number} places." if number > _MOST_ROWS else ""

@@ -1,0 +1,68 @@
+"""Write a job's page beside its output, without risk to the output."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import PipelineError, one_line
+from pipeline.log import logger
+from pipeline.report.page import Section, Table
+
+PAGE = "report.html"
+# No page is larger: pages with more pictures than that show a sample, and say so.
+MAX_PAGE_BYTES = 3_000_000
+
+
+def write_page(output: str, make: Callable[[], str]) -> str | None:
+    """Write `<output>/report.html`, after everything that the job is for; see `write_extra`.
+
+    Args:
+        output: folder of the job.
+        make: returns the page.
+
+    Returns:
+        URI of the page; None if it could not be written.
+    """
+    uri = write_extra(storage.join(output, PAGE), lambda: make().encode())
+    if uri is not None:
+        logger.info(f"report: {uri}")
+    return uri
+
+
+def write_extra(uri: str, make: Callable[[], bytes]) -> str | None:
+    """Write a file that people look at and no program needs.
+
+    If it cannot be made or written, a warning says so and nothing else is lost: the disk may be full, or a file that it
+    shows unreadable.
+
+    Args:
+        uri: of the file.
+        make: returns its content.
+
+    Returns:
+        The URI; None if it could not be written.
+    """
+    try:
+        storage.write_bytes(uri, make())
+    except (OSError, MemoryError, PipelineError) as error:
+        logger.warning(f"{uri!r} was not written, all else is in place: {one_line(error)}")
+        return None
+    return uri
+
+
+def settings_section(config: Mapping[str, Any]) -> Section:
+    """Return all settings of a job, as a folded table of dotted names and values."""
+    return Section(
+        heading="Settings", folded=True, tables=[Table(header=["setting", "value"], rows=list(_flat(config, "")))]
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            text = str(value)
+            rows.append((prefix + name, text if len(text) <= 200 else f"{text[:199]}…"))
+    return rows

@@ -1,0 +1,40 @@
+"""Figures of an artifact on labeled images."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline.report.confusion import Confusion
+
+
+@dataclass(frozen=True)
+class Score:
+    """How an artifact answers labeled images.
+
+    Attributes:
+        images: their number.
+        top1, top5: shares in percent whose label is the first, or among the first five, of the predicted classes.
+        agreement: share in percent whose predicted class is that of the first artifact.
+        confusion: (label, predicted class) → images.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    agreement: float
+    confusion: Confusion
+
+
+@dataclass
+class Tally:
+    """Counts of one predictor: labels among the first one and five, answers as the first predictor's, and all pairs."""
+
+    correct: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
+    agreed: int = 0
+    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def score(self, images: int) -> Score:
+        top1, top5 = (100 * count / images for count in self.correct.tolist())
+        return Score(images, top1, top5, 100 * self.agreed / images, self.confusion)

@@ -1,0 +1,98 @@
+"""How a few images of one shard form, step by step, for people to look at.
+
+The steps are those that `invert` takes; looking at the images in between changes nothing of them.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.inversion import Inversion, InversionResult
+from pipeline.report.sheet import png, shrunk
+
+FORMING = "forming.json"
+# Of the shards, the one that is watched.
+WATCHED_SHARD = 0
+# Shares of all steps after which the images are looked at.
+_SHARES = (0.0, 1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
+# Small, so that all pictures of noise together take half a megabyte.
+_SIDE = 64
+_MOST_LOSSES = 200
+
+
+@dataclass
+class Forming:
+    """What was seen of the first images of a shard.
+
+    Args:
+        count: number of images to look at.
+
+    Attributes:
+        steps: after which the images were looked at.
+        images: of each step, the images as they would be stored, uint8 [count, H, W, C].
+        kept: of each step, the patches alive in each image.
+    """
+
+    count: int
+    steps: list[int] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    kept: list[list[list[int]]] = field(default_factory=list)
+
+    def run(self, inversion: Inversion) -> InversionResult:
+        """Run an inversion to its end, and look at its images at some steps.
+
+        Raises:
+            NonFiniteError, torch.OutOfMemoryError: as `invert`.
+        """
+        total = inversion.config.num_steps
+        for stop in sorted({round(total * share) for share in _SHARES}):
+            while inversion.num_steps < stop and not inversion.finished:
+                inversion.step()
+            self._look(inversion)
+        return inversion.result()
+
+    def _look(self, inversion: Inversion) -> None:
+        result, teacher = inversion.result(), inversion.teacher
+        images, kept = result.images[: self.count], result.keep_indices[: self.count]
+        self.steps.append(inversion.num_steps)
+        self.images.append(teacher.to_uint8(teacher.fill_stopped(images, kept)).cpu().numpy())
+        self.kept.append(kept.tolist())
+
+    def document(self, labels: Sequence[int], result: InversionResult) -> dict[str, Any]:
+        """Return plain data for `forming.json`.
+
+        Args:
+            labels: of the starts.
+            result: of the inversion.
+        """
+        stride = -(-max(len(values) for values in result.losses.values()) // _MOST_LOSSES)
+        return {
+            "steps": self.steps,
+            "labels": list(labels[: self.count]),
+            "pictures": [[_encoded(image) for image in images] for images in self.images],
+            "kept": self.kept,
+            "losses": {name: _points(values.tolist(), stride) for name, values in result.losses.items()},
+        }
+
+
+def _encoded(image: np.ndarray) -> str:
+    return base64.b64encode(png(shrunk(image, _SIDE))).decode()
+
+
+def _points(values: Sequence[float], stride: int) -> list[tuple[int, float]]:
+    return [(step, values[step]) for step in range(0, len(values), stride) if math.isfinite(values[step])]
+
+
+def write_forming(output: str, document: dict[str, Any]) -> str | None:
+    """Write `<output>/forming.json`; return why it could not be written, if so. The shard does not depend on it."""
+    uri = storage.join(output, FORMING)
+    try:
+        storage.write_json(uri, document)
+    except OSError as error:
+        return f"{uri!r}, which shows how images form, was not written: {' '.join(str(error).split())}"
+    return None
