@@ -114,7 +114,7 @@ def test_a_strength_of_zero_is_no_view_to_the_last_bit(tiny_teacher: Teacher) ->
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_another_split_makes_the_same_images(tiny_teacher: Teacher, schedule: dict[str, Any], micro_batch: int) -> None:
+def test_another_split_makes_the_same_images(tiny_teacher: Teacher, micro_batch: int) -> None:
     whole, split = (
         invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE, views=ALL, micro_batch=size), seeds=SEEDS)
         for size in (None, micro_batch)
