@@ -1,6 +1,6 @@
 """Model inversion on tensors, without Ray and without files."""
 
-from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula
+from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula, ViewConfig
 from pipeline.inversion.draws import start_images
 from pipeline.inversion.engine import Inversion, invert
 from pipeline.inversion.frozen import frozen_copy
@@ -25,6 +25,7 @@ __all__ = [
     "StopFormula",
     "Teacher",
     "Term",
+    "ViewConfig",
     "build_terms",
     "frozen_copy",
     "invert",

@@ -61,6 +61,44 @@ class AdaptiveEnd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """Changes of the images that the networks see, another one at each step and image; 0 is no change.
+
+    How strong a change is, is drawn uniformly, from none to the value set here. All but the noise need whole images:
+    they end with the first patch that is stopped. The steps that rank or stop patches, or end images, show images as
+    they are.
+
+    Args:
+        degrees: largest rotation either way.
+        scale: largest change of size; 0.1 scales by 0.9 to 1.1.
+        blur: largest standard deviation of a Gaussian blur, in pixels.
+        noise: largest standard deviation of Gaussian noise, in normalized pixels.
+    """
+
+    degrees: float = 0.0
+    scale: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        check_range("views.degrees", self.degrees, 0, 45)
+        check_range("views.scale", self.scale, 0, 1, open_high=True)
+        check_range("views.blur", self.blur, 0)
+        check_range("views.noise", self.noise, 0)
+
+    @property
+    def moves(self) -> bool:
+        """Whether images are rotated, scaled or blurred."""
+        return bool(self.degrees or self.scale or self.blur)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return self.moves or bool(self.noise)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InversionConfig:
     """Optimization of images from noise (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
 
@@ -70,6 +108,7 @@ class InversionConfig:
         betas: betas of Adam.
         jitter: largest shift along each axis, as a share of the image size.
         flip: probability of a mirrored view.
+        views: further changes of what the networks see.
         stop_steps: iterations at which patches are stopped; an empty list for dense inversion.
         stop_fractions: share of the remaining patches that each stop ends.
         stop_formula: computes the two lists above; leave them out then.
@@ -102,6 +141,7 @@ class InversionConfig:
     betas: tuple[float, float] = (0.5, 0.99)
     jitter: float = 0.125
     flip: float = 0.5
+    views: ViewConfig = field(default_factory=ViewConfig)
     stop_steps: list[int] = field(default_factory=lambda: list(_STOP_STEPS))
     stop_fractions: list[float] = field(default_factory=lambda: list(_STOP_FRACTIONS))
     stop_formula: StopFormula | None = None
@@ -196,6 +236,15 @@ class InversionConfig:
             ConfigError: as `changes`.
         """
         return alive_phases(num_patches, self.changes(num_patches), self.num_steps)
+
+    def notices(self, num_patches: int) -> list[str]:
+        """Return what a user should know of the settings that hold in a part of the run alone."""
+        first = min(self.changes(num_patches), default=self.num_steps)
+        if not self.views.moves or first == self.num_steps:
+            return []
+        return [
+            f"views.degrees, scale and blur need whole images: they change those of the first {first - 1} steps alone"
+        ]
 
     def check(self, num_patches: int) -> None:
         """Check that the schedule suits a teacher with that many patches.

@@ -23,6 +23,7 @@ from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View
+from pipeline.inversion.views import draw_views
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
@@ -103,7 +104,12 @@ class Inversion:
         self._changes = config.changes(teacher.num_patches)
         self._harvests: list[Harvest] = []
         self._ending = self._make_ending(len(targets), device)
-        self._jitter = (self._draw(generators) if jitter is None else jitter).to(device)
+        self._still = self._still_steps()
+        # Drawn even if it is given, so that the views, which come next from the same seeds, do not depend on it.
+        drawn = self._draw(generators)
+        self._jitter = (drawn if jitter is None else jitter).to(device)
+        alike = config.scope == "published"
+        self._views = draw_views(generators, config.num_steps, config.views, alike=alike, device=device)
         self._optimizer = _adam(self.images, config)
         self._history = torch.zeros(config.num_steps, len(self.terms), device=device)
         self._scores: Tensor | None = None
@@ -151,7 +157,7 @@ class Inversion:
         )
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """[steps, B, 3]; the steps that rank or stop patches, or end images, see them as they are."""
+        """Return the jitter [steps, B, 3], none at still steps."""
         config = self.config
         published = config.scope == "published"
         table = draw_jitter(
@@ -160,11 +166,20 @@ class Inversion:
             largest_shift=int(self.teacher.image_size * config.jitter),
             flip_probability=config.flip,
         )
-        for step in self._changes:
-            table[step - 1 : step + 1] = 0
-        if self._ending is not None:
-            table[list(self._ending.still_steps)] = 0
+        table[sorted(self._still)] = 0
         return table.expand(-1, len(self.images), -1)
+
+    def _still_steps(self) -> set[int]:
+        """Return the steps that show images as they are: those that rank or stop patches, or end images."""
+        ends = [] if self._ending is None else self._ending.still_steps
+        return {still for step in self._changes for still in (step - 1, step)} | set(ends)
+
+    def _view(self) -> View:
+        """Return the whole batch as this step shows it."""
+        step, draws = self.num_steps, None
+        if self._views is not None and step not in self._still:
+            draws = self._views.at(step, moves=step < min(self._changes, default=self.config.num_steps))
+        return View(self.images, self.keep_indices, self._jitter[step], self.targets, draws)
 
     def step(self) -> None:
         """One step of the optimizer, after stopping or detaching what the schedule says.
@@ -221,6 +236,7 @@ class Inversion:
         self._optimizer.state[self.images] = {k: v[rows] if v.ndim else v for k, v in state.items()}
         self.keep_indices, self.targets, self._rows = self.keep_indices[rows], self.targets[rows], self._rows[rows]
         self._jitter = self._jitter[:, rows]
+        self._views = self._views and self._views.keep(rows)
         ending.keep(rows)
 
     def result(self) -> InversionResult:
@@ -259,7 +275,7 @@ class Inversion:
 
     def _backward(self) -> dict[str, Tensor]:
         """Fill in the gradient. Return the value of each term, detached."""
-        view = View(self.images, self.keep_indices, self._jitter[self.num_steps], self.targets)
+        view = self._view()
         rank = self.num_steps + 1 in self._changes
         while True:
             self._optimizer.zero_grad(set_to_none=True)

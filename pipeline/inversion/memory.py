@@ -87,7 +87,11 @@ def predict(
     kept = teacher.num_patches if num_kept is None else num_kept
     together = MicroBatches(batch, micro_batch or config.micro_batch or batch).size
     image = teacher.in_chans * teacher.image_size**2 * _FLOAT
-    teacher_work = together * _teacher_bytes(teacher, config, kept) + (batch * image if together < batch else 0)
+    # The changed image that a view shows, and while all patches are alive the weights of its lines and columns.
+    moves = config.views.moves and kept == teacher.num_patches
+    view = image * (int(config.views.active) + 2 * int(moves))
+    teacher_work = together * (_teacher_bytes(teacher, config, kept) + view)
+    teacher_work += batch * image if together < batch else 0
     # With total variation: the gradient, that of the total variation, and two differences. Without: the gradient,
     # before and after it is gathered.
     priors_work = batch * image * (4 if config.tv_l2 else 2)

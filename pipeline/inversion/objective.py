@@ -80,7 +80,7 @@ class Objective:
         """
         share = 1 / len(view.images) if self._published else 1.0
         scores: list[Tensor] | None = [] if rank else None
-        values = [self._backward_part(_part(view, rows), share, scores) for rows in parts]
+        values = [self._backward_part(view.part(rows), share, scores) for rows in parts]
         together = {name: torch.cat([part[name] for part in values]) for name in values[0]}
         return together, torch.cat(scores) if scores else None
 
@@ -105,10 +105,6 @@ class Objective:
             reduced = [term.weight * (value.mean() if self._published else value.sum()) for term, value in values]
             torch.stack(reduced).sum().backward()
         return {term.name: value.detach().mean() for term, value in values}
-
-
-def _part(view: View, rows: slice) -> View:
-    return View(view.images[rows], view.keep_indices[rows], view.jitter[rows], view.targets[rows])
 
 
 def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionConfig) -> None:

@@ -1,7 +1,7 @@
 """View-dependent part of a step: what the teacher sees, and what loss terms may read of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.inversion.patches import jitter_images, move_patches
 from pipeline.inversion.teacher import AnyTeacher
+from pipeline.inversion.views import ViewDraws, show_view
 from pipeline.vit.ranking import Ranking
 
 
@@ -21,12 +22,25 @@ class View:
         keep_indices: the patches alive, int64 [b, K].
         jitter: shift and flip of each image, int64 [b, 3].
         targets: target classes, int64 [b].
+        draws: how the images are changed before the jitter; None leaves them as they are.
     """
 
     images: Tensor
     keep_indices: Tensor
     jitter: Tensor
     targets: Tensor
+    draws: ViewDraws | None = None
+
+    def part(self, rows: slice) -> "View":
+        """Return the view of some of the images."""
+        draws = None if self.draws is None else self.draws.part(rows)
+        return View(self.images[rows], self.keep_indices[rows], self.jitter[rows], self.targets[rows], draws)
+
+    def changed(self) -> "View":
+        """Return the view of images that are changed as drawn."""
+        if self.draws is None:
+            return self
+        return replace(self, images=show_view(self.images, self.draws), draws=None)
 
 
 class Shown:
@@ -98,6 +112,7 @@ class Viewer:
             scores: a list to which the scores [b, K] of the patches are appended; None if they need not be ranked.
         """
         outputs: list[Tensor] = []
+        view = view.changed()
         with _precision(view, self._dtype):
             logits = self._watched_logits(view, scores, outputs) if self._watched else self._logits(view, scores)
         return Shown(self.teacher, view, dtype=self._dtype, logits=logits.float(), block_outputs=outputs)

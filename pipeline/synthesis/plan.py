@@ -70,6 +70,7 @@ def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
     shards = plan_shards(config, num_classes=len(loaded.class_names))
     teacher = networks.make_teacher(config.inversion)
     config.inversion.check(teacher.num_patches)
+    announce(config.inversion.notices(teacher.num_patches))
     facts = identity(config, networks)
     manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])

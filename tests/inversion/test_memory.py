@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from pipeline.inversion import Inversion, InversionConfig, Teacher
+from pipeline.inversion import Inversion, InversionConfig, Teacher, ViewConfig
 from pipeline.inversion.memory import LiveBytes, StepBytes, largest_batch, predict, predict_run
 from tests.conftest import HALF
 
@@ -42,6 +42,15 @@ def test_predicted_as_measured(
     config = InversionConfig(iterations=3, dtype=dtype, micro_batch=micro_batch, **stops)  # type: ignore[arg-type]
     predicted = predict(teacher, config, batch=4, num_kept=25 if stop else 100)
     assert predicted.pixels + predicted.work == pytest.approx(measure(teacher, config, 4), rel=0.15)
+
+
+@pytest.mark.parametrize("views", [ViewConfig(degrees=10, scale=0.1, blur=0.7, noise=0.3), ViewConfig(noise=0.3)])
+def test_views_are_predicted_as_measured(views: ViewConfig) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=80, patch_size=8, num_classes=10, **SHAPES[0])
+    teacher = Teacher(model, mean=HALF, std=HALF)
+    config = InversionConfig(iterations=3, views=views, stop_steps=[], stop_fractions=[])
+    predicted = predict(teacher, config, batch=4)
+    assert predicted.pixels + predicted.work == pytest.approx(measure(teacher, config, 4), rel=0.02)
 
 
 @pytest.mark.parametrize(
