@@ -59,7 +59,8 @@ def made(
     )
     observer = RangeObserver(teacher.model, "linear")
     observer.observe(ragged)
-    result = make_artifacts(config, teacher, programs("linear"), observer.ranges(), images(), folder)
+    ranges = {NARROW.activations: observer.ranges()}
+    result = make_artifacts(config, teacher, programs("linear"), ranges, images(), folder)
     assert result.refused == []
     (artifact,) = result.artifacts
     return artifact, folder / "w4a4.aoti.pt2"
