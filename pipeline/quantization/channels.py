@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -18,8 +19,9 @@ _NORMS = {_aten.layer_norm.default, _aten.rms_norm.default}
 _CHANNELWISE = {_aten.select.int, _aten.slice.Tensor, _aten.mean.dim}
 _UNCHANGED = {_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.alias.default}
 
-# Weight of a normalization → smallest and largest value of each channel that its readers saw: float32 [D], on the CPU.
-ChannelRanges = dict[str, tuple[Tensor, Tensor]]
+# Weight of a normalization → smallest and largest value of each channel that its readers saw: float32 [D]. As arrays,
+# because Ray Train's workers may not return tensors.
+ChannelRanges = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class ChannelObserver(GraphReader):
     def ranges(self) -> ChannelRanges:
         """Return what was seen; normalizations of a model that read no image are missing."""
         return {
-            name: (extremes.low, extremes.high)
+            name: (extremes.low.numpy(), extremes.high.numpy())
             for name, extremes in self._extremes.items()
             if extremes.low is not None and extremes.high is not None
         }
@@ -174,8 +176,8 @@ def merge_channels(workers: Sequence[ChannelRanges]) -> ChannelRanges:
     for ranges in workers:
         for name, (low, high) in ranges.items():
             before = merged.get(name, (low, high))
-            merged[name] = torch.minimum(before[0], low), torch.maximum(before[1], high)
+            merged[name] = np.minimum(before[0], low), np.maximum(before[1], high)
     for name, bounds in merged.items():
-        if not all(bound.isfinite().all() for bound in bounds):
+        if not np.isfinite(bounds).all():
             raise DatasetError(f"activations after {name!r} are not finite")
     return merged

@@ -84,7 +84,7 @@ def smooth(
         raise ModelError(f"smoothing {name} needs linear layers that alone read a normalization; the model has none")
     smoothed = copy.deepcopy(model)
     for pair in readers:
-        low, high = ranges[pair.norm.weight]
+        low, high = map(torch.from_numpy, ranges[pair.norm.weight])
         weights = [model.get_parameter(linear.weight).detach().cpu() for linear in pair.linears]
         change = repq(low, high) if name == "repq" else smooth_quant(low, high, weights, alpha)
         move_scales(smoothed, pair, change)

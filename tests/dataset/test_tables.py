@@ -77,10 +77,6 @@ def test_rows_without_an_image_are_refused_before_any_is_read(tmp_path: Path, st
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "is a Git LFS pointer, not the file itself: run `git lfs",
-        ),
         (b"<!DOCTYPE html>", "is a web page"),
         (b"PK\x03\x04", "is a zip archive: unpack it"),
         (b"\x89PNG", "is an image, not a Parquet file"),
@@ -93,6 +89,14 @@ def test_what_lies_under_the_name_of_a_parquet_file_is_reported(tmp_path: Path, 
     for uri in (tmp_path, tmp_path / "a.parquet"):
         with pytest.raises(DatasetError, match=rf"a\.parquet' {reason}"):
             find_source(str(uri))
+
+
+def test_a_pointer_of_git_lfs_under_the_name_of_a_parquet_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DatasetError, match=r"a\.parquet' is a Git LFS pointer, not the file itself: run `git lfs"):
+        find_source(str(tmp_path / "a.parquet"))
+    with pytest.raises(DatasetError, match=r"1 of 1 files are Git LFS pointers, .* such as 'a\.parquet': run `git lfs"):
+        find_source(str(tmp_path))
 
 
 def test_image_folders_may_be_called_as_they_like(tmp_path: Path) -> None:

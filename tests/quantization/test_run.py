@@ -267,7 +267,10 @@ def test_widths_by_layer_are_chosen_on_images_that_are_not_calibrated_on(
     report = calibrate(make_config(tiny_folder, real, tmp_path, **changes))
     names = ["config.json", "mixed.pt2", "ranges.json", "ranges_a4.json", "ranges_a8.json", "report.json"]
     names += [f"sensitivity.{kind}" for kind in ("json", "md", "png")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "w4a8.pt2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "report.html", "w4a8.pt2"])
+    page = (tmp_path / "report.html").read_text()
+    assert "Sensitivity of the layers" in page
+    assert "W2A4, each layer alone" in page
     assert (report["images"], report["observer"]) == (13 - 4, "mse")
     row = report["artifacts"][1]
     assert 4 < row["weights"] <= 5
