@@ -129,6 +129,10 @@ def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
 
 
+def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserver:
+    return RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
+
+
 def _pass(
     config: CalibrationConfig,
     loaded: LoadedModel,
@@ -148,7 +152,7 @@ def _pass(
         _observe(config, loaded, first, share, count)
         channels = merge_channels(gather(first.ranges()))
         model = smoothed(config, model, first.readers, channels)
-    observer = RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
+    observer = _range_observer(config, model)
     image_ids = _observe(config, loaded, observer, share, count)
     return {"observers": observer.observers, "image_ids": image_ids, "channels": channels}
 
