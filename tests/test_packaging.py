@@ -142,6 +142,7 @@ def test_modules_and_functions_stay_short() -> None:
         ("pipeline.models", "ray"),
         ("pipeline.conversion", "torch"),
         ("pipeline.dataset.schema", "torch"),
+        ("pipeline.quantization.config", "torchao"),
     ],
 )
 def test_import_stays_light(module: str, absent: str) -> None:

@@ -1,4 +1,4 @@
-"""Bit widths and placements of quantization."""
+"""Bit widths, placements and smoothings of quantization: what a config names, without torchao."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +10,8 @@ MIN_BITS, MAX_BITS = 2, 16
 
 Placement = Literal["linear", "matmul", "published"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+SmoothingName = Literal["none", "smooth_quant", "repq"]
+SMOOTHINGS: tuple[SmoothingName, ...] = get_args(SmoothingName)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -8,10 +8,9 @@ from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
-from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
+from pipeline.quantization.bit_widths import PLACEMENTS, SMOOTHINGS, BitWidths, Placement, SmoothingName
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
-from pipeline.quantization.smoothing import SMOOTHINGS, SmoothingName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded

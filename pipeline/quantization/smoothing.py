@@ -8,16 +8,14 @@ put into the columns of the linear layers that read it: the same function, which
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.quantization.bit_widths import SmoothingName
 from pipeline.quantization.channels import ChannelRanges, NormReaders
 
-SmoothingName = Literal["none", "smooth_quant", "repq"]
-SMOOTHINGS: tuple[SmoothingName, ...] = get_args(SmoothingName)
 ALPHA = 0.5
 
 

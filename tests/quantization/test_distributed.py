@@ -14,10 +14,10 @@ from pipeline import progress
 from pipeline.errors import OtherModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
+from pipeline.quantization.bit_widths import SmoothingName
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
-from pipeline.quantization.smoothing import SmoothingName
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
 

@@ -14,11 +14,11 @@ from pipeline.errors import ConfigError, DatasetError, ModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.batches import CalibrationBatch
-from pipeline.quantization.bit_widths import BitWidths
+from pipeline.quantization.bit_widths import BitWidths, SmoothingName
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, find_norm_readers, merge_channels
 from pipeline.quantization.graphs import convert, export_images
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.smoothing import SmoothingName, repq, smooth, smooth_quant
+from pipeline.quantization.smoothing import repq, smooth, smooth_quant
 from tests.conftest import TINY, make_tiny_model
 
 NARROW = BitWidths(weights=4, activations=4)
