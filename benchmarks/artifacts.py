@@ -20,16 +20,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from benchmarks.circumstances import circumstances
-from benchmarks.rounds import latencies, random_images, random_model, short
+from benchmarks.rounds import latencies, observe_ranges, random_images, random_model, short
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName, ending_of, format_named, load, save
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.graphs import convert, export_images, reexport
-from pipeline.quantization.observe import RangeObserver
 
 _CALIBRATION = 8  # images
 # The goal, where the processor has VNNI: as many times as fast as fp32, at this share of its size.
@@ -77,9 +75,7 @@ def _files(
 ) -> tuple[dict[str, Predictor], dict[str, dict[str, Any]]]:
     """Write and open every file, and compare its logits on the calibration images."""
     program, calibration = export_images(model, "linear"), images[:_CALIBRATION]
-    observer = RangeObserver(model, "linear")
-    patches = torch.arange(model.patch_embed.num_patches).repeat(len(calibration), 1)  # type: ignore[union-attr]
-    observer.observe([CalibrationBatch(calibration, patches, [str(row) for row in range(len(calibration))])])
+    ranges = observe_ranges(model, calibration)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     predictors: dict[str, Predictor] = {"pt2 fp32": model_predictor(model)}
     rows: dict[str, dict[str, Any]] = {"pt2 fp32": {"runtime": "pt2", "size_mb": short(size / 1e6)}}
@@ -88,7 +84,7 @@ def _files(
         if kind != "pt2":
             predictors[f"{kind} fp32"], rows[f"{kind} fp32"] = _file(kind, program, folder)
     for weights in options.weights:
-        quantized = reexport(convert(program, BitWidths(weights=weights), "linear", observer.ranges()), program)
+        quantized = reexport(convert(program, BitWidths(weights=weights), "linear", ranges), program)
         with torch.inference_mode():
             expected = quantized.module()(calibration)
         bound = short(largest_deviation(expected, floating))

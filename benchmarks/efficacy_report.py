@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.circumstances import described
 from benchmarks.markdown import table
+from benchmarks.spread import spread, standard_error
 from benchmarks.testbeds import Testbed
 
 # Part → arm → name of a figure → its value with each seed.
@@ -78,8 +79,7 @@ def _difference(
 ) -> tuple[float, float]:
     """Return the mean difference, seed by seed, and its standard error; infinite for a single seed."""
     points = [a[name] - b[name] for a, b in zip(ours, others, strict=True)]
-    error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else float("inf")
-    return statistics.fmean(points), error
+    return statistics.fmean(points), standard_error(points)
 
 
 def _mean(figures: Sequence[Mapping[str, float]], name: str) -> float:
@@ -117,7 +117,6 @@ def _table(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     mean = statistics.fmean(values)
     # Work is counted in billions.
-    return f"{mean:.3g}" if mean > 1e4 else f"{mean:.2f} ± {deviation:.2f}"
+    return f"{mean:.3g}" if mean > 1e4 else spread(values, 2)

@@ -25,6 +25,7 @@ import torch
 from benchmarks.circumstances import circumstances, described
 from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.markdown import table
+from benchmarks.spread import spread, standard_error
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
 from pipeline.config import parse_config
@@ -189,13 +190,13 @@ def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple
     work = [f.work / dense_work for f in found if f.work is not None]
     return (
         name,
-        _spread([f.seconds for f in found], 3),
+        _known([f.seconds for f in found], 3),
         f"{statistics.fmean(work):.2f}" if work else "–",
-        _spread([f.mean_steps for f in found], 0),
-        _spread([f.confidence for f in found], 3),
-        _spread([f.w4a4_top1 for f in found], 1),
-        _spread([f.w4a3_top1 for f in found], 1),
-        _spread([f.student_top1 for f in found], 1),
+        _known([f.mean_steps for f in found], 0),
+        _known([f.confidence for f in found], 3),
+        _known([f.w4a4_top1 for f in found], 1),
+        _known([f.w4a3_top1 for f in found], 1),
+        _known([f.student_top1 for f in found], 1),
     )
 
 
@@ -206,22 +207,20 @@ def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str,
         for what, name in COMPARED.items()
     }
     said = "; ".join(_verdict(what, differences) for what, differences in points.items())
-    return *(_spread(differences, 1, signed=True) for differences in points.values()), said
+    return *(spread(differences, 1, signed=True) for differences in points.values()), said
 
 
 def _verdict(what: str, differences: Sequence[float]) -> str:
     mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("inf")
-    return f"{what} no different" if abs(mean) <= 2 * error else f"{what} {'better' if mean > 0 else 'worse'}"
+    if abs(mean) <= 2 * standard_error(differences):
+        return f"{what} no different"
+    return f"{what} {'better' if mean > 0 else 'worse'}"
 
 
-def _spread(values: Sequence[float | None], digits: int, *, signed: bool = False) -> str:
+def _known(values: Sequence[float | None], digits: int) -> str:
+    """Return `spread` of what was measured; a dash if nothing was."""
     known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    sign = "+" if signed else ""
-    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
-    return f"{statistics.fmean(known):{sign}.{digits}f} ± {deviation:.{digits}f}"
+    return spread(known, digits) if known else "–"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

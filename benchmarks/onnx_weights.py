@@ -23,15 +23,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.circumstances import circumstances
-from benchmarks.rounds import latencies, random_images, random_model, short
+from benchmarks.rounds import latencies, observe_ranges, random_images, random_model, short
 from pipeline.artifacts.onnx import open_onnx, save_onnx
 from pipeline.artifacts.opened import Predictor
 from pipeline.models import ModelConfig, RealImageTransform, load_model
 from pipeline.quantization.agreement import largest_deviation, relative_error
-from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.graphs import convert, export_images, reexport
-from pipeline.quantization.observe import RangeObserver
 
 # How a file is stored: bits of its weights, and the type that holds them.
 _STORED: dict[str, tuple[int, Any]] = {"int8": (8, "int8"), "uint8": (8, "uint8"), "7 bits": (7, "int8")}
@@ -74,15 +72,13 @@ def _files(
 ) -> tuple[dict[str, Predictor], dict[str, dict[str, Any]]]:
     """Write, open and compare a file of each kind."""
     program = export_images(model, "linear")
-    observer = RangeObserver(model, "linear")
-    patches = torch.arange(model.patch_embed.num_patches).repeat(len(calibration), 1)  # type: ignore[union-attr]
-    observer.observe([CalibrationBatch(calibration, patches, [str(row) for row in range(len(calibration))])])
+    ranges = observe_ranges(model, calibration)
     path = folder / "fp32.onnx"
     save_onnx(program, path)
     predictors = {"fp32": open_onnx(str(path)).predict}
     rows: dict[str, dict[str, Any]] = {"fp32": {"size_mb": round(path.stat().st_size / 1e6, 3)}}
     for name, (bits, stored) in _STORED.items():
-        quantized = reexport(convert(program, BitWidths(weights=bits), "linear", observer.ranges()), program)
+        quantized = reexport(convert(program, BitWidths(weights=bits), "linear", ranges), program)
         with torch.inference_mode():
             expected = quantized.module()(images)
         path = folder / f"{name}.onnx"

@@ -1,4 +1,4 @@
-"""What benchmarks of artifacts share: a random model, and forwards that take turns."""
+"""A random model with its ranges, and forwards that take turns, for the benchmarks of artifacts."""
 
 import statistics
 import time
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.artifacts.opened import Predictor
 from pipeline.models import model_input_size
+from pipeline.quantization.batches import CalibrationBatch
+from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.ranges import Ranges
 
 
 def random_model(name: str) -> nn.Module:
@@ -27,6 +30,14 @@ def random_model(name: str) -> nn.Module:
 def random_images(model: nn.Module, count: int) -> Tensor:
     """Return uniform noise in [-1, 1], [count, C, H, W]."""
     return 2 * torch.rand(count, *model_input_size(model)) - 1
+
+
+def observe_ranges(model: nn.Module, images: Tensor) -> Ranges:
+    """Return the activation ranges of a model on whole images, float32 [B, C, H, W], read together."""
+    observer = RangeObserver(model, "linear")
+    patches = torch.arange(model.patch_embed.num_patches).repeat(len(images), 1)  # type: ignore[union-attr]
+    observer.observe([CalibrationBatch(images, patches, [str(row) for row in range(len(images))])])
+    return observer.ranges()
 
 
 def latencies(

@@ -6,20 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName, ending_of, save
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import convert, export_images, reexport
+from pipeline.quantization.graphs import activation_observers, convert, export_images, reexport
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.ranges import Ranges
 from tests.conftest import HALF, make_tiny_model
 
 # Compiling a package takes most of a minute: tests/artifacts/test_aoti.py does it once.
 DATA_FORMATS: tuple[FormatName, ...] = ("pt2", "onnx")
 FACTS = Facts([f"class {letter}" for letter in "abcdefghij"], HALF, HALF)
+
+
+def read_ranges(prepared: fx.GraphModule) -> Ranges:
+    """Return the ranges that torchao's activation observers saw; (inf, -inf) if they saw nothing."""
+    return {
+        name: (float(observer.min_val), float(observer.max_val))
+        for name, observer in activation_observers(prepared).items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -127,13 +127,6 @@ def recolor(pixels: Tensor, *, brightness: Tensor, contrast: Tensor, saturation:
     return torch.lerp(mean, pixels, _spread(contrast))
 
 
-def draw_noise(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Return N(0, 1) noise of the shape of the pixels, each image's from its own seed, drawn on the device."""
-    generator = torch.Generator(pixels.device)
-    shape, device = pixels.shape[1:], pixels.device
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(s), device=device) for s in seeds])
-
-
 def find_partners(draws: Tensor, groups: Tensor) -> Tensor:
     """Return the row of another image of the same group for each image, int64 [B]; its own if it is alone.
 

@@ -10,6 +10,7 @@ from pipeline.distillation import augment
 from pipeline.distillation.augment import Draws
 from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.inversion.draws import draw_noise
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
@@ -140,7 +141,7 @@ class Augmenter:
             return pixels
         mean, std = self._normalization(pixels)
         level = draws.up_to("noise", self.config.noise).view(-1, 1, 1, 1)
-        noisy = pixels + level * augment.draw_noise(pixels, draws.seeds)
+        noisy = pixels + level * draw_noise(pixels, draws.seeds)
         return torch.minimum(torch.maximum(noisy, -mean / std), (1 - mean) / std)
 
     def _normalization(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Random draws from per-image seeds: starting noise and jitter."""
+"""Random draws from per-image seeds: starting noise, jitter, and noise of views."""
 
 from collections.abc import Sequence
 
@@ -41,3 +41,10 @@ def draw_jitter(
         flips = torch.rand(steps, 1, generator=generator) < flip_probability
         tables.append(torch.cat([shifts, flips.long()], dim=1))
     return torch.stack(tables, dim=1)
+
+
+def draw_noise(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Return N(0, 1) noise of the shape of the images, each image's from its own seed, drawn on their device."""
+    generator = torch.Generator(images.device)
+    shape, device = images.shape[1:], images.device
+    return torch.stack([torch.randn(shape, generator=generator.manual_seed(s), device=device) for s in seeds])

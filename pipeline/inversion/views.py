@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.inversion.config import ViewConfig
+from pipeline.inversion.draws import draw_noise
 
 # Below this standard deviation a Gaussian has one weight of 1 and otherwise zeros.
 _SHARPEST = 1e-3
@@ -164,10 +165,3 @@ class _Slide(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (offsets,) = ctx.saved_tensors
         return _slide(gradients[0], -offsets), None
-
-
-def draw_noise(images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Return N(0, 1) noise of the shape of the images, each image's from its own seed, drawn on their device."""
-    generator = torch.Generator(images.device)
-    shape, device = images.shape[1:], images.device
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(s), device=device) for s in seeds])

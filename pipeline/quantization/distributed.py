@@ -1,6 +1,6 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,7 +23,7 @@ from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, NormReaders, merge_channels
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import GraphReader, RangeObserver
-from pipeline.quantization.observers import Observer, make_observer, merge_observers
+from pipeline.quantization.observers import Observer, extremes, make_observer, merge_observers
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
@@ -54,7 +54,7 @@ class Calibration:
     @property
     def ranges(self) -> Ranges:
         """Smallest and largest value at each point, whatever is represented of them."""
-        return {name: (observer.low, observer.high) for name, observer in self.observers.items()}
+        return extremes(self.observers)
 
     def ranges_for(self, activation_bits: int) -> Ranges:
         """Return the range at each point that is represented in so many bits."""
@@ -100,12 +100,16 @@ def _samples(plan: CalibrationPlan) -> Tensor:
     """Read a few of the images, float32 [B, C, H, W]."""
     rows = [row for window in plan.windows for row in window.rows][:_NUM_SAMPLES]
     samples = _read(_Share(plan.images.select(rows), _batches(plan.windows)), plan.loaded)
-    return torch.from_numpy(np.stack([row["pixels"] for row in islice(samples, len(rows))]))
+    return _pixels(islice(samples, len(rows)))
 
 
 def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
     """Read images in this process, float32 [B, C, H, W], normalized."""
-    return torch.from_numpy(np.stack([row["pixels"] for row in _read(_share(plan, [window]), plan.loaded)]))
+    return _pixels(_read(_share(plan, [window]), plan.loaded))
+
+
+def _pixels(rows: Iterable[dict[str, Any]]) -> Tensor:
+    return torch.from_numpy(np.stack([row["pixels"] for row in rows]))
 
 
 @dataclass(frozen=True)

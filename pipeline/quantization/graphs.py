@@ -101,14 +101,6 @@ def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
     return observers
 
 
-def read_ranges(prepared: fx.GraphModule) -> Ranges:
-    """Return the ranges that the activation observers saw; (inf, -inf) if they saw nothing."""
-    return {
-        name: (float(observer.min_val), float(observer.max_val))
-        for name, observer in activation_observers(prepared).items()
-    }
-
-
 def convert(
     program: ExportedProgram,
     bits: BitWidths,

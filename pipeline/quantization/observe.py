@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import activation_observers, export_images, export_subset, prepare
-from pipeline.quantization.observers import MinMax, Observer
+from pipeline.quantization.observers import MinMax, Observer, extremes
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import refusal
 
@@ -88,7 +88,7 @@ class RangeObserver(GraphReader):
 
     def ranges(self) -> Ranges:
         """Return the smallest and largest values seen so far; (inf, -inf) at every point before the first image."""
-        return {name: (observer.low, observer.high) for name, observer in self.observers.items()}
+        return extremes(self.observers)
 
 
 class _Watched(nn.Module):

@@ -1,7 +1,7 @@
 """Observers: each remembers the values at one point of a model, and says which range of them is quantized."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.quantization.clipping import least_squares_range
 from pipeline.quantization.histogram import Histogram, count_values, merge_histograms
+from pipeline.quantization.ranges import Ranges
 
 ObserverName = Literal["min_max", "percentile", "mse"]
 OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
@@ -64,6 +65,11 @@ def merge_observers(workers: Sequence[dict[str, Observer]]) -> dict[str, Observe
         for name, observer in merged.items():
             observer.merge(observers[name])
     return merged
+
+
+def extremes(observers: Mapping[str, Observer]) -> Ranges:
+    """Return the smallest and largest value that each observer saw, whatever it represents of them."""
+    return {name: (observer.low, observer.high) for name, observer in observers.items()}
 
 
 class MinMax:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset import schema
-from pipeline.dataset.sample import read_parts
+from pipeline.dataset.sample import evenly, read_parts
 from pipeline.report.sheet import contact_sheet, png
 from pipeline.synthesis.shards import Shard
 
@@ -83,9 +83,7 @@ def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
     for shard in shards:
         for row, label in enumerate(shard["labels"]):
             rows_of_class.setdefault(label, []).append((shard["shard_id"], row))
-    labels = sorted(rows_of_class)
-    if len(labels) > _MAX_PICTURES:
-        labels = [labels[index * len(labels) // _MAX_PICTURES] for index in range(_MAX_PICTURES)]
+    labels = evenly(sorted(rows_of_class), _MAX_PICTURES)
     if not labels:
         return []
     fewest = min(len(rows_of_class[label]) for label in labels)

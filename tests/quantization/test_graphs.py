@@ -19,11 +19,11 @@ from pipeline.quantization.graphs import (
     export_images,
     export_subset,
     prepare,
-    read_ranges,
     reexport,
 )
 from pipeline.quantization.observe import RangeObserver
 from tests.conftest import TINY, WHOLE_IMAGES, enlarge_weights, make_whole
+from tests.quantized import read_ranges
 
 
 def observed(model: nn.Module, placement: Placement, batches: list[CalibrationBatch]) -> dict[str, tuple[float, float]]:

@@ -12,11 +12,12 @@ from torch.export import ExportedProgram
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import Placement
-from pipeline.quantization.graphs import Exportable, activation_observers, export_images, prepare, read_ranges
+from pipeline.quantization.graphs import Exportable, activation_observers, export_images, prepare
 from pipeline.quantization.observe import RangeObserver, cover_stopped
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights
+from tests.quantized import read_ranges
 
 
 def observe(model: nn.Module, placement: Placement, batches: list[CalibrationBatch]) -> Ranges:

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.bit_widths import Placement
-from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare, read_ranges
+from pipeline.quantization.graphs import activation_observers, convert, export_images, prepare
 from pipeline.quantization.quantizer import (
     MinMaxQuantizer,
     activation_spec,
@@ -20,6 +20,7 @@ from pipeline.quantization.quantizer import (
     weight_spec,
 )
 from tests.conftest import make_tiny_model
+from tests.quantized import read_ranges
 
 LINEAR = {"attn.qkv:input", "attn.proj:input", "mlp.fc1:input", "mlp.fc2:input"}
 MATMUL = LINEAR | {"attn:query", "attn:key", "attn:probability", "attn:value"}
