@@ -1,4 +1,4 @@
-"""What formats do with a program before they write it, or read of it."""
+"""Prepare exported programs for writing, and read shapes and integers from them, for all formats."""
 
 import copy
 from typing import Any

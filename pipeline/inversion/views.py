@@ -24,7 +24,7 @@ _LARGEST_SEED = 2**62
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """What is drawn for the views of some images, at every step or at one.
+    """Random numbers for the views of some images, at every step or at one.
 
     Attributes:
         strengths: the largest change of each kind.

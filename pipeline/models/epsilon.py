@@ -1,4 +1,4 @@
-"""What LayerNorms add to the variance: timm's models take it from their architecture, and cannot save another one."""
+"""Set and report the epsilon of LayerNorms, which timm takes from the architecture and cannot save."""
 
 from torch import nn
 

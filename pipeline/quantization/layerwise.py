@@ -20,7 +20,7 @@ from pipeline.report.page import Table, markdown_table, text_table
 
 @dataclass(frozen=True)
 class Layerwise:
-    """What was found of the layers.
+    """Sensitivities of the layers, and the bit widths that were chosen by them.
 
     Attributes:
         tables: sensitivities of the layers, by the label of the bit widths.

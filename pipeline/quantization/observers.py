@@ -17,7 +17,7 @@ _PERCENTILE = 99.99
 
 
 class Observer(Protocol):
-    """What is remembered of the values at a point.
+    """Summary of the values at one point of a model, from which their range follows.
 
     Merging observers of parts of the images, in any order, must give exactly the observer of all images: so that the
     ranges are the same, bit for bit, for any number of workers. Sums of floats are not exact, counts and extremes are.

@@ -21,7 +21,7 @@ ALPHA = 0.5
 
 @dataclass(frozen=True)
 class Change:
-    """What is taken out of each channel of a normalization's output: x becomes (x - shift) / scale, float64 [D]."""
+    """Shift and scale to take out of each channel of a normalization's output, float64 [D]: (x - shift) / scale."""
 
     scale: Tensor
     shift: Tensor

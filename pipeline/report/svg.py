@@ -1,4 +1,4 @@
-"""What the plots are drawn with: shapes and text as SVG, scales and round ticks."""
+"""Draw shapes and text as SVG, and choose scales and round ticks, for all plots."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -27,7 +27,7 @@ _MOST_LOSSES = 200
 
 @dataclass
 class Forming:
-    """What was seen of the first images of a shard.
+    """Snapshots of the first images of a shard, taken while they form.
 
     Args:
         count: number of images to look at.

@@ -72,7 +72,7 @@ def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) 
 
 
 def ranges_of(config: CalibrationConfig) -> Calibration:
-    """What a calibration finds, without the artifacts, each of which takes seconds."""
+    """Return a calibration without its artifacts, each of which takes seconds."""
     return calibrate_ranges(plan_calibration(config))
 
 
