@@ -170,6 +170,9 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 num_gpus=2,
                 include_dashboard=False,
                 object_store_memory=150 * 2**20,
+                # As `pipeline.cluster.connect` has it: Ray prints what workers and its autoscaler say on standard
+                # output, in the middle of whatever another test reads from there.
+                log_to_driver=False,
                 logging_level=logging.WARNING,
             )
     yield
