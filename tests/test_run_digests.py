@@ -112,7 +112,9 @@ def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeyp
     assert default["digest"] == document(augment={})["digest"]
     assert len({run["digest"] for run in (without, default, other)}) == 3
     assert "augment" not in without["identity"]["config"]
-    assert default["identity"]["config"]["augment"] == {}
-    assert other["identity"]["config"]["augment"] == {"blur": 2.0}
-    with pytest.raises(DatasetError, match=r"augment is None there, \{\} here"):
+    assert default["identity"]["config"]["augment"] == {"erase": 0.5}
+    assert other["identity"]["config"]["augment"] == {"blur": 2.0, "erase": 0.5}
+    # As of before erasing was known.
+    assert document(augment={"erase": 0.0})["identity"]["config"]["augment"] == {}
+    with pytest.raises(DatasetError, match=r"augment is None there, .'erase': 0\.5. here"):
         check_same("out", "distill", without, default)

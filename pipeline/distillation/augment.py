@@ -22,6 +22,10 @@ _NAMES = (
     *("angle", "down", "right", "size", "flip", "blur", "brightness", "contrast", "saturation", "noise", "partner"),
     *("mixup", "mixup_share", "cutmix", "cutmix_area", "cutmix_row", "cutmix_column"),
 )
+# Drawn after all others, so that these stay as they were before erasing was known.
+_ERASED_NAMES = ("erase", "erase_gray", "erase_block", "erase_area", "erase_row", "erase_column")
+# Share of an image.
+_LARGEST_ERASED = 0.8
 _SEED_BYTES = 7
 
 
@@ -31,12 +35,14 @@ class Draws:
 
     Attributes:
         values: of each name, uniform in [0, 1): float32 [B].
-        patches: one per patch, uniform in [0, 1): float32 [B, N].
+        patches: one per patch, uniform in [0, 1): float32 [B, N]. They decide which patches of other images are added.
+        erased: the same, and they decide which patches are erased; [B, 0] leaves that to blocks.
         seeds: of the noise of each image.
     """
 
     values: dict[str, Tensor]
     patches: Tensor
+    erased: Tensor
     seeds: tuple[int, ...]
 
     def up_to(self, name: str, largest: float) -> Tensor:
@@ -52,15 +58,26 @@ class Draws:
         return self.values[name] < probability
 
 
-def draw(image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, device: torch.device) -> Draws:
+def draw(
+    image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, num_erased: int, device: torch.device
+) -> Draws:
     """Draw the numbers of each image, on the CPU, so that they do not depend on the device."""
     names = [f"{seed} {epoch} {image_id}" for image_id in image_ids]
     generators = [torch.Generator().manual_seed(hash_number(name, _SEED_BYTES)) for name in names]
-    table = torch.stack([torch.rand(len(_NAMES) + num_patches, generator=generator) for generator in generators])
-    table = table.to(device)
+    values, patches = _draw_table(generators, _NAMES, num_patches, device)
+    erased_values, erased = _draw_table(generators, _ERASED_NAMES, num_erased, device)
     # Otherwise the noise would begin with the numbers that were drawn above.
     seeds = tuple(hash_number(f"{name} noise", _SEED_BYTES) for name in names)
-    return Draws(dict(zip(_NAMES, table.T, strict=False)), table[:, len(_NAMES) :], seeds)
+    return Draws(values | erased_values, patches, erased, seeds)
+
+
+def _draw_table(
+    generators: Sequence[torch.Generator], names: Sequence[str], num_patches: int, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw one number per name and image [B], and one per patch and image [B, num_patches]."""
+    table = torch.stack([torch.rand(len(names) + num_patches, generator=generator) for generator in generators])
+    table = table.to(device)
+    return dict(zip(names, table.T, strict=False)), table[:, len(names) :]
 
 
 def move(pixels: Tensor, *, angle: Tensor, down: Tensor, right: Tensor, size: Tensor) -> Tensor:
@@ -162,8 +179,18 @@ def choose_blocks(area: Tensor, row: Tensor, column: Tensor, grid: tuple[int, in
     return (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).flatten(1)
 
 
+def choose_erased(draws: Draws, grid: tuple[int, int]) -> Tensor:
+    """Return the patches to erase of each image, bool [B, grid height × grid width]: a block, or some anywhere."""
+    values = draws.values
+    area = values["erase_area"] * _LARGEST_ERASED
+    blocks = choose_blocks(area, values["erase_row"], values["erase_column"], grid)
+    if not draws.erased.shape[1]:
+        return blocks
+    return torch.where(draws.chosen("erase_block", 0.5).unsqueeze(1), blocks, draws.erased < area.unsqueeze(1))
+
+
 def paste(pixels: Tensor, others: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Replace the patches that are true in `patches`, bool [B, N], by those of the other images [B, C, H, W]."""
+    """Replace the patches that are true in `patches`, bool [B, N], by those of the others [B, C, H or 1, W or 1]."""
     mask = patches.float().reshape(-1, 1, *grid)
     mask = F.interpolate(mask, size=pixels.shape[-2:], mode="nearest").bool()
     return torch.where(mask, others, pixels)

@@ -1,10 +1,11 @@
 """Settings of the views that a student is trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.config import former_default
 
-_SHARES = ("translate", "flip", "brightness", "contrast", "saturation", "mixup", "cutmix")
+_SHARES = ("translate", "flip", "brightness", "contrast", "saturation", "mixup", "cutmix", "erase")
 # These need the pixels between the kept patches.
 WHOLE_ONLY = ("degrees", "translate", "scale", "flip", "blur", "mixup")
 
@@ -14,7 +15,8 @@ class AugmentConfig:
     """Show a random view of each image at each epoch; the teacher answers for the view that the student sees.
 
     The strength of each change is drawn for each image, uniformly from no change up to the value that is set. Images
-    that a model reads on kept patches alone cannot be moved, blurred or mixed up; they take the other changes.
+    that a model reads on kept patches alone cannot be moved, blurred or mixed up; they take the other changes. `erase`
+    turns some of them into whole images.
 
     Args:
         degrees: largest rotation, in degrees.
@@ -29,6 +31,9 @@ class AugmentConfig:
         mixup: probability of a weighted mean with another image of the batch.
         cutmix: probability of pasting a block of another image's patches; on kept patches, of adding the patches that
             two other images keep.
+        erase: probability of making patches one random gray: a block, or patches here and there, of a whole image
+            (Random Erasing, Zhong et al., AAAI 2020); of an image on kept patches, those that it does not keep, after
+            which it is read, moved and blurred as a whole image.
     """
 
     degrees: float = 10.0
@@ -42,6 +47,7 @@ class AugmentConfig:
     noise: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.5
+    erase: float = field(default=0.5, metadata=former_default(0.0))
 
     def __post_init__(self) -> None:
         check_finite(self)

@@ -47,9 +47,8 @@ class Augmenter:
         """Return the view of each image at an epoch; it is no longer an image of which answers are kept."""
         if not len(batch.pixels):
             return batch
-        patches = self.grid[0] * self.grid[1] if self.reads_kept else 0
-        device = batch.pixels.device
-        draws = augment.draw(batch.image_ids, seed=self.seed, epoch=epoch, num_patches=patches, device=device)
+        draws = self._draw(batch, epoch)
+        batch = self._erase(batch, draws)
         whole = self.find_whole(batch)
         pixels = batch.pixels
         if whole.any():
@@ -63,6 +62,32 @@ class Augmenter:
         if not self.reads_kept:
             return torch.ones_like(batch.num_kept, dtype=torch.bool)
         return batch.num_kept == self.grid[0] * self.grid[1]
+
+    def _draw(self, batch: DistillationBatch, epoch: int) -> Draws:
+        count = self.grid[0] * self.grid[1]
+        return augment.draw(
+            batch.image_ids,
+            seed=self.seed,
+            epoch=epoch,
+            num_patches=count if self.reads_kept else 0,
+            # Where the grid is one of pixels, blocks alone are erased.
+            num_erased=0 if self.grid == tuple(batch.pixels.shape[-2:]) else count,
+            device=batch.pixels.device,
+        )
+
+    def _erase(self, batch: DistillationBatch, draws: Draws) -> DistillationBatch:
+        """Make patches of the chosen images gray; those on kept patches are whole images then."""
+        if not self.config.erase:
+            return batch
+        chosen = draws.chosen("erase", self.config.erase).unsqueeze(1)
+        gone = augment.choose_erased(draws, self.grid)
+        if self.reads_kept:
+            kept = _as_mask(batch, self.grid[0] * self.grid[1])
+            gone = torch.where(self.find_whole(batch).unsqueeze(1), gone, ~kept)
+            batch = _read_at(batch, kept | chosen)
+        mean, std = self._normalization(batch.pixels)
+        gray = (draws.values["erase_gray"].view(-1, 1, 1, 1) - mean) / std
+        return replace(batch, pixels=augment.paste(batch.pixels, gray, gone & chosen, self.grid))
 
     def _move(self, pixels: Tensor, draws: Draws) -> Tensor:
         config = self.config
@@ -133,8 +158,7 @@ class Augmenter:
         from_second = united & ~kept & ~kept[first]
         pixels = augment.paste(batch.pixels, batch.pixels[first], from_first, self.grid)
         pixels = augment.paste(pixels, batch.pixels[second], from_second, self.grid)
-        num_kept = united.sum(dim=1)
-        return replace(batch, pixels=pixels, keep_indices=_as_indices(united, num_kept), num_kept=num_kept)
+        return replace(_read_at(batch, united), pixels=pixels)
 
     def _add_noise(self, pixels: Tensor, draws: Draws) -> Tensor:
         if not self.config.noise:
@@ -182,7 +206,8 @@ class AugmentedImages:
         if not skipped or self._augmenter.find_whole(batch).all():
             return
         self._tell = False
-        logger.info(f"augment: images read on kept patches alone do not take {', '.join(skipped)}")
+        erased = "; those that erase makes whole do" if self._augmenter.config.erase else ""
+        logger.info(f"augment: images read on kept patches alone do not take {', '.join(skipped)}{erased}")
 
 
 def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:
@@ -193,6 +218,12 @@ def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:
     indices = batch.keep_indices.masked_fill(~valid, num_patches)
     mask = torch.zeros(len(indices), num_patches + 1, dtype=torch.bool, device=indices.device)
     return mask.scatter(1, indices, True)[:, :num_patches]
+
+
+def _read_at(batch: DistillationBatch, patches: Tensor) -> DistillationBatch:
+    """Return the images with other patches to read, bool [B, N]."""
+    num_kept = patches.sum(dim=1)
+    return replace(batch, keep_indices=_as_indices(patches, num_kept), num_kept=num_kept)
 
 
 def _as_indices(kept: Tensor, num_kept: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from pipeline.vit.subset import SubsetViT
 from tests.distillation.conftest import KEPT, NUM_PATCHES, kept_patches, make_images
 
 CPU = torch.device("cpu")
-NOTHING = AugmentConfig(degrees=0, translate=0, scale=0, blur=0, contrast=0, noise=0, cutmix=0)
+NOTHING = AugmentConfig(degrees=0, translate=0, scale=0, blur=0, contrast=0, noise=0, cutmix=0, erase=0)
 EVERYTHING = AugmentConfig(flip=0.5, brightness=0.2, saturation=0.2, mixup=0.5)
 STRENGTHS = {
     "degrees": 90.0,
@@ -39,6 +39,7 @@ STRENGTHS = {
     "noise": 0.5,
     "mixup": 1.0,
     "cutmix": 1.0,
+    "erase": 1.0,
 }
 UNUSED: dict[str, Any] = {
     "teacher": ModelConfig(name="unused"),
@@ -208,6 +209,55 @@ def test_on_kept_patches_cutmix_adds_those_of_others() -> None:
     # Images that kept equally many are still read together.
     counts = {kept: {int(view.num_kept[r]) for r in range(16) if KEPT[r % 4] == kept} for kept in KEPT}
     assert all(len(found) == 1 for found in counts.values())
+
+
+def test_erasing_makes_some_patches_of_whole_images_one_gray() -> None:
+    batch = make_batch(32)
+    view = make_augmenter(replace(NOTHING, erase=1.0))(batch, 0)
+    before, after = patches_of(batch.pixels), patches_of(view.pixels)
+    erased = (before != after).any(dim=2)
+    assert erased.any(dim=0).all()
+    assert erased.any(dim=1).sum() > 16
+    colors = patches_of(view.pixels * torch.tensor(STD).view(-1, 1, 1) + torch.tensor(MEAN).view(-1, 1, 1))
+    for image, chosen in zip(colors, erased, strict=True):
+        if chosen.any():
+            assert image[chosen].max() - image[chosen].min() < 1e-5
+    blocks = [chosen.nonzero().flatten() for chosen in erased]
+    spread = [len({int(i) // 4 for i in b}) * len({int(i) % 4 for i in b}) == len(b) for b in blocks if len(b) > 2]
+    assert 0 < sum(spread) < len(spread)
+
+
+def test_erasing_reads_images_on_kept_patches_as_whole_ones_over_gray() -> None:
+    batch = make_batch(16, ragged=True)
+    view = make_augmenter(replace(NOTHING, erase=1.0))(batch, 0)
+    assert view.num_kept.tolist() == [NUM_PATCHES] * 16
+    before, after = patches_of(batch.pixels), patches_of(view.pixels)
+    for row in range(16):
+        kept = sorted(kept_patches(row))
+        if len(kept) < NUM_PATCHES:
+            others = [patch for patch in range(NUM_PATCHES) if patch not in kept]
+            assert torch.equal(after[row, kept], before[row, kept])
+            assert (after[row, others] == after[row, others[0]]).all()
+    some = make_augmenter(replace(NOTHING, erase=0.5))(batch, 0)
+    assert 0 < int((some.num_kept == batch.num_kept).sum()) < 16
+    # What is whole then is moved as well.
+    turned = make_augmenter(replace(NOTHING, erase=1.0, degrees=90.0))(batch, 0)
+    assert not torch.equal(turned.pixels, view.pixels)
+
+
+def test_without_erasing_views_are_those_of_before_it_was_known() -> None:
+    """The sum was recorded before; it rounds differently from processor to processor."""
+    view = make_augmenter(replace(EVERYTHING, erase=0.0))(make_batch(16, ragged=True), 3)
+    assert view.keep_indices.sum() == 1277
+    assert float(view.pixels.double().sum()) == pytest.approx(16625.953, rel=1e-4)
+
+
+def test_erasing_for_a_teacher_without_patches_takes_blocks() -> None:
+    batch = make_batch()
+    view = Augmenter(replace(NOTHING, erase=1.0), 0, MEAN, STD, (32, 32), False)(batch, 0)
+    for erased in (batch.pixels != view.pixels).any(dim=1):
+        rows, columns = erased.any(dim=1).sum(), erased.any(dim=0).sum()
+        assert erased.sum() == rows * columns
 
 
 def test_images_on_kept_patches_are_not_moved_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
