@@ -86,6 +86,9 @@ def test_latency_is_the_median_an_image() -> None:
     latency = measure_latency(lambda x: calls.append(len(x)) or x, torch.zeros(4, 1), repeats=3)
     assert calls == [4] * 5
     assert 0 <= latency < 100
+    # What takes long is not run as often.
+    measure_latency(lambda x: calls.append(len(x)) or x, torch.zeros(4, 1), repeats=9, most_seconds=0.0)
+    assert calls == [4] * 10
 
 
 def test_predictors_run_models_in_evaluation_mode() -> None:

@@ -133,7 +133,8 @@ class InversionConfig:
         mask_only: read whole images and mask stopped patches, for teachers that cannot run on a subset of patches. It
             saves no time.
         compile: compile the parts of a step with `torch.compile`, once per number of patches; on CUDA into CUDA graphs,
-            which was not tried yet. Compiling takes minutes, and pixels are rounded differently.
+            without which small sparse steps wait for launches. Compiling takes up to a minute for each number of
+            patches, and pixels are rounded differently.
     """
 
     iterations: int = 4000

@@ -73,7 +73,7 @@ class CalibrationConfig:
         allow_incomplete: accept a synthetic dataset with missing shards.
         allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.
         score_batch_size: images per forward pass in scoring.
-        latency_batch_size: images per forward pass when latency is measured.
+        latency_batch_size: images per forward pass when latency is measured; with a list, it is measured for each.
     """
 
     FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES
@@ -104,7 +104,13 @@ class CalibrationConfig:
     allow_incomplete: bool = False
     allow_other_teacher: bool = False
     score_batch_size: int = 64
-    latency_batch_size: int = 8
+    latency_batch_size: int | list[int] = field(default_factory=lambda: [1, 32])
+
+    @property
+    def latency_batch_sizes(self) -> list[int]:
+        """Images per forward pass for each latency that is measured."""
+        sizes = self.latency_batch_size
+        return [sizes] if isinstance(sizes, int) else sizes
 
     @property
     def activation_bits(self) -> list[int]:
@@ -129,7 +135,12 @@ class CalibrationConfig:
             raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
-        check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)
+        check_ranges(self, ("batch_size", "score_batch_size", "max_images"), 1)
+        sizes = self.latency_batch_sizes
+        if not sizes or len(set(sizes)) != len(sizes):
+            raise ConfigError(f"latency_batch_size must be one or more different numbers, not {sizes}")
+        for size in sizes:
+            check_range("latency_batch_size", size, 1)
         check_ranges(self, ("seed", "sensitivity"), 0)
         if self.mixed is not None and self.sensitivity:
             raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")

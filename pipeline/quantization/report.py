@@ -1,6 +1,6 @@
 """The page of a calibration: each artifact's accuracy, size and speed, and the ranges that were observed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.quantization.layerwise import Layerwise, sensitivity_table
@@ -15,6 +15,7 @@ from pipeline.report.writing import settings_section
 _MOST_ROWS = 160
 _WORST = 10
 
+LATENCY = "latency_ms"
 _TOP1, _AGREEMENT = "top-1 %", "agreement %"
 # Heading → key of a row of `report.json`. A column without a single value is left out.
 _COLUMNS = {
@@ -23,7 +24,6 @@ _COLUMNS = {
     "top-5 %": "top5",
     _AGREEMENT: "agreement",
     "size, MB": "size_mb",
-    "ms an image": "latency_ms",
     "error": "fp32_error",
     "deviation": "deviation",
 }
@@ -33,6 +33,11 @@ _ABOUT = (
     "which the file was made of, which tells a faulty file."
 )
 _SCORED = " Agreement is the share of the labeled images that an artifact answers as the first fp32 model does."
+
+
+def latency_columns(batch_sizes: Sequence[int]) -> dict[int, str]:
+    """Return the key in a row of `report.json` for each batch size: `latency_ms` for the first of them."""
+    return {size: f"{LATENCY}_batch_{size}" if place else LATENCY for place, size in enumerate(batch_sizes)}
 
 
 def calibration_page(
@@ -76,7 +81,8 @@ def _summary(plan: CalibrationPlan, report: Mapping[str, Any]) -> Section:
 def _artifacts(report: Mapping[str, Any]) -> Section:
     rows = [("fp32", row) for row in report["fp32"]]
     rows += [(_label(row), row) for row in report["artifacts"]]
-    columns = {heading: key for heading, key in _COLUMNS.items() if any(key in row for _, row in rows)}
+    known = _COLUMNS | {f"ms an image, batch {size}": key for size, key in report["latency_columns"].items()}
+    columns = {heading: key for heading, key in known.items() if any(key in row for _, row in rows)}
     table = Table(header=["model", *columns], rows=[[model, *_cells(row, columns)] for model, row in rows])
     notes = [[f"{model} {row['artifact']}", row["note"]] for model, row in rows if "note" in row]
     failed = [[row["artifact"], row["reason"]] for row in report.get("failed", ())]
@@ -106,7 +112,8 @@ def _sensitivity(found: Layerwise) -> Section:
 def _cells(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str | float | None]:
     for key in columns.values():
         value = row.get(key)
-        yield f"{value:.3g}" if key in ("fp32_error", "deviation", "latency_ms") and value is not None else value
+        short = key in ("fp32_error", "deviation") or key.startswith(LATENCY)
+        yield f"{value:.3g}" if short and value is not None else value
 
 
 def _worded(heading: str, rows: list[list[str]]) -> list[Table]:

@@ -23,7 +23,7 @@ from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
-from pipeline.quantization.report import calibration_page
+from pipeline.quantization.report import calibration_page, latency_columns
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
 
@@ -120,24 +120,26 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
         batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
         scores = measure_accuracy(predict, batches)
     rows = [
-        _row(artifact, scores.get(str(number)), _latency(artifact, plan.loaded, config.latency_batch_size))
+        _row(artifact, scores.get(str(number)), _latencies(artifact, plan.loaded, config.latency_batch_sizes))
         for number, artifact in enumerate(artifacts)
     ]
     # Without a float model first, there is nothing to agree with.
     return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
 
 
-def _latency(artifact: Artifact, loaded: LoadedModel, batch_size: int) -> float:
-    return measure_latency(artifact.predict, torch.zeros(batch_size, *loaded.input_size))
+def _latencies(artifact: Artifact, loaded: LoadedModel, batch_sizes: list[int]) -> dict[str, float]:
+    """Return ms an image by the name of its column."""
+    images = {name: torch.zeros(size, *loaded.input_size) for size, name in latency_columns(batch_sizes).items()}
+    return {name: round(measure_latency(artifact.predict, batch), 4) for name, batch in images.items()}
 
 
-def _row(artifact: Artifact, scored: Score | None, latency: float) -> dict[str, Any]:
+def _row(artifact: Artifact, scored: Score | None, latencies: dict[str, float]) -> dict[str, Any]:
     row: dict[str, Any] = {"artifact": artifact.format}
     if artifact.bits is not None:
         row = {"weights": artifact.bits.weights, "activations": artifact.bits.activations, **row, "uri": artifact.uri}
     if artifact.mixture is not None:
         row |= _mixture_row(artifact.mixture)
-    row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), "latency_ms": round(latency, 4)}
+    row |= {"size_mb": round(artifact.size / _MEGABYTE, 4), **latencies}
     row |= {name: float(f"{error:.3g}") for name, error in (artifact.errors or {}).items()}
     if scored is not None:
         row |= {"top1": scored.top1, "top5": scored.top5, "images": scored.images, "agreement": scored.agreement}
@@ -183,7 +185,8 @@ def _report(
         "mode": config.mode,
         "observer": config.observer,
         "ranges": storage.join(config.output, RANGES),
-        "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
+        "latency": f"ms an image, median, {torch.get_num_threads()} threads",
+        "latency_columns": {str(size): name for size, name in latency_columns(config.latency_batch_sizes).items()},
         "fp32": baselines,
         "artifacts": rows,
         **({"sensitivity": storage.join(config.output, "sensitivity.json")} if sensitivity else {}),

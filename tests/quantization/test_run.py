@@ -104,6 +104,7 @@ def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, rea
         assert row["images"] == 13
         assert 0 <= row["top1"] <= row["top5"] <= 100
         assert row["latency_ms"] > 0
+        assert row["latency_ms_batch_32"] > 0
     # One image of 13 may be so near a border between classes that the float model changes its mind too.
     assert abs(rows[8, 8, "onnx"]["top1"] - rows[8, 8, "pt2"]["top1"]) <= 100 / 13 + 1e-6
     for (_, _, kind), row in rows.items():
