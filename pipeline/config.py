@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError
 from pipeline.former_names import FormerNames
 
@@ -92,7 +93,7 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
 
 
 def _one_line(message: str) -> str:
-    line = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    line = without_credentials(" ".join(line.strip() for line in message.splitlines() if line.strip()))
     # The parser repeats values that may have thousands of entries.
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 100]} ... {line[-100:]}"
 

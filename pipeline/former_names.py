@@ -8,6 +8,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from pipeline.documents import parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.log import logger
 
@@ -69,9 +70,11 @@ class FormerNames:
         """
         try:
             # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
-            values = jsonargparse.get_loader("yaml")(content)
+            values = parse_yaml(content, jsonargparse.get_loader("yaml"))
         except yaml.YAMLError:
             return content
+        except ValueError as error:
+            raise ConfigError(f"the config file cannot be read: {error}") from error
         renamed = self.rename_keys(values) if isinstance(values, dict) else values
         return content if renamed is values else json.dumps(renamed)
 

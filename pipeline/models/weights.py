@@ -42,6 +42,8 @@ def _unusual_type(value: Tensor) -> str | None:
     if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
         kind = dtype if value.is_quantized else type(value).__name__
         return f"quantized ({kind}): dequantize it first"
+    if value.is_meta:
+        return "without values (on torch's meta device): save the weights themselves"
     if value.layout != torch.strided:
         return f"sparse ({str(value.layout).removeprefix('torch.')}): make it dense first, with to_dense()"
     if value.dtype in _FLOATING:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
+from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
@@ -50,7 +51,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
-        if waited and claimed.document["config"] == plan.document["config"] and storage.exists(report_uri):
+        if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
             return storage.read_json(report_uri)  # the other run was asked for the same artifacts
         fixed_size = connect()
         with storage.writing_to(config.output):
@@ -175,17 +176,19 @@ def _report(
     *,
     sensitivity: bool,
 ) -> dict[str, Any]:
-    return {
-        "complete": not refused,
-        "images": calibration.num_images,
-        "images_per_worker": [len(part) for part in calibration.image_ids],
-        "placement": config.placement,
-        "mode": config.mode,
-        "observer": config.observer,
-        "ranges": storage.join(config.output, RANGES),
-        "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
-        "fp32": baselines,
-        "artifacts": rows,
-        **({"sensitivity": storage.join(config.output, "sensitivity.json")} if sensitivity else {}),
-        **({"failed": refused} if refused else {}),
-    }
+    return redacted(
+        {
+            "complete": not refused,
+            "images": calibration.num_images,
+            "images_per_worker": [len(part) for part in calibration.image_ids],
+            "placement": config.placement,
+            "mode": config.mode,
+            "observer": config.observer,
+            "ranges": storage.join(config.output, RANGES),
+            "latency": f"ms an image at batch {config.latency_batch_size}, median, {torch.get_num_threads()} threads",
+            "fp32": baselines,
+            "artifacts": rows,
+            **({"sensitivity": storage.join(config.output, "sensitivity.json")} if sensitivity else {}),
+            **({"failed": refused} if refused else {}),
+        }
+    )

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline import storage
+from pipeline.credentials import without_credentials
 from pipeline.errors import DatasetError
 from pipeline.report.charts import curves
 from pipeline.report.confusion import confusion_section
 from pipeline.report.page import Section, Table, html_page, markdown_table, text_table
-from pipeline.report.text import escape, short_name, shortened, without_credentials
+from pipeline.report.text import escape, short_name, shortened
 from pipeline.report.tiles import outline, tile, within
 from pipeline.report.writing import settings_section, write_page
 from tests.report.page_check import check_page
