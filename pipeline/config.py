@@ -12,7 +12,7 @@ import jsonargparse
 
 from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError
-from pipeline.former_names import FormerNames
+from pipeline.former_names import FormerNames, check_no_classes
 
 C = TypeVar("C")
 
@@ -79,6 +79,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
     former_names = FormerNames(config_class)
+    check_no_classes(values)
     renamed = former_names.rename_keys(values)
     former_names.warn()
     return _build(parser, lambda: parser.parse_object(dict(renamed)), config_class)
@@ -86,7 +87,10 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
 
 def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C]) -> C:
     try:
-        namespace = parser.instantiate_classes(parse())
+        parsed = parse()
+        # A section may be the path of a file, which the parser reads by itself.
+        check_no_classes(parsed)
+        namespace = parser.instantiate_classes(parsed)
         return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error))) from error

@@ -10,16 +10,11 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
 _LEFT_OUT = "…"
-# `s3://KEY:SECRET@bucket`, also with a slash in the secret; and `https://TOKEN@host`. It ends at the last `@`, but not
-# in the next URI of a chain such as `zip://x.parquet::https://TOKEN@host`.
-_USER = re.compile(r"(?<=://)(?:(?:(?!::)[^/@])*:(?:(?!::|://)[^?])*@|[^/]*@)")
 # Signed web addresses carry their signature behind the question mark, and some clients of OAuth behind `#`.
 _QUERY = re.compile(r"\?[^'\"]*|#[^'\"=]{1,80}=[^'\"]*")
 _SECRET_NAME = re.compile(r"sig|token|secret|passw|credential|key|auth", re.IGNORECASE)
 # A parameter of an address that is quoted without its beginning.
-_PARAMETER = re.compile(
-    r"([?&][\w.%-]{0,40}(?:sig|token|secret|passw|credential|key)[\w.%-]{0,40}=)[^\s&'\"]+", re.IGNORECASE
-)
+_PARAMETER = re.compile(r"([?&][\w.%-]{1,80}=)[^\s&'\"]+")
 _WORD = re.compile(r"\S+")
 # Shorter texts stand in messages by accident.
 _SHORTEST_SECRET = 8
@@ -38,12 +33,24 @@ def without_credentials(text: str) -> str:
         text = text.replace(secret, _LEFT_OUT)
     if "://" in text:
         text = _WORD.sub(lambda word: _mask_uris(word[0]), text)
-    return _PARAMETER.sub(rf"\1{_LEFT_OUT}", text)
+    return _PARAMETER.sub(lambda found: f"{found[1]}{_LEFT_OUT}" if _SECRET_NAME.search(found[1]) else found[0], text)
 
 
 def _mask_uris(word: str) -> str:
-    first, separator, rest = _USER.sub(f"{_LEFT_OUT}@", word).partition("://")
-    return first + separator + _QUERY.sub(lambda query: f"{query[0][0]}{_LEFT_OUT}", rest) if separator else word
+    first, *rest = word.split("://")
+    if not rest:
+        return word
+    masked = "://".join(map(_mask_user, rest))
+    return f"{first}://{_QUERY.sub(lambda query: f'{query[0][0]}{_LEFT_OUT}', masked)}"
+
+
+def _mask_user(rest: str) -> str:
+    """Mask the user of a URI without its scheme: `KEY:SECRET@bucket`, even with a slash in SECRET, or `TOKEN@host`."""
+    # Another URI of a chain may follow, as in `zip://x.parquet::https://TOKEN@host`.
+    place = rest.partition("::")[0].partition("?")[0]
+    authority = rest.partition("/")[0]
+    user = (place if ":" in authority and "@" in place else authority).rpartition("@")[0]
+    return f"{_LEFT_OUT}{rest[len(user) :]}" if user else rest
 
 
 def redacted(value: Any) -> Any:

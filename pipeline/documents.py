@@ -8,6 +8,8 @@ import yaml
 
 # Aliases of YAML let a few lines stand for billions of entries. A config or a dataset card has thousands at most.
 _MOST_ENTRIES = 1_000_000
+_DEEPEST = 100
+_EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_json(text: str | bytes, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -33,12 +35,19 @@ def parse_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
         yaml.YAMLError: it is not YAML.
         ValueError: it is nested too deeply, or its aliases stand for more than a million entries.
     """
-    try:
-        if "&" in text and "*" in text:
-            _check_aliases(text)
-        return load(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    _check_depth(text)
+    if "&" in text and "*" in text:
+        _check_aliases(text)
+    return load(text)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse nesting at which the composers overflow: that in C would end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_EVENTS):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
 
 
 def _check_aliases(text: str) -> None:

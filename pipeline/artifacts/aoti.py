@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import Format
-from pipeline.artifacts.misnamed import describe_misnamed
+from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.programs import clip_narrow_activations, input_shape, largest_integer, without_origins
 from pipeline.documents import parse_json
@@ -178,6 +178,7 @@ def _read_metadata(path: Path, uri: str) -> dict[str, str]:
     """Return what a package says of itself; runs nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_expansion(archive, path, uri)
             found = [name for name in archive.namelist() if name.endswith(_METADATA)]
             metadata = parse_json(archive.read(found[0])) if len(found) == 1 else None
     except (zipfile.BadZipFile, ValueError, LookupError, RuntimeError) as error:

@@ -42,8 +42,13 @@ def expanded_size(content: bytes) -> int | None:
     if not content.startswith(b"PK\x03\x04") or zip_members(content) is None:
         return None
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    return size if size > max(_LEAST_LARGE_BYTES, _MOST_EXPANSION * len(content)) else None
+        return excessive_size(archive, len(content))
+
+
+def excessive_size(archive: zipfile.ZipFile, stored: int) -> int | None:
+    """Return what `expanded_size` does of an open archive of `stored` bytes."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    return size if size > max(_LEAST_LARGE_BYTES, _MOST_EXPANSION * stored) else None
 
 
 def is_of_torch(content: bytes) -> bool:
