@@ -120,7 +120,8 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
             size = file.seek(0, os.SEEK_END)
             # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
             footer, file_schema = parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, *storage.read_errors()) as error:
+    # A ValueError: of a web server that gives no parts of files.
+    except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
         # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems
         # and stores have an errno, or are of a subclass.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):

@@ -1,10 +1,10 @@
 """Jobs whose URIs hold credentials write them to no file and print them nowhere, and still continue their runs."""
 
-import functools
 import json
+import os
 import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,29 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 PASSWORD, SIGNATURE = "pass-word-0123", "signature-4567"
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, and what is asked for with the wrong password not at all."""
+class Handler(BaseHTTPRequestHandler):
+    """Serves the files of a folder, whole or in ranges, to those who have password and signature."""
 
-    def send_head(self) -> Any:
-        if "Basic " not in self.headers.get("Authorization", "") or SIGNATURE not in self.path:
-            self.send_error(403, f"Forbidden: {self.path}")
-            return None
-        return super().send_head()
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        file = self.folder / self.path.partition("?")[0].strip("/")
+        if "Basic " not in self.headers.get("Authorization", "") or SIGNATURE not in self.path or not file.is_file():
+            return self.send_error(403, f"Forbidden: {self.path}")
+        content, wanted = file.read_bytes(), self.headers.get("Range")
+        first, last = map(int, (wanted or f"bytes=0-{len(content) - 1}").removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part)
+        return None
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""
@@ -40,8 +55,7 @@ class Handler(SimpleHTTPRequestHandler):
 def served(tmp_path: Path) -> Iterator[str]:
     """Beginning of the URIs of files in `tmp_path / "served"`."""
     (tmp_path / "served").mkdir()
-    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Handler,), {"folder": tmp_path / "served"}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     before = set(credentials._known)
     yield f"http://me:{PASSWORD}@127.0.0.1:{server.server_address[1]}"
@@ -78,10 +92,16 @@ def test_no_job_writes_or_prints_the_credentials_of_its_uris(
         assert distill.main(flags({**common, **training})) == 0
     calibration = {"formats": "[pt2]", "output": tmp_path / "out" / "int8", "batch_size": 23}
     assert calibrate.main(flags({**common, **calibration})) == 0
-    scoring = {**teacher, "labeled": images, "artifacts": f"[{checkpoint}]", "output": tmp_path / "out" / "scores"}
+    scoring = {
+        **teacher,
+        "labeled": images,
+        "artifacts": f"[{tmp_path}/out/int8/w8a8.pt2]",
+        "output": tmp_path / "out" / "scores",
+    }
     assert evaluate.main(flags(scoring)) == 0
     printed = capsys.readouterr()
     check_clean(tmp_path / "out", printed.out + printed.err, num_files=15)
+    check_clean(Path(os.environ["RAY_TMPDIR"], "session_latest", "logs"), "", num_files=5)
     settings = json.loads((tmp_path / "out" / "int8" / "config.json").read_text())["config"]
     assert settings["images"] == f"http://…@{served.rpartition('@')[2]}/x.parquet?…"
 
