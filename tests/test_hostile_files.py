@@ -135,6 +135,14 @@ def test_checkpoints_that_state_impossible_things_are_refused(
         read_state_dict(str(tmp_path / name), ["w"])
 
 
+def test_weights_without_values_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    model = load_model(ModelConfig(name=f"local-dir:{tiny_folder}")).model
+    torch.save(model.to("meta").state_dict(), tmp_path / "w.pth")
+    config = ModelConfig(name=f"local-dir:{tiny_folder}", checkpoint=str(tmp_path / "w.pth"))
+    with pytest.raises(CheckpointError, match="is without values"):
+        load_model(config)
+
+
 @pytest.mark.parametrize("name", ["a.pt2", "a.aoti.pt2"])
 def test_artifacts_that_unpack_to_too_much_or_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(zipped({"m/extra/facts.json": b"{}"}, stated_size=2**33))
@@ -365,7 +373,7 @@ def test_a_hostile_dataset_card_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_the_page_of_an_evaluation_shows_what_strangers_wrote_as_text() -> None:
-    scores = {f"s3://k:secret@b/{EVIL}{n}": Score(1.0, 1.0, 4, 1.0, {(0, n): 4}) for n in range(2)}
+    scores = {f"s3://k:secret@b/{EVIL}{n}": Score(4, 1.0, 1.0, 1.0, {(0, n): 4}) for n in range(2)}
     config = {"labeled": f"https://u:secret@h/{EVIL}?sig=secret", "artifacts": list(scores)}
     read = check_page(evaluation_page(config, scores, [EVIL, f"{EVIL}2"]))
     assert "script" not in read.tags

@@ -101,7 +101,7 @@ def test_no_job_writes_or_prints_the_credentials_of_its_uris(
     assert evaluate.main(flags(scoring)) == 0
     printed = capsys.readouterr()
     check_clean(tmp_path / "out", printed.out + printed.err, num_files=15)
-    check_clean(Path(os.environ["RAY_TMPDIR"], "session_latest", "logs"), "", num_files=5)
+    check_clean(Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs"), "", num_files=5)
     settings = json.loads((tmp_path / "out" / "int8" / "config.json").read_text())["config"]
     assert settings["images"] == f"http://…@{served.rpartition('@')[2]}/x.parquet?…"
 
