@@ -291,7 +291,7 @@ def test_links_out_of_a_folder_are_told_and_names_that_are_not_text_refused(
     assert capsys.readouterr().err == ""
     (tmp_path / "set" / "cat" / "c.png").symlink_to("../../private/me.png")
     find_source(str(tmp_path / "set"))
-    assert "followed 1 link that lead out of it, such as 'cat/c.png' to" in capsys.readouterr().err
+    assert "followed 1 link out of the folder, such as 'cat/c.png' to" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(os.fsdecode(os.fsencode(tmp_path / "set" / "cat") + b"/\xff.png"), format="PNG")
     with pytest.raises(DatasetError, match="is not text in UTF-8: rename it"):
         find_source(str(tmp_path / "set"))

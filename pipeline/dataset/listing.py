@@ -82,10 +82,6 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
             name = prefix + entry.name
             if not _is_text(entry.name):
                 raise DatasetError(f"{uri!r}: the name {name!r} is not text in UTF-8: rename it")
-            if entry.is_symlink() and not _is_hidden(entry.name):
-                target = os.path.realpath(entry)
-                if not target.startswith(root + os.sep):
-                    listing.links_out.append((name, target))
             if _is_hidden(entry.name):
                 listing.hidden += 1
             elif entry.is_dir():
@@ -94,13 +90,22 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
                     listing.loops.append(name)
                 else:
                     listing.folders.append(name)
+                    _note_link(entry, name, root, listing)
                     _walk(uri, folder / entry.name, f"{name}/", above, listing, root)
             elif entry.is_file():
                 listing.files.append((name, entry.stat().st_size))
+                _note_link(entry, name, root, listing)
             elif entry.is_symlink():
                 raise DatasetError(f"{uri!r}: the link {name!r} leads to {os.readlink(entry)!r}, which does not exist")
             else:
                 listing.special.append(name)
+
+
+def _note_link(entry: "os.DirEntry[str]", name: str, root: str, listing: Listing) -> None:
+    if entry.is_symlink():
+        target = os.path.realpath(entry)
+        if not target.startswith(root.rstrip(os.sep) + os.sep):
+            listing.links_out.append((name, target))
 
 
 def _report_links(uri: str, listing: Listing) -> None:
@@ -108,7 +113,7 @@ def _report_links(uri: str, listing: Listing) -> None:
     if listing.links_out:
         name, target = listing.links_out[0]
         number = count(listing.links_out, "link")
-        logger.warning(f"{uri!r}: followed {number} that lead out of it, such as {name!r} to {target!r}")
+        logger.warning(f"{uri!r}: followed {number} out of the folder, such as {name!r} to {target!r}")
 
 
 def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[str], unread: Collection[str]) -> None:
