@@ -10,6 +10,8 @@ from typing import Any
 import timm
 import torch
 
+from pipeline.credentials import without_credentials
+
 # The instruction sets that decide how fast products are, as Linux names them: on x86-64, then on ARM.
 _INSTRUCTION_SETS = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
@@ -26,7 +28,7 @@ def circumstances(module: str, device: torch.device) -> dict[str, Any]:
     """
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "command": without_credentials(f"python -m {module} {' '.join(sys.argv[1:])}".strip()),
         "commit": commit.stdout.strip() or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         # What the processor has, and what torch uses of it: `ATEN_CPU_CAPABILITY` may hold it to less.

@@ -11,8 +11,9 @@ from typing import Any, TextIO, TypeVar
 
 from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
+from pipeline.credentials import redacted
 from pipeline.errors import PipelineError
-from pipeline.log import logger
+from pipeline.log import logger, print_safely
 
 C = TypeVar("C")
 
@@ -42,6 +43,7 @@ def run_job(
     """
     level, flags = read_level(sys.argv[1:] if argv is None else argv)
     logger.setLevel(level)
+    print_safely()
     stop = Stop()
     hears = threading.current_thread() is threading.main_thread()
     joined = _in_cluster()
@@ -68,7 +70,7 @@ def run_job(
             if not joined and _in_cluster():
                 _leave_cluster()
         return exit_code(stop.number)
-    print(json.dumps(result), flush=True)
+    print(json.dumps(redacted(result)), flush=True)
     return 0 if result.get("complete", True) else 1
 
 

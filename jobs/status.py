@@ -1,6 +1,5 @@
 """Print what of an output is done, missing and failed: `python -m jobs.status URI`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from jobs.entry import run_job
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.dataset import store
-from pipeline.errors import DatasetError
+from pipeline.documents import parse_json
+from pipeline.errors import DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
 
 
@@ -63,12 +63,12 @@ def _calibration(uri: str) -> dict[str, Any]:
     wanted = ["ranges.json", "report.json"]
     if "report.json" in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
-        report = storage.read_json(storage.join(uri, "report.json"))
-        wanted += [str(row["uri"]).rpartition("/")[2] for row in report["artifacts"]]
+        report = _read_object(storage.join(uri, "report.json"))
+        wanted += [_artifact_name(uri, row) for row in report.get("artifacts") or ()]
     missing = [name for name in wanted if name not in there]
     return {
         "complete": not missing,
-        "digest": storage.read_json(storage.join(uri, CONFIG)).get("digest"),
+        "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
         "artifacts": [name for name in there if format_of(name) is not None],
         "missing": missing,
     }
@@ -76,7 +76,8 @@ def _calibration(uri: str) -> dict[str, Any]:
 
 def _distillation(uri: str) -> dict[str, Any]:
     """Describe a training from its settings, the metrics of each epoch, and its result, which is written last."""
-    config = storage.read_json(storage.join(uri, CONFIG))
+    config = _read_object(storage.join(uri, CONFIG))
+    settings = config.get("config")
     metrics_uri = storage.join(uri, "metrics.jsonl")
     lines = storage.read_bytes(metrics_uri).splitlines() if storage.exists(metrics_uri) else []
     wanted = ["student/best/config.json", "student/last/config.json", "result.json"]
@@ -84,11 +85,31 @@ def _distillation(uri: str) -> dict[str, Any]:
     return {
         "complete": not missing,
         "digest": config.get("digest"),
-        "epochs": (config.get("config") or {}).get("epochs"),
-        "epochs_done": json.loads(lines[-1])["epoch"] if lines else 0,
+        "epochs": settings.get("epochs") if isinstance(settings, dict) else None,
+        "epochs_done": _epoch(metrics_uri, lines[-1]) if lines else 0,
         "checkpoints": storage.list_files(storage.join(uri, "checkpoints")),
         "missing": missing,
     }
+
+
+def _read_object(uri: str) -> dict[str, Any]:
+    value = storage.read_json(uri)
+    if not isinstance(value, dict):
+        raise DatasetError(f"{uri!r} is no JSON object")
+    return value
+
+
+def _artifact_name(uri: str, row: Any) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("uri"), str):
+        raise DatasetError(f"report.json of {uri!r} lists {shown(row)}, which is no artifact")
+    return row["uri"].rpartition("/")[2]
+
+
+def _epoch(uri: str, line: bytes) -> Any:
+    try:
+        return parse_json(line)["epoch"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DatasetError(f"{uri!r} does not end with the metrics of an epoch: {shown(line)}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError
-from pipeline.former_names import FormerNames
+from pipeline.former_names import FormerNames, check_no_classes
 
 C = TypeVar("C")
 
@@ -78,6 +79,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
     former_names = FormerNames(config_class)
+    check_no_classes(values)
     renamed = former_names.rename_keys(values)
     former_names.warn()
     return _build(parser, lambda: parser.parse_object(dict(renamed)), config_class)
@@ -85,14 +87,17 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
 
 def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C]) -> C:
     try:
-        namespace = parser.instantiate_classes(parse())
+        parsed = parse()
+        # A section may be the path of a file, which the parser reads by itself.
+        check_no_classes(parsed)
+        namespace = parser.instantiate_classes(parsed)
         return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error))) from error
 
 
 def _one_line(message: str) -> str:
-    line = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    line = without_credentials(" ".join(line.strip() for line in message.splitlines() if line.strip()))
     # The parser repeats values that may have thousands of entries.
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 100]} ... {line[-100:]}"
 

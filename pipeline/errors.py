@@ -6,16 +6,20 @@ to the driver.
 
 from typing import Any
 
+from pipeline.credentials import without_credentials
+
 _LONGEST_SHOWN = 60
 
 
 class PipelineError(Exception):
     """Base of all errors that a user can fix; a job prints it as one line.
 
-    Message and pickle use the original arguments, because Ray Data appends advice of its own to `args`.
+    Message and pickle use the original arguments, because Ray Data appends advice of its own to `args`. Credentials in
+    them are left out at once, so that they reach no other process, file or log.
     """
 
     def __init__(self, *made_of: Any) -> None:
+        made_of = tuple(without_credentials(part) if isinstance(part, str) else part for part in made_of)
         super().__init__(*made_of)
         self._made_of = made_of
 
@@ -75,11 +79,12 @@ class IncompleteError(PipelineError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return type and text of a library's error on one line, cut to `limit` characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+    """Return type and text of a library's error on one line, without credentials, cut to `limit` characters."""
+    return without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:limit]
 
 
 def shown(value: Any) -> str:
-    """Return a value's text for a message, on one line, and cut if it is long."""
-    text = " ".join(line.strip() for line in repr(value).splitlines())
+    """Return a value's text for a message, on one line, without credentials, and cut if it is long."""
+    # Credentials are left out before the cut, which may go through one.
+    text = without_credentials(" ".join(line.strip() for line in repr(value).splitlines()))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

@@ -16,6 +16,7 @@ from pipeline.artifacts.weights import model_predictor, open_weights
 from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.config import to_dict
+from pipeline.credentials import redacted
 from pipeline.dataset.sources import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.evaluation_report import evaluation_page
@@ -89,7 +90,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
-    result = {"labelled": config.labeled, **split, "artifacts": rows}
+    result = redacted({"labelled": config.labeled, **split, "artifacts": rows})
     if config.output is not None:
         with storage.writing_to(config.output):
             storage.write_json(storage.join(config.output, "evaluation.json"), result)

@@ -8,9 +8,12 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from pipeline.documents import parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.log import logger
 
+# By this key jsonargparse finds classes.
+_CLASS_PATH = "class_path"
 # British spelling gave way to American. For the configs of all jobs that score on labeled images.
 LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
 
@@ -69,9 +72,12 @@ class FormerNames:
         """
         try:
             # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
-            values = jsonargparse.get_loader("yaml")(content)
+            values = parse_yaml(content, jsonargparse.get_loader("yaml"))
         except yaml.YAMLError:
             return content
+        except ValueError as error:
+            raise ConfigError(f"the config file cannot be read: {error}") from error
+        check_no_classes(values)
         renamed = self.rename_keys(values) if isinstance(values, dict) else values
         return content if renamed is values else json.dumps(renamed)
 
@@ -84,6 +90,22 @@ class FormerNames:
         if both:
             raise ConfigError(f"{former} is now {name}: give it once, not under both names")
         self._met[former] = name
+
+
+def check_no_classes(value: Any) -> None:
+    """Refuse `class_path` in settings that take any value: the parser would import the module that it names.
+
+    Raises:
+        ConfigError: there is one, as a key or in a text, which the parser may read as YAML.
+    """
+    if isinstance(value, str) and _CLASS_PATH in value:
+        raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {value!r:.80}")
+    if isinstance(value, jsonargparse.Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    for entry in value if isinstance(value, list | tuple) else ():
+        check_no_classes(entry)
 
 
 def _with_sections(name: str) -> set[str]:

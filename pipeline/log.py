@@ -2,13 +2,26 @@
 
 Jobs set its level with `--quiet` and `-v`. A program that uses this project as a library can set the level or remove
 the handler, as with any logger.
+
+What is printed holds no credentials and no control characters: names of classes and files come from strangers, and a
+terminal would obey them.
 """
 
 import logging
 import sys
+import traceback
+import unicodedata
+from types import TracebackType
+from typing import Any
+
+from pipeline.credentials import without_credentials
 
 logger = logging.getLogger("sparse_inversion")
 
+# Control characters, lone surrogates, separators of lines and paragraphs.
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+# Marks that turn the direction of the text after them.
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
 
@@ -20,8 +33,40 @@ class _Handler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return _PREFIXES.get(record.levelno, "") + super().format(record)
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _PREFIXES.get(record.levelno, "") + one_printed_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printed_lines(super().formatException(ei))
+
+
+def one_printed_line(text: str) -> str:
+    """Return a message as it is printed: without credentials, and with control characters escaped as Python does."""
+    return "".join(_escaped(character) for character in without_credentials(text))
+
+
+def printed_lines(text: str) -> str:
+    """Return a traceback as it is printed, line by line as `one_printed_line`."""
+    return "\n".join(map(one_printed_line, text.split("\n")))
+
+
+def _escaped(character: str) -> str:
+    unprintable = unicodedata.category(character) in _UNPRINTABLE or character in _TURNING
+    return character.encode("unicode_escape").decode() if unprintable and character != "\t" else character
+
+
+def print_safely() -> None:
+    """Print what this process does not expect as its own messages: tracebacks that end it, and lines of other loggers.
+
+    For jobs; a program that uses this project as a library decides itself.
+    """
+    sys.excepthook = _print_traceback
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Formatter("%(message)s"))
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printed_lines("".join(traceback.format_exception(kind, error, trace)).rstrip("\n")), file=sys.stderr)
 
 
 def _set_up() -> None:

@@ -11,16 +11,19 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import first_default
+from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
 from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
+from pipeline.log import logger
 from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
 
 _CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
@@ -91,8 +94,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return a `config.json`: the facts that identify a run, their digest, and the config as it was given."""
-    return _plain({"job": job, "digest": digest_of(facts), "identity": facts, "config": config})
+    """Return a `config.json`: the facts that identify a run, their digest, and the config without credentials."""
+    return _plain({"job": job, "digest": digest_of(facts), "identity": facts, "config": redacted(config)})
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
@@ -195,6 +198,7 @@ def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
         new = storage.create_json(uri, mine)
     there = _read(uri)
     check_same(output, job, there, mine)
+    _tell_credentials(uri, there)
     if new:
         try:
             # If another job claimed it with its own file at the same time, neither gets it.
@@ -203,6 +207,17 @@ def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
             _withdraw(output, job, mine)
             raise
     return Claim(there, new)
+
+
+def _tell_credentials(uri: str, there: dict[str, Any]) -> None:
+    """Warn of a claim with credentials in its settings, as earlier versions wrote them."""
+    if redacted(there.get("config")) != there.get("config"):
+        _warn_of_credentials(uri)
+
+
+@cache
+def _warn_of_credentials(uri: str) -> None:
+    logger.warning(f"{uri!r} of an earlier version holds credentials: delete them from its `config`")
 
 
 def _check_no_other(output: str, job: Job) -> None:

@@ -21,9 +21,10 @@ from torch.export import ExportedProgram
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import Format
-from pipeline.artifacts.misnamed import describe_misnamed
+from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.programs import clip_narrow_activations, input_shape, largest_integer, without_origins
+from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 from pipeline.log import logger
 
@@ -177,8 +178,9 @@ def _read_metadata(path: Path, uri: str) -> dict[str, str]:
     """Return what a package says of itself; runs nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_expansion(archive, path, uri)
             found = [name for name in archive.namelist() if name.endswith(_METADATA)]
-            metadata = json.loads(archive.read(found[0])) if len(found) == 1 else None
+            metadata = parse_json(archive.read(found[0])) if len(found) == 1 else None
     except (zipfile.BadZipFile, ValueError, LookupError, RuntimeError) as error:
         found = describe_misnamed(path, "an AOTInductor package")
         reason = f"it {found}" if found else one_line(error, limit=200)
@@ -194,7 +196,7 @@ def _check_processor(metadata: Mapping[str, str], uri: str) -> None:
     if kinds != (sys.platform, platform.machine()) or metadata.get("AOTI_DEVICE_KEY", "cpu") != "cpu":
         raise CheckpointError(f"{uri!r} was compiled for {' '.join(kinds)} ({metadata.get('AOTI_DEVICE_KEY')})")
     try:
-        needed, made_by = (json.loads(metadata.get(key, "[]")) for key in ("instruction_sets", "torch"))
+        needed, made_by = (parse_json(metadata.get(key, "[]")) for key in ("instruction_sets", "torch"))
     except ValueError as error:
         raise CheckpointError(f"{uri!r} has metadata that cannot be read: {error}") from error
     if missing := sorted(set(needed) - set(_instruction_sets())):
@@ -208,7 +210,7 @@ def _check_processor(metadata: Mapping[str, str], uri: str) -> None:
 
 def _stated_shape(metadata: Mapping[str, str], uri: str) -> list[Any]:
     try:
-        shape = json.loads(metadata.get("images", "null"))
+        shape = parse_json(metadata.get("images", "null"))
     except ValueError:
         shape = None
     if not isinstance(shape, list) or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):

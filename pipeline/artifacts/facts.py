@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
@@ -75,7 +76,7 @@ class Facts:
 def _parse(text: str) -> Any:
     """Return what a text of metadata holds: JSON, or a literal of Python (Ultralytics writes `{0: 'person'}`)."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         pass
     try:

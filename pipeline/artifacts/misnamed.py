@@ -1,9 +1,11 @@
 """Recognize files that are not the artifact their name says: LFS pointers, web pages, checkpoints."""
 
+import zipfile
 from pathlib import Path
 
+from pipeline.errors import CheckpointError
 from pipeline.foreign import recognize_foreign
-from pipeline.models.containers import readable_kind
+from pipeline.models.containers import excessive_size, readable_kind
 
 # Larger files are judged by their beginning.
 _MOST_BYTES = 2**28
@@ -25,6 +27,17 @@ def describe_misnamed(path: Path, wanted: str) -> str | None:
         writer = {"torch": "torch.save"}.get(kind, kind)
         return f"is a checkpoint ({writer}), not {wanted}: give it a name that ends as checkpoints do"
     return recognize_foreign(content, wanted, whole=whole)
+
+
+def check_expansion(archive: zipfile.ZipFile, path: Path, uri: str) -> None:
+    """Refuse an archive that unpacks to many times its size, before anything in it is read.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    stored = path.stat().st_size
+    if (size := excessive_size(archive, stored)) is not None:
+        raise CheckpointError(f"{uri!r} would unpack {stored} bytes to {size}: it is no artifact")
 
 
 def describe_misnamed_data(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import Format
-from pipeline.artifacts.misnamed import describe_misnamed
+from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened
 from pipeline.artifacts.programs import input_shape, without_origins
 from pipeline.errors import CheckpointError, one_line
@@ -93,6 +93,7 @@ def _check(path: Path, uri: str) -> Facts:
     with zipfile.ZipFile(path) as archive:
         names = [info.filename for info in archive.infolist()]
         sizes = {info.filename: info.file_size for info in archive.infolist()}
+        check_expansion(archive, path, uri)
         own = [name for name in names if name.endswith(f"/extra/{_FACTS}")]
         facts = json.loads(archive.read(own[0])) if own else {}
         # Extra files are text that nothing evaluates.

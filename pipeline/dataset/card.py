@@ -9,6 +9,7 @@ from fsspec.utils import glob_translate
 
 from pipeline import storage
 from pipeline.dataset.splits import Splits
+from pipeline.documents import parse_yaml
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
@@ -27,8 +28,8 @@ def read_card(uri: str) -> dict[str, Any]:
         return {}
     end = [line.rstrip() for line in lines].index("---", 1)
     try:
-        values = yaml.safe_load("\n".join(lines[1:end]))
-    except yaml.YAMLError as error:
+        values = parse_yaml("\n".join(lines[1:end]))
+    except (yaml.YAMLError, ValueError) as error:
         raise DatasetError(f"{card!r} has a header that is not YAML: {' '.join(str(error).split())}") from error
     return values if isinstance(values, dict) else {}
 

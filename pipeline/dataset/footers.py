@@ -1,5 +1,6 @@
 """Read Parquet footers, and keep the few facts needed of each: a footer itself may take megabytes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from pipeline.foreign import recognize_foreign
 FOOTER_THREADS = 32
 # Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
+# Even equal rows take space for their pages. Plans list rows, so a number without any would take all memory.
+_MOST_ROWS_PER_BYTE = 1000
 # Parquet's names of the values of the image column.
 _IMAGE_VALUES = ("image", "image.bytes")
 
@@ -110,13 +113,15 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     """Return a Parquet file's metadata and its Arrow schema.
 
     Raises:
-        DatasetError: the file cannot be read, or is no whole Parquet file.
+        DatasetError: the file cannot be read, is no whole Parquet file, or states more rows than it can hold.
     """
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
+            size = file.seek(0, os.SEEK_END)
             # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
-            return parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, *storage.read_errors()) as error:
+            footer, file_schema = parquet.metadata, parquet.schema_arrow
+    # A ValueError: of a web server that gives no parts of files.
+    except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
         # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems
         # and stores have an errno, or are of a subclass.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
@@ -124,6 +129,9 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
             whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
             raise DatasetError(f"{uri!r} {foreign or whole}") from error
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
+    if footer.num_rows > size * _MOST_ROWS_PER_BYTE:
+        raise DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
+    return footer, file_schema
 
 
 def _foreign(uri: str) -> str | None:

@@ -25,6 +25,7 @@ class Listing:
         hidden: number of hidden entries; entries below a hidden folder are not counted.
         loops: links to a folder that contains them, which are not followed.
         special: devices, pipes and the like.
+        links_out: (name, target) of links that lead out of the folder, which are followed.
     """
 
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -32,6 +33,7 @@ class Listing:
     hidden: int = 0
     loops: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
+    links_out: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def empty_folders(self) -> set[str]:
@@ -62,21 +64,24 @@ def list_tree(uri: str) -> Listing:
         listing.files = [("", os.path.getsize(path))]
     else:
         try:
-            _walk(uri, Path(path), "", (), listing)
+            _walk(uri, Path(path), "", (), listing, os.path.realpath(path))
         except OSError as error:
             raise DatasetError(f"cannot list {uri!r}: {type(error).__name__}: {error}") from error
+        _report_links(uri, listing)
         listing.files.sort()
         listing.folders.sort()
     return listing
 
 
-def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], listing: Listing) -> None:
-    """Add the entries of a local folder; `above` identifies the folders that contain it."""
+def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], listing: Listing, root: str) -> None:
+    """Add the entries of a local folder; `above` identifies the folders that contain it, `root` is the whole one."""
     facts = folder.stat()
     above = (*above, (facts.st_dev, facts.st_ino))
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = prefix + entry.name
+            if not _is_text(entry.name):
+                raise DatasetError(f"{uri!r}: the name {name!r} is not text in UTF-8: rename it")
             if _is_hidden(entry.name):
                 listing.hidden += 1
             elif entry.is_dir():
@@ -85,13 +90,30 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
                     listing.loops.append(name)
                 else:
                     listing.folders.append(name)
-                    _walk(uri, folder / entry.name, f"{name}/", above, listing)
+                    _note_link(entry, name, root, listing)
+                    _walk(uri, folder / entry.name, f"{name}/", above, listing, root)
             elif entry.is_file():
                 listing.files.append((name, entry.stat().st_size))
+                _note_link(entry, name, root, listing)
             elif entry.is_symlink():
                 raise DatasetError(f"{uri!r}: the link {name!r} leads to {os.readlink(entry)!r}, which does not exist")
             else:
                 listing.special.append(name)
+
+
+def _note_link(entry: "os.DirEntry[str]", name: str, root: str, listing: Listing) -> None:
+    if entry.is_symlink():
+        target = os.path.realpath(entry)
+        if not target.startswith(root.rstrip(os.sep) + os.sep):
+            listing.links_out.append((name, target))
+
+
+def _report_links(uri: str, listing: Listing) -> None:
+    """Warn of links out of a folder that are followed: a stranger's may lead to any file of this machine."""
+    if listing.links_out:
+        name, target = listing.links_out[0]
+        number = count(listing.links_out, "link")
+        logger.warning(f"{uri!r}: followed {number} out of the folder, such as {name!r} to {target!r}")
 
 
 def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[str], unread: Collection[str]) -> None:
@@ -117,7 +139,7 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
         logger.warning(f"{uri!r}: only {kind} are read; skipped: {'; '.join(parts)}")
 
 
-def count(names: Collection[str], noun: str) -> str:
+def count(names: Collection[object], noun: str) -> str:
     """Return `3 files`, and `1 file` without the s."""
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
@@ -130,6 +152,15 @@ def by_suffix(names: Collection[str]) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(segment.startswith(".") or segment in _HIDDEN for segment in name.split("/"))
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name is UTF-8; Python reads other bytes as half characters, which no file of ours can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hidden_top(name: str) -> str:

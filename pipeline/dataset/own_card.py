@@ -17,6 +17,7 @@ _SIZES = (
     *((10**3, "1K<n<10K"), (10**4, "10K<n<100K"), (10**5, "100K<n<1M"), (10**6, "1M<n<10M"), (10**7, "10M<n<100M")),
     *((10**8, "100M<n<1B"), (10**9, "1B<n<10B")),
 )
+_LINE_ENDS = "\x85\u2028\u2029"
 _BODY = """
 # Images inverted from {teacher}
 
@@ -85,8 +86,10 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
         "dataset_info": {"features": schema.card_features(manifest["class_names"])},
     }
+    # PyYAML writes these as line ends inside of names, which YAML reads as spaces.
+    has_breaks = any(mark in name for name in manifest["class_names"] for mark in _LINE_ENDS)
     # A huge width, so that no name is folded over two lines.
-    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=2**31)
+    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=not has_breaks, width=2**31)
     facts = {name: manifest[name] for name in ("num_images", "num_shards", "digest")}
     size = f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"
     num_classes = manifest.get("num_classes", len(manifest["class_names"]))

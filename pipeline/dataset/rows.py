@@ -35,8 +35,7 @@ def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
     Raises:
         DatasetError: it cannot be read.
     """
-    unit = source.units[0]
-    return next(read_unit(source, unit.split(unit.num_rows)[0], columns))
+    return next(read_unit(source, source.units[0].select([0]), columns))
 
 
 def read_column(source: Source, name: str) -> Iterator[pa.Table]:

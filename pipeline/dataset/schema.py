@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.dataset.decoding import UnreadableImageError, decode
+from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.pictures import PICTURE_CHANNELS
 
@@ -132,7 +133,7 @@ def class_names_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | 
 @lru_cache(maxsize=2)
 def _names_in(marks: bytes) -> tuple[str, ...] | None:
     try:
-        names = json.loads(marks)["info"]["features"]["label"]["names"]
+        names = parse_json(marks)["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(str(name) for name in names) if isinstance(names, list) else None

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.footers import FOOTER_THREADS, read_footer
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, shown
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
@@ -35,6 +35,9 @@ _MANIFEST: dict[str, type] = {
     "image_size": list,
     "teacher": dict,
 }
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# What is missing is listed shard by shard; more than these is no dataset but an attack on memory.
+_MOST = {"num_shards": 10**7, "num_images": 10**11}
 _TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 
 
@@ -84,12 +87,20 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
         raise DatasetError(f"{output!r} has {num_shards} shards, but holds {part_name(beyond[0], digest)!r}")
     known = set(done)
     failed = {
-        shard_id: storage.read_json(_failure_uri(output, shard_id))
+        shard_id: _read_failure(output, shard_id)
         for shard_id in failed_shards(output)
-        if shard_id not in known
+        if shard_id not in known and shard_id < num_shards
     }
     missing = [shard_id for shard_id in range(num_shards) if shard_id not in known and shard_id not in failed]
     return Progress(done, failed, missing)
+
+
+def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
+    uri = _failure_uri(output, shard_id)
+    record = storage.read_json(uri)
+    if not isinstance(record, dict) or not isinstance(record.get("reason"), str):
+        raise DatasetError(f"{uri!r} is not the record of a failure: delete it")
+    return record
 
 
 def done_shards(output: str, digest: str) -> list[int]:
@@ -188,8 +199,15 @@ def read_manifest(output: str) -> dict[str, Any]:
         raise DatasetError(f"{uri!r} has schema version {version!r}, this software reads {schema.READABLE_VERSIONS}")
     _check_keys(uri, manifest, _MANIFEST)
     _check_keys(uri, manifest["teacher"], _TEACHER, "teacher.")
-    if [type(side) for side in manifest["image_size"]] != [int] * 3:
-        raise DatasetError(f"{uri!r} has {manifest['image_size']} as 'image_size', it must be [C, H, W]")
+    if [type(side) for side in manifest["image_size"]] != [int] * 3 or min(manifest["image_size"]) < 1:
+        raise DatasetError(f"{uri!r} has {shown(manifest['image_size'])} as 'image_size', it must be [C, H, W]")
+    for name in ("num_shards", "num_images"):
+        if isinstance(manifest[name], bool) or not 0 <= manifest[name] <= _MOST[name]:
+            raise DatasetError(f"{uri!r} has {manifest[name]!r:.40} as {name!r}, it must lie in 0 to {_MOST[name]}")
+    if _DIGEST.fullmatch(manifest["digest"]) is None:
+        raise DatasetError(f"{uri!r} has {shown(manifest['digest'])} as 'digest', it must be 64 hexadecimal digits")
+    if not all(isinstance(name, str) for name in manifest["class_names"]):
+        raise DatasetError(f"{uri!r} has class names that are not texts: {shown(manifest['class_names'])}")
     return manifest
 
 
@@ -198,7 +216,7 @@ def _check_keys(uri: str, values: Mapping[str, Any], kinds: Mapping[str, type], 
         if name not in values:
             raise DatasetError(f"{uri!r} is an incomplete manifest: it has no {prefix + name!r}")
         if not isinstance(values[name], kind):
-            raise DatasetError(f"{uri!r} has {values[name]!r} as {prefix + name!r}, it must be {kind.__name__}")
+            raise DatasetError(f"{uri!r} has {shown(values[name])} as {prefix + name!r}, it must be {kind.__name__}")
 
 
 def write_manifest(output: str, manifest: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ kind of a file is found from its content, not its name.
 """
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -17,9 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.foreign import describe_foreign
-from pipeline.models.containers import readable_kind
+from pipeline.models.containers import expanded_size, readable_kind
 from pipeline.models.pickles import read_pickle, refusal_of
 from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, read_bytes
@@ -89,6 +89,8 @@ def _list(folder: str) -> list[str]:
 
 def _read(uri: str) -> Any:
     content = _content(uri)
+    if (size := expanded_size(content)) is not None:
+        raise CheckpointError(f"checkpoint {uri!r} would unpack {len(content)} bytes to {size}: it is no checkpoint")
     match readable_kind(uri, content):
         case "safetensors":
             return _read_safetensors(uri, content)
@@ -136,15 +138,15 @@ def _read_npz(uri: str, content: bytes) -> dict[str, Tensor]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"checkpoint {uri!r} is not a readable npz file of numbers: {one_line(error)}") from error
 
 
 def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
     """Read the files that an index names; they lie beside it."""
     try:
-        files: dict[str, str] = json.loads(content)["weight_map"]
-        names = sorted(set(files.values()))
+        files: dict[str, str] = parse_json(content)["weight_map"]
+        names = sorted(map(str, set(files.values())))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {uri!r} is not the index of a sharded checkpoint: no weight_map") from error
     weights: dict[str, Tensor] = {}

@@ -43,6 +43,11 @@ def _check_names(names: Sequence[str], count: int, config: ModelConfig) -> None:
         raise ConfigError(f"class_names has {len(names)} names, model {config.name!r} has {count} classes")
     if blank := [label for label, name in enumerate(names) if not name.strip()]:
         raise ConfigError(f"{where}: the name of class {blank[0]} is blank")
+    for label, name in enumerate(names):
+        if any(0xD800 <= ord(character) < 0xE000 for character in name):
+            raise ConfigError(
+                f"{where}: the name of class {label}, {name!r}, holds half a character: no file can hold it"
+            )
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise ConfigError(f"{where} must differ; repeated: {repeated[:5]}; class_names may give others")

@@ -9,6 +9,8 @@ from pipeline.foreign import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 
+# Smaller archives may be of zeros, which shrink by a thousand.
+_LEAST_LARGE_BYTES, _MOST_EXPANSION = 2**30, 20
 # Magic number of torch's format before 1.6, as pickled.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
@@ -30,6 +32,23 @@ def readable_kind(name: str, content: bytes) -> Readable | None:
             return "npz"
         return "torch" if _is_torch(members) else None
     return "torch" if is_pickle(content) else None
+
+
+def expanded_size(content: bytes) -> int | None:
+    """Return the bytes that a zip archive would unpack to, if they are out of all proportion; otherwise None.
+
+    Weights hardly shrink, so archives that grow beyond memory were made to.
+    """
+    if not content.startswith(b"PK\x03\x04") or zip_members(content) is None:
+        return None
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return excessive_size(archive, len(content))
+
+
+def excessive_size(archive: zipfile.ZipFile, stored: int) -> int | None:
+    """Return what `expanded_size` does of an open archive of `stored` bytes."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    return size if size > max(_LEAST_LARGE_BYTES, _MOST_EXPANSION * stored) else None
 
 
 def is_of_torch(content: bytes) -> bool:

@@ -1,8 +1,8 @@
 """Read the `config.json` of a model folder."""
 
-import json
 from typing import Any
 
+from pipeline.documents import parse_json
 from pipeline.models.preprocessing import describe_normalization_fault
 from pipeline.storage import exists, join, read_bytes
 
@@ -17,7 +17,7 @@ def read_model_config(folder: str) -> dict[str, Any]:
     if not exists(uri):
         return {}
     try:
-        value = json.loads(read_bytes(uri))
+        value = parse_json(read_bytes(uri))
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,11 +1,11 @@
 """Read the preprocessing of a transformers folder, in timm's terms."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from PIL import Image
 
+from pipeline.documents import parse_json
 from pipeline.models.preprocessing import Interpolation, describe_normalization_fault
 from pipeline.storage import exists, join, read_bytes
 
@@ -27,7 +27,7 @@ def read_processor(folder: str) -> dict[str, Any] | None:
     if not exists(uri):
         return None
     try:
-        stated = json.loads(read_bytes(uri))
+        stated = parse_json(read_bytes(uri))
     except ValueError as error:
         raise ValueError(f"{_FILE} is no JSON: {error}") from error
     if not isinstance(stated, Mapping):

@@ -23,7 +23,7 @@ from pipeline.models.layouts import (
 from pipeline.models.positions import resampling
 from pipeline.models.transformers_folder import is_transformers
 from pipeline.models.transformers_weights import describe_folder, folder_preprocessing, read_weights
-from pipeline.models.weights import check_first_layer, check_floating, check_heads
+from pipeline.models.weights import check_amount, check_first_layer, check_floating, check_heads
 from pipeline.storage import is_local
 
 
@@ -123,6 +123,7 @@ def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> tuple[di
     if is_torchvision(weights, names):
         weights, preprocessing = rename_torchvision(uri, weights, names), TORCHVISION_PREPROCESSING
     check_floating(uri, weights, outline)
+    check_amount(uri, weights, outline)
     return weights, preprocessing
 
 

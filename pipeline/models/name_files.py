@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import decode_text, read_bytes
 
@@ -163,7 +164,7 @@ def _is_number(value: Any) -> bool:
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return parse_json(text, object_pairs_hook=_without_repetition)
     except json.JSONDecodeError as error:
         raise ValueError(f"looks like JSON and is not: {error}") from error
 

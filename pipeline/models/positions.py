@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.models.weights import named_layers
+
 # Names of absolute position embeddings in timm and DINOv2, OpenAI's CLIP, transformers, and Google's JAX code.
 _ABSOLUTE = re.compile(r"(^|[./])(pos_embed|positional_embedding|position_embeddings?(\.weight)?|pos_?embedding)$")
 
@@ -38,11 +40,7 @@ def resampling(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
 
 def _checked_elsewhere(model: nn.Module) -> set[str]:
     """Return the tensors of the first layer and the classifiers, whose shapes are checked elsewhere."""
-    config: Any = model.pretrained_cfg
-    layers: list[str] = []
-    for key in ("first_conv", "classifier"):
-        named = config.get(key) or ()
-        layers += [named] if isinstance(named, str) else named
+    layers = [*named_layers(model, "first_conv"), *named_layers(model, "classifier")]
     return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Ends of names of weights in foreign layouts (`attn.qkv.weight`, `embedding/kernel`, `cls_token`), as opposed to
 # integer buffers (`position_ids`, `relative_position_index`).
 _WEIGHT_NAME = re.compile(r"(weight|bias|kernel|scale|gamma|beta|embed|embedding|embeddings|token|tokens|proj)$")
+# Resampled positions and new heads may need more than was trained, and small models need no check.
+_LEAST_LARGE, _MOST_LARGER = 10**7, 4
 
 
 def check_floating(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -42,6 +45,8 @@ def _unusual_type(value: Tensor) -> str | None:
     if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
         kind = dtype if value.is_quantized else type(value).__name__
         return f"quantized ({kind}): dequantize it first"
+    if value.is_meta:
+        return "without values (on torch's meta device): save the weights themselves"
     if value.layout != torch.strided:
         return f"sparse ({str(value.layout).removeprefix('torch.')}): make it dense first, with to_dense()"
     if value.dtype in _FLOATING:
@@ -57,14 +62,32 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
     Raises:
         CheckpointError: they do not; the message gives the number to set.
     """
-    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
-    for head in (classifier,) if isinstance(classifier, str) else classifier:
+    for head in named_layers(model, "classifier"):
         weight = weights.get(f"{head}.weight")
         if weight is not None and weight.shape[0] != model.num_classes:
             raise CheckpointError(
                 f"checkpoint {uri!r} has {weight.shape[0]} classes, the model has {model.num_classes}: "
                 f"set num_classes to {weight.shape[0]}"
             )
+
+
+def named_layers(model: nn.Module, entry: str) -> list[str]:
+    """Return the names that a model's config gives under an entry: one, several or none. It may be a stranger's."""
+    stated: Any = model.pretrained_cfg.get(entry)  # type: ignore[union-attr]
+    names = stated if isinstance(stated, list | tuple) else [stated]
+    return [name for name in names if isinstance(name, str)]
+
+
+def check_amount(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that a model is not many times as large as its weights, before it takes memory.
+
+    Raises:
+        CheckpointError: it is; a `config.json` may state any size.
+    """
+    wanted = sum(value.numel() for value in model.state_dict().values())
+    given = sum(value.numel() for value in weights.values())
+    if wanted > _LEAST_LARGE + _MOST_LARGER * given:
+        raise CheckpointError(f"checkpoint {uri!r} has {given} numbers, the model would take {wanted}")
 
 
 def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -78,9 +101,8 @@ def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module
     Raises:
         CheckpointError: the shapes of the first layer differ.
     """
-    layers = model.pretrained_cfg.get("first_conv") or ()  # type: ignore[union-attr]
     made = model.state_dict()
-    for layer in (layers,) if isinstance(layers, str) else layers:
+    for layer in named_layers(model, "first_conv"):
         trained, asked = weights.get(f"{layer}.weight"), made.get(f"{layer}.weight")
         # A flat weight or another name means another layout, which timm's filter for the family may convert.
         if trained is None or asked is None or trained.ndim != 4 or asked.ndim != 4:

@@ -69,7 +69,9 @@ def write_layerwise(found: Layerwise, folder: Path) -> None:
     pages = []
     for label, table in found.tables.items():
         shown = sensitivity_table(table)
-        logger.info(f"divergence from float, {label}:\n{text_table(shown)}")
+        logger.info(f"divergence from float, {label}:")
+        for line in text_table(shown).splitlines():
+            logger.info(line)
         pages.append(f"## {label.upper()}\n\n{markdown_table(shown)}\n")
     (folder / "sensitivity.md").write_text("\n".join([_explanation(found.num_images), *pages]))
     names = [row.layer for row in next(iter(found.tables.values()))]

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
+from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
@@ -50,7 +51,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
-        if waited and claimed.document["config"] == plan.document["config"] and storage.exists(report_uri):
+        if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
             return storage.read_json(report_uri)  # the other run was asked for the same artifacts
         fixed_size = connect()
         with storage.writing_to(config.output):
@@ -81,7 +82,7 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
-    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
+    report = redacted(_report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured))
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
     storage.write_json(storage.join(config.output, REPORT), report)

@@ -1,17 +1,14 @@
 """Text that a page shows: escaped, without credentials, and cut where it is long."""
 
 import html
-import re
 import unicodedata
+
+from pipeline.credentials import without_credentials
 
 LONGEST_NAME = 40
 # Control characters are no text, and a lone surrogate, which JSON can hold, cannot be written as UTF-8.
 _UNPRINTABLE = ("Cc", "Cs")
 _LEFT_OUT = "…"
-# `s3://KEY:SECRET@bucket`, also with a slash in the secret; and `https://TOKEN@host`.
-_USER = re.compile(r"(?<=://)(?:[^\s@]*:[^\s@]*|[^\s/@]*)@")
-# Signed web addresses carry their signature behind the question mark.
-_QUERY = re.compile(r"(?<=://)([^\s?]*)\?[^\s'\"]*")
 
 
 def escape(text: str) -> str:
@@ -23,16 +20,14 @@ def escape(text: str) -> str:
     return html.escape(without_credentials(printable))
 
 
-def without_credentials(text: str) -> str:
-    """Replace user names, passwords and queries of the URIs in a text by an ellipsis."""
-    return _QUERY.sub(rf"\1?{_LEFT_OUT}", _USER.sub(f"{_LEFT_OUT}@", text))
-
-
 def shortened(name: str, limit: int = LONGEST_NAME) -> str:
-    """Return a name of at most `limit` characters, with an ellipsis for the rest."""
+    """Return a name of at most `limit` characters, without credentials, with an ellipsis for the rest."""
+    # Before the cut, which may go through a credential.
+    name = without_credentials(name)
     return name if len(name) <= limit else f"{name[: limit - 1]}{_LEFT_OUT}"
 
 
 def short_name(model: str) -> str:
     """Return a model's name without the folders before it, for a heading."""
+    model = without_credentials(model)
     return shortened(model.rstrip("/").rpartition("/")[2] or model)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.credentials import without_credentials
 from pipeline.errors import PipelineError, one_line
 from pipeline.log import logger
 from pipeline.report.page import Section, Table
@@ -63,6 +64,6 @@ def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            text = str(value)
+            text = without_credentials(str(value))
             rows.append((prefix + name, text if len(text) <= 200 else f"{text[:199]}…"))
     return rows

@@ -16,9 +16,10 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-from pipeline.storage.locations import driver_errors, filesystem, location_errors, why_missing
+from pipeline.storage.locations import driver_errors, filesystem, location_errors, reason, why_missing
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
@@ -159,7 +160,7 @@ def read_json(uri: str) -> Any:
         DatasetError: there is no such file, or it is not JSON.
     """
     try:
-        return json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri))
     except ValueError as error:
         raise DatasetError(f"{uri!r} is not JSON: {error}") from error
 
@@ -293,8 +294,3 @@ def writing_to(uri: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DatasetError(f"cannot write to {uri!r}: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Return type and text of a library's error."""
-    return f"{type(error).__name__}: {error}"

@@ -11,8 +11,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DatasetError
-from pipeline.storage.files import read_bytes, reason, remove, warn_left, write_bytes
-from pipeline.storage.locations import driver_errors, filesystem, join, location_errors
+from pipeline.storage.files import read_bytes, remove, warn_left, write_bytes
+from pipeline.storage.locations import driver_errors, filesystem, join, location_errors, reason
 
 # A fixed name: where deleting is forbidden, only one empty file stays, which readers skip.
 _PROBE = ".probe"

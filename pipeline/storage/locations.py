@@ -21,6 +21,7 @@ from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.credentials import remember_credentials, without_credentials
 from pipeline.errors import DatasetError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
@@ -51,6 +52,11 @@ def location_errors() -> tuple[type[BaseException], ...]:
     return (*_LOCATION_ERRORS, *driver_errors())
 
 
+def reason(error: BaseException) -> str:
+    """Return type and text of a library's error, without credentials."""
+    return without_credentials(f"{type(error).__name__}: {error}")
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI or plain local path, and the path on it.
 
@@ -60,6 +66,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = _protocol(uri)
     if protocol is None:
         return fsspec.filesystem("file"), _local_path(uri)
+    remember_credentials(uri)
     try:
         return _make(protocol, uri)
     # If a URI lacks a host or organization, fsspec raises a bare TypeError or AttributeError.

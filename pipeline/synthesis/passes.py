@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.cluster import free_resources
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
+from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
@@ -141,7 +142,7 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
     if not retired and barren < _MAX_BARREN_PASSES:
         return
     if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
-        print(ray.get(attempts.last_trace.remote()), end="", file=sys.stderr, flush=True)
+        print(printed_lines(str(ray.get(attempts.last_trace.remote()))), end="", file=sys.stderr, flush=True)
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")

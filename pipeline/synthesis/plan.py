@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
+from pipeline.credentials import redacted
 from pipeline.dataset import schema, store
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
@@ -104,7 +105,7 @@ def _manifest(
         "schema_version": schema.SCHEMA_VERSION,
         "digest": digest_of(facts),
         "identity": facts,
-        "config": to_dict(config),
+        "config": redacted(to_dict(config)),
         "teacher": {
             "name": loaded.name,
             "weights_sha256": loaded.digest,

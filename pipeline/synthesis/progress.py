@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TextIO
 
-from pipeline.log import logger
+from pipeline.log import logger, one_printed_line
 
 # Shortest time between two plain lines, so that a run of many small shards does not fill a log.
 _PLAIN_INTERVAL_S = 1.0
@@ -129,6 +129,7 @@ class ProgressReport:
             self._print(self.status())
 
     def _print(self, line: str) -> None:
+        line = one_printed_line(line)
         self._stream.write(f"\r\x1b[K{line}\n" if self._rewrites else f"{line}\n")
         self._stream.flush()
 

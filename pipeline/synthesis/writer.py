@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.credentials import without_credentials
 from pipeline.dataset import schema, store
 from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
@@ -151,7 +152,7 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
     Returns:
         The reason in one line; it also says if the record could not be written.
     """
-    reason = " ".join(reason.split())
+    reason = without_credentials(" ".join(reason.split()))
     record = {
         "error": error,
         "reason": reason,

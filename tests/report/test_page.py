@@ -1,17 +1,19 @@
 """Pages hold everything, load nothing, and show what strangers wrote as text."""
 
 import base64
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import storage
+from pipeline.credentials import without_credentials
 from pipeline.errors import DatasetError
 from pipeline.report.charts import curves
 from pipeline.report.confusion import confusion_section
 from pipeline.report.page import Section, Table, html_page, markdown_table, text_table
-from pipeline.report.text import escape, short_name, shortened, without_credentials
+from pipeline.report.text import escape, short_name, shortened
 from pipeline.report.tiles import outline, tile, within
 from pipeline.report.writing import settings_section, write_page
 from tests.report.page_check import check_page
@@ -62,6 +64,16 @@ def test_what_strangers_wrote_is_text_wherever_it_stands() -> None:
     assert "script" not in read.tags
     assert any("<script>alert(1)</script>" in text for text in read.texts)
     page.encode()
+
+
+def test_markup_is_made_in_one_place_alone_so_that_every_page_escapes_all_it_shows() -> None:
+    root = Path(__file__).parents[2]
+    makers = {root / "pipeline" / "report" / name for name in ("page.py", "svg.py", "tiles.py")}
+    for path in (path for folder in ("pipeline", "jobs", "examples") for path in (root / folder).rglob("*.py")):
+        code = path.read_text()
+        if path not in makers:
+            assert re.search(r"</?(p|td|tr|div|h\d|svg|text|figure|script|img|a)\b[^>\n]*>", code) is None, path
+            assert re.search(r"\bPlot\(", code) is None, path
 
 
 @pytest.mark.parametrize(

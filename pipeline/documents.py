@@ -1,0 +1,66 @@
+"""Parse JSON and YAML that strangers may have written, without running code or using much memory."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+# Aliases of YAML let a few lines stand for billions of entries. A config or a dataset card has thousands at most.
+_MOST_ENTRIES = 1_000_000
+_DEEPEST = 100
+_EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_json(text: str | bytes, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Return the plain data that a JSON text holds.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or is nested too deeply for Python's parser.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from error
+
+
+def parse_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """Return the plain data that a YAML text holds; tags such as `!!python/object` are refused.
+
+    Args:
+        text: of one document.
+        load: what reads it, as data alone.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+        ValueError: it is nested too deeply, or its aliases stand for more than a million entries.
+    """
+    _check_depth(text)
+    if "&" in text and "*" in text:
+        _check_aliases(text)
+    return load(text)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse nesting at which the composers overflow: that in C would end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_EVENTS):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+
+
+def _check_aliases(text: str) -> None:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and _num_entries(root, {}) > _MOST_ENTRIES:
+        raise ValueError(f"its aliases (*name) stand for more than {_MOST_ENTRIES} entries")
+
+
+def _num_entries(node: Any, known: dict[int, int]) -> int:
+    """Return how many entries a node has with its aliases written out; one that contains itself has endlessly many."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_ENTRIES + 1
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_num_entries(part, known) for part in parts)
+    return known[id(node)]
