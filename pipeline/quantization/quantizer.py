@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
@@ -20,7 +20,7 @@ from pipeline.quantization.bit_widths import BitWidths, Placement
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten
-_WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
+WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
 _MATMUL = {_aten.matmul.default}
 _SOFTMAX = {_aten.softmax.int}
 _ADD = {_aten.add.Tensor, _aten.add_.Tensor}
@@ -114,9 +114,18 @@ def weight_spec(bits: int) -> QuantizationSpec:
     return QuantizationSpec(container, observer, low, high, torch.per_channel_symmetric, ch_axis=0)
 
 
+def scales_of(spec: QuantizationSpec, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scales and zero points that torchao gives values."""
+    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
+    settings = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    observer: Any = spec.observer_or_fake_quant_ctr.with_args(**settings)()
+    observer(values)
+    return observer.calculate_qparams()
+
+
 def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     """Return (weight, operator) of each linear layer and convolution with a weight of its own."""
-    weighted = [node for node in graph.nodes if node.target in _WEIGHTED]
+    weighted = [node for node in graph.nodes if node.target in WEIGHTED]
     return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
 
 
