@@ -61,6 +61,8 @@ class CalibrationConfig:
             `smooth_quant`: as in SmoothQuant. `repq`: every channel gets the same range, as in RepQ-ViT.
         smoothing_alpha: for `smoothing: smooth_quant`, the share of the difficulty that goes into the weights; default
             0.5.
+        equalization: move the scales of channels between the weights of an attention's values and those of its
+            projection, and between two layers with a ReLU between them, until both are equal; costs nothing.
         rounding: how weights are rounded. `nearest`: each to the nearest value. `gptq`: those of an output channel
             together, so that the layer's output on the images changes less, as in GPTQ; costs another pass over the
             images, and for each layer 8 bytes for each pair of its input channels.
@@ -104,6 +106,7 @@ class CalibrationConfig:
     percentile: float | None = None
     smoothing: SmoothingName = "none"
     smoothing_alpha: float | None = None
+    equalization: bool = False
     rounding: RoundingName = "nearest"
     bias_correction: bool = False
     mode: Literal["sparse", "dense"] = "sparse"
@@ -154,6 +157,8 @@ class CalibrationConfig:
             )
         if self.reference is not None and self.smoothing != "none":
             raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
+        if self.reference is not None and self.equalization:
+            raise ConfigError("reference: ranges of a model with equalization are not those of another")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "latency_batch_size", "max_images"), 1)

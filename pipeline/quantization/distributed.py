@@ -22,6 +22,8 @@ from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, NormReaders, merge_channels
 from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.equalization import equalize, find_pairs
+from pipeline.quantization.graphs import export_images
 from pipeline.quantization.moments import MomentObserver, Moments
 from pipeline.quantization.observe import GraphReader, RangeObserver
 from pipeline.quantization.observers import Observer, extremes, make_observer, merge_observers, ranges_for
@@ -42,7 +44,7 @@ class Calibration:
 
     Attributes:
         observers: by point, of all images.
-        channels: of the model as it was loaded, where it was smoothed.
+        channels: of the model before it was smoothed, where it was.
         moments: of what the layers read, by point, where weights or biases are refined.
         image_ids: those that each worker read.
         samples: a few of the images, float32 [B, C, H, W], normalized.
@@ -165,7 +167,7 @@ def _observe_all(
     Args:
         loaded: on the device to calibrate on.
     """
-    model, channels, moments = loaded.model, None, None
+    model, channels, moments = equalized(config, loaded.model), None, None
     if config.smoothing != "none":
         first = ChannelObserver(model, config.placement)
         _observe(config, loaded, first, share, count)
@@ -191,6 +193,11 @@ def _moment_observer(config: CalibrationConfig, model: nn.Module, observers: dic
     check_observed_ranges(seen)
     ranges = {bits: ranges_for(observers, bits) for bits in config.activation_bits}
     return MomentObserver(model, config.placement, seen, ranges, products=config.rounding == "gptq")
+
+
+def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
+    """Return the model whose channels are observed, in the place of the one that was loaded."""
+    return equalize(model, find_pairs(export_images(model, config.placement))) if config.equalization else model
 
 
 def smoothed(

@@ -194,7 +194,7 @@ def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
 def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
     """Return both operands of an attention's matrix product: query @ key, or probability @ value."""
     names = ("query", "key") if _leads_to(node, _SOFTMAX) else ("probability", "value")
-    return {(node.args[i], node): f"{_module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
+    return {(node.args[i], node): f"{module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
 
 
 def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) -> dict[EdgeOrNode, str]:
@@ -202,10 +202,10 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
     if node in weighted:
         return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
     if node.target in _MATMUL and _leads_to(node, _SOFTMAX):
-        return {node: f"{_module_path(node)}:logits"}
+        return {node: f"{module_path(node)}:logits"}
     if not _is_residual(node):
         return {}
-    block = _module_path(node)
+    block = module_path(node)
     first_of_model, first_of_block = not blocks, block not in blocks
     blocks.add(block)
     points: dict[EdgeOrNode, str] = {node: f"{block}:{'attention' if first_of_block else 'output'}"}
@@ -213,14 +213,14 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
         # After the token gather, so that the observer sees what the blocks read; every other block reads its
         # predecessor.
         stream: Any = node.args[0]
-        readers = [user for user in stream.users if user is node or _module_path(user).startswith(f"{block}.")]
+        readers = [user for user in stream.users if user is node or module_path(user).startswith(f"{block}.")]
         points |= {(stream, reader): f"{block}:input" for reader in readers}
     return points
 
 
 def _is_residual(node: fx.Node) -> bool:
     """Return whether a node adds a branch to the residual stream, in the block itself and not in one of its modules."""
-    parent, _, index = _module_path(node).rpartition(".")
+    parent, _, index = module_path(node).rpartition(".")
     return node.target in _ADD and index.isdigit() and parent == "blocks"
 
 
@@ -247,7 +247,7 @@ def layer_path(weight: fx.Node) -> str:
     return str(weight.target).removeprefix(ROOT).removesuffix(".weight")
 
 
-def _module_path(node: fx.Node) -> str:
+def module_path(node: fx.Node) -> str:
     """Return the path of the innermost module that ran a node; empty if outside of any."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     return next(reversed(stack.values()))[0].removeprefix(ROOT)

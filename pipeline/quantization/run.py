@@ -15,7 +15,7 @@ from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window, smoothed
+from pipeline.quantization.distributed import Calibration, calibrate_ranges, equalized, read_window, smoothed
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
@@ -93,11 +93,12 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
 
 
 def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:
-    """Return the graph to quantize: of the model as loaded, or smoothed by what the workers saw."""
-    if calibration.channels is None:
-        return plan.program
-    readers = find_norm_readers(plan.program.module().graph)
-    return export_images(smoothed(plan.config, plan.loaded.model, readers, calibration.channels), plan.config.placement)
+    """Return the graph to quantize: of the model as loaded, or equalized, or smoothed by what the workers saw."""
+    config, model = plan.config, equalized(plan.config, plan.loaded.model)
+    if calibration.channels is not None:
+        # Names of parameters, which equalization leaves as they are.
+        model = smoothed(config, model, find_norm_readers(plan.program.module().graph), calibration.channels)
+    return plan.program if model is plan.loaded.model else export_images(model, config.placement)
 
 
 def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration: Calibration) -> Refinement | None:

@@ -83,8 +83,9 @@ def read_ranges(output: Path) -> dict[str, list[float]]:
 def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, real: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     settings = [BitWidths(), BitWidths(weights=4)]
-    # Smoothed, so that the artifacts are compared with the float model as it was loaded.
+    # Equalized and smoothed, so that the artifacts are compared with the float model as it was loaded.
     changes = {"settings": settings, "formats": ["pt2", "onnx"], "labeled": real, "smoothing": "smooth_quant"}
+    changes["equalization"] = True
     report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
 
     own = ["config.json", "ranges.json", "report.html", "report.json"]
