@@ -12,6 +12,8 @@ Placement = Literal["linear", "matmul", "published"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 SmoothingName = Literal["none", "smooth_quant", "repq"]
 SMOOTHINGS: tuple[SmoothingName, ...] = get_args(SmoothingName)
+RoundingName = Literal["nearest", "gptq"]
+ROUNDINGS: tuple[RoundingName, ...] = get_args(RoundingName)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -58,8 +58,8 @@ def _find(graph: fx.Graph) -> Iterator[tuple[NormReaders, list[fx.Node]]]:
         if node.target not in _NORMS:
             continue
         linears = _linear_readers(node)
-        norm = _affine(*_norm_parameters(node))
-        affines = [_affine(*linear.args[1:3]) for linear in linears or []]
+        norm = affine_of(*_norm_parameters(node))
+        affines = [affine_of(*linear.args[1:3]) for linear in linears or []]
         if norm is not None and affines and all(affine is not None for affine in affines):
             yield NormReaders(norm, tuple(affine for affine in affines if affine is not None)), linears or []
 
@@ -70,7 +70,7 @@ def _norm_parameters(node: fx.Node) -> tuple[Any, Any]:
     return (arguments[0], arguments[1] if node.target is _aten.layer_norm.default else None)
 
 
-def _affine(weight: Any = None, bias: Any = None) -> Affine | None:
+def affine_of(weight: Any = None, bias: Any = None) -> Affine | None:
     """Return the names of parameters; None if there is no weight, or another operator uses one of them as well."""
     used = [parameter for parameter in (weight, bias) if parameter is not None]
     if weight is None or any(p.op != "get_attr" or len(p.users) != 1 for p in used):

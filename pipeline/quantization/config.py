@@ -8,7 +8,15 @@ from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
-from pipeline.quantization.bit_widths import PLACEMENTS, SMOOTHINGS, BitWidths, Placement, SmoothingName
+from pipeline.quantization.bit_widths import (
+    PLACEMENTS,
+    ROUNDINGS,
+    SMOOTHINGS,
+    BitWidths,
+    Placement,
+    RoundingName,
+    SmoothingName,
+)
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
 from pipeline.workers import FLAT_NAMES, WorkersConfig
@@ -53,6 +61,13 @@ class CalibrationConfig:
             `smooth_quant`: as in SmoothQuant. `repq`: every channel gets the same range, as in RepQ-ViT.
         smoothing_alpha: for `smoothing: smooth_quant`, the share of the difficulty that goes into the weights; default
             0.5.
+        equalization: move the scales of channels between the weights of an attention's values and those of its
+            projection, and between two layers with a ReLU between them, until both are equal; costs nothing.
+        rounding: how weights are rounded. `nearest`: each to the nearest value. `gptq`: those of an output channel
+            together, so that the layer's output on the images changes less, as in GPTQ; costs another pass over the
+            images, and for each layer 8 bytes for each pair of its input channels.
+        bias_correction: take the mean error of each layer's output on the images, with quantized weights and inputs,
+            out of its bias; costs another pass, the same as that of `gptq`.
         mode: `sparse` reads only the kept patches of each image, which needs a ViT; `dense` reads whole images, with
             the mean color in stopped patches.
         formats: artifact formats to write. `aoti` is compiled by AOTInductor for the processor of the machine that
@@ -91,6 +106,9 @@ class CalibrationConfig:
     percentile: float | None = None
     smoothing: SmoothingName = "none"
     smoothing_alpha: float | None = None
+    equalization: bool = False
+    rounding: RoundingName = "nearest"
+    bias_correction: bool = False
     mode: Literal["sparse", "dense"] = "sparse"
     sensitivity: int = 0
     mixed: MixedConfig | None = None
@@ -118,6 +136,16 @@ class CalibrationConfig:
         mixed = [] if self.mixed is None else [self.mixed.low, self.mixed.high]
         return sorted({bits.activations for bits in (*self.settings, *mixed)})
 
+    @property
+    def num_passes(self) -> int:
+        """How often all images are read."""
+        return 1 + (self.smoothing != "none") + self.refines
+
+    @property
+    def refines(self) -> bool:
+        """Whether what layers read decides weights or biases."""
+        return self.rounding != "nearest" or self.bias_correction
+
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
@@ -127,12 +155,16 @@ class CalibrationConfig:
             raise ConfigError(f"percentile is {self.percentile:g}, and observer {self.observer} has no use for it")
         if self.smoothing not in SMOOTHINGS:
             raise ConfigError(f"smoothing must be one of {list(SMOOTHINGS)}, not {self.smoothing!r}")
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError(f"rounding must be one of {list(ROUNDINGS)}, not {self.rounding!r}")
         if self.smoothing_alpha is not None and self.smoothing != "smooth_quant":
             raise ConfigError(
                 f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
             )
         if self.reference is not None and self.smoothing != "none":
             raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
+        if self.reference is not None and self.equalization:
+            raise ConfigError("reference: ranges of a model with equalization are not those of another")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "max_images"), 1)

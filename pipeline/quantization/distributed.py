@@ -22,10 +22,13 @@ from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, NormReaders, merge_channels
 from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.equalization import equalize, find_pairs
+from pipeline.quantization.graphs import export_images
+from pipeline.quantization.moments import MomentObserver, Moments
 from pipeline.quantization.observe import GraphReader, RangeObserver
-from pipeline.quantization.observers import Observer, extremes, make_observer, merge_observers
+from pipeline.quantization.observers import Observer, extremes, make_observer, merge_observers, ranges_for
 from pipeline.quantization.plan import CalibrationPlan
-from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.quantization.smoothing import ALPHA, smooth
 from pipeline.training import run_workers, worker_configs
@@ -41,7 +44,8 @@ class Calibration:
 
     Attributes:
         observers: by point, of all images.
-        channels: of the model as it was loaded, where it was smoothed.
+        channels: of the model before it was smoothed, where it was.
+        moments: of what the layers read, by point, where weights or biases are refined.
         image_ids: those that each worker read.
         samples: a few of the images, float32 [B, C, H, W], normalized.
     """
@@ -50,6 +54,7 @@ class Calibration:
     image_ids: list[list[str]]
     samples: Tensor
     channels: ChannelRanges | None = None
+    moments: dict[str, Moments] | None = None
 
     @property
     def ranges(self) -> Ranges:
@@ -58,7 +63,7 @@ class Calibration:
 
     def ranges_for(self, activation_bits: int) -> Ranges:
         """Return the range at each point that is represented in so many bits."""
-        return {name: observer.range(activation_bits) for name, observer in self.observers.items()}
+        return ranges_for(self.observers, activation_bits)
 
     @property
     def num_images(self) -> int:
@@ -69,7 +74,8 @@ class Calibration:
 def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
     """Read every planned image, on `workers.size` workers, and merge what they saw.
 
-    Images are read once, or twice if the model is smoothed: before the ranges, those of each channel are observed.
+    Images are read once; before that if the model is smoothed, to observe the ranges of each channel; and after that if
+    weights or biases are refined, to add up what the layers read.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
@@ -88,7 +94,7 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
     if workers.size:
         # Before the first image is read: a cluster may be too small.
         resources = worker_configs(workers, fixed_size=fixed_size)
-    to_read = plan.num_images * (1 if plan.config.smoothing == "none" else 2)
+    to_read = plan.num_images * plan.config.num_passes
     with own_errors(), progress("calibrate", to_read, on_workers=resources is not None) as count:
         observed = _calibrate_here(plan, count) if resources is None else _calibrate_on_workers(plan, count, resources)
     calibration = Calibration(**observed, samples=_samples(plan))
@@ -137,28 +143,61 @@ def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserve
     return RangeObserver(model, config.placement, partial(make_observer, config.observer, config.percentile))
 
 
-def _pass(
-    config: CalibrationConfig,
-    loaded: LoadedModel,
-    share: _Share,
-    count: Count,
-    gather: Callable[[Any], list[Any]],
+@dataclass(frozen=True)
+class _Workers:
+    """How the workers of a calibration put together what each of them saw.
+
+    Attributes:
+        gather: returns what every worker gives it, in the order of their ranks.
+        add: returns the sum of the tensors that the workers give it, int64 and of one shape.
+    """
+
+    gather: Callable[[Any], list[Any]]
+    add: Callable[[Tensor], Tensor]
+
+
+_ALONE = _Workers(gather=lambda own: [own], add=lambda own: own)
+
+
+def _observe_all(
+    config: CalibrationConfig, loaded: LoadedModel, share: _Share, count: Count, workers: _Workers
 ) -> dict[str, Any]:
-    """Observe a worker's share; return its observers and image ids, and the channels of all.
+    """Observe a worker's share in all passes; return the parts of a `Calibration`, merged over all workers.
 
     Args:
         loaded: on the device to calibrate on.
-        gather: returns what every worker gives it, in the order of their ranks.
     """
-    model, channels = loaded.model, None
+    model, channels, moments = equalized(config, loaded.model), None, None
     if config.smoothing != "none":
         first = ChannelObserver(model, config.placement)
         _observe(config, loaded, first, share, count)
-        channels = merge_channels(gather(first.ranges()))
+        channels = merge_channels(workers.gather(first.ranges()))
         model = smoothed(config, model, first.readers, channels)
     observer = _range_observer(config, model)
     image_ids = _observe(config, loaded, observer, share, count)
-    return {"observers": observer.observers, "image_ids": image_ids, "channels": channels}
+    observers = merge_observers(workers.gather(observer.observers))
+    if config.refines:
+        last = _moment_observer(config, model, observers)
+        _observe(config, loaded, last, share, count)
+        moments = last.moments(workers.add)
+    return {
+        "observers": observers,
+        "image_ids": workers.gather(image_ids),
+        "channels": channels,
+        "moments": moments,
+    }
+
+
+def _moment_observer(config: CalibrationConfig, model: nn.Module, observers: dict[str, Observer]) -> MomentObserver:
+    seen = extremes(observers)
+    check_observed_ranges(seen)
+    ranges = {bits: ranges_for(observers, bits) for bits in config.activation_bits}
+    return MomentObserver(model, config.placement, seen, ranges, products=config.rounding == "gptq")
+
+
+def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
+    """Return the model whose channels are observed, in the place of the one that was loaded."""
+    return equalize(model, find_pairs(export_images(model, config.placement))) if config.equalization else model
 
 
 def smoothed(
@@ -179,8 +218,7 @@ def _observe(
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     with threads(config.workers.cpus_per_worker):
-        seen = _pass(config, loaded, _share(plan, plan.windows), count, lambda own: [own])
-    return {**seen, "image_ids": [seen["image_ids"]]}
+        return _observe_all(config, loaded, _share(plan, plan.windows), count, _ALONE)
 
 
 @dataclass(frozen=True)
@@ -216,18 +254,19 @@ def _observe_share(task: _Task) -> dict[str, Any] | None:
     with threads(config.workers.cpus_per_worker):
         loaded = load_again(config.teacher, task.teacher_digest)
         loaded.model.to(get_device())
-        seen = _pass(config, loaded, task.shares[rank], task.count, _gather)
-    everyone = _gather({name: seen[name] for name in ("observers", "image_ids")})
-    if rank:
-        return None
-    observers = merge_observers([part["observers"] for part in everyone])
-    return {**seen, "observers": observers, "image_ids": [part["image_ids"] for part in everyone]}
+        seen = _observe_all(config, loaded, task.shares[rank], task.count, _Workers(_gather, _add))
+    return None if rank else seen
 
 
 def _gather(own: Any) -> list[Any]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
     return everyone
+
+
+def _add(own: Tensor) -> Tensor:
+    dist.all_reduce(own)
+    return own
 
 
 def _batches(windows: Sequence[Window]) -> list[list[str]]:

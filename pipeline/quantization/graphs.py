@@ -107,6 +107,7 @@ def convert(
     placement: Placement,
     ranges: Ranges,
     layers: Mapping[str, BitWidths] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> fx.GraphModule:
     """Return the quantized graph of a program that takes only images, using ranges that another graph observed.
 
@@ -116,6 +117,8 @@ def convert(
         placement: what is quantized.
         layers: bit widths of single layers.
         ranges: one per activation observer; observers of `export_subset`'s graph have the same names.
+        parameters: values that take the place of the graph's own weights, whose scales stay, and biases, by name; see
+            `refinement.Refinement`.
 
     Raises:
         ModelError: the ranges do not belong to this model's observers.
@@ -132,6 +135,8 @@ def convert(
             low, high = ranges[name]
             observer.min_val.fill_(low)
             observer.max_val.fill_(high)
+        for name, values in (parameters or {}).items():
+            prepared.get_parameter(name).copy_(values)
     converted = convert_pt2e(prepared)
     _drop_unused_tensors(converted)
     return converted

@@ -12,6 +12,7 @@ from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.mixed import Mixture, choose_widths
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.sensitivity import Sensitivity, disagreement, measure_sensitivity
 from pipeline.quantization.simulation import Simulation
 from pipeline.report.curve import bars
@@ -33,16 +34,19 @@ class Layerwise:
     mixture: Mixture | None = None
 
 
-def examine_layers(plan: CalibrationPlan, ranges: Mapping[int, Ranges], images: Tensor) -> Layerwise:
+def examine_layers(
+    plan: CalibrationPlan, ranges: Mapping[int, Ranges], images: Tensor, refinement: Refinement | None = None
+) -> Layerwise:
     """Measure what quantizing each layer does to the answers, and choose widths if the config asks for that.
 
     Args:
         plan: of the calibration.
         ranges: of activations, for each of their bit widths.
         images: float32 [B, C, H, W], normalized.
+        refinement: of weights and biases, where there is one.
     """
     config = plan.config
-    simulation = Simulation(plan.program, config.placement, ranges)
+    simulation = Simulation(plan.program, config.placement, ranges, refinement)
     measured = config.settings if config.mixed is None else [config.mixed.low]
     logger.info(f"sensitivity: {len(simulation.num_weights)} layers, on {len(images)} images")
     tables = {bits.label: measure_sensitivity(simulation, images, bits, config.batch_size) for bits in measured}

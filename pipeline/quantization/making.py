@@ -24,6 +24,7 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.mixed import Mixture, ranges_of_layers
 from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.refinement import Refinement
 
 # What one file may fail with, of a large model in particular: the others are kept.
 _NOT_MADE = (PipelineError, MemoryError, OSError)
@@ -105,6 +106,7 @@ def make_artifacts(
     images: Tensor,
     folder: Path,
     mixture: Mixture | None = None,
+    refinement: Refinement | None = None,
 ) -> Made:
     """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
@@ -116,12 +118,14 @@ def make_artifacts(
         images: float32 [B, C, H, W], normalized, to compare on.
         folder: on this machine, for the files.
         mixture: widths of each layer for an artifact `mixed`.
+        refinement: of weights and biases, where there is one.
     """
     made, floating = Made([], []), model_predictor(loaded.model)(images)
     for label, bits, mixed in _variants(config, mixture):
         used = ranges[bits.activations] if mixed is None else ranges_of_layers(ranges, mixed.layers)
         layers = None if mixed is None else mixed.layers
-        quantized = reexport(convert(program, bits, config.placement, used, layers), program)
+        parameters = None if refinement is None else refinement.parameters(bits, layers)
+        quantized = reexport(convert(program, bits, config.placement, used, layers, parameters), program)
         with torch.inference_mode():
             calibrated = _Calibrated(bits, mixed, quantized, images, floating, quantized.module()(images))
         for kind in config.formats:

@@ -72,6 +72,11 @@ def extremes(observers: Mapping[str, Observer]) -> Ranges:
     return {name: (observer.low, observer.high) for name, observer in observers.items()}
 
 
+def ranges_for(observers: Mapping[str, Observer], activation_bits: int) -> Ranges:
+    """Return the range at each point that is represented in so many bits."""
+    return {name: observer.range(activation_bits) for name, observer in observers.items()}
+
+
 class MinMax:
     """Represents all values that were seen."""
 

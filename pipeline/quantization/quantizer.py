@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
@@ -20,7 +20,7 @@ from pipeline.quantization.bit_widths import BitWidths, Placement
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten
-_WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
+WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
 _MATMUL = {_aten.matmul.default}
 _SOFTMAX = {_aten.softmax.int}
 _ADD = {_aten.add.Tensor, _aten.add_.Tensor}
@@ -114,9 +114,18 @@ def weight_spec(bits: int) -> QuantizationSpec:
     return QuantizationSpec(container, observer, low, high, torch.per_channel_symmetric, ch_axis=0)
 
 
+def scales_of(spec: QuantizationSpec, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scales and zero points that torchao gives values."""
+    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
+    settings = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    observer: Any = spec.observer_or_fake_quant_ctr.with_args(**settings)()
+    observer(values)
+    return observer.calculate_qparams()
+
+
 def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     """Return (weight, operator) of each linear layer and convolution with a weight of its own."""
-    weighted = [node for node in graph.nodes if node.target in _WEIGHTED]
+    weighted = [node for node in graph.nodes if node.target in WEIGHTED]
     return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
 
 
@@ -185,7 +194,7 @@ def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
 def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
     """Return both operands of an attention's matrix product: query @ key, or probability @ value."""
     names = ("query", "key") if _leads_to(node, _SOFTMAX) else ("probability", "value")
-    return {(node.args[i], node): f"{_module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
+    return {(node.args[i], node): f"{module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
 
 
 def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) -> dict[EdgeOrNode, str]:
@@ -193,10 +202,10 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
     if node in weighted:
         return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
     if node.target in _MATMUL and _leads_to(node, _SOFTMAX):
-        return {node: f"{_module_path(node)}:logits"}
+        return {node: f"{module_path(node)}:logits"}
     if not _is_residual(node):
         return {}
-    block = _module_path(node)
+    block = module_path(node)
     first_of_model, first_of_block = not blocks, block not in blocks
     blocks.add(block)
     points: dict[EdgeOrNode, str] = {node: f"{block}:{'attention' if first_of_block else 'output'}"}
@@ -204,14 +213,14 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
         # After the token gather, so that the observer sees what the blocks read; every other block reads its
         # predecessor.
         stream: Any = node.args[0]
-        readers = [user for user in stream.users if user is node or _module_path(user).startswith(f"{block}.")]
+        readers = [user for user in stream.users if user is node or module_path(user).startswith(f"{block}.")]
         points |= {(stream, reader): f"{block}:input" for reader in readers}
     return points
 
 
 def _is_residual(node: fx.Node) -> bool:
     """Return whether a node adds a branch to the residual stream, in the block itself and not in one of its modules."""
-    parent, _, index = _module_path(node).rpartition(".")
+    parent, _, index = module_path(node).rpartition(".")
     return node.target in _ADD and index.isdigit() and parent == "blocks"
 
 
@@ -238,7 +247,7 @@ def layer_path(weight: fx.Node) -> str:
     return str(weight.target).removeprefix(ROOT).removesuffix(".weight")
 
 
-def _module_path(node: fx.Node) -> str:
+def module_path(node: fx.Node) -> str:
     """Return the path of the innermost module that ran a node; empty if outside of any."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     return next(reversed(stack.values()))[0].removeprefix(ROOT)

@@ -16,7 +16,7 @@ from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
 from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window, smoothed
+from pipeline.quantization.distributed import Calibration, calibrate_ranges, equalized, read_window, smoothed
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
@@ -24,6 +24,7 @@ from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
+from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.report import calibration_page, latency_columns
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
@@ -64,13 +65,15 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     check_observed_ranges(calibration.ranges)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
     program, layerwise = _quantized_program(plan, calibration), None
+    refinement = _refinement(config, program, calibration)
     if plan.probe is not None:
-        layerwise = examine_layers(replace(plan, program=program), ranges, read_window(plan, plan.probe))
+        images = read_window(plan, plan.probe)
+        layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
-        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture)
+        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement)
         if layerwise is not None:
             write_layerwise(layerwise, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
@@ -91,11 +94,19 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
 
 
 def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:
-    """Return the graph to quantize: of the model as loaded, or smoothed by what the workers saw."""
-    if calibration.channels is None:
-        return plan.program
-    readers = find_norm_readers(plan.program.module().graph)
-    return export_images(smoothed(plan.config, plan.loaded.model, readers, calibration.channels), plan.config.placement)
+    """Return the graph to quantize: of the model as loaded, or equalized, or smoothed by what the workers saw."""
+    config, model = plan.config, equalized(plan.config, plan.loaded.model)
+    if calibration.channels is not None:
+        # Names of parameters, which equalization leaves as they are.
+        model = smoothed(config, model, find_norm_readers(plan.program.module().graph), calibration.channels)
+    return plan.program if model is plan.loaded.model else export_images(model, config.placement)
+
+
+def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration: Calibration) -> Refinement | None:
+    if calibration.moments is None:
+        return None
+    settings = {"rounding": config.rounding, "bias_correction": config.bias_correction}
+    return Refinement(program, config.placement, calibration.moments, **settings)
 
 
 def _write_ranges(config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges]) -> None:

@@ -1,18 +1,21 @@
 """Run a model with any of its layers quantized at any bit widths, without converting it each time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.observer import ObserverBase
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import prepare
-from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, weight_spec
+from pipeline.quantization.prepared import prepared_layers, tensor_of
+from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, scales_of, weight_spec
 from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.refinement import Refinement
+from pipeline.quantization.rounding import round_nearest
 
 
 class Simulation:
@@ -25,11 +28,21 @@ class Simulation:
         program: of `graphs.export_images`; not changed.
         placement: what is quantized.
         ranges: of the activations, for each of their bit widths.
+        refinement: of the weights and biases; without it weights are rounded to nearest.
     """
 
-    def __init__(self, program: ExportedProgram, placement: Placement, ranges: Mapping[int, Ranges]) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        placement: Placement,
+        ranges: Mapping[int, Ranges],
+        refinement: Refinement | None = None,
+    ) -> None:
         self._graph = prepare(program, BitWidths(), placement)
-        self._parts = _replace_observers(self._graph, ranges)
+        biases = {} if refinement is None else _watch_biases(self._graph, refinement)
+        self._parts = _replace_observers(self._graph, ranges, refinement)
+        for layer, bias in biases.items():
+            self._parts[layer].append(bias)
 
     @property
     def num_weights(self) -> dict[str, int]:
@@ -61,7 +74,7 @@ class _Activations(nn.Module):
             return values
         bits = self.widths.activations
         if bits not in self._scales:
-            scale, zero_point = _scales(activation_spec(bits), torch.tensor(self._ranges[bits]))
+            scale, zero_point = scales_of(activation_spec(bits), torch.tensor(self._ranges[bits]))
             self._scales[bits] = scale.item(), int(zero_point.item())
         return torch.fake_quantize_per_tensor_affine(values, *self._scales[bits], 0, 2**bits - 1)
 
@@ -69,10 +82,11 @@ class _Activations(nn.Module):
 class _Weights(nn.Module):
     """Rounds a weight, or not."""
 
-    def __init__(self, num_weights: int) -> None:
+    def __init__(self, num_weights: int, refined: Callable[[int], Tensor | None]) -> None:
         super().__init__()
         self.widths: BitWidths | None = None
         self.num_weights = num_weights
+        self._refined = refined
         self._rounded: dict[int, Tensor] = {}
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -80,31 +94,63 @@ class _Weights(nn.Module):
             return weight
         bits = self.widths.weights
         if bits not in self._rounded:
-            scales, zero_points = _scales(weight_spec(bits), weight)
-            limits = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-            self._rounded[bits] = torch.fake_quantize_per_channel_affine(weight, scales, zero_points.int(), 0, *limits)
+            refined = self._refined(bits)
+            scales, _ = scales_of(weight_spec(bits), weight)
+            self._rounded[bits] = round_nearest(weight, scales, bits) if refined is None else refined
         return self._rounded[bits]
 
 
-def _scales(spec: QuantizationSpec, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scales and zero points that torchao gives values."""
-    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
-    settings = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
-    observer: Any = spec.observer_or_fake_quant_ctr.with_args(**settings)()
-    observer(values)
-    return observer.calculate_qparams()
+class _Bias(nn.Module):
+    """Corrects a bias, or not."""
+
+    num_weights = 0
+
+    def __init__(self, refined: Callable[[BitWidths], Tensor | None]) -> None:
+        super().__init__()
+        self.widths: BitWidths | None = None
+        self._refined = cache(refined)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        refined = None if self.widths is None else self._refined(self.widths)
+        return bias if refined is None else refined
 
 
-def _replace_observers(graph: fx.GraphModule, ranges: Mapping[int, Ranges]) -> dict[str, list[_Activations | _Weights]]:
+_Part = _Activations | _Weights | _Bias
+
+
+def _watch_biases(graph: fx.GraphModule, refinement: Refinement) -> dict[str, _Bias]:
+    """Put a module behind the bias of each layer that has one, and return them by layer."""
+    biases: dict[str, _Bias] = {}
+    for call in prepared_layers(graph):
+        if call.bias is not None and call.layer not in biases:
+            biases[call.layer] = _Bias(partial(refinement.bias, call.layer))
+            name = f"corrected_{call.operator.name}"
+            graph.add_submodule(name, biases[call.layer])
+            with graph.graph.inserting_after(call.bias):
+                corrected = graph.graph.call_module(name, (call.bias,))
+            call.bias.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
+    graph.recompile()
+    return biases
+
+
+def _nearest(_: int) -> None:
+    """Leave a weight to be rounded to nearest."""
+
+
+def _replace_observers(
+    graph: fx.GraphModule, ranges: Mapping[int, Ranges], refinement: Refinement | None
+) -> dict[str, list[_Part]]:
     """Put rounding modules in the places of the observers of a prepared graph, and return them by layer."""
-    layers: dict[str, list[_Activations | _Weights]] = {}
+    layers: dict[str, list[_Part]] = {}
     for node in graph.graph.nodes:
         observer: Any = graph.get_submodule(node.target) if node.op == "call_module" else None
         if not isinstance(observer, ObserverBase):
             continue
         source: Any = node.args[0]
         if source.op == "get_attr":
-            layer, part = layer_path(source), _Weights(_tensor(graph, source.target).numel())
+            layer = layer_path(source)
+            refined = _nearest if refinement is None else partial(refinement.weight, layer)
+            part = _Weights(tensor_of(graph, str(source.target)).numel(), refined)
         else:
             point: str = observer.point  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
             layer = layer_of(point)
@@ -112,8 +158,3 @@ def _replace_observers(graph: fx.GraphModule, ranges: Mapping[int, Ranges]) -> d
         layers.setdefault(layer, []).append(part)
         graph.set_submodule(node.target, part)
     return layers
-
-
-def _tensor(graph: fx.GraphModule, name: str) -> Tensor:
-    parent, _, leaf = name.rpartition(".")
-    return getattr(graph.get_submodule(parent), leaf)

@@ -20,6 +20,7 @@ from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
+from tests.quantization.test_refinement import check_equal_moments
 
 # A prime: no number of workers but 1 divides it.
 NUM_IMAGES = 23
@@ -56,11 +57,11 @@ def calibrate(
 def alone(
     images: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
 ) -> Callable[[int, SmoothingName], Calibration]:
-    """Calibrations without workers, made once, with observers that count all values."""
+    """Calibrations without workers, made once, with observers that count all values, and sums of inputs."""
 
     @cache
     def calibrated(batch_size: int, smoothing: SmoothingName) -> Calibration:
-        settings = {"observer": "mse", "smoothing": smoothing}
+        settings = {"observer": "mse", "smoothing": smoothing, "rounding": "gptq"}
         return calibrate(images, tiny_folder, tmp_path_factory.mktemp("alone"), 0, batch_size, **settings)
 
     return calibrated
@@ -96,16 +97,24 @@ def test_workers_agree_to_the_last_bit_read_every_image_once_and_say_how_far_the
 ) -> None:
     expected = alone(batch_size, smoothing)
     capsys.readouterr()
-    settings = {"observer": observer, "smoothing": smoothing}
+    rounding = "gptq" if observer == "mse" else "nearest"
+    settings = {"observer": observer, "smoothing": smoothing, "rounding": rounding}
     calibration = calibrate(images, tiny_folder, tmp_path, workers, batch_size, **settings)
-    # Smoothing takes a pass of its own.
-    check_progress(capsys.readouterr().err, NUM_IMAGES if smoothing == "none" else 2 * NUM_IMAGES)
+    # Smoothing takes a pass of its own, and GPTQ another.
+    passes = 1 + (smoothing != "none") + (rounding == "gptq")
+    check_progress(capsys.readouterr().err, passes * NUM_IMAGES)
 
     differing = [name for name, bounds in calibration.ranges.items() if bounds != expected.ranges[name]]
     assert calibration.ranges.keys() == expected.ranges.keys()
     assert differing == []
     if observer == "mse":
         assert calibration.ranges_for(4) == expected.ranges_for(4) != expected.ranges
+    if rounding == "gptq":
+        assert calibration.moments is not None
+        assert expected.moments is not None
+        check_equal_moments(calibration.moments, expected.moments)
+    else:
+        assert calibration.moments is None
     if observer == "percentile":
         assert [counted(point) for point in calibration.observers.values()] == [
             counted(point) for point in expected.observers.values()

@@ -83,8 +83,9 @@ def read_ranges(output: Path) -> dict[str, list[float]]:
 def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, real: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     settings = [BitWidths(), BitWidths(weights=4)]
-    # Smoothed, so that the artifacts are compared with the float model as it was loaded.
+    # Equalized and smoothed, so that the artifacts are compared with the float model as it was loaded.
     changes = {"settings": settings, "formats": ["pt2", "onnx"], "labeled": real, "smoothing": "smooth_quant"}
+    changes["equalization"] = True
     report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
 
     own = ["config.json", "ranges.json", "report.html", "report.json"]
@@ -265,6 +266,8 @@ def test_widths_by_layer_are_chosen_on_images_that_are_not_calibrated_on(
 ) -> None:
     mixed = MixedConfig(low=BitWidths(weights=2, activations=4), weight_bits=5, held_back=4)
     changes = {"mixed": mixed, "observer": "mse", "settings": [BitWidths(weights=4)], "labeled": real}
+    # Each artifact is compared with a graph of the same refined weights.
+    changes |= {"rounding": "gptq", "bias_correction": True}
     report = calibrate(make_config(tiny_folder, real, tmp_path, **changes))
     names = ["config.json", "mixed.pt2", "ranges.json", "ranges_a4.json", "ranges_a8.json", "report.json"]
     names += [f"sensitivity.{kind}" for kind in ("json", "md", "png")]
