@@ -32,6 +32,7 @@ _MOVES = {
     *(_aten.unbind.int, _aten.chunk.default, _aten.split.Tensor, _aten.select.int),
     *(_aten.relu.default, _aten.relu_.default),
 }
+_NO_PAIR = "equalization needs linear layers with nothing but an attention or a ReLU between them"
 _NAMED = 3
 
 
@@ -49,11 +50,33 @@ class LinearPair:
 
 
 def find_pairs(program: ExportedProgram) -> list[LinearPair]:
-    """Return the pairs of a graph in its order, and report each attention whose projection is in none of them.
+    """Return the pairs of a graph, in its order.
 
     Args:
         program: of `graphs.export_images`.
     """
+    return _search(program)[0]
+
+
+def check_equalization(program: ExportedProgram) -> None:
+    """Check that a graph has pairs, and report each attention whose projection is in none of them.
+
+    Raises:
+        ModelError: there is no pair.
+    """
+    pairs, left = _search(program)
+    if left:
+        named = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
+        logger.info(
+            f"note: {len(left)} attentions are not equalized, a normalization or a computed bias stands between values "
+            f"and projection, or others read them too: {named}"
+        )
+    if not pairs:
+        raise ModelError(_NO_PAIR)
+
+
+def _search(program: ExportedProgram) -> tuple[list[LinearPair], list[str]]:
+    """Return the pairs of a graph, and the paths of attentions that are in none of them."""
     graph: Any = program.module()
     candidates = {node: path for node in graph.graph.nodes if node.target is _LINEAR and (path := _path(node))}
     sources = {path[-1] for path in candidates.values()}
@@ -65,14 +88,7 @@ def find_pairs(program: ExportedProgram) -> list[LinearPair]:
         if first is not None and second is not None and rows is not None:
             pairs.append(LinearPair(first, second, rows))
             reached |= set(path)
-    left = [module_path(node) for node in graph.graph.nodes if _mixes_tokens(node) and node not in reached]
-    if left:
-        named = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
-        logger.info(
-            f"note: {len(left)} attentions are not equalized, a normalization or a computed bias stands between values "
-            f"and projection, or others read them too: {named}"
-        )
-    return pairs
+    return pairs, [module_path(node) for node in graph.graph.nodes if _mixes_tokens(node) and node not in reached]
 
 
 def equalize(model: nn.Module, pairs: Sequence[LinearPair]) -> nn.Module:
@@ -84,7 +100,7 @@ def equalize(model: nn.Module, pairs: Sequence[LinearPair]) -> nn.Module:
         ModelError: there is no pair.
     """
     if not pairs:
-        raise ModelError("equalization needs linear layers with nothing but an attention or a ReLU between them")
+        raise ModelError(_NO_PAIR)
     equalized = copy.deepcopy(model)
     for pair in pairs:
         _equalize(equalized, pair)

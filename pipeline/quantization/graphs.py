@@ -14,6 +14,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from pipeline.errors import ModelError
 from pipeline.models import model_input_size
 from pipeline.quantization.bit_widths import BitWidths, Placement
+from pipeline.quantization.prepared import tensor_of
 from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import check_family, refusal
@@ -136,7 +137,7 @@ def convert(
             observer.min_val.fill_(low)
             observer.max_val.fill_(high)
         for name, values in (parameters or {}).items():
-            prepared.get_parameter(name).copy_(values)
+            tensor_of(prepared, name).copy_(values)
     converted = convert_pt2e(prepared)
     _drop_unused_tensors(converted)
     return converted

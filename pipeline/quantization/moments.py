@@ -18,13 +18,14 @@ from torchao.quantization.pt2e.observer import ObserverBase
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import prepare
 from pipeline.quantization.observe import GraphReader, export_graph
-from pipeline.quantization.prepared import PreparedLayer, point_of, prepared_layers
+from pipeline.quantization.prepared import PreparedLayer, point_of, prepared_layers, tensor_of
 from pipeline.quantization.quantizer import activation_spec, scales_of
 from pipeline.quantization.ranges import Ranges
 
-# Rounding to 2^15 steps is far finer than 8 bits, and the products of 2^22 rows, each up to 2^30, are exact in float64.
+# Rounding to 2^15 steps is far finer than 8 bits.
 _FIXED_BITS = 15
-# Rows that are multiplied at once. More are not exact, and cost memory.
+# Rows that are multiplied at once: more cost memory. The products of up to 2^22 rows, each up to 2^30, are exact in
+# float64.
 _ROWS = 2**16
 
 
@@ -91,7 +92,7 @@ class MomentObserver(GraphReader):
             sums = _Sums(_width(graph, layer), fixed_step(*extremes[point]), scales, _unfolding(layer), products)
             self._sums[point] = sums.to(device)
             graph.set_submodule(str(target), sums)
-            if self._reads_subsets and _embeds_patches(model, graph, layer):
+            if self._reads_subsets and _embeds_patches(model, layer):
                 layer.observer.args = (*layer.observer.args, _keep_indices(graph))
         graph.recompile()
 
@@ -116,7 +117,7 @@ def _scale(bounds: tuple[float, float], bits: int) -> tuple[float, int]:
 
 
 def _width(graph: fx.GraphModule, layer: PreparedLayer) -> int:
-    return graph.get_parameter(str(layer.weight.target))[0].numel()
+    return tensor_of(graph, str(layer.weight.target))[0].numel()
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _unfolding(layer: PreparedLayer) -> _Unfolding | None:
     return _Unfolding(*map(tuple, (kernel, stride, padding, dilation)))
 
 
-def _embeds_patches(model: Any, graph: fx.GraphModule, layer: PreparedLayer) -> bool:
+def _embeds_patches(model: Any, layer: PreparedLayer) -> bool:
     """Whether a layer reads each patch of an image by itself."""
     unfolding, patch = _unfolding(layer), tuple(model.patch_embed.patch_size)
     return unfolding is not None and unfolding.kernel == unfolding.stride == patch

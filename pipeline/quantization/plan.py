@@ -16,6 +16,7 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
+from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
@@ -89,6 +90,8 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     held_back = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
     program = export_images(loaded.model, config.placement)
+    if config.equalization:
+        check_equalization(program)
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)

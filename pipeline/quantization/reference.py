@@ -20,7 +20,7 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
         placement: of this calibration.
 
     Raises:
-        DatasetError: it is no calibration, of another teacher or placement, or not finished.
+        DatasetError: it is no calibration, of another teacher or placement, of a changed model, or not finished.
     """
     if job_of(uri) != "calibrate":
         raise DatasetError(f"reference {uri!r} is not the output of a calibration")
@@ -30,5 +30,8 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     for name, mine in (("teacher", teacher_digest), ("placement", placement)):
         if facts.get(name) != mine:
             raise DatasetError(f"reference {uri!r} has the {name} {facts.get(name)!r}, this calibration {mine!r}")
+    # Defaults are not among the facts.
+    if changed := [name for name in ("smoothing", "equalization") if name in facts]:
+        raise DatasetError(f"reference {uri!r} has ranges of a model that its {changed[0]} has changed")
     ranges = storage.read_json(storage.join(uri, RANGES))
     return {name: (float(low), float(high)) for name, (low, high) in ranges.items()}

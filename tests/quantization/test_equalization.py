@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
-from pipeline.quantization.equalization import LinearPair, equalize, find_pairs
+from pipeline.quantization.equalization import LinearPair, check_equalization, equalize, find_pairs
 from pipeline.quantization.graphs import export_images
 from tests.conftest import TINY, enlarge_weights, make_tiny_model, make_whole
 
@@ -93,11 +93,13 @@ def test_attentions_that_cannot_be_equalized_are_named_and_without_any_other_it_
 ) -> None:
     caplog.set_level("INFO", logger="sparse_inversion")
     model = make(name, arguments)
-    pairs = find_pairs(export_images(model, "linear"))
+    program = export_images(model, "linear")
+    with pytest.raises(ModelError, match="equalization needs linear layers with nothing but an attention or a ReLU"):
+        check_equalization(program)
     assert f"1 {LEFT}" in caplog.text
     assert caplog.text.rstrip().endswith(": blocks.0.attn")
-    with pytest.raises(ModelError, match="equalization needs linear layers with nothing but an attention or a ReLU"):
-        equalize(model, pairs)
+    with pytest.raises(ModelError, match="equalization needs linear layers"):
+        equalize(model, find_pairs(program))
 
 
 class _Shared(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.config import from_dict
 from pipeline.dataset import store, write_images
 from pipeline.errors import DatasetError, ModelError
@@ -141,6 +142,11 @@ def test_ranges_are_compared_with_those_of_real_images(
         calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=reference.output, placement="matmul"))
     with pytest.raises(DatasetError, match="is not the output of a calibration"):
         calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=synthetic))
+    document = storage.read_json(str(tmp_path / "real" / "config.json"))
+    document["identity"]["smoothing"] = "repq"
+    storage.write_json(str(tmp_path / "real" / "config.json"), document)
+    with pytest.raises(DatasetError, match="has ranges of a model that its smoothing has changed"):
+        calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=reference.output))
     assert not (tmp_path / "x").exists()
 
 
