@@ -62,7 +62,8 @@ class CalibrationConfig:
         smoothing_alpha: for `smoothing: smooth_quant`, the share of the difficulty that goes into the weights; default
             0.5.
         equalization: move the scales of channels between the weights of an attention's values and those of its
-            projection, and between two layers with a ReLU between them, until both are equal; costs nothing.
+            projection, and between two layers with a ReLU between them, pair by pair, so that the largest weights of
+            both sides are equal.
         rounding: how weights are rounded. `nearest`: each to the nearest value. `gptq`: those of an output channel
             together, so that the layer's output on the images changes less, as in GPTQ; costs another pass over the
             images, and for each layer 8 bytes for each pair of its input channels.
