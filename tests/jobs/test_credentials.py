@@ -12,7 +12,8 @@ import pytest
 
 from jobs import calibrate, distill, evaluate, synthesize
 from pipeline import credentials
-from pipeline.config import from_dict
+from pipeline.config import from_dict, parse_config
+from pipeline.evaluation import EvaluationConfig
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from tests.distillation.conftest import write_ragged
@@ -95,6 +96,9 @@ def test_no_job_writes_or_prints_the_credentials_of_its_uris(
         "output": tmp_path / "out" / "scores",
     }
     assert evaluate.main(flags(scoring)) == 0
+    # A program that calls the function goes on with the URIs that it gave.
+    found = evaluate.evaluate(parse_config(EvaluationConfig, flags({**teacher, "labeled": images})))
+    assert found["labelled"] == images
     printed = capsys.readouterr()
     check_clean(tmp_path / "out", printed.out + printed.err, num_files=15)
     check_clean(Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs"), "", num_files=5)
