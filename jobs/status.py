@@ -64,7 +64,7 @@ def _calibration(uri: str) -> dict[str, Any]:
     if "report.json" in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
         report = _read_object(storage.join(uri, "report.json"))
-        wanted += [_artifact_name(uri, row) for row in report.get("artifacts") or ()]
+        wanted += _artifact_names(uri, report.get("artifacts") or [])
     missing = [name for name in wanted if name not in there]
     return {
         "complete": not missing,
@@ -97,6 +97,12 @@ def _read_object(uri: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DatasetError(f"{uri!r} is no JSON object")
     return value
+
+
+def _artifact_names(uri: str, rows: Any) -> list[str]:
+    if not isinstance(rows, list):
+        raise DatasetError(f"report.json of {uri!r} has {shown(rows)} for its artifacts, which is no list")
+    return [_artifact_name(uri, row) for row in rows]
 
 
 def _artifact_name(uri: str, row: Any) -> str:

@@ -90,10 +90,10 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
-    result = redacted({"labelled": config.labeled, **split, "artifacts": rows})
+    result = {"labelled": config.labeled, **split, "artifacts": rows}
     if config.output is not None:
         with storage.writing_to(config.output):
-            storage.write_json(storage.join(config.output, "evaluation.json"), result)
+            storage.write_json(storage.join(config.output, "evaluation.json"), redacted(result))
         write_page(config.output, lambda: evaluation_page(to_dict(config), scores, loaded.class_names))
     return result
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from pipeline.documents import parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.log import logger
 
-# By this key jsonargparse finds classes.
+# By this key jsonargparse finds classes; in a text, as YAML or JSON write it.
 _CLASS_PATH = "class_path"
+_HOLDS_CLASS_PATH = re.compile(r"""(?:^|[{\[,\s"'])class_path["']?\s*:""")
 # British spelling gave way to American. For the configs of all jobs that score on labeled images.
 LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
 
@@ -98,14 +100,29 @@ def check_no_classes(value: Any) -> None:
     Raises:
         ConfigError: there is one, as a key or in a text, which the parser may read as YAML.
     """
-    if isinstance(value, str) and _CLASS_PATH in value:
-        raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {value!r:.80}")
+    if isinstance(value, str):
+        if _HOLDS_CLASS_PATH.search(value):
+            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {value!r:.80}")
+        value = _respelled(value)
     if isinstance(value, jsonargparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
+        if _CLASS_PATH in value:
+            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {value!r:.80}")
+        value = list(value.values())
     for entry in value if isinstance(value, list | tuple) else ():
         check_no_classes(entry)
+
+
+def _respelled(text: str) -> Any:
+    """Return the data in a text whose keys YAML may spell otherwise, with escapes or aliases; None if there is none."""
+    if ":" not in text or not ("\\" in text or "*" in text):
+        return None
+    try:
+        read = parse_yaml(text, jsonargparse.get_loader("yaml"))
+    except (yaml.YAMLError, ValueError):
+        return None
+    return None if isinstance(read, str) else read
 
 
 def _with_sections(name: str) -> set[str]:

@@ -1,7 +1,9 @@
 """JSON and YAML of strangers are read as data, with little memory, or refused in a line."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,10 +51,29 @@ def test_a_section_in_a_file_of_its_own_is_data_as_well(tmp_path: Path) -> None:
             parse_config(SynthesisConfig, ["--config", str(tmp_path / "config.yaml")])
 
 
-def test_plain_data_with_a_class_path_is_refused() -> None:
-    values = {"teacher": {"name": "x", "model_args": {"a": [{"class_path": "a.B"}]}}, "output": "x"}
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"class_path": "idlelib.B"}],
+        "{'class_path' : idlelib.B}",
+        "[class_path: idlelib.B]",
+        '{"a": 1,"class_path": "idlelib.B"}',
+        r'{"class\u005fpath": "idlelib.B"}',
+        "[&a class_path, {*a : idlelib.B}]",
+    ],
+)
+def test_plain_data_with_a_class_path_is_refused_before_anything_is_imported(value: Any) -> None:
+    values = {"teacher": {"name": "x", "model_args": {"a": value}}, "output": "x", "images_per_class": 1}
     with pytest.raises(ConfigError, match="no class_path"):
-        from_dict(SynthesisConfig, {**values, "images_per_class": 1})
+        from_dict(SynthesisConfig, values)
+    assert "idlelib" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["/data/class_paths.json", "s3://b/class_path/x", "a class_path", r"C:\x"])
+def test_names_that_hold_the_words_class_path_are_only_names(name: str) -> None:
+    values = {"teacher": {"name": "x", "checkpoint": name}, "output": name, "images_per_class": 1}
+    assert from_dict(SynthesisConfig, values).output == name
+    assert from_dict(SynthesisConfig, values).teacher.checkpoint == name
 
 
 def test_aliases_are_read_where_they_stand_for_few_entries() -> None:

@@ -135,6 +135,23 @@ def test_checkpoints_that_state_impossible_things_are_refused(
         read_state_dict(str(tmp_path / name), ["w"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zipped({"x/data.pkl": b"x"}, stated_size=2**33), "w.bin' would unpack"),
+        (struct.pack("<Q", 10) + b'{"w": 5}  ', "w.bin' is not a readable safetensors file"),
+    ],
+    ids=short,
+)
+def test_a_file_that_an_index_names_is_checked_as_one_that_is_given(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "w.bin").write_bytes(content)
+    (tmp_path / "a.index.json").write_text('{"weight_map": {"w": "w.bin"}}')
+    with pytest.raises(CheckpointError, match=message):
+        read_state_dict(str(tmp_path / "a.index.json"), ["w"])
+
+
 def test_weights_without_values_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     model = load_model(ModelConfig(name=f"local-dir:{tiny_folder}")).model
     torch.save(model.to("meta").state_dict(), tmp_path / "w.pth")
@@ -279,9 +296,7 @@ def test_class_names_and_file_names_of_strangers_print_no_controls(
     assert "\\x1b[2J\\nerror: y" in line
 
 
-def test_links_out_of_a_folder_are_told_and_names_that_are_not_text_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_links_out_of_a_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "private").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "private" / "me.png")
     (tmp_path / "set" / "cat").mkdir(parents=True)
@@ -291,10 +306,44 @@ def test_links_out_of_a_folder_are_told_and_names_that_are_not_text_refused(
     assert capsys.readouterr().err == ""
     (tmp_path / "set" / "cat" / "c.png").symlink_to("../../private/me.png")
     find_source(str(tmp_path / "set"))
-    assert "followed 1 link out of the folder, such as 'cat/c.png' to" in capsys.readouterr().err
-    Image.new("RGB", (8, 8)).save(os.fsdecode(os.fsencode(tmp_path / "set" / "cat") + b"/\xff.png"), format="PNG")
+    line = capsys.readouterr().err
+    assert "followed 1 link out of the folder, such as 'cat/c.png' to" in line
+    assert "warning" not in line
+
+
+def test_a_snapshot_of_the_hugging_face_cache_is_made_of_links_and_no_line_tells_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot, blobs = tmp_path / "datasets--me--x" / "snapshots" / "0123abcd", tmp_path / "datasets--me--x" / "blobs"
+    (snapshot / "data").mkdir(parents=True)
+    write_rows(blobs / "beef")
+    (snapshot / "data" / "x.parquet").symlink_to("../../../blobs/beef")
+    for folder in (snapshot, snapshot / "data"):
+        find_source(str(folder))
+        assert capsys.readouterr().err == ""
+    write_rows(tmp_path / "elsewhere")
+    (snapshot / "data" / "y.parquet").symlink_to(tmp_path / "elsewhere")
+    find_source(str(snapshot))
+    assert "followed 1 link out of the folder, such as 'data/y.parquet' to" in capsys.readouterr().err
+
+
+def test_names_that_are_not_text_are_refused_where_they_are_read_alone(tmp_path: Path) -> None:
+    def latin(folder: Path, name: bytes) -> Path:
+        return Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.png")
+    latin(tmp_path, b".\xff").mkdir()
+    for name in (b".\xff.png", b"\xff.txt"):
+        latin(tmp_path / "cat", name).write_text("notes")
+    assert find_source(str(tmp_path)).class_names == ["cat"]
+    Image.new("RGB", (8, 8)).save(latin(tmp_path / "cat", b"\xff.png"), format="PNG")
     with pytest.raises(DatasetError, match="is not text in UTF-8: rename it"):
-        find_source(str(tmp_path / "set"))
+        find_source(str(tmp_path))
+    latin(tmp_path / "cat", b"\xff.png").unlink()
+    latin(tmp_path, b"\xff").mkdir()
+    with pytest.raises(DatasetError, match="is not text in UTF-8: rename it"):
+        find_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -341,6 +390,7 @@ def test_files_of_a_dataset_that_are_others_are_refused(name: str, content: str,
     ("job", "name", "content"),
     [
         ("calibrate", "report.json", '{"artifacts": [5]}'),
+        ("calibrate", "report.json", '{"artifacts": 5}'),
         ("calibrate", "report.json", "[" * 200_000),
         ("distill", "metrics.jsonl", "5"),
         ("distill", "metrics.jsonl", '{"a": ' * 200_000),

@@ -3,7 +3,7 @@
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class Listing:
         hidden: number of hidden entries; entries below a hidden folder are not counted.
         loops: links to a folder that contains them, which are not followed.
         special: devices, pipes and the like.
-        links_out: (name, target) of links that lead out of the folder, which are followed.
+        num_links_out: number of links that lead out of the folder, which are followed.
+        link_out: name and target of the first of them.
     """
 
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -33,7 +34,8 @@ class Listing:
     hidden: int = 0
     loops: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
-    links_out: list[tuple[str, str]] = field(default_factory=list)
+    num_links_out: int = 0
+    link_out: tuple[str, str] | None = None
 
     @property
     def empty_folders(self) -> set[str]:
@@ -80,8 +82,6 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = prefix + entry.name
-            if not _is_text(entry.name):
-                raise DatasetError(f"{uri!r}: the name {name!r} is not text in UTF-8: rename it")
             if _is_hidden(entry.name):
                 listing.hidden += 1
             elif entry.is_dir():
@@ -104,16 +104,37 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
 def _note_link(entry: "os.DirEntry[str]", name: str, root: str, listing: Listing) -> None:
     if entry.is_symlink():
         target = os.path.realpath(entry)
-        if not target.startswith(root.rstrip(os.sep) + os.sep):
-            listing.links_out.append((name, target))
+        if not target.startswith((f"{root.rstrip(os.sep)}{os.sep}", *_blobs(root))):
+            listing.num_links_out += 1
+            listing.link_out = listing.link_out or (name, target)
+
+
+def _blobs(root: str) -> list[str]:
+    """Return the folder that the Hugging Face cache keeps files in, if `root` is in one of its snapshots.
+
+    A snapshot is of links to it, as `datasets--me--x/snapshots/0123abcd/data/x.parquet` to `datasets--me--x/blobs/...`.
+    """
+    repository, snapshots, _ = f"{root}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
+    return [os.path.join(repository, "blobs", "")] if snapshots else []
 
 
 def _report_links(uri: str, listing: Listing) -> None:
-    """Warn of links out of a folder that are followed: a stranger's may lead to any file of this machine."""
-    if listing.links_out:
-        name, target = listing.links_out[0]
-        number = count(listing.links_out, "link")
-        logger.warning(f"{uri!r}: followed {number} out of the folder, such as {name!r} to {target!r}")
+    """Tell of links out of a folder that are followed: a stranger's may lead to any file of this machine."""
+    if listing.link_out:
+        name, target = listing.link_out
+        number = f"{listing.num_links_out} link{'' if listing.num_links_out == 1 else 's'}"
+        logger.info(f"{uri!r}: followed {number} out of the folder, such as {name!r} to {target!r}")
+
+
+def check_names(uri: str, names: Iterable[str]) -> None:
+    """Refuse names of files to read, or of classes, that are not UTF-8: no file of ours could hold them.
+
+    Raises:
+        DatasetError: there is one.
+    """
+    for name in names:
+        if not _is_text(name):
+            raise DatasetError(f"{uri!r}: the name {name!r} is not text in UTF-8: rename it")
 
 
 def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[str], unread: Collection[str]) -> None:
@@ -155,7 +176,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Return whether a name is UTF-8; Python reads other bytes as half characters, which no file of ours can hold."""
+    """Return whether a name is UTF-8; Python reads other bytes as half characters."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -109,23 +109,21 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         _write_student(plan, weights, storage.join(output, "student", name))
     storage.write_bytes(storage.join(output, CURVE), _curve(plan, state))
     tops = [row["top1"] for row in state.history if "top1" in row]
-    result = redacted(
-        {
-            "student": storage.join(output, "student", "best"),
-            "last": storage.join(output, "student", "last"),
-            "before_top1": state.before_top1,
-            "top1": tops[-1] if tops else None,
-            "best_top1": state.best_score if tops else None,
-            "best_epoch": state.best_epoch,
-            "epochs": state.epoch,
-            "images": plan.images.num_rows,
-            "loss": state.history[-1]["loss"],
-            "continued_from_epoch": done_before,
-            "weights_sha256": digests,
-            "seconds": round(seconds, 2),
-        }
-    )
-    storage.write_json(storage.join(output, RESULT), result)
+    result = {
+        "student": storage.join(output, "student", "best"),
+        "last": storage.join(output, "student", "last"),
+        "before_top1": state.before_top1,
+        "top1": tops[-1] if tops else None,
+        "best_top1": state.best_score if tops else None,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "images": plan.images.num_rows,
+        "loss": state.history[-1]["loss"],
+        "continued_from_epoch": done_before,
+        "weights_sha256": digests,
+        "seconds": round(seconds, 2),
+    }
+    storage.write_json(storage.join(output, RESULT), redacted(result))
     write_page(output, lambda: distillation_page(plan, result, state.history))
     return result
 

@@ -89,8 +89,6 @@ def _list(folder: str) -> list[str]:
 
 def _read(uri: str) -> Any:
     content = _content(uri)
-    if (size := expanded_size(content)) is not None:
-        raise CheckpointError(f"checkpoint {uri!r} would unpack {len(content)} bytes to {size}: it is no checkpoint")
     match readable_kind(uri, content):
         case "safetensors":
             return _read_safetensors(uri, content)
@@ -104,12 +102,20 @@ def _read(uri: str) -> Any:
 
 
 def _content(uri: str) -> bytes:
+    """Return the content of a file of weights, of an index or of a shard.
+
+    Raises:
+        CheckpointError: it cannot be read, or is an archive that unpacks to far more.
+    """
     try:
-        return read_bytes(uri)
+        content = read_bytes(uri)
     except DatasetError as error:
         if names := _list(uri):
             raise CheckpointError(f"checkpoint {uri!r} is a folder: {_describe_folder(uri, names)}") from error
         raise CheckpointError(f"checkpoint: {error}") from error
+    if (size := expanded_size(content)) is not None:
+        raise CheckpointError(f"checkpoint {uri!r} would unpack {len(content)} bytes to {size}: it is no checkpoint")
+    return content
 
 
 def _describe_folder(uri: str, names: list[str]) -> str:
@@ -128,6 +134,10 @@ def _read_safetensors(uri: str, content: bytes) -> dict[str, Tensor]:
         base, number, count, suffix = shard.groups()
         message = f"{int(number)} of {int(count)} parts of the weights: give the index, {base}{suffix}.index.json"
         raise CheckpointError(f"checkpoint {uri!r} is part {message}")
+    return _parse_safetensors(uri, content)
+
+
+def _parse_safetensors(uri: str, content: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -158,7 +168,7 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
         kind = readable_kind(part, read)
         if kind not in ("safetensors", "torch"):
             raise CheckpointError(f"checkpoint {part!r} {describe_foreign(part, read)}")
-        weights |= safetensors.torch.load(read) if kind == "safetensors" else read_pickle(part, read)
+        weights |= _parse_safetensors(part, read) if kind == "safetensors" else read_pickle(part, read)
     missing = sorted(set(files) - set(weights))
     if missing:
         raise CheckpointError(

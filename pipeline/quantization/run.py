@@ -85,10 +85,10 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
-    report = redacted(_report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured))
+    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
-    storage.write_json(storage.join(config.output, REPORT), report)
+    storage.write_json(storage.join(config.output, REPORT), redacted(report))
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise))
     return report
 

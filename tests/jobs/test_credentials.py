@@ -12,15 +12,15 @@ import pytest
 
 from jobs import calibrate, distill, evaluate, synthesize
 from pipeline import credentials
-from pipeline.config import from_dict
-from pipeline.credentials import remember_credentials
+from pipeline.config import from_dict, parse_config
+from pipeline.evaluation import EvaluationConfig
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from tests.distillation.conftest import write_ragged
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-PASSWORD, SIGNATURE = "pass-word-0123", "signature-4567"
+PASSWORD, SIGNATURE = "pass-word-0123", "signature-4567-of-20-letters"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,17 +52,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Beginning of the URIs of files in `tmp_path / "served"`."""
     (tmp_path / "served").mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Handler,), {"folder": tmp_path / "served"}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    before = set(credentials._known)
+    monkeypatch.setattr(credentials, "_known", credentials.Secrets())
     yield f"http://me:{PASSWORD}@127.0.0.1:{server.server_address[1]}"
     server.shutdown()
-    credentials._known.clear()
-    credentials._known.update(before)
-    remember_credentials.cache_clear()
 
 
 def flags(values: dict[str, Any]) -> list[str]:
@@ -99,11 +96,14 @@ def test_no_job_writes_or_prints_the_credentials_of_its_uris(
         "output": tmp_path / "out" / "scores",
     }
     assert evaluate.main(flags(scoring)) == 0
+    # A program that calls the function goes on with the URIs that it gave.
+    found = evaluate.evaluate(parse_config(EvaluationConfig, flags({**teacher, "labeled": images})))
+    assert found["labelled"] == images
     printed = capsys.readouterr()
     check_clean(tmp_path / "out", printed.out + printed.err, num_files=15)
     check_clean(Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs"), "", num_files=5)
     settings = json.loads((tmp_path / "out" / "int8" / "config.json").read_text())["config"]
-    assert settings["images"] == f"http://…@{served.rpartition('@')[2]}/x.parquet?…"
+    assert settings["images"] == f"http://…@{served.rpartition('@')[2]}/x.parquet?sig=…"
 
 
 def test_no_manifest_and_no_error_holds_the_credentials(

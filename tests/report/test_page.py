@@ -80,14 +80,14 @@ def test_markup_is_made_in_one_place_alone_so_that_every_page_escapes_all_it_sho
     ("uri", "shown"),
     [
         ("s3://AKIA:se/cr+et@bucket/key", "s3://…@bucket/key"),
-        ("simplecache::https://token@host/x.parquet?X-Amz-Signature=abc&d=1 is gone", None),
+        ("simplecache::https://token@host/x.parquet?X-Amz-Signature=abc is gone", None),
         ("hf://datasets/me/x@main/y", "hf://datasets/me/x@main/y"),
         ("/data/a@b:c?d", "/data/a@b:c?d"),
         ("local-dir:/data/x", "local-dir:/data/x"),
     ],
 )
 def test_credentials_in_uris_are_left_out(uri: str, shown: str | None) -> None:
-    expected = "simplecache::https://…@host/x.parquet?… is gone" if shown is None else shown
+    expected = "simplecache::https://…@host/x.parquet?X-Amz-Signature=… is gone" if shown is None else shown
     assert without_credentials(uri) == expected
     assert escape(uri) == expected
 

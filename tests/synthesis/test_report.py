@@ -84,7 +84,7 @@ def test_what_is_left_undone_and_why_is_on_the_page(page: Page) -> None:
 
 def test_class_names_are_text_and_credentials_are_left_out(page: Page) -> None:
     assert any(text.startswith("<b>class 7</b>") for text in page.texts)
-    assert "https://…@host/weights.pth?…" in page.texts
+    assert "https://…@host/weights.pth?signature=…" in page.texts
 
 
 def test_before_the_first_part_there_is_a_page_and_no_contact_sheet(tmp_path: Path) -> None:
