@@ -4,6 +4,7 @@ Every message names the thing and the value received. All of them can be pickled
 to the driver.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.credentials import without_credentials
@@ -88,3 +89,9 @@ def shown(value: Any) -> str:
     # Credentials are left out before the cut, which may go through one.
     text = without_credentials(" ".join(line.strip() for line in repr(value).splitlines()))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def first_few(names: Iterable[str], most: int = 3) -> str:
+    """Return names for a message, the first of them with an ellipsis if there are more."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

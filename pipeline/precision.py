@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import first_few
 from pipeline.log import logger
 
 # How long to wait for the nodes of a cluster to report what they support.
@@ -35,10 +36,9 @@ def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
     has = _ask_nodes() if on_nodes else {socket.gethostname(): has_bfloat16()}
     slow = sorted(name for name, fast in has.items() if not fast)
     if slow:
-        shown = ", ".join(slow[:3]) + (", ..." if len(slow) > 3 else "")
         logger.warning(
             f"plan: dtype bfloat16 is emulated on processors without instructions for it, and takes many times as "
-            f"long as float32: {len(slow)} of {len(has)} machines ({shown})"
+            f"long as float32: {len(slow)} of {len(has)} machines ({first_few(slow)})"
         )
 
 

@@ -24,7 +24,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
 
 @pytest.fixture(autouse=True)
 def noted(monkeypatch: pytest.MonkeyPatch) -> credentials.Secrets:
-    """What a test notes, forgotten at its end: it would be masked in other tests."""
+    """Forget at the end of each test the secrets that it noted: they would be masked in other tests."""
     monkeypatch.setattr(credentials, "_known", credentials.Secrets())
     return credentials._known
 

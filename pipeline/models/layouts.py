@@ -9,7 +9,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_few
 
 # timm's name → the other library's names in front of `weight` or `bias`, or of a whole tensor. Those of several names
 # are concatenated along the first axis. `{}` is the number of the block.
@@ -144,7 +144,7 @@ def rename(uri: str, weights: Mapping[str, Tensor], layout: Layout, names: Colle
     for what, found in faults.items():
         if found:
             rest = " that the model does not read" if what == "has" else ""
-            shown = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
+            shown = first_few(map(repr, found))
             raise CheckpointError(f"checkpoint {uri!r} {what} {len(found)} tensors{rest}: {shown}")
     renamed = {name: _joined([weights[source] for source in layout.sources(name)]) for name in names}
     positions = renamed["pos_embed"]

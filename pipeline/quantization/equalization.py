@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_few
 from pipeline.log import logger
 from pipeline.quantization.channels import Affine, affine_of
 from pipeline.quantization.quantizer import module_path
@@ -33,7 +33,6 @@ _MOVES = {
     *(_aten.relu.default, _aten.relu_.default),
 }
 _NO_PAIR = "equalization needs linear layers with nothing but an attention or a ReLU between them"
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,9 @@ def check_equalization(program: ExportedProgram) -> None:
     """
     pairs, left = _search(program)
     if left:
-        named = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
         logger.info(
             f"note: {len(left)} attentions are not equalized, a normalization or a computed bias stands between values "
-            f"and projection, or others read them too: {named}"
+            f"and projection, or others read them too: {first_few(left)}"
         )
     if not pairs:
         raise ModelError(_NO_PAIR)

@@ -14,9 +14,10 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
 )
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_few
 from pipeline.log import logger
 from pipeline.quantization.bit_widths import BitWidths, Placement
+from pipeline.quantization.rounding import weight_limits
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten
@@ -109,7 +110,7 @@ def activation_spec(bits: int) -> QuantizationSpec:
 def weight_spec(bits: int) -> QuantizationSpec:
     """Return the specification of weights: signed, symmetric, one scale per output channel."""
     container = torch.int8 if bits <= 8 else torch.int16
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    low, high = weight_limits(bits)
     observer = PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE)
     return QuantizationSpec(container, observer, low, high, torch.per_channel_symmetric, ch_axis=0)
 
@@ -148,7 +149,7 @@ def find_float_layers(model: nn.Module, program: ExportedProgram) -> list[str]:
 def report_float_layers(name: str, layers: list[str]) -> None:
     """Report on standard error which layers of a model stay in float, if there are any."""
     if layers:
-        named = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
+        named = first_few(map(repr, layers))
         message = (
             f"{len(layers)} layers of {name!r} stay in float, their weights are computed in the forward pass: {named}"
         )

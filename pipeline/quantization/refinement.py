@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from pipeline.errors import first_few
 from pipeline.log import logger
 from pipeline.quantization.bit_widths import BitWidths, Placement, RoundingName
 from pipeline.quantization.graphs import prepare
@@ -13,8 +14,6 @@ from pipeline.quantization.moments import Moments
 from pipeline.quantization.prepared import PreparedLayer, point_of, prepared_layers, tensor_of
 from pipeline.quantization.quantizer import scales_of, weight_spec
 from pipeline.quantization.rounding import round_gptq, round_nearest
-
-_NAMED = 3
 
 
 class Refinement:
@@ -123,4 +122,4 @@ def _weight_scales(weight: Tensor, bits: int) -> Tensor:
 
 
 def _shown(layers: Sequence[str]) -> str:
-    return f"{len(layers)} ({', '.join(layers[:_NAMED])}{', ...' if len(layers) > _NAMED else ''})"
+    return f"{len(layers)} ({first_few(layers)})"
