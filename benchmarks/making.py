@@ -73,7 +73,7 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     writer = PartWriter(plan.config, plan.digest)
     # Of the processor: another process on the core does not count.
     started = time.process_time()
-    outcomes = [row for shard in plan.to_do for table in writer(_as_batch(shard)) for row in table.to_pylist()]
+    outcomes = [writer.write_shard(**plan.shards[shard_id]) for shard_id in plan.to_do]
     seconds = time.process_time() - started
     assert not any(row["error"] for row in outcomes), outcomes
     num_images = sum(row["num_images"] for row in outcomes)
@@ -86,10 +86,6 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
         "mean_steps": statistics.fmean(taken) if taken else 0.0,
         "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
     }
-
-
-def _as_batch(shard: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [value] for name, value in shard.items()}
 
 
 def shortened(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:

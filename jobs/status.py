@@ -9,6 +9,7 @@ from jobs.entry import run_job
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.dataset import store
+from pipeline.dataset.index import unindexed
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
@@ -44,7 +45,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     """Describe a dataset from its manifest, the footers of its parts, and its failures."""
     manifest = store.read_manifest(uri)
     progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
-    damaged = store.damaged_parts(uri, manifest["digest"], progress.done)
+    damaged = store.damaged_parts(uri, manifest["digest"], unindexed(uri, manifest["digest"], progress.parts))
     return {
         "complete": progress.complete and not damaged,
         "digest": manifest["digest"],

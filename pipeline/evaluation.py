@@ -17,7 +17,7 @@ from pipeline.checks import check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.config import to_dict
 from pipeline.credentials import redacted
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED

@@ -9,7 +9,8 @@ from pipeline.conversion import Convert, size_text
 from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.reader import read_collection
 from pipeline.dataset.rows import SEVERAL_DATASETS, read_column, read_first, repeated_id
-from pipeline.dataset.sources import Source, find_source
+from pipeline.dataset.source import Source
+from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.labels import map_labels
 from pipeline.log import logger

@@ -11,7 +11,7 @@ import timm.data
 
 from pipeline.dataset.classes import as_number, doubtful_order, misnumbered
 from pipeline.dataset.schema import UNKNOWN
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel
 

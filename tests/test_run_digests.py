@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import from_dict
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.dataset.units import RowRange
 from pipeline.distillation import DistillationConfig
 from pipeline.distillation import plan as training

@@ -19,7 +19,7 @@ FOOTER_THREADS = 32
 # Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
 # Even equal rows take space for their pages. Plans list rows, so a number without any would take all memory.
-_MOST_ROWS_PER_BYTE = 1000
+MOST_ROWS_PER_BYTE = 1000
 # Parquet's names of the values of the image column.
 _IMAGE_VALUES = ("image", "image.bytes")
 
@@ -129,7 +129,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
             whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
             raise DatasetError(f"{uri!r} {foreign or whole}") from error
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
-    if footer.num_rows > size * _MOST_ROWS_PER_BYTE:
+    if footer.num_rows > size * MOST_ROWS_PER_BYTE:
         raise DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
     return footer, file_schema
 

@@ -15,7 +15,7 @@ from ray.data.extensions import ArrowTensorArray
 from pipeline.dataset import schema
 from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.columns import cast_column
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, one_line
 
@@ -119,6 +119,8 @@ def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[
                     yield _to_table(unit, start, rows, types, columns)
                 if row >= unit.stop:
                     break
+        if row < unit.stop:
+            raise DatasetError(f"{unit.uri!r} has {row} rows and not {unit.stop}: it, or its index, was replaced")
     except (pa.ArrowException, *storage.read_errors()) as error:
         raise DatasetError(f"cannot read {unit.uri!r}: {one_line(error)}") from error
 

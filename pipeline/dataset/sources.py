@@ -4,9 +4,8 @@ Everything is checked before any work starts, so that a truncated or foreign fil
 """
 
 import posixpath
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,9 @@ from pipeline.dataset.card import CARD, card_class_names, card_config, card_spli
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
+from pipeline.dataset.index import IndexedPart, indexed_parts
 from pipeline.dataset.listing import Listing, by_suffix, check_names, count, list_tree, report_skipped
+from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
     check_no_hidden_split_folders,
     check_no_hidden_splits,
@@ -35,63 +36,6 @@ from pipeline.log import logger
 
 # Image files per unit.
 _IMAGES_PER_UNIT = 128
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images at a URI, found to be readable.
-
-    Attributes:
-        uri: as given.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes.
-        class_names: of labels 0, 1, 2, ...; None if unknown.
-        synthetic: whether it was made by inversion: pixels then lie on the teacher's grid, and must not be resized.
-        units: rows or files that are read together.
-        manifest: of a synthetic dataset, if there is one.
-        qualifier: prefix of the image ids, if several datasets are read together.
-
-    Raises:
-        DatasetError: two classes have one name.
-    """
-
-    uri: str
-    columns: dict[str, pa.DataType]
-    class_names: list[str] | None
-    synthetic: bool
-    units: list[Unit]
-    manifest: dict[str, Any] | None = None
-    qualifier: str = ""
-
-    def __post_init__(self) -> None:
-        repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]
-        if repeated:
-            raise DatasetError(f"{self.uri!r} has more than one class named {repeated[0]!r}: give each its own name")
-
-    @property
-    def of_folders(self) -> bool:
-        """Whether the classes are folders, whose order is not stated anywhere."""
-        return any(isinstance(unit, ImageFiles) for unit in self.units)
-
-    @property
-    def num_rows(self) -> int:
-        return sum(unit.num_rows for unit in self.units)
-
-    def without_units(self) -> "Source":
-        """Return a copy without units, for workers that get their units separately."""
-        return replace(self, units=[], class_names=None, manifest=None)
-
-    def check_complete(self) -> None:
-        """Refuse a synthetic dataset that is unfinished.
-
-        Raises:
-            DatasetError: shards are missing.
-        """
-        wanted = (self.manifest or {}).get("num_images", self.num_rows)
-        if self.num_rows < wanted:
-            raise DatasetError(
-                f"synthetic dataset {self.uri!r} is incomplete: it holds {self.num_rows} of {wanted} images; "
-                "run its synthesis again, or set allow_incomplete to take what there is"
-            )
 
 
 def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | None = None) -> Source:
@@ -159,16 +103,34 @@ def _one_file(uri: str, extra_columns: Sequence[str], split: str | None) -> Sour
 
 def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     manifest = store.read_manifest(uri)
-    done = store.done_shards(uri, manifest["digest"])
-    if not done:
+    digest = manifest["digest"]
+    parts = store.list_parts(uri, digest)
+    if not parts:
         raise DatasetError(f"synthetic dataset {uri!r} has no parts yet")
-    names = [f"data/{store.part_name(shard_id, manifest['digest'])}" for shard_id in done]
     class_names = [str(name) for name in manifest["class_names"]]
-    source = _parquet(uri, names, extra_columns, class_names)
+    names = {shard_id: f"data/{store.part_name(shard_id, digest)}" for shard_id in parts}
+    indexed = indexed_parts(uri, digest, parts)
+    # One part is opened in any case, to see its columns.
+    opened = [shard_id for shard_id in parts if shard_id not in indexed] or list(parts)[:1]
+    source = _parquet(uri, [names[shard_id] for shard_id in opened], extra_columns, class_names)
     absent = sorted(set(schema.COLUMNS) - set(source.columns))
     if absent:
         raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
-    return Source(uri, source.columns, class_names, True, source.units, manifest)
+    read: dict[str, list[Unit]] = {}
+    for unit in source.units:
+        if isinstance(unit, RowRange):
+            read.setdefault(unit.name, []).append(unit)
+    units = [
+        unit
+        for shard_id, name in names.items()
+        for unit in read.get(name) or [_indexed_unit(uri, name, indexed[shard_id])]
+    ]
+    return Source(uri, source.columns, class_names, True, units, manifest)
+
+
+def _indexed_unit(uri: str, name: str, part: IndexedPart) -> RowRange:
+    """Return the rows of a part that was not opened; a synthesis writes each part as one row group."""
+    return RowRange(storage.join(uri, name), name, 0, 0, 0, part.num_rows, part.row_group_bytes)
 
 
 def _parquet_folder(

@@ -61,14 +61,19 @@ class Progress:
     """State of a dataset's shards according to its files.
 
     Attributes:
-        done: ids of the shards whose part exists.
+        parts: shard id → bytes of each part, in order.
         failed: shard id → failure record, for shards that are not done.
         missing: ids of the others, which were not tried yet or are being worked on.
     """
 
-    done: list[int]
+    parts: dict[int, int]
     failed: dict[int, dict[str, Any]]
     missing: list[int]
+
+    @property
+    def done(self) -> list[int]:
+        """Ids of the shards whose part exists."""
+        return list(self.parts)
 
     @property
     def complete(self) -> bool:
@@ -81,18 +86,17 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
     Raises:
         DatasetError: files lie under `data/` that are not parts of this dataset.
     """
-    done = done_shards(output, digest)
-    beyond = [shard_id for shard_id in done if shard_id >= num_shards]
+    parts = list_parts(output, digest)
+    beyond = [shard_id for shard_id in parts if shard_id >= num_shards]
     if beyond:
         raise DatasetError(f"{output!r} has {num_shards} shards, but holds {part_name(beyond[0], digest)!r}")
-    known = set(done)
     failed = {
         shard_id: _read_failure(output, shard_id)
         for shard_id in failed_shards(output)
-        if shard_id not in known and shard_id < num_shards
+        if shard_id not in parts and shard_id < num_shards
     }
-    missing = [shard_id for shard_id in range(num_shards) if shard_id not in known and shard_id not in failed]
-    return Progress(done, failed, missing)
+    missing = [shard_id for shard_id in range(num_shards) if shard_id not in parts and shard_id not in failed]
+    return Progress(parts, failed, missing)
 
 
 def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
@@ -103,21 +107,21 @@ def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
     return record
 
 
-def done_shards(output: str, digest: str) -> list[int]:
-    """Return the ids of the shards whose part exists, in order.
+def list_parts(output: str, digest: str) -> dict[int, int]:
+    """Return shard id → bytes of each part that exists, in order.
 
     Raises:
         DatasetError: files lie under `data/` that are not parts of this dataset.
     """
-    done = []
-    for name in storage.list_files(storage.join(output, "data")):
+    parts = {}
+    for name, size in storage.list_sizes(storage.join(output, "data")).items():
         parsed = parse_part_name(name)
         if parsed is None:
             raise DatasetError(f"{storage.join(output, 'data')!r} holds a file that is not a part: {name!r}")
         if parsed[1] != digest[:8]:
             raise DatasetError(f"{storage.join(output, 'data')!r} holds a part of another config: {name!r}")
-        done.append(parsed[0])
-    return sorted(done)
+        parts[parsed[0]] = size
+    return dict(sorted(parts.items()))
 
 
 def part_exists(output: str, shard_id: int, digest: str) -> bool:

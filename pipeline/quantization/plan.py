@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.artifacts.formats import format_named
 from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
-from pipeline.dataset.sources import Source
+from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, find_labeled
 from pipeline.models import LoadedModel, load_model

@@ -56,19 +56,28 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     Raises:
         DatasetError: the folder cannot be listed.
     """
+    return [name for name in list_sizes(uri) if name.endswith(suffix)]
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """Return name → size in bytes of the files that `list_files` names, in its order.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
         entries = fs.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
     except location_errors() as error:
         raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
     folders = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"}
     # The listing of a file is the file itself; that of a folder may hold the folder's marker.
     files = [entry for entry in entries if _is_file(fs, entry) and not _is_marker(entry, folders)]
-    names = [posixpath.basename(entry["name"]) for entry in files if entry["name"] != path]
-    return sorted(name for name in names if name.endswith(suffix) and not _is_hidden(name))
+    sizes = {posixpath.basename(entry["name"]): int(entry.get("size") or 0) for entry in files if entry["name"] != path}
+    return {name: sizes[name] for name in sorted(sizes) if not _is_hidden(name)}
 
 
 def find_files(uri: str) -> list[tuple[str, int]]:

@@ -19,8 +19,8 @@ from pipeline.synthesis.devices import Device
 
 # A device is retired after this many errors without a finished shard between them.
 MAX_DEVICE_ERRORS = 2
-# Ray Data assigns each worker the shard that it works on and the next one.
-_SHARDS_PER_WORKER = 2
+# Ray Data assigns each worker the task that it works on and the next one.
+_TASKS_PER_WORKER = 2
 # Longer than a worker takes between two shards. A restarted worker takes longer, and is waited for.
 _BETWEEN_SHARDS_S = 3.0
 # Waited for another machine, if the cluster can grow.
@@ -49,10 +49,12 @@ class Begun:
     Attributes:
         history: how earlier attempts ended, as far as it was not reported to the driver yet.
         refusal: why the shard is given up; empty if the worker may do it.
+        done: whether this run has made the shard already: Ray repeats all of a task whose worker died.
     """
 
     history: list[str]
     refusal: str
+    done: bool = False
 
 
 class Attempts:
@@ -68,11 +70,20 @@ class Attempts:
         self._errors: dict[Device, int] = {}
         self._retired: dict[Device, str] = {}
         self._trace = ""
+        self._done: set[int] = set()
         self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
     # Called by the driver.
 
-    def open_pass(self, shard_ids: list[int], seats: int, *, fixed_size: bool, start_timeout_s: float) -> None:
+    def open_pass(
+        self,
+        shard_ids: list[int],
+        seats: int,
+        *,
+        fixed_size: bool,
+        start_timeout_s: float,
+        shards_per_task: int = 1,
+    ) -> None:
         """Start a pass with a new pool of workers.
 
         Args:
@@ -80,8 +91,10 @@ class Attempts:
             seats: number of workers that the cluster has room for now.
             fixed_size: whether no more nodes can join the cluster.
             start_timeout_s: how long to wait for workers that Ray is still starting.
+            shards_per_task: number of shards that Ray hands to a worker at once.
         """
         self._left = set(shard_ids)
+        self._shards_per_worker = _TASKS_PER_WORKER * shards_per_task
         self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
         self._loading: dict[str, Device] = {}
         self._running: dict[int, tuple[Device, str]] = {}
@@ -128,6 +141,8 @@ class Attempts:
         """Record that the process `name` starts to work on a shard."""
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
+        if shard_id in self._done:
+            return Begun([], "", done=True)
         shard = self._shards.setdefault(shard_id, _Shard())
         before = self._running.pop(shard_id, None)
         deaths = []
@@ -144,12 +159,16 @@ class Attempts:
             self._running[shard_id] = device, name
         return Begun(deaths, refusal)
 
-    def end(self, device: Device, shard_id: int) -> None:
-        """Record that a shard is done, or failed for a reason that is not the device's."""
+    def end(self, device: Device, shard_id: int, *, made: bool = False) -> None:
+        """Record that a shard is done, made by this run or another, or failed for a reason that is not the device's."""
         self._last_event = time.monotonic()
         self._running.pop(shard_id, None)
         self._left.discard(shard_id)
         self._errors.pop(device, None)
+        if made:
+            # What was remembered of it is of no more use, and there may be millions.
+            self._shards.pop(shard_id, None)
+            self._done.add(shard_id)
 
     def fail(self, worker: str, device: Device, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
         """Record that a device failed.
@@ -182,7 +201,7 @@ class Attempts:
         self._waiting.add(worker)
         if not self._over and not self._running and not self._loading:
             idle_s = time.monotonic() - self._last_event
-            others_done = len(self._left) <= _SHARDS_PER_WORKER * len(self._waiting)
+            others_done = len(self._left) <= self._shards_per_worker * len(self._waiting)
             if others_done:
                 patience_s = _BETWEEN_SHARDS_S
             elif len(self._waiting) >= self._seats:

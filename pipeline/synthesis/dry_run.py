@@ -8,27 +8,27 @@ from pipeline.cluster import connect, own_errors
 from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
-from pipeline.synthesis.plan import SynthesisPlan, count_images
+from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import actors_per_machine, pool_options
 from pipeline.synthesis.progress import report_plan
 
 
 def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
     """Print the plan, time a few steps where the actors would run, and write nothing."""
-    config, images = plan.config, count_images(plan.to_do)
+    config, images = plan.config, plan.shards.count_images(plan.to_do)
     summary: dict[str, Any] = {
         "dry_run": True,
         "output": config.output,
         "num_shards": len(plan.shards),
         "num_done": len(plan.progress.done),
-        "num_images": count_images(plan.shards),
+        "num_images": plan.shards.num_images,
         "num_images_to_make": images,
     }
     report_plan(f"{len(plan.shards)} shards, {summary['num_images']} images in {config.output}")
     report_plan(f"{len(plan.progress.done)} shards are done already, {images} images are to be made")
     if not images:
         return {**summary, "estimated_hours": 0.0}
-    largest = max(plan.to_do, key=lambda shard: len(shard["labels"]))["labels"]
+    largest = plan.shards[max(plan.to_do, key=plan.shards.size_of)]["labels"]
     probed, actors, on_gpu = _try_steps(plan, largest)
     cost = _cost(plan, probed, num_images=len(largest), actors=actors, on_gpu=on_gpu)
     return summary | cost | _memory(config, len(largest), probed)
@@ -54,7 +54,7 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
     """Report what the run takes, from the steps of a shard of so many images."""
     config, step_seconds = plan.config, probed.step_seconds
     schedule = config.inversion.phases(plan.num_patches)
-    hours = shard_seconds(schedule, step_seconds) * count_images(plan.to_do) / num_images / 3600
+    hours = shard_seconds(schedule, step_seconds) * plan.shards.count_images(plan.to_do) / num_images / 3600
     for (num_steps, num_patches), seconds in zip(schedule, step_seconds, strict=True):
         report_plan(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {num_images} images")
     if config.inversion.adaptive_end is not None:

@@ -13,11 +13,12 @@ from ray.actor import ActorHandle
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError, OtherModelError, PipelineError, one_line
-from pipeline.synthesis.actor import shard_rows
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
+from pipeline.synthesis.shards import ShardPlan
+from pipeline.synthesis.tally import is_made
 from pipeline.synthesis.writer import OUTCOME, PartWriter, outcome, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
@@ -35,6 +36,7 @@ class GuardedWriter:
         config: of the dataset.
         digest: the driver's digest of the config.
         schema_version: of the dataset, from its manifest.
+        shards: of the dataset; batches hold their numbers alone.
         attempts: the run's `Attempts`.
 
     Raises:
@@ -42,8 +44,10 @@ class GuardedWriter:
         IncompleteError: on the first shard; this actor sees another output.
     """
 
-    def __init__(self, config: SynthesisConfig, digest: str, schema_version: int, attempts: ActorHandle) -> None:
-        self._config, self._attempts = config, attempts
+    def __init__(
+        self, config: SynthesisConfig, digest: str, schema_version: int, shards: ShardPlan, attempts: ActorHandle
+    ) -> None:
+        self._config, self._shards, self._attempts = config, shards, attempts
         self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
         self._device, self._name = this_device(), worker_name()
@@ -52,8 +56,9 @@ class GuardedWriter:
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Yield a row of `OUTCOME` for each shard."""
-        for shard_id, labels, image_ids in shard_rows(batch):
-            yield pa.Table.from_pylist([self._do(shard_id, labels, image_ids)], schema=OUTCOME)
+        for shard_id in batch["shard_id"].tolist():
+            shard = self._shards[shard_id]
+            yield pa.Table.from_pylist([self._do(shard_id, shard["labels"], shard["image_ids"])], schema=OUTCOME)
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
@@ -74,13 +79,15 @@ class GuardedWriter:
         begun: Begun = self._ask("begin", self._actor, self._device, shard_id, self._name)
         if begun.refusal:
             return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
+        if begun.done:
+            return writer.read_back(shard_id)
         try:
             made = writer.write_shard(shard_id, labels, image_ids)
         except RuntimeError as error:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        self._ask("end", self._device, shard_id)
+        self._ask("end", self._device, shard_id, made=is_made(made))
         return {**made, "notes": [*made["notes"], *_about(shard_id, begun.history)]}
 
     def _loaded(self) -> PartWriter:

@@ -21,20 +21,22 @@ from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
-from pipeline.synthesis.plan import SynthesisPlan, count_images
+from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, seats
 from pipeline.synthesis.progress import ProgressReport
-from pipeline.synthesis.shards import Shard
+from pipeline.synthesis.tally import Tally
 
-# The run stops after this many shards in a row that could not be written.
-_MAX_UNWRITTEN = 5
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
+# Each task costs the driver about 20 ms. Up to this many, a task is one shard; in larger runs it is several, at most so
+# many. A task that is repeated skips its shards that are done.
+_MANY_TASKS, _MOST_PER_TASK = 5000, 32
 # Delays before each look at a new file, for stores that show it only after a moment.
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool) -> list[dict[str, Any]]:
+def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *, fixed_size: bool) -> Tally:
     """Run the pool over the missing shards.
 
     Ray Data retries a shard on the actor that failed on it. So a shard that another worker should do is returned to
@@ -42,11 +44,12 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
 
     Args:
         plan: of the run.
-        to_do: rows of the missing shards, in the order to do them.
+        to_do: ids of the missing shards, in the order to do them.
+        index: of the dataset; parts that are made are added.
         fixed_size: whether no more nodes can join the cluster.
 
     Returns:
-        A row of `OUTCOME` for each shard that is done or failed.
+        What became of the shards.
 
     Raises:
         IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
@@ -56,12 +59,12 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
-        num_images=count_images(to_do),
+        num_images=plan.shards.count_images(to_do),
         stream=sys.stderr,
         why_silent=free_resources,
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
-    outcomes: list[dict[str, Any]] = []
+    tally = Tally()
     held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     try:
@@ -70,23 +73,23 @@ def invert_missing(plan: SynthesisPlan, to_do: list[Shard], *, fixed_size: bool)
                 retired = cast(dict[Device, str], ray.get(attempts.retired.remote()))
                 _check_workers_left(plan, attempts, retired, barren)
                 held |= hold_gpus([device for device in retired if device not in held])
-                before = len(outcomes)
+                before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
                 with closing(_one_pass(plan, left, attempts, retired, fixed_size=fixed_size)) as rows:
-                    handed_back = _collect(plan, rows, outcomes, report)
-                left = [shard for shard in left if shard["shard_id"] in handed_back]
-                barren = barren + 1 if len(outcomes) == before else 0
+                    handed_back = _collect(plan, rows, tally, index, report)
+                left = [shard_id for shard_id in left if shard_id in handed_back]
+                barren = barren + 1 if tally.num_ended == before else 0
     finally:
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
         for actor in (attempts, *held.values()):
             ray.kill(actor)
-    return outcomes
+    return tally
 
 
 def _collect(
-    plan: SynthesisPlan, rows: Iterable[dict[str, Any]], outcomes: list[dict[str, Any]], report: ProgressReport
+    plan: SynthesisPlan, rows: Iterable[dict[str, Any]], tally: Tally, index: RunningIndex, report: ProgressReport
 ) -> set[int]:
-    """Append the rows of a pass to `outcomes` as shards end, and return the ids of those that are to be tried again."""
+    """Count the rows of a pass as shards end, and return the ids of those that are to be tried again."""
     handed_back: set[int] = set()
     for row in rows:
         for note in row["notes"]:
@@ -94,10 +97,11 @@ def _collect(
         if row["handed_back"]:
             handed_back.add(row["shard_id"])
             continue
-        outcomes.append(row)
         report.shard_finished(row)
-        check_found(plan, outcomes)
-        check_written(outcomes)
+        tally.add(row)
+        index.add(row)
+        if tally.is_first_of_worker(row):
+            check_found(plan, row)
     return handed_back
 
 
@@ -109,28 +113,38 @@ def _start(max_attempts: int) -> ActorHandle:
 
 
 def _one_pass(
-    plan: SynthesisPlan, shards: list[Shard], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
+    plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
 ) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
-    options = pool_options(plan.config, len(shards), fixed_size=fixed_size, without=list(retired))
+    options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired))
+    per_task = shards_per_task(len(shard_ids), options["compute"].max_size)
     opening = attempts.open_pass.remote(
-        [shard["shard_id"] for shard in shards],
+        shard_ids,
         min(options["compute"].max_size, seats(plan.config, without=list(retired))),
         fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
+        shards_per_task=per_task,
     )
     ray.get(opening)
-    rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+    numbers = [{"shard_id": shard_id} for shard_id in shard_ids]
+    rows = ray.data.from_items(numbers, override_num_blocks=-(-len(numbers) // per_task)).map_batches(
         GuardedWriter,
-        fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"], attempts),
+        fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"], plan.shards, attempts),
         batch_size=1,
         **options,
     )
     rows.context.wait_for_min_actors_s = pool.start_timeout_s
     rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
+    # A row is sent when its shard is done, and not when all of the task's are.
+    rows.context.target_max_block_size = 1
     # Without prefetching, so that a shard is reported when it is done, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from cast(pa.Table, finished).to_pylist()
+
+
+def shards_per_task(num_shards: int, num_workers: int) -> int:
+    """Return the number of shards in a task: one, or in large runs so many that every worker still gets many tasks."""
+    return max(1, min(_MOST_PER_TASK, num_shards // _MANY_TASKS, num_shards // (16 * num_workers)))
 
 
 def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:
@@ -148,15 +162,16 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
-def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
-    """Check that the first part of each worker is in the output: if it writes elsewhere, its work is lost.
+def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:
+    """Check that the first part of a worker is in the output: if it writes elsewhere, its work is lost.
+
+    Args:
+        plan: of the run.
+        row: of `OUTCOME`, of the part.
 
     Raises:
-        IncompleteError: the last of `outcomes` is its worker's first, and this process does not find its part.
+        IncompleteError: this process does not find it.
     """
-    row, *earlier = reversed(outcomes)
-    if not _is_made(row) or any(other["worker"] == row["worker"] and _is_made(other) for other in earlier):
-        return
     uri = store.part_uri(plan.config.output, row["shard_id"], plan.digest)
     for delay_s in _LOOK_AGAIN_S:
         time.sleep(delay_s)
@@ -166,18 +181,3 @@ def check_found(plan: SynthesisPlan, outcomes: list[dict[str, Any]]) -> None:
         f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
         "a single machine? Give an output that all machines share, such as s3://..."
     )
-
-
-def _is_made(row: Mapping[str, Any]) -> bool:
-    return not row["error"] and not row["by_another"]
-
-
-def check_written(outcomes: list[dict[str, Any]]) -> None:
-    """Stop when nothing can be written any more, instead of making images that are lost.
-
-    Raises:
-        IncompleteError: the last few shards were made, and none of them could be written.
-    """
-    last = outcomes[-_MAX_UNWRITTEN:]
-    if len(last) == _MAX_UNWRITTEN and all(row["unwritten"] for row in last):
-        raise IncompleteError(f"{len(last)} shards in a row could not be written: {last[-1]['reason']}")

@@ -10,6 +10,7 @@ from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.credentials import redacted
 from pipeline.dataset import schema, store
+from pipeline.dataset.index import unindexed
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
@@ -18,7 +19,7 @@ from pipeline.runs import check_same
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
-from pipeline.synthesis.shards import Shard, plan_shards
+from pipeline.synthesis.shards import ShardPlan, make_plan
 from pipeline.vetting import announce
 
 # Libraries whose versions may affect pixels or bytes.
@@ -33,7 +34,7 @@ class SynthesisPlan:
         config: with absolute local paths, because actors have other working folders.
         digest: of everything that decides the dataset.
         manifest: as it is, or will be, in the output.
-        shards: rows of all shards.
+        shards: all of them.
         num_patches: of the teacher.
         notice: message for the user about the teacher, if any.
         progress: what the output holds already.
@@ -42,20 +43,16 @@ class SynthesisPlan:
     config: SynthesisConfig
     digest: str
     manifest: dict[str, Any]
-    shards: list[Shard]
+    shards: ShardPlan
     num_patches: int
     notice: str | None
     progress: store.Progress
 
     @property
-    def to_do(self) -> list[Shard]:
-        """Rows of the shards that have no part, including those that failed before."""
+    def to_do(self) -> list[int]:
+        """Ids of the shards that have no part, including those that failed before."""
         done = set(self.progress.done)
-        return [shard for shard in self.shards if shard["shard_id"] not in done]
-
-
-def count_images(shards: list[Shard]) -> int:
-    return sum(len(shard["labels"]) for shard in shards)
+        return [shard_id for shard_id in range(len(self.shards)) if shard_id not in done]
 
 
 def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
@@ -68,7 +65,7 @@ def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
     networks = load_networks(config)
     announce(networks.notices())
     loaded = networks.teacher
-    shards = plan_shards(config, num_classes=len(loaded.class_names))
+    shards = make_plan(config, len(loaded.class_names))
     teacher = networks.make_teacher(config.inversion)
     config.inversion.check(teacher.num_patches)
     announce(config.inversion.notices(teacher.num_patches))
@@ -87,7 +84,7 @@ def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
     Raises:
         DatasetError: a part is truncated, or is another file under its name.
     """
-    damaged = store.damaged_parts(output, digest, progress.done)
+    damaged = store.damaged_parts(output, digest, unindexed(output, digest, progress.parts))
     if damaged:
         shard_id, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more parts are damaged)" if len(damaged) > 1 else ""
@@ -99,7 +96,7 @@ def _manifest(
     loaded: LoadedModel,
     teacher: AnyTeacher,
     facts: dict[str, Any],
-    shards: list[Shard],
+    shards: ShardPlan,
 ) -> dict[str, Any]:
     return {
         "schema_version": schema.SCHEMA_VERSION,
@@ -117,7 +114,7 @@ def _manifest(
         "grid_size": teacher.grid_size,
         "patch_size": teacher.patch_size,
         "num_classes": len(facts["classes"]),
-        "num_images": count_images(shards),
+        "num_images": shards.num_images,
         "num_shards": len(shards),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }

@@ -1,7 +1,8 @@
 """The images of a synthetic dataset that are shown, and their contact sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from pipeline.dataset import schema
 from pipeline.dataset.sample import evenly, read_parts
 from pipeline.report.sheet import contact_sheet, png
-from pipeline.synthesis.shards import Shard
+from pipeline.synthesis.shards import ShardPlan
 
 _MAX_PICTURES = 96
 _MAX_PER_CLASS = 8
@@ -35,13 +36,13 @@ class Shown:
     confidence: float
 
 
-def read_shown(output: str, digest: str, shards: Sequence[Shard], done: set[int]) -> list[Shown]:
+def read_shown(output: str, digest: str, shards: ShardPlan, done: set[int]) -> list[Shown]:
     """Read the images that `choose` picks of the finished shards, in its order.
 
     Raises:
         DatasetError: a part cannot be read.
     """
-    chosen = choose([shard for shard in shards if shard["shard_id"] in done])
+    chosen = choose(shards, done)
     if not chosen:
         return []
     rows_of_shard: dict[int, list[int]] = {}
@@ -73,19 +74,25 @@ def draw_contact_sheet(shown: Sequence[Shown], class_names: Sequence[str]) -> by
     return png(contact_sheet([image.pixels for image in shown], labels, columns))
 
 
-def choose(shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
+def choose(shards: ShardPlan, done: set[int]) -> list[tuple[int, int, int]]:
     """Choose images to show: the first few of every class, or of evenly spread classes if there are too many.
+
+    Args:
+        shards: of the dataset.
+        done: ids of those that have a part.
 
     Returns:
         (label, shard id, row of its part) of each image.
     """
-    rows_of_class: dict[int, list[tuple[int, int]]] = {}
-    for shard in shards:
-        for row, label in enumerate(shard["labels"]):
-            rows_of_class.setdefault(label, []).append((shard["shard_id"], row))
-    labels = evenly(sorted(rows_of_class), _MAX_PICTURES)
+    first_few = {label: list(_first_few(shards, index, done)) for index, label in enumerate(shards.classes)}
+    labels = evenly(sorted(label for label, places in first_few.items() if places), _MAX_PICTURES)
     if not labels:
         return []
-    fewest = min(len(rows_of_class[label]) for label in labels)
-    per_class = max(1, min(_MAX_PER_CLASS, _MAX_PICTURES // len(labels), fewest))
-    return [(label, *part_row) for label in labels for part_row in rows_of_class[label][:per_class]]
+    fewest = min(len(first_few[label]) for label in labels)
+    per_class = max(1, min(_MAX_PICTURES // len(labels), fewest))
+    return [(label, *place) for label in labels for place in first_few[label][:per_class]]
+
+
+def _first_few(shards: ShardPlan, index: int, done: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield shard id and row of the first images of a class that are done, as many as may be shown of one."""
+    return islice((place for place in shards.places_of(index) if place[0] in done), _MAX_PER_CLASS)

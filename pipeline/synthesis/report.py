@@ -95,7 +95,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         ["images made by this run", summary["num_images_made"]],
         ["mean class loss of these", summary["class_loss"]],
         ["mean confidence of the teacher in these", summary["teacher_confidence"]],
-        ["classes", len({label for shard in plan.shards for label in shard["labels"]})],
+        ["classes", len(plan.shards.classes)],
         ["image size", " × ".join(map(str, manifest["image_size"]))],
         ["teacher", manifest["teacher"]["name"]],
         ["its weights (SHA-256)", manifest["teacher"]["weights_sha256"][:16]],
@@ -179,8 +179,7 @@ def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:
 def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -> Section:
     parts = evenly(done, _MOST_PARTS_WITH_IMAGES)
     per_part = max(2, _MOST_COMPARED // len(parts))
-    sizes = {shard["shard_id"]: len(shard["labels"]) for shard in plan.shards}
-    rows = {part: range(min(per_part, sizes[part])) for part in parts}
+    rows = {part: range(min(per_part, plan.shards.size_of(part))) for part in parts}
     images = [as_shown(row) for row in read_parts(plan.config.output, plan.digest, rows, COLUMNS_SHOWN).to_pylist()]
     distances, others = nearest_within(
         pixel_vectors([image.pixels for image in images]), np.array([image.label for image in images])

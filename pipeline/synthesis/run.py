@@ -14,12 +14,14 @@ from pipeline.precision import announce_dtype
 from pipeline.runs import Claim, claim
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
+from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.passes import invert_missing
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.report import write_pictures
 from pipeline.synthesis.summary import summarize
+from pipeline.synthesis.tally import Tally
 
 
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     if config.dry_run:
         return dry_run(plan)
     storage.check_writable(plan.config.output)
-    outcomes: list[dict[str, Any]] = []
+    tally, index = Tally(), RunningIndex(plan.config.output, plan.digest)
     if plan.to_do:
         try:
             with own_errors():
@@ -55,13 +57,13 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
                 claimed = _begin(plan)
                 # If another run with these settings is at work, a random order keeps the two at different shards.
                 to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
-                outcomes = invert_missing(plan, to_do, fixed_size=fixed_size)
+                tally = invert_missing(plan, to_do, index, fixed_size=fixed_size)
         except IncompleteError as error:
-            done = len(store.done_shards(plan.config.output, plan.digest))
+            done = len(store.list_parts(plan.config.output, plan.digest))
             left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"
             raise IncompleteError(f"{left}: {error}") from error
     with storage.writing_to(plan.config.output):
-        return _finish(plan, outcomes, time.monotonic() - started)
+        return _finish(plan, tally, index, time.monotonic() - started)
 
 
 def _begin(plan: SynthesisPlan) -> Claim:
@@ -80,10 +82,11 @@ def _begin(plan: SynthesisPlan) -> Claim:
     return claimed
 
 
-def _finish(plan: SynthesisPlan, outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Delete temporary files, summarize, and write what people look at."""
+def _finish(plan: SynthesisPlan, tally: Tally, index: RunningIndex, seconds: float) -> dict[str, Any]:
+    """Delete temporary files, complete the index, summarize, and write what people look at."""
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)
-    summary = {**summarize(plan, outcomes, progress), "seconds": round(seconds, 2)}
+    index.complete(progress.parts)
+    summary = {**summarize(plan, tally, index, progress), "seconds": round(seconds, 2)}
     return {**summary, **write_pictures(plan, summary, progress.done)}

@@ -1,5 +1,7 @@
 """Plan the shards of a dataset."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from pipeline.models import load_model
@@ -21,11 +23,81 @@ class Shard(TypedDict):
     image_ids: list[str]
 
 
+@dataclass(frozen=True)
+class ShardPlan:
+    """The shards of a dataset, each computed from its number, so that a plan of millions of images takes no memory.
+
+    Images are ordered by class, and each shard takes the next `shard_size` of them.
+
+    Attributes:
+        classes: labels, all different.
+        images_per_class: images of each.
+        shard_size: images per shard; the last shard may have fewer.
+    """
+
+    classes: Sequence[int]
+    images_per_class: int
+    shard_size: int
+
+    @property
+    def num_images(self) -> int:
+        return len(self.classes) * self.images_per_class
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return -(-self.num_images // self.shard_size)
+
+    def __getitem__(self, shard_id: int) -> Shard:
+        """Return a shard.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        images = [divmod(image, self.images_per_class) for image in self._images(shard_id)]
+        labels = [self.classes[index] for index, _ in images]
+        image_ids = [f"{label:05d}-{number:06d}" for label, (_, number) in zip(labels, images, strict=True)]
+        return {"shard_id": shard_id, "labels": labels, "image_ids": image_ids}
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self[shard_id] for shard_id in range(len(self)))
+
+    def _images(self, shard_id: int) -> range:
+        """Return the places of a shard's images in the order of all."""
+        if not 0 <= shard_id < len(self):
+            raise IndexError(f"there are {len(self)} shards, not {shard_id}")
+        return range(shard_id * self.shard_size, min((shard_id + 1) * self.shard_size, self.num_images))
+
+    def size_of(self, shard_id: int) -> int:
+        """Return the number of images of a shard."""
+        return len(self._images(shard_id))
+
+    def count_images(self, shard_ids: Iterable[int]) -> int:
+        """Return the number of images of some shards."""
+        return sum(map(self.size_of, shard_ids))
+
+    def places_of(self, index: int) -> Iterator[tuple[int, int]]:
+        """Yield shard id and row of each image of the class `classes[index]`, in order."""
+        first = index * self.images_per_class
+        return (divmod(image, self.shard_size) for image in range(first, first + self.images_per_class))
+
+
+def make_plan(config: SynthesisConfig, num_classes: int) -> ShardPlan:
+    """Return the plan of a dataset.
+
+    Args:
+        config: of the dataset.
+        num_classes: of the teacher.
+
+    Raises:
+        ConfigError: the teacher does not have one of the classes.
+    """
+    return ShardPlan(list_classes(config.classes, num_classes), config.images_per_class, config.shard_size)
+
+
 def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> list[Shard]:
     """Return the shards of a dataset, as rows for `ray.data.from_items`.
 
-    Images are ordered by class, and each shard takes the next `shard_size` of them, so the shards depend only on
-    classes, counts and shard size.
+    The shards depend only on classes, counts and shard size; see `ShardPlan`, which computes single ones.
 
     Args:
         config: of the dataset.
@@ -37,13 +109,4 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
     """
     if num_classes is None:
         num_classes = len(load_model(config.teacher).class_names)
-    classes = list_classes(config.classes, num_classes)
-    images = [(label, f"{label:05d}-{number:06d}") for label in classes for number in range(config.images_per_class)]
-    return [
-        {
-            "shard_id": shard_id,
-            "labels": [label for label, _ in images[start : start + config.shard_size]],
-            "image_ids": [image_id for _, image_id in images[start : start + config.shard_size]],
-        }
-        for shard_id, start in enumerate(range(0, len(images), config.shard_size))
-    ]
+    return list(make_plan(config, num_classes))

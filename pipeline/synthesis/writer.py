@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.credentials import without_credentials
 from pipeline.dataset import schema, store
+from pipeline.dataset.index import read_part_facts, summary_of
 from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
@@ -36,6 +37,10 @@ OUTCOME = pa.schema(
         "notes": pa.list_(pa.string()),
         "worker": pa.string(),
         "num_images": pa.int64(),
+        "labels": pa.list_(pa.int64()),
+        "bytes": pa.int64(),
+        "row_group_bytes": pa.int64(),
+        "seconds": pa.float64(),
         "class_loss": pa.float64(),
         "teacher_confidence": pa.float64(),
         "num_steps": pa.list_(pa.int64()),
@@ -72,11 +77,12 @@ class PartWriter(Inverter):
         """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
+        started = time.monotonic()
         try:
             # Given only where it is asked for: what replaces `invert_shard` in drills of faults may not know it.
             watched = {"watched": self.config.snapshots} if shard_id == WATCHED_SHARD and self.config.snapshots else {}
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
-            self._write(shard_id, shard)
+            written = self._write(shard_id, shard)
             fault = None if shard.forming is None else write_forming(self.config.output, shard.forming)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
@@ -85,14 +91,25 @@ class PartWriter(Inverter):
             self.worker,
             notes=[] if fault is None else [fault],
             num_images=len(labels),
-            class_loss=_mean(shard.table["class_loss"]),
-            teacher_confidence=_mean(shard.table["teacher_confidence"]),
+            **written,
+            **summary_of(shard.table),
+            seconds=time.monotonic() - started,
             num_steps=shard.num_steps,
             compile_s=shard.compile_s,
             peak_bytes=shard.peak_bytes,
         )
 
-    def _write(self, shard_id: int, shard: InvertedShard) -> None:
+    def read_back(self, shard_id: int) -> dict[str, Any]:
+        """Return the row of a part that this run made, if the row may be lost; from the part itself.
+
+        Raises:
+            DatasetError: the part cannot be read.
+        """
+        facts = read_part_facts(self.config.output, self.digest, shard_id)
+        return outcome(**{**facts, "worker": self.worker, "num_images": facts.pop("num_rows")})
+
+    def _write(self, shard_id: int, shard: InvertedShard) -> dict[str, int]:
+        """Write a part; return its bytes, and those of its row group before compression."""
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
             # Recorded because other micro-batches may round differently: from each of these steps on, so many images.
@@ -102,6 +119,8 @@ class PartWriter(Inverter):
         part = schema.part_schema(self.class_names, shard_id, metadata=facts, version=self.schema_version)
         content = schema.to_parquet(shard.table.replace_schema_metadata(part.metadata))
         with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
+        row_group = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
+        return {"bytes": len(content), "row_group_bytes": row_group.total_byte_size}
 
     def _is_done(self, shard_id: int) -> bool:
         """Return whether another run has written the part; False if that cannot be found out."""
@@ -137,6 +156,10 @@ def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
         "handed_back": False,
         "notes": [],
         "num_images": 0,
+        "labels": [],
+        "bytes": 0,
+        "row_group_bytes": 0,
+        "seconds": 0.0,
         "class_loss": math.nan,
         "teacher_confidence": math.nan,
         "num_steps": [],
@@ -166,10 +189,6 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
         # The driver still gets the row, and reports the failure.
         return f"{reason}; and this could not be recorded: {second}"
     return reason
-
-
-def _mean(column: pa.ChunkedArray) -> float:
-    return float(np.mean(column.to_numpy()))
 
 
 def with_retries(write: Any) -> None:

@@ -26,7 +26,7 @@ def test_part_names() -> None:
 
 def test_progress_of_files(tmp_path: Path) -> None:
     output = str(tmp_path)
-    assert store.read_progress(output, 4, DIGEST) == store.Progress([], {}, [0, 1, 2, 3])
+    assert store.read_progress(output, 4, DIGEST) == store.Progress({}, {}, [0, 1, 2, 3])
     store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "tv_l2 is not finite"})
     store.write_failure(output, 2, {"error": "OSError", "reason": "disk full"})
     store.write_part(output, 0, DIGEST, b"part")

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -14,9 +15,11 @@ import torch
 from pipeline.cluster import own_errors
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
+from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.passes import check_found, invert_missing
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.run import _begin
+from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.writer import outcome
 from tests.synthesis.conftest import ROOT, TWO_ACTORS, Made, make_config, parts_of, start, write_config
 
@@ -90,7 +93,7 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     shutil.rmtree(tmp_path / "teacher")
     expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
-        invert_missing(plan, plan.to_do, fixed_size=True)
+        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
     check_gpus_come_free(kept)
 
 
@@ -99,7 +102,7 @@ def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_
     plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
     expected = r"worker .* does not find '.*manifest\.json'.* all machines share"
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
-        invert_missing(plan, plan.to_do, fixed_size=True)
+        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
     check_gpus_come_free(kept)
 
 
@@ -115,9 +118,20 @@ def check_gpus_come_free(error: pytest.ExceptionInfo[IncompleteError]) -> None:
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
     plan = plan_synthesis(made.config)
     elsewhere = dataclasses.replace(plan, config=dataclasses.replace(plan.config, output=str(tmp_path)))
-    first, second = outcome(0, "node-7 pid 5"), outcome(1, "node-7 pid 5")
-    check_found(plan, [first])
-    check_found(elsewhere, [first, second])
-    check_found(elsewhere, [outcome(0, "node-7 pid 5", error="OSError")])
+    first = outcome(2, "node-8 pid 6")
+    check_found(plan, first)
     with pytest.raises(IncompleteError, match=r"worker node-8 pid 6 wrote shard 2 as '.*', and it is not there"):
-        check_found(elsewhere, [first, second, outcome(2, "node-8 pid 6")])
+        check_found(elsewhere, first)
+
+
+def test_the_first_part_of_each_worker_is_one_that_it_made() -> None:
+    tally = Tally()
+
+    def first(row: dict[str, Any]) -> bool:
+        tally.add(row)
+        return tally.is_first_of_worker(row)
+
+    failed, by_another = outcome(0, "a", error="OSError"), outcome(1, "a", by_another=True)
+    assert [first(row) for row in (failed, by_another, outcome(2, "a"), outcome(3, "a"), outcome(4, "b"))] == [
+        *(False, False, True, False, True)
+    ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
@@ -12,10 +13,12 @@ from pipeline.synthesis import guard
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
+from pipeline.synthesis.shards import ShardPlan
+from pipeline.synthesis.writer import outcome
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
-SHARD = {"shard_id": [4], "labels": [[1]], "image_ids": [["a"]]}
+SHARD = {"shard_id": np.array([4])}
 
 
 class Exited(Exception):
@@ -41,7 +44,7 @@ def start(attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(GuardedWriter, "_ask", lambda self, name, *args, **kw: getattr(attempts, name)(*args, **kw))
     monkeypatch.setattr(os, "_exit", end)
     handle: Any = None
-    return lambda: GuardedWriter(make_config(tmp_path, tmp_path / "out"), "digest", 1, handle)
+    return lambda: GuardedWriter(make_config(tmp_path, tmp_path / "out"), "digest", 1, ShardPlan([1], 5, 1), handle)
 
 
 def do(writer: GuardedWriter) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def test_a_constructor_that_fails_once_costs_nothing(
 ) -> None:
     monkeypatch.setattr(guard, "PartWriter", Broken(KeyError("gamma")))
     do(start())
-    made = {"shard_id": 4, "error": "", "handed_back": False, "notes": []}
+    made = outcome(4, "here")
     monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(write_shard=lambda *_: made))
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])

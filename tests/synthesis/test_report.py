@@ -13,26 +13,26 @@ from pipeline.models import ModelConfig
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.report import write_pictures
+from pipeline.synthesis.shards import ShardPlan
 from tests.conftest import make_manifest
 from tests.report.page_check import Page, check_page
 
 DIGEST = "d" * 64
 NAMES = [f"<b>class {label}</b> with a long name that says more than anyone needs" for label in range(120)]
 SUMMARY: dict[str, Any] = {
-    **{"complete": False, "num_done": 3, "num_shards": 4, "num_images": 480, "num_images_made": 360},
+    **{"complete": False, "num_done": 3, "num_shards": 4, "num_images": 360, "num_images_made": 270},
     **{"class_loss": None, "teacher_confidence": None, "failed": [{"shard_id": 3, "reason": "<i>NaN</i>"}]},
 }
 
 
 def make_plan(output: Path) -> SynthesisPlan:
-    """Four shards of 120 images of 224 × 224 pixels, one of each class."""
-    ids = [[f"{shard}-{label}" for label in range(120)] for shard in range(4)]
-    shards: Any = [{"shard_id": shard, "labels": list(range(120)), "image_ids": ids[shard]} for shard in range(4)]
+    """Four shards of 90 images of 224 × 224 pixels, three of each of 30 classes."""
+    shards = ShardPlan(range(120), 3, 90)
     # Of an earlier version, which recorded less.
     manifest = make_manifest(DIGEST, class_names=NAMES, image_size=[3, 224, 224])
     teacher = ModelConfig(name="tiny", checkpoint="https://user:password@host/weights.pth?signature=secret")
-    config = SynthesisConfig(teacher=teacher, output=str(output), images_per_class=4)
-    return SynthesisPlan(config, DIGEST, manifest, shards, 196, None, store.Progress([], {}, []))
+    config = SynthesisConfig(teacher=teacher, output=str(output), images_per_class=3)
+    return SynthesisPlan(config, DIGEST, manifest, shards, 196, None, store.Progress({}, {}, []))
 
 
 def write_parts(plan: SynthesisPlan, shard_ids: list[int]) -> None:
@@ -71,9 +71,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_a_large_dataset_is_sampled_to_a_bounded_page_that_says_so(page: Page) -> None:
     # Some of the contact sheet's 96, and eight pairs.
     assert len(page.sources) == 20 + 16
-    assert any(text.startswith("20 of 360 images, evenly from the classes") for text in page.texts)
-    assert any("among 360 images of 3 of the parts" in text for text in page.texts)
-    assert any("the 30 lowest of 120 classes" in text for text in page.texts)
+    assert any(text.startswith("20 of 270 images, evenly from the classes") for text in page.texts)
+    assert any("among 270 images of 3 of the parts" in text for text in page.texts)
+    assert any("the 30 lowest of 90 classes" in text for text in page.texts)
 
 
 def test_what_is_left_undone_and_why_is_on_the_page(page: Page) -> None:

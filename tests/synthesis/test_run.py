@@ -23,11 +23,12 @@ from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
-from pipeline.synthesis.passes import check_written
+from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.summary import failure_reasons
-from pipeline.synthesis.writer import PartWriter
+from pipeline.synthesis.summary import reasons_of_lost
+from pipeline.synthesis.tally import Tally
+from pipeline.synthesis.writer import PartWriter, outcome
 from tests.conftest import HALF, make_tiny_model
 from tests.report.page_check import check_page
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -45,6 +46,7 @@ def test_dataset_is_whole(made: Made) -> None:
         "README.md",
         "contact_sheet.png",
         "data",
+        "index.parquet",
         "manifest.json",
         "report.html",
     ]
@@ -253,20 +255,24 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
     assert parts_of(made.output) == made.parts
 
 
-def test_a_shard_that_was_made_and_is_not_there_has_a_reason() -> None:
-    made = {"shard_id": 0, "error": "", "reason": "", "worker": "node-7 pid 5 gpu -"}
-    failed = {"shard_id": 2, "error": "OSError", "reason": "disk full", "worker": "node-7 pid 5 gpu -"}
-    reported = failure_reasons([made, failed], "/data/out")
-    assert reported[0].startswith("node-7 pid 5 gpu - wrote it, and it is not in '/data/out'")
+def test_a_shard_that_was_made_and_is_not_there_has_a_reason(tmp_path: Path) -> None:
+    tally, index = Tally(), RunningIndex(str(tmp_path), "digest")
+    for row in (outcome(0, "node-7"), outcome(2, "node-7", error="OSError", reason="disk full")):
+        tally.add(row)
+        index.add(row)
+    reported = reasons_of_lost([0, 1, 2], tally, index, "/data/out")
+    assert reported.keys() == {0, 2}
+    assert reported[0].startswith("node-7 wrote it, and it is not in '/data/out'")
     assert reported[2] == "disk full"
 
 
 def test_a_run_that_cannot_write_stops() -> None:
-    written, unwritten = {"unwritten": False, "reason": ""}, {"unwritten": True, "reason": "disk full"}
-    check_written([unwritten] * 4)
-    check_written([unwritten] * 4 + [written] + [unwritten] * 4)
+    written, unwritten = outcome(0, ""), outcome(0, "", error="OSError", reason="disk full", unwritten=True)
+    tally = Tally()
+    for row in [unwritten] * 4 + [written] + [unwritten] * 4:
+        tally.add(row)
     with pytest.raises(IncompleteError, match="5 shards in a row could not be written: disk full"):
-        check_written([written] + [unwritten] * 5)
+        tally.add(unwritten)
 
 
 @pytest.mark.parametrize(

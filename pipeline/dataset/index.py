@@ -1,0 +1,170 @@
+"""The index of a synthetic dataset: one file with a row for each part, so that nobody has to open every part.
+
+A part is what its file is, and the index repeats it: a row counts where `data/` lists a file of the size that the row
+states. A part without such a row is opened, so an index that is old, incomplete or absent costs time and nothing else.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset.footers import FOOTER_THREADS, MOST_ROWS_PER_BYTE
+from pipeline.dataset.store import part_uri
+from pipeline.errors import DatasetError, one_line
+from pipeline.log import logger
+
+INDEX = "index.parquet"
+_DIGEST = b"digest"
+_SCHEMA = pa.schema(
+    {
+        "shard_id": pa.int32(),
+        "num_rows": pa.int32(),
+        # Of the file, and of its row group before compression, by which reading is shared out.
+        "bytes": pa.int64(),
+        "row_group_bytes": pa.int64(),
+        # Classes of the part, and means over its images.
+        "labels": pa.list_(pa.int32()),
+        "class_loss": pa.float32(),
+        "teacher_confidence": pa.float32(),
+        # How it was made; null if the run that wrote the index did not make it.
+        "seconds": pa.float32(),
+        "worker": pa.string(),
+        "peak_bytes": pa.int64(),
+    }
+)
+COLUMNS = tuple(_SCHEMA.names)
+
+
+@dataclass(frozen=True)
+class IndexedPart:
+    """What the index says of a part: its rows, and the bytes of its row group before compression."""
+
+    num_rows: int
+    row_group_bytes: int
+
+
+def index_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table of the index's columns; what a row does not have is null."""
+    return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=_SCHEMA)
+
+
+def read_index(output: str, digest: str) -> pa.Table:
+    """Return the index of a dataset; without rows if there is none that can be used, which one line says.
+
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+    """
+    uri = storage.join(output, INDEX)
+    if not storage.exists(uri):
+        return _SCHEMA.empty_table()
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        if (table.schema.metadata or {}).get(_DIGEST) != digest.encode():
+            raise DatasetError("it is of another dataset")
+        return table.select(COLUMNS).cast(_SCHEMA)
+    except (DatasetError, pa.ArrowException, KeyError, OSError, ValueError) as error:
+        logger.warning(f"{uri!r} is not used, every part is opened instead: {one_line(error)}")
+        return _SCHEMA.empty_table()
+
+
+def write_index(output: str, digest: str, table: pa.Table) -> None:
+    """Write the index, in the order of the parts.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    buffer = io.BytesIO()
+    ordered = table.sort_by("shard_id").replace_schema_metadata({_DIGEST: digest.encode()})
+    pq.write_table(ordered, buffer, compression="zstd")
+    storage.write_bytes(storage.join(output, INDEX), buffer.getvalue())
+
+
+def valid_rows(table: pa.Table, sizes: Mapping[int, int]) -> pa.Table:
+    """Return the rows of the parts that are as the index says, one for each.
+
+    Args:
+        table: of the index.
+        sizes: shard id → bytes of each part in `data/`.
+    """
+    shard_ids, stated = (table[name].to_numpy() for name in ("shard_id", "bytes"))
+    listed = np.array([sizes.get(shard_id, -1) for shard_id in shard_ids.tolist()], np.int64)
+    num_rows = table["num_rows"].to_numpy()
+    # A row group of a stranger's index could state more rows than memory has room for.
+    valid = (listed == stated) & (num_rows > 0) & (num_rows <= stated * MOST_ROWS_PER_BYTE)
+    # If a shard has several rows, the last was written last.
+    _, last = np.unique(shard_ids[::-1], return_index=True)
+    once = np.zeros(len(shard_ids), bool)
+    once[len(shard_ids) - 1 - last] = True
+    return table.filter(pa.array(valid & once))
+
+
+def indexed_parts(output: str, digest: str, sizes: Mapping[int, int]) -> dict[int, IndexedPart]:
+    """Return what the index says of the parts that are as it says, by shard id."""
+    rows = valid_rows(read_index(output, digest), sizes)
+    columns = (rows[name].to_pylist() for name in ("shard_id", "num_rows", "row_group_bytes"))
+    return {shard_id: IndexedPart(num_rows, size) for shard_id, num_rows, size in zip(*columns, strict=True)}
+
+
+def unindexed(output: str, digest: str, sizes: Mapping[int, int]) -> list[int]:
+    """Return the ids of the parts for which the index does not vouch, and which have to be opened."""
+    known = indexed_parts(output, digest, sizes)
+    return [shard_id for shard_id in sizes if shard_id not in known]
+
+
+def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int, int]) -> pa.Table:
+    """Return the valid rows of an index and, read from the parts themselves, those of all other parts.
+
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+        known: rows that are known, the latest last.
+        sizes: shard id → bytes of each part in `data/`.
+
+    Raises:
+        DatasetError: a part cannot be read.
+    """
+    rows = valid_rows(known, sizes)
+    there = set(rows["shard_id"].to_pylist())
+    absent = [shard_id for shard_id in sizes if shard_id not in there]
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        read = list(threads.map(lambda shard_id: read_part_facts(output, digest, shard_id), absent))
+    return pa.concat_tables([rows, index_table(read)])
+
+
+def read_part_facts(output: str, digest: str, shard_id: int) -> dict[str, Any]:
+    """Return a part's row of the index as far as the part itself says it.
+
+    Raises:
+        DatasetError: the part cannot be read.
+    """
+    content = storage.read_bytes(part_uri(output, shard_id, digest))
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(content))
+        table = parquet.read(columns=["label", "class_loss", "teacher_confidence"])
+    except pa.ArrowException as error:
+        raise DatasetError(f"cannot read {part_uri(output, shard_id, digest)!r}: {one_line(error)}") from error
+    footer = parquet.metadata
+    return {
+        "shard_id": shard_id,
+        "num_rows": footer.num_rows,
+        "bytes": len(content),
+        "row_group_bytes": sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)),
+        **summary_of(table),
+    }
+
+
+def summary_of(table: pa.Table) -> dict[str, Any]:
+    """Return a part's classes, and its means over images, as the index has them."""
+    return {
+        "labels": sorted(set(table["label"].to_pylist())),
+        "class_loss": float(np.mean(table["class_loss"].to_numpy())),
+        "teacher_confidence": float(np.mean(table["teacher_confidence"].to_numpy())),
+    }

@@ -1,0 +1,67 @@
+"""What is known of images at a URI before they are read."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset.units import ImageFiles, Unit
+from pipeline.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images at a URI, found to be readable.
+
+    Attributes:
+        uri: as given.
+        columns: name → Arrow type as it will be read, `image` being encoded bytes.
+        class_names: of labels 0, 1, 2, ...; None if unknown.
+        synthetic: whether it was made by inversion: pixels then lie on the teacher's grid, and must not be resized.
+        units: rows or files that are read together.
+        manifest: of a synthetic dataset, if there is one.
+        qualifier: prefix of the image ids, if several datasets are read together.
+
+    Raises:
+        DatasetError: two classes have one name.
+    """
+
+    uri: str
+    columns: dict[str, pa.DataType]
+    class_names: list[str] | None
+    synthetic: bool
+    units: list[Unit]
+    manifest: dict[str, Any] | None = None
+    qualifier: str = ""
+
+    def __post_init__(self) -> None:
+        repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]
+        if repeated:
+            raise DatasetError(f"{self.uri!r} has more than one class named {repeated[0]!r}: give each its own name")
+
+    @property
+    def of_folders(self) -> bool:
+        """Whether the classes are folders, whose order is not stated anywhere."""
+        return any(isinstance(unit, ImageFiles) for unit in self.units)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(unit.num_rows for unit in self.units)
+
+    def without_units(self) -> "Source":
+        """Return a copy without units, for workers that get their units separately."""
+        return replace(self, units=[], class_names=None, manifest=None)
+
+    def check_complete(self) -> None:
+        """Refuse a synthetic dataset that is unfinished.
+
+        Raises:
+            DatasetError: shards are missing.
+        """
+        wanted = (self.manifest or {}).get("num_images", self.num_rows)
+        if self.num_rows < wanted:
+            raise DatasetError(
+                f"synthetic dataset {self.uri!r} is incomplete: it holds {self.num_rows} of {wanted} images; "
+                "run its synthesis again, or set allow_incomplete to take what there is"
+            )

@@ -1,0 +1,71 @@
+"""Keep the index of a dataset while its parts are made."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset.index import complete_index, index_table, read_index, write_index
+from pipeline.errors import one_line
+from pipeline.log import logger
+from pipeline.synthesis.tally import is_made
+
+# Seconds between two writes; parts that are younger are opened by readers.
+_INTERVAL_S = 60.0
+
+
+class RunningIndex:
+    """The index of a dataset, with the parts that this run makes.
+
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+    """
+
+    def __init__(self, output: str, digest: str) -> None:
+        self._output, self._digest = output, digest
+        self._stored = self._table = read_index(output, digest)
+        self._new: list[dict[str, Any]] = []
+        self._written = time.monotonic()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a part by its worker's row, and write the index if that is due."""
+        if is_made(row):
+            self._new.append({**row, "num_rows": row["num_images"]})
+        if time.monotonic() - self._written >= _INTERVAL_S:
+            self._write(self.table())
+
+    def table(self) -> pa.Table:
+        """Return the index so far."""
+        if self._new:
+            self._table = pa.concat_tables([self._table, index_table(self._new)]).combine_chunks()
+            self._new = []
+        return self._table
+
+    def makers(self) -> dict[int, str | None]:
+        """Return shard id → the worker that made it, if that is known."""
+        table = self.table()
+        return dict(zip(table["shard_id"].to_pylist(), table["worker"].to_pylist(), strict=True))
+
+    def complete(self, sizes: Mapping[int, int]) -> pa.Table:
+        """Write the index with every part that is there, and return it.
+
+        Args:
+            sizes: shard id → bytes of each part in `data/`.
+
+        Raises:
+            DatasetError: a part cannot be read.
+        """
+        table = complete_index(self._output, self._digest, self.table(), sizes)
+        if not table.equals(self._stored):
+            self._write(table)
+        return table
+
+    def _write(self, table: pa.Table) -> None:
+        self._written = time.monotonic()
+        try:
+            write_index(self._output, self._digest, table)
+        except OSError as error:
+            # Every part says of itself what the index says of it.
+            logger.warning(f"the index of {self._output!r} could not be written: {one_line(error)}")

@@ -1,0 +1,76 @@
+"""Count what the workers of a run report, in memory that does not grow with what they make."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import IncompleteError
+
+# The run stops after this many shards in a row that could not be written.
+_MAX_UNWRITTEN = 5
+
+
+@dataclass
+class Tally:
+    """What became of the shards of a run, by the rows of `writer.OUTCOME`.
+
+    Attributes:
+        num_ended: shards that are done or failed.
+        failures: shard id → why it failed.
+        made_by: worker → number of shards that it made and wrote.
+        num_by_another: shards that another run made in the meantime.
+        num_images: made by this run.
+        loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
+        steps: steps taken → number of starts.
+        compile_s: seconds of compiling, of all workers.
+        peak_bytes: largest peak of a worker's GPU.
+        num_unwritten: the last shards in a row that were made and could not be written.
+    """
+
+    num_ended: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    made_by: Counter[str] = field(default_factory=Counter)
+    num_by_another: int = 0
+    num_images: int = 0
+    loss_sum: float = 0.0
+    confidence_sum: float = 0.0
+    steps: Counter[int] = field(default_factory=Counter)
+    compile_s: float = 0.0
+    peak_bytes: int = 0
+    num_unwritten: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a shard that is done or failed.
+
+        Raises:
+            IncompleteError: shard after shard is made and cannot be written, so that all images would be lost.
+        """
+        self.num_ended += 1
+        self.num_unwritten = self.num_unwritten + 1 if row["unwritten"] else 0
+        if row["error"]:
+            self.failures[row["shard_id"]] = row["reason"]
+        elif row["by_another"]:
+            self.num_by_another += 1
+        else:
+            self._add_made(row)
+        if self.num_unwritten >= _MAX_UNWRITTEN:
+            raise IncompleteError(f"{self.num_unwritten} shards in a row could not be written: {row['reason']}")
+
+    def _add_made(self, row: Mapping[str, Any]) -> None:
+        self.made_by[row["worker"]] += 1
+        self.num_images += row["num_images"]
+        self.loss_sum += row["class_loss"] * row["num_images"]
+        self.confidence_sum += row["teacher_confidence"] * row["num_images"]
+        self.steps.update(row["num_steps"])
+        self.compile_s += row["compile_s"]
+        self.peak_bytes = max(self.peak_bytes, row["peak_bytes"])
+
+    def is_first_of_worker(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row that was added last is of the first part that its worker made."""
+        return is_made(row) and self.made_by[row["worker"]] == 1
+
+
+def is_made(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is of a part that this run made."""
+    return not row["error"] and not row["by_another"]

@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import storage
+from pipeline.dataset import schema, store
+from pipeline.dataset.index import (
+    INDEX,
+    complete_index,
+    index_table,
+    indexed_parts,
+    read_index,
+    unindexed,
+    write_index,
+)
+from pipeline.dataset.rows import read_unit
+from pipeline.dataset.sources import find_source
+from pipeline.errors import DatasetError
+from tests.conftest import make_manifest
+
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    """A dataset of three parts with five images each, and its index."""
+    output = str(tmp_path / "out")
+    store.write_manifest(output, make_manifest(DIGEST))
+    for shard_id in range(3):
+        write_part(output, shard_id)
+    parts = store.list_parts(output, DIGEST)
+    write_index(output, DIGEST, complete_index(output, DIGEST, read_index(output, DIGEST), parts))
+    return output
+
+
+def write_part(output: str, shard_id: int, *, count: int = 5) -> None:
+    pixels = np.random.default_rng(shard_id).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    ids = [f"{shard_id}-{number}" for number in range(count)]
+    columns = {
+        "image": schema.image_column(list(pixels), ids),
+        "label": [shard_id, *[shard_id + 1] * (count - 1)],
+        "keep_indices": [[0, 1]] * count,
+        "image_id": ids,
+        "shard_id": [shard_id] * count,
+        "class_loss": [0.5] * count,
+        "teacher_confidence": [0.25] * count,
+        "teacher_prediction": [0] * count,
+    }
+    names = make_manifest(DIGEST)["class_names"]
+    assert isinstance(names, list)
+    facts = {"digest": DIGEST, "shard_id": str(shard_id)}
+    table = pa.table(columns, schema=schema.part_schema(names, shard_id, metadata=facts))
+    store.write_part(output, shard_id, DIGEST, schema.to_parquet(table))
+
+
+def test_a_row_says_what_the_part_says(output: str) -> None:
+    first = read_index(output, DIGEST).to_pylist()[0]
+    size = Path(store.part_uri(output, 0, DIGEST)).stat().st_size
+    assert (first["shard_id"], first["num_rows"], first["bytes"], first["labels"]) == (0, 5, size, [0, 1])
+    assert (first["class_loss"], first["teacher_confidence"], first["worker"]) == (0.5, 0.25, None)
+
+
+def test_with_the_index_readers_find_the_same_and_open_one_part(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(output, INDEX).rename(f"{output}.index")
+    without = find_source(output)
+    Path(f"{output}.index").rename(Path(output, INDEX))
+    opened: list[str] = []
+    whole = storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(uri) or whole(uri))
+    assert find_source(output) == without
+    assert opened == [store.part_uri(output, 0, DIGEST)]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "another", "new"])
+def test_a_part_that_is_not_as_the_index_says_is_opened(output: str, damage: str) -> None:
+    part = Path(store.part_uri(output, 1, DIGEST))
+    if damage == "shorter":
+        part.write_bytes(part.read_bytes()[:-10])
+    elif damage == "another":
+        write_part(output, 1, count=4)
+    else:
+        write_part(output, 3)
+    parts = store.list_parts(output, DIGEST)
+    assert unindexed(output, DIGEST, parts) == [3 if damage == "new" else 1]
+    if damage == "shorter":
+        assert list(store.damaged_parts(output, DIGEST, [1])) == [1]
+        with pytest.raises(DatasetError, match="part-00001"):
+            find_source(output)
+    else:
+        assert find_source(output).num_rows == (14 if damage == "another" else 20)
+
+
+def test_a_row_without_its_part_means_nothing(output: str) -> None:
+    Path(store.part_uri(output, 2, DIGEST)).unlink()
+    assert find_source(output).num_rows == 10
+    parts = store.list_parts(output, DIGEST)
+    assert sorted(indexed_parts(output, DIGEST, parts)) == [0, 1]
+
+
+def test_an_index_that_cannot_be_used_is_told_and_costs_time_alone(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = find_source(output)
+    parquet = Path(output, INDEX).read_bytes()
+    for content in (b"not Parquet", parquet[:-3], json.dumps({}).encode()):
+        Path(output, INDEX).write_bytes(content)
+        assert find_source(output) == whole
+        assert "index.parquet' is not used, every part is opened instead" in capsys.readouterr().err
+    write_index(output, "e" * 64, index_table([{"shard_id": 0, "num_rows": 5}]))
+    assert find_source(output) == whole
+    assert "it is of another dataset" in capsys.readouterr().err
+
+
+def test_an_index_that_states_other_rows_than_a_part_has_is_found_out(output: str) -> None:
+    parts = store.list_parts(output, DIGEST)
+    rows = [{**row, "num_rows": 7} for row in read_index(output, DIGEST).to_pylist()]
+    write_index(output, DIGEST, index_table(rows))
+    source = find_source(output)
+    with pytest.raises(DatasetError, match=r"part-00001.* has 5 rows and not 7"):
+        list(read_unit(source, source.units[1]))
+    # More than the file has room for.
+    rows = [{**row, "num_rows": 2**31 - 1} for row in rows]
+    write_index(output, DIGEST, index_table(rows))
+    assert unindexed(output, DIGEST, parts) == [0, 1, 2]
+
+
+def test_of_several_rows_the_last_counts(output: str) -> None:
+    parts = store.list_parts(output, DIGEST)
+    old = index_table([{**row, "bytes": 1} for row in read_index(output, DIGEST).to_pylist()])
+    both = pa.concat_tables([old, read_index(output, DIGEST)])
+    assert len(complete_index(output, DIGEST, both, parts)) == 3
+    write_index(output, DIGEST, both)
+    assert unindexed(output, DIGEST, parts) == []
