@@ -23,11 +23,14 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
+from pipeline.log import logger
 
 # A head node that is there accepts a connection in milliseconds, and answers within a second or two.
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 _NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`, or start them on one of its machines"
+# The least severity that Ray's C++ core logs, read when a process joins.
+_CORE_LOG = "RAY_BACKEND_LOG_LEVEL"
 _LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
@@ -45,7 +48,7 @@ def connect() -> bool:
     """
     check_cluster()
     if not ray.is_initialized():
-        with own_signals():
+        with own_signals(), _without_core_log():
             try:
                 # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
@@ -145,6 +148,24 @@ def check_answer(address: str, where: str) -> None:
             check_version_info(json.loads(versions), "this machine")
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ClusterError(f"cannot join {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def _without_core_log() -> Iterator[None]:
+    """Let a process that joins Ray within it print nothing of what Ray's C++ core logs, unless the user wants that.
+
+    For each actor of a pool the core would warn that arguments of its constructor may get lost, and that it could then
+    not be restarted (ray#53727). They cannot: the driver owns them, they lie on its machine, and the dataset that runs
+    keeps them. A worker that is restarted after the loss of its node gets them from there.
+    """
+    if _CORE_LOG in os.environ or logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    os.environ[_CORE_LOG] = "fatal"
+    try:
+        yield
+    finally:
+        del os.environ[_CORE_LOG]
 
 
 @contextmanager

@@ -49,9 +49,20 @@ class SynthesisPlan:
 
     @property
     def to_do(self) -> list[Shard]:
-        """Rows of the shards that have no part, including those that failed before."""
-        done = set(self.progress.done)
-        return [shard for shard in self.shards if shard["shard_id"] not in done]
+        """Rows of the shards that have no part, those that failed before only with `retry_failed`."""
+        left_out = set(self.progress.done)
+        if not self.config.retry_failed:
+            left_out |= self.progress.failed.keys()
+        return [shard for shard in self.shards if shard["shard_id"] not in left_out]
+
+    def about_failed(self) -> str | None:
+        """Say what becomes of shards that failed before; None if there are none."""
+        if not self.progress.failed:
+            return None
+        count = f"{len(self.progress.failed)} of {len(self.shards)} shards failed before"
+        if self.config.retry_failed:
+            return f"{count}, and are tried again (`--retry_failed false` leaves them)"
+        return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
 def count_images(shards: list[Shard]) -> int:
