@@ -29,9 +29,14 @@ _ENVIRONMENT = {
 
 
 class Nodes:
-    """A head without GPUs, where the jobs' own processes run, and nodes with one logical GPU each."""
+    """A head without GPUs, where the jobs' own processes run, and nodes with one logical GPU each.
 
-    def __init__(self) -> None:
+    Args:
+        cpus: of each node, beside its GPU.
+    """
+
+    def __init__(self, cpus: int = 0) -> None:
+        self._cpus = cpus
         # Of its own, where no other cluster of this machine is found; short, as the paths of Ray's sockets must be.
         self._folder = tempfile.mkdtemp(prefix="ray-")
         os.environ.update({**_ENVIRONMENT, "RAY_TMPDIR": self._folder})
@@ -44,7 +49,7 @@ class Nodes:
     def fill(self) -> None:
         """Add the nodes that are missing."""
         while len(self._cluster.worker_nodes) < NUM_NODES:
-            self._cluster.add_node(num_cpus=0, num_gpus=1, object_store_memory=_STORE_BYTES)
+            self._cluster.add_node(num_cpus=self._cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
 
     def lose(self, node_id: str, *, replace: bool) -> None:
         """Kill all processes of a node, and start another one in its place if that is wanted.

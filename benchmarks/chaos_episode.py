@@ -1,4 +1,4 @@
-"""One dataset of `benchmarks.chaos`, made under faults: runs of the job, and what strikes from outside."""
+"""One output of `benchmarks.chaos`, made under faults: runs of the job, and what strikes from outside."""
 
 import json
 import os
@@ -56,12 +56,12 @@ class Outcome:
     unexpected: list[str]
 
 
-def play(episode: Episode, config: str, output: str, nodes: Nodes, store: Store, folder: Path) -> Outcome:
-    """Run the job until its dataset is whole, while the faults of the episode strike.
+def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: Store, folder: Path) -> Outcome:
+    """Run a job until its output is whole, while the faults of the episode strike.
 
     Args:
         episode: the faults.
-        config: file with the job's settings.
+        job: arguments of `python -m`.
         output: of the job.
         nodes: of the cluster.
         store: the object store, which has its troubles on the side.
@@ -73,7 +73,7 @@ def play(episode: Episode, config: str, output: str, nodes: Nodes, store: Store,
         for name in fault.names:
             (folder / "orders" / name).touch()
     nodes.fill()
-    runs = _Runs(config, nodes, store, folder)
+    runs = _Runs(job, nodes, store, folder)
     most = _SPARE_RUNS + sum(fault.kind in DRIVER_KINDS for fault in episode.faults)
     while len(runs.codes) < most and not runs.complete:
         runs.run()
@@ -85,8 +85,8 @@ def play(episode: Episode, config: str, output: str, nodes: Nodes, store: Store,
 class _Runs:
     """Runs of one job, one after another."""
 
-    def __init__(self, config: str, nodes: Nodes, store: Store, folder: Path) -> None:
-        self._config, self._nodes, self._store, self._folder = config, nodes, store, folder
+    def __init__(self, arguments: list[str], nodes: Nodes, store: Store, folder: Path) -> None:
+        self._arguments, self._nodes, self._store, self._folder = arguments, nodes, store, folder
         self.codes: list[int] = []
         self.complete = False
         self.unexpected: list[str] = []
@@ -97,7 +97,7 @@ class _Runs:
             broken.unlink()
         env = {**self._store.env, "CHAOS": str(self._folder)}
         log = self._folder / f"run-{len(self.codes)}"
-        job = Job(["jobs.synthesize", "--config", self._config], self._nodes.address, env, _HOOK, log)
+        job = Job(self._arguments, self._nodes.address, env, _HOOK, log)
         deadline, code = time.monotonic() + _RUN_S, 1
         while job.code is None:
             for name in self._to_be_done(job):

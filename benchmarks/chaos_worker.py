@@ -7,7 +7,6 @@ written the same name to `acted/`. `broken/` holds the ids of nodes whose GPU fa
 The folder is in the environment variable `CHAOS`. Without it nothing happens.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,6 @@ from typing import Any
 from benchmarks.chaos_faults import FROM_OUTSIDE
 
 FOLDERS = ("orders", "claimed", "struck", "acted", "broken")
-_ACTOR = "pipeline.synthesis.actor"
 # A shard takes longer, so that its worker dies in the middle.
 _INTO_THE_BATCH_S = 0.1
 _WAIT_S = 60.0
@@ -36,34 +34,31 @@ def loading_order(pid: int) -> str:
 
 
 def set_up() -> None:
-    """Arm the actor of this worker, if it ever imports one: importing torch takes seconds, and few workers need it."""
+    """Arm what this worker will import: importing it here would take seconds, and few workers need it."""
     if "CHAOS" in os.environ:
         sys.meta_path.insert(0, _Armed())
 
 
 class _Armed:
-    """Finds the actor's module where Python does, and changes its class once the module is loaded."""
+    """Finds modules where Python does, and changes a class of those that are armed once they are loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if name != _ACTOR:
+        spec = PathFinder.find_spec(name, path) if name in _ARM else None
+        if spec is None or spec.loader is None:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.loader is not None
         load: Callable[[ModuleType], None] = spec.loader.exec_module
 
         def load_armed(module: ModuleType) -> None:
             load(module)
-            _arm(module.Inverter)
+            _ARM[name](module, Path(os.environ["CHAOS"]))
 
         spec.loader.exec_module = load_armed
         return spec
 
 
-def _arm(inverter: Any) -> None:
-    folder = Path(os.environ["CHAOS"])
-    make, load = inverter.invert_shard, inverter.__init__
+def _arm_synthesis(module: Any, folder: Path) -> None:
+    """Strike at the beginning of a shard, and while a teacher is loaded."""
+    make, load = module.Inverter.invert_shard, module.Inverter.__init__
 
     def invert_shard(self: Any, shard_id: int, *arguments: Any, **named: Any) -> Any:
         _strike(folder, shard_id)
@@ -74,14 +69,43 @@ def _arm(inverter: Any) -> None:
             raise OSError("the disk with the teacher did not answer")
         load(self, config)
 
-    inverter.invert_shard, inverter.__init__ = invert_shard, __init__
+    module.Inverter.invert_shard, module.Inverter.__init__ = invert_shard, __init__
 
 
-def _strike(folder: Path, shard_id: int) -> None:
+def _arm_training(module: Any, folder: Path) -> None:
+    """Strike at the beginning of an epoch, which counts from 0."""
+    train = module.StudentTrainer._train_epoch
+
+    def _train_epoch(self: Any, state: Any) -> Any:
+        _strike(folder, state.epoch)
+        return train(self, state)
+
+    module.StudentTrainer._train_epoch = _train_epoch
+
+
+def _arm_calibration(module: Any, folder: Path) -> None:
+    """Strike before a worker's batch, which counts from 0."""
+    read = module.GraphReader._arguments
+
+    def _arguments(self: Any, batch: Any) -> Any:
+        _strike(folder, self.num_images // len(batch.images))
+        return read(self, batch)
+
+    module.GraphReader._arguments = _arguments
+
+
+_ARM: dict[str, Callable[[Any, Path], None]] = {
+    "pipeline.synthesis.actor": _arm_synthesis,
+    "pipeline.distillation.loop": _arm_training,
+    "pipeline.quantization.observe": _arm_calibration,
+}
+
+
+def _strike(folder: Path, number: int) -> None:
     node_id = _node_id()
     if (folder / "broken" / node_id).exists():
         _fail_as_gpu()
-    name = _claim(folder, f"{shard_id:05d}-")
+    name = _claim(folder, f"{number:05d}-")
     if name is None:
         return
     record = {"node_id": node_id, "pid": os.getpid(), "time": time.time()}
