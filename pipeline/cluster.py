@@ -1,5 +1,6 @@
 """Join a Ray cluster, and turn its errors into this project's."""
 
+import ctypes
 import gc
 import json
 import logging
@@ -15,6 +16,7 @@ import ray
 import ray.data
 import ray.exceptions
 import ray.util.client
+from ray import _raylet  # pyright: ignore[reportAttributeAccessIssue]
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services, worker
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -23,11 +25,15 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
+from pipeline.head import watch_head
+from pipeline.log import logger
 
 # A head node that is there accepts a connection in milliseconds, and answers within a second or two.
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 _NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`, or start them on one of its machines"
+# Among the severities of Ray's C++ core.
+_FATAL = 3
 _LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
@@ -52,6 +58,8 @@ def connect() -> bool:
             except Exception as error:
                 # Ray raises everything from ValueError to a bare Exception here.
                 raise ClusterError(f"cannot {_joining()}: {one_line(error)}{_advice(error)}") from error
+        _quiet_core()
+        watch_head(ray.get_runtime_context().gcs_address)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -145,6 +153,22 @@ def check_answer(address: str, where: str) -> None:
             check_version_info(json.loads(versions), "this machine")
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ClusterError(f"cannot join {where}: {one_line(error)}") from error
+
+
+def _quiet_core() -> None:
+    """Let Ray's C++ core print nothing in this process but what ends it, unless the user asks for more.
+
+    For each actor of a pool it would warn that arguments of its constructor may get lost, so that it could not be
+    restarted (ray#53727). They do not get lost: the driver owns them, they lie on its machine, and the dataset keeps
+    them as long as it runs. A worker that is started again after the loss of its node gets them from there.
+    """
+    if logger.isEnabledFor(logging.DEBUG) or "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        return
+    core = ctypes.CDLL(_raylet.__file__)
+    # Another version of Ray may not have it; then the warnings are printed. (Ray's environment variable for it would
+    # be passed on to the processes of a local cluster, and is answered with a line of its own.)
+    with suppress(ValueError):
+        ctypes.c_int.in_dll(core, "_ZN3ray6RayLog19severity_threshold_E").value = _FATAL
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class SynthesisConfig:
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
         snapshots: images of the first part of which `report.html` shows how they form, up to 6. It changes no image.
+        retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
     """
 
@@ -81,6 +82,7 @@ class SynthesisConfig:
     student: ModelConfig | None = None
     pool: PoolConfig = field(default_factory=PoolConfig)
     snapshots: int = 0
+    retry_failed: bool = True
     dry_run: bool = False
 
     def __post_init__(self) -> None:

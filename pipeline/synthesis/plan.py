@@ -50,9 +50,18 @@ class SynthesisPlan:
 
     @property
     def to_do(self) -> list[int]:
-        """Ids of the shards that have no part, including those that failed before."""
-        done = set(self.progress.done)
-        return [shard_id for shard_id in range(len(self.shards)) if shard_id not in done]
+        """Ids of the shards that have no part, those that failed before only with `retry_failed`."""
+        left_out = self.progress.parts if self.config.retry_failed else self.progress.parts | self.progress.failed
+        return [shard_id for shard_id in range(len(self.shards)) if shard_id not in left_out]
+
+    def about_failed(self) -> str | None:
+        """Say what becomes of shards that failed before; None if there are none."""
+        if not self.progress.failed:
+            return None
+        count = f"{len(self.progress.failed)} of {len(self.shards)} shards failed before"
+        if self.config.retry_failed:
+            return f"{count}, and are tried again (`--retry_failed false` leaves them)"
+        return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
 def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:

@@ -41,8 +41,9 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     check_place(config.output, shared=True)
     check_cluster()
     plan = plan_synthesis(config)
-    if plan.notice is not None:
-        report_plan(plan.notice)
+    for line in (plan.notice, plan.about_failed()):
+        if line is not None:
+            report_plan(line)
     if config.dry_run:
         return dry_run(plan)
     storage.check_writable(plan.config.output)

@@ -244,8 +244,14 @@ def test_only_what_is_missing_is_done_and_what_fails_is_reported(
     assert store.failed_shards(str(output)) == [2]
     assert not (output / ".tmp").exists()
     reported = capsys.readouterr().err
+    assert "plan: 1 of 6 shards failed before, and are tried again" in reported
     assert "shard 2 failed: NonFiniteError" in reported
     assert "5 of 6 shards done, 1 failed" in reported
+
+    # As a scheduler that submits the job again and again should have it: nothing is left to do, and no actor starts.
+    again = synthesize(replace(config, retry_failed=False))
+    assert (again["complete"], again["failed"], again["workers"]) == (False, summary["failed"], {})
+    assert "1 of 6 shards failed before, and are left as they are" in capsys.readouterr().err
 
 
 def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:

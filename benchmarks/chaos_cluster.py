@@ -1,0 +1,112 @@
+"""A Ray cluster of several nodes on this machine, and jobs on it, for `benchmarks.chaos`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).parents[1]
+# Nodes with a GPU; one can break and one can be lost without replacement, and a run goes on.
+NUM_NODES = 3
+_STORE_BYTES = 100 * 2**20
+# Read by the cluster's processes. A lost node is noticed within a second, not in 15; workers are as nice as others.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+}
+
+
+class Nodes:
+    """A head without GPUs, where the jobs' own processes run, and nodes with one logical GPU each.
+
+    Args:
+        cpus: of each node, beside its GPU.
+    """
+
+    def __init__(self, cpus: int = 0) -> None:
+        self._cpus = cpus
+        # Of its own, where no other cluster of this machine is found; short, as the paths of Ray's sockets must be.
+        self._folder = tempfile.mkdtemp(prefix="ray-")
+        os.environ.update({**_ENVIRONMENT, "RAY_TMPDIR": self._folder})
+        os.mkdir(f"{self._folder}/ray")
+        head = {"num_cpus": 1, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address: str = self._cluster.address  # type: ignore[assignment]
+        self.fill()
+
+    def fill(self) -> None:
+        """Add the nodes that are missing."""
+        while len(self._cluster.worker_nodes) < NUM_NODES:
+            self._cluster.add_node(num_cpus=self._cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
+
+    def lose(self, node_id: str, *, replace: bool) -> None:
+        """Kill all processes of a node, and start another one in its place if that is wanted.
+
+        If it is lost already, another one is.
+        """
+        nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id != node_id)
+        self._cluster.remove_node(nodes[0], allow_graceful=False)
+        if replace:
+            self.fill()
+
+    def close(self) -> None:
+        for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
+            self._cluster.remove_node(node, allow_graceful=False)  # type: ignore[arg-type]
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Job:
+    """A job of this project as a process on the cluster.
+
+    Args:
+        arguments: of `python -m`.
+        address: of the cluster.
+        env: additions to the environment of the process and of its workers.
+        hook: a function, as `module.name`, that each worker calls first.
+        log: prefix of the files that get its standard output and its standard error.
+    """
+
+    def __init__(self, arguments: list[str], address: str, env: Mapping[str, str], hook: str, log: Path) -> None:
+        self._log = log
+        workers = {"env_vars": {**env, "PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": hook}
+        own = {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": workers})}
+        with self._file("out").open("w") as out, self._file("err").open("w") as err:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *arguments], env={**os.environ, **env, **own}, cwd=ROOT, stdout=out, stderr=err
+            )
+
+    def _file(self, kind: str) -> Path:
+        return self._log.with_suffix(f".{kind}")
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def reported(self) -> str:
+        """What it has printed on standard error."""
+        return self._file("err").read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for its end, and kill it if it does not end in time."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

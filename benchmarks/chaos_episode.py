@@ -1,0 +1,171 @@
+"""One output of `benchmarks.chaos`, made under faults: runs of the job, and what strikes from outside."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos_cluster import Job, Nodes
+from benchmarks.chaos_faults import DRIVER_KINDS, FROM_OUTSIDE, NODE_KINDS, STORE_KINDS, Episode, Fault, Kind
+from benchmarks.chaos_store import BUCKET, Store
+from benchmarks.chaos_worker import FOLDERS, loading_order
+
+_HOOK = "benchmarks.chaos_worker.set_up"
+_SIGNALS = {
+    "driver_killed": signal.SIGKILL,
+    "driver_terminated": signal.SIGTERM,
+    "driver_interrupted": signal.SIGINT,
+}
+# The exit code that each of them must end the job with.
+_CODES = {"driver_killed": -9, "driver_terminated": 143, "driver_interrupted": 130}
+# A run that takes longer hangs.
+_RUN_S = 600.0
+_STOP_S = 60.0
+_POLL_S = 0.05
+# What no user should have to read; the second is Ray's warning of a restart that fails, and none does.
+_NOISE = ("Traceback", "has constructor arguments")
+# Beside those that a fault ends: a store that is full for long may end a run.
+_SPARE_RUNS = 4
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that struck; `recovered_s` until the shard that it struck was done, None if that never came."""
+
+    kind: Kind
+    recovered_s: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode went.
+
+    Attributes:
+        struck: faults that workers met.
+        codes: exit codes of the runs.
+        complete: whether the last run said so.
+        unexpected: in words, what no run should do: hang, print a traceback, end with another code than its signal's.
+    """
+
+    struck: list[Struck]
+    codes: list[int]
+    complete: bool
+    unexpected: list[str]
+
+
+def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: Store, folder: Path) -> Outcome:
+    """Run a job until its output is whole, while the faults of the episode strike.
+
+    Args:
+        episode: the faults.
+        job: arguments of `python -m`.
+        output: of the job.
+        nodes: of the cluster.
+        store: the object store, which has its troubles on the side.
+        folder: for orders and logs; made here.
+    """
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    for fault in episode.faults:
+        for name in fault.names:
+            (folder / "orders" / name).touch()
+    nodes.fill()
+    runs = _Runs(job, nodes, store, folder)
+    most = _SPARE_RUNS + sum(fault.kind in DRIVER_KINDS for fault in episode.faults)
+    while len(runs.codes) < most and not runs.complete:
+        runs.run()
+    store.calm()
+    struck = [_struck(fault, folder, output, store) for fault in episode.faults]
+    return Outcome([one for one in struck if one is not None], runs.codes, runs.complete, runs.unexpected)
+
+
+class _Runs:
+    """Runs of one job, one after another."""
+
+    def __init__(self, arguments: list[str], nodes: Nodes, store: Store, folder: Path) -> None:
+        self._arguments, self._nodes, self._store, self._folder = arguments, nodes, store, folder
+        self.codes: list[int] = []
+        self.complete = False
+        self.unexpected: list[str] = []
+
+    def run(self) -> None:
+        """Run the job to its end, which a fault may bring about."""
+        for broken in (self._folder / "broken").iterdir():
+            broken.unlink()
+        env = {**self._store.env, "CHAOS": str(self._folder)}
+        log = self._folder / f"run-{len(self.codes)}"
+        job = Job(self._arguments, self._nodes.address, env, _HOOK, log)
+        deadline, code = time.monotonic() + _RUN_S, 1
+        while job.code is None:
+            for name in self._to_be_done(job):
+                code = self._act(name, job) or code
+            if time.monotonic() > deadline:
+                self.unexpected.append(f"{log} hung")
+                job.wait(0)
+            time.sleep(_POLL_S)
+        self.codes.append(job.code)
+        self.complete = job.code == 0
+        if job.code not in (0, 1, code):
+            self.unexpected.append(f"{log} ended with {job.code}")
+        for noise in _NOISE:
+            if noise in job.reported:
+                self.unexpected.append(f"{log} printed {noise!r}")
+
+    def _to_be_done(self, job: Job) -> list[str]:
+        # What struck the run before strikes this one, not Python while it starts.
+        if not job.reported:
+            return []
+        done = {path.name for path in (self._folder / "acted").iterdir()}
+        struck = (path.name for path in sorted((self._folder / "struck").iterdir()))
+        return [name for name in struck if name.split("-")[1] in FROM_OUTSIDE and name not in done]
+
+    def _act(self, name: str, job: Job) -> int | None:
+        """Bring about a fault from outside; return the exit code that the job must end with, if it must end."""
+        kind: Any = name.split("-")[1]
+        code = None
+        if kind in STORE_KINDS:
+            self._store.have(kind, f"{self._folder}/{name}")
+        elif kind in NODE_KINDS:
+            node_id = json.loads((self._folder / "struck" / name).read_text())["node_id"]
+            self._nodes.lose(node_id, replace=kind == "node_replaced")
+        else:
+            job.signal(_SIGNALS[kind])
+            job.wait(_STOP_S)
+            code = _CODES[kind]
+        (self._folder / "acted" / name).touch()
+        return code
+
+
+def _struck(fault: Fault, folder: Path, output: str, store: Store) -> Struck | None:
+    """Return how a fault went; None if it did not strike, or not as often as it should."""
+    records = [folder / "struck" / name for name in fault.names]
+    if not all(record.exists() for record in records):
+        return None
+    struck = json.loads(records[-1].read_text())
+    if not _was_seen(fault.kind, records[-1].name, struck["pid"], folder, store):
+        return None
+    return Struck(fault.kind, _until(struck["time"], _written(fault.shard_id, output, store)))
+
+
+def _was_seen(kind: Kind, name: str, pid: int, folder: Path, store: Store) -> bool:
+    """Return whether what a worker met had the effect that it should have."""
+    if kind in STORE_KINDS:
+        return store.hit[f"{folder}/{name}"] > 0
+    if kind == "constructor_fails":
+        return (folder / "claimed" / loading_order(pid)).exists()
+    return kind not in FROM_OUTSIDE or (folder / "acted" / name).exists()
+
+
+def _written(shard_id: int, output: str, store: Store) -> list[float]:
+    """Return when the part of a shard was written."""
+    if output.startswith("s3://"):
+        return store.written.get((output.removeprefix(f"s3://{BUCKET}/"), shard_id), [])
+    return [os.stat(part).st_mtime for part in Path(output, "data").glob(f"part-{shard_id:05d}-*")]
+
+
+def _until(struck_at: float, written: list[float]) -> float | None:
+    after = [at - struck_at for at in written if at >= struck_at]
+    return min(after) if after else None

@@ -1,0 +1,50 @@
+"""Watch the head of a Ray cluster: without it nothing moves, and Ray ends the process after a minute without a word."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import ray
+
+from pipeline.log import logger
+
+_LOOK_S = 5.0
+# Looks in a row without an answer, after which it is reported.
+_SILENT_LOOKS = 2
+
+
+def watch_head(address: str) -> None:
+    """Report in one line when the head stops answering, and when it answers again, until this process leaves Ray.
+
+    Args:
+        address: of the head's GCS, as host:port.
+    """
+    threading.Thread(target=watch, args=(address, ray.is_initialized), daemon=True, name="watch-head").start()
+
+
+def watch(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) -> None:
+    """Do so in this thread, while `joined` says that there is anything to watch."""
+    silent = 0
+    while joined():
+        if answers(address, timeout_s=look_s):
+            if silent >= _SILENT_LOOKS:
+                logger.warning(f"the head of the Ray cluster, {address}, answers again")
+            silent = 0
+        else:
+            silent += 1
+            if silent == _SILENT_LOOKS:
+                logger.error(
+                    f"the head of the Ray cluster, {address}, does not answer any more: unless it comes back within a "
+                    "minute, Ray ends this job; what is done is kept, run it again for the rest"
+                )
+        time.sleep(look_s)
+
+
+def answers(address: str, *, timeout_s: float) -> bool:
+    """Return whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+        return True
+    return False
