@@ -5,17 +5,16 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jobs.status import StatusConfig, status
 from pipeline.config import parse_config
-from pipeline.dataset import schema
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.synthesis.plan import plan_synthesis
+
+_GRAY = np.full((32, 32, 3), 128, np.uint8)
 
 
 def set_up() -> None:
@@ -30,8 +29,8 @@ def invert_shard(self: Any, shard_id: int, labels: Sequence[int], image_ids: Seq
     from pipeline.synthesis.actor import InvertedShard
 
     count = len(labels)
-    columns = {
-        "image": [{"bytes": _picture(), "path": f"{image_id}.png"} for image_id in image_ids],
+    columns: dict[str, list[Any]] = {
+        "image": [_GRAY] * count,
         "label": list(labels),
         "keep_indices": [[0, 1, 2, 3]] * count,
         "image_id": list(image_ids),
@@ -40,14 +39,7 @@ def invert_shard(self: Any, shard_id: int, labels: Sequence[int], image_ids: Seq
         "teacher_confidence": [0.5] * count,
         "teacher_prediction": list(labels),
     }
-    arrow_schema = schema.part_schema(self.class_names, shard_id)
-    table = pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema)
-    return InvertedShard(table, None, [], [1] * count, 0.0, 0)
-
-
-@cache
-def _picture() -> bytes:
-    return schema.encode_image(np.full((32, 32, 3), 128, np.uint8))
+    return InvertedShard(shard_id, self.class_names, columns, None, [], [1] * count, 0.0, 0)
 
 
 def run(config: SynthesisConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +50,9 @@ class InvertedShard:
     """A shard's images as made.
 
     Attributes:
-        table: the contract's columns.
+        shard_id: of the shard.
+        class_names: of the teacher.
+        columns: the contract's, but for `image`: uint8 [H, W, C] each.
         forming: how the first images formed, as plain data, if that was watched.
         halvings: (step, images in one forward from then on), where memory ran out for more.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
@@ -57,12 +60,22 @@ class InvertedShard:
         peak_bytes: of the GPU's memory, by this actor so far; 0 on a CPU.
     """
 
-    table: pa.Table
+    shard_id: int
+    class_names: list[str]
+    columns: dict[str, list[Any]]
     forming: dict[str, Any] | None
     halvings: list[tuple[int, int]]
     num_steps: list[int]
     compile_s: float
     peak_bytes: int
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The contract's columns. Made when they are asked for: encoding images needs no GPU."""
+        images = schema.image_column(self.columns["image"], self.columns["image_id"])
+        arrow_schema = schema.part_schema(self.class_names, self.shard_id)
+        columns = {**self.columns, "image": images}
+        return pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema)
 
 
 class Inverter:
@@ -146,14 +159,14 @@ class Inverter:
             name: [row for rows in zip(*(m[name] for m in made), strict=True) for row in rows] for name in made[0]
         }
         columns |= {
-            "image": schema.image_column(columns["image"], image_ids),
             "label": list(labels),
             "image_id": list(image_ids),
             "shard_id": [shard_id] * len(labels),
         }
-        arrow_schema = schema.part_schema(self.class_names, shard_id)
         return InvertedShard(
-            table=pa.table({name: columns[name] for name in arrow_schema.names}, schema=arrow_schema),
+            shard_id=shard_id,
+            class_names=self.class_names,
+            columns=columns,
             forming=None if forming is None else forming.document(starts.tolist(), result),
             halvings=result.halvings,
             num_steps=result.num_steps.tolist(),

@@ -4,6 +4,8 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import is_made
-from pipeline.synthesis.writer import OUTCOME, PartWriter, outcome, record_failure, worker_name
+from pipeline.synthesis.writer import OUTCOME, Made, PartWriter, outcome, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
@@ -27,10 +29,22 @@ _NUM_FRAMES = 4
 _WAIT_S = 1.0
 
 
+@dataclass(frozen=True)
+class _Inverted:
+    """A shard that is to be stored, by the writer that made it, and what befell earlier attempts at it."""
+
+    writer: PartWriter
+    made: Made
+    history: list[str]
+
+
 class GuardedWriter:
     """A `PartWriter` for `map_batches` that loads its teacher with its first shard.
 
     Its constructor must not fail, because Ray Data ends the whole run if the constructor of one actor does.
+
+    Where Ray calls it for two shards at once, the second is inverted while the first is encoded and written. All that
+    uses the GPU happens in one thread: CUDA graphs belong to the thread that made them.
 
     Args:
         config: of the dataset.
@@ -53,6 +67,7 @@ class GuardedWriter:
         self._device, self._name = this_device(), worker_name()
         self._writer: PartWriter | None = None
         self._poisoned = False
+        self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Yield a row of `OUTCOME` for each shard."""
@@ -64,8 +79,14 @@ class GuardedWriter:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
 
     def _do(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
+        inverted = self._inverting.submit(self._invert, shard_id, labels, image_ids).result()
+        return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
+
+    def _invert(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> _Inverted | dict[str, Any]:
+        """Return an inverted shard, or the row of one that is not to be stored."""
         if self._poisoned and not self._ask("is_retired", self._device):
             # A CUDA context is unusable after an error. Ray starts another process, and gives it this shard.
+            self._storing.shutdown()
             os._exit(1)
         if not self._ask("enter", self._actor, self._device, loaded=self._writer is not None):
             return self._wait(shard_id)
@@ -82,13 +103,19 @@ class GuardedWriter:
         if begun.done:
             return writer.read_back(shard_id)
         try:
-            made = writer.write_shard(shard_id, labels, image_ids)
+            made = writer.make(shard_id, labels, image_ids)
         except RuntimeError as error:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        self._ask("end", self._device, shard_id, made=is_made(made))
-        return {**made, "notes": [*made["notes"], *_about(shard_id, begun.history)]}
+        return _Inverted(writer, made, begun.history) if isinstance(made, Made) else self._end(made, begun.history)
+
+    def _store(self, inverted: _Inverted) -> dict[str, Any]:
+        return self._end(inverted.writer.store(inverted.made), inverted.history)
+
+    def _end(self, row: dict[str, Any], history: list[str]) -> dict[str, Any]:
+        self._ask("end", self._device, row["shard_id"], made=is_made(row))
+        return {**row, "notes": [*row["notes"], *_about(row["shard_id"], history)]}
 
     def _loaded(self) -> PartWriter:
         if self._writer is None:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +42,7 @@ OUTCOME = pa.schema(
         "bytes": pa.int64(),
         "row_group_bytes": pa.int64(),
         "seconds": pa.float64(),
+        "store_s": pa.float64(),
         "class_loss": pa.float64(),
         "teacher_confidence": pa.float64(),
         "num_steps": pa.list_(pa.int64()),
@@ -48,6 +50,16 @@ OUTCOME = pa.schema(
         "peak_bytes": pa.int64(),
     }
 )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard that is inverted and not yet written, and the seconds that its inversion took."""
+
+    shard_id: int
+    labels: Sequence[int]
+    shard: InvertedShard
+    seconds: float
 
 
 class PartWriter(Inverter):
@@ -75,16 +87,30 @@ class PartWriter(Inverter):
 
     def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
         """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
+        made = self.make(shard_id, labels, image_ids)
+        return self.store(made) if isinstance(made, Made) else made
+
+    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "Made | dict[str, Any]":
+        """Invert a shard for `store`; or return its row, if another run has made it or it failed, which is recorded."""
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         started = time.monotonic()
+        # Given only where it is asked for: what replaces `invert_shard` in drills of faults may not know it.
+        watched = {"watched": self.config.snapshots} if shard_id == WATCHED_SHARD and self.config.snapshots else {}
         try:
-            # Given only where it is asked for: what replaces `invert_shard` in drills of faults may not know it.
-            watched = {"watched": self.config.snapshots} if shard_id == WATCHED_SHARD and self.config.snapshots else {}
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
+        except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
+            return self._failed(shard_id, labels, error)
+        return Made(shard_id, labels, shard, time.monotonic() - started)
+
+    def store(self, made: "Made") -> dict[str, Any]:
+        """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
+        shard_id, labels, shard = made.shard_id, made.labels, made.shard
+        started = time.monotonic()
+        try:
             written = self._write(shard_id, shard)
             fault = None if shard.forming is None else write_forming(self.config.output, shard.forming)
-        except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
+        except OSError as error:
             return self._failed(shard_id, labels, error)
         return outcome(
             shard_id,
@@ -93,7 +119,8 @@ class PartWriter(Inverter):
             num_images=len(labels),
             **written,
             **summary_of(shard.table),
-            seconds=time.monotonic() - started,
+            seconds=made.seconds,
+            store_s=time.monotonic() - started,
             num_steps=shard.num_steps,
             compile_s=shard.compile_s,
             peak_bytes=shard.peak_bytes,
@@ -160,6 +187,7 @@ def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
         "bytes": 0,
         "row_group_bytes": 0,
         "seconds": 0.0,
+        "store_s": 0.0,
         "class_loss": math.nan,
         "teacher_confidence": math.nan,
         "num_steps": [],

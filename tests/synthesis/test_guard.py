@@ -103,7 +103,7 @@ def test_a_constructor_that_fails_once_costs_nothing(
     monkeypatch.setattr(guard, "PartWriter", Broken(KeyError("gamma")))
     do(start())
     made = outcome(4, "here")
-    monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(write_shard=lambda *_: made))
+    monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(make=lambda *_: made))
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
     assert attempts.retired() == {}
