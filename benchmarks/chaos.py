@@ -57,14 +57,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             output = f"s3://{BUCKET}/{number}" if episode.place == "s3" else str(folder / f"output-{number}")
             config = folder / f"{number}.yaml"
             config.write_text(yaml.safe_dump(settings(folder / "teacher", output, num_shards)))
-            outcome = play(
-                episode,
-                ["jobs.synthesize", "--config", str(config)],
-                output,
-                nodes,
-                store,
-                folder / f"episode-{number}",
-            )
+            job = ["jobs.synthesize", "--config", str(config)]
+            outcome = play(episode, job, output, nodes, store, folder / f"episode-{number}")
             played.append((outcome, compare(output, undisturbed["output"])))
             _tell(number, episode, *played[-1])
     finally:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.chaos_training --kills 20 --seed 0
 
-Each job runs with two workers on a cluster as that of `benchmarks.chaos`, and has two kills at a time, a training at the
-beginning of an epoch and a calibration at a worker's batch. A job that ends before it is done is run again. Prints one
-JSON line: kills that struck, and whether every weight of students and artifacts is the same to the last bit as that of
-the same job undisturbed. Exits with 1 if not. Needs the extra `test`.
+Each job runs with two workers on a cluster as that of `benchmarks.chaos`, under two kills: a training at the beginning
+of an epoch, a calibration at a worker's batch. A job that ends before it is done is run again. Prints one JSON line:
+kills that struck, and whether every weight of students and artifacts is the same to the last bit as that of the same
+job undisturbed. Exits with 1 if not. Needs the extra `test`.
 """
 
 import argparse
