@@ -23,8 +23,8 @@ class PoolConfig:
     Args:
         min_size: actors to wait for at the start.
         max_size: actors that the pool may grow to, at most one per shard.
-        initial_size: actors to ask for at once, so that an autoscaler brings their nodes together; work begins with the
-            first. By default as many as there is work for, up to `max_size`.
+        initial_size: actors to ask for at once, so that an autoscaler brings their nodes together; work begins with
+            `min_size` of them. By default as many as there is work for, up to `max_size`.
         cpus_per_actor: CPU cores of an actor without a GPU, and torch threads of every actor. It changes how pixels are
             rounded.
         gpus_per_actor: share of a GPU that an actor takes: with 0.5 two actors share each GPU and its memory, which
@@ -34,7 +34,7 @@ class PoolConfig:
         label_selector: labels of the nodes to use, as in `{ray.io/accelerator-type: L4}`. Values are Ray's: `A`, `!A`,
             `in(A, B)`, `!in(A, B)`.
         fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
-        start_timeout_s: seconds to wait until `min_size` actors work, while nodes start.
+        start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
         no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
         max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
             recorded as failed.
