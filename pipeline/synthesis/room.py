@@ -89,7 +89,7 @@ def _choose(pool: PoolConfig) -> tuple[Needs, str]:
 
 
 def _chosen(selectors: Sequence[Selector]) -> str:
-    return " on the nodes of pool.label_selector" if selectors else ""
+    return " that pool.label_selector chooses" if selectors else ""
 
 
 def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:

@@ -114,7 +114,7 @@ def test_it_says_on_what_it_computes_and_why() -> None:
     assert describe_choice(PoolConfig()) == "computing on GPUs: the cluster has 2"
     assert describe_choice(PoolConfig(device="cpu")) == "computing on CPUs: pool.device is cpu"
     assert describe_choice(PoolConfig(gpus_per_actor=0.5)) == "computing on GPUs, 2 actors on each: the cluster has 2"
-    chosen = "computing on CPUs: the cluster has no GPU on the nodes of pool.label_selector"
+    chosen = "computing on CPUs: the cluster has no GPU that pool.label_selector chooses"
     assert describe_choice(PoolConfig(label_selector=SPOT)) == chosen
 
 
