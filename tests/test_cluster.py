@@ -10,6 +10,9 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import drain_node
+
+from pipeline.autoscaler import NodeType, from_launcher
 
 ROOT = Path(__file__).parents[1]
 EC2 = botocore.session.get_session().get_service_model("ec2")
@@ -46,7 +49,7 @@ def test_ray_accepts_the_cluster() -> None:
     assert not any("ray-wheels" in command for command in prepared["setup_commands"])
 
 
-@pytest.mark.parametrize("node_type", ["head", "gpu"])
+@pytest.mark.parametrize("node_type", ["head", "gpu", "gpu_on_demand"])
 def test_ec2_accepts_the_node(node_type: str) -> None:
     assert node_config_errors(load()["available_node_types"][node_type]["node_config"]) == []
 
@@ -80,6 +83,29 @@ def test_workers_are_spot_and_come_only_when_asked_for() -> None:
     assert gpu["resources"]["GPU"] == 1
     assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert cluster["provider"]["cache_stopped_nodes"] is False
+    # The full price is paid by those alone who raise it.
+    assert cluster["available_node_types"]["gpu_on_demand"]["max_workers"] == 0
+
+
+def test_all_machines_are_asked_for_at_once() -> None:
+    cluster = load()
+    # The autoscaler starts `upscaling_speed` machines for each that runs, and for one where none does.
+    assert cluster["upscaling_speed"] >= cluster["max_workers"]
+    assert list(from_launcher(cluster)) == [NodeType({"CPU": 4, "GPU": 1}, 8, {"market": "spot"})]
+
+
+def test_a_spot_machine_that_is_taken_back_is_drained() -> None:
+    (command,) = [line for line in load()["worker_start_ray_commands"] if "spot_notice" in line]
+    words = shlex.split(command)
+    # Redirected and in the background, or the launcher's connection would wait for it.
+    assert words[:2] == ["nohup", "setsid"]
+    assert words[-6:] == [">", "/tmp/spot_notice.log", "2>&1", "<", "/dev/null", "&"]
+    drain = words[words.index("ray") : -6]
+    context = drain_node.make_context("drain-node", drain[2:])
+    assert drain[:2] == ["ray", "drain-node"]
+    assert context.params["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    # EC2 gives two minutes.
+    assert 60 < context.params["deadline_remaining_seconds"] < 120
 
 
 def test_every_node_asks_for_the_token() -> None:

@@ -27,6 +27,9 @@ from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.rows import RowReader
 from pipeline.workers import pick_device
 
+# What a process takes of a GPU's memory before it allocates any, rounded up.
+_CONTEXT_BYTES = 2**30
+
 
 def make_deterministic(device: torch.device, *, strict: bool) -> None:
     """Let the same shard give the same bytes on a GPU, run after run.
@@ -43,6 +46,35 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def memory_share(total: int, actors: int) -> int:
+    """Return the bytes of a GPU that each of its actors may allocate: all, or an equal share without its context."""
+    return total if actors == 1 else total // actors - _CONTEXT_BYTES
+
+
+def limit_memory(device: torch.device, actors: int) -> None:
+    """Keep this process to its share of a GPU, as if that were all: out of memory, it splits its own batches.
+
+    Otherwise the batches of a shard, which decide how its pixels are rounded, would depend on the GPU's other actors.
+
+    Args:
+        device: of this process.
+        actors: that share it.
+
+    Raises:
+        ConfigError: nothing would be left.
+    """
+    if device.type != "cuda" or actors == 1:
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = memory_share(total, actors)
+    if share <= 0:
+        raise ConfigError(
+            f"pool.gpus_per_actor puts {actors} actors on a GPU of {total / 2**30:.3g} GiB, of which each needs "
+            f"{_CONTEXT_BYTES / 2**30:g} GiB for its context: give a larger share"
+        )
+    torch.cuda.set_per_process_memory_fraction(share / total, device)
 
 
 @dataclass(frozen=True)
@@ -111,6 +143,7 @@ class Inverter:
         # For good: this process does nothing else.
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device, "pool.device")
+        limit_memory(self.device, config.pool.actors_per_gpu)
         # A CNN may pool in ways that have no deterministic backward.
         any_network = config.feature_model is not None or config.student is not None or config.inversion.mask_only
         make_deterministic(self.device, strict=not any_network)

@@ -17,7 +17,7 @@ import ray
 
 from pipeline.synthesis.devices import Device
 
-# A device is retired after this many errors without a finished shard between them.
+# A device is retired after this many errors, of each actor that shares it, without a finished shard between them.
 MAX_DEVICE_ERRORS = 2
 # Ray Data assigns each worker the task that it works on and the next one.
 _TASKS_PER_WORKER = 2
@@ -62,10 +62,11 @@ class Attempts:
 
     Args:
         max_attempts: attempts at a shard before it is given up.
+        actors_per_gpu: actors that share a GPU, and fail together with it.
     """
 
-    def __init__(self, max_attempts: int) -> None:
-        self._max_attempts = max_attempts
+    def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1) -> None:
+        self._max_attempts, self._actors_per_gpu = max_attempts, actors_per_gpu
         self._shards: dict[int, _Shard] = {}
         self._errors: dict[Device, int] = {}
         self._retired: dict[Device, str] = {}
@@ -213,7 +214,8 @@ class Attempts:
 
     def _count(self, device: Device, reason: str) -> None:
         self._errors[device] = self._errors.get(device, 0) + 1
-        if self._errors[device] >= MAX_DEVICE_ERRORS:
+        together = 1 if device.gpu is None else self._actors_per_gpu
+        if self._errors[device] >= MAX_DEVICE_ERRORS * together:
             self._retired.setdefault(device, reason)
 
     def _given_up(self, shard_id: int) -> str:

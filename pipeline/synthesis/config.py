@@ -8,8 +8,10 @@ from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
 from pipeline.synthesis.classes import Classes, names_file, read_classes
+from pipeline.synthesis.selectors import check_selectors
 from pipeline.workers import DeviceChoice, with_absolute_paths
 
+_ONE_GPU = "an actor computes on one GPU, and more GPUs take more actors (pool.max_size)"
 # Their pictures must fit into a page.
 MOST_SNAPSHOTS = 6
 
@@ -21,10 +23,17 @@ class PoolConfig:
     Args:
         min_size: actors to wait for at the start.
         max_size: actors that the pool may grow to, at most one per shard.
+        initial_size: actors to ask for at once, so that an autoscaler brings their nodes together; work begins with
+            `min_size` of them. By default as many as there is work for, up to `max_size`.
         cpus_per_actor: CPU cores of an actor without a GPU, and torch threads of every actor. It changes how pixels are
             rounded.
-        device: `auto` pins each actor to a GPU where the cluster has one at the start; `cuda` waits for an autoscaler
-            to bring one.
+        gpus_per_actor: share of a GPU that an actor takes: with 0.5 two actors share each GPU and its memory, which
+            fills it where the teacher is small. An actor never has two GPUs.
+        device: `auto` takes GPUs where the cluster has any, or its autoscaler can bring some; `cuda` waits for them
+            where that cannot be known.
+        label_selector: labels of the nodes to use, as in `{ray.io/accelerator-type: L4}`. Values are Ray's: `A`, `!A`,
+            `in(A, B)`, `!in(A, B)`.
+        fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
         start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
         no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
         max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
@@ -33,8 +42,12 @@ class PoolConfig:
 
     min_size: int = 1
     max_size: int = 1
+    initial_size: int | None = None
     cpus_per_actor: int = 1
+    gpus_per_actor: float = 1.0
     device: DeviceChoice = "auto"
+    label_selector: dict[str, str] = field(default_factory=dict)
+    fallback: list[dict[str, str]] = field(default_factory=list)
     start_timeout_s: int = 900
     # A shard of 4000 dense steps on a CPU takes hours.
     no_progress_timeout_s: int = 6 * 3600
@@ -45,8 +58,18 @@ class PoolConfig:
             check_range(f"pool.{name}", getattr(self, name), 1)
         if self.max_size < self.min_size:
             raise ConfigError(f"pool.max_size must be at least min_size {self.min_size}, not {self.max_size}")
+        check_range("pool.initial_size", self.initial_size, self.min_size, self.max_size)
+        if self.gpus_per_actor > 1:
+            raise ConfigError(f"pool.gpus_per_actor must not exceed 1, not {self.gpus_per_actor:g}: {_ONE_GPU}")
+        check_range("pool.gpus_per_actor", self.gpus_per_actor, 0.01)
+        check_selectors(self.label_selector, self.fallback)
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
             raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
+
+    @property
+    def actors_per_gpu(self) -> int:
+        """Actors that share a GPU; Ray counts ten-thousandths of it."""
+        return 10_000 // round(10_000 * self.gpus_per_actor)
 
 
 @dataclass(frozen=True, kw_only=True)

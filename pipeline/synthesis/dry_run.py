@@ -1,5 +1,6 @@
 """Dry run: print the plan, time a few steps where the actors would run, and write nothing."""
 
+import math
 from typing import Any
 
 import ray
@@ -9,8 +10,9 @@ from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import SynthesisPlan
-from pipeline.synthesis.pool import actors_per_machine, pool_options
+from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
+from pipeline.synthesis.room import actors_per_machine, describe_choice
 
 
 def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
@@ -41,9 +43,10 @@ def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool
         fixed_size = connect()
         options = pool_options(config, len(plan.to_do), fixed_size=fixed_size)
         on_gpu = bool(options.get("num_gpus"))
+        report_plan(describe_choice(config.pool))
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
         actors = options.pop("compute").max_size
-        trial = ray.remote(**options)(probe).remote(config, labels, actors_per_machine(options, actors))
+        trial = ray.remote(**options)(probe).remote(config, labels, actors_per_machine(config.pool, actors))
         # The steps, with compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
@@ -59,11 +62,14 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         report_plan(f"{num_steps} steps of {num_patches} patches, {seconds:.4f} s each for {num_images} images")
     if config.inversion.adaptive_end is not None:
         report_plan("images may end early (inversion.adaptive_end): the following is an upper bound")
-    unit = "GPU-hours" if on_gpu else "core-hours"
+    unit, at_once = ("GPU-hours" if on_gpu else "core-hours"), actors
     cost = hours if on_gpu else hours * config.pool.cpus_per_actor
-    report_plan(f"about {cost:.3g} {unit}, {hours / actors:.3g} hours with {actors} actors")
+    if on_gpu and config.pool.actors_per_gpu > 1:
+        report_plan("actors share GPUs, and this one had its to itself: the following is an upper bound")
+        at_once = math.ceil(actors / config.pool.actors_per_gpu)
+    report_plan(f"about {cost:.3g} {unit}, {hours / at_once:.3g} hours with {actors} actors")
     key = f"estimated_{unit.lower().replace('-', '_')}"
-    return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / actors}
+    return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / at_once}
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.inversion.memory import (
     predict_run,
     weight_bytes,
 )
-from pipeline.synthesis.actor import Inverter
+from pipeline.synthesis.actor import Inverter, memory_share
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.identity import image_seed
 
@@ -44,7 +44,7 @@ class Probe:
         step_seconds: seconds of one step, for each phase.
         peak_bytes: peak of the run: of CUDA's allocator, or on a CPU of live tensors in two steps of each phase.
         predicted_bytes: the same, predicted from the teacher's shape; None if its family cannot be predicted.
-        device_bytes: memory of the GPU, or an actor's share of the machine's.
+        device_bytes: an actor's share of the memory of its GPU, or of the machine.
         largest_batch: number of images that fit in one forward and backward pass, with a margin.
     """
 
@@ -61,7 +61,7 @@ def probe(config: SynthesisConfig, labels: list[int], actors_per_machine: int) -
     Args:
         config: of the dataset.
         labels: of the shard.
-        actors_per_machine: number of actors that share this machine's memory.
+        actors_per_machine: number of actors that share this machine's memory, if they compute on its CPUs.
 
     Raises:
         ModelError, CheckpointError, ConfigError: as `Inverter`.
@@ -72,7 +72,7 @@ def probe(config: SynthesisConfig, labels: list[int], actors_per_machine: int) -
     run = _make_run(inverter, starts, short)
     seconds = [_timed_step(run, inverter.device) for _ in range(short.iterations)]
     first_steps = range(_warm_up(short), len(seconds), _phase(short))
-    peak, device_bytes = _peak_bytes(inverter, starts), _device_bytes(inverter.device, actors_per_machine)
+    peak, device_bytes = _peak_bytes(inverter, starts), _device_bytes(inverter, actors_per_machine)
     return Probe(
         step_seconds=[statistics.median(seconds[first : first + _TIMED]) for first in first_steps],
         peak_bytes=peak,
@@ -130,10 +130,11 @@ def _one_image(inverter: Inverter, run: Inversion, peak: int, batch: int) -> Ste
     return StepBytes(weights=weights, pixels=pixels, work=max(1, (peak - weights - batch * pixels) // run.fewest))
 
 
-def _device_bytes(device: torch.device, actors_per_machine: int) -> int:
-    """Return the memory of the GPU in bytes; without one, an actor's share of the machine's or container's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+def _device_bytes(inverter: Inverter, actors_per_machine: int) -> int:
+    """Return an actor's share of the GPU's memory in bytes; without one, of the machine's or container's."""
+    if inverter.device.type == "cuda":
+        total = torch.cuda.get_device_properties(inverter.device).total_memory
+        return memory_share(total, inverter.config.pool.actors_per_gpu)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

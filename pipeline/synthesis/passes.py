@@ -18,13 +18,16 @@ from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.config import PoolConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import SynthesisPlan
-from pipeline.synthesis.pool import pool_options, seats
+from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import ProgressReport
+from pipeline.synthesis.room import needs, seats
+from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
 
 # The run stops after this many passes in a row in which no shard was finished.
@@ -55,7 +58,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
             where this process does not find it.
     """
-    attempts = _start(plan.config.pool.max_attempts)
+    attempts = _start(plan.config.pool)
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
@@ -105,11 +108,13 @@ def _collect(
     return handed_back
 
 
-def _start(max_attempts: int) -> ActorHandle:
+def _start(pool: PoolConfig) -> ActorHandle:
     """Start the run's `Attempts` on the machine of this process, without which the run is lost anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(num_cpus=0)(Attempts)
-    return actor_class.options(scheduling_strategy=here).remote(max_attempts)
+    return actor_class.options(scheduling_strategy=here).remote(
+        pool.max_attempts, actors_per_gpu=needs(pool).actors_per_gpu
+    )
 
 
 def _one_pass(
@@ -120,7 +125,7 @@ def _one_pass(
     per_task = shards_per_task(len(shard_ids), options["compute"].max_size)
     opening = attempts.open_pass.remote(
         shard_ids,
-        min(options["compute"].max_size, seats(plan.config, without=list(retired))),
+        min(options["compute"].max_size, seats(pool, without=list(retired))),
         fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
         shards_per_task=per_task,
@@ -133,8 +138,7 @@ def _one_pass(
         batch_size=1,
         **options,
     )
-    rows.context.wait_for_min_actors_s = pool.start_timeout_s
-    rows.context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
+    set_timeouts(rows.context, pool)
     # A row is sent when its shard is done, and not when all of the task's are.
     rows.context.target_max_block_size = 1
     # Without prefetching, so that a shard is reported when it is done, not when the next one is.
@@ -155,7 +159,7 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
     """
     if not retired and barren < _MAX_BARREN_PASSES:
         return
-    if barren >= _MAX_BARREN_PASSES or not seats(plan.config, without=list(retired)):
+    if barren >= _MAX_BARREN_PASSES or not seats(plan.config.pool, without=list(retired)):
         print(printed_lines(str(ray.get(attempts.last_trace.remote()))), end="", file=sys.stderr, flush=True)
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""

@@ -20,6 +20,7 @@ from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.report import write_pictures
+from pipeline.synthesis.room import describe_choice
 from pipeline.synthesis.summary import summarize
 from pipeline.synthesis.tally import Tally
 
@@ -54,6 +55,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
                 fixed_size = connect()
                 # The cluster may be too small, which must come out before anything is written.
                 options = pool_options(plan.config, len(plan.to_do), fixed_size=fixed_size)
+                report_plan(describe_choice(plan.config.pool))
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
                 # If another run with these settings is at work, a random order keeps the two at different shards.

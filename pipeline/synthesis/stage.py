@@ -15,6 +15,7 @@ from pipeline.synthesis.columns import arrow_column, common_schema, plain_table,
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.rows import IMAGE_IDS, LABELS, NEEDED, SHARD_ID, RowReader, columns_of
+from pipeline.synthesis.starting import set_timeouts
 
 Shards = ray.data.Dataset | Sequence[Mapping[str, Any]]
 
@@ -49,8 +50,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
             batch_format="pyarrow",
             **pool_options(config, rows.count(), fixed_size=fixed_size),
         )
-        images.context.wait_for_min_actors_s = config.pool.start_timeout_s
-        images.context.execution_no_progress_timeout_s = config.pool.no_progress_timeout_s
+        set_timeouts(images.context, config.pool)
         images.context.raise_original_map_exception = True
         return images
 

@@ -49,6 +49,15 @@ def test_lost_nodes_count_for_less_and_not_for_nothing() -> None:
     assert refused == [False] * 9 + [True]
 
 
+def test_a_gpu_is_retired_after_errors_of_all_the_actors_that_share_it() -> None:
+    attempts = HereOnly(3, actors_per_gpu=2)
+    attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
+    for number in range(4):
+        assert attempts.retired() == {}
+        attempts.fail(f"actor {number % 2}", GPU_0, "CUDA error", 4, loading=True)
+    assert attempts.retired() == {GPU_0: "CUDA error"}
+
+
 def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> None:
     attempts = make([4, 5])
     for device, given_up in ((GPU_0, False), (GPU_1, False), (GPU_0, True)):

@@ -1,0 +1,102 @@
+"""What nodes the autoscaler of a cluster can bring."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+import yaml
+from ray._private.state import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# The head starts a process for the question, unless the driver runs there.
+_ANSWER_TIMEOUT_S = 60.0
+_HEAD = "node:__internal_head__"
+# As Ray has it where the launcher's file says nothing.
+_MAX_WORKERS = 2
+_UNLIMITED = 10_000
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes of one kind that an autoscaler can bring.
+
+    Attributes:
+        resources: of each node, by Ray's names.
+        max_count: number of such nodes at most.
+        labels: of each node, as far as they are known before it starts.
+    """
+
+    resources: Mapping[str, float]
+    max_count: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def node_types() -> list[NodeType] | None:
+    """Return what nodes the autoscaler of the joined cluster can bring: none without one; None if it cannot be known.
+
+    Ray has a place where autoscalers report what they can bring, which hosted ones do and Ray's own does not. What that
+    one was started with stands in a file on the head. KubeRay's runs in a container of its own, and is not known.
+    """
+    return _node_types_of(ray.get_runtime_context().gcs_address)
+
+
+@cache
+def _node_types_of(gcs_address: str) -> list[NodeType] | None:
+    reported = state.get_cluster_config()
+    if reported is not None and reported.node_group_configs:
+        return [
+            NodeType(dict(group.resources), _UNLIMITED if group.max_count == -1 else group.max_count)
+            for group in reported.node_group_configs
+            if group.max_count
+        ]
+    port = gcs_address.rpartition(":")[2]
+    head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
+    if head is None:
+        return None
+    if head == ray.get_runtime_context().get_node_id():
+        return read_on_head(port)
+    # Ray's type hints lack this strategy.
+    there: Any = NodeAffinitySchedulingStrategy(head, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(read_on_head)
+    try:
+        return ray.get(task.remote(port), timeout=_ANSWER_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return None
+
+
+def read_on_head(port: str) -> list[NodeType] | None:
+    """Return what `node_types` does, on the head itself.
+
+    Args:
+        port: of the head, by which its autoscaler is told from those of other clusters on the machine.
+    """
+    import psutil  # type: ignore[reportMissingModuleSource]  # Ray brings it, and it is found once Ray is imported
+
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command = process.info["cmdline"] or []
+        if any(part.endswith("/monitor.py") for part in command):
+            arguments = dict(part.split("=", 1) for part in command if "=" in part)
+            if arguments.get("--gcs-address", "").endswith(f":{port}"):
+                file = arguments.get("--autoscaling-config")
+                return [] if file is None else _read(Path(process.info["cwd"] or "/") / Path(file).expanduser())
+    return None
+
+
+def _read(file: Path) -> list[NodeType] | None:
+    try:
+        return list(from_launcher(yaml.safe_load(file.read_text())))
+    except (OSError, yaml.YAMLError):
+        return None
+
+
+def from_launcher(config: Mapping[str, Any]) -> Iterator[NodeType]:
+    """Yield the node types of a `cluster.yaml`, as Ray's launcher and its autoscaler read it."""
+    limit, head = config.get("max_workers", _MAX_WORKERS), config.get("head_node_type")
+    for name, node_type in config.get("available_node_types", {}).items():
+        count = min(limit, node_type.get("max_workers", 0 if name == head else limit))
+        if count > 0:
+            yield NodeType(node_type.get("resources", {}), count, node_type.get("labels", {}))

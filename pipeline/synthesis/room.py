@@ -1,0 +1,131 @@
+"""What an actor of the pool needs of a node, and how many actors the nodes have room for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipeline.autoscaler import node_types
+from pipeline.synthesis.config import PoolConfig
+from pipeline.synthesis.devices import Device
+from pipeline.synthesis.selectors import Selector, matches, ray_options
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an actor needs of a node.
+
+    Attributes:
+        on_gpu: whether it computes on a GPU.
+        actors_per_gpu: actors that share a GPU.
+        num_gpus: its share of one GPU; 0 without.
+        num_cpus: CPU cores.
+        selectors: the node must match one of them, the first if possible; any node will do if there is none.
+    """
+
+    num_gpus: float
+    num_cpus: int
+    actors_per_gpu: int
+    selectors: tuple[Selector, ...]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.num_gpus > 0
+
+    def room(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> int:
+        """Return how many actors fit on a node if nothing else runs on it."""
+        if self.selectors and not any(matches(labels, selector) for selector in self.selectors):
+            return 0
+        if self.on_gpu:
+            # A GPU's remainder is lost: an actor cannot have parts of two GPUs.
+            return int(resources.get("GPU", 0)) * self.actors_per_gpu
+        return int(resources.get("CPU", 0) // self.num_cpus)
+
+    def options(self, avoided: Sequence[str] = ()) -> dict[str, Any]:
+        """Return Ray's options of such an actor.
+
+        Args:
+            avoided: ids of nodes that are not to be used.
+        """
+        # A GPU actor takes no CPU: on a small node it would wait for tasks that hold the CPUs, while those wait for it.
+        resources = {"num_gpus": self.num_gpus, "num_cpus": 0} if self.on_gpu else {"num_cpus": self.num_cpus}
+        return resources | ray_options(self.selectors, avoided)
+
+    def __str__(self) -> str:
+        return f"{self.num_gpus:g} GPU" if self.on_gpu else f"{self.num_cpus} CPUs (pool.cpus_per_actor)"
+
+
+def needs(pool: PoolConfig) -> Needs:
+    """Return what an actor needs, given the nodes that are there and those that may come."""
+    return _choose(pool)[0]
+
+
+def describe_choice(pool: PoolConfig) -> str:
+    """Say on what the actors compute, and why."""
+    chosen, why = _choose(pool)
+    shared = f", {chosen.actors_per_gpu} actors on each" if chosen.on_gpu and chosen.actors_per_gpu > 1 else ""
+    return f"computing on {'GPUs' if chosen.on_gpu else 'CPUs'}{shared}: {why}"
+
+
+def _choose(pool: PoolConfig) -> tuple[Needs, str]:
+    selectors = (pool.label_selector, *pool.fallback) if pool.label_selector else ()
+    on_gpu = Needs(round(pool.gpus_per_actor, 4), 0, pool.actors_per_gpu, selectors)
+    on_cpus = Needs(0, pool.cpus_per_actor, 1, selectors)
+    if pool.device != "auto":
+        return (on_gpu if pool.device == "cuda" else on_cpus), f"pool.device is {pool.device}"
+    there = sum(on_gpu.room(node["Resources"], node["Labels"]) for node in _nodes()) // pool.actors_per_gpu
+    if there:
+        return on_gpu, f"the cluster has {there}{_chosen(selectors)}"
+    coming = node_types()
+    if coming is None:
+        why = "and what its autoscaler can bring is not known: pool.device cuda waits for one"
+        return on_cpus, f"the cluster has no GPU{_chosen(selectors)}, {why}"
+    brought = sum(on_gpu.room(kind.resources, kind.labels) * kind.max_count for kind in coming) // pool.actors_per_gpu
+    if brought:
+        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}"
+    more = ", and its autoscaler brings none" if coming else ""
+    return on_cpus, f"the cluster has no GPU{_chosen(selectors)}{more}"
+
+
+def _chosen(selectors: Sequence[Selector]) -> str:
+    return " that pool.label_selector chooses" if selectors else ""
+
+
+def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
+    """Return how many actors the present nodes have room for, if nothing else runs on them.
+
+    Args:
+        pool: settings.
+        without: devices that must get no actor.
+    """
+    actor, total = needs(pool), 0
+    for node in _nodes():
+        retired = [device for device in without if device.node_id == node["NodeID"]]
+        room = actor.room(node["Resources"], node["Labels"])
+        lost = len(retired) * actor.actors_per_gpu
+        total += 0 if any(device.gpu is None for device in retired) else max(0, room - lost)
+    return total
+
+
+def reachable_seats(pool: PoolConfig, present: int) -> float:
+    """Return how many actors there will be room for once the autoscaler has brought all it can.
+
+    Args:
+        pool: settings.
+        present: seats on the present nodes.
+    """
+    coming, actor = node_types(), needs(pool)
+    if coming is None:
+        return float("inf")
+    return max(present, sum(actor.room(kind.resources, kind.labels) * kind.max_count for kind in coming))
+
+
+def actors_per_machine(pool: PoolConfig, actors: int) -> int:
+    """Return the largest number of actors that share a machine's memory; 1 if there is no machine yet."""
+    actor = needs(pool)
+    return max(1, min(actors, max((actor.room(node["Resources"], node["Labels"]) for node in _nodes()), default=1)))
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
