@@ -3,9 +3,8 @@
     python -m benchmarks.scale --shards 100000
 
 A stub stands for the inversion; everything else is real: jobs on a local Ray cluster, and an output on an S3 server on
-loopback, in this process, which counts requests. Each job is a process of its own, so its memory is its own. The base of
-memory is a job of 100 shards. Prints one JSON line; the page `docs/scale.md` says what follows from it. Needs the extra
-`test`.
+loopback, in this process, which counts requests. Each job is a process of its own with its own memory; the base of
+memory is a job of 100 shards. Prints one JSON line; docs/scale.md says what follows from it. Needs the extra `test`.
 """
 
 import argparse

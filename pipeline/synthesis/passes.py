@@ -121,7 +121,7 @@ def _one_pass(
     plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
 ) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
-    options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired))
+    options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
     per_task = shards_per_task(len(shard_ids), options["compute"].max_size)
     opening = attempts.open_pass.remote(
         shard_ids,
@@ -139,6 +139,8 @@ def _one_pass(
         **options,
     )
     set_timeouts(rows.context, pool)
+    # An actor is busy with the two shards that it is called for; by default Ray would never add actors to such a pool.
+    rows.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # A row is sent when its shard is done, and not when all of the task's are.
     rows.context.target_max_block_size = 1
     # Without prefetching, so that a shard is reported when it is done, not when the next one is.

@@ -12,7 +12,12 @@ from pipeline.synthesis.room import needs, reachable_seats, seats
 
 
 def pool_options(
-    config: SynthesisConfig, num_shards: int, *, fixed_size: bool, without: Sequence[Device] = ()
+    config: SynthesisConfig,
+    num_shards: int,
+    *,
+    fixed_size: bool,
+    without: Sequence[Device] = (),
+    overlapping: bool = False,
 ) -> dict[str, Any]:
     """Return Ray's arguments for the pool: `compute`, and what each actor needs. The cluster must be joined.
 
@@ -24,6 +29,7 @@ def pool_options(
         num_shards: number of shards to do.
         fixed_size: whether no more nodes can join the cluster.
         without: devices that must get no actor; the GPUs among them must be held, see `holders`.
+        overlapping: whether an actor with a GPU is called for two shards at once, and keeps its calls apart itself.
 
     Raises:
         ConfigError: a cluster of fixed size is too small for the pool.
@@ -36,6 +42,7 @@ def pool_options(
         min_size = max(1, min(min_size, room))
     if fixed_size and room < min_size:
         raise ConfigError(f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}")
+    overlaps = overlapping and actor.on_gpu
     reachable = room if fixed_size else reachable_seats(pool, room)
     compute = ray.data.ActorPoolStrategy(
         min_size=min_size,
@@ -43,6 +50,7 @@ def pool_options(
         initial_size=int(max(min_size, min(pool.initial_size or max_size, max_size, reachable))),
         # With 1 the pool would never grow.
         max_tasks_in_flight_per_actor=2,
+        **({"enable_true_multi_threading": True, "max_concurrent_calls_per_actor": 2} if overlaps else {}),
     )
     avoided = sorted({device.node_id for device in without if device.gpu is None})
     return {"compute": compute, **actor.options(avoided)}
