@@ -68,6 +68,7 @@ def test_output_on_an_object_store(
         "README.md",
         "contact_sheet.png",
         "data",
+        "index.parquet",
         "manifest.json",
         "report.html",
     ]
