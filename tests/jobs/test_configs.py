@@ -83,7 +83,7 @@ def test_demo_arms_differ_in_nothing_but_their_schedule() -> None:
     assert dense.inversion.stop_steps == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "cluster.yaml"])
+@pytest.mark.parametrize("document", ["README.md", "cluster.yaml", "examples/cluster-gcp.yaml"])
 def test_commands_in_documents_are_understood(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands((ROOT / document).read_text()):
         if command[2] != "jobs.status" and "--config" in command:

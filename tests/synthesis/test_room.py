@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray._private.label_utils import validate_fallback_strategy, validate_label_selector
 
-from pipeline.autoscaler import NodeType, from_launcher, node_types
+from pipeline.autoscaler import node_types
 from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.errors import ConfigError
 from pipeline.synthesis import PoolConfig, SynthesisConfig, synthesize
+from pipeline.synthesis.actor import limit_memory, memory_share
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.room import Needs, describe_choice, seats
 from pipeline.synthesis.selectors import check_selectors, matches, ray_options
+from tests.conftest import requires_gpu
 from tests.synthesis.conftest import make_config
 
 SPOT, ON_DEMAND = {"market": "spot"}, {"market": "on-demand"}
@@ -82,11 +85,25 @@ def test_selectors_come_from_files_and_flags(tmp_path: Path) -> None:
     assert parse_config(SynthesisConfig, [f"--config={tmp_path / 'c.yaml'}", *flags]) == config
 
 
-def test_node_types_are_read_as_the_launcher_reads_them() -> None:
-    gpu = {"resources": {"GPU": 4}, "labels": SPOT, "max_workers": 9}
-    types = {"head": {"resources": {"CPU": 0}}, "gpu": gpu, "cpu": {"resources": {"CPU": 8}}, "old": {"max_workers": 0}}
-    config = {"max_workers": 6, "head_node_type": "head", "available_node_types": types}
-    assert list(from_launcher(config)) == [NodeType({"GPU": 4}, 6, SPOT), NodeType({"CPU": 8}, 6)]
+def test_actors_that_share_a_gpu_have_its_memory_without_their_contexts() -> None:
+    gib = 2**30
+    assert memory_share(24 * gib, 1) == 24 * gib
+    assert memory_share(24 * gib, 4) == 5 * gib
+    limit_memory(torch.device("cpu"), 4)
+
+
+@requires_gpu
+def test_an_actor_cannot_take_the_memory_of_another() -> None:
+    gpu = torch.device("cuda")
+    total = torch.cuda.get_device_properties(gpu).total_memory
+    limit_memory(gpu, 2)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(total * 6 // 10, dtype=torch.uint8, device=gpu)
+        with pytest.raises(ConfigError, match=r"pool\.gpus_per_actor puts 1000 actors on a GPU of "):
+            limit_memory(gpu, 1000)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -384,15 +384,20 @@ def test_impossible_runs_end_before_anything_is_written(
 def test_dry_run_plans_times_and_writes_nothing(
     made: Made, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = synthesize(make_config(tiny_folder, tmp_path / "out", dry_run=True))
+    shared = {"max_size": 2, "gpus_per_actor": 0.5}
+    summary = synthesize(make_config(tiny_folder, tmp_path / "out", dry_run=True, pool=shared))
     assert not (tmp_path / "out").exists()
     assert (summary["num_shards"], summary["num_done"], summary["num_images_to_make"]) == (6, 0, 30)
+    # Two actors on one GPU.
+    assert (summary["actors"], summary["estimated_hours"]) == (2, summary["estimated_gpu_hours"])
     assert summary["estimated_gpu_hours"] > 0
     assert len(summary["seconds_per_step"]) == 3
     reported = capsys.readouterr().err
     assert "6 shards, 30 images" in reported
     assert "2 steps of 11 patches" in reported
     assert "GPU-hours" in reported
+    assert "plan: computing on GPUs, 2 actors on each: the cluster has 2\n" in reported
+    assert "the following is an upper bound" in reported
     assert f"a step of 5 images takes {summary['peak_bytes'] / 2**30:.3g} GiB at most" in reported
     assert 5 < summary["largest_micro_batch"] == summary["largest_shard_size"]
     done = synthesize(make_config(tiny_folder, made.output, dry_run=True))
