@@ -21,21 +21,19 @@ from typing import Any
 
 import boto3
 import ray
-import timm
 import torch
 import yaml
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from benchmarks.chaos_dataset import make_teacher
 from benchmarks.circumstances import circumstances
 from benchmarks.rounds import short
-from pipeline.models import save_model
 
 _BUCKET = "scale"
 _BASE_SHARDS = 100
 _IMAGES_PER_SHARD = 10
 _ROOT = Path(__file__).parents[1]
-_TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 
 class Store:
@@ -79,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the JSON line, as plain data."""
     store = Store()
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        _save_teacher(Path(folder, "teacher"))
+        make_teacher(Path(folder, "teacher"))
         base = _job("run", _write_config(Path(folder), _BASE_SHARDS, options.workers))
         store.taken()
         config = _write_config(Path(folder), options.shards, options.workers)
@@ -110,13 +108,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "ray": ray.__version__,
         **circumstances("benchmarks.scale", torch.device("cpu")),
     }
-
-
-def _save_teacher(folder: Path) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", **_TEACHER).eval()
-    names = [f"class {label}" for label in range(10)]
-    save_model(model, folder, class_names=names, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def _output(shards: int) -> str:
