@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jobs.entry import run_job
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.dataset import store
-from pipeline.dataset.index import unindexed
+from pipeline.dataset.index import read_index, valid_rows
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
@@ -42,19 +44,22 @@ def status(config: StatusConfig) -> dict[str, Any]:
 
 
 def _dataset(uri: str) -> dict[str, Any]:
-    """Describe a dataset from its manifest, the footers of its parts, and its failures."""
+    """Describe a dataset from its manifest, its index and the parts that are not in it, and its failures."""
     manifest = store.read_manifest(uri)
-    progress = store.read_progress(uri, manifest["num_shards"], manifest["digest"])
-    damaged = store.damaged_parts(uri, manifest["digest"], unindexed(uri, manifest["digest"], progress.parts))
+    digest = manifest["digest"]
+    progress = store.read_progress(uri, manifest["num_shards"], digest)
+    index = valid_rows(read_index(uri, digest), progress.parts)
+    damaged = store.damaged_parts(uri, digest, sorted(progress.parts.keys() - set(index["shard_id"].to_pylist())))
     return {
         "complete": progress.complete and not damaged,
-        "digest": manifest["digest"],
+        "digest": digest,
         "num_shards": manifest["num_shards"],
         "num_done": len(progress.done),
         "failed": list(progress.failed.values()),
         "missing": progress.missing,
         "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
         "num_images": manifest["num_images"],
+        "actor_hours": round(float(np.nansum(index["seconds"].to_numpy())) / 3600, 4),
     }
 
 

@@ -133,7 +133,8 @@ class PartWriter(Inverter):
             DatasetError: the part cannot be read.
         """
         facts = read_part_facts(self.config.output, self.digest, shard_id)
-        return outcome(**{**facts, "worker": self.worker, "num_images": facts.pop("num_rows")})
+        num_images = facts.pop("num_rows")
+        return outcome(worker=self.worker, num_images=num_images, **facts)
 
     def _write(self, shard_id: int, shard: InvertedShard) -> dict[str, int]:
         """Write a part; return its bytes, and those of its row group before compression."""

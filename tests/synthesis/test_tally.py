@@ -1,0 +1,82 @@
+"""What a run remembers of its shards, and how many of them make a task."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.dataset import store
+from pipeline.dataset.index import read_index
+from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.passes import shards_per_task
+from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.shards import ShardPlan
+from pipeline.synthesis.tally import Tally
+from pipeline.synthesis.writer import PartWriter, outcome
+from tests.synthesis.conftest import make_config
+
+
+def test_what_workers_report_is_counted_and_not_kept() -> None:
+    tally = Tally()
+    made: dict[str, Any] = {"num_images": 4, "class_loss": 0.5, "teacher_confidence": 0.25, "num_steps": [8, 8]}
+    for shard_id in range(1000):
+        tally.add(outcome(shard_id, f"worker {shard_id % 2}", **made))
+    assert (tally.num_ended, tally.num_images, tally.made_by.total()) == (1000, 4000, 1000)
+    assert (tally.loss_sum / tally.num_images, tally.steps) == (0.5, {8: 2000})
+    assert not tally.failures
+
+
+def test_a_plan_of_millions_of_images_takes_no_memory() -> None:
+    plan = ShardPlan(range(1000), 10_000, 64)
+    assert (len(plan), plan.num_images) == (156_250, 10_000_000)
+    assert sys.getsizeof(plan) < 1000
+    last = plan[156_249]
+    assert (last["labels"], last["image_ids"][-1]) == ([999] * 64, "00999-009999")
+    assert plan.count_images([0, 156_249]) == 128
+    # Every image is in the shard and row that `places_of` says.
+    shard_id, row = list(plan.places_of(7))[123]
+    assert (plan[shard_id]["labels"][row], plan[shard_id]["image_ids"][row]) == (7, "00007-000123")
+    with pytest.raises(IndexError, match="156250 shards, not -1"):
+        plan[-1]
+
+
+@pytest.mark.parametrize(
+    ("shards", "workers", "expected"), [(1, 1, 1), (9_999, 4, 1), (100_000, 8, 20), (100_000, 4000, 1), (10**6, 64, 32)]
+)
+def test_a_task_is_one_shard_but_in_large_runs(shards: int, workers: int, expected: int) -> None:
+    assert shards_per_task(shards, workers) == expected
+
+
+def test_the_row_of_a_part_that_is_there_is_the_row_that_its_maker_sent(tiny_folder: Path, tmp_path: Path) -> None:
+    """Ray repeats all of a task whose worker died; shards of it that were made are not made again."""
+    config = make_config(tiny_folder, tmp_path / "out")
+    plan = plan_synthesis(config)
+    writer = PartWriter(config, plan.digest)
+    sent = writer.write_shard(**plan.shards[1])
+    again = writer.read_back(1)
+    not_known = {"num_steps", "seconds", "store_s", "peak_bytes", "compile_s"}
+    assert {name: value for name, value in again.items() if name not in not_known} == {
+        name: value for name, value in sent.items() if name not in not_known
+    }
+
+
+def test_the_index_is_written_while_a_run_goes_and_completed_at_its_end(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tiny_folder, tmp_path / "out")
+    plan = plan_synthesis(config)
+    writer = PartWriter(config, plan.digest)
+    index = RunningIndex(config.output, plan.digest)
+    index.add(writer.write_shard(**plan.shards[0]))
+    assert len(read_index(config.output, plan.digest)) == 0
+    monkeypatch.setattr("pipeline.synthesis.indexing._INTERVAL_S", 0.0)
+    index.add(writer.write_shard(**plan.shards[1]))
+    assert read_index(config.output, plan.digest)["shard_id"].to_pylist() == [0, 1]
+    # One that another run makes at the same time.
+    writer.write_shard(**plan.shards[2])
+    table = index.complete(store.list_parts(config.output, plan.digest))
+    assert table.equals(read_index(config.output, plan.digest).replace_schema_metadata(None))
+    assert table["shard_id"].to_pylist() == [0, 1, 2]
+    assert [worker is None for worker in table["worker"].to_pylist()] == [False, False, True]
+    assert table["labels"].to_pylist() == [[0, 1], [1, 2, 3], [3, 4]]
