@@ -121,8 +121,8 @@ def cluster_of(item: pytest.Item) -> str | None:
     fixtures = getattr(item, "fixturenames", ())
     if item.path.parent.name == "synthesis" and "ray_session" in fixtures:
         return "synthesis"
-    # That cluster is of one module alone; here, for the other group is the larger one.
-    if item.path.name == "test_submit.py":
+    # Those clusters are of one module alone; here, for the other group is the larger one.
+    if item.path.name in ("test_submit.py", "test_autoscaling.py"):
         return "synthesis"
     return "others" if "ray_session" in fixtures else None
 

@@ -60,6 +60,15 @@ def test_retired_nodes_are_avoided_by_every_selector() -> None:
     assert validate_fallback_strategy(others) is None
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("avoided", [(), ("f" * 56,)])
+def test_ray_tries_the_selectors_in_turn(avoided: tuple[str, ...]) -> None:
+    # The cluster of the tests has no such labels.
+    options: Any = ray_options([SPOT, ON_DEMAND, {}], avoided)
+    task = ray.remote(num_cpus=0, max_retries=0, **options)(lambda: "done")
+    assert ray.get(task.remote(), timeout=300) == "done"
+
+
 @pytest.mark.parametrize(
     ("share", "gpus", "actors"), [(1.0, 2, 2), (0.5, 2, 4), (0.4, 2, 4), (0.1, 1, 10), (0.33, 1, 3), (0.3334, 1, 2)]
 )
