@@ -1,4 +1,4 @@
-"""Print what of an output is done, missing and failed: `python -m jobs.status URI`."""
+"""Print what of an output is done, missing and failed: `python -m jobs.status URI`, with `--watch` until it is done."""
 
 import sys
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from jobs.entry import run_job
+from jobs.watching import watch
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
+from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import read_index, valid_rows
 from pipeline.documents import parse_json
@@ -23,24 +25,43 @@ class StatusConfig:
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.calibrate or jobs.distill.
+        watch: look again and again until it is complete: a table that is redrawn on a terminal, a line for each change
+            elsewhere. Ctrl-C ends it.
+        every_s: seconds between two looks.
     """
 
     uri: str
+    watch: bool = False
+    every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_range("every_s", self.every_s, 0.1)
 
 
 def status(config: StatusConfig) -> dict[str, Any]:
+    """Look at an output, once or until it is complete.
+
+    Raises:
+        DatasetError: as `look`.
+    """
+    if config.watch:
+        return watch(lambda: look(config.uri), every_s=config.every_s, stream=sys.stderr)
+    return look(config.uri)
+
+
+def look(uri: str) -> dict[str, Any]:
     """Look at the files of an output; no model is loaded and no image read.
 
     Raises:
         DatasetError: no job's output is there, it cannot be read, or foreign files are in it.
     """
-    job = job_of(config.uri)
+    job = job_of(uri)
     if job is None:
         raise DatasetError(
-            f"{config.uri!r} holds neither a synthetic dataset nor the output of a calibration or a distillation"
+            f"{uri!r} holds neither a synthetic dataset nor the output of a calibration or a distillation"
         )
     looks = {"synthesize": _dataset, "calibrate": _calibration, "distill": _distillation}
-    return {"job": job, "output": config.uri, **looks[job](config.uri)}
+    return {"job": job, "output": uri, **looks[job](uri)}
 
 
 def _dataset(uri: str) -> dict[str, Any]:
@@ -125,8 +146,8 @@ def _epoch(uri: str, line: bytes) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; the URI may stand alone, without `--uri`."""
-    flags = list(sys.argv[1:] if argv is None else argv)
+    """Run the job; the URI may stand alone, without `--uri`, and `--watch` without a value."""
+    flags = ["--watch=true" if flag == "--watch" else flag for flag in (sys.argv[1:] if argv is None else argv)]
     if flags and not flags[0].startswith("-"):
         flags.insert(0, "--uri")
     return run_job("status", StatusConfig, status, flags)

@@ -1,0 +1,90 @@
+"""Look at an output until it is complete: a table that is redrawn on a terminal, a line for each change elsewhere."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TextIO
+
+from pipeline.log import one_printed_line
+
+Look = Callable[[], dict[str, Any]]
+
+
+def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """Print the state of an output whenever it has changed, and return it once it is complete or Ctrl-C is pressed.
+
+    Args:
+        look: returns what `jobs.status` prints.
+        every_s: seconds between two looks.
+        stream: a terminal gets a table in one place, any other stream a line for each change.
+        pause: waits for so many seconds.
+    """
+    started, first, shown = time.monotonic(), None, list[str]()
+    while True:
+        found = look()
+        first = found if first is None else first
+        rows = describe(found, first, time.monotonic() - started)
+        _show(rows, shown, stream)
+        shown = rows
+        if found["complete"]:
+            return found
+        try:
+            pause(every_s)
+        except KeyboardInterrupt:
+            return found
+
+
+def _show(rows: list[str], shown: list[str], stream: TextIO) -> None:
+    if stream.isatty():
+        # Back to the first line of the table, and erase from there.
+        up = f"\x1b[{len(shown)}A\r\x1b[J" if shown else ""
+        stream.write(up + "".join(f"{one_printed_line(row)}\n" for row in rows))
+    elif rows != shown:
+        stream.write(one_printed_line("; ".join(" ".join(row.split()) for row in rows)) + "\n")
+    stream.flush()
+
+
+def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> list[str]:
+    """Return the rows of the table.
+
+    Args:
+        found: the present state.
+        first: the state at the first look.
+        seconds: since then.
+    """
+    table = {"output": found["output"], **_ROWS[found["job"]](found, first, seconds)}
+    return [f"{name:<10}{value}" for name, value in table.items() if value]
+
+
+def _synthesis(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
+    done, total = found["num_done"], found["num_shards"]
+    troubles = {"failed": len(found["failed"]), "damaged": len(found["damaged"])}
+    return {
+        "shards": f"{done} of {total} done ({100 * done // max(1, total)}%)",
+        "trouble": ", ".join(f"{number} {name}" for name, number in troubles.items() if number),
+        "speed": _speed(done - first["num_done"], total - done, seconds),
+        "inverting": f"{found['actor_hours']:.3g} hours of actors so far",
+    }
+
+
+def _speed(new: int, left: int, seconds: float) -> str:
+    if not new:
+        return f"no shard finished in {timedelta(seconds=round(seconds))}" if seconds >= 1 else ""
+    return f"{60 * new / seconds:.3g} shards a minute, {timedelta(seconds=round(left * seconds / new))} left"
+
+
+def _distillation(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
+    new, left = found["epochs_done"] - first["epochs_done"], (found["epochs"] or 0) - found["epochs_done"]
+    speed = f"{timedelta(seconds=round(left * seconds / new))} left" if new else ""
+    return {"epochs": f"{found['epochs_done']} of {found['epochs']} done", "speed": speed, **_missing(found)}
+
+
+def _calibration(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
+    return {"artifacts": ", ".join(found["artifacts"]) or "none yet", **_missing(found)}
+
+
+def _missing(found: dict[str, Any]) -> dict[str, str]:
+    return {"missing": ", ".join(found["missing"])}
+
+
+_ROWS = {"synthesize": _synthesis, "distill": _distillation, "calibrate": _calibration}

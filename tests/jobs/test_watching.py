@@ -1,0 +1,94 @@
+"""`jobs.status --watch`, on a terminal and elsewhere."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import status
+from jobs.watching import describe, watch
+from pipeline.dataset import store
+from tests.jobs.test_status import DIGEST, begin, part
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def looks(output: Path) -> Any:
+    """A run that finishes one shard between two looks."""
+    begin(str(output))
+    left, whole = [0, 1, 2], status.look
+
+    def look() -> dict[str, Any]:
+        found = whole(str(output))
+        if left:
+            store.write_part(str(output), left[0], DIGEST, part(left.pop(0)))
+        return found
+
+    return look
+
+
+def test_elsewhere_each_change_is_a_line_until_all_is_done(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    found = watch(looks(tmp_path), every_s=0, stream=stream, pause=lambda seconds: None)
+    assert found["complete"] is True
+    lines = stream.getvalue().splitlines()
+    assert [line.split("; ")[1] for line in lines] == [
+        f"shards {done} of 3 done ({percent}%)" for done, percent in ((0, 0), (1, 33), (2, 66), (3, 100))
+    ]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
+    stream = Terminal()
+    watch(looks(tmp_path), every_s=0, stream=stream, pause=lambda seconds: None)
+    first, *redrawn = stream.getvalue().split("\x1b[")
+    assert first.splitlines()[:2] == [f"output    {tmp_path}", "shards    0 of 3 done (0%)"]
+    # Up by as many rows as there were, and erase.
+    assert redrawn[0] == f"{len(first.splitlines())}A\r"
+    assert redrawn[1].startswith("J")
+
+
+def test_ctrl_c_ends_it_with_the_last_state(tmp_path: Path) -> None:
+    def pause(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    found = watch(looks(tmp_path), every_s=10, stream=io.StringIO(), pause=pause)
+    assert (found["complete"], found["num_done"]) == (False, 0)
+
+
+def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
+    first = {"job": "synthesize", "output": "out", "num_done": 10, "num_shards": 100, "failed": [], "damaged": []}
+    now = {**first, "num_done": 20, "failed": [{}], "damaged": [], "actor_hours": 0.5}
+    rows = describe(now, first, 60.0)
+    assert "speed     10 shards a minute, 0:08:00 left" in rows
+    assert "trouble   1 failed" in rows
+    assert "inverting 0.5 hours of actors so far" in rows
+
+
+def test_outputs_of_other_jobs_have_rows_of_their_own() -> None:
+    training = {"job": "distill", "output": "out", "epochs": 60, "epochs_done": 12, "missing": ["result.json"]}
+    assert describe(training, {**training, "epochs_done": 10}, 20.0)[1:] == [
+        "epochs    12 of 60 done",
+        "speed     0:08:00 left",
+        "missing   result.json",
+    ]
+    calibration = {"job": "calibrate", "output": "out", "artifacts": [], "missing": ["ranges.json", "report.json"]}
+    assert describe(calibration, calibration, 1.0)[1] == "artifacts none yet"
+
+
+def test_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = looks(tmp_path)
+    monkeypatch.setattr(status, "look", lambda uri: look())
+    assert status.main([str(tmp_path), "--watch", "--every_s", "0.1"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_done"] == 3
+    assert printed.err.count("shards") >= 4
+    assert status.main([str(tmp_path), "--watch", "--every_s", "0"]) == 1
+    assert "every_s must be at least 0.1, not 0" in capsys.readouterr().err
