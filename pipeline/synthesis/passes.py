@@ -23,6 +23,7 @@ from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import ProgressReport
@@ -68,6 +69,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     tally = Tally()
+    metrics = RunMetrics(plan.digest, len(plan.shards), len(plan.progress.parts))
     held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     try:
@@ -79,7 +81,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
                 with closing(_one_pass(plan, left, attempts, retired, fixed_size=fixed_size)) as rows:
-                    handed_back = _collect(plan, rows, tally, index, report)
+                    handed_back = _collect(plan, rows, tally, index, metrics, report)
                 left = [shard_id for shard_id in left if shard_id in handed_back]
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
@@ -90,7 +92,12 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
 
 
 def _collect(
-    plan: SynthesisPlan, rows: Iterable[dict[str, Any]], tally: Tally, index: RunningIndex, report: ProgressReport
+    plan: SynthesisPlan,
+    rows: Iterable[dict[str, Any]],
+    tally: Tally,
+    index: RunningIndex,
+    metrics: RunMetrics,
+    report: ProgressReport,
 ) -> set[int]:
     """Count the rows of a pass as shards end, and return the ids of those that are to be tried again."""
     handed_back: set[int] = set()
@@ -103,6 +110,7 @@ def _collect(
         report.shard_finished(row)
         tally.add(row)
         index.add(row)
+        metrics.add(row)
         if tally.is_first_of_worker(row):
             check_found(plan, row)
     return handed_back

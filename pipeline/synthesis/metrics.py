@@ -1,0 +1,52 @@
+"""What a run reports to Ray's metrics, which Prometheus reads; `examples/grafana/synthesis.json` draws it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from pipeline.synthesis.tally import is_made
+
+# Ray puts `ray_` before each name, and `_total` after those of counters.
+PREFIX = "sparse_inversion_"
+
+
+class RunMetrics:
+    """Counters and gauges of a run, labeled by the first 8 digits of the dataset's digest.
+
+    Args:
+        digest: of the dataset.
+        num_shards: of the dataset.
+        num_done: shards that were done before.
+    """
+
+    def __init__(self, digest: str, num_shards: int, num_done: int) -> None:
+        self._run = {"run": digest[:8]}
+        self._left = num_shards - num_done
+        self._shards = _counter("shards", "Shards that ended, by outcome: made, failed, by_another.", "outcome")
+        self._images = _counter("images", "Images made and written.")
+        self._seconds = _counter("inverting_seconds", "Seconds that workers spent inverting.")
+        self._store_seconds = _counter("storing_seconds", "Seconds that workers spent encoding and writing.")
+        self._bytes = _counter("written_bytes", "Bytes of parts.")
+        self._loss = Gauge(f"{PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
+        self._shards_left = Gauge(f"{PREFIX}shards_left", "Shards that are neither done nor failed.", tag_keys=("run",))
+        self._shards_left.set(self._left, self._run)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Report a shard that is done or failed, by its row of `writer.OUTCOME`."""
+        outcome = "made" if is_made(row) else "failed" if row["error"] else "by_another"
+        self._shards.inc(1, {**self._run, "outcome": outcome})
+        self._left -= 1
+        self._shards_left.set(self._left, self._run)
+        if is_made(row):
+            self._images.inc(row["num_images"], self._run)
+            self._bytes.inc(row["bytes"], self._run)
+            self._loss.set(row["class_loss"], self._run)
+            # Ray refuses to add nothing.
+            for counter, seconds in ((self._seconds, row["seconds"]), (self._store_seconds, row["store_s"])):
+                if seconds > 0:
+                    counter.inc(seconds, self._run)
+
+
+def _counter(name: str, description: str, *tags: str) -> Counter:
+    return Counter(f"{PREFIX}{name}", description, tag_keys=("run", *tags))

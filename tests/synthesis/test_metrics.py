@@ -1,0 +1,60 @@
+"""What a run reports to Ray's metrics, as Prometheus would read it, and the dashboard that draws it."""
+
+import json
+import re
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+import ray
+
+from pipeline.synthesis.metrics import RunMetrics
+from pipeline.synthesis.writer import outcome
+
+DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "synthesis.json"
+MADE = {"num_images": 5, "bytes": 1000, "seconds": 1.5, "store_s": 0.25, "class_loss": 0.5}
+
+
+def exported(run: str) -> dict[str, float]:
+    """Return the values with this label that the cluster's nodes export."""
+    found: dict[str, float] = {}
+    for node in ray.nodes():
+        with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as answer:
+            for line in answer.read().decode().splitlines():
+                if f'run="{run}"' in line:
+                    name, value = line.rsplit(" ", 1)
+                    by = re.search(r'outcome="(\w+)"', name)
+                    found[name.partition("{")[0] + (f" {by[1]}" if by else "")] = float(value)
+    return found
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_prometheus_reads_what_a_run_did_and_the_dashboard_asks_for_it() -> None:
+    metrics = RunMetrics("deadbeef" * 8, 10, 2)
+    rows = [outcome(0, "a", **MADE), outcome(1, "a", **MADE), outcome(2, "b", error="OSError"), outcome(3, "b")]
+    for row in (*rows[:3], {**rows[3], "by_another": True}):
+        metrics.add(row)
+    expected = {
+        "ray_sparse_inversion_shards_total made": 2,
+        "ray_sparse_inversion_shards_total failed": 1,
+        "ray_sparse_inversion_shards_total by_another": 1,
+        "ray_sparse_inversion_images_total": 10,
+        "ray_sparse_inversion_inverting_seconds_total": 3.0,
+        "ray_sparse_inversion_storing_seconds_total": 0.5,
+        "ray_sparse_inversion_written_bytes_total": 2000,
+        "ray_sparse_inversion_class_loss": 0.5,
+        "ray_sparse_inversion_shards_left": 4,
+    }
+    deadline = time.monotonic() + 90
+    while (found := exported("deadbeef")) != expected and time.monotonic() < deadline:
+        time.sleep(1)
+    assert found == expected
+    asked = set(re.findall(r"ray_sparse_inversion_\w+", DASHBOARD.read_text()))
+    assert asked == {name.partition(" ")[0] for name in expected}
+
+
+def test_the_dashboard_is_json_with_panels_that_do_not_overlap() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(panels) == 8
