@@ -36,6 +36,7 @@ class PoolConfig:
         fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
         start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
         no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
+        price_per_hour: of an actor, in any currency; the dry run and the summary then say what the actors' hours cost.
         max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
             recorded as failed.
     """
@@ -51,6 +52,7 @@ class PoolConfig:
     start_timeout_s: int = 900
     # A shard of 4000 dense steps on a CPU takes hours.
     no_progress_timeout_s: int = 6 * 3600
+    price_per_hour: float | None = None
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
@@ -62,9 +64,14 @@ class PoolConfig:
         if self.gpus_per_actor > 1:
             raise ConfigError(f"pool.gpus_per_actor must not exceed 1, not {self.gpus_per_actor:g}: {_ONE_GPU}")
         check_range("pool.gpus_per_actor", self.gpus_per_actor, 0.01)
+        check_range("pool.price_per_hour", self.price_per_hour, 0)
         check_selectors(self.label_selector, self.fallback)
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
             raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
+
+    def cost(self, hours: float) -> dict[str, float]:
+        """Return what so many hours of one actor cost, as `cost`; nothing if the price is not known."""
+        return {} if self.price_per_hour is None else {"cost": round(hours * self.price_per_hour, 2)}
 
     @property
     def actors_per_gpu(self) -> int:

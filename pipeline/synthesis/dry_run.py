@@ -68,8 +68,11 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         report_plan("actors share GPUs, and this one had its to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {hours / at_once:.3g} hours with {actors} actors")
+    priced = config.pool.cost(hours)
+    if priced:
+        report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")
     key = f"estimated_{unit.lower().replace('-', '_')}"
-    return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / at_once}
+    return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / at_once, **priced}
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:

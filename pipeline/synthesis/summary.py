@@ -37,6 +37,8 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
         "teacher_confidence": tally.confidence_sum / tally.num_images if tally.num_images else None,
         **_steps_taken(plan.config, tally),
         **_machine_work(plan.config, tally),
+        "actor_hours": round(tally.seconds / 3600, 4),
+        **plan.config.pool.cost(tally.seconds / 3600),
         "workers": dict(tally.made_by),
     }
 

@@ -23,6 +23,7 @@ class Tally:
         num_images: made by this run.
         loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
         steps: steps taken → number of starts.
+        seconds: of inverting, of all workers.
         compile_s: seconds of compiling, of all workers.
         peak_bytes: largest peak of a worker's GPU.
         num_unwritten: the last shards in a row that were made and could not be written.
@@ -36,6 +37,7 @@ class Tally:
     loss_sum: float = 0.0
     confidence_sum: float = 0.0
     steps: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
     compile_s: float = 0.0
     peak_bytes: int = 0
     num_unwritten: int = 0
@@ -63,6 +65,7 @@ class Tally:
         self.loss_sum += row["class_loss"] * row["num_images"]
         self.confidence_sum += row["teacher_confidence"] * row["num_images"]
         self.steps.update(row["num_steps"])
+        self.seconds += row["seconds"]
         self.compile_s += row["compile_s"]
         self.peak_bytes = max(self.peak_bytes, row["peak_bytes"])
 

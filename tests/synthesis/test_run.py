@@ -384,7 +384,7 @@ def test_impossible_runs_end_before_anything_is_written(
 def test_dry_run_plans_times_and_writes_nothing(
     made: Made, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shared = {"max_size": 2, "gpus_per_actor": 0.5}
+    shared = {"max_size": 2, "gpus_per_actor": 0.5, "price_per_hour": 1e6}
     summary = synthesize(make_config(tiny_folder, tmp_path / "out", dry_run=True, pool=shared))
     assert not (tmp_path / "out").exists()
     assert (summary["num_shards"], summary["num_done"], summary["num_images_to_make"]) == (6, 0, 30)
@@ -400,6 +400,8 @@ def test_dry_run_plans_times_and_writes_nothing(
     assert "the following is an upper bound" in reported
     assert f"a step of 5 images takes {summary['peak_bytes'] / 2**30:.3g} GiB at most" in reported
     assert 5 < summary["largest_micro_batch"] == summary["largest_shard_size"]
+    assert summary["cost"] > 0
+    assert f"that costs {summary['cost']:g} at 1e+06 an hour (pool.price_per_hour)" in reported
     done = synthesize(make_config(tiny_folder, made.output, dry_run=True))
     assert (done["num_done"], done["num_images_to_make"], done["estimated_hours"]) == (6, 0, 0.0)
 
