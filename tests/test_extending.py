@@ -252,7 +252,7 @@ def test_a_source_of_images_is_what_is_read_how_it_is_found_and_how_it_is_read(t
         ],
         rows: [
             ("import ImageFiles", "import ArrayRows, ImageFiles"),
-            ("sources import Source\n", "sources import Source, load_arrays\n"),
+            ("source import Source\n", "source import Source\nfrom pipeline.dataset.sources import load_arrays\n"),
             ("from pipeline.errors", "from pipeline.dataset.schema import encode_image\nfrom pipeline.errors"),
             ("        case ImageFiles():\n", f"{read_case}        case ImageFiles():\n"),
             ("def _read_files(", f"{read}\n\ndef _read_files("),

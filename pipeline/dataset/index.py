@@ -5,7 +5,8 @@ states. A part without such a row is opened, so an index that is old, incomplete
 """
 
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.log import logger
 
 INDEX = "index.parquet"
 _DIGEST = b"digest"
+# As many as a manifest may have shards, twice.
+_MOST_ROWS = 2 * 10**7
 _SCHEMA = pa.schema(
     {
         "shard_id": pa.int32(),
@@ -40,6 +43,7 @@ _SCHEMA = pa.schema(
     }
 )
 COLUMNS = tuple(_SCHEMA.names)
+_FOR_READERS = ("shard_id", "num_rows", "bytes", "row_group_bytes")
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,30 @@ def index_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=_SCHEMA)
 
 
-def read_index(output: str, digest: str) -> pa.Table:
+def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
     """Return the index of a dataset; without rows if there is none that can be used, which one line says.
 
     Args:
         output: folder of the dataset.
         digest: of the dataset.
+        columns: of the index.
     """
     uri = storage.join(output, INDEX)
+    wanted = pa.schema([_SCHEMA.field(name) for name in columns])
     if not storage.exists(uri):
-        return _SCHEMA.empty_table()
+        return wanted.empty_table()
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        if (table.schema.metadata or {}).get(_DIGEST) != digest.encode():
+        content = storage.read_bytes(uri)
+        parquet = pq.ParquetFile(pa.BufferReader(content))
+        if (parquet.schema_arrow.metadata or {}).get(_DIGEST) != digest.encode():
             raise DatasetError("it is of another dataset")
-        return table.select(COLUMNS).cast(_SCHEMA)
+        # Equal rows take next to nothing in a file, and all memory when they are read.
+        if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
+            raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")
+        return parquet.read(columns=list(columns)).cast(wanted)
     except (DatasetError, pa.ArrowException, KeyError, OSError, ValueError) as error:
         logger.warning(f"{uri!r} is not used, every part is opened instead: {one_line(error)}")
-        return _SCHEMA.empty_table()
+        return wanted.empty_table()
 
 
 def write_index(output: str, digest: str, table: pa.Table) -> None:
@@ -97,18 +107,22 @@ def valid_rows(table: pa.Table, sizes: Mapping[int, int]) -> pa.Table:
     shard_ids, stated = (table[name].to_numpy() for name in ("shard_id", "bytes"))
     listed = np.array([sizes.get(shard_id, -1) for shard_id in shard_ids.tolist()], np.int64)
     num_rows = table["num_rows"].to_numpy()
-    # A row group of a stranger's index could state more rows than memory has room for.
+    # A stranger's index could state more rows than memory has room for.
     valid = (listed == stated) & (num_rows > 0) & (num_rows <= stated * MOST_ROWS_PER_BYTE)
-    # If a shard has several rows, the last was written last.
-    _, last = np.unique(shard_ids[::-1], return_index=True)
-    once = np.zeros(len(shard_ids), bool)
-    once[len(shard_ids) - 1 - last] = True
-    return table.filter(pa.array(valid & once))
+    valid &= table["row_group_bytes"].to_numpy() > 0
+    return last_rows(table.filter(pa.array(valid)))
+
+
+def last_rows(table: pa.Table) -> pa.Table:
+    """Return one row of the index for each part, the last of several, in the order of the parts."""
+    shard_ids = table["shard_id"].to_numpy()
+    _, from_end = np.unique(shard_ids[::-1], return_index=True)
+    return table.take(pa.array(len(shard_ids) - 1 - from_end, pa.int64()))
 
 
 def indexed_parts(output: str, digest: str, sizes: Mapping[int, int]) -> dict[int, IndexedPart]:
     """Return what the index says of the parts that are as it says, by shard id."""
-    rows = valid_rows(read_index(output, digest), sizes)
+    rows = valid_rows(read_index(output, digest, _FOR_READERS), sizes)
     columns = (rows[name].to_pylist() for name in ("shard_id", "num_rows", "row_group_bytes"))
     return {shard_id: IndexedPart(num_rows, size) for shard_id, num_rows, size in zip(*columns, strict=True)}
 
@@ -122,41 +136,49 @@ def unindexed(output: str, digest: str, sizes: Mapping[int, int]) -> list[int]:
 def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int, int]) -> pa.Table:
     """Return the valid rows of an index and, read from the parts themselves, those of all other parts.
 
+    A part that cannot be read, or has several row groups, gets no row: readers open it, and say what is wrong with it.
+
     Args:
         output: folder of the dataset.
         digest: of the dataset.
         known: rows that are known, the latest last.
         sizes: shard id → bytes of each part in `data/`.
-
-    Raises:
-        DatasetError: a part cannot be read.
     """
     rows = valid_rows(known, sizes)
     there = set(rows["shard_id"].to_pylist())
     absent = [shard_id for shard_id in sizes if shard_id not in there]
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        read = list(threads.map(lambda shard_id: read_part_facts(output, digest, shard_id), absent))
-    return pa.concat_tables([rows, index_table(read)])
+        read = threads.map(lambda shard_id: _row_of_part(output, digest, shard_id, sizes[shard_id]), absent)
+        return last_rows(pa.concat_tables([rows, index_table(row for row in read if row is not None)]))
+
+
+def _row_of_part(output: str, digest: str, shard_id: int, size: int) -> dict[str, Any] | None:
+    try:
+        return {**read_part_facts(output, digest, shard_id), "bytes": size}
+    except DatasetError:
+        return None
 
 
 def read_part_facts(output: str, digest: str, shard_id: int) -> dict[str, Any]:
-    """Return a part's row of the index as far as the part itself says it.
+    """Return a part's row of the index as far as the part itself says it. Its images are not read.
 
     Raises:
-        DatasetError: the part cannot be read.
+        DatasetError: the part cannot be read, or is not one row group.
     """
-    content = storage.read_bytes(part_uri(output, shard_id, digest))
+    uri = part_uri(output, shard_id, digest)
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(content))
-        table = parquet.read(columns=["label", "class_loss", "teacher_confidence"])
-    except pa.ArrowException as error:
-        raise DatasetError(f"cannot read {part_uri(output, shard_id, digest)!r}: {one_line(error)}") from error
-    footer = parquet.metadata
+        with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
+            size, footer = file.seek(0, os.SEEK_END), parquet.metadata
+            table = parquet.read(columns=["label", "class_loss", "teacher_confidence"])
+    except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
+        raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
+    if footer.num_row_groups != 1:
+        raise DatasetError(f"{uri!r} has {footer.num_row_groups} row groups, a part has one")
     return {
         "shard_id": shard_id,
         "num_rows": footer.num_rows,
-        "bytes": len(content),
-        "row_group_bytes": sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)),
+        "bytes": size,
+        "row_group_bytes": footer.row_group(0).total_byte_size,
         **summary_of(table),
     }
 

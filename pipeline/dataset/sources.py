@@ -111,8 +111,9 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     names = {shard_id: f"data/{store.part_name(shard_id, digest)}" for shard_id in parts}
     indexed = indexed_parts(uri, digest, parts)
     # One part is opened in any case, to see its columns.
-    opened = [shard_id for shard_id in parts if shard_id not in indexed] or list(parts)[:1]
-    source = _parquet(uri, [names[shard_id] for shard_id in opened], extra_columns, class_names)
+    opened = {shard_id: names[shard_id] for shard_id in parts if shard_id not in indexed}
+    opened = opened or dict(list(names.items())[:1])
+    source = _parquet(uri, list(opened.values()), extra_columns, class_names)
     absent = sorted(set(schema.COLUMNS) - set(source.columns))
     if absent:
         raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
@@ -123,7 +124,7 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     units = [
         unit
         for shard_id, name in names.items()
-        for unit in read.get(name) or [_indexed_unit(uri, name, indexed[shard_id])]
+        for unit in (read.get(name, []) if shard_id in opened else [_indexed_unit(uri, name, indexed[shard_id])])
     ]
     return Source(uri, source.columns, class_names, True, units, manifest)
 

@@ -11,7 +11,7 @@ actor on the driver's machine what it is about to do:
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -19,8 +19,8 @@ from pipeline.synthesis.devices import Device
 
 # A device is retired after this many errors, of each actor that shares it, without a finished shard between them.
 MAX_DEVICE_ERRORS = 2
-# Ray Data assigns each worker the task that it works on and the next one.
-_TASKS_PER_WORKER = 2
+# Ray Data assigns each worker the shard that it works on and the next one.
+_SHARDS_PER_WORKER = 2
 # Longer than a worker takes between two shards. A restarted worker takes longer, and is waited for.
 _BETWEEN_SHARDS_S = 3.0
 # Waited for another machine, if the cluster can grow.
@@ -35,11 +35,22 @@ class _Shard:
 
     Attributes:
         history: how each attempt ended, in words.
+        unreported: those of them that the driver does not know yet.
         lost_nodes: number of attempts that ended because their node was lost.
     """
 
     history: list[str] = field(default_factory=list)
+    unreported: list[str] = field(default_factory=list)
     lost_nodes: int = 0
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A shard that a process works on, and whether it has inverted it and only writes it."""
+
+    device: Device
+    name: str
+    inverted: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,14 @@ class Begun:
     Attributes:
         history: how earlier attempts ended, as far as it was not reported to the driver yet.
         refusal: why the shard is given up; empty if the worker may do it.
-        done: whether this run has made the shard already: Ray repeats all of a task whose worker died.
+        done: whether this run has made the shard already, and its worker died before Ray heard of it.
+        handed_back: whether the shard failed in this pass already, and is for another worker in the next.
     """
 
-    history: list[str]
-    refusal: str
+    history: list[str] = field(default_factory=list)
+    refusal: str = ""
     done: bool = False
+    handed_back: bool = False
 
 
 class Attempts:
@@ -83,7 +96,6 @@ class Attempts:
         *,
         fixed_size: bool,
         start_timeout_s: float,
-        shards_per_task: int = 1,
     ) -> None:
         """Start a pass with a new pool of workers.
 
@@ -92,13 +104,12 @@ class Attempts:
             seats: number of workers that the cluster has room for now.
             fixed_size: whether no more nodes can join the cluster.
             start_timeout_s: how long to wait for workers that Ray is still starting.
-            shards_per_task: number of shards that Ray hands to a worker at once.
         """
         self._left = set(shard_ids)
-        self._shards_per_worker = _TASKS_PER_WORKER * shards_per_task
         self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
         self._loading: dict[str, Device] = {}
-        self._running: dict[int, tuple[Device, str]] = {}
+        self._running: dict[int, _Running] = {}
+        self._handed_back: set[int] = set()
         self._waiting: set[str] = set()
         self._over = False
         self._last_event = time.monotonic()
@@ -143,29 +154,36 @@ class Attempts:
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         if shard_id in self._done:
-            return Begun([], "", done=True)
-        shard = self._shards.setdefault(shard_id, _Shard())
-        before = self._running.pop(shard_id, None)
-        deaths = []
+            return Begun(done=True)
+        if shard_id in self._handed_back:
+            return Begun(handed_back=True)
+        before = self._running.get(shard_id)
         if before is not None:
-            died_at, died = before
-            lost = died_at.node_id not in self._alive_nodes()
-            shard.lost_nodes += lost
-            deaths = [f"worker {died} {'was lost with its node' if lost else 'died'} ({died_at})"]
-            shard.history += deaths
+            self._note_death(before.name)
+        shard = self._shards.setdefault(shard_id, _Shard())
         refusal = self._given_up(shard_id)
         if refusal:
             self._left.discard(shard_id)
         else:
-            self._running[shard_id] = device, name
+            self._running[shard_id] = _Running(device, name)
+        deaths, shard.unreported = shard.unreported, []
         return Begun(deaths, refusal)
+
+    def inverted(self, device: Device, shard_id: int) -> None:
+        """Record that a shard is inverted, and what is left is to write it."""
+        self._last_event = time.monotonic()
+        self._errors.pop(device, None)
+        if shard_id in self._running:
+            self._running[shard_id] = replace(self._running[shard_id], inverted=True)
 
     def end(self, device: Device, shard_id: int, *, made: bool = False) -> None:
         """Record that a shard is done, made by this run or another, or failed for a reason that is not the device's."""
         self._last_event = time.monotonic()
-        self._running.pop(shard_id, None)
+        running = self._running.pop(shard_id, None)
         self._left.discard(shard_id)
-        self._errors.pop(device, None)
+        # One that was written after an error was inverted before it.
+        if running is None or not running.inverted:
+            self._errors.pop(device, None)
         if made:
             # What was remembered of it is of no more use, and there may be millions.
             self._shards.pop(shard_id, None)
@@ -193,6 +211,7 @@ class Attempts:
         self._left.discard(shard_id)
         if loading:
             return ""
+        self._handed_back.add(shard_id)
         self._running.pop(shard_id, None)
         self._shards.setdefault(shard_id, _Shard()).history.append(f"{device} failed: {reason}")
         return self._given_up(shard_id)
@@ -202,7 +221,7 @@ class Attempts:
         self._waiting.add(worker)
         if not self._over and not self._running and not self._loading:
             idle_s = time.monotonic() - self._last_event
-            others_done = len(self._left) <= self._shards_per_worker * len(self._waiting)
+            others_done = len(self._left) <= _SHARDS_PER_WORKER * len(self._waiting)
             if others_done:
                 patience_s = _BETWEEN_SHARDS_S
             elif len(self._waiting) >= self._seats:
@@ -217,6 +236,20 @@ class Attempts:
         together = 1 if device.gpu is None else self._actors_per_gpu
         if self._errors[device] >= MAX_DEVICE_ERRORS * together:
             self._retired.setdefault(device, reason)
+
+    def _note_death(self, name: str) -> None:
+        """Record the death of a process against the shard that it inverted, or else against that which it wrote."""
+        found = {shard_id: running for shard_id, running in self._running.items() if running.name == name}
+        inverting = {shard_id: running for shard_id, running in found.items() if not running.inverted}
+        for shard_id in found:
+            del self._running[shard_id]
+        for shard_id, running in (inverting or found).items():
+            lost = running.device.node_id not in self._alive_nodes()
+            line = f"worker {name} {'was lost with its node' if lost else 'died'} ({running.device})"
+            shard = self._shards.setdefault(shard_id, _Shard())
+            shard.lost_nodes += lost
+            shard.history.append(line)
+            shard.unreported.append(line)
 
     def _given_up(self, shard_id: int) -> str:
         shard = self._shards[shard_id]

@@ -1,6 +1,8 @@
 """Guard an actor against broken GPUs, and report what it works on; see `attempts`."""
 
+import contextlib
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from ray.actor import ActorHandle
 
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.errors import IncompleteError, OtherModelError, PipelineError, one_line
+from pipeline.errors import DatasetError, IncompleteError, OtherModelError, PipelineError, one_line
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
@@ -27,6 +29,8 @@ from pipeline.synthesis.writer import OUTCOME, Made, PartWriter, outcome, record
 _SAY_ALL = (PipelineError, OSError, MemoryError)
 _NUM_FRAMES = 4
 _WAIT_S = 1.0
+# Longer than writing a part takes, with all attempts at it; and longer than Ray takes to hear of the end of a call.
+_LEAVE_S, _HEAR_S = 60.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,20 @@ class GuardedWriter:
         self._writer: PartWriter | None = None
         self._poisoned = False
         self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._calls, self._returned = 0, threading.Condition()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Yield a row of `OUTCOME` for each shard."""
-        for shard_id in batch["shard_id"].tolist():
-            shard = self._shards[shard_id]
-            yield pa.Table.from_pylist([self._do(shard_id, shard["labels"], shard["image_ids"])], schema=OUTCOME)
+        with self._returned:
+            self._calls += 1
+        try:
+            for shard_id in batch["shard_id"].tolist():
+                shard = self._shards[shard_id]
+                yield pa.Table.from_pylist([self._do(shard_id, shard["labels"], shard["image_ids"])], schema=OUTCOME)
+        finally:
+            with self._returned:
+                self._calls -= 1
+                self._returned.notify()
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
@@ -86,8 +98,7 @@ class GuardedWriter:
         """Return an inverted shard, or the row of one that is not to be stored."""
         if self._poisoned and not self._ask("is_retired", self._device):
             # A CUDA context is unusable after an error. Ray starts another process, and gives it this shard.
-            self._storing.shutdown()
-            os._exit(1)
+            self._leave()
         if not self._ask("enter", self._actor, self._device, loaded=self._writer is not None):
             return self._wait(shard_id)
         try:
@@ -100,15 +111,32 @@ class GuardedWriter:
         begun: Begun = self._ask("begin", self._actor, self._device, shard_id, self._name)
         if begun.refusal:
             return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
-        if begun.done:
-            return writer.read_back(shard_id)
+        if begun.handed_back:
+            return outcome(shard_id, self._name, handed_back=True)
+        # If the part cannot be read, `make` finds out why, and makes it if it is gone.
+        with contextlib.suppress(DatasetError):
+            if begun.done:
+                return writer.read_back(shard_id)
         try:
             made = writer.make(shard_id, labels, image_ids)
         except RuntimeError as error:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        return _Inverted(writer, made, begun.history) if isinstance(made, Made) else self._end(made, begun.history)
+        if not isinstance(made, Made):
+            return self._end(made, begun.history)
+        self._ask("inverted", self._device, shard_id)
+        return _Inverted(writer, made, begun.history)
+
+    def _leave(self) -> None:
+        """End the process once the other calls have returned, and Ray has had time to hear of it.
+
+        What it has not heard of it would do again.
+        """
+        with self._returned:
+            self._returned.wait_for(lambda: self._calls <= 1, timeout=_LEAVE_S)
+        time.sleep(_HEAR_S)
+        os._exit(1)
 
     def _store(self, inverted: _Inverted) -> dict[str, Any]:
         return self._end(inverted.writer.store(inverted.made), inverted.history)

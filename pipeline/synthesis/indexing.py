@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.index import complete_index, index_table, read_index, write_index
+from pipeline.dataset.index import complete_index, index_table, last_rows, read_index, write_index
 from pipeline.errors import one_line
 from pipeline.log import logger
 from pipeline.synthesis.tally import is_made
@@ -27,20 +27,31 @@ class RunningIndex:
         self._output, self._digest = output, digest
         self._stored = self._table = read_index(output, digest)
         self._new: list[dict[str, Any]] = []
+        self._unsaved = False
         self._written = time.monotonic()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a part by its worker's row, and write the index if that is due."""
         if is_made(row):
-            self._new.append({**row, "num_rows": row["num_images"]})
+            # Of a part whose row was lost with its worker, how it was made is not known.
+            unknown = {} if row["seconds"] else dict.fromkeys(("seconds", "worker", "peak_bytes"))
+            self._new.append({**row, **unknown, "num_rows": row["num_images"]})
         if time.monotonic() - self._written >= _INTERVAL_S:
-            self._write(self.table())
+            self.save()
+
+    def save(self) -> None:
+        """Write the index, with the rows that other runs with the same output have written in the meantime."""
+        if self._new or self._unsaved:
+            self._write(self._merged())
+
+    def _merged(self) -> pa.Table:
+        return last_rows(pa.concat_tables([read_index(self._output, self._digest), self.table()]))
 
     def table(self) -> pa.Table:
         """Return the index so far."""
         if self._new:
             self._table = pa.concat_tables([self._table, index_table(self._new)]).combine_chunks()
-            self._new = []
+            self._new, self._unsaved = [], True
         return self._table
 
     def makers(self) -> dict[int, str | None]:
@@ -54,10 +65,8 @@ class RunningIndex:
         Args:
             sizes: shard id → bytes of each part in `data/`.
 
-        Raises:
-            DatasetError: a part cannot be read.
         """
-        table = complete_index(self._output, self._digest, self.table(), sizes)
+        table = complete_index(self._output, self._digest, self._merged(), sizes)
         if not table.equals(self._stored):
             self._write(table)
         return table
@@ -66,6 +75,7 @@ class RunningIndex:
         self._written = time.monotonic()
         try:
             write_index(self._output, self._digest, table)
+            self._stored, self._unsaved = table, False
         except OSError as error:
             # Every part says of itself what the index says of it.
             logger.warning(f"the index of {self._output!r} could not be written: {one_line(error)}")

@@ -16,20 +16,19 @@ class RunMetrics:
 
     Args:
         digest: of the dataset.
-        num_shards: of the dataset.
-        num_done: shards that were done before.
+        num_shards: to do in this run.
     """
 
-    def __init__(self, digest: str, num_shards: int, num_done: int) -> None:
+    def __init__(self, digest: str, num_shards: int) -> None:
         self._run = {"run": digest[:8]}
-        self._left = num_shards - num_done
+        self._left = num_shards
         self._shards = _counter("shards", "Shards that ended, by outcome: made, failed, by_another.", "outcome")
         self._images = _counter("images", "Images made and written.")
         self._seconds = _counter("inverting_seconds", "Seconds that workers spent inverting.")
         self._store_seconds = _counter("storing_seconds", "Seconds that workers spent encoding and writing.")
         self._bytes = _counter("written_bytes", "Bytes of parts.")
         self._loss = Gauge(f"{PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
-        self._shards_left = Gauge(f"{PREFIX}shards_left", "Shards that are neither done nor failed.", tag_keys=("run",))
+        self._shards_left = Gauge(f"{PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
         self._shards_left.set(self._left, self._run)
 
     def add(self, row: Mapping[str, Any]) -> None:

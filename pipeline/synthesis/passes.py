@@ -33,9 +33,6 @@ from pipeline.synthesis.tally import Tally
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
-# Each task costs the driver about 20 ms. Up to this many, a task is one shard; in larger runs it is several, at most so
-# many. A task that is repeated skips its shards that are done.
-_MANY_TASKS, _MOST_PER_TASK = 5000, 32
 # Delays before each look at a new file, for stores that show it only after a moment.
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
@@ -69,7 +66,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     tally = Tally()
-    metrics = RunMetrics(plan.digest, len(plan.shards), len(plan.progress.parts))
+    metrics = RunMetrics(plan.digest, len(to_do))
     held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     try:
@@ -88,6 +85,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
         for actor in (attempts, *held.values()):
             ray.kill(actor)
+        index.save()
     return tally
 
 
@@ -130,17 +128,15 @@ def _one_pass(
 ) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
-    per_task = shards_per_task(len(shard_ids), options["compute"].max_size)
     opening = attempts.open_pass.remote(
         shard_ids,
         min(options["compute"].max_size, seats(pool, without=list(retired))),
         fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
-        shards_per_task=per_task,
     )
     ray.get(opening)
     numbers = [{"shard_id": shard_id} for shard_id in shard_ids]
-    rows = ray.data.from_items(numbers, override_num_blocks=-(-len(numbers) // per_task)).map_batches(
+    rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
         GuardedWriter,
         fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"], plan.shards, attempts),
         batch_size=1,
@@ -149,16 +145,9 @@ def _one_pass(
     set_timeouts(rows.context, pool)
     # An actor is busy with the two shards that it is called for; by default Ray would never add actors to such a pool.
     rows.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    # A row is sent when its shard is done, and not when all of the task's are.
-    rows.context.target_max_block_size = 1
     # Without prefetching, so that a shard is reported when it is done, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from cast(pa.Table, finished).to_pylist()
-
-
-def shards_per_task(num_shards: int, num_workers: int) -> int:
-    """Return the number of shards in a task: one, or in large runs so many that every worker still gets many tasks."""
-    return max(1, min(_MOST_PER_TASK, num_shards // _MANY_TASKS, num_shards // (16 * num_workers)))
 
 
 def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:

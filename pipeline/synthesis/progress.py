@@ -22,12 +22,14 @@ def report_plan(line: str) -> None:
 
 
 def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
-    """Say how many images a batch waited for, if images may end early; None if all ended together, or none may.
+    """Say how many images a batch waited for, if images may end early; None if all ended together, or it is not known.
 
     Args:
         num_steps: steps of each start.
         whole_run: steps of a start that does not end early; None if none may.
     """
+    if not num_steps:
+        return None
     max_steps = max(num_steps)
     last = num_steps.count(max_steps)
     if whole_run is None or (last == len(num_steps) and max_steps < whole_run):

@@ -29,11 +29,13 @@ def run(path: Path, images: Tensor) -> tuple[Tensor, set[str]]:
 
 
 def check(logits: Tensor, expected: Tensor, floating: Tensor) -> None:
-    """Compare as a calibration does, and most logits to the fifth digit.
+    """Compare as a calibration does, and, where its integers are those of the `.pt2`, most logits to the fifth digit.
 
-    OpenVINO sums in another order, so that a value at the edge between two integers may round to either.
+    OpenVINO sums in another order, so that a value at the edge between two integers may round to either. With AVX-512
+    it computes other integers, which docs/artifacts.md says.
     """
-    assert (logits - expected).abs().median() < 1e-5
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        assert (logits - expected).abs().median() < 1e-5
     assert relative_error(logits, expected) < largest_deviation(expected, floating)
 
 

@@ -130,3 +130,43 @@ def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_two_shards_of_a_dead_worker_the_one_it_inverted_is_blamed() -> None:
+    attempts = make([4, 5])
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    attempts.inverted(GPU_0, 4)
+    attempts.begin("a", GPU_0, 5, "pid 7")
+    assert attempts.begin("a", GPU_0, 4, "pid 8").history == []
+    assert attempts.begin("a", GPU_0, 5, "pid 8").history == ["worker pid 7 died (GPU 0 of node here (here))"]
+    # Alone, the one that it wrote is.
+    attempts.end(GPU_0, 5, made=True)
+    attempts.inverted(GPU_0, 4)
+    assert attempts.begin("a", GPU_0, 4, "pid 9").history == ["worker pid 8 died (GPU 0 of node here (here))"]
+
+
+def test_a_shard_that_was_handed_back_is_not_tried_again_in_its_pass() -> None:
+    """Ray repeats the call if its worker ends before Ray has heard of the row."""
+    attempts = make([4])
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    assert attempts.fail("a", GPU_0, "CUDA error", 4, loading=False) == ""
+    assert attempts.begin("a", GPU_0, 4, "pid 8").handed_back
+    attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
+    assert not attempts.begin("b", GPU_1, 4, "pid 9").handed_back
+
+
+def test_a_shard_that_was_made_is_not_made_again() -> None:
+    attempts = make([4])
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    attempts.end(GPU_0, 4, made=True)
+    assert attempts.begin("a", GPU_0, 4, "pid 8").done
+
+
+def test_what_was_inverted_before_an_error_does_not_excuse_it() -> None:
+    attempts = make([4, 5, 6])
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    attempts.inverted(GPU_0, 4)
+    attempts.fail("a", GPU_0, "CUDA error", 5, loading=False)
+    attempts.end(GPU_0, 4, made=True)
+    attempts.fail("a", GPU_0, "CUDA error", 6, loading=False)
+    assert list(attempts.retired()) == [GPU_0]

@@ -1,12 +1,15 @@
 """A worker survives failures of its device; tested without Ray."""
 
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
 from pipeline.synthesis import guard
@@ -14,7 +17,7 @@ from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.shards import ShardPlan
-from pipeline.synthesis.writer import outcome
+from pipeline.synthesis.writer import Made, outcome
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
@@ -107,3 +110,53 @@ def test_a_constructor_that_fails_once_costs_nothing(
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
     assert attempts.retired() == {}
+
+
+class Slow:
+    """A writer that inverts at once and takes a while to store; its second shard meets a broken GPU."""
+
+    def __init__(self, *_: Any) -> None:
+        self.stored: list[int] = []
+        self.during: list[str] = []
+
+    def make(self, shard_id: int, *_: Any) -> Made:
+        self.during.append(f"invert {shard_id}")
+        if shard_id == 1:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        shard: Any = None
+        return Made(shard_id, [1], shard, 1.0)
+
+    def store(self, made: Made) -> dict[str, Any]:
+        time.sleep(0.3)
+        self.during.append(f"stored {made.shard_id}")
+        return outcome(made.shard_id, "here")
+
+
+def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr(guard, "PartWriter", lambda *_: slow)
+    monkeypatch.setattr(guard, "_HEAR_S", 0.0)
+    attempts.open_pass([0, 1, 2], 1, fixed_size=True, start_timeout_s=0)
+    writer = start()
+    rows: dict[int, Any] = {}
+
+    def call(shard_id: int) -> None:
+        try:
+            (table,) = writer({"shard_id": np.array([shard_id])})
+            rows[shard_id] = table.to_pylist()[0]
+        except Exited as exited:
+            rows[shard_id] = exited
+            slow.during.append("exit")
+
+    with ThreadPoolExecutor(3) as calls:
+        for shard_id in range(3):
+            calls.submit(call, shard_id)
+            time.sleep(0.05)
+    # The next shard is inverted while the last is written, and the process ends when both are reported.
+    assert slow.during == ["invert 0", "invert 1", "stored 0", "exit"]
+    assert (rows[0]["error"], rows[0]["handed_back"]) == ("", False)
+    assert rows[1]["handed_back"]
+    assert isinstance(rows[2], Exited)
+    assert attempts.begin("a", GPU, 0, "another process").done

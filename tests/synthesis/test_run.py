@@ -263,7 +263,7 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
 
 def test_a_shard_that_was_made_and_is_not_there_has_a_reason(tmp_path: Path) -> None:
     tally, index = Tally(), RunningIndex(str(tmp_path), "digest")
-    for row in (outcome(0, "node-7"), outcome(2, "node-7", error="OSError", reason="disk full")):
+    for row in (outcome(0, "node-7", seconds=1.0), outcome(2, "node-7", error="OSError", reason="disk full")):
         tally.add(row)
         index.add(row)
     reported = reasons_of_lost([0, 1, 2], tally, index, "/data/out")

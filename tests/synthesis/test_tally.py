@@ -1,4 +1,4 @@
-"""What a run remembers of its shards, and how many of them make a task."""
+"""What a run remembers of its shards."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from pipeline.dataset import store
 from pipeline.dataset.index import read_index
 from pipeline.synthesis.indexing import RunningIndex
-from pipeline.synthesis.passes import shards_per_task
 from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.writer import PartWriter, outcome
@@ -41,20 +41,14 @@ def test_a_plan_of_millions_of_images_takes_no_memory() -> None:
         plan[-1]
 
 
-@pytest.mark.parametrize(
-    ("shards", "workers", "expected"), [(1, 1, 1), (9_999, 4, 1), (100_000, 8, 20), (100_000, 4000, 1), (10**6, 64, 32)]
-)
-def test_a_task_is_one_shard_but_in_large_runs(shards: int, workers: int, expected: int) -> None:
-    assert shards_per_task(shards, workers) == expected
-
-
 def test_the_row_of_a_part_that_is_there_is_the_row_that_its_maker_sent(tiny_folder: Path, tmp_path: Path) -> None:
-    """Ray repeats all of a task whose worker died; shards of it that were made are not made again."""
+    """As when its worker died before Ray had heard of the row."""
     config = make_config(tiny_folder, tmp_path / "out")
     plan = plan_synthesis(config)
     writer = PartWriter(config, plan.digest)
     sent = writer.write_shard(**plan.shards[1])
     again = writer.read_back(1)
+    ProgressReport(num_shards=6, num_done=0, num_images=30, stream=sys.stderr, why_silent=str).shard_finished(again)
     not_known = {"num_steps", "seconds", "store_s", "peak_bytes", "compile_s"}
     assert {name: value for name, value in again.items() if name not in not_known} == {
         name: value for name, value in sent.items() if name not in not_known
