@@ -51,27 +51,27 @@ def simulate(gpus: int, shards: int, costs: Costs, *, seed: int = 0) -> dict[str
     draw = random.Random(seed)
     driver_s = costs.driver_ms / 1000
     driver_free, busy_s, left = 0.0, 0.0, shards
-    # (when a worker ends its shard, when the driver had handed it the next one or never will).
+    # (when a worker ends its shard, when the driver had handed it the next one).
     working: list[tuple[float, float]] = []
     for _ in range(min(gpus, shards)):
-        driver_free += 2 * driver_s
+        driver_free += driver_s
         seconds = max(0.0, draw.gauss(costs.shard_s, costs.spread * costs.shard_s))
         busy_s += seconds
-        left -= 2
-        heapq.heappush(working, (driver_free + seconds, driver_free if left > -2 else float("inf")))
+        left -= 1
+        heapq.heappush(working, (driver_free + seconds, 0.0))
     end = 0.0
     while working:
         done, handed = heapq.heappop(working)
         end = max(end, done)
-        if handed == float("inf"):
+        if not left:
             continue
+        left -= 1
         seconds = max(0.0, draw.gauss(costs.shard_s, costs.spread * costs.shard_s))
         busy_s += seconds
         begun = max(done, handed)
         # The driver hears of the shard that is done, and hands out one after the one that begins now.
         driver_free = max(driver_free, done) + driver_s
-        left -= 1
-        heapq.heappush(working, (begun + seconds, driver_free if left >= 0 else float("inf")))
+        heapq.heappush(working, (begun + seconds, driver_free))
     return {"seconds": end, "gpus_busy": busy_s / (end * min(gpus, shards)), "driver_busy": shards * driver_s / end}
 
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, default=1_000_000)
     parser.add_argument("--shard-s", type=float, default=36.0, help="seconds of a GPU for a shard")
     parser.add_argument("--spread", type=float, default=0.05, help="of these, relative")
-    parser.add_argument("--driver-ms", type=float, default=5.0, help="of the driver for a shard")
+    parser.add_argument("--driver-ms", type=float, default=14.3, help="of the driver for a shard")
     parser.add_argument("--puts", type=float, default=1.0, help="requests that write, for a shard")
     parser.add_argument("--gets", type=float, default=4.0, help="other requests, for a shard")
     options = vars(parser.parse_args(argv))

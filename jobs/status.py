@@ -147,7 +147,10 @@ def _epoch(uri: str, line: bytes) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; the URI may stand alone, without `--uri`, and `--watch` without a value."""
-    flags = ["--watch=true" if flag == "--watch" else flag for flag in (sys.argv[1:] if argv is None else argv)]
+    flags = list(sys.argv[1:] if argv is None else argv)
+    for place, flag in enumerate(flags):
+        if flag == "--watch" and flags[place + 1 : place + 2] not in (["true"], ["false"]):
+            flags[place] = "--watch=true"
     if flags and not flags[0].startswith("-"):
         flags.insert(0, "--uri")
     return run_job("status", StatusConfig, status, flags)

@@ -1,7 +1,8 @@
 """Look at an output until it is complete: a table that is redrawn on a terminal, a line for each change elsewhere."""
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -19,13 +20,18 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
         stream: a terminal gets a table in one place, any other stream a line for each change.
         pause: waits for so many seconds.
     """
-    started, first, shown = time.monotonic(), None, list[str]()
+    started, first, shown = time.monotonic(), None, dict[str, str]()
     while True:
         found = look()
         first = found if first is None else first
-        rows = describe(found, first, time.monotonic() - started)
-        _show(rows, shown, stream)
-        shown = rows
+        table = describe(found, first, time.monotonic() - started)
+        if stream.isatty():
+            _redraw(table, len(shown), stream)
+        elif _without_speed(table) != _without_speed(shown):
+            line = "; ".join(f"{name} {value}" for name, value in table.items())
+            stream.write(f"{one_printed_line(line)}\n")
+        stream.flush()
+        shown = table
         if found["complete"]:
             return found
         try:
@@ -34,18 +40,22 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
             return found
 
 
-def _show(rows: list[str], shown: list[str], stream: TextIO) -> None:
-    if stream.isatty():
-        # Back to the first line of the table, and erase from there.
-        up = f"\x1b[{len(shown)}A\r\x1b[J" if shown else ""
-        stream.write(up + "".join(f"{one_printed_line(row)}\n" for row in rows))
-    elif rows != shown:
-        stream.write(one_printed_line("; ".join(" ".join(row.split()) for row in rows)) + "\n")
-    stream.flush()
+def _redraw(table: Mapping[str, str], num_shown: int, stream: TextIO) -> None:
+    # A row that is wider than the terminal would take two lines, and the way up would be too short.
+    width = shutil.get_terminal_size().columns - 1
+    rows = [one_printed_line(f"{name:<10}{value}")[:width] for name, value in table.items()]
+    # Back to the first line of the table, and erase from there.
+    up = f"\x1b[{num_shown}A\r\x1b[J" if num_shown else ""
+    stream.write(up + "".join(f"{row}\n" for row in rows))
 
 
-def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> list[str]:
-    """Return the rows of the table.
+def _without_speed(table: Mapping[str, str]) -> dict[str, str]:
+    """Return what changes only when something is done; the speed changes with time."""
+    return {name: value for name, value in table.items() if name != "speed"}
+
+
+def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
+    """Return the rows of the table, by their names.
 
     Args:
         found: the present state.
@@ -53,7 +63,7 @@ def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> li
         seconds: since then.
     """
     table = {"output": found["output"], **_ROWS[found["job"]](found, first, seconds)}
-    return [f"{name:<10}{value}" for name, value in table.items() if value]
+    return {name: value for name, value in table.items() if value}
 
 
 def _synthesis(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:

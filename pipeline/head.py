@@ -21,7 +21,11 @@ def watch_head(address: str) -> None:
     Args:
         address: of the head's GCS, as host:port.
     """
-    threading.Thread(target=watch, args=(address, ray.is_initialized), daemon=True, name="watch-head").start()
+
+    def joined() -> bool:
+        return ray.is_initialized() and ray.get_runtime_context().gcs_address == address
+
+    threading.Thread(target=watch, args=(address, joined), daemon=True, name="watch-head").start()
 
 
 def watch(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) -> None:

@@ -79,7 +79,7 @@ def test_a_silent_service_is_reported_once_and_asked_again() -> None:
     with Server(("127.0.0.1", 0), Metadata) as closed:
         port = closed.server_port
     with pytest.raises(subprocess.TimeoutExpired) as expired:
-        watch("aws", port, "true", timeout_s=3)
+        watch("aws", port, "true", timeout_s=10)
     assert (expired.value.stderr or b"").decode().count("gives no answer, asking again every 0.05 s") == 1
 
 

@@ -140,7 +140,7 @@ class Inverter:
 
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
-        # For good: this process does nothing else.
+        # For the thread that makes it, which inverts and does nothing else.
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device, "pool.device")
         limit_memory(self.device, config.pool.actors_per_gpu)

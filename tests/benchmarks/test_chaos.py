@@ -71,10 +71,11 @@ def test_the_comparison_sees_what_is_lost_torn_or_doubled(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.timeout(600)
+# One and a half minutes alone; beside other clusters on two cores, many more.
+@pytest.mark.timeout(1300)
 def test_five_faults_leave_no_trace() -> None:
     command = [sys.executable, "-m", "benchmarks.chaos", "--faults", "5", "--seed", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert (result["faults"], result["identical"], result["lost"], result["doubled"]) == (5, True, 0, 0)

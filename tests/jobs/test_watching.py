@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def test_elsewhere_each_change_is_a_line_until_all_is_done(tmp_path: Path) -> No
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
+def test_a_terminal_gets_one_table_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
     stream = Terminal()
     watch(looks(tmp_path), every_s=0, stream=stream, pause=lambda seconds: None)
     first, *redrawn = stream.getvalue().split("\x1b[")
@@ -64,21 +66,48 @@ def test_ctrl_c_ends_it_with_the_last_state(tmp_path: Path) -> None:
 def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
     first = {"job": "synthesize", "output": "out", "num_done": 10, "num_shards": 100, "failed": [], "damaged": []}
     now = {**first, "num_done": 20, "failed": [{}], "damaged": [], "actor_hours": 0.5}
-    rows = describe(now, first, 60.0)
-    assert "speed     10 shards a minute, 0:08:00 left" in rows
-    assert "trouble   1 failed" in rows
-    assert "inverting 0.5 hours of actors so far" in rows
+    assert describe(now, first, 60.0) == {
+        "output": "out",
+        "shards": "20 of 100 done (20%)",
+        "trouble": "1 failed",
+        "speed": "10 shards a minute, 0:08:00 left",
+        "inverting": "0.5 hours of actors so far",
+    }
+
+
+def test_time_alone_is_no_change(tmp_path: Path) -> None:
+    begin(str(tmp_path))
+    store.write_part(str(tmp_path), 0, DIGEST, part(0))
+    stream, looked = io.StringIO(), 0
+
+    def pause(seconds: float) -> None:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            raise KeyboardInterrupt
+        time.sleep(1.1)
+
+    watch(lambda: status.look(str(tmp_path)), every_s=0, stream=stream, pause=pause)
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_rows_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    watch(looks(tmp_path), every_s=0, stream=stream, pause=lambda seconds: None)
+    assert max(len(row) for row in stream.getvalue().partition("\x1b")[0].splitlines()) == 29
 
 
 def test_outputs_of_other_jobs_have_rows_of_their_own() -> None:
     training = {"job": "distill", "output": "out", "epochs": 60, "epochs_done": 12, "missing": ["result.json"]}
-    assert describe(training, {**training, "epochs_done": 10}, 20.0)[1:] == [
-        "epochs    12 of 60 done",
-        "speed     0:08:00 left",
-        "missing   result.json",
-    ]
+    assert describe(training, {**training, "epochs_done": 10}, 20.0) == {
+        "output": "out",
+        "epochs": "12 of 60 done",
+        "speed": "0:08:00 left",
+        "missing": "result.json",
+    }
     calibration = {"job": "calibrate", "output": "out", "artifacts": [], "missing": ["ranges.json", "report.json"]}
-    assert describe(calibration, calibration, 1.0)[1] == "artifacts none yet"
+    assert describe(calibration, calibration, 1.0)["artifacts"] == "none yet"
 
 
 def test_from_the_command_line(
