@@ -97,7 +97,7 @@ class Job:
 
     @property
     def reported(self) -> str:
-        """What it has printed on standard error."""
+        """Text that it has printed on standard error."""
         return self._file("err").read_text()
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,20 +1,14 @@
 """An object store for `benchmarks.chaos`: a server that speaks S3, in this process, and fails when told to."""
 
 import itertools
-import logging
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
-from urllib.request import Request, urlopen
-
-# A part of the extra `test`.
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
 
 from benchmarks.chaos_faults import Kind
+from benchmarks.loopback import LoopbackStore, Start
 
 BUCKET = "chaos"
 # How long a trouble lasts. A worker tries four times in 10.5 seconds to write a part.
@@ -31,10 +25,8 @@ _ANSWERS = {
     "store_full": ("507 Insufficient Storage", "XMinioStorageFull", "Storage backend has reached its capacity."),
 }
 
-Start = Callable[..., Any]
 
-
-class Store:
+class Store(LoopbackStore):
     """The server, and what was asked of it.
 
     Attributes:
@@ -44,23 +36,12 @@ class Store:
     """
 
     def __init__(self) -> None:
-        logging.getLogger("werkzeug").setLevel(logging.WARNING)
         self.hit: Counter[str] = Counter()
         self.written: dict[tuple[str, int], list[float]] = {}
         self._until: dict[Kind, float] = {}
         self._names: dict[Kind, str] = {}
         self._requests = itertools.count()
-        self._app: Any = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, True, request_handler=MotoRequestHandler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.env = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_address[1]}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        with urlopen(Request(f"{self.env['AWS_ENDPOINT_URL']}/{BUCKET}", method="PUT")):
-            pass
+        super().__init__(BUCKET)
 
     def have(self, trouble: Kind, name: str) -> None:
         """Have a trouble for some seconds from now on, and count its requests under a name."""
@@ -70,13 +51,10 @@ class Store:
         """End all troubles."""
         self._until.clear()
 
-    def close(self) -> None:
-        self._server.shutdown()
-
     def _has(self, trouble: Kind) -> bool:
         return time.monotonic() < self._until.get(trouble, 0)
 
-    def _answer(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
+    def answer(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         if self._has("store_slow"):
             self.hit[self._names["store_slow"]] += 1
@@ -85,7 +63,7 @@ class Store:
             return self._refuse("store_fails", environ, start_response)
         if self._has("store_full") and method == "PUT":
             return self._refuse("store_full", environ, start_response)
-        answer: Iterable[bytes] = self._app(environ, start_response)
+        answer: Iterable[bytes] = super().answer(environ, start_response)
         part = _PART.search(path)
         if method == "PUT" and part is not None:
             folder = path[: part.start()].removeprefix(f"/{BUCKET}/")

@@ -1,4 +1,4 @@
-"""What `benchmarks.chaos` does to workers: they find orders in a folder, and carry them out when their shard comes.
+"""Carry out faults of `benchmarks.chaos` in workers: they find orders in a folder, each for a shard.
 
 An order is a file in `orders/`. The worker that begins its shard moves it to `claimed/`, so that it strikes once, and
 leaves a record of it in `struck/`. For faults from outside it then waits until the process beside the cluster has

@@ -13,9 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ import boto3
 import ray
 import torch
 import yaml
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
 
 from benchmarks.chaos_dataset import make_teacher
 from benchmarks.circumstances import circumstances
+from benchmarks.loopback import LoopbackStore, Start
 from benchmarks.rounds import short
 
 _BUCKET = "scale"
@@ -36,41 +34,26 @@ _IMAGES_PER_SHARD = 10
 _ROOT = Path(__file__).parents[1]
 
 
-class Store:
+class Store(LoopbackStore):
     """An S3 server in this process.
 
     Attributes:
-        env: environment that leads to it.
         requests: method → number of requests since they were taken last.
     """
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
-        self._app: Any = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, True, request_handler=_Quiet)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.env = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_address[1]}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        super().__init__(_BUCKET)
         os.environ.update(self.env)
-        boto3.client("s3").create_bucket(Bucket=_BUCKET)
 
-    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         self.requests[environ["REQUEST_METHOD"]] += 1
-        return self._app(environ, start)
+        return super().answer(environ, start_response)
 
     def taken(self) -> dict[str, int]:
         """Return the requests by method, and begin to count anew."""
         counted, self.requests = self.requests, Counter()
         return dict(counted)
-
-
-class _Quiet(MotoRequestHandler):
-    def log(self, *_: Any) -> None:
-        """Print no line for each request."""
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _PUT_PRICE, _GET_PRICE = 0.005, 0.0004
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one shard takes.
+    """Costs of one shard.
 
     Args:
         shard_s: seconds of a GPU.

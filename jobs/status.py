@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
-from pipeline.dataset.index import read_index, valid_rows
+from pipeline.dataset.index import parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
@@ -70,7 +70,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     digest = manifest["digest"]
     progress = store.read_progress(uri, manifest["num_shards"], digest)
     index = valid_rows(read_index(uri, digest), progress.parts)
-    damaged = store.damaged_parts(uri, digest, sorted(progress.parts.keys() - set(index["shard_id"].to_pylist())))
+    damaged = store.damaged_parts(uri, digest, parts_without_row(index, progress.parts))
     return {
         "complete": progress.complete and not damaged,
         "digest": digest,

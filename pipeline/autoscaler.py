@@ -1,4 +1,4 @@
-"""What nodes the autoscaler of a cluster can bring."""
+"""Find out what nodes the autoscaler of a cluster can bring."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
-from pipeline.head import watch_head
+from pipeline.head import open_connection, watch_head
 from pipeline.log import logger
 
 # A head node that is there accepts a connection in milliseconds, and answers within a second or two.
@@ -92,9 +91,8 @@ def check_cluster() -> None:
     if address is None:
         return
     where = f"the Ray cluster {address} ({_named_by()})"
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        open_connection(address, timeout_s=_CONNECT_TIMEOUT_S)
     except ValueError as error:
         raise ClusterError(f"{_named_by()}, which is no HOST:PORT") from error
     except OSError as error:

@@ -48,7 +48,18 @@ def watch(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) 
 
 def answers(address: str, *, timeout_s: float) -> bool:
     """Return whether something listens at host:port."""
-    host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+    with contextlib.suppress(OSError):
+        open_connection(address, timeout_s=timeout_s)
         return True
     return False
+
+
+def open_connection(address: str, *, timeout_s: float) -> None:
+    """Connect to host:port, and close the connection at once.
+
+    Raises:
+        OSError: nothing listens there.
+        ValueError: it is no host:port.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()

@@ -48,7 +48,7 @@ _FOR_READERS = ("shard_id", "num_rows", "bytes", "row_group_bytes")
 
 @dataclass(frozen=True)
 class IndexedPart:
-    """What the index says of a part: its rows, and the bytes of its row group before compression."""
+    """Facts of a part in the index: its rows, and the bytes of its row group before compression."""
 
     num_rows: int
     row_group_bytes: int
@@ -129,7 +129,17 @@ def indexed_parts(output: str, digest: str, sizes: Mapping[int, int]) -> dict[in
 
 def unindexed(output: str, digest: str, sizes: Mapping[int, int]) -> list[int]:
     """Return the ids of the parts for which the index does not vouch, and which have to be opened."""
-    known = indexed_parts(output, digest, sizes)
+    return parts_without_row(valid_rows(read_index(output, digest, _FOR_READERS), sizes), sizes)
+
+
+def parts_without_row(rows: pa.Table, sizes: Mapping[int, int]) -> list[int]:
+    """Return the ids of the parts that have no row.
+
+    Args:
+        rows: valid rows of an index.
+        sizes: shard id → bytes of each part in `data/`.
+    """
+    known = set(rows["shard_id"].to_pylist())
     return [shard_id for shard_id in sizes if shard_id not in known]
 
 
@@ -145,8 +155,7 @@ def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int
         sizes: shard id → bytes of each part in `data/`.
     """
     rows = valid_rows(known, sizes)
-    there = set(rows["shard_id"].to_pylist())
-    absent = [shard_id for shard_id in sizes if shard_id not in there]
+    absent = parts_without_row(rows, sizes)
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         read = threads.map(lambda shard_id: _row_of_part(output, digest, shard_id, sizes[shard_id]), absent)
         return last_rows(pa.concat_tables([rows, index_table(row for row in read if row is not None)]))

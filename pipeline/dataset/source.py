@@ -1,4 +1,4 @@
-"""What is known of images at a URI before they are read."""
+"""Describe the images at a URI before they are read."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a run reports to Ray's metrics, which Prometheus reads; `examples/grafana/synthesis.json` draws it."""
+"""Report a run to Ray's metrics, which Prometheus reads and `examples/grafana/synthesis.json` draws."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.synthesis.tally import is_made
 
 # Ray puts `ray_` before each name, and `_total` after those of counters.
-PREFIX = "sparse_inversion_"
+_PREFIX = "sparse_inversion_"
 
 
 class RunMetrics:
@@ -27,8 +27,8 @@ class RunMetrics:
         self._seconds = _counter("inverting_seconds", "Seconds that workers spent inverting.")
         self._store_seconds = _counter("storing_seconds", "Seconds that workers spent encoding and writing.")
         self._bytes = _counter("written_bytes", "Bytes of parts.")
-        self._loss = Gauge(f"{PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
-        self._shards_left = Gauge(f"{PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
+        self._loss = Gauge(f"{_PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
+        self._shards_left = Gauge(f"{_PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
         self._shards_left.set(self._left, self._run)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -48,4 +48,4 @@ class RunMetrics:
 
 
 def _counter(name: str, description: str, *tags: str) -> Counter:
-    return Counter(f"{PREFIX}{name}", description, tag_keys=("run", *tags))
+    return Counter(f"{_PREFIX}{name}", description, tag_keys=("run", *tags))

@@ -1,4 +1,4 @@
-"""What an actor of the pool needs of a node, and how many actors the nodes have room for."""
+"""Compute what an actor of the pool needs of a node, and how many actors the nodes have room for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.synthesis.selectors import Selector, matches, ray_options
 
 @dataclass(frozen=True)
 class Needs:
-    """What an actor needs of a node.
+    """Needs of an actor.
 
     Attributes:
         on_gpu: whether it computes on a GPU.

@@ -49,17 +49,19 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
         return dry_run(plan)
     storage.check_writable(plan.config.output)
     tally, index = Tally(), RunningIndex(plan.config.output, plan.digest)
-    if plan.to_do:
+    to_do = plan.to_do
+    if to_do:
         try:
             with own_errors():
                 fixed_size = connect()
                 # The cluster may be too small, which must come out before anything is written.
-                options = pool_options(plan.config, len(plan.to_do), fixed_size=fixed_size)
+                options = pool_options(plan.config, len(to_do), fixed_size=fixed_size)
                 report_plan(describe_choice(plan.config.pool))
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
                 # If another run with these settings is at work, a random order keeps the two at different shards.
-                to_do = plan.to_do if claimed.new else random.sample(plan.to_do, len(plan.to_do))
+                if not claimed.new:
+                    random.shuffle(to_do)
                 tally = invert_missing(plan, to_do, index, fixed_size=fixed_size)
         except IncompleteError as error:
             done = len(store.list_parts(plan.config.output, plan.digest))

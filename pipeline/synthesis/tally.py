@@ -13,7 +13,7 @@ _MAX_UNWRITTEN = 5
 
 @dataclass
 class Tally:
-    """What became of the shards of a run, by the rows of `writer.OUTCOME`.
+    """Counts of the shards of a run by what became of them, from the rows of `writer.OUTCOME`.
 
     Attributes:
         num_ended: shards that are done or failed.

@@ -1,4 +1,4 @@
-"""What a run reports to Ray's metrics, as Prometheus would read it, and the dashboard that draws it."""
+"""Metrics of a run, as Prometheus would read them, and the dashboard that draws them."""
 
 import json
 import re

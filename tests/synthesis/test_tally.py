@@ -1,4 +1,4 @@
-"""What a run remembers of its shards."""
+"""Counts, index and plan of a run: how much it remembers of its shards."""
 
 import sys
 from pathlib import Path
