@@ -30,6 +30,7 @@ class Job:
 
 JOBS = {
     "synthesize": Job("invert a teacher into a synthetic dataset", "pipeline.synthesis:SynthesisConfig"),
+    "compact": Job("merge the parts of a synthetic dataset into larger files", "pipeline.compaction:CompactionConfig"),
     "calibrate": Job("quantize a teacher on images", "pipeline.quantization:CalibrationConfig"),
     "distill": Job("train a student to answer as the teacher does", "pipeline.distillation:DistillationConfig"),
     "evaluate": Job("score artifacts on labeled images", "pipeline.evaluation:EvaluationConfig"),

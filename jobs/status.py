@@ -24,7 +24,7 @@ class StatusConfig:
     """The output to look at.
 
     Args:
-        uri: the `output` of jobs.synthesize, jobs.calibrate or jobs.distill.
+        uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.
         watch: look again and again until it is complete: a table that is redrawn on a terminal, a line for each change
             elsewhere. Ctrl-C ends it.
         every_s: seconds between two looks.
@@ -60,7 +60,7 @@ def look(uri: str) -> dict[str, Any]:
         raise DatasetError(
             f"{uri!r} holds neither a synthetic dataset nor the output of a calibration or a distillation"
         )
-    looks = {"synthesize": _dataset, "calibrate": _calibration, "distill": _distillation}
+    looks = {"synthesize": _dataset, "compact": _dataset, "calibrate": _calibration, "distill": _distillation}
     return {"job": job, "output": uri, **looks[job](uri)}
 
 

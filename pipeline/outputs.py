@@ -6,11 +6,12 @@ from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import ConfigError, DatasetError
 
-Job = Literal["synthesize", "calibrate", "distill"]
+Job = Literal["synthesize", "compact", "calibrate", "distill"]
 # A file in the outputs of calibrate and distill, whose key `job` names the job.
 CONFIG = "config.json"
 WHAT: dict[Job, str] = {
     "synthesize": "a synthetic dataset",
+    "compact": "a compacted dataset",
     "calibrate": "a calibration",
     "distill": "a distillation",
 }
@@ -24,11 +25,17 @@ def job_of(uri: str) -> Job | None:
     Raises:
         DatasetError: it cannot be read.
     """
-    if storage.exists(store.manifest_uri(uri)):
-        return "synthesize"
+    manifest_uri = store.manifest_uri(uri)
+    if storage.exists(manifest_uri):
+        return job_of_manifest(storage.read_json(manifest_uri))
     config_uri = storage.join(uri, CONFIG)
     config = storage.read_json(config_uri) if storage.exists(config_uri) else None
     return job_of_config(config) if isinstance(config, dict) else None
+
+
+def job_of_manifest(manifest: Any) -> Job:
+    """Return the job that wrote a `manifest.json`."""
+    return "compact" if isinstance(manifest, dict) and store.COMPACTION in manifest else "synthesize"
 
 
 def job_of_config(config: dict[str, Any]) -> Job | None:
@@ -48,7 +55,7 @@ def check_output(output: str, job: Job) -> None:
     owner = job_of(output)
     if owner not in (None, job):
         raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
-    if owner is None and job != "synthesize" and storage.exists(storage.join(output, CONFIG)):
+    if owner is None and job in _KEYS and storage.exists(storage.join(output, CONFIG)):
         raise DatasetError(f"output {output!r} holds a {CONFIG} that is not of {WHAT[job]}")
 
 

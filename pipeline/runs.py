@@ -1,4 +1,4 @@
-"""Identity of a run, for all three jobs: the facts that decide its output, how two runs differ, and the claim.
+"""Identity of a run, for all jobs that write: the facts that decide its output, how two runs differ, and the claim.
 
 The claim is a file in the output (`manifest.json` or `config.json`) that is created before any work, and that no other
 run replaces: if several runs start at once, one of them creates it, and the others compare. It has the keys `digest`
@@ -24,9 +24,14 @@ from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
-from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config
+from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config, job_of_manifest
 
-_CLAIMS: dict[Job, str] = {"synthesize": store.MANIFEST, "calibrate": CONFIG, "distill": CONFIG}
+_CLAIMS: dict[Job, str] = {
+    "synthesize": store.MANIFEST,
+    "compact": store.MANIFEST,
+    "calibrate": CONFIG,
+    "distill": CONFIG,
+}
 _MAX_NAMED = 5
 # On a store without atomic creation, a claim may be read before it is complete.
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
@@ -115,9 +120,11 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
     Raises:
         DatasetError: one has; the message names what differs.
     """
-    owner = "synthesize" if job == "synthesize" else job_of_config(there)
+    owner = job_of_manifest(there) if _CLAIMS[job] == store.MANIFEST else job_of_config(there)
     if owner not in (None, job):
         raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
+    if job == "compact":
+        there, mine = map(_compacted, (there, mine))
     if there.get("digest") == mine["digest"]:
         return
     facts, mine_facts = there.get("identity"), mine["identity"]
@@ -135,6 +142,12 @@ def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any
             f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
+
+
+def _compacted(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the claim that the manifest of a compacted dataset is: its digest does not say how parts were merged."""
+    facts = {name: manifest.get(name) for name in ("digest", store.COMPACTION)}
+    return {"digest": digest_of(facts), "identity": facts}
 
 
 def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] | None:
@@ -221,7 +234,7 @@ def _warn_of_credentials(uri: str) -> None:
 
 
 def _check_no_other(output: str, job: Job) -> None:
-    if job != "synthesize":
+    if _CLAIMS[job] == CONFIG:
         check_output(output, job)
         return
     uri = storage.join(output, CONFIG)

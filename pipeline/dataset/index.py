@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.footers import FOOTER_THREADS, MOST_ROWS_PER_BYTE
-from pipeline.dataset.store import part_uri
+from pipeline.dataset.part_files import part_uri
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
     {
         "shard_id": pa.int32(),
         "num_rows": pa.int32(),
-        # Of the file, and of its row group before compression, by which reading is shared out.
+        # Of the file that holds the part, and of its row group before compression, by which reading is shared out.
         "bytes": pa.int64(),
         "row_group_bytes": pa.int64(),
         # Classes of the part, and means over its images.
@@ -43,6 +43,8 @@ _SCHEMA = pa.schema(
     }
 )
 COLUMNS = tuple(_SCHEMA.names)
+# Columns of a part that its row sums up.
+_SUMMED = ("label", "class_loss", "teacher_confidence")
 _FOR_READERS = ("shard_id", "num_rows", "bytes", "row_group_bytes")
 
 
@@ -172,15 +174,18 @@ def read_part_facts(output: str, digest: str, shard_id: int) -> dict[str, Any]:
     """Return a part's row of the index as far as the part itself says it. Its images are not read.
 
     Raises:
-        DatasetError: the part cannot be read, or is not one row group.
+        DatasetError: the part cannot be read, lacks a column, or is not one row group.
     """
     uri = part_uri(output, shard_id, digest)
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             size, footer = file.seek(0, os.SEEK_END), parquet.metadata
-            table = parquet.read(columns=["label", "class_loss", "teacher_confidence"])
+            table = parquet.read(columns=list(_SUMMED))
     except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
+    absent = set(_SUMMED) - set(table.column_names)
+    if absent:
+        raise DatasetError(f"{uri!r} has no column {min(absent)!r}, it is no part")
     if footer.num_row_groups != 1:
         raise DatasetError(f"{uri!r} has {footer.num_row_groups} row groups, a part has one")
     return {

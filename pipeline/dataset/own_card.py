@@ -21,7 +21,7 @@ _LINE_ENDS = "\x85\u2028\u2029"
 _BODY = """
 # Images inverted from {teacher}
 
-{num_images} synthetic images of {size}, of {num_classes} classes, in {num_shards} Parquet files under `data/`. They
+{num_images} synthetic images of {size}, of {num_classes} classes, in {files} under `data/`. They
 were made by optimizing noise until a trained classifier, {teacher}, gave it a class (sparse model inversion, [arXiv
 2510.27186](https://arxiv.org/abs/2510.27186)). `manifest.json` says how they were made, `report.html` shows them.
 Digest of the dataset: `{digest}`.
@@ -90,10 +90,19 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
     has_breaks = any(mark in name for name in manifest["class_names"] for mark in _LINE_ENDS)
     # A huge width, so that no name is folded over two lines.
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=not has_breaks, width=2**31)
-    facts = {name: manifest[name] for name in ("num_images", "num_shards", "digest")}
+    facts = {name: manifest[name] for name in ("num_images", "digest")} | {"files": _files(manifest["num_shards"])}
     size = f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"
     num_classes = manifest.get("num_classes", len(manifest["class_names"]))
     return f"---\n{text}---\n{_BODY.format(teacher=teacher, size=size, num_classes=num_classes, **facts)}"
+
+
+def card_of_merged(card: str, num_shards: int, num_files: int) -> str:
+    """Return a card, which may have been edited, for the same dataset in fewer files."""
+    return card.replace(_files(num_shards), _files(num_files), 1)
+
+
+def _files(count: int) -> str:
+    return f"{count} Parquet file{'' if count == 1 else 's'}"
 
 
 def size_category(num_images: int) -> str:

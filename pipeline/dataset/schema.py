@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -39,6 +40,7 @@ COLUMNS = {
 MAX_PATCHES = 2**15
 # Keys of a file's metadata: Hugging Face's own, and ours.
 _MARKS, _NAMES_DIGEST = b"huggingface", b"class_names_sha256"
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Label of an image whose class is unknown or withheld, as in Hugging Face's datasets.
 UNKNOWN = -1
 
@@ -161,6 +163,23 @@ def encode_image(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def is_whole_png(encoded: bytes | memoryview) -> bool:
+    """Return whether bytes are a PNG file to its end, with the checksums that it states; no pixel is decoded."""
+    encoded = memoryview(encoded)
+    if bytes(encoded[: len(_PNG)]) != _PNG:
+        return False
+    start = len(_PNG)
+    # A chunk: 4 bytes for its length, 4 for its kind, its content, and 4 for the checksum of kind and content.
+    while start + 12 <= len(encoded):
+        kind, end = start + 4, start + 8 + int.from_bytes(encoded[start : start + 4])
+        if zlib.crc32(encoded[kind:end]) != int.from_bytes(encoded[end : end + 4]):
+            return False
+        start = end + 4
+        if encoded[kind : kind + 4] == b"IEND":
+            return start == len(encoded)
+    return False
+
+
 def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image:
     """Return a decoded picture of mode L or RGB, whatever it was stored as, by the rules of `decoding.decode`.
 
@@ -200,6 +219,13 @@ def image_column(images: Sequence[np.ndarray], image_ids: Sequence[str]) -> pa.A
     return pa.array(rows, IMAGE)
 
 
+def parquet_options(columns: Sequence[str]) -> dict[str, Any]:
+    """Return how `pyarrow.parquet` is to write a file of some columns: with zstd."""
+    # A dictionary or statistics of PNG bytes would be of no use.
+    statistics = [name for name in columns if name != "image"]
+    return {"compression": "zstd", "use_dictionary": False, "write_statistics": statistics}
+
+
 def to_parquet(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
     """Write a table as the bytes of a Parquet file, with zstd. The same table gives the same bytes.
 
@@ -207,13 +233,6 @@ def to_parquet(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
         row_group_size: rows that are read together; by default all.
     """
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        row_group_size=row_group_size or max(1, len(table)),
-        # A dictionary or statistics of PNG bytes would be of no use.
-        use_dictionary=False,
-        write_statistics=[name for name in table.column_names if name != "image"],  # type: ignore[arg-type]
-    )
+    options = parquet_options(table.column_names)
+    pq.write_table(table, buffer, row_group_size=row_group_size or max(1, len(table)), **options)
     return buffer.getvalue()

@@ -4,7 +4,7 @@ Everything is checked before any work starts, so that a truncated or foreign fil
 """
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.index import IndexedPart, indexed_parts
 from pipeline.dataset.listing import Listing, by_suffix, check_names, count, list_tree, report_skipped
+from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
     check_no_hidden_split_folders,
@@ -104,34 +105,41 @@ def _one_file(uri: str, extra_columns: Sequence[str], split: str | None) -> Sour
 def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     manifest = store.read_manifest(uri)
     digest = manifest["digest"]
-    parts = store.list_parts(uri, digest)
-    if not parts:
+    files = list_part_files(uri, digest)
+    if not files:
         raise DatasetError(f"synthetic dataset {uri!r} has no parts yet")
     class_names = [str(name) for name in manifest["class_names"]]
-    names = {shard_id: f"data/{store.part_name(shard_id, digest)}" for shard_id in parts}
-    indexed = indexed_parts(uri, digest, parts)
-    # One part is opened in any case, to see its columns.
-    opened = {shard_id: names[shard_id] for shard_id in parts if shard_id not in indexed}
-    opened = opened or dict(list(names.items())[:1])
-    source = _parquet(uri, list(opened.values()), extra_columns, class_names)
+    indexed = indexed_parts(uri, digest, {shard_id: file.size for file in files for shard_id in file.shard_ids})
+    # One file is opened in any case, to see its columns.
+    opened = [file for file in files if not indexed.keys() >= set(file.shard_ids)] or files[:1]
+    source = _parquet(uri, [_name(file) for file in opened], extra_columns, class_names)
     absent = sorted(set(schema.COLUMNS) - set(source.columns))
     if absent:
         raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
-    read: dict[str, list[Unit]] = {}
+    read: dict[str, list[Unit]] = {_name(file): [] for file in opened}
     for unit in source.units:
         if isinstance(unit, RowRange):
-            read.setdefault(unit.name, []).append(unit)
+            read[unit.name].append(unit)
     units = [
         unit
-        for shard_id, name in names.items()
-        for unit in (read.get(name, []) if shard_id in opened else [_indexed_unit(uri, name, indexed[shard_id])])
+        for file in files
+        for unit in (read[_name(file)] if _name(file) in read else _indexed_units(uri, file, indexed))
     ]
     return Source(uri, source.columns, class_names, True, units, manifest)
 
 
-def _indexed_unit(uri: str, name: str, part: IndexedPart) -> RowRange:
-    """Return the rows of a part that was not opened; a synthesis writes each part as one row group."""
-    return RowRange(storage.join(uri, name), name, 0, 0, 0, part.num_rows, part.row_group_bytes)
+def _name(file: PartFile) -> str:
+    """Return the name of a file of parts below the dataset's URI."""
+    return f"data/{file.name}"
+
+
+def _indexed_units(uri: str, file: PartFile, indexed: Mapping[int, IndexedPart]) -> Iterator[RowRange]:
+    """Yield the rows of each part in a file that was not opened; each part is written as one row group."""
+    name, first_row = _name(file), 0
+    for row_group, shard_id in enumerate(file.shard_ids):
+        part = indexed[shard_id]
+        yield RowRange(storage.join(uri, name), name, row_group, first_row, 0, part.num_rows, part.row_group_bytes)
+        first_row += part.num_rows
 
 
 def _parquet_folder(

@@ -2,7 +2,8 @@
 
 - `<output>/manifest.json`: the planned content of the dataset, and facts that all parts share, such as class names.
 - `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.
-- `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done.
+- `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done. A compacted
+  dataset has fewer and larger files, see `pipeline.dataset.part_files`.
 - `<output>/failed/shard-NNNNN.json`: why a shard failed.
 - `<output>/.tmp/`: left over from killed local writes; emptied by the next run.
 """
@@ -20,12 +21,14 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.footers import FOOTER_THREADS, read_footer
+from pipeline.dataset.part_files import PartFile, holds_parts, list_part_files, part_name, part_uri
 from pipeline.errors import DatasetError, shown
 
-_PART = re.compile(r"part-(\d{5,})-([0-9a-f]{8})\.parquet")
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _TEMPORARY = ".tmp"
 MANIFEST = "manifest.json"
+# Key of the manifest of a compacted dataset: how its parts were merged.
+COMPACTION = "compaction"
 # Keys of a manifest that some stage reads, with their types.
 _MANIFEST: dict[str, type] = {
     "digest": str,
@@ -41,27 +44,12 @@ _MOST = {"num_shards": 10**7, "num_images": 10**11}
 _TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 
 
-def part_name(shard_id: int, digest: str) -> str:
-    """Return the file name of a shard's part; `digest` is the config's."""
-    return f"part-{shard_id:05d}-{digest[:8]}.parquet"
-
-
-def parse_part_name(name: str) -> tuple[int, str] | None:
-    """Return shard id and first 8 digits of the digest from a part's file name; None for any other name."""
-    match = _PART.fullmatch(name)
-    return None if match is None else (int(match[1]), match[2])
-
-
-def part_uri(output: str, shard_id: int, digest: str) -> str:
-    return storage.join(output, "data", part_name(shard_id, digest))
-
-
 @dataclass(frozen=True)
 class Progress:
     """State of a dataset's shards according to its files.
 
     Attributes:
-        parts: shard id → bytes of each part, in order.
+        parts: shard id → bytes of the file that holds its part, in order.
         failed: shard id → failure record, for shards that are not done.
         missing: ids of the others, which were not tried yet or are being worked on.
     """
@@ -108,20 +96,12 @@ def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
 
 
 def list_parts(output: str, digest: str) -> dict[int, int]:
-    """Return shard id → bytes of each part that exists, in order.
+    """Return shard id → bytes of the file that holds its part, for each part that exists, in order.
 
     Raises:
-        DatasetError: files lie under `data/` that are not parts of this dataset.
+        DatasetError: as `list_part_files`.
     """
-    parts = {}
-    for name, size in storage.list_sizes(storage.join(output, "data")).items():
-        parsed = parse_part_name(name)
-        if parsed is None:
-            raise DatasetError(f"{storage.join(output, 'data')!r} holds a file that is not a part: {name!r}")
-        if parsed[1] != digest[:8]:
-            raise DatasetError(f"{storage.join(output, 'data')!r} holds a part of another config: {name!r}")
-        parts[parsed[0]] = size
-    return dict(sorted(parts.items()))
+    return {shard_id: file.size for file in list_part_files(output, digest) for shard_id in file.shard_ids}
 
 
 def part_exists(output: str, shard_id: int, digest: str) -> bool:
@@ -134,21 +114,37 @@ def part_exists(output: str, shard_id: int, digest: str) -> bool:
 
 
 def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Return shard id → reason for damaged parts: truncated ones, and ones that belong to another dataset or shard."""
+    """Return shard id → reason for damaged parts: truncated ones, and ones that belong to another dataset or shard.
 
-    def reason(shard_id: int) -> str | None:
-        try:
-            uri = part_uri(output, shard_id, digest)
-            facts = read_footer(uri)[0].metadata or {}
-            if (facts.get(b"digest"), facts.get(b"shard_id")) != (digest.encode(), str(shard_id).encode()):
-                return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
-        except DatasetError as error:
-            return str(error)
-        return None
-
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+        shard_ids: shards to look at, as far as there are parts of them.
+    """
+    if not shard_ids:
+        return {}
+    wanted = set(shard_ids)
+    files = [file for file in list_part_files(output, digest) if not wanted.isdisjoint(file.shard_ids)]
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        reasons = zip(shard_ids, threads.map(reason, shard_ids), strict=True)
-        return {shard_id: text for shard_id, text in reasons if text is not None}
+        reasons = list(threads.map(lambda file: _damage(output, digest, file), files))
+    return {
+        shard_id: reason
+        for file, reason in zip(files, reasons, strict=True)
+        for shard_id in file.shard_ids
+        if reason is not None and shard_id in wanted
+    }
+
+
+def _damage(output: str, digest: str, file: PartFile) -> str | None:
+    """Say what is wrong with a file of parts; None if nothing is."""
+    uri = storage.join(output, "data", file.name)
+    try:
+        footer = read_footer(uri)[0]
+    except DatasetError as error:
+        return str(error)
+    if holds_parts(footer.metadata, footer.num_row_groups, file.shard_ids, digest):
+        return None
+    return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
 
 
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
@@ -157,7 +153,7 @@ def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
     Raises:
         OSError: the part could not be written; nothing is left behind.
     """
-    storage.write_bytes(part_uri(output, shard_id, digest), content, temporary_in=_temporary_folder(output))
+    storage.write_bytes(part_uri(output, shard_id, digest), content, temporary_in=temporary_folder(output))
     storage.remove(_failure_uri(output, shard_id))
 
 
@@ -185,7 +181,7 @@ def remove_failure(output: str, shard_id: int) -> None:
 
 def clear_temporaries(output: str) -> None:
     """Delete what killed writes left behind. A write that is still in progress fails and is retried by its writer."""
-    storage.remove_folder(_temporary_folder(output))
+    storage.remove_folder(temporary_folder(output))
 
 
 def read_manifest(output: str) -> dict[str, Any]:
@@ -282,9 +278,10 @@ def _failure_uri(output: str, shard_id: int) -> str:
     return storage.join(output, "failed", f"shard-{shard_id:05d}.json")
 
 
-def _temporary_folder(output: str) -> str:
+def temporary_folder(output: str) -> str:
+    """Return where writers of a dataset keep temporary files of local writes."""
     return storage.join(output, _TEMPORARY)
 
 
 def _write_json(output: str, uri: str, value: dict[str, Any]) -> None:
-    storage.write_json(uri, value, temporary_in=_temporary_folder(output))
+    storage.write_json(uri, value, temporary_in=temporary_folder(output))

@@ -28,7 +28,9 @@ from pipeline.storage.folders import (
     remove_folder,
     upload_folder,
 )
+from pipeline.storage.large import new_file
 from pipeline.storage.locations import absolute, filesystem, in_job_package, in_memory, is_local, join, why_missing
+from pipeline.storage.retrying import with_retries
 from pipeline.storage.text import decode_text
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "list_files",
     "list_sizes",
     "local_file",
+    "new_file",
     "new_folders",
     "open_file",
     "read_bytes",
@@ -61,6 +64,7 @@ __all__ = [
     "remove_folder",
     "upload_folder",
     "why_missing",
+    "with_retries",
     "write_bytes",
     "write_json",
     "writing_to",

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline import storage
 from pipeline.credentials import without_credentials
 from pipeline.dataset import schema, store
 from pipeline.dataset.index import read_part_facts, summary_of
@@ -22,9 +23,6 @@ from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
 from pipeline.workers import check_same
-
-# Seconds before each further attempt to write a part: object stores throttle, and networks fail for a moment.
-RETRY_DELAYS_S = (0.5, 2.0, 8.0)
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
@@ -146,7 +144,7 @@ class PartWriter(Inverter):
             facts["num_steps"] = json.dumps(shard.num_steps)
         part = schema.part_schema(self.class_names, shard_id, metadata=facts, version=self.schema_version)
         content = schema.to_parquet(shard.table.replace_schema_metadata(part.metadata))
-        with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
+        storage.with_retries(lambda: store.write_part(self.config.output, shard_id, self.digest, content))
         row_group = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
         return {"bytes": len(content), "row_group_bytes": row_group.total_byte_size}
 
@@ -213,22 +211,8 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        with_retries(lambda: store.write_failure(output, shard_id, record))
+        storage.with_retries(lambda: store.write_failure(output, shard_id, record))
     except OSError as second:
         # The driver still gets the row, and reports the failure.
         return f"{reason}; and this could not be recorded: {second}"
     return reason
-
-
-def with_retries(write: Any) -> None:
-    """Write, and retry a few times, because the trouble may pass.
-
-    Raises:
-        OSError: it kept failing.
-    """
-    for delay_s in RETRY_DELAYS_S:
-        try:
-            return write()
-        except OSError:
-            time.sleep(delay_s)
-    return write()

@@ -118,3 +118,14 @@ def test_parquet_is_zstd_and_the_same_each_time() -> None:
     assert {footer.row_group(0).column(index).compression for index in range(4)} == {"ZSTD"}
     assert footer.metadata is not None
     assert footer.metadata[b"digest"] == b"d"
+
+
+def test_a_png_that_is_cut_off_or_changed_is_no_whole_one() -> None:
+    encoded = schema.encode_image(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    assert schema.is_whole_png(encoded)
+    assert not any(schema.is_whole_png(encoded[:length]) for length in range(len(encoded)))
+    assert not schema.is_whole_png(encoded + b"x")
+    for place in range(len(encoded)):
+        changed = bytearray(encoded)
+        changed[place] ^= 1
+        assert not schema.is_whole_png(bytes(changed)), place

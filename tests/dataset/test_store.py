@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset import store, write_images
+from pipeline.dataset.part_files import list_part_files, merged_name, parse_part_name
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
 
@@ -18,10 +19,35 @@ DIGEST = "0123456789abcdef" * 4
 
 def test_part_names() -> None:
     assert store.part_name(7, DIGEST) == "part-00007-01234567.parquet"
-    assert store.parse_part_name("part-00007-01234567.parquet") == (7, "01234567")
-    assert store.parse_part_name(store.part_name(123456, DIGEST)) == (123456, "01234567")
+    assert parse_part_name("part-00007-01234567.parquet") == (range(7, 8), "01234567")
+    assert parse_part_name(store.part_name(123456, DIGEST)) == (range(123456, 123457), "01234567")
     for name in ("part-7-01234567.parquet", ".part-00007-01234567.parquet.ab.tmp", "x.parquet"):
-        assert store.parse_part_name(name) is None
+        assert parse_part_name(name) is None
+
+
+def test_the_name_of_a_merged_file_says_which_shards_it_holds() -> None:
+    assert merged_name(range(7, 12), DIGEST) == "part-00007-00011-01234567.parquet"
+    assert parse_part_name("part-00007-00011-01234567.parquet") == (range(7, 12), "01234567")
+    assert merged_name(range(7, 8), DIGEST) == store.part_name(7, DIGEST)
+    for name in ("part-00007-00007-01234567.parquet", "part-00011-00007-01234567.parquet"):
+        assert parse_part_name(name) is None
+
+
+def test_merged_files_are_listed_with_the_shards_of_their_names(tmp_path: Path) -> None:
+    output, content = str(tmp_path), b"x" * 500
+    for shard_ids in (range(3, 5), range(2, 3), range(0, 2)):
+        storage.write_bytes(f"{output}/data/{merged_name(shard_ids, DIGEST)}", content)
+    assert [file.shard_ids for file in list_part_files(output, DIGEST)] == [range(0, 2), range(2, 3), range(3, 5)]
+    assert store.list_parts(output, DIGEST) == dict.fromkeys(range(5), 500)
+    store.write_part(output, 4, DIGEST, content)
+    with pytest.raises(DatasetError, match=r"holds shard 4 twice: delete 'part-00003-00004.*' or 'part-00004-0"):
+        list_part_files(output, DIGEST)
+
+
+def test_a_name_that_states_more_parts_than_the_file_has_room_for_is_refused(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/data/{merged_name(range(10**11), DIGEST)}", b"x" * 500)
+    with pytest.raises(DatasetError, match="states 100000000000 parts in 500 bytes"):
+        list_part_files(str(tmp_path), DIGEST)
 
 
 def test_progress_of_files(tmp_path: Path) -> None:

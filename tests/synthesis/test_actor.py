@@ -34,7 +34,7 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.synthesis.writer.RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0, 0.0))
 
 
 def batch_of(shards: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -242,10 +242,11 @@ def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
-from pipeline.synthesis import plan_shards, writer as module
+from pipeline.storage import retrying
+from pipeline.synthesis import plan_shards
 from tests.synthesis.test_actor import batch_of, make_writer, outcomes_of
 
-module.RETRY_DELAYS_S = (0.0, 0.0)
+retrying.RETRY_DELAYS_S = (0.0, 0.0)
 writer = make_writer(Path(sys.argv[1]), Path(sys.argv[2]))
 shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,0 +1,24 @@
+"""Try again what failed because of the storage."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds before each further attempt: object stores throttle, and networks fail for a moment.
+RETRY_DELAYS_S = (0.5, 2.0, 8.0)
+
+
+def with_retries(work: Callable[[], T]) -> T:
+    """Read or write, and retry a few times, because the trouble may pass.
+
+    Raises:
+        OSError: it kept failing.
+    """
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            return work()
+        except OSError:
+            time.sleep(delay_s)
+    return work()
