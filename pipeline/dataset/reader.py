@@ -14,6 +14,7 @@ from ray.data.extensions import ArrowTensorArray
 
 from pipeline.dataset import schema
 from pipeline.dataset.collection import ImageCollection, find_images
+from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import read_unit
 from pipeline.dataset.source import Source
 from pipeline.dataset.units import Unit
@@ -136,10 +137,11 @@ class _ImagesDatasource(Datasource):
         )
 
         def read() -> Iterator[pa.Table]:
-            for number, unit in units:
-                convert = converts[number]
-                for table in read_unit(sources[number], unit, columns):
-                    yield table if convert is None else convert(table)
+            with OpenFiles() as files:
+                for number, unit in units:
+                    convert = converts[number]
+                    for table in read_unit(sources[number], unit, columns, files):
+                        yield table if convert is None else convert(table)
 
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
 

@@ -3,16 +3,18 @@
 Ray's readers are not used, because the id of an image derives from its file and row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import groupby, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.columns import cast_column
+from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.source import Source
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError, one_line
@@ -25,6 +27,8 @@ _BYTES_AT_ONCE = 16 * 2**20
 _SMALL_ROWS_AT_ONCE = 2**16
 # A column of labels is small, and each read takes a round trip to the store: read many row groups at a time.
 _COLUMN_THREADS = 32
+# Of them, as many by one thread as it takes for the footer of a file, read once for them all, to be of little weight.
+_NEIGHBORS = 16
 # What to do about ids that repeat.
 SEVERAL_DATASETS = "if these are several datasets, give the URI of each in a list"
 
@@ -44,9 +48,22 @@ def read_column(source: Source, name: str) -> Iterator[pa.Table]:
     Raises:
         DatasetError: it cannot be read.
     """
-    units = [unit for unit in source.units if isinstance(unit, RowRange)]
+    units = [(0, unit) for unit in source.units if isinstance(unit, RowRange)]
+
+    def read(neighbors: list[tuple[int, Unit]]) -> list[pa.Table]:
+        with OpenFiles() as files:
+            return [pa.concat_tables(read_unit(source, unit, [name], files)) for _, unit in neighbors]
+
     with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
-        yield from threads.map(lambda unit: pa.concat_tables(_read_rows(unit, source.columns, [name])), units)
+        for tables in threads.map(read, neighbors_in_files(units)):
+            yield from tables
+
+
+def neighbors_in_files(units: Iterable[tuple[int, Unit]]) -> Iterator[list[tuple[int, Unit]]]:
+    """Yield the units of a collection in groups for one thread each: a few neighbors of one file."""
+    for _, group in groupby(units, lambda pair: pair[1].uri if isinstance(pair[1], RowRange) else id(pair[1])):
+        while neighbors := list(islice(group, _NEIGHBORS)):
+            yield neighbors
 
 
 def repeated_id(source: Source) -> str | None:
@@ -69,24 +86,28 @@ def repeated_id(source: Source) -> str | None:
     return str(repeated[0]["values"]) if len(repeated) else None
 
 
-def read_unit(source: Source, unit: Unit, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_unit(
+    source: Source, unit: Unit, columns: Sequence[str] | None = None, files: OpenFiles | None = None
+) -> Iterator[pa.Table]:
     """Yield the rows of a unit with encoded images in the contract's types, in tables of moderate size.
 
     Args:
         source: the unit's source.
         unit: what to read.
         columns: columns to read; None for all.
+        files: keeps the unit's file open for the units that are read next; by default it is closed.
 
     Raises:
         DatasetError: a file cannot be read, or has a row without an image.
     """
-    match unit:
-        case RowRange():
-            tables = _read_rows(unit, source.columns, columns)
-        case ImageFiles():
-            tables = _read_files(unit, columns)
-    for table in tables:
-        yield _qualified(table, source.qualifier) if source.qualifier else table
+    with OpenFiles() if files is None else nullcontext(files) as opened:
+        match unit:
+            case RowRange():
+                tables = _read_rows(unit, source.columns, columns, opened)
+            case ImageFiles():
+                tables = _read_files(unit, columns)
+        for table in tables:
+            yield _qualified(table, source.qualifier) if source.qualifier else table
 
 
 def _qualified(table: pa.Table, qualifier: str) -> pa.Table:
@@ -102,7 +123,9 @@ def _rows_at_once(unit: Unit) -> int:
     return min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * unit.num_rows // max(1, unit.size)))
 
 
-def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _read_rows(
+    unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[str] | None, files: OpenFiles
+) -> Iterator[pa.Table]:
     """Read rows piece by piece, because Arrow cannot hold a row group of nested columns beyond 2 GB."""
     wanted = [name for name in types if columns is None or name in columns]
     size = _rows_at_once(unit) if "image" in wanted else _SMALL_ROWS_AT_ONCE
@@ -110,15 +133,14 @@ def _read_rows(unit: RowRange, types: dict[str, pa.DataType], columns: Sequence[
     options: Any = {"row_groups": [unit.row_group], "columns": wanted or list(types)[-1:]}
     row = 0
     try:
-        with storage.open_file(unit.uri) as file:
-            for batch in pq.ParquetFile(file).iter_batches(size, **options):
-                start = max(row, unit.start)
-                rows = batch.slice(start - row, max(0, min(unit.stop, row + len(batch)) - start))
-                row += len(batch)
-                if len(rows):
-                    yield _to_table(unit, start, rows, types, columns)
-                if row >= unit.stop:
-                    break
+        for batch in files.open(unit.uri).iter_batches(size, **options):
+            start = max(row, unit.start)
+            rows = batch.slice(start - row, max(0, min(unit.stop, row + len(batch)) - start))
+            row += len(batch)
+            if len(rows):
+                yield _to_table(unit, start, rows, types, columns)
+            if row >= unit.stop:
+                break
         if row < unit.stop:
             raise DatasetError(f"{unit.uri!r} has {row} rows and not {unit.stop}: it, or its index, was replaced")
     except (pa.ArrowException, *storage.read_errors()) as error:

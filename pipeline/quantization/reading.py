@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.rows import read_unit
+from pipeline.dataset.open_files import OpenFiles
+from pipeline.dataset.rows import neighbors_in_files, read_unit
 from pipeline.dataset.units import Unit
 from pipeline.inputs import COLUMNS, conversion
 from pipeline.models import LoadedModel
@@ -38,12 +40,13 @@ def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> 
     whole = whole_image(loaded)
     columns = ["image_id"] if dense else ["image_id", "keep_indices"]
 
-    def index(unit: tuple[int, Unit]) -> list[tuple[str, int]]:
-        number, rows = unit
-        return [pair for table in read_unit(images.sources[number], rows, columns) for pair in _pairs(table, whole)]
+    def index(neighbors: list[tuple[int, Unit]]) -> list[tuple[str, int]]:
+        with OpenFiles() as files:
+            tables = (read_unit(images.sources[number], unit, columns, files) for number, unit in neighbors)
+            return [pair for table in chain.from_iterable(tables) for pair in _pairs(table, whole)]
 
     with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-        return [pair for pairs in threads.map(index, images.units) for pair in pairs]
+        return [pair for pairs in threads.map(index, neighbors_in_files(images.units)) for pair in pairs]
 
 
 def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
@@ -66,11 +69,12 @@ def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collect
         DatasetError: a file cannot be read, or an image cannot be decoded.
     """
     converts = [conversion(source, loaded, labels=False) for source in images.sources]
-    for number, unit in images.units:
-        for table in read_unit(images.sources[number], unit, COLUMNS):
-            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
-            if chosen:
-                yield from _convert(converts[number], table.take(chosen))
+    with OpenFiles() as files:
+        for number, unit in images.units:
+            for table in read_unit(images.sources[number], unit, COLUMNS, files):
+                chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+                if chosen:
+                    yield from _convert(converts[number], table.take(chosen))
 
 
 def _convert(convert: Convert, table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -12,11 +12,14 @@ import yaml
 
 from jobs import compact as job
 from jobs import status
+from pipeline import storage
 from pipeline.compaction import compact, files_left
 from pipeline.config import to_dict
 from pipeline.dataset import read_images, store
 from pipeline.dataset.collection import find_images, image_facts
 from pipeline.dataset.index import INDEX, read_index
+from pipeline.dataset.open_files import OpenFiles
+from pipeline.dataset.rows import read_column, read_unit
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.outputs import check_output
@@ -218,8 +221,8 @@ def test_a_damaged_part_ends_the_job_in_one_line_and_what_is_written_stays(
     content[1000] ^= 1
     part.write_bytes(content)
     flags = ["--images", dataset, "--output", str(output), "--file_mb", "0.04"]
-    assert job.main([*flags, "--quiet"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    assert job.main(flags) == 1
+    *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: DatasetError: ")
     assert "part-00003-01234567.parquet' is damaged, delete it and run the synthesis again: image '3-0'" in line
     write_part(dataset, 3)
@@ -240,8 +243,8 @@ def test_a_disk_that_is_full_ends_the_job_and_says_what_is_done(
     dataset, output = make_dataset(str(tmp_path / "dataset")), tmp_path / "compact"
     monkeypatch.setattr("pipeline.compaction.run._merge", run_out_of_disk)
     flags = ["--images", dataset, "--output", str(output), "--file_mb", "0.04"]
-    assert job.main([*flags, "--quiet"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    assert job.main(flags) == 1
+    *_, line = capsys.readouterr().err.splitlines()
     assert "of 4 files are written, run it again for the rest: " in line
     assert "No space left on device" in line
 
@@ -263,3 +266,24 @@ def with_env(config: Any, env: dict[str, str]) -> dict[str, Any]:
     out, reported = process.communicate(timeout=200)
     assert process.returncode == 0, reported
     return json.loads(out)
+
+
+def test_a_reader_opens_a_file_once_for_all_of_its_parts(
+    compacted: tuple[str, str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = find_source(compacted[1])
+    opened: list[str] = []
+    whole = storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(Path(uri).name) or whole(uri))
+    tables = list(read_column(source, "label"))
+    assert [len(table) for table in tables] == [3] * NUM_SHARDS
+    assert sorted(opened) == FILES
+    opened.clear()
+    with OpenFiles() as files:
+        # In turns, as in a shuffled epoch.
+        order = [0, 2, 4, 6, 5, 3, 1, 0]
+        ids = [
+            next(read_unit(source, source.units[unit], ["image_id"], files))["image_id"][0].as_py() for unit in order
+        ]
+    assert ids == [f"{unit}-0" for unit in order]
+    assert sorted(opened) == FILES
