@@ -97,4 +97,4 @@ def _missing(found: dict[str, Any]) -> dict[str, str]:
     return {"missing": ", ".join(found["missing"])}
 
 
-_ROWS = {"synthesize": _synthesis, "distill": _distillation, "calibrate": _calibration}
+_ROWS = {"synthesize": _synthesis, "compact": _synthesis, "distill": _distillation, "calibrate": _calibration}

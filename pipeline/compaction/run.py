@@ -64,9 +64,9 @@ def files_left(config: CompactionConfig) -> str:
     Raises:
         DatasetError: the output cannot be read.
     """
-    if not storage.exists(store.manifest_uri(config.output)):
+    manifest = store.read_manifest(config.output) if storage.exists(store.manifest_uri(config.output)) else {}
+    if store.COMPACTION not in manifest:
         return "nothing was made, run it again"
-    manifest = store.read_manifest(config.output)
     return f"{_counted(config.output, manifest)}, run it again for the rest"
 
 

@@ -100,12 +100,13 @@ def read_unit(
     Raises:
         DatasetError: a file cannot be read, or has a row without an image.
     """
-    with OpenFiles() if files is None else nullcontext(files) as opened:
-        match unit:
-            case RowRange():
-                tables = _read_rows(unit, source.columns, columns, opened)
-            case ImageFiles():
-                tables = _read_files(unit, columns)
+    opened = OpenFiles() if files is None else files
+    match unit:
+        case RowRange():
+            tables = _read_rows(unit, source.columns, columns, opened)
+        case ImageFiles():
+            tables = _read_files(unit, columns)
+    with opened if files is None else nullcontext():
         for table in tables:
             yield _qualified(table, source.qualifier) if source.qualifier else table
 

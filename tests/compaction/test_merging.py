@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline import storage
 from pipeline.compaction.merging import Merger
 from pipeline.compaction.plan import plan_compaction
 from pipeline.dataset import store
-from pipeline.dataset.schema import class_names_of, to_parquet
+from pipeline.dataset.schema import class_names_of, names_digest, names_digest_of, to_parquet
 from pipeline.errors import DatasetError
 from tests.compaction.conftest import DIGEST, make_config, write_part
 
@@ -45,6 +46,23 @@ def test_what_a_part_says_of_itself_is_kept(merger: Merger) -> None:
     assert (metadata[b"digest"], metadata[b"schema_version"]) == (DIGEST.encode(), b"2")
     assert class_names_of(metadata) == tuple(merger.class_names)
     assert b"shard_id" not in metadata
+
+
+def test_long_class_names_stand_in_the_first_file_alone(merger: Merger) -> None:
+    long = replace(merger, class_names=["x" * 5000, *merger.class_names[1:]])
+    for shard_ids, names in ((range(2), tuple(long.class_names)), (SOME, None)):
+        long.merge(shard_ids)
+        metadata = pq.read_metadata(long.uri(shard_ids)).metadata
+        assert class_names_of(metadata) == names
+        assert names_digest_of(metadata) == names_digest(long.class_names)
+
+
+def test_a_dataset_of_version_1_stays_one(merger: Merger) -> None:
+    old = replace(merger, schema_version=1, class_names=["x" * 5000, *merger.class_names[1:]])
+    old.merge(SOME)
+    metadata = pq.read_metadata(old.uri(SOME)).metadata
+    assert (metadata[b"schema_version"], class_names_of(metadata)) == (b"1", tuple(old.class_names))
+    assert b"class_names_sha256" not in metadata
 
 
 def test_a_part_by_itself_stays_as_it_is(merger: Merger) -> None:

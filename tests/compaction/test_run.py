@@ -1,6 +1,7 @@
 """The job: what it writes, killed and run again, on failing storage, on an object store; and that readers take it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def test_status_says_that_it_is_complete(
     assert status.main([compacted[1]]) == 0
     line = json.loads(capsys.readouterr().out)
     assert (line["job"], line["num_done"], line["missing"], line["damaged"]) == ("compact", 7, [], [])
+    assert status.main([compacted[1], "--watch"]) == 0
+    assert "7 of 7 done (100%)" in capsys.readouterr().err
     # Without an index, and with a file that is cut off.
     upload_folder(compacted[1], str(tmp_path))
     (tmp_path / INDEX).unlink()
@@ -195,6 +198,20 @@ def test_killed_between_two_files_and_run_again_gives_the_same_bytes(
         find_source(str(output)).check_complete()
     assert compact(make_config(compacted[0], output))["num_files_made"] == 4 - done
     assert bytes_of(output) == bytes_of(compacted[1])
+
+
+def test_two_at_once_write_each_file_once(compacted: tuple[str, str, dict[str, Any]], tmp_path: Path) -> None:
+    config = make_config(compacted[0], tmp_path / "out")
+    with ThreadPoolExecutor(2) as threads:
+        summaries = list(threads.map(compact, [config, config]))
+    assert sorted(summary["num_files_made"] for summary in summaries) == [0, 4]
+    assert all(summary["complete"] for summary in summaries)
+    assert bytes_of(tmp_path / "out") == bytes_of(compacted[1])
+
+
+def test_a_run_that_was_stopped_before_its_first_file_says_so(dataset: str, tmp_path: Path) -> None:
+    for output in (tmp_path / "nowhere", dataset):
+        assert files_left(make_config(dataset, output)) == "nothing was made, run it again"
 
 
 def test_missing_shards_stay_missing_with_their_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
