@@ -1,5 +1,6 @@
 """Merge parts into one file: the same rows in the same order, a row group for each part."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def _content(uri: str) -> bytes:
         with storage.open_file(uri) as file:
             return file.read()
     except FileNotFoundError as error:
-        raise DatasetError(f"{uri!r} is not there any more: run the synthesis again") from error
+        where = f"on {socket.gethostname()}"
+        raise DatasetError(f"{uri!r} is not there, {where}: do all machines see it, or was it deleted?") from error
     except storage.read_errors() as error:
         raise OSError(f"cannot read {uri!r}: {one_line(error)}") from error

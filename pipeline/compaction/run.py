@@ -17,6 +17,7 @@ from pipeline.compaction.plan import CompactionPlan, plan_compaction
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
 from pipeline.dataset.index import read_index, valid_rows, write_index
+from pipeline.dataset.listing import count
 from pipeline.dataset.own_card import card_of_merged, write_card
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.errors import DatasetError, IncompleteError
@@ -110,8 +111,8 @@ def _merge_all(plan: CompactionPlan) -> list[MergedFile]:
 
 def _describe_plan(plan: CompactionPlan) -> str:
     megabytes = sum(plan.progress.parts.values()) / 10**6
-    without = f", without {plan.num_missing} shards that have no part" if plan.num_missing else ""
-    return f"{len(plan.progress.parts)} parts of {megabytes:.1f} MB into {len(plan.files)} files{without}"
+    without = f"; shards without a part: {plan.num_missing}" if plan.num_missing else ""
+    return f"{count(plan.progress.parts, 'part')} of {megabytes:.1f} MB into {count(plan.files, 'file')}{without}"
 
 
 def _merge_on_cluster(merger: Merger, files: list[range]) -> Iterator[MergedFile]:
@@ -147,8 +148,24 @@ def _describe(plan: CompactionPlan, merged: list[MergedFile]) -> None:
             storage.write_bytes(storage.join(output, name), storage.read_bytes(storage.join(images, name)))
     _write_card(plan)
     files = list_part_files(output, plan.merger.digest)
+    _check_there(plan, files)
     write_index(output, plan.merger.digest, _index(plan.index, files, merged))
     store.clear_temporaries(output)
+
+
+def _check_there(plan: CompactionPlan, files: list[PartFile]) -> None:
+    """Check that this machine sees what the workers wrote.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    there = {file.shard_ids for file in files}
+    for shard_ids in plan.files:
+        if shard_ids not in there:
+            raise DatasetError(
+                f"{plan.merger.uri(shard_ids)!r} was written, and it is not there: is that a folder of a worker's own "
+                "machine? Give an object store URI, or a folder that all machines share"
+            )
 
 
 def _write_card(plan: CompactionPlan) -> None:
@@ -163,13 +180,7 @@ def _write_card(plan: CompactionPlan) -> None:
 
 
 def _index(index: pa.Table, files: list[PartFile], merged: list[MergedFile]) -> pa.Table:
-    """Return the index of a dataset with the sizes of the merged files; all else of a part stays as it was.
-
-    Raises:
-        DatasetError: the files in the output are not those that were merged.
-    """
-    if [file.shard_ids for file in files] != [file.shard_ids for file in merged]:
-        raise DatasetError("the files of the output changed while they were written: run it again")
+    """Return the index of a dataset with the sizes of the merged files; all else of a part stays as it was."""
     sizes = np.repeat([file.size for file in files], [len(file.shard_ids) for file in files])
     columns = {
         "num_rows": [rows for file in merged for rows in file.num_rows],

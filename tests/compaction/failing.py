@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.compaction.merging import MergedFile, Merger
@@ -21,3 +22,8 @@ def run_out_of_disk(merger: Merger, shard_ids: range) -> MergedFile:
     if shard_ids[0] == 6:
         raise OSError(28, "No space left on device")
     return merger.merge(shard_ids)
+
+
+def write_elsewhere(merger: Merger, shard_ids: range) -> MergedFile:
+    """Write to a disk of one's own, under the same name."""
+    return replace(merger, output=f"{merger.output}-of-another-machine").merge(shard_ids)

@@ -15,6 +15,7 @@ from jobs import compact as job
 from jobs import status
 from pipeline import storage
 from pipeline.compaction import compact, files_left
+from pipeline.compaction.plan import plan_compaction
 from pipeline.config import to_dict
 from pipeline.dataset import read_images, store
 from pipeline.dataset.collection import find_images, image_facts
@@ -26,7 +27,7 @@ from pipeline.errors import DatasetError
 from pipeline.outputs import check_output
 from pipeline.storage import upload_folder
 from tests.compaction.conftest import DIGEST, NUM_SHARDS, bytes_of, make_config, make_dataset, rows_of, write_part
-from tests.compaction.failing import die_once, run_out_of_disk
+from tests.compaction.failing import die_once, run_out_of_disk, write_elsewhere
 from tests.synthesis.conftest import start
 from tests.synthesis.test_kill import KILLER
 
@@ -184,6 +185,9 @@ def test_killed_between_two_files_and_run_again_gives_the_same_bytes(
     orders.mkdir()
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     (tmp_path / "compact.yaml").write_text(yaml.safe_dump(to_dict(make_config(compacted[0], output))))
+    # With one file there, whichever worker is first to move another into place finds one.
+    plan = plan_compaction(make_config(compacted[0], output))
+    plan.merger.merge(plan.files[0])
     env = {"PYTHONPATH": str(tmp_path), "KILL_ORDERS": str(orders), "KILL_DATA": str(output / "data")}
     process = start(["-m", "jobs.compact", "--config", str(tmp_path / "compact.yaml")], env)
     (tmp_path / "order").write_text(str(process.pid))
@@ -222,7 +226,7 @@ def test_missing_shards_stay_missing_with_their_reasons(tmp_path: Path, capsys: 
     assert job.main([*flags, "--allow_incomplete", "true"]) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["num_files"], json.loads(out)["num_missing"]) == (3, 2)
-    assert "plan: 5 parts of 0.1 MB into 3 files, without 2 shards that have no part" in err
+    assert "plan: 5 parts of 0.1 MB into 3 files; shards without a part: 2" in err
     assert status.main([output]) == 1
     line = json.loads(capsys.readouterr().out)
     assert (line["missing"], [record["shard_id"] for record in line["failed"]]) == ([2], [5])
@@ -252,6 +256,16 @@ def test_a_file_whose_worker_dies_is_merged_by_another(tmp_path: Path, monkeypat
     monkeypatch.setattr("pipeline.compaction.run._merge", die_once)
     assert compact(make_config(dataset, output))["num_files_made"] == 4
     assert rows_of(str(output)) == rows_of(dataset)
+
+
+def test_files_that_only_their_worker_sees_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, output = make_dataset(str(tmp_path / "dataset")), tmp_path / "compact"
+    monkeypatch.setattr("pipeline.compaction.run._merge", write_elsewhere)
+    assert job.main(["--images", dataset, "--output", str(output), "--file_mb", "0.04"]) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"{FILES[0]}' was written, and it is not there: is that a folder of a worker's own machine?" in line
 
 
 def test_a_disk_that_is_full_ends_the_job_and_says_what_is_done(
