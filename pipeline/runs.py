@@ -94,8 +94,8 @@ def _identifying(
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as JSON would give them back: lists instead of tuples."""
-    return json.loads(json.dumps(values, allow_nan=False))
+    """Return values as JSON would give them back: lists instead of tuples, nested settings as mappings."""
+    return json.loads(json.dumps(values, allow_nan=False, default=dataclasses.asdict))
 
 
 def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ _TRAIN_FOLDER = "train"
 _REPEATING = (ConfigError, ModelError, NonFiniteError)
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
+# Between two looks for room for more workers. Adding some starts all of them again, from the last checkpoint.
+_GROW_EVERY_S = 300.0
 
 
 def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
@@ -67,12 +69,17 @@ def worker_configs(workers: WorkersConfig, *, fixed_size: bool) -> tuple[Scaling
     use_gpu = workers.device == "cuda" or (workers.device == "auto" and total.get("GPU", 0) > 0)
     needed = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     for name, amount in needed.items():
-        if workers.size * amount > total.get(name, 0):
-            text = f"{workers.size} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
+        if workers.fewest * amount > total.get(name, 0):
+            text = f"{workers.fewest} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
             if fixed_size:
                 raise ConfigError(text)
             logger.info(f"{text}: waiting for more")
-    scaling = ScalingConfig(num_workers=workers.size, use_gpu=use_gpu, resources_per_worker=needed)
+    scaling = ScalingConfig(
+        num_workers=workers.size if workers.fewest == workers.size else (workers.fewest, workers.size),
+        use_gpu=use_gpu,
+        resources_per_worker=needed,
+        elastic_resize_monitor_interval_s=_GROW_EVERY_S,
+    )
     return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
 
 

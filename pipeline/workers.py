@@ -32,6 +32,8 @@ class WorkersConfig:
 
     Args:
         size: number of workers; 0 does the work in the job's own process.
+        min_size: start with fewer workers, down to so many, where the cluster has no room for all, and go on with fewer
+            when nodes are lost. Workers are added when there is room again. By default all must be there.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
@@ -40,6 +42,7 @@ class WorkersConfig:
     """
 
     size: int = 1
+    min_size: int | None = None
     cpus_per_worker: int = 1
     device: DeviceChoice = "auto"
     start_timeout_s: int = 900
@@ -48,6 +51,12 @@ class WorkersConfig:
     def __post_init__(self) -> None:
         for name, least in (("size", 0), ("cpus_per_worker", 1), ("start_timeout_s", 1), ("max_failures", 0)):
             check_range(f"workers.{name}", getattr(self, name), least)
+        check_range("workers.min_size", self.min_size, 1, self.size)
+
+    @property
+    def fewest(self) -> int:
+        """The number of workers that must be there."""
+        return self.size if self.min_size is None else self.min_size
 
 
 @contextmanager

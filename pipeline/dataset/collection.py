@@ -67,7 +67,11 @@ class ImageCollection:
 
 
 def find_images(
-    uris: str | Sequence[str], *, split: str | None = None, extra_columns: Sequence[str] = ()
+    uris: str | Sequence[str],
+    *,
+    split: str | None = None,
+    extra_columns: Sequence[str] = (),
+    times: Sequence[int] | None = None,
 ) -> ImageCollection:
     """Find out what one or several URIs hold, see `find_source`.
 
@@ -78,6 +82,8 @@ def find_images(
         uris: of datasets, each as `find_source` takes it.
         split: which split to read, in every dataset that is not synthetic.
         extra_columns: columns of Parquet files to read besides the contract's.
+        times: how often each dataset is read, where that is not once. The ids of its second reading begin with
+            `3fa8c01e.2/`, and so on.
 
     Raises:
         DatasetError: as `find_source`; or there is no URI, or the same dataset twice.
@@ -86,26 +92,28 @@ def find_images(
         return ImageCollection.of(find_source(uris, extra_columns, split=split))
     if not uris:
         raise DatasetError("images is an empty list: name at least one dataset")
-    if len(uris) == 1:
+    if len(uris) == 1 and times in (None, [1]):
         return find_images(uris[0], split=split, extra_columns=extra_columns)
     splits = [None if split is None or is_synthetic(uri) else split for uri in uris]
     sources = [find_source(uri, extra_columns, split=own) for uri, own in zip(uris, splits, strict=True)]
-    return ImageCollection.of(*_qualify(sources))
+    return ImageCollection.of(*_qualify(sources, times or [1] * len(uris)))
 
 
-def _qualify(sources: Sequence[Source]) -> Iterator[Source]:
-    """Yield the sources, each with a qualifier of its own.
+def _qualify(sources: Sequence[Source], times: Sequence[int]) -> Iterator[Source]:
+    """Yield the sources, each as often as it is to be read and with a qualifier of its own.
 
     Raises:
         DatasetError: two of them are the same dataset.
     """
     found: dict[str, Source] = {}
-    for source in sources:
+    for source, readings in zip(sources, times, strict=True):
         qualifier = _identify(source)[:_QUALIFIER_LENGTH]
         if qualifier in found:
             raise DatasetError(f"{found[qualifier].uri!r} and {source.uri!r} are the same dataset: read it once")
         found[qualifier] = source
         yield replace(source, qualifier=qualifier)
+        for reading in range(2, readings + 1):
+            yield replace(source, qualifier=f"{qualifier}.{reading}")
 
 
 def _identify(source: Source) -> str:

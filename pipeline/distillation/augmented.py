@@ -183,7 +183,7 @@ class AugmentedImages:
     """
 
     def __init__(self, source: MemoryImages | StreamedImages, augmenter: Augmenter, *, tell: bool) -> None:
-        self.num_images = source.num_images
+        self.num_images, self.order = source.num_images, source.order
         self._source, self._augmenter, self._tell = source, augmenter, tell
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:

@@ -43,10 +43,19 @@ RECORDED_SETTINGS = frozenset(
         *("dtype", "seed", "score_every", "shuffle_buffer"),
     )
 )
-EXCLUDED_SETTINGS = ("output", "workers", "checkpoint_every", "cache_gb", "allow_incomplete")
+EXCLUDED_SETTINGS = ("output", "workers", "checkpoint_every", "checkpoint_minutes", "cache_gb", "allow_incomplete")
 # What changed its name is recorded, and counts, under the first one.
 RECORDED_AS = {name: former for former, name in LABELED.items()}
-_POSITIVE = ("epochs", "batch_size", "lr", "temperature", "score_every", "checkpoint_every", "shuffle_buffer")
+_POSITIVE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "temperature",
+    "score_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "shuffle_buffer",
+)
 _NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "seed")
 
 
@@ -75,6 +84,22 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightedImages:
+    """Images that are read several times per epoch, such as a few real ones among many synthetic ones.
+
+    Args:
+        uri: of a synthetic dataset, Parquet files or an image folder.
+        weight: how often each image is read per epoch, with `augment` as another view each time.
+    """
+
+    uri: str
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("images.weight", self.weight, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
     """Train a student to match the teacher on synthetic or real images.
 
@@ -82,7 +107,7 @@ class DistillationConfig:
         teacher: the model to learn from. A ViT reads the kept patches alone, other families read the filled image.
         student: the model to train.
         images: URI of a synthetic dataset, Parquet files or an image folder, or a list of URIs, which are shuffled
-            together.
+            together. `{uri: URI, weight: 10}` in the list is read ten times per epoch.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
         output: folder that everything is written to, at any fsspec URI.
@@ -107,6 +132,8 @@ class DistillationConfig:
         seed: seed of new weights and of the order of images.
         score_every: epochs between scorings; the last epoch is always scored.
         checkpoint_every: epochs between checkpoints.
+        checkpoint_minutes: minutes between checkpoints within an epoch. One is also written when a worker's node is
+            about to be taken.
         cache_gb: images that take up to this much memory, decoded, are read once and kept by each worker; larger
             datasets are read again at each epoch.
         shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.
@@ -118,7 +145,7 @@ class DistillationConfig:
 
     teacher: ModelConfig
     student: StudentConfig
-    images: str | list[str]
+    images: str | list[str | WeightedImages]
     images_split: str | None = None
     output: str
     labeled: str | None = None
@@ -139,6 +166,7 @@ class DistillationConfig:
     seed: int = 0
     score_every: int = 1
     checkpoint_every: int = 1
+    checkpoint_minutes: float = 10.0
     cache_gb: float = 1.0
     shuffle_buffer: int = 1024
     workers: WorkersConfig = field(default_factory=WorkersConfig)
@@ -155,6 +183,12 @@ class DistillationConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} is less than an image for each of {self.workers.size} workers"
             )
+
+
+def list_images(config: DistillationConfig) -> list[WeightedImages]:
+    """Return the datasets to train on, each with its weight."""
+    given = [config.images] if isinstance(config.images, str) else config.images
+    return [WeightedImages(uri=each) if isinstance(each, str) else each for each in given]
 
 
 def _check_labels(config: DistillationConfig) -> None:

@@ -154,7 +154,13 @@ def share_units(
 
 
 class MemoryImages:
-    """A worker's share of images in memory."""
+    """A worker's share of images in memory.
+
+    Attributes:
+        order: what the order of the images depends on, besides seed and epoch: nothing.
+    """
+
+    order = ""
 
     def __init__(self, images: Images, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.images = images
@@ -186,7 +192,11 @@ class MemoryImages:
 
 
 class StreamedImages:
-    """A worker's share of streamed images."""
+    """A worker's share of streamed images.
+
+    Attributes:
+        order: what the order of the images depends on, besides seed and epoch.
+    """
 
     def __init__(
         self,
@@ -205,6 +215,7 @@ class StreamedImages:
         self._batch_size = len(range(rank, batch_size, world_size))
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._rank, self._world_size = rank, world_size
+        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}"
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""

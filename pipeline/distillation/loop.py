@@ -16,6 +16,7 @@ from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.distillation.midepoch import MidEpoch
 from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
@@ -61,6 +62,7 @@ class StudentTrainer:
         group: the workers.
         parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
             backward pass then averages gradients over the workers.
+        noticed: whether a worker's node is about to be taken, see `MidEpoch`.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class StudentTrainer:
         labeled: ImageSource | None,
         group: Group,
         parallelize: Callable[[nn.Module], nn.Module] | None = None,
+        noticed: Callable[[], bool] | None = None,
     ) -> None:
         self.config, self.digest, self.group = config, digest, group
         self.student = student.to(group.device)
@@ -80,6 +83,7 @@ class StudentTrainer:
         self.optimizer = make_optimizer(student.trained_parameters(), config)
         self.objective = Objective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
+        self._mid_epoch = MidEpoch(60 * config.checkpoint_minutes, noticed)
 
     def train(self) -> list[str]:
         """Train from the last checkpoint to the last epoch.
@@ -102,7 +106,7 @@ class StudentTrainer:
         return digests
 
     def _resume(self) -> TrainingState:
-        state = load_state(self.config.output, self.digest)
+        state = load_state(self.config.output, self.digest, order=self.images.order)
         if state is None:
             state = TrainingState(digest=self.digest, student=self._weights())
             state.before_top1 = self._top1()
@@ -112,22 +116,29 @@ class StudentTrainer:
         return state
 
     def _train_epoch(self, state: TrainingState) -> dict[str, float]:
-        """Train on all images once; return metrics as means over them."""
+        """Train on all images once, or on those that a checkpoint within the epoch left; return means over all."""
         self.student.train()
-        # Seeds dropout and drop path: different for each epoch and worker, and the same after a restart.
-        torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {self.group.rank}"))
+        done = state.epoch_steps
         totals = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
+        if done:
+            totals += torch.tensor(state.epoch_totals, dtype=torch.float64)
         checksum = torch.zeros(1, dtype=torch.int64, device=self.group.device)
         batches: Iterator[DistillationBatch | None] = chain(
             self.images.batches(state.epoch, self.group.device), repeat(None)
         )
-        for batch in batches:
+        for step, batch in enumerate(batches):
             if batch is not None:
                 checksum += sum(map(_hash, batch.image_ids))
+            if step < done:
+                continue
+            # Seeds dropout and drop path: different for each step and worker, and the same after a restart.
+            torch.manual_seed(_hash(f"{self.config.seed} {state.epoch} {step} {self.group.rank}"))
             sums = self._step(batch, state)
             if sums is None:
                 break
             totals += sums
+            self._save_within_epoch(state, step + 1, totals)
+        state.epoch_steps, state.epoch_totals = 0, []
         images = round(totals[-1].item())
         if images != self.images.num_images:
             raise IncompleteError(f"epoch {state.epoch + 1} read {images} images of {self.images.num_images}")
@@ -147,7 +158,11 @@ class StudentTrainer:
         self.optimizer.zero_grad()
         sums = self.parallel(batch)
         sums[TERMS.index("loss")].backward()
-        sums = self.group.sum(sums.detach().clone()).double().cpu()
+        asks = self.group.rank == 0 and self._mid_epoch.wants_to_ask()
+        *values, asked = self.group.sum(torch.cat([sums.detach(), sums.new_tensor([float(asks)])])).double().cpu()
+        if asked:
+            self._mid_epoch.ask()
+        sums = torch.stack(values)
         count = sums[-1].item()
         if count == 0:
             return None
@@ -162,6 +177,16 @@ class StudentTrainer:
         state.images_seen += round(count)
         state.steps += 1
         return sums
+
+    def _save_within_epoch(self, state: TrainingState, steps: int, totals: Tensor) -> None:
+        """Save a checkpoint on rank 0 if one is due; it holds what all workers have done."""
+        if self.group.rank or not self._mid_epoch.is_due():
+            return
+        state.student = self._weights()
+        state.epoch_steps, state.epoch_totals, state.order = steps, totals.tolist(), self.images.order
+        state.optimizer = self.optimizer.state_dict()
+        save_state(self.config.output, state)
+        self._mid_epoch.saved()
 
     def _set_lr(self, images_seen: float) -> None:
         total = self.config.epochs * self.images.num_images
@@ -189,6 +214,7 @@ class StudentTrainer:
         if last or state.epoch % self.config.checkpoint_every == 0:
             state.optimizer = self.optimizer.state_dict()
             save_state(self.config.output, state)
+            self._mid_epoch.saved()
 
     def _average_buffers(self) -> None:
         """Average BatchNorm statistics: each worker saw other images and, if streamed, perhaps fewer batches."""

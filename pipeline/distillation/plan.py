@@ -10,7 +10,13 @@ from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.distillation.answers import as_reader
-from pipeline.distillation.config import EXCLUDED_SETTINGS, RECORDED_AS, RECORDED_SETTINGS, DistillationConfig
+from pipeline.distillation.config import (
+    EXCLUDED_SETTINGS,
+    RECORDED_AS,
+    RECORDED_SETTINGS,
+    DistillationConfig,
+    list_images,
+)
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, find_labeled
@@ -61,7 +67,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
-    images = find_images(config.images, split=config.images_split)
+    images = _find_images(config)
     if not config.allow_incomplete:
         images.check_complete()
     check_inputs(images, teacher, labels=config.label_weight > 0)
@@ -75,6 +81,12 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
         # Checkpoints carry the digest of the run that started; an earlier version may have computed it from more.
         document["digest"] = there["digest"]
     return DistillationPlan(with_absolute_paths(config), document, teacher, student, images, labeled)
+
+
+def _find_images(config: DistillationConfig) -> ImageCollection:
+    listed = list_images(config)
+    uris, times = [each.uri for each in listed], [each.weight for each in listed]
+    return find_images(uris, split=config.images_split, times=times)
 
 
 def _document(

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one file per epoch, written atomically, so that the latest is always complete.
+"""Checkpoints of a training: a file per epoch and one within it, written atomically, so that each is complete.
 
 They are not Ray Train's own checkpoints, for three reasons, measured or read in the code of Ray 2.60. A report with a
 checkpoint waits for the controller's next poll, two seconds, which is longer than an epoch of a small student. Ray
@@ -28,20 +28,24 @@ _KEPT = 2
 class TrainingState:
     """Everything that a training needs to continue as if it had not been stopped.
 
-    Random numbers derive from seed and epoch, and the learning rate from `images_seen`, so neither needs more state.
+    Random numbers derive from seed, epoch and step, and the learning rate from `images_seen`, so neither needs more
+    state. Within an epoch, BatchNorm's statistics are those of rank 0.
 
     Attributes:
         digest: of the run that it belongs to.
         epoch: number of epochs done.
         images_seen: over all epochs and workers; decides the learning rate.
         steps: of the optimizer.
-        student: weights after `epoch` epochs.
+        student: weights after `epoch` epochs, or within the next one.
         best: weights of the best epoch.
         best_epoch: counted from 1; 0 before the first.
         best_score: held-out top-1 in percent, or minus the training loss.
         optimizer: state of the optimizer.
         before_top1: held-out top-1 before training, in percent.
         history: one row of metrics per epoch.
+        epoch_steps: steps done of the next epoch.
+        epoch_totals: sums of the loss terms and number of images over these steps.
+        order: what the order of the images depended on, see `StreamedImages`; steps count in that order alone.
     """
 
     digest: str
@@ -55,6 +59,9 @@ class TrainingState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     before_top1: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_steps: int = 0
+    epoch_totals: list[float] = field(default_factory=list)
+    order: str = ""
 
 
 def save_state(output: str, state: TrainingState) -> None:
@@ -63,21 +70,33 @@ def save_state(output: str, state: TrainingState) -> None:
     # Not `asdict`, which would copy every tensor, even those that `student` and `best` share.
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
     folder = storage.join(output, FOLDER)
-    storage.write_bytes(storage.join(folder, _name(state.epoch)), content.getvalue())
-    for epoch in list_epochs(output)[:-_KEPT]:
-        storage.remove(storage.join(folder, _name(epoch)))
+    storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
+    within = [place for place in _list_places(output) if place[1]]
+    old = [(epoch, 0) for epoch in list_epochs(output)[:-_KEPT]]
+    for place in (*old, *(place for place in within if place != (state.epoch, state.epoch_steps))):
+        storage.remove(storage.join(folder, _name(*place)))
 
 
-def load_state(output: str, digest: str) -> TrainingState | None:
+def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | None:
     """Load the latest checkpoint, with tensors on the CPU; None if there is none.
+
+    Args:
+        output: folder of the run.
+        digest: of the run.
+        order: what the order of the images depends on now. A checkpoint within an epoch of another order does not
+            count, and the epoch begins anew.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.
     """
-    epochs = list_epochs(output)
-    if not epochs:
-        return None
-    uri = storage.join(output, FOLDER, _name(epochs[-1]))
+    for place in reversed(_list_places(output)):
+        state = _load(storage.join(output, FOLDER, _name(*place)), digest)
+        if not state.epoch_steps or state.order == order:
+            return state
+    return None
+
+
+def _load(uri: str, digest: str) -> TrainingState:
     try:
         values = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
         state = TrainingState(**values)
@@ -91,11 +110,16 @@ def load_state(output: str, digest: str) -> TrainingState | None:
 
 
 def list_epochs(output: str) -> list[int]:
-    """Return the epochs that have a checkpoint, ascending."""
+    """Return the epochs that have a checkpoint at their end, ascending."""
+    return [epoch for epoch, steps in _list_places(output) if not steps]
+
+
+def _list_places(output: str) -> list[tuple[int, int]]:
+    """Return (epochs done, steps of the next one) of each checkpoint, ascending."""
     names = storage.list_files(storage.join(output, FOLDER), ".pt")
-    matches = (re.fullmatch(r"epoch-(\d+)\.pt", name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
+    matches = (re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?\.pt", name) for name in names)
+    return sorted((int(match[1]), int(match[2] or 0)) for match in matches if match)
 
 
-def _name(epoch: int) -> str:
-    return f"epoch-{epoch:05d}.pt"
+def _name(epoch: int, steps: int = 0) -> str:
+    return f"epoch-{epoch:05d}-step-{steps:08d}.pt" if steps else f"epoch-{epoch:05d}.pt"

@@ -75,7 +75,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         return lambda: _outcome(_train_here(task, device))
     resources = worker_configs(config.workers, fixed_size=fixed_size)
     if task.streams:
-        _check_readers(config)
+        _check_readers(config, on_gpus=bool(resources[0].use_gpu))
     announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
     return lambda: _outcome(_fit(task, resources))
 
@@ -92,15 +92,21 @@ def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str] 
     return run_workers(work, config.workers, resources, output=config.output, name=f"distill-{task.digest[:8]}")
 
 
-def _check_readers(config: DistillationConfig) -> None:
+def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
     """Workers that hold every core would wait for ever for the tasks that read their images."""
     workers = config.workers
     cores, held = ray.cluster_resources().get("CPU", 0.0), workers.size * workers.cpus_per_worker
+    in_memory = f"raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
+    if workers.fewest < workers.size and not on_gpus:
+        raise ConfigError(
+            f"workers.min_size {workers.fewest} lets workers take every core that there is, and leave none to read "
+            f"images: leave it out, or {in_memory}"
+        )
     # With fewer cores than the workers hold, nodes are yet to come.
     if 0 <= cores - held < 1:
         raise ConfigError(
             f"{workers.size} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
-            f"take fewer, or raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
+            f"take fewer, or {in_memory}"
         )
 
 
@@ -109,12 +115,17 @@ def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
     connect()
     with threads(task.config.workers.cpus_per_worker):
         group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-        return train_on(task, group, _parallelize)
+        return train_on(task, group, _parallelize, _is_node_leaving)
 
 
 def _train_here(task: Task, device: torch.device) -> list[str] | NonFiniteError:
     with threads(task.config.workers.cpus_per_worker):
         return train_on(task, Group(0, 1, device))
+
+
+def _is_node_leaving() -> bool:
+    """Return whether Ray knows that a worker's node will be taken, such as a spot instance; waits for all workers."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _parallelize(module: nn.Module) -> nn.Module:
@@ -124,14 +135,17 @@ def _parallelize(module: nn.Module) -> nn.Module:
 
 
 def train_on(
-    task: Task, group: Group, parallelize: Callable[[nn.Module], nn.Module] | None = None
+    task: Task,
+    group: Group,
+    parallelize: Callable[[nn.Module], nn.Module] | None = None,
+    noticed: Callable[[], bool] | None = None,
 ) -> list[str] | NonFiniteError:
     """Train as one of the workers.
 
     Args:
         task: see `Task`.
         group: the workers.
-        parallelize: see `StudentTrainer`.
+        parallelize, noticed: see `StudentTrainer`.
 
     Returns:
         SHA-256 of the weights that each worker ended with; or, so that Ray does not try again what would end the same
@@ -155,7 +169,8 @@ def train_on(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
     try:
-        return StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize).train()
+        trainer = StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize, noticed)
+        return trainer.train()
     except NonFiniteError as error:
         return error
 

@@ -228,13 +228,13 @@ class _Task:
     Attributes:
         config: with absolute local paths.
         teacher_digest: of the weights, as the driver loaded them.
-        shares: one for each worker, by rank.
+        shares: one for each worker, by number of workers and rank.
         count: what to call with the number of images that were just read.
     """
 
     config: CalibrationConfig
     teacher_digest: str
-    shares: list[_Share]
+    shares: dict[int, list[_Share]]
     count: Count
 
 
@@ -242,7 +242,10 @@ def _calibrate_on_workers(
     plan: CalibrationPlan, count: Count, resources: tuple[ScalingConfig, TorchConfig]
 ) -> dict[str, Any]:
     config = plan.config
-    shares = [_share(plan, windows) for windows in share_windows(plan.windows, config.workers.size)]
+    shares = {
+        size: [_share(plan, windows) for windows in share_windows(plan.windows, size)]
+        for size in range(config.workers.fewest, config.workers.size + 1)
+    }
     task = _Task(with_absolute_paths(config), plan.loaded.digest, shares, count)
     name = f"calibrate-{plan.digest[:8]}"
     return run_workers(partial(_observe_share, task), config.workers, resources, output=config.output, name=name)
@@ -250,11 +253,13 @@ def _calibrate_on_workers(
 
 def _observe_share(task: _Task) -> dict[str, Any] | None:
     """Read a worker's share; rank 0 merges all and returns the parts of a `Calibration`."""
-    config, rank = task.config, ray.train.get_context().get_world_rank()
+    config, context = task.config, ray.train.get_context()
+    rank = context.get_world_rank()
+    share = task.shares[context.get_world_size()][rank]
     with threads(config.workers.cpus_per_worker):
         loaded = load_again(config.teacher, task.teacher_digest)
         loaded.model.to(get_device())
-        seen = _observe_all(config, loaded, task.shares[rank], task.count, _Workers(_gather, _add))
+        seen = _observe_all(config, loaded, share, task.count, _Workers(_gather, _add))
     return None if rank else seen
 
 

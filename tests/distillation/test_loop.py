@@ -12,7 +12,7 @@ from pipeline.distillation.answers import Answers
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
-from pipeline.distillation.state import load_state
+from pipeline.distillation.state import TrainingState, load_state
 from pipeline.distillation.students import build_student
 from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.models import LoadedModel, ModelConfig
@@ -115,36 +115,35 @@ def test_answers_that_were_kept_train_as_fresh_ones(teacher: LoadedModel, tmp_pa
     assert [row["loss"] for row in kept] == pytest.approx([row["loss"] for row in fresh], rel=1e-3)
 
 
+# Drop path draws random numbers: after a restart, they must be those of the step.
+DROPPING: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DROPPING = {"name": "vit_tiny_patch16_224", "model_args": {**DROPPING, "drop_path_rate": 0.3}}
+
+
+@pytest.mark.parametrize(("stopped_at", "minutes"), [("_finish_epoch", 10.0), ("_step", 1e-9)])
 def test_training_goes_on_from_the_last_checkpoint_as_if_it_had_not_stopped(
-    teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str, minutes: float
 ) -> None:
-    # Drop path draws random numbers: they must be those of the epoch.
-    model = ModelConfig(
-        name="vit_tiny_patch16_224",
-        model_args={
-            "img_size": 32,
-            "patch_size": 8,
-            "embed_dim": 32,
-            "depth": 2,
-            "num_heads": 2,
-            "drop_path_rate": 0.3,
-        },
-    )
-    settings: dict[str, Any] = {"student": StudentConfig(model=model), "labeled": make_images(10), "epochs": 4}
+    settings: dict[str, Any] = {"student": StudentConfig(model=ModelConfig(**DROPPING)), "epochs": 4}
+    settings |= {"labeled": make_images(10), "checkpoint_minutes": minutes}
     untouched = make_trainer(teacher, tmp_path / "untouched", **settings)
     untouched.train()
 
     stopped = make_trainer(teacher, tmp_path / "stopped", **settings)
-    finish = stopped._finish_epoch
+    go_on = getattr(stopped, stopped_at)
 
-    def stop_in_the_third_epoch(state: Any, metrics: Any, seconds: float) -> None:
-        if state.epoch == 2:
+    def stop_in_the_third_epoch(*arguments: Any) -> Any:
+        (state,) = (value for value in arguments if isinstance(value, TrainingState))
+        # Three steps an epoch; of the third epoch, the second is not done.
+        if state.epoch == 2 and (stopped_at == "_finish_epoch" or state.steps == 7):
             raise KeyboardInterrupt
-        finish(state, metrics, seconds)
+        return go_on(*arguments)
 
-    monkeypatch.setattr(stopped, "_finish_epoch", stop_in_the_third_epoch)
+    monkeypatch.setattr(stopped, stopped_at, stop_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
+    names = [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()]
+    assert ("epoch-00002-step-00000001.pt" in names) == (stopped_at == "_step")
     again = make_trainer(teacher, tmp_path / "stopped", **settings)
     again.train()
 

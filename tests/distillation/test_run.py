@@ -8,12 +8,14 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import ray
 import timm
 import torch
 
-from pipeline.config import from_dict
+from pipeline.config import from_dict, to_dict
 from pipeline.dataset import write_images
-from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, distill
+from pipeline.dataset.rows import read_first
+from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, WeightedImages, distill
 from pipeline.distillation.loop import Group
 from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.workers import Task, train_on
@@ -127,6 +129,44 @@ def test_several_datasets_are_trained_on_together(make_config: MakeConfig, tmp_p
         rows += metrics(str(Path(result["student"]).parents[1]))
     assert [row["images"] for row in rows] == [28, 28]
     assert rows[0]["image_ids_checksum"] == rows[1]["image_ids_checksum"]
+
+
+def test_a_few_images_are_read_several_times_an_epoch_each_as_another_view(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    write_ragged(tmp_path / "real" / "images.parquet", 2, seed=2)
+    values = {"uri": str(tmp_path / "real" / "images.parquet"), "weight": 3}
+    rows = []
+    for cache_gb in (1.0, 0.0):
+        mixed = [str(tmp_path / "images.parquet"), WeightedImages(**values)]
+        result = distill(make_config(f"cache-{cache_gb}", images=mixed, cache_gb=cache_gb, epochs=1))
+        rows += metrics(str(Path(result["student"]).parents[1]))
+    assert [row["images"] for row in rows] == [23 + 3 * 2, 29]
+    assert rows[0]["image_ids_checksum"] == rows[1]["image_ids_checksum"]
+    with pytest.raises(DatasetError, match="other settings"):
+        distill(make_config("cache-1.0", images=[str(tmp_path / "images.parquet"), values["uri"]], epochs=1))
+    # The seeds of views derive from the ids.
+    plan = plan_distillation(from_dict(DistillationConfig, {**to_dict(make_config("other")), "images": [values]}))
+    ids = [name for source in plan.images.sources for name in read_first(source, ["image_id"])["image_id"].to_pylist()]
+    assert len(set(ids)) == 3
+    assert plan.images.num_rows == 6
+
+
+def test_workers_start_with_as_many_as_find_room(make_config: MakeConfig, runs: dict[int, dict[str, Any]]) -> None:
+    # The cluster has cores for two of them.
+    cores = int(ray.cluster_resources()["CPU"]) // 2
+    elastic = WorkersConfig(size=3, min_size=1, cpus_per_worker=cores, device="cpu")
+    result = distill(make_config("elastic", workers=elastic))
+    check_exact(result, 2)
+    # On as many threads as cores they round otherwise.
+    assert result["loss"] == pytest.approx(runs[2]["loss"], rel=1e-3)
+
+
+def test_fewer_workers_are_refused_where_they_might_leave_no_cpu_to_read_images(make_config: MakeConfig) -> None:
+    workers = WorkersConfig(size=3, min_size=1, device="cpu")
+    with pytest.raises(ConfigError, match=r"workers.min_size 1 lets workers take every core .* raise cache_gb \(0\)"):
+        distill(make_config("out", workers=workers, cache_gb=0.0))
 
 
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])

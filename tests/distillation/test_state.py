@@ -77,3 +77,25 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"holds more than weights .*not opened"):
         load_state(str(tmp_path), "d" * 64)
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_checkpoint_within_an_epoch_counts_only_in_the_order_that_its_steps_are_of(tmp_path: Path) -> None:
+    save_state(str(tmp_path), make_state(2))
+    within = make_state(2)
+    within.epoch_steps, within.epoch_totals, within.order = 7, [0.1, 7.0], "2 workers"
+    save_state(str(tmp_path), within)
+    same = load_state(str(tmp_path), "d" * 64, order="2 workers")
+    other = load_state(str(tmp_path), "d" * 64, order="3 workers")
+    assert same is not None
+    assert other is not None
+    assert (same.epoch, same.epoch_steps, same.epoch_totals) == (2, 7, [0.1, 7.0])
+    assert (other.epoch, other.epoch_steps) == (2, 0)
+
+
+def test_one_checkpoint_within_an_epoch_is_kept_until_the_next(tmp_path: Path) -> None:
+    for steps in (3, 7, 0):
+        state = make_state(4 if steps else 5)
+        state.epoch_steps = steps
+        save_state(str(tmp_path), state)
+        expected = [f"epoch-00004-step-{steps:08d}.pt"] if steps else ["epoch-00005.pt"]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == expected

@@ -1,0 +1,47 @@
+"""When to save a checkpoint within an epoch: every so many minutes, and when a worker's node is about to be taken."""
+
+import time
+from collections.abc import Callable
+
+# Asking Ray for a notice waits for all workers, so it is not done at every step.
+_ASK_EVERY_S = 5.0
+# From the notice to the end of the node, which a cloud may set at half a minute.
+_SAVE_EVERY_S_ONCE_NOTICED = 10.0
+
+
+class MidEpoch:
+    """Decide on rank 0 when the workers ask for a notice, and when rank 0 saves.
+
+    Args:
+        every_s: seconds between two checkpoints.
+        noticed: returns whether a node of the workers is about to be taken. It waits for all workers, so each of them
+            calls it equally often. None where no node can be taken.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self, every_s: float, noticed: Callable[[], bool] | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_s, self._noticed, self._clock = every_s, noticed, clock
+        self._last_saved = self._last_asked = clock()
+        self._soon = False
+
+    def wants_to_ask(self) -> bool:
+        """Return whether it is time to ask for a notice. Rank 0 decides, and the others follow."""
+        return self._noticed is not None and self._clock() - self._last_asked >= _ASK_EVERY_S
+
+    def ask(self) -> None:
+        """Ask for a notice, together with all other workers; the first one makes a checkpoint due at once."""
+        assert self._noticed is not None
+        if self._noticed() and not self._soon:
+            self._soon, self._last_saved = True, float("-inf")
+        self._last_asked = self._clock()
+
+    def is_due(self) -> bool:
+        """Return whether it is time for a checkpoint."""
+        interval = min(self._every_s, _SAVE_EVERY_S_ONCE_NOTICED) if self._soon else self._every_s
+        return self._clock() - self._last_saved >= interval
+
+    def saved(self) -> None:
+        """Start the interval anew: everything up to now is in a checkpoint."""
+        self._last_saved = self._clock()
