@@ -100,11 +100,16 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """Optimization of images from noise (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
+    """Optimization of images (SMI; Hu et al., ICML 2024). The defaults are the published sparse schedule.
 
     Args:
-        iterations: optimization steps. 0, without stops, writes the starting noise, as a baseline.
-        lr: learning rate of Adam, in normalized pixels.
+        iterations: optimization steps. 0, without stops, writes the starting images, as a baseline.
+        start: what an image starts as, `noise` or `dead_leaves`: random ellipses and boxes that cover each other.
+        start_std: factor of the starting image in normalized pixels; the standard deviation of noise.
+        basis: what the optimizer changes, `pixels` or `cosine` coefficients, which makes images more like photographs.
+            Noise is then drawn in that basis, too.
+        falloff: exponent of `cosine`: how fast amplitudes fall with the frequency.
+        lr: learning rate of Adam, in normalized pixels; of `cosine`, in units of the coefficients.
         betas: betas of Adam.
         jitter: largest shift along each axis, as a share of the image size.
         flip: probability of a mirrored view.
@@ -138,6 +143,10 @@ class InversionConfig:
     """
 
     iterations: int = 4000
+    start: Literal["noise", "dead_leaves"] = "noise"
+    start_std: float = 1.0
+    basis: Literal["pixels", "cosine"] = "pixels"
+    falloff: float = 1.2
     lr: float = 0.25
     betas: tuple[float, float] = (0.5, 0.99)
     jitter: float = 0.125
@@ -166,6 +175,7 @@ class InversionConfig:
     def __post_init__(self) -> None:
         check_finite(self)
         check_range("lr", self.lr, 0, open_low=True)
+        check_ranges(self, ("start_std", "falloff"), 0)
         for name, value in (*(("betas", beta) for beta in self.betas), ("jitter", self.jitter)):
             check_range(name, value, 0, 1, open_high=True)
         check_range("flip", self.flip, 0, 1)

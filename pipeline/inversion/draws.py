@@ -1,28 +1,14 @@
-"""Random draws from per-image seeds: starting noise, jitter, and noise of views."""
+"""Random draws from per-image seeds: jitter, and noise of views."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.inversion.teacher import AnyTeacher
-
-
-def start_images(teacher: AnyTeacher, seeds: Sequence[int]) -> Tensor:
-    """Return the starting noise [B, C, H, W], N(0, 1) in normalized space, each image drawn from its own seed."""
-    return draw_start(teacher, generators_of(seeds))
-
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
     """Return one generator per image, on the CPU."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def draw_start(teacher: AnyTeacher, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw `start_images`; each generator then goes on with the jitter of its image."""
-    # Always drawn on the CPU, so that an image's start does not depend on the device.
-    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(teacher.mean.device)
 
 
 def draw_jitter(

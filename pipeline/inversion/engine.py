@@ -12,14 +12,16 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.inversion.config import InversionConfig
-from pipeline.inversion.draws import draw_jitter, draw_start, generators_of
+from pipeline.inversion.draws import draw_jitter, generators_of
 from pipeline.inversion.ending import Ending
 from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.objective import Objective, check_terms
+from pipeline.inversion.optimizer import ImageOptimizer
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.splitting import MicroBatches
+from pipeline.inversion.starts import draw_start
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View
@@ -27,8 +29,6 @@ from pipeline.inversion.views import draw_views
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
-# Pixels that the fused Adam takes at once on a CPU, at the widest; what is left over it rounds differently.
-_ADAM_WIDTH = 16
 
 
 def invert(
@@ -68,8 +68,7 @@ class Inversion:
     """One inversion under way; `step` it, look at it, take its `result`.
 
     Attributes:
-        images: float32 [b, C, H, W], the leaf that is optimized, of those that have not ended; `.grad` holds the last
-            step's gradient.
+        images: float32 [b, C, H, W], of those that have not ended; `.grad` holds the last step's gradient.
         keep_indices: int64 [b, K], the patches alive.
         num_steps: steps done.
     """
@@ -93,12 +92,13 @@ class Inversion:
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
         generators = generators_of(seeds)
-        start = draw_start(teacher, generators)
+        start = draw_start(teacher, generators, config)
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
         self.targets = targets.to(device)
         self._objective = Objective(self.teacher, self.terms, config, teacher.resolve_ranking(config))
-        self.images = (start if init is None else init.to(device, torch.float32).clone()).requires_grad_()
+        start = start if init is None else init.to(device, torch.float32).clone()
+        self._optimizer = ImageOptimizer(start, self.teacher, config)
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
         self._changes = config.changes(teacher.num_patches)
@@ -110,7 +110,6 @@ class Inversion:
         self._jitter = (drawn if jitter is None else jitter).to(device)
         alike = config.scope == "published"
         self._views = draw_views(generators, config.num_steps, config.views, alike=alike, device=device)
-        self._optimizer = _adam(self.images, config)
         self._history = torch.zeros(config.num_steps, len(self.terms), device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
@@ -132,6 +131,10 @@ class Inversion:
                 f"micro_batch {self.config.micro_batch} splits a batch of {len(self.targets)}, and the published "
                 "feature prior is defined on the whole batch: use scope image"
             )
+
+    @property
+    def images(self) -> Tensor:
+        return self._optimizer.images
 
     @property
     def micro_batch(self) -> int:
@@ -194,8 +197,6 @@ class Inversion:
         going = None if self._ending is None else self._put_aside(self._ending)
         self._history[self.num_steps] = torch.stack([values[term.name] for term in self.terms])
         self._optimizer.step()
-        with torch.no_grad():
-            self.images.clamp_(self.teacher.low, self.teacher.high)
         self.num_steps += 1
         if self.num_steps - self._checked >= CHECK_EVERY:
             self._check_finite()
@@ -230,10 +231,7 @@ class Inversion:
 
     def _go_on_with(self, ending: Ending, rows: Tensor) -> None:
         """Narrow the batch, and all that is kept for each image of it."""
-        state = self._optimizer.state.pop(self.images)
-        self.images = self.images.detach()[rows].requires_grad_()
-        self._optimizer.param_groups[0]["params"] = [self.images]
-        self._optimizer.state[self.images] = {k: v[rows] if v.ndim else v for k, v in state.items()}
+        self._optimizer.keep(rows)
         self.keep_indices, self.targets, self._rows = self.keep_indices[rows], self.targets[rows], self._rows[rows]
         self._jitter = self._jitter[:, rows]
         self._views = self._views and self._views.keep(rows)
@@ -278,7 +276,7 @@ class Inversion:
         view = self._view()
         rank = self.num_steps + 1 in self._changes
         while True:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             try:
                 seen, self._scores = self._objective.backward_views(view, self._split.slices(len(self.images)), rank)
                 self._class_losses = seen.get("class_loss", self._class_losses)
@@ -290,9 +288,3 @@ class Inversion:
                     raise
                 self._split.halve()
                 self._halvings.append((self.num_steps, self.micro_batch))
-
-
-def _adam(images: Tensor, config: InversionConfig) -> torch.optim.Adam:
-    """Adam in one pass over the pixels, if an image's new pixels do not then depend on its place in the batch."""
-    fused = images.device.type == "cuda" or images[0].numel() % _ADAM_WIDTH == 0
-    return torch.optim.Adam([images], lr=config.lr, betas=config.betas, fused=fused)

@@ -33,7 +33,7 @@ class StepBytes:
 
     Attributes:
         weights: the teacher and its frozen copy.
-        pixels: images and Adam's two moments.
+        pixels: images, their coefficients in another basis, and Adam's two moments.
         work: the largest sum of what the step itself allocates.
     """
 
@@ -99,7 +99,7 @@ def predict(
     gather_work = together * 5 * _INDEX * teacher.image_size**2
     return StepBytes(
         weights=weight_bytes(teacher, config.dtype),
-        pixels=3 * batch * image,
+        pixels=(3 if config.basis == "pixels" else 4) * batch * image,
         work=max(teacher_work, priors_work, gather_work),
     )
 

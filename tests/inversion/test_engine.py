@@ -22,7 +22,7 @@ from pipeline.inversion import (
     score,
     start_images,
 )
-from pipeline.inversion.engine import _adam
+from pipeline.inversion.optimizer import ImageOptimizer
 from pipeline.vit.subset import SubsetViT
 from tests.conftest import HALF, make_tiny_model
 
@@ -84,19 +84,20 @@ def test_same_seeds_same_bits(tiny_teacher: Teacher) -> None:
     assert torch.equal(first.images, second.images)
 
 
+@pytest.mark.parametrize("basis", ["pixels", "cosine"])
 @pytest.mark.parametrize("size", [32, 31])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_adam_moves_an_image_alike_in_every_batch(size: int, threads: int) -> None:
+def test_adam_moves_an_image_alike_in_every_batch(basis: Any, size: int, threads: int) -> None:
     """Updates are equal to the last bit, also where an image's pixels are no multiple of what a CPU takes at once."""
-    start, gradient = torch.randn(2, 5, 1, size, size, generator=torch.Generator().manual_seed(0))
+    start, gradient = torch.randn(2, 5, 3, size, size, generator=torch.Generator().manual_seed(0))
+    teacher = Teacher(make_tiny_model(), mean=HALF, std=HALF)
 
     def move(rows: slice) -> torch.Tensor:
-        images = start[rows].clone().requires_grad_()
-        optimizer = _adam(images, InversionConfig())
+        optimizer = ImageOptimizer(start[rows].clone(), teacher, InversionConfig(basis=basis))
         for _ in range(5):
-            images.grad = gradient[rows].clone()
+            optimizer.images.grad = gradient[rows].clone()
             optimizer.step()
-        return images.detach()
+        return optimizer.images.detach()
 
     torch.set_num_threads(threads)
     try:

@@ -24,8 +24,7 @@ def measure(teacher: Teacher, config: InversionConfig, batch: int) -> int:
     run = Inversion(teacher, torch.arange(batch), config, seeds=list(range(batch)))
     run.step()
     run.step()
-    moments = [value for state in run._optimizer.state.values() for value in state.values()]
-    with LiveBytes([run.images, *moments], without=run.teacher.parameters()) as live:
+    with LiveBytes(run._optimizer.tensors, without=run.teacher.parameters()) as live:
         run.step()
     return live.peak
 
