@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.credentials import without_credentials
+from pipeline.transient import is_transient
 
 _LONGEST_SHOWN = 60
 
@@ -19,16 +20,24 @@ class PipelineError(Exception):
     them are left out at once, so that they reach no other process, file or log.
     """
 
+    # What may pass whatever led to it, or did so in the process that raised it: a pickle keeps no causes.
+    _transient = False
+
     def __init__(self, *made_of: Any) -> None:
         made_of = tuple(without_credentials(part) if isinstance(part, str) else part for part in made_of)
         super().__init__(*made_of)
         self._made_of = made_of
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._made_of
+        return type(self), self._made_of, {"_transient": True} if self.is_transient else None
 
     def __str__(self) -> str:
         return " ".join(map(str, self._made_of))
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether trying again may help, as where a store did not answer; a damaged file stays damaged."""
+        return self._transient or is_transient(self)
 
 
 class ConfigError(PipelineError):
@@ -54,6 +63,8 @@ class DatasetError(PipelineError):
 class ClusterError(PipelineError):
     """The Ray cluster to join does not exist, does not answer, or has another version; or none could be started."""
 
+    _transient = True
+
 
 class NonFiniteError(PipelineError):
     """A value became NaN or infinite during inversion; running it again would give the same result.
@@ -77,6 +88,8 @@ class NonFiniteError(PipelineError):
 
 class IncompleteError(PipelineError):
     """A job ended with work left undone; the message says what is missing."""
+
+    _transient = True
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

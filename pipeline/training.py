@@ -3,26 +3,26 @@
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow.fs
 import ray
 from fsspec.implementations.local import LocalFileSystem
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline import storage
-from pipeline.cluster import free_resources, own_signals
-from pipeline.errors import ConfigError, IncompleteError, ModelError, NonFiniteError, PipelineError
+from pipeline.cluster import free_resources, own_errors, own_signals
+from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
 # Under a job's output, while its workers run.
 _TRAIN_FOLDER = "train"
-# Errors of ours that would come again. Those of data and checkpoints may be the store's, and go by.
-_REPEATING = (ConfigError, ModelError, NonFiniteError)
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
 # Between two looks for room for more workers. Adding some starts all of them again, from the last checkpoint.
@@ -112,13 +112,22 @@ def run_workers(
         # What a job that was killed left there, or the attempt before.
         storage.remove_folder(folder)
         return TorchTrainer(
-            work, torch_config=torch_config, scaling_config=scaling, run_config=run_config(folder, name, workers)
+            partial(_with_own_errors, work),
+            torch_config=torch_config,
+            scaling_config=scaling,
+            run_config=run_config(folder, name, workers),
         )
 
     try:
         return fit_again(trainer, workers.max_failures)
     finally:
         storage.remove_folder(folder)
+
+
+def _with_own_errors(work: Callable[[], Any]) -> Any:
+    """Do work on a worker; an error of ours from a task that it waited for is raised as it is."""
+    with own_errors():
+        return work()
 
 
 def fit_again(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
@@ -135,10 +144,17 @@ def fit_again(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> An
         try:
             return fit(make_trainer())
         except PipelineError as error:
-            if not left or isinstance(error, _REPEATING) or not isinstance(error.__cause__, WorkerGroupError):
+            if not left or not error.is_transient or not _is_of_workers(error.__cause__):
                 raise
             logger.warning(f"{error}; trying again, {left} of {max_failures} failures left")
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_of_workers(failure: BaseException | None) -> bool:
+    # Where a worker dies just as its work is started, Ray Train holds it for a failure of its own controller.
+    if isinstance(failure, ControllerError):
+        return isinstance(failure.controller_failure, RayActorError)
+    return isinstance(failure, WorkerGroupError)
 
 
 def fit(trainer: TorchTrainer) -> Any:
@@ -161,9 +177,10 @@ def fit(trainer: TorchTrainer) -> Any:
 def _cause(error: Exception) -> PipelineError:
     """Return the error of ours that stopped the workers, or one that says in a line what Ray says."""
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        if isinstance(failure, PipelineError):
-            return failure
+    ours = [failure for failure in failures if isinstance(failure, PipelineError)]
+    if ours:
+        # One that would come again, if there is one: others may have failed because that worker did.
+        return min(ours, key=lambda failure: failure.is_transient)
     first = failures[0]
     reason = " ".join(str(first).split())[-400:]
     return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

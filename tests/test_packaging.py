@@ -29,6 +29,7 @@ ALLOWED = {
         "pipeline.vit",
     },
     "pipeline.credentials": set(),
+    "pipeline.transient": set(),
     "pipeline.documents": set(),
     "pipeline.dataset": {
         "pipeline.config",
@@ -64,7 +65,7 @@ ALLOWED = {
         "pipeline.storage",
     },
     "pipeline.conversion": {"pipeline.dataset", "pipeline.errors"},
-    "pipeline.errors": {"pipeline.credentials"},
+    "pipeline.errors": {"pipeline.credentials", "pipeline.transient"},
     "pipeline.log": {"pipeline.credentials"},
     "pipeline.foreign": set(),
     "pipeline.pictures": set(),
@@ -72,7 +73,13 @@ ALLOWED = {
     "pipeline.config": {"pipeline.credentials", "pipeline.errors", "pipeline.former_names"},
     "pipeline.former_names": {"pipeline.documents", "pipeline.errors", "pipeline.log"},
     "pipeline.workers": {"pipeline.checks", "pipeline.errors", "pipeline.models", "pipeline.storage"},
-    "pipeline.storage": {"pipeline.credentials", "pipeline.documents", "pipeline.errors", "pipeline.log"},
+    "pipeline.storage": {
+        "pipeline.credentials",
+        "pipeline.documents",
+        "pipeline.errors",
+        "pipeline.log",
+        "pipeline.transient",
+    },
     "pipeline.report": {"pipeline.credentials", "pipeline.errors", "pipeline.log", "pipeline.storage"},
     "pipeline.neighbors": set(),
 }

@@ -1,15 +1,26 @@
 """Storage, resources and errors of Ray Train runs."""
 
+import errno
+import os
+import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipeline.errors import CheckpointError, ConfigError, IncompleteError, OtherModelError, PipelineError
-from pipeline.training import fit, fit_again, run_config, worker_configs
+from pipeline.errors import CheckpointError, ConfigError, DatasetError, IncompleteError, OtherModelError, PipelineError
+from pipeline.training import fit, fit_again, run_config, run_workers, worker_configs
 from pipeline.workers import WorkersConfig
+
+
+def sent(error: PipelineError, cause: Exception) -> PipelineError:
+    """An error of a worker, as it comes to the driver."""
+    error.__cause__ = cause
+    return pickle.loads(pickle.dumps(error))  # noqa: S301
 
 
 class FailingTrainer:
@@ -17,11 +28,12 @@ class FailingTrainer:
 
     def __init__(self, failure: Exception) -> None:
         self.failure = failure
+        self.failures = {1: failure}
 
     def fit(self) -> None:
         if isinstance(self.failure, ControllerError):
             raise self.failure
-        raise WorkerGroupError("workers failed", {1: self.failure})
+        raise WorkerGroupError("workers failed", self.failures)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -42,11 +54,17 @@ def test_another_error_is_reported_in_a_line() -> None:
 @pytest.mark.parametrize(
     ("failure", "attempts"),
     [
-        (CheckpointError("the store does not answer"), 3),
+        (sent(CheckpointError("the store does not answer"), ConnectionError()), 3),
+        (sent(DatasetError("cannot read"), OSError(errno.EIO, "Input/output error")), 3),
+        (IncompleteError("a task was lost"), 3),
+        (sent(DatasetError("cannot read"), FileNotFoundError(errno.ENOENT, "gone")), 1),
+        (DatasetError("not a whole Parquet file"), 1),
+        (CheckpointError("no safetensors file"), 1),
         (ValueError("killed"), 3),
         (OtherModelError("another teacher"), 1),
         (ConfigError("no GPU"), 1),
         (ControllerError(RuntimeError("workers did not start")), 1),
+        (ControllerError(ActorDiedError()), 3),
     ],
 )
 def test_only_failures_that_may_not_repeat_are_tried_again(
@@ -62,6 +80,31 @@ def test_only_failures_that_may_not_repeat_are_tried_again(
         fit_again(make, 2)
     assert len(made) == attempts
     assert capsys.readouterr().err.count("; trying again, ") == attempts - 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_was_killed_is_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "begun"
+
+    def work() -> str:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+    workers = WorkersConfig(device="cpu", max_failures=1)
+    resources = worker_configs(workers, fixed_size=True)
+    assert run_workers(work, workers, resources, output=str(tmp_path / "out"), name="killed") == "done"
+    assert capsys.readouterr().err.count("; trying again, 1 of 1 failures left\n") == 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_of_errors_of_several_workers_one_that_would_come_again_is_reported() -> None:
+    failures = {0: IncompleteError("a worker was lost"), 1: ValueError("closed"), 2: DatasetError("damaged")}
+    trainer = FailingTrainer(DatasetError())
+    trainer.failures = failures
+    with pytest.raises(DatasetError, match=r"^damaged$"):
+        fit(trainer)  # type: ignore[arg-type]
 
 
 def test_state_is_kept_under_the_output(tmp_path: Path) -> None:

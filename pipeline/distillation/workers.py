@@ -21,7 +21,7 @@ from pipeline.distillation.images import Images, MemoryImages, StreamedImages
 from pipeline.distillation.loop import Group, ImageSource, StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.students import Student, build_student
-from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.errors import ConfigError
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
@@ -72,21 +72,15 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
     if not config.workers.size:
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
-        return lambda: _outcome(_train_here(task, device))
+        return partial(_train_here, task, device)
     resources = worker_configs(config.workers, fixed_size=fixed_size)
     if task.streams:
         _check_readers(config, on_gpus=bool(resources[0].use_gpu))
     announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
-    return lambda: _outcome(_fit(task, resources))
+    return partial(_fit, task, resources)
 
 
-def _outcome(outcome: list[str] | NonFiniteError) -> list[str]:
-    if isinstance(outcome, NonFiniteError):
-        raise outcome
-    return outcome
-
-
-def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str] | NonFiniteError:
+def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
     # Checkpoints lie elsewhere, see `state`.
     work, config = partial(_train_on_worker, task), task.config
     return run_workers(work, config.workers, resources, output=config.output, name=f"distill-{task.digest[:8]}")
@@ -110,7 +104,7 @@ def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
         )
 
 
-def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
+def _train_on_worker(task: Task) -> list[str]:
     context = ray.train.get_context()
     connect()
     with threads(task.config.workers.cpus_per_worker):
@@ -118,7 +112,7 @@ def _train_on_worker(task: Task) -> list[str] | NonFiniteError:
         return train_on(task, group, _parallelize, _is_node_leaving)
 
 
-def _train_here(task: Task, device: torch.device) -> list[str] | NonFiniteError:
+def _train_here(task: Task, device: torch.device) -> list[str]:
     with threads(task.config.workers.cpus_per_worker):
         return train_on(task, Group(0, 1, device))
 
@@ -139,7 +133,7 @@ def train_on(
     group: Group,
     parallelize: Callable[[nn.Module], nn.Module] | None = None,
     noticed: Callable[[], bool] | None = None,
-) -> list[str] | NonFiniteError:
+) -> list[str]:
     """Train as one of the workers.
 
     Args:
@@ -148,11 +142,12 @@ def train_on(
         parallelize, noticed: see `StudentTrainer`.
 
     Returns:
-        SHA-256 of the weights that each worker ended with; or, so that Ray does not try again what would end the same
-        way, the error that the loss is not finite.
+        SHA-256 of the weights that each worker ended with.
 
     Raises:
         OtherModelError: teacher or student has other weights than on the driver.
+        NonFiniteError: the loss became NaN or infinite.
+        DatasetError: an image cannot be read.
     """
     config = task.config
     teacher = load_again(config.teacher, task.teacher_digest)
@@ -168,11 +163,8 @@ def train_on(
         answers.keep(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
-    try:
-        trainer = StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize, noticed)
-        return trainer.train()
-    except NonFiniteError as error:
-        return error
+    trainer = StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize, noticed)
+    return trainer.train()
 
 
 def _as_views(

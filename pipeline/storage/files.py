@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-from pipeline.storage.locations import driver_errors, filesystem, location_errors, reason, why_missing
+from pipeline.storage.locations import filesystem, location_errors, reason, why_missing
+from pipeline.transient import driver_errors
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)

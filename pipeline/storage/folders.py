@@ -12,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DatasetError
 from pipeline.storage.files import read_bytes, remove, warn_left, write_bytes
-from pipeline.storage.locations import driver_errors, filesystem, join, location_errors, reason
+from pipeline.storage.locations import filesystem, join, location_errors, reason
+from pipeline.transient import driver_errors
 
 # A fixed name: where deleting is forbidden, only one empty file stays, which readers skip.
 _PROBE = ".probe"

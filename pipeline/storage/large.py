@@ -12,7 +12,8 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.locations import driver_errors, filesystem, reason
+from pipeline.storage.locations import filesystem, reason
+from pipeline.transient import driver_errors
 from pipeline.storage.retrying import with_retries
 
 # Of which drivers send several at once; S3 takes 10,000 of them for a file.

@@ -11,7 +11,6 @@ import logging
 import os
 import posixpath
 import re
-import sys
 from pathlib import PurePath
 from typing import Any
 
@@ -23,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.credentials import remember_credentials, without_credentials
 from pipeline.errors import DatasetError
+from pipeline.transient import driver_errors
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # RFC 8089 also allows a single slash.
@@ -30,21 +30,10 @@ _LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)", re.IGNORECASE)
 # Errors of the storage backends for a location that cannot be read or written. FileNotFoundError and PermissionError
 # are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
 _LOCATION_ERRORS = (OSError, ValueError, ImportError)
-# Errors that the drivers of object stores do not turn into an OSError: no credentials, no endpoint.
-_DRIVER_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("aiohttp", "ClientError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-)
 # Folders in which Ray unpacks the packages of `ray job submit --working-dir` and `py_modules`, on every node.
 _RAY_PACKAGES = ("working_dir_files", "py_modules_files")
 # gcsfs also logs tracebacks of the errors that it raises, and without a handler Python prints them.
 logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-
-
-def driver_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors of the drivers in use; a module that was not imported cannot raise any."""
-    return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
 
 
 def location_errors() -> tuple[type[BaseException], ...]:

@@ -66,3 +66,19 @@ def test_so_it_is_in_a_process_of_the_jobs_own(data: dict[str, str], tiny_folder
     process = start_job("distill", *flags_of("distill", data, tiny_folder, tmp_path / "out"))
     out, err = process.communicate(timeout=TIMEOUT_S)
     check_reported(process.returncode, out, err.splitlines(), data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("job", ["calibrate", "distill"])
+@pytest.mark.usefixtures("ray_session")
+def test_workers_that_find_it_are_not_started_again(
+    job: str, data: dict[str, str], tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # So that the workers read the images, a calibration's in their own processes, a training's in tasks of Ray Data.
+    found_by_workers = ["--images", data["damaged"], "--workers.size=1", "--workers.device=cpu"]
+    changes = {"calibrate": found_by_workers, "distill": [*found_by_workers, "--cache_gb=0"]}[job]
+    code = importlib.import_module(f"jobs.{job}").main([*flags_of(job, data, tiny_folder, tmp_path / "out"), *changes])
+    out, err = capfd.readouterr()
+    assert (code, out) == (1, ""), err
+    assert "trying again" not in err
+    assert err.splitlines()[-1].startswith(f"error: DatasetError: image 'c' of '{data['damaged']}' cannot be decoded: ")
+    assert "Traceback" not in err

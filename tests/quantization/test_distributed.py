@@ -135,15 +135,18 @@ def check_progress(reported: str, num_images: int) -> None:
     assert re.search(rf"calibrate: \d+ of {num_images} images, [0-9.e+]+ images/s, \d+ s left\n", reported)
 
 
-def test_a_worker_that_loads_other_weights_ends_the_calibration(images: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_worker_that_loads_other_weights_ends_the_calibration(
+    images: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     teacher = ModelConfig(name=f"local-dir:{tiny_folder}")
-    workers = WorkersConfig(device="cpu", max_failures=0)
+    workers = WorkersConfig(device="cpu", max_failures=1)
     config = CalibrationConfig(teacher=teacher, images=images, output=str(tmp_path / "out"), workers=workers)
     plan = plan_calibration(config)
     # As if the folder held something else by the time that the driver looked.
     plan = replace(plan, loaded=replace(plan.loaded, digest="0" * 64))
     with pytest.raises(OtherModelError, match=r"^teacher .* differs between the driver \(digest 00000000\)"):
         calibrate_ranges(plan)
+    assert "trying again" not in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*"))
 
 

@@ -1,0 +1,62 @@
+"""Distinguish errors that may pass from those that would come again. Standard library only."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from http import HTTPStatus
+
+# Errors that the drivers of object stores do not turn into an OSError that says more: no credentials, no endpoint.
+_DRIVER_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("gcsfs.retry", "HttpError"),
+    ("requests.exceptions", "RequestException"),
+)
+# What the system and the drivers say of a location that is not there, or not for this user.
+_LASTING = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+_LASTING_TYPES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Answers of a web server to a request that is all right.
+_BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+def driver_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors of the drivers in use; a module that was not imported cannot raise any."""
+    return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error, or one that led to it, is of a network, a store or a disk, and may pass.
+
+    A file that is not there or not for this user stays so, and what a file holds does not change.
+    """
+    return any(map(_may_pass, _causes(error)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, driver_errors()):
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+        return not isinstance(status, int) or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    # Those about content, of pyarrow and Pillow, have no errno.
+    lasting = isinstance(error, _LASTING_TYPES) or (isinstance(error, OSError) and error.errno in {None, *_LASTING})
+    return isinstance(error, OSError) and not lasting

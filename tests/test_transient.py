@@ -1,0 +1,90 @@
+"""Errors that may pass, and errors that would come again."""
+
+import errno
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pyarrow.parquet as pq
+import pytest
+from gcsfs.retry import HttpError
+from PIL import Image
+
+from pipeline import storage
+from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
+from pipeline.models.checkpoints import read_state_dict
+from pipeline.transient import is_transient
+
+
+def answer(status: int) -> aiohttp.ClientResponseError:
+    return aiohttp.ClientResponseError(None, (), status=status)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (TimeoutError(), True),
+        (OSError(errno.EIO, "a disk fails"), True),
+        (OSError(errno.ESTALE, "a server of files was restarted"), True),
+        (aiohttp.ClientPayloadError(), True),
+        (answer(503), True),
+        (answer(429), True),
+        (answer(403), False),
+        (HttpError({"code": 500, "message": "of Google Cloud Storage"}), True),
+        (HttpError({"code": 400, "message": "of Google Cloud Storage"}), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+        (FileNotFoundError("gone, as drivers of stores say it"), False),
+        (PermissionError(errno.EACCES, "forbidden"), False),
+        (OSError("Corrupt snappy compressed data."), False),
+        (ValueError("wrong"), False),
+    ],
+)
+def test_what_a_store_or_a_network_does_may_pass(error: Exception, expected: bool) -> None:
+    assert is_transient(error) is expected
+    raised = DatasetError("cannot read 'x'")
+    raised.__cause__ = error
+    outer = CheckpointError("checkpoint: cannot read 'x'")
+    outer.__cause__ = raised
+    # Also after two processes, neither of which hands on a cause.
+    for _ in range(3):
+        assert outer.is_transient is expected
+        outer = pickle.loads(pickle.dumps(outer))  # noqa: S301
+
+
+def test_work_that_was_lost_may_be_done_again() -> None:
+    found = [error("x").is_transient for error in (IncompleteError, ClusterError, ConfigError, DatasetError)]
+    assert found == [True, True, False, False]
+
+
+def _truncated_part(folder: Path) -> None:
+    (folder / "x.parquet").write_bytes(b"PAR1PAR1")
+    try:
+        pq.ParquetFile(folder / "x.parquet")
+    except (OSError, ValueError) as error:
+        raise DatasetError("not whole") from error
+
+
+def _no_image(folder: Path) -> None:
+    try:
+        Image.open(io.BytesIO(b"no image"))
+    except OSError as error:
+        raise DatasetError("not an image") from error
+
+
+def _no_file(folder: Path) -> None:
+    storage.read_bytes(str(folder / "nowhere"))
+
+
+def _no_checkpoint(folder: Path) -> None:
+    (folder / "x.safetensors").write_bytes(b"\x08" + b"\0" * 20)
+    read_state_dict(str(folder / "x.safetensors"), [])
+
+
+@pytest.mark.parametrize("read", [_truncated_part, _no_image, _no_file, _no_checkpoint])
+def test_what_a_file_holds_does_not_change(read: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as raised:
+        read(tmp_path)
+    assert not raised.value.is_transient
