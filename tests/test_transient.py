@@ -9,7 +9,6 @@ from pathlib import Path
 import aiohttp
 import pyarrow.parquet as pq
 import pytest
-from gcsfs.retry import HttpError
 from PIL import Image
 
 from pipeline import storage
@@ -33,8 +32,6 @@ def answer(status: int) -> aiohttp.ClientResponseError:
         (answer(503), True),
         (answer(429), True),
         (answer(403), False),
-        (HttpError({"code": 500, "message": "of Google Cloud Storage"}), True),
-        (HttpError({"code": 400, "message": "of Google Cloud Storage"}), False),
         (FileNotFoundError(errno.ENOENT, "gone"), False),
         (FileNotFoundError("gone, as drivers of stores say it"), False),
         (PermissionError(errno.EACCES, "forbidden"), False),
@@ -52,6 +49,12 @@ def test_what_a_store_or_a_network_does_may_pass(error: Exception, expected: boo
     for _ in range(3):
         assert outer.is_transient is expected
         outer = pickle.loads(pickle.dumps(outer))  # noqa: S301
+
+
+@pytest.mark.parametrize(("code", "expected"), [(500, True), (429, True), (400, False)])
+def test_so_may_what_google_cloud_storage_answers(code: int, expected: bool) -> None:
+    retry = pytest.importorskip("gcsfs.retry")
+    assert is_transient(retry.HttpError({"code": code, "message": "no"})) is expected
 
 
 def test_work_that_was_lost_may_be_done_again() -> None:
