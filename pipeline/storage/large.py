@@ -13,8 +13,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.locations import filesystem, reason
-from pipeline.transient import driver_errors
 from pipeline.storage.retrying import with_retries
+from pipeline.transient import driver_errors
 
 # Of which drivers send several at once; S3 takes 10,000 of them for a file.
 _PIECE_BYTES = 16 * 2**20
