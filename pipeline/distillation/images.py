@@ -19,14 +19,11 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.units import Unit
+from pipeline.distillation.order import even_sizes, plan_epoch, share_units
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
-
-# Row groups per worker, so that the workers' shares are about equal and mix.
-_UNITS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -101,21 +98,6 @@ def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = Non
     )
 
 
-def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the rows of every batch of an epoch: each row once, in batches of about equal size, up to `batch_size`."""
-    order = np.random.default_rng((seed, epoch)).permutation(num_images)
-    return np.array_split(order, -(-num_images // batch_size))
-
-
-def even_sizes(num_images: int, batch_size: int) -> list[int]:
-    """Return batch sizes as in `plan_epoch`, but at least 2, which BatchNorm needs.
-
-    A single remaining image is added to another batch, if there is one.
-    """
-    batches = max(1, min(-(-num_images // batch_size), num_images // 2 if batch_size > 1 else num_images))
-    return [len(rows) for rows in np.array_split(np.arange(num_images), batches)]
-
-
 def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
     """Cut images that come in portions of any size into batches of the given sizes, then yield the rest.
 
@@ -135,22 +117,6 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
         yield together.take(np.arange(min(size, len(together))))
         waiting = [together.take(np.arange(size, len(together)))] if len(together) > size else []
     yield from (part for part in (*waiting, *portions) if len(part))
-
-
-def share_units(
-    units: Sequence[tuple[int, Unit]], *, seed: int, epoch: int, rank: int, world_size: int
-) -> list[tuple[int, Unit]]:
-    """Return the units that a worker reads in an epoch, in order; together, the workers read all units.
-
-    Args:
-        units: of an `ImageCollection`, each with the index of its source.
-        seed, epoch: seeds of the order.
-        rank, world_size: rank and number of workers.
-    """
-    pieces = -(-_UNITS_PER_WORKER * world_size // max(1, len(units)))
-    split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    return [split[index] for index in order[rank::world_size]]
 
 
 class MemoryImages:
