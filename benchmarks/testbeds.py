@@ -120,6 +120,7 @@ CIFAR = Testbed(
     prepare=prepare_cifar,
     drops={"W8A8": 0.3, "W4A8": 1.0, "W4A4": 3.0},
     below_real=1.0,
+    calibration={"smoothing": "repq", "rounding": "gptq", "bias_correction": True},
     students={"pruned": {}},
     recovery=0.8,
 )
