@@ -5,6 +5,7 @@
 - `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done. A compacted
   dataset has fewer and larger files, see `pipeline.dataset.part_files`.
 - `<output>/failed/shard-NNNNN.json`: why a shard failed.
+- `<output>/checkpoints/`: of shards that are being inverted, see `pipeline.synthesis.checkpoints`; readers pass it by.
 - `<output>/.tmp/`: left over from killed local writes; emptied by the next run.
 """
 

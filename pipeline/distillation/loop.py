@@ -16,7 +16,6 @@ from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
-from pipeline.distillation.midepoch import MidEpoch
 from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
@@ -25,6 +24,7 @@ from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
+from pipeline.saving import WhenToSave
 
 METRICS = "metrics.jsonl"
 ImageSource = MemoryImages | StreamedImages
@@ -83,7 +83,7 @@ class StudentTrainer:
         self.optimizer = make_optimizer(student.trained_parameters(), config)
         self.objective = Objective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
-        self._mid_epoch = MidEpoch(60 * config.checkpoint_minutes, noticed)
+        self._mid_epoch = WhenToSave(60 * config.checkpoint_minutes, noticed)
 
     def train(self) -> list[str]:
         """Train from the last checkpoint to the last epoch.

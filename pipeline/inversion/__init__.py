@@ -1,8 +1,9 @@
 """Model inversion on tensors, without Ray and without files."""
 
 from pipeline.inversion.config import AdaptiveEnd, InversionConfig, StopFormula, ViewConfig
-from pipeline.inversion.engine import Inversion, invert
+from pipeline.inversion.engine import Inversion
 from pipeline.inversion.frozen import frozen_copy
+from pipeline.inversion.inverting import invert
 from pipeline.inversion.losses import Disagreement, FeaturePrior
 from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.scoring import score

@@ -1,9 +1,12 @@
-"""Adaptive end: which images of a run need no further steps."""
+"""Adaptive end: which images of a run need no further steps, and those that have ended."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.inversion.config import AdaptiveEnd
+from pipeline.inversion.result import Harvest
 
 
 class Ending:
@@ -46,3 +49,67 @@ class Ending:
     def keep(self, rows: Tensor) -> None:
         """Keep the given rows of the batch, int64 [b], and drop the others."""
         self._held = self._held[rows]
+
+    def state(self) -> Tensor:
+        """Return what `load_state` takes, not copied."""
+        return self._held
+
+    def load_state(self, held: Tensor) -> None:
+        """Go on with the counts of the images that are left."""
+        self._held = held
+
+
+class Ended:
+    """Images of a run that have ended, as they were last seen, and where in its batch the others stand.
+
+    Args:
+        batch: number of images.
+        num_steps: of the whole run.
+        device: of the images.
+
+    Attributes:
+        rows: int64 [b], where in the batch of the start the images that go on stood.
+        steps: steps that each image takes, int64 [B], on the CPU.
+    """
+
+    def __init__(self, batch: int, num_steps: int, device: torch.device) -> None:
+        self.rows = torch.arange(batch, device=device)
+        self.steps = torch.full((batch,), num_steps)
+        self._last: Harvest | None = None
+
+    def add(self, ended: Tensor, seen: Harvest, steps: int) -> None:
+        """Put aside images that end.
+
+        Args:
+            ended: which of those that went on up to now, bool [b].
+            seen: all that went on up to now.
+            steps: that they have taken.
+        """
+        if self._last is None:
+            self._last = Harvest(seen.images.clone(), seen.keep_indices.clone())
+        rows = self.rows[ended]
+        self._last.images[rows] = seen.images[ended]
+        self._last.keep_indices[rows] = seen.keep_indices[ended]
+        self.steps[rows.cpu()] = steps
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the given rows of the batch, int64 [b]."""
+        self.rows = self.rows[rows]
+
+    def with_others(self, going: Harvest) -> Harvest:
+        """Return all images of the run, in the order of the start, given those that go on."""
+        if self._last is None:
+            return going
+        images, keep_indices = self._last.images.clone(), self._last.keep_indices.clone()
+        images[self.rows], keep_indices[self.rows] = going.images, going.keep_indices
+        return Harvest(images, keep_indices)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` takes, not copied."""
+        last = None if self._last is None else (self._last.images, self._last.keep_indices)
+        return {"rows": self.rows, "steps": self.steps, "last": last}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.rows, self.steps = state["rows"], state["steps"].cpu()
+        self._last = None if state["last"] is None else Harvest(*state["last"])

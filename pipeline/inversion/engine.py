@@ -6,14 +6,15 @@ the paper leaves it open, follows the published run described in tests/data/READ
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, generators_of
-from pipeline.inversion.ending import Ending
+from pipeline.inversion.ending import Ended, Ending
 from pipeline.inversion.frozen import frozen_copy
 from pipeline.inversion.objective import Objective, check_terms
 from pipeline.inversion.optimizer import ImageOptimizer
@@ -22,6 +23,7 @@ from pipeline.inversion.result import Harvest, InversionResult
 from pipeline.inversion.schedule import Change
 from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.starts import draw_start
+from pipeline.inversion.state import moved
 from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View
@@ -29,39 +31,6 @@ from pipeline.inversion.views import draw_views
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
-
-
-def invert(
-    teacher: AnyTeacher,
-    targets: Tensor,
-    config: InversionConfig,
-    *,
-    seeds: Sequence[int],
-    init: Tensor | None = None,
-    jitter: Tensor | None = None,
-    terms: Sequence[Term] | None = None,
-) -> InversionResult:
-    """Invert the teacher into one image for each target; with Patch Rebirth into several.
-
-    Args:
-        teacher: on the device to run on.
-        targets: classes, int64 [B].
-        config: losses, schedule and optimizer.
-        seeds: one per image; with scope `image` it alone decides the image's start and jitter.
-        init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
-        jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
-        terms: what is minimized; by default `build_terms(config)`, which holds the terms that need no other network.
-
-    Raises:
-        NonFiniteError: a loss term or the pixels became NaN or infinite.
-        ConfigError: the schedule leaves the teacher no patch.
-        ModelError: the teacher cannot rank patches, or show a loss what it needs, as the config says.
-        torch.OutOfMemoryError: not even one image fits.
-    """
-    run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, terms=terms)
-    while not run.finished:
-        run.step()
-    return run.result()
 
 
 class Inversion:
@@ -113,10 +82,7 @@ class Inversion:
         self._history = torch.zeros(config.num_steps, len(self.terms), device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
-        # What has ended, and where in the batch the others stood at the start.
-        self._ended: Harvest | None = None
-        self._rows = torch.arange(len(targets), device=device)
-        self._steps_taken = torch.full((len(targets),), config.num_steps)
+        self._ended = Ended(len(targets), config.num_steps, device)
         self._check_split()
         self._checked = 0
         if config.compile:
@@ -152,12 +118,8 @@ class Inversion:
         return self.num_steps == self.config.num_steps or not len(self.images)
 
     def _make_ending(self, batch: int, device: torch.device) -> Ending | None:
-        config, first_step = self.config, max(self._changes, default=0)
-        if config.adaptive_end is None:
-            return None
-        return Ending(
-            config.adaptive_end, first_step=first_step, num_steps=config.num_steps, batch=batch, device=device
-        )
+        end, first, num_steps = self.config.adaptive_end, max(self._changes, default=0), self.config.num_steps
+        return end and Ending(end, first_step=first, num_steps=num_steps, batch=batch, device=device)
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the jitter [steps, B, 3], none at still steps."""
@@ -221,21 +183,21 @@ class Inversion:
         ended = ending.watch(self.num_steps, self._class_losses)
         if ended is None or not bool(ended.any()):
             return None
-        if self._ended is None:
-            self._ended = Harvest(self.images.detach().clone(), self.keep_indices.clone())
-        rows = self._rows[ended]
-        self._ended.images[rows] = self.images.detach()[ended]
-        self._ended.keep_indices[rows] = self.keep_indices[ended]
-        self._steps_taken[rows.cpu()] = self.num_steps + 1
+        self._ended.add(ended, self._going, self.num_steps + 1)
         return (~ended).nonzero().squeeze(1)
 
     def _go_on_with(self, ending: Ending, rows: Tensor) -> None:
         """Narrow the batch, and all that is kept for each image of it."""
         self._optimizer.keep(rows)
-        self.keep_indices, self.targets, self._rows = self.keep_indices[rows], self.targets[rows], self._rows[rows]
-        self._jitter = self._jitter[:, rows]
-        self._views = self._views and self._views.keep(rows)
+        self.keep_indices = self.keep_indices[rows]
+        self._ended.keep(rows)
         ending.keep(rows)
+        self._draw_for(rows)
+
+    def _draw_for(self, rows: Tensor) -> None:
+        """Keep what is given or drawn for the given rows of the batch, int64 [b]."""
+        self.targets, self._jitter = self.targets[rows], self._jitter[:, rows]
+        self._views = self._views and self._views.keep(rows)
 
     def result(self) -> InversionResult:
         """The images so far.
@@ -244,25 +206,73 @@ class Inversion:
             NonFiniteError: a loss term or the pixels are not finite.
         """
         self._check_finite()
-        harvests = [*self._harvests, self._last_harvest()]
+        harvests = [*self._harvests, self._ended.with_others(self._going)]
         if not all(bool(torch.isfinite(harvest.images).all()) for harvest in harvests):
             raise NonFiniteError(self.num_steps - 1, "pixels")
         history = self._history[: self.num_steps].cpu()
         return InversionResult(
             harvests=harvests,
             losses=dict(zip((term.name for term in self.terms), history.unbind(dim=1), strict=True)),
-            num_steps=self._steps_taken.clamp(max=self.num_steps),
+            num_steps=self._ended.steps.clamp(max=self.num_steps),
             micro_batch=self.fewest,
             halvings=self._halvings,
             compile_s=self._objective.compile_s,
         )
 
-    def _last_harvest(self) -> Harvest:
-        if self._ended is None:
-            return Harvest(self.images.detach(), self.keep_indices)
-        images, keep_indices = self._ended.images.clone(), self._ended.keep_indices.clone()
-        images[self._rows], keep_indices[self._rows] = self.images.detach(), self.keep_indices
-        return Harvest(images, keep_indices)
+    @property
+    def _going(self) -> Harvest:
+        """Those that have not ended, as they are now."""
+        return Harvest(self.images.detach(), self.keep_indices)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `load_state` needs, on the CPU, as plain data; what is drawn from the seeds is not.
+
+        Raises:
+            NonFiniteError: as `result`.
+        """
+        self._check_finite()
+        return moved(self._state(), torch.device("cpu"))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.num_steps,
+            "optimizer": self._optimizer.state(),
+            "keep_indices": self.keep_indices,
+            "scores": self._scores,
+            "history": self._history[: self.num_steps],
+            "harvests": [(harvest.images, harvest.keep_indices) for harvest in self._harvests],
+            "ended": self._ended.state(),
+            "ending": None if self._ending is None else self._ending.state(),
+            "micro_batches": self._split.state(),
+            "halvings": list(self._halvings),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where a run with equal arguments was when `state` was taken, to the same bits on devices of one kind.
+
+        Args:
+            state: of a run of the same teacher, targets, config, seeds, `init`, `jitter` and terms.
+
+        Raises:
+            CheckpointError: it cannot be of such a run; this one is as it was.
+        """
+        assert self.num_steps == 0, "a state is loaded into a run that has not begun"
+        if state.keys() != self._state().keys() or state["optimizer"]["images"].shape[1:] != self.images.shape[1:]:
+            raise CheckpointError("the state is that of another run, or of another version of this software")
+        state = moved(state, self.images.device)
+        self.num_steps = self._checked = state["num_steps"]
+        self._optimizer.load_state(state["optimizer"])
+        self.keep_indices, self._scores = state["keep_indices"], state["scores"]
+        self._history[: self.num_steps] = state["history"]
+        self._harvests = [Harvest(*harvest) for harvest in state["harvests"]]
+        self._ended.load_state(state["ended"])
+        if self._ending is not None:
+            self._ending.load_state(state["ending"])
+        if len(self._ended.rows) < len(self.targets):
+            self._draw_for(self._ended.rows)
+        self._split.load_state(state["micro_batches"])
+        self._halvings = list(state["halvings"])
+        self._objective.show_at_most(self.micro_batch)
 
     def _check_finite(self) -> None:
         finite = torch.isfinite(self._history[: self.num_steps])

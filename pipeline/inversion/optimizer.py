@@ -1,5 +1,7 @@
 """The optimizer of the images, which changes pixels or cosine coefficients."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,3 +67,17 @@ class ImageOptimizer:
         self._changed = kept
         self._adam.param_groups[0]["params"] = [kept]
         self._adam.state[kept] = {name: value[rows] if value.ndim else value for name, value in state.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` takes, not copied: images, what Adam changes, and Adam's state (none at first)."""
+        changed = None if self._basis is None else self._changed.detach()
+        return {"images": self.images.detach(), "changed": changed, "adam": dict(self._adam.state[self._changed])}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. All of its tensors must be on the device of the images."""
+        self._adam.state.pop(self._changed, None)
+        self.images = state["images"].requires_grad_()
+        self._changed = self.images if self._basis is None else state["changed"].requires_grad_()
+        self._adam.param_groups[0]["params"] = [self._changed]
+        if state["adam"]:
+            self._adam.state[self._changed] = state["adam"]

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 
 class MicroBatches:
@@ -37,6 +38,14 @@ class MicroBatches:
         """Enlarge the micro-batches to as many tokens as before, when images shrink from `before` tokens to `after`."""
         self._limit *= Fraction(before, after)
         self.size = _even(count, self._limit)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` takes, as plain data."""
+        return {"limit": str(self._limit), "size": self.size, "fewest": self.fewest}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._limit, self.size, self.fewest = Fraction(state["limit"]), state["size"], state["fewest"]
 
 
 def _even(count: int, limit: Fraction) -> int:

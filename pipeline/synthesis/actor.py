@@ -17,9 +17,9 @@ from pipeline.inversion import (
     Inversion,
     InversionResult,
     frozen_copy,
-    invert,
     score,
 )
+from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.forming import Forming
 from pipeline.synthesis.identity import config_digest, image_seed
@@ -138,6 +138,9 @@ class Inverter:
         ModelError, CheckpointError, ConfigError: the teacher cannot be loaded, or not with this config.
     """
 
+    # Set where shards belong to a dataset, beside which their checkpoints lie.
+    checkpoints: Checkpoints | None = None
+
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
         # For the thread that makes it, which inverts and does nothing else.
@@ -221,11 +224,16 @@ class Inverter:
         self, shard_id: int, targets: Tensor, image_ids: Sequence[str], forming: Forming | None
     ) -> InversionResult:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
-        arguments = {"teacher": self.ready_teacher, "targets": targets, "config": self.config.inversion}
+        run = Inversion(self.ready_teacher, targets, self.config.inversion, seeds=seeds, terms=self.terms)
+        step = run.step
+        if self.checkpoints is not None:
+            step = self.checkpoints.follow(run, shard_id, seeds, forming)
         try:
             if forming is not None:
-                return forming.run(Inversion(**arguments, seeds=seeds, terms=self.terms))
-            return invert(**arguments, seeds=seeds, terms=self.terms)
+                return forming.run(run, step)
+            while not run.finished:
+                step()
+            return run.result()
         except NonFiniteError as error:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 

@@ -96,6 +96,9 @@ class SynthesisConfig:
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
         snapshots: images of the first part of which `report.html` shows how they form, up to 6. It changes no image.
+        checkpoint_minutes: minutes between checkpoints of a shard that is being inverted, from which another worker
+            goes on to the same images. One is also written when the worker's node is about to be taken. With `null`
+            there are none, and a shard that is cut off is made anew.
         retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
     """
@@ -112,6 +115,7 @@ class SynthesisConfig:
     student: ModelConfig | None = None
     pool: PoolConfig = field(default_factory=PoolConfig)
     snapshots: int = 0
+    checkpoint_minutes: float | None = 10.0
     retry_failed: bool = True
     dry_run: bool = False
 
@@ -121,6 +125,7 @@ class SynthesisConfig:
         check_ranges(self, ("images_per_class", "shard_size"), 1)
         check_range("seed", self.seed, 0)
         check_range("snapshots", self.snapshots, 0, MOST_SNAPSHOTS)
+        check_range("checkpoint_minutes", self.checkpoint_minutes, 0, open_low=True)
         if self.classes is not None and not names_file(self.classes):
             read_classes(self.classes)
         per_run = self.inversion.images_per_run

@@ -1,10 +1,16 @@
-"""Devices that workers compute on: a node's GPU, or its CPUs. Imports no torch."""
+"""Devices that workers compute on, a node's GPU or its CPUs, and whether the node stays. Imports no torch."""
 
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray._private import worker
 from ray._private.thirdparty import pynvml
+from ray.exceptions import RpcError
+
+# Ray's head answers in milliseconds, or is gone.
+_ANSWER_TIMEOUT_S = 2
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,18 @@ def _uuid(gpu: str) -> str:
         return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))
     except (pynvml.NVMLError, ValueError):
         return ""
+
+
+def is_node_leaving() -> bool:
+    """Return whether Ray was told (`ray drain-node`) that this process's node will be taken, such as a spot instance.
+
+    Ray Train asks in the same way; there is no public one. Without an answer of Ray's head it is False.
+    """
+    if not ray.is_initialized():
+        return False
+    try:
+        client: Any = worker.global_worker.gcs_client  # pyright: ignore[reportAttributeAccessIssue]
+        leaving = client.get_draining_nodes(timeout=_ANSWER_TIMEOUT_S)
+    except RpcError:
+        return False
+    return ray.get_runtime_context().get_node_id() in leaving

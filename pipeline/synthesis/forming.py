@@ -5,11 +5,12 @@ The steps are those that `invert` takes; looking at the images in between change
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline import storage
 from pipeline.inversion import Inversion, InversionResult
@@ -43,16 +44,20 @@ class Forming:
     images: list[np.ndarray] = field(default_factory=list)
     kept: list[list[list[int]]] = field(default_factory=list)
 
-    def run(self, inversion: Inversion) -> InversionResult:
+    def run(self, inversion: Inversion, step: Callable[[], None]) -> InversionResult:
         """Run an inversion to its end, and look at its images at some steps.
+
+        Args:
+            inversion: to run; if it goes on from a state, `load_state` comes first.
+            step: takes a step of it.
 
         Raises:
             NonFiniteError, torch.OutOfMemoryError: as `invert`.
         """
         total = inversion.config.num_steps
-        for stop in sorted({round(total * share) for share in _SHARES}):
+        for stop in sorted({round(total * share) for share in _SHARES})[len(self.steps) :]:
             while inversion.num_steps < stop and not inversion.finished:
-                inversion.step()
+                step()
             self._look(inversion)
         return inversion.result()
 
@@ -62,6 +67,16 @@ class Forming:
         self.steps.append(inversion.num_steps)
         self.images.append(teacher.to_uint8(teacher.fill_stopped(images, kept)).cpu().numpy())
         self.kept.append(kept.tolist())
+
+    def state(self) -> dict[str, Any]:
+        """Return what was seen up to now, as `load_state` takes it."""
+        images = [torch.from_numpy(seen) for seen in self.images]
+        return {"steps": list(self.steps), "images": images, "kept": list(self.kept)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what an earlier worker saw of the same inversion, up to the step at which it goes on."""
+        self.steps, self.kept = state["steps"], state["kept"]
+        self.images = [seen.numpy() for seen in state["images"]]
 
     def document(self, labels: Sequence[int], result: InversionResult) -> dict[str, Any]:
         """Return plain data for `forming.json`.

@@ -12,6 +12,7 @@ from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
 from pipeline.precision import announce_dtype
 from pipeline.runs import Claim, claim
+from pipeline.synthesis.checkpoints import clear_checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
 from pipeline.synthesis.indexing import RunningIndex
@@ -88,10 +89,11 @@ def _begin(plan: SynthesisPlan) -> Claim:
 
 
 def _finish(plan: SynthesisPlan, tally: Tally, index: RunningIndex, seconds: float) -> dict[str, Any]:
-    """Delete temporary files, complete the index, summarize, and write what people look at."""
+    """Delete temporary files and checkpoints, complete the index, summarize, and write what people look at."""
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)
+    clear_checkpoints(output, progress.parts)
     index.complete(progress.parts)
     summary = {**summarize(plan, tally, index, progress), "seconds": round(seconds, 2)}
     return {**summary, **write_pictures(plan, summary, progress.done)}

@@ -20,7 +20,9 @@ from pipeline.dataset import schema, store
 from pipeline.dataset.index import read_part_facts, summary_of
 from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
+from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.devices import is_node_leaving
 from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
 from pipeline.workers import check_same
 
@@ -78,6 +80,9 @@ class PartWriter(Inverter):
         # The digest of a dataset covers more of a teacher than its weights.
         check_same(f"teacher {config.teacher.name!r}", self.digest, digest)
         self.worker = worker_name()
+        if config.checkpoint_minutes is not None:
+            every_s = 60 * config.checkpoint_minutes
+            self.checkpoints = Checkpoints(config.output, self.digest, every_s, is_node_leaving)
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         for shard_id, labels, image_ids in shard_rows(batch):
@@ -113,7 +118,7 @@ class PartWriter(Inverter):
         return outcome(
             shard_id,
             self.worker,
-            notes=[] if fault is None else [fault],
+            notes=[*([] if fault is None else [fault]), *self._end_checkpoints(shard_id)],
             num_images=len(labels),
             **written,
             **summary_of(shard.table),
@@ -148,6 +153,10 @@ class PartWriter(Inverter):
         row_group = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
         return {"bytes": len(content), "row_group_bytes": row_group.total_byte_size}
 
+    def _end_checkpoints(self, shard_id: int) -> list[str]:
+        """Delete the checkpoint of a shard that needs none any more; return what the driver should know of it."""
+        return [] if self.checkpoints is None else self.checkpoints.end(shard_id)
+
     def _is_done(self, shard_id: int) -> bool:
         """Return whether another run has written the part; False if that cannot be found out."""
         try:
@@ -164,7 +173,11 @@ class PartWriter(Inverter):
             return self._by_another(shard_id, labels)
         reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
         unwritten = isinstance(error, OSError)
-        return outcome(shard_id, self.worker, error=type(error).__name__, reason=reason, unwritten=unwritten)
+        # What could not be written is made again from its checkpoint, what failed by itself from the start.
+        notes = [] if unwritten else self._end_checkpoints(shard_id)
+        return outcome(
+            shard_id, self.worker, error=type(error).__name__, reason=reason, unwritten=unwritten, notes=notes
+        )
 
 
 def worker_name() -> str:

@@ -91,3 +91,17 @@ def test_compiled_runs_make_the_same_images(teacher: Teacher, dtype: str, micro_
     equal = (((eager.images - compiled.images) * teacher.std).abs() <= 1 / 128).float().mean().item()
     # A compiled graph rounds to bfloat16 once for each fused loop, not once for each operation: 0.965 on an H100.
     assert equal >= (0.999 if dtype == "float32" else 0.95)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_goes_on_from_its_state_to_the_same_bits(teacher: Teacher, compiled: bool) -> None:
+    config = InversionConfig(**SPARSE, compile=compiled)
+    run, second = (Inversion(teacher, TARGETS, config, seeds=SEEDS) for _ in range(2))
+    for _ in range(10):
+        run.step()
+    second.load_state(run.state())
+    for each in (run, second):
+        while not each.finished:
+            each.step()
+    assert torch.equal(run.images, second.images)

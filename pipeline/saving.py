@@ -1,21 +1,21 @@
-"""When to save a checkpoint within an epoch: every so many minutes, and when a worker's node is about to be taken."""
+"""When to save a checkpoint: every so many minutes, and when the node is about to be taken."""
 
 import time
 from collections.abc import Callable
 
-# Asking Ray for a notice waits for all workers, so it is not done at every step.
+# Asking Ray for a notice takes milliseconds, or waits for all workers of a training, so it is not done at every step.
 _ASK_EVERY_S = 5.0
 # From the notice to the end of the node, which a cloud may set at half a minute.
 _SAVE_EVERY_S_ONCE_NOTICED = 10.0
 
 
-class MidEpoch:
-    """Decide on rank 0 when the workers ask for a notice, and when rank 0 saves.
+class WhenToSave:
+    """Decide when to ask for a notice, and when to save. In a training rank 0 decides.
 
     Args:
         every_s: seconds between two checkpoints.
-        noticed: returns whether a node of the workers is about to be taken. It waits for all workers, so each of them
-            calls it equally often. None where no node can be taken.
+        noticed: returns whether the node, or one of those that work together, is about to be taken. In a training it
+            waits for all workers, so each of them calls it equally often. None where no node can be taken.
         clock: returns seconds.
     """
 

@@ -1,0 +1,44 @@
+"""One inversion from its first step to its last."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.engine import Inversion
+from pipeline.inversion.result import InversionResult
+from pipeline.inversion.teacher import AnyTeacher
+from pipeline.inversion.terms import Term
+
+
+def invert(
+    teacher: AnyTeacher,
+    targets: Tensor,
+    config: InversionConfig,
+    *,
+    seeds: Sequence[int],
+    init: Tensor | None = None,
+    jitter: Tensor | None = None,
+    terms: Sequence[Term] | None = None,
+) -> InversionResult:
+    """Invert the teacher into one image for each target; with Patch Rebirth into several.
+
+    Args:
+        teacher: on the device to run on.
+        targets: classes, int64 [B].
+        config: losses, schedule and optimizer.
+        seeds: one per image; with scope `image` it alone decides the image's start and jitter.
+        init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
+        jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
+        terms: what is minimized; by default `build_terms(config)`, which holds the terms that need no other network.
+
+    Raises:
+        NonFiniteError: a loss term or the pixels became NaN or infinite.
+        ConfigError: the schedule leaves the teacher no patch.
+        ModelError: the teacher cannot rank patches, or show a loss what it needs, as the config says.
+        torch.OutOfMemoryError: not even one image fits.
+    """
+    run = Inversion(teacher, targets, config, seeds=seeds, init=init, jitter=jitter, terms=terms)
+    while not run.finished:
+        run.step()
+    return run.result()

@@ -1,0 +1,217 @@
+"""Checkpoints of shards that are being inverted, so that a worker that is lost costs minutes, and not its shard.
+
+`<output>/checkpoints/shard-NNNNN-<digest8>.pt` is what `torch.save` writes, followed by its SHA-256. It is deleted once
+the part is written. Images do not depend on it: whoever finds none, or one that is damaged, begins the shard anew.
+"""
+
+import hashlib
+import io
+import pickle
+import re
+import time
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.dataset import store
+from pipeline.errors import CheckpointError, DatasetError
+from pipeline.inversion import Inversion
+from pipeline.models.pickles import refusal_of
+from pipeline.saving import WhenToSave
+from pipeline.synthesis.forming import Forming
+
+FOLDER = "checkpoints"
+# Of the content of the file; another one is not read.
+_FORMAT = 1
+_NAME = re.compile(r"shard-(\d{5,})-[0-9a-f]{8}\.pt")
+_SHA256_BYTES = 32
+# A shard of a second or two has no checkpoint, so the folder need not be listed for each of them.
+_LIST_EVERY_S = 60.0
+
+
+@dataclass
+class _File:
+    """The checkpoint of one shard, and what the driver should know of it.
+
+    Attributes:
+        uri: where it lies.
+        there: whether it may exist.
+        notes: lines.
+        reported: whether one of them says that it could not be written, which may be so again and again.
+    """
+
+    uri: str
+    there: bool = False
+    notes: list[str] = field(default_factory=list)
+    reported: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of the shards that one worker inverts.
+
+    They are written by a thread, while the inversion goes on.
+
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+        every_s: seconds between two checkpoints of a shard.
+        noticed: returns whether the worker's node is about to be taken; asked every few seconds.
+    """
+
+    def __init__(self, output: str, digest: str, every_s: float, noticed: Callable[[], bool] | None = None) -> None:
+        self._output, self._digest, self._every_s, self._noticed = output, digest, every_s, noticed
+        self._writing = ThreadPoolExecutor(1)
+        self._files: dict[int, _File] = {}
+        self._listed: list[str] = []
+        self._listed_at = float("-inf")
+
+    def follow(
+        self, run: Inversion, shard_id: int, seeds: Sequence[int], forming: Forming | None = None
+    ) -> Callable[[], None]:
+        """Let a run go on from its checkpoint, if there is one; return what takes its steps, and writes checkpoints.
+
+        Args:
+            run: of the shard, not begun.
+            shard_id: of the shard.
+            seeds: of the run's images.
+            forming: what watches the run, if anything does.
+        """
+        name = f"shard-{shard_id:05d}-{self._digest[:8]}.pt"
+        file = self._files[shard_id] = _File(storage.join(self._output, FOLDER, name))
+        watched = 0 if forming is None else forming.count
+        facts = {"format": _FORMAT, "digest": self._digest, "shard_id": shard_id, "seeds": [*seeds], "watched": watched}
+        if self._find(name):
+            file.there = True
+            file.notes.append(_go_on(run, file.uri, facts, forming))
+        when = WhenToSave(self._every_s, self._noticed)
+        return _Follower(run, facts, forming, when, lambda state: self._writing.submit(self._write, file, state)).step
+
+    def end(self, shard_id: int) -> list[str]:
+        """Delete the checkpoint of a shard, if it has one; return notes for the driver, one line each."""
+        file = self._files.pop(shard_id, None)
+        if file is None:
+            return []
+        # After what is being written.
+        self._writing.submit(_delete, file).result()
+        return file.notes
+
+    def _find(self, name: str) -> bool:
+        """Return whether a checkpoint was there when last looked, which is not long ago."""
+        if time.monotonic() - self._listed_at > _LIST_EVERY_S:
+            try:
+                self._listed = storage.list_files(storage.join(self._output, FOLDER))
+            except DatasetError:
+                # Storage that cannot be read fails the shard later, if it does not recover.
+                self._listed = []
+            self._listed_at = time.monotonic()
+        return name in self._listed
+
+    def _write(self, file: _File, state: dict[str, Any]) -> None:
+        """Write a checkpoint; without it the shard goes on all the same."""
+        file.there = True
+        try:
+            storage.write_bytes(file.uri, _to_bytes(state), temporary_in=store.temporary_folder(self._output))
+        except OSError as error:
+            if not file.reported:
+                file.notes.append(f"{file.uri!r} was not written: {' '.join(str(error).split())}")
+            file.reported = True
+
+
+class _Follower:
+    """Takes the steps of a run, and saves its state between two of them when it is time."""
+
+    def __init__(
+        self,
+        run: Inversion,
+        facts: dict[str, Any],
+        forming: Forming | None,
+        when: WhenToSave,
+        write: Callable[[dict[str, Any]], Future[None]],
+    ) -> None:
+        self._run, self._facts, self._forming, self._when, self._write = run, facts, forming, when, write
+        self._written: Future[None] | None = None
+
+    def step(self) -> None:
+        """Take a step.
+
+        Raises:
+            NonFiniteError, torch.OutOfMemoryError: as `Inversion.step`.
+        """
+        self._run.step()
+        if self._when.wants_to_ask():
+            self._when.ask()
+        # Storage that is slower than the interval is not given a queue.
+        if self._when.is_due() and not self._run.finished and (self._written is None or self._written.done()):
+            forming = None if self._forming is None else self._forming.state()
+            state = {**self._facts, "run": self._run.state(), "forming": forming}
+            self._written = self._write(state)
+            self._when.saved()
+
+
+def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> str:
+    """Load a checkpoint into a run, unless it cannot be used; say which, in a line."""
+    shard = f"shard {facts['shard_id']}"
+    try:
+        state = _from_bytes(uri, storage.read_bytes(uri))
+        if any(state.get(name) != fact for name, fact in facts.items()):
+            raise CheckpointError(f"checkpoint {uri!r} is of another run")
+        run.load_state(state["run"])
+    except (DatasetError, CheckpointError) as error:
+        return f"{shard} was begun anew: {error}"
+    if forming is not None:
+        forming.load_state(state["forming"])
+    return f"{shard} went on from step {run.num_steps} of {run.config.num_steps}, where another worker was cut off"
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue() + hashlib.sha256(content.getbuffer()).digest()
+
+
+def _from_bytes(uri: str, content: bytes) -> dict[str, Any]:
+    """Return what a checkpoint holds, as data alone.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else.
+    """
+    saved = memoryview(content)[:-_SHA256_BYTES]
+    if hashlib.sha256(saved).digest() != content[-_SHA256_BYTES:]:
+        raise CheckpointError(f"checkpoint {uri!r} is damaged")
+    try:
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
+    except (RuntimeError, EOFError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {uri!r} holds no state, but a {type(state).__name__}")
+    return state
+
+
+def _delete(file: _File) -> None:
+    try:
+        if file.there:
+            storage.remove(file.uri)
+    except OSError as error:
+        file.notes.append(f"{file.uri!r} was not deleted: {' '.join(str(error).split())}")
+
+
+def clear_checkpoints(output: str, done: Container[int]) -> None:
+    """Delete the checkpoints of shards that are done, which killed workers left behind; and the folder if it is empty.
+
+    Raises:
+        DatasetError, OSError: they cannot be listed or deleted.
+    """
+    folder = storage.join(output, FOLDER)
+    for name in storage.list_files(folder):
+        match = _NAME.fullmatch(name)
+        if match and int(match[1]) in done:
+            storage.remove(storage.join(folder, name))
+    if storage.is_local(folder):
+        storage.remove_empty([Path(storage.filesystem(folder)[1])])
