@@ -17,7 +17,10 @@ from pipeline.quantization import CalibrationConfig
 
 COMMON = {"teacher": {"name": "t"}, "images": "i", "output": "o"}
 FLAT = {"num_workers": 2, "cpus_per_worker": 3, "device": "cpu", "start_timeout_s": 60, "max_failures": 0}
-SECTION = {"size": 2, "cpus_per_worker": 3, "device": "cpu", "start_timeout_s": 60, "max_failures": 0}
+SECTION = {
+    **{"size": 2, "min_size": None, "cpus_per_worker": 3, "device": "cpu"},
+    **{"start_timeout_s": 60, "max_failures": 0},
+}
 WARNING = (
     "warning: labelled is now labeled, labelled_split is now labeled_split, num_workers is now workers.size, "
     "cpus_per_worker is now workers.cpus_per_worker, device is now workers.device, "

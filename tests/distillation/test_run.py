@@ -240,6 +240,8 @@ def test_a_run_of_the_time_before_settings_were_renamed_is_gone_on_with(make_con
     assert document["identity"]["config"]["labelled"] is True
     settings = document["config"]
     workers = settings.pop("workers")
+    # Settings that are new since then.
+    del workers["min_size"]
     settings["num_workers"] = workers.pop("size")
     settings |= workers | {"labelled": settings.pop("labeled"), "labelled_split": settings.pop("labeled_split")}
     claim.write_text(json.dumps(document))
