@@ -9,6 +9,7 @@ from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
+from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 _MODEL = (
@@ -43,7 +44,15 @@ RECORDED_SETTINGS = frozenset(
         *("dtype", "seed", "score_every", "shuffle_buffer"),
     )
 )
-EXCLUDED_SETTINGS = ("output", "workers", "checkpoint_every", "checkpoint_minutes", "cache_gb", "allow_incomplete")
+EXCLUDED_SETTINGS = (
+    "output",
+    "workers",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "cache_gb",
+    "allow_incomplete",
+    "tracking",
+)
 # What changed its name is recorded, and counts, under the first one.
 RECORDED_AS = {name: former for former, name in LABELED.items()}
 _POSITIVE = (
@@ -139,6 +148,7 @@ class DistillationConfig:
         shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.
         workers: number and resources of the Ray Train workers.
         allow_incomplete: accept a synthetic dataset with missing shards.
+        tracking: TensorBoard and MLflow, to report to.
     """
 
     FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES
@@ -171,6 +181,7 @@ class DistillationConfig:
     shuffle_buffer: int = 1024
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     allow_incomplete: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         check_finite(self)

@@ -10,25 +10,40 @@ from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.progress import reporting
+from pipeline.tracking.tracker import Tracker
+
+# Entries of a row that draw no curve.
+_NO_FIGURES = ("epoch", "image_ids_checksum")
 
 
 @contextmanager
-def report_epochs(output: str, epochs: int, done_before: int) -> Iterator[None]:
-    """Report each new epoch on standard error while the workers train, from the metrics that they write."""
+def report_epochs(output: str, epochs: int, done_before: int, tracker: Tracker) -> Iterator[None]:
+    """Report each new epoch while the workers train, from the metrics that they write.
+
+    Args:
+        output: folder of the run.
+        epochs: of the whole training.
+        done_before: epochs of earlier runs.
+        tracker: is given the figures of every epoch, also those that an earlier run may have failed to report.
+    """
     if done_before:
         logger.info(f"distill: going on from epoch {done_before} of {epochs}")
-    with reporting(partial(_report, output, epochs, done_before)):
+    with reporting(partial(_report, output, epochs, done_before, tracker)):
         yield
 
 
-def _report(output: str, epochs: int, last_epoch: int, ticks: Iterator[None]) -> None:
-    uri = storage.join(output, METRICS)
+def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: Iterator[None]) -> None:
+    uri, tracked = storage.join(output, METRICS), 0
     for _ in ticks:
         try:
-            row = json.loads(storage.read_bytes(uri).splitlines()[-1])
+            rows = [json.loads(line) for line in storage.read_bytes(uri).splitlines()]
+            row = rows[-1]
         except (DatasetError, IndexError):
             # Not written yet.
             continue
+        for new in rows[tracked:]:
+            tracker.add(new["epoch"], {name: new[name] for name in new if name not in _NO_FIGURES})
+        tracked = max(tracked, len(rows))
         if row["epoch"] > last_epoch:
             last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""

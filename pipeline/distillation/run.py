@@ -22,6 +22,7 @@ from pipeline.errors import DatasetError, IncompleteError
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
+from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 RESULT, CURVE = "result.json", "curve.png"
 
@@ -45,6 +46,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         IncompleteError: the workers could not start or kept dying.
     """
     check_cluster()
+    check_tracking(config.tracking)
     plan = plan_distillation(config)
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
@@ -55,7 +57,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         with hold(output, "distill", plan.document) as (_, waited):
             if waited and storage.exists(result_uri):
                 return storage.read_json(result_uri)
-            return _run(plan, fixed_size=connect())
+            with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
+                return _run(plan, tracker, fixed_size=connect())
     except OSError as error:
         raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
 
@@ -70,14 +73,16 @@ def epochs_left(config: DistillationConfig) -> str:
     return f"{done} of {config.epochs} epochs done, run it again for the rest"
 
 
-def _run(plan: DistillationPlan, *, fixed_size: bool) -> dict[str, Any]:
+def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     with own_errors():
         train = prepare_training(_read(plan), fixed_size=fixed_size)
         done_before = max(list_epochs(output), default=0)
-        with report_epochs(output, plan.config.epochs, done_before):
+        with report_epochs(output, plan.config.epochs, done_before, tracker):
             digests = train()
-    return _finish(plan, digests, done_before, time.monotonic() - started)
+    result = _finish(plan, digests, done_before, time.monotonic() - started)
+    tracker.set_result(result)
+    return result
 
 
 def _read(plan: DistillationPlan) -> Task:

@@ -19,6 +19,7 @@ from pipeline.quantization.bit_widths import (
 )
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
+from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
@@ -28,7 +29,7 @@ RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    "sensitivity",
+    *("sensitivity", "tracking"),
 )
 
 
@@ -90,6 +91,7 @@ class CalibrationConfig:
         allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.
         score_batch_size: images per forward pass in scoring.
         latency_batch_size: images per forward pass when latency is measured; with a list, it is measured for each.
+        tracking: TensorBoard and MLflow, to report to.
     """
 
     FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES
@@ -124,6 +126,7 @@ class CalibrationConfig:
     allow_other_teacher: bool = False
     score_batch_size: int = 64
     latency_batch_size: int | list[int] = field(default_factory=lambda: [1, 32])
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def latency_batch_sizes(self) -> list[int]:

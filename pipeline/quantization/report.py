@@ -79,8 +79,7 @@ def _summary(plan: CalibrationPlan, report: Mapping[str, Any]) -> Section:
 
 
 def _artifacts(report: Mapping[str, Any]) -> Section:
-    rows = [("fp32", row) for row in report["fp32"]]
-    rows += [(_label(row), row) for row in report["artifacts"]]
+    rows = _labeled_rows(report)
     known = _COLUMNS | {f"ms an image, batch {size}": key for size, key in report["latency_columns"].items()}
     columns = {heading: key for heading, key in known.items() if any(key in row for _, row in rows)}
     table = Table(header=["model", *columns], rows=[[model, *_cells(row, columns)] for model, row in rows])
@@ -90,6 +89,21 @@ def _artifacts(report: Mapping[str, Any]) -> Section:
     scored = {f"{model} {row['artifact']}": row["top1"] for model, row in rows if "top1" in row}
     plots = [("top-1 on the labeled images", bars(scored, x_label="%", x_range=(0, 100)))] if scored else []
     return Section(heading="Artifacts", text=_ABOUT + (_SCORED if scored else ""), tables=tables, plots=plots)
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of each artifact, nested by its bit widths and its format, and whether all is well."""
+    found: dict[str, Any] = {"complete": report["complete"], "images": report["images"]}
+    if "range_error" in report:
+        found["range_error"] = report["range_error"]
+    keys = {*_COLUMNS.values(), *report["latency_columns"].values()} - {"artifact"}
+    for label, row in _labeled_rows(report):
+        found.setdefault(label, {})[row["artifact"]] = {key: row[key] for key in sorted(keys) if key in row}
+    return found
+
+
+def _labeled_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [("fp32", row) for row in report["fp32"]] + [(_label(row), row) for row in report["artifacts"]]
 
 
 def _label(row: Mapping[str, Any]) -> str:

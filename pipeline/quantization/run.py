@@ -25,9 +25,10 @@ from pipeline.quantization.plan import CalibrationPlan, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
-from pipeline.quantization.report import calibration_page, latency_columns
+from pipeline.quantization.report import calibration_page, figures, latency_columns
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
+from pipeline.tracking.tracker import check_tracking, tracking
 
 REPORT = "report.json"
 _MEGABYTE = 1e6
@@ -48,15 +49,19 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             never holds incomplete files.
     """
     check_cluster()
+    check_tracking(config.tracking)
     # Errors should come out before a cluster is joined or anything is written.
     plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
             return storage.read_json(report_uri)  # the other run was asked for the same artifacts
-        fixed_size = connect()
-        with storage.writing_to(config.output):
-            return _calibrate(plan, fixed_size=fixed_size)
+        with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
+            fixed_size = connect()
+            with storage.writing_to(config.output):
+                report = _calibrate(plan, fixed_size=fixed_size)
+            tracker.set_result(figures(report))
+            return report
 
 
 def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:

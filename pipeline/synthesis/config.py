@@ -9,6 +9,7 @@ from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
 from pipeline.synthesis.classes import Classes, names_file, read_classes
 from pipeline.synthesis.selectors import check_selectors
+from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import DeviceChoice, with_absolute_paths
 
 _ONE_GPU = "an actor computes on one GPU, and more GPUs take more actors (pool.max_size)"
@@ -101,6 +102,7 @@ class SynthesisConfig:
             there are none, and a shard that is cut off is made anew.
         retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
+        tracking: TensorBoard and MLflow, to report to.
     """
 
     teacher: ModelConfig
@@ -118,6 +120,7 @@ class SynthesisConfig:
     checkpoint_minutes: float | None = 10.0
     retry_failed: bool = True
     dry_run: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if not self.output:

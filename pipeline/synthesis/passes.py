@@ -30,6 +30,8 @@ from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.room import needs, seats
 from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
+from pipeline.synthesis.tracked import TrackedShards
+from pipeline.tracking.tracker import Tracker
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
@@ -37,7 +39,9 @@ _MAX_BARREN_PASSES = 3
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
-def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *, fixed_size: bool) -> Tally:
+def invert_missing(
+    plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *, fixed_size: bool, tracker: Tracker | None = None
+) -> Tally:
     """Run the pool over the missing shards.
 
     Ray Data retries a shard on the actor that failed on it. So a shard that another worker should do is returned to
@@ -48,6 +52,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         to_do: ids of the missing shards, in the order to do them.
         index: of the dataset; parts that are made are added.
         fixed_size: whether no more nodes can join the cluster.
+        tracker: to report to, if any.
 
     Returns:
         What became of the shards.
@@ -67,6 +72,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
     )
     tally = Tally()
     metrics = RunMetrics(plan.digest, len(to_do))
+    tracked = TrackedShards(tracker, plan)
     held: dict[Device, ActorHandle] = {}
     left, barren = to_do, 0
     try:
@@ -78,7 +84,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
                 with closing(_one_pass(plan, left, attempts, retired, fixed_size=fixed_size)) as rows:
-                    handed_back = _collect(plan, rows, tally, index, metrics, report)
+                    handed_back = _collect(plan, rows, tally, index, metrics, tracked, report)
                 left = [shard_id for shard_id in left if shard_id in handed_back]
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
@@ -86,6 +92,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *
         for actor in (attempts, *held.values()):
             ray.kill(actor)
         index.save()
+        tracked.end(tally)
     return tally
 
 
@@ -95,6 +102,7 @@ def _collect(
     tally: Tally,
     index: RunningIndex,
     metrics: RunMetrics,
+    tracked: TrackedShards,
     report: ProgressReport,
 ) -> set[int]:
     """Count the rows of a pass as shards end, and return the ids of those that are to be tried again."""
@@ -109,6 +117,7 @@ def _collect(
         tally.add(row)
         index.add(row)
         metrics.add(row)
+        tracked.add(tally)
         if tally.is_first_of_worker(row):
             check_found(plan, row)
     return handed_back

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect, own_errors
+from pipeline.config import to_dict
 from pipeline.dataset import store
 from pipeline.dataset.own_card import write_card
 from pipeline.errors import IncompleteError
@@ -24,6 +25,8 @@ from pipeline.synthesis.report import write_pictures
 from pipeline.synthesis.room import describe_choice
 from pipeline.synthesis.summary import summarize
 from pipeline.synthesis.tally import Tally
+from pipeline.tracking.config import TrackingConfig
+from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     started = time.monotonic()
     check_place(config.output, shared=True)
     check_cluster()
+    check_tracking(config.tracking)
     plan = plan_synthesis(config)
     for line in (plan.notice, plan.about_failed()):
         if line is not None:
@@ -49,6 +53,26 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     if config.dry_run:
         return dry_run(plan)
     storage.check_writable(plan.config.output)
+    # A run that finds nothing to do has nothing to report either.
+    reported_to = config.tracking if plan.to_do else TrackingConfig()
+    with tracking(reported_to, "synthesize", plan.digest, to_dict(config)) as tracker:
+        summary = _make(plan, tracker, started)
+        # Workers would be a curve each.
+        tracker.set_result({name: summary[name] for name in summary if name != "workers"})
+        return summary
+
+
+def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, Any]:
+    """Make the missing shards, and return the summary.
+
+    Args:
+        plan: of the run.
+        tracker: to report to.
+        started: when the run did, by the monotonic clock.
+
+    Raises:
+        DatasetError, IncompleteError: as `synthesize`.
+    """
     tally, index = Tally(), RunningIndex(plan.config.output, plan.digest)
     to_do = plan.to_do
     if to_do:
@@ -63,7 +87,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
                 # If another run with these settings is at work, a random order keeps the two at different shards.
                 if not claimed.new:
                     random.shuffle(to_do)
-                tally = invert_missing(plan, to_do, index, fixed_size=fixed_size)
+                tally = invert_missing(plan, to_do, index, fixed_size=fixed_size, tracker=tracker)
         except IncompleteError as error:
             done = len(store.list_parts(plan.config.output, plan.digest))
             left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"

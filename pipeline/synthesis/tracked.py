@@ -1,0 +1,48 @@
+"""Report a synthesis to TensorBoard and MLflow, by the number of its shards that are done."""
+
+import time
+
+from pipeline.synthesis.plan import SynthesisPlan
+from pipeline.synthesis.tally import Tally
+from pipeline.tracking.tracker import Tracker
+
+# A week of one-second shards would draw a curve of 600,000 points.
+_INTERVAL_S = 10.0
+
+
+class TrackedShards:
+    """The figures of a run, a point every ten seconds at most.
+
+    Args:
+        tracker: to report to, if any.
+        plan: of the run, with what was done before.
+    """
+
+    def __init__(self, tracker: Tracker | None, plan: SynthesisPlan) -> None:
+        self._tracker, self._num_before = tracker, len(plan.progress.parts)
+        self._images_before = plan.shards.count_images(sorted(plan.progress.parts)) if tracker is not None else 0
+        self._started, self._last = time.monotonic(), 0.0
+
+    def add(self, tally: Tally) -> None:
+        """Report what is counted by now, unless that was done within the last ten seconds."""
+        if time.monotonic() - self._last >= _INTERVAL_S:
+            self.end(tally)
+
+    def end(self, tally: Tally) -> None:
+        """Report what is counted by now."""
+        if self._tracker is None:
+            return
+        self._last = time.monotonic()
+        done = self._num_before + tally.num_ended - len(tally.failures)
+        figures = {
+            "shards_done": done,
+            "shards_failed": len(tally.failures),
+            "images": self._images_before + tally.num_images,
+            "images_per_s": tally.num_images / (self._last - self._started),
+            "actor_hours": tally.seconds / 3600,
+        }
+        if tally.num_images:
+            # Means over the images of this run.
+            figures["class_loss"] = tally.loss_sum / tally.num_images
+            figures["teacher_confidence"] = tally.confidence_sum / tally.num_images
+        self._tracker.add(done, figures)
