@@ -25,8 +25,6 @@ from pipeline.workers import WorkersConfig
 _TRAIN_FOLDER = "train"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
-# Between two looks for room for more workers. Adding some starts all of them again, from the last checkpoint.
-_GROW_EVERY_S = 300.0
 
 
 def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
@@ -51,12 +49,16 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
     )
 
 
-def worker_configs(workers: WorkersConfig, *, fixed_size: bool) -> tuple[ScalingConfig, TorchConfig]:
+def worker_configs(
+    workers: WorkersConfig, *, fixed_size: bool, grow_every_s: float = math.inf
+) -> tuple[ScalingConfig, TorchConfig]:
     """Return the resources of the workers and their communication backend: nccl between GPUs, gloo between CPUs.
 
     Args:
         workers: at least one.
         fixed_size: no node can join the cluster any more.
+        grow_every_s: seconds between two looks for room for more workers, where they are fewer than `workers.size`.
+            Adding some starts all of them again, from the last checkpoint.
 
     Raises:
         ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
@@ -78,7 +80,7 @@ def worker_configs(workers: WorkersConfig, *, fixed_size: bool) -> tuple[Scaling
         num_workers=workers.size if workers.fewest == workers.size else (workers.fewest, workers.size),
         use_gpu=use_gpu,
         resources_per_worker=needed,
-        elastic_resize_monitor_interval_s=_GROW_EVERY_S,
+        elastic_resize_monitor_interval_s=grow_every_s,
     )
     return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
 

@@ -33,7 +33,8 @@ class WorkersConfig:
     Args:
         size: number of workers; 0 does the work in the job's own process.
         min_size: start with fewer workers, down to so many, where the cluster has no room for all, and go on with fewer
-            when nodes are lost. Workers are added when there is room again. By default all must be there.
+            when nodes are lost. A training adds workers when there is room again. By default all must be there. Ray
+            waits for the fewest without end, whatever `start_timeout_s` is.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.

@@ -22,7 +22,7 @@ _BODY = """
 # Images inverted from {teacher}
 
 {num_images} synthetic images of {size}, of {num_classes} classes, in {files} under `data/`. They
-were made by optimizing noise until a trained classifier, {teacher}, gave it a class (sparse model inversion, [arXiv
+were made by optimizing pixels until a trained classifier, {teacher}, gave it a class (sparse model inversion, [arXiv
 2510.27186](https://arxiv.org/abs/2510.27186)). `manifest.json` says how they were made, `report.html` shows them.
 Digest of the dataset: `{digest}`.
 

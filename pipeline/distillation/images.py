@@ -25,6 +25,9 @@ from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
+# Rows of a streamed dataset that are read by one task.
+_ROWS_PER_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class Images:
@@ -201,7 +204,10 @@ class StreamedImages:
         )
         if not units:
             return
-        dataset = open_inputs(replace(self._source, units=units), self._loaded, labels=self._labels)
+        source = replace(self._source, units=units)
+        # Their bounds decide the order, and Ray would choose them by the cores of the cluster.
+        num_blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
+        dataset = open_inputs(source, self._loaded, labels=self._labels, num_blocks=num_blocks)
         # Without more rows in the buffer than in a batch, nothing would be shuffled.
         size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
@@ -211,13 +217,19 @@ class StreamedImages:
             yield to_batch(images, device)
 
 
-def open_inputs(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> ray.data.Dataset:
+def open_inputs(
+    source: ImageCollection, loaded: LoadedModel, *, labels: bool, num_blocks: int | None = None
+) -> ray.data.Dataset:
     """Return the rows of `read_inputs`, in the order of the source.
+
+    Args:
+        source, loaded, labels: see `read_inputs`.
+        num_blocks: number of blocks to read; Ray's choice by default.
 
     Raises:
         DatasetError: as `read_inputs`.
     """
-    dataset = read_inputs(source, loaded, labels=labels)
+    dataset = read_inputs(source, loaded, labels=labels, override_num_blocks=num_blocks)
     dataset.context.execution_options.preserve_order = True
     return dataset
 

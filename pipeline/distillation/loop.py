@@ -20,9 +20,10 @@ from pipeline.distillation.objective import TERMS, Objective
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
 from pipeline.distillation.students import Student
-from pipeline.errors import IncompleteError, NonFiniteError
+from pipeline.errors import DatasetError, IncompleteError, NonFiniteError, one_line
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
+from pipeline.log import logger
 from pipeline.models import weight_digest
 from pipeline.saving import WhenToSave
 
@@ -62,7 +63,7 @@ class StudentTrainer:
         group: the workers.
         parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
             backward pass then averages gradients over the workers.
-        noticed: whether a worker's node is about to be taken, see `MidEpoch`.
+        noticed: whether a worker's node is about to be taken, see `WhenToSave`.
     """
 
     def __init__(
@@ -185,7 +186,11 @@ class StudentTrainer:
         state.student = self._weights()
         state.epoch_steps, state.epoch_totals, state.order = steps, totals.tolist(), self.images.order
         state.optimizer = self.optimizer.state_dict()
-        save_state(self.config.output, state)
+        try:
+            save_state(self.config.output, state)
+        except (DatasetError, OSError) as error:
+            # The training can do without; the next one may be written.
+            logger.warning(f"no checkpoint was written in epoch {state.epoch + 1}: {one_line(error)}")
         self._mid_epoch.saved()
 
     def _set_lr(self, images_seen: float) -> None:

@@ -1,5 +1,6 @@
 """Start the Ray Train workers of a distillation, and set each of them up."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,7 +74,9 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return partial(_train_here, task, device)
-    resources = worker_configs(config.workers, fixed_size=fixed_size)
+    # Streamed images come in another order to more workers, so that the epoch would begin anew.
+    grow_every_s = math.inf if task.streams else max(300.0, 4 * 60 * config.checkpoint_minutes)
+    resources = worker_configs(config.workers, fixed_size=fixed_size, grow_every_s=grow_every_s)
     if task.streams:
         _check_readers(config, on_gpus=bool(resources[0].use_gpu))
     announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
@@ -88,18 +91,23 @@ def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
 
 def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
     """Workers that hold every core would wait for ever for the tasks that read their images."""
-    workers = config.workers
-    cores, held = ray.cluster_resources().get("CPU", 0.0), workers.size * workers.cpus_per_worker
+    workers, there = config.workers, ray.cluster_resources()
+    cores, num_workers = there.get("CPU", 0.0), workers.size
     in_memory = f"raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
-    if workers.fewest < workers.size and not on_gpus:
+    elastic = workers.fewest < workers.size
+    if elastic and not on_gpus:
         raise ConfigError(
             f"workers.min_size {workers.fewest} lets workers take every core that there is, and leave none to read "
             f"images: leave it out, or {in_memory}"
         )
-    # With fewer cores than the workers hold, nodes are yet to come.
-    if 0 <= cores - held < 1:
+    if elastic:
+        # As many as there are GPUs for now start at once.
+        num_workers = min(workers.size, int(there.get("GPU", 0)))
+    held = num_workers * workers.cpus_per_worker
+    # With fewer cores than a fixed number of workers holds, nodes are yet to come.
+    if cores - held < 1 and (elastic or cores >= held):
         raise ConfigError(
-            f"{workers.size} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
+            f"{num_workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
             f"take fewer, or {in_memory}"
         )
 

@@ -85,6 +85,8 @@ class Checkpoints:
         file = self._files[shard_id] = _File(storage.join(self._output, FOLDER, name))
         watched = 0 if forming is None else forming.count
         facts = {"format": _FORMAT, "digest": self._digest, "shard_id": shard_id, "seeds": [*seeds], "watched": watched}
+        # Another device or version rounds otherwise, and no one machine could make the part again.
+        facts |= {"device": _device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
             file.notes.append(_go_on(run, file.uri, facts, forming))
@@ -153,25 +155,31 @@ class _Follower:
             self._when.saved()
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> str:
     """Load a checkpoint into a run, unless it cannot be used; say which, in a line."""
     shard = f"shard {facts['shard_id']}"
     try:
         state = _from_bytes(uri, storage.read_bytes(uri))
         if any(state.get(name) != fact for name, fact in facts.items()):
-            raise CheckpointError(f"checkpoint {uri!r} is of another run")
+            raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
         run.load_state(state["run"])
     except (DatasetError, CheckpointError) as error:
         return f"{shard} was begun anew: {error}"
     if forming is not None:
         forming.load_state(state["forming"])
-    return f"{shard} went on from step {run.num_steps} of {run.config.num_steps}, where another worker was cut off"
+    return f"{shard} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     torch.save(state, content)
-    return content.getvalue() + hashlib.sha256(content.getbuffer()).digest()
+    digest = hashlib.sha256(content.getbuffer()).digest()
+    content.write(digest)
+    return content.getvalue()
 
 
 def _from_bytes(uri: str, content: bytes) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _finish(plan: SynthesisPlan, tally: Tally, index: RunningIndex, seconds: flo
     output = plan.config.output
     store.clear_temporaries(output)
     progress = store.read_progress(output, len(plan.shards), plan.digest)
-    clear_checkpoints(output, progress.parts)
     index.complete(progress.parts)
+    clear_checkpoints(output, progress.parts)
     summary = {**summarize(plan, tally, index, progress), "seconds": round(seconds, 2)}
     return {**summary, **write_pictures(plan, summary, progress.done)}
