@@ -1,4 +1,4 @@
-"""What nodes an autoscaler can bring, from each of the places where that may stand."""
+"""Nodes that an autoscaler can bring, from each of the places where that may stand."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from pipeline.autoscaler import NodeType, _node_types_of, from_launcher
 
 @pytest.fixture
 def reported(ray_session: None) -> Iterator[ClusterConfig]:
-    """What a hosted autoscaler might report to the cluster of the tests."""
+    """Report to the cluster of the tests as a hosted autoscaler might."""
     raylet: Any = _raylet
     place = raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode()
     key = raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode()

@@ -21,7 +21,7 @@ _AGAIN = "delete it and run the synthesis again"
 
 @dataclass(frozen=True)
 class MergedFile:
-    """What a worker reports of a file.
+    """Report of a worker about one file.
 
     Attributes:
         shard_ids: shards whose parts it holds.

@@ -36,14 +36,14 @@ def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: 
     uri, tracked = storage.join(output, METRICS), 0
     for _ in ticks:
         try:
-            rows = [json.loads(line) for line in storage.read_bytes(uri).splitlines()]
-            row = rows[-1]
+            lines = storage.read_bytes(uri).splitlines()
+            row = json.loads(lines[-1])
         except (DatasetError, IndexError):
             # Not written yet.
             continue
-        for new in rows[tracked:]:
+        for new in map(json.loads, lines[tracked:]):
             tracker.add(new["epoch"], {name: new[name] for name in new if name not in _NO_FIGURES})
-        tracked = max(tracked, len(rows))
+        tracked = max(tracked, len(lines))
         if row["epoch"] > last_epoch:
             last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""

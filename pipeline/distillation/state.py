@@ -7,7 +7,6 @@ records a checkpoint in a second file after writing it, so a kill between the tw
 """
 
 import io
-import pickle
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoints import refusal_of
+from pipeline.models.pickles import read_own
 
 FOLDER = "checkpoints"
 # The one before the latest is kept for people who want to go back; nothing reads it.
@@ -71,9 +70,10 @@ def save_state(output: str, state: TrainingState) -> None:
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
     folder = storage.join(output, FOLDER)
     storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
-    within = [place for place in _list_places(output) if place[1]]
-    old = [(epoch, 0) for epoch in list_epochs(output)[:-_KEPT]]
-    for place in (*old, *(place for place in within if place != (state.epoch, state.epoch_steps))):
+    places = _list_places(output)
+    old = [place for place in places if not place[1]][:-_KEPT]
+    within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
+    for place in old + within:
         storage.remove(storage.join(folder, _name(*place)))
 
 
@@ -97,12 +97,10 @@ def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | 
 
 
 def _load(uri: str, digest: str) -> TrainingState:
+    values = read_own(uri, storage.read_bytes(uri))
     try:
-        values = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
         state = TrainingState(**values)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
-    except (RuntimeError, EOFError, TypeError, ValueError) as error:
+    except TypeError as error:
         raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
     if state.digest != digest:
         raise CheckpointError(f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}")

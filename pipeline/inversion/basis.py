@@ -1,4 +1,4 @@
-"""What the optimizer changes: pixels, or cosine coefficients that are scaled as in photographs.
+"""Cosine basis of images, scaled as in photographs, in which the optimizer may work instead of in pixels.
 
 In a photograph, amplitudes fall with the frequency f about as 1/f (Field, J. Opt. Soc. Am. A, 1987), and pixels differ
 in brightness more than in color. An optimizer that changes pixels knows neither: it makes grain of saturated colors, to

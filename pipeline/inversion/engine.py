@@ -1,4 +1,4 @@
-"""Sparse model inversion of one batch: from noise to images that the teacher gives their class.
+"""Sparse model inversion of one batch: from a start to images that the teacher gives their class.
 
 Source: Hu et al., Sparse Model Inversion, ICML 2024 (arXiv 2510.27186), sections 3 and 4. The order of a step, where
 the paper leaves it open, follows the published run described in tests/data/README.md. Patch Rebirth: Heo & Choi, arXiv

@@ -45,7 +45,7 @@ class ImageOptimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradient of the last step."""
-        self.images.grad = None
+        self.images.grad = self._changed.grad = None
 
     @torch.no_grad()
     def step(self) -> None:

@@ -20,11 +20,11 @@ from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.foreign import describe_foreign
 from pipeline.models.containers import expanded_size, readable_kind
-from pipeline.models.pickles import read_pickle, refusal_of
+from pipeline.models.pickles import read_pickle
 from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, read_bytes
 
-__all__ = ["find_weights_file", "read_state_dict", "refusal_of"]
+__all__ = ["find_weights_file", "read_state_dict"]
 
 # timm's own order of preference, and the indexes of sharded weights, which timm does not read.
 _PREFERRED_FILES = (

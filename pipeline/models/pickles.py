@@ -171,6 +171,24 @@ def read_pickle(uri: str, content: bytes) -> Any:
         raise CheckpointError(f"checkpoint {uri!r} is corrupt: {_reason(error)}") from error
 
 
+def read_own(uri: str, content: bytes | memoryview) -> Any:
+    """Return what this software saved with `torch.save`, tensors on the CPU: plain data, and no stand-ins for anything.
+
+    Args:
+        uri: of the file, for messages.
+        content: the file.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds more than plain data.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
+    except (RuntimeError, EOFError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def refusal_of(error: pickle.UnpicklingError) -> str:
     """Say why `torch.load` with `weights_only` did not read a file; its own message advises to run the file's code."""
     unknown = re.search(r"GLOBAL (\S+)", str(error))

@@ -6,7 +6,6 @@ the part is written. Images do not depend on it: whoever finds none, or one that
 
 import hashlib
 import io
-import pickle
 import re
 import time
 from collections.abc import Callable, Container, Sequence
@@ -21,7 +20,7 @@ from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import CheckpointError, DatasetError
 from pipeline.inversion import Inversion
-from pipeline.models.pickles import refusal_of
+from pipeline.models.pickles import read_own
 from pipeline.saving import WhenToSave
 from pipeline.synthesis.forming import Forming
 
@@ -191,12 +190,7 @@ def _from_bytes(uri: str, content: bytes) -> dict[str, Any]:
     saved = memoryview(content)[:-_SHA256_BYTES]
     if hashlib.sha256(saved).digest() != content[-_SHA256_BYTES:]:
         raise CheckpointError(f"checkpoint {uri!r} is damaged")
-    try:
-        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {uri!r} {refusal_of(error)}, and was not opened") from error
-    except (RuntimeError, EOFError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
+    state = read_own(uri, saved)
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {uri!r} holds no state, but a {type(state).__name__}")
     return state

@@ -42,6 +42,16 @@ class Tally:
     peak_bytes: int = 0
     num_unwritten: int = 0
 
+    @property
+    def class_loss(self) -> float | None:
+        """Mean class loss of the images made by this run; None without any."""
+        return self.loss_sum / self.num_images if self.num_images else None
+
+    @property
+    def teacher_confidence(self) -> float | None:
+        """Mean confidence of the teacher in the images made by this run; None without any."""
+        return self.confidence_sum / self.num_images if self.num_images else None
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a shard that is done or failed.
 

@@ -40,9 +40,7 @@ class TrackedShards:
             "images": self._images_before + tally.num_images,
             "images_per_s": tally.num_images / (self._last - self._started),
             "actor_hours": tally.seconds / 3600,
+            "class_loss": tally.class_loss,
+            "teacher_confidence": tally.teacher_confidence,
         }
-        if tally.num_images:
-            # Means over the images of this run.
-            figures["class_loss"] = tally.loss_sum / tally.num_images
-            figures["teacher_confidence"] = tally.confidence_sum / tally.num_images
         self._tracker.add(done, figures)

@@ -1,4 +1,4 @@
-"""What a tracker reports to."""
+"""Places that a tracker reports to."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -9,7 +9,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Place(Protocol):
-    """What takes the figures of one run; its methods are called on one thread, `begin` first."""
+    """Takes the figures of one run. Its methods are called on one thread, `begin` first."""
 
     #: Name for messages, with the address.
     name: str

@@ -56,7 +56,7 @@ def finish(run: Inversion) -> InversionResult:
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
-    """What comes back from a file."""
+    """Write a state to a file, and read it back."""
     file = io.BytesIO()
     torch.save(state, file)
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
