@@ -2,10 +2,11 @@
 
     python -m benchmarks.efficacy --testbed digits --seeds 5
 
-Makes sparse and dense images and noise with each seed, and takes as many real images, which are the same for all
-seeds; calibrates at several bit widths and trains students on each, by the same code and settings as the jobs. Two
-processes of one thread run at a time. What is measured is kept under `--folder`: an interrupted run goes on, and what
-other settings made is measured again. Writes `efficacy-TESTBED.md` and `.json` and prints one JSON line with the goals.
+Makes sparse and dense images and noise with each seed, and takes real images, which are the same for all seeds: as many
+on digits; fewer on CIFAR-10, where students see equally many views of each kind. Calibrates at several bit widths and
+trains students on each, by the same code and settings as the jobs. Two processes of one thread run at a time. What is
+measured is kept under `--folder`: an interrupted run goes on, and what other settings made is measured again. Writes
+`efficacy-TESTBED.md` and `.json` and prints one JSON line with the goals.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.testbeds import TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config, to_dict
+from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.synthesis import SynthesisConfig
@@ -52,9 +54,9 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
     """
     torch.set_num_threads(1)
     if part == "images":
-        return _make(bench, arm, seed)
+        return _make(bench, TESTBEDS[testbed], arm, seed)
     if part == RANGES:
-        return _compare_ranges(bench, arm, seed)
+        return _compare_ranges(bench, TESTBEDS[testbed], arm, seed)
     if part == QUANTIZED:
         return _quantize(bench, TESTBEDS[testbed], arm, seed)
     return _train(bench, TESTBEDS[testbed], part, arm, seed)
@@ -73,46 +75,70 @@ def _kept(bench: Bench, part: str, arm: str, seed: int, settings: Any, figures: 
     return found
 
 
-def _make(bench: Bench, arm: str, seed: int) -> Figures:
-    config = _synthesis(bench, arm, seed)
-    return _kept(bench, "images", arm, seed, _comparable(config), lambda: _anew(config, write_dataset))
+def _make(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
+    configs = _syntheses(bench, testbed, arm, seed)
+    settings = [_comparable(config) for config in configs]
+
+    def figures() -> Figures:
+        return _mean([_anew(config, write_dataset) for config in configs])
+
+    return _kept(bench, "images", arm, seed, settings, figures)
 
 
-def _synthesis(bench: Bench, arm: str, seed: int) -> SynthesisConfig:
-    return synthesis_config(bench, arm, {}, _images(bench, arm, seed), seed)
+def _mean(datasets: Sequence[Figures]) -> Figures:
+    """Return the number of images in some datasets, and the means over all of them."""
+    number = sum(figures["number"] for figures in datasets)
+    weighted = {
+        name: sum(figures[name] * figures["number"] for figures in datasets) / number
+        for name in datasets[0]
+        if name != "number"
+    }
+    return {"number": number, **weighted}
 
 
-def _images(bench: Bench, arm: str, seed: int) -> str:
-    return bench.input(f"{arm}.parquet") if arm in (REAL, REFERENCE) else bench.path("images", f"{arm}-{seed}")
+def _syntheses(bench: Bench, testbed: Testbed, arm: str, seed: int) -> list[SynthesisConfig]:
+    return [
+        synthesis_config(bench, stage, {}, output, seed)
+        for stage, output in zip(testbed.datasets_of(arm), _images(bench, testbed, arm, seed), strict=True)
+    ]
+
+
+def _images(bench: Bench, testbed: Testbed, arm: str, seed: int) -> list[str]:
+    if arm in (REAL, REFERENCE):
+        return [bench.input(f"{arm}.parquet")]
+    return [bench.path("images", f"{stage}-{seed}") for stage in testbed.datasets_of(arm)]
 
 
 def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
-    config = _calibration(bench, arm, seed, testbed.widths, QUANTIZED, testbed.calibration)
+    config = _calibration(bench, testbed, arm, seed, testbed.widths, QUANTIZED)
 
     def figures() -> Figures:
         rows = _anew(config, calibrate)["artifacts"]
         return {f"W{row['weights']}A{row['activations']}": row["top1"] for row in rows}
 
-    return _kept(bench, QUANTIZED, arm, seed, _with_images(bench, config, arm, seed), figures)
+    return _kept(bench, QUANTIZED, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
 
 
-def _compare_ranges(bench: Bench, arm: str, seed: int) -> Figures:
+def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     """Compare ranges of the model as it is with those on real images that no arm calibrates on."""
-    config = _calibration(bench, arm, seed, [{"weights": 8, "activations": 8}], RANGES, {"labeled": None})
+    config = _calibration(bench, testbed, arm, seed, [{"weights": 8, "activations": 8}], RANGES)
 
     def figures() -> Figures:
         ranges = storage.read_json(_anew(config, calibrate)["ranges"])
-        return {"range_error": range_error(ranges, _calibrate_reference(bench)[0])}
+        return {"range_error": range_error(ranges, _calibrate_reference(bench, testbed)[0])}
 
-    return _kept(bench, RANGES, arm, seed, _with_images(bench, config, arm, seed), figures)
+    return _kept(bench, RANGES, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _calibration(
-    bench: Bench, arm: str, seed: int, widths: list[dict[str, int]], part: str, settings: Mapping[str, Any]
+    bench: Bench, testbed: Testbed, arm: str, seed: int, widths: list[dict[str, int]], part: str
 ) -> CalibrationConfig:
+    # Ranges are compared of the model as it is; the reference's calibration also scores the float model.
+    settings = {"labeled": None} if part == RANGES and arm != REFERENCE else {}
+    settings = testbed.calibration if part == QUANTIZED else settings
     own = {
         "teacher.name": bench.teacher,
-        "images": _images(bench, arm, seed),
+        "images": _images(bench, testbed, arm, seed),
         "labeled": bench.input("held_out.parquet"),
         "output": bench.path("calibrate", f"{part}-{arm}-{seed}"),
         "settings": widths,
@@ -122,9 +148,9 @@ def _calibration(
     return parse_config(CalibrationConfig, bench.arguments("calibrate", {**own, **settings}))
 
 
-def _calibrate_reference(bench: Bench) -> tuple[dict[str, Any], float]:
+def _calibrate_reference(bench: Bench, testbed: Testbed) -> tuple[dict[str, Any], float]:
     """Calibrate on the reference images, once; return the ranges and the float model's top-1."""
-    config = _calibration(bench, REFERENCE, 0, [{"weights": 8, "activations": 8}], RANGES, {})
+    config = _calibration(bench, testbed, REFERENCE, 0, [{"weights": 8, "activations": 8}], RANGES)
     if not storage.exists(storage.join(config.output, "report.json")):
         calibrate(config)
     ranges, report = (storage.read_json(storage.join(config.output, name)) for name in ("ranges.json", "report.json"))
@@ -134,19 +160,28 @@ def _calibrate_reference(bench: Bench) -> tuple[dict[str, Any], float]:
 def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) -> Figures:
     own = {
         "teacher.name": bench.teacher,
-        "images": _images(bench, arm, seed),
+        "images": _images(bench, testbed, arm, seed),
         "labeled": bench.input("held_out.parquet"),
         "output": bench.path("distill", f"{student}-{arm}-{seed}"),
         "seed": seed,
         "workers.size": 0,
     }
+    if testbed.views is not None:
+        # Scored once, at the end; one checkpoint, likewise.
+        epochs = testbed.views // _count(bench, testbed, arm, seed)
+        own |= {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
     config = parse_config(DistillationConfig, bench.arguments("distill", {**own, **testbed.students[student]}))
 
     def figures() -> Figures:
         result = _anew(config, distill)
         return {"before": result["before_top1"], "after": result["top1"]}
 
-    return _kept(bench, student, arm, seed, _with_images(bench, config, arm, seed), figures)
+    return _kept(bench, student, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
+
+
+def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
+    """Return the number of an arm's images."""
+    return sum(find_source(uri).num_rows for uri in _images(bench, testbed, arm, seed))
 
 
 def _anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -155,10 +190,12 @@ def _anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     return job(config)
 
 
-def _with_images(bench: Bench, config: Any, arm: str, seed: int) -> dict[str, Any]:
+def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
     own = _comparable(config)
-    return {**own, "synthesis": _comparable(_synthesis(bench, arm, seed))} if arm in SYNTHETIC else own
+    if arm not in SYNTHETIC:
+        return own
+    return {**own, "synthesis": [_comparable(made) for made in _syntheses(bench, testbed, arm, seed)]}
 
 
 def _comparable(config: Any) -> dict[str, Any]:
@@ -213,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(bench.path("cells"), ignore_errors=True)
     started = time.monotonic()
     make_inputs(testbed, bench, options.data)
-    _, teacher = _calibrate_reference(bench)
+    _, teacher = _calibrate_reference(bench, testbed)
     figures = run(bench, testbed, parts, range(options.seeds), options.processes)
     facts = circumstances("benchmarks.efficacy", torch.device("cpu"))
     facts |= {"testbed": testbed.name, "seeds": options.seeds, "teacher": teacher}

@@ -66,7 +66,8 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     """Write a dataset as the actors do, in this process.
 
     Returns:
-        Means per image: processor `seconds`, counted `work` in FLOP, `mean_steps`, and `confidence` of the teacher.
+        The `number` of images, and means per image: processor `seconds`, counted `work` in FLOP, `mean_steps`, and
+        `confidence` of the teacher.
     """
     plan = plan_synthesis(config)
     store.write_manifest(config.output, plan.manifest)
@@ -81,6 +82,7 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     phases = config.inversion.phases(writer.teacher.num_patches)
     shape = TeacherShape.of(writer.teacher)
     return {
+        "number": num_images,
         "seconds": seconds / num_images,
         "work": sum(run_flops(shape, shortened(phases, steps)).total for steps in taken) / num_images,
         "mean_steps": statistics.fmean(taken) if taken else 0.0,

@@ -1,7 +1,7 @@
 """Teachers on which it can be told how good synthetic images are, with the goals that are set for each."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class Testbed:
         calibration: settings of the calibration that differ from the stage's config, by dotted name.
         drops: largest loss of top-1 by bit widths, in points.
         below_real: largest distance from the same widths calibrated on real images, in points.
+        datasets: the configs of synthesis whose datasets make up an arm's images; by default the one named as the arm.
+        views: number of images that a student is trained on, each counted as often as it is seen, whatever the number
+            of different ones; by default, the stage's number of epochs.
         students: settings of each kind of student, by dotted name of the distillation's config.
         recovery: smallest share of the gain that a pruned student takes from real images.
         scratch: smallest top-1 of a student trained from scratch, in percent.
@@ -47,6 +50,8 @@ class Testbed:
     drops: Mapping[str, float]
     below_real: float
     calibration: Mapping[str, Any] = field(default_factory=lambda: {"smoothing": "repq"})
+    datasets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    views: int | None = None
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recovery: float | None = None
     scratch: float | None = None
@@ -58,6 +63,9 @@ class Testbed:
         return [
             {"weights": weights, "activations": values} for weights, values in (_WIDTHS[name] for name in self.drops)
         ]
+
+    def datasets_of(self, arm: str) -> Sequence[str]:
+        return self.datasets.get(arm, (arm,))
 
 
 def prepare_digits(bench: Bench, data: Path | None) -> None:
@@ -121,6 +129,9 @@ CIFAR = Testbed(
     drops={"W8A8": 0.3, "W4A8": 1.0, "W4A4": 3.0},
     below_real=1.0,
     calibration={"smoothing": "repq", "rounding": "gptq", "bias_correction": True},
+    # Equal work: a sparse image takes half the time of a dense one.
+    datasets={"dense": ("dense", "dense_leaves"), "sparse": ("sparse", "sparse_leaves")},
+    views=45_000,
     students={"pruned": {}},
     recovery=0.8,
 )

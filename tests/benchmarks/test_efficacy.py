@@ -91,9 +91,18 @@ def test_cifar_is_divided_into_disjoint_sets_for_the_committed_teacher(
 
 def test_the_configs_of_cifar_are_read() -> None:
     bench = Bench(folder="unused", stages=testbeds.CIFAR_STAGES)
-    kept = {arm: efficacy._synthesis(bench, arm, 3).inversion.phases(64)[-1][1] for arm in efficacy.SYNTHETIC}
-    assert kept == {"sparse": 14, "dense": 64, "noise": 64}
-    assert efficacy._calibration(bench, "sparse", 3, CIFAR.widths, QUANTIZED, {}).max_images == 200
+    made = {arm: efficacy._syntheses(bench, CIFAR, arm, 3) for arm in efficacy.SYNTHETIC}
+    kept = {arm: [config.inversion.phases(64)[-1][1] for config in configs] for arm, configs in made.items()}
+    assert kept == {"sparse": [14, 14], "dense": [64, 64], "noise": [64]}
+    calibration = efficacy._calibration(bench, CIFAR, "sparse", 3, CIFAR.widths, QUANTIZED)
+    assert calibration.max_images == 200
+    assert calibration.rounding == "gptq"
+    assert calibration.images == [config.output for config in made["sparse"]]
+
+
+def test_means_of_an_arm_weigh_its_datasets_by_their_images() -> None:
+    figures = [{"number": 30, "work": 1.0}, {"number": 10, "work": 5.0}]
+    assert efficacy._mean(figures) == {"number": 40, "work": 2.0}
 
 
 def test_a_testbed_that_needs_photos_says_so(tmp_path: Path) -> None:
@@ -122,6 +131,9 @@ def test_little_of_everything_is_measured_once_and_again_where_settings_differ(
     assert {part: measure(bench, "digits", part, "sparse", 1) for part in parts} == found
     assert {path.name: path.stat().st_mtime_ns for path in Path(bench.path("cells")).iterdir()} == cells
 
-    monkeypatch.setitem(efficacy.TESTBEDS, "digits", replace(small, students={"pruned": {"epochs": 2}}))
+    number = found["images"]["number"]
+    twice = replace(small, datasets={"sparse": ("sparse", "dense")}, students={"pruned": {}}, views=2 * number * 2)
+    monkeypatch.setitem(efficacy.TESTBEDS, "digits", twice)
+    assert measure(bench, "digits", "images", "sparse", 1)["number"] == 2 * number
     measure(bench, "digits", "pruned", "sparse", 1)
     assert json.loads(Path(bench.path("cells", "pruned-sparse-1.json")).read_text())["settings"]["epochs"] == 2
