@@ -49,8 +49,18 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
     )
 
 
+def resources_per_worker(workers: WorkersConfig) -> dict[str, float]:
+    """Return what a worker takes of the joined cluster, by Ray's names."""
+    use_gpu = workers.device == "cuda" or (workers.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    return {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+
+
 def worker_configs(
-    workers: WorkersConfig, *, fixed_size: bool, grow_every_s: float = math.inf
+    workers: WorkersConfig,
+    *,
+    fixed_size: bool,
+    grow_every_s: float = math.inf,
+    patience_s: float = 1800.0,
 ) -> tuple[ScalingConfig, TorchConfig]:
     """Return the resources of the workers and their communication backend: nccl between GPUs, gloo between CPUs.
 
@@ -59,6 +69,7 @@ def worker_configs(
         fixed_size: no node can join the cluster any more.
         grow_every_s: seconds between two looks for room for more workers, where they are fewer than `workers.size`.
             Adding some starts all of them again, from the last checkpoint.
+        patience_s: seconds that a worker may keep the others waiting.
 
     Raises:
         ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
@@ -67,9 +78,7 @@ def worker_configs(
     if not is_v2_enabled():
         found = f"{V2_ENABLED_ENV_VAR} is {os.environ.get(V2_ENABLED_ENV_VAR)!r}"
         raise ConfigError(f"{found}, and workers need Ray Train V2: unset it, or set workers.size to 0")
-    total = ray.cluster_resources()
-    use_gpu = workers.device == "cuda" or (workers.device == "auto" and total.get("GPU", 0) > 0)
-    needed = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    total, needed = ray.cluster_resources(), resources_per_worker(workers)
     for name, amount in needed.items():
         if workers.fewest * amount > total.get(name, 0):
             text = f"{workers.fewest} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
@@ -78,11 +87,11 @@ def worker_configs(
             logger.info(f"{text}: waiting for more")
     scaling = ScalingConfig(
         num_workers=workers.size if workers.fewest == workers.size else (workers.fewest, workers.size),
-        use_gpu=use_gpu,
+        use_gpu="GPU" in needed,
         resources_per_worker=needed,
         elastic_resize_monitor_interval_s=grow_every_s,
     )
-    return scaling, TorchConfig(backend="nccl" if use_gpu else "gloo")
+    return scaling, TorchConfig(backend="nccl" if "GPU" in needed else "gloo", timeout_s=round(patience_s))
 
 
 def run_workers(

@@ -103,6 +103,8 @@ def read_unit(
     opened = OpenFiles() if files is None else files
     match unit:
         case RowRange():
+            if source.arrivals is not None:
+                source.arrivals.wait_for(unit.uri)
             tables = _read_rows(unit, source.columns, columns, opened)
         case ImageFiles():
             tables = _read_files(unit, columns)

@@ -2,12 +2,24 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from pipeline.dataset.units import ImageFiles, Unit
 from pipeline.errors import DatasetError
+
+
+class Arrivals(Protocol):
+    """Files of a dataset that is being made."""
+
+    def wait_for(self, uri: str) -> None:
+        """Wait until a file is there.
+
+        Raises:
+            PipelineError: it will not come.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class Source:
         units: rows or files that are read together.
         manifest: of a synthetic dataset, if there is one.
         qualifier: prefix of the image ids, if several datasets are read together.
+        arrivals: of a dataset that is being made; its files are read when they are there.
 
     Raises:
         DatasetError: two classes have one name.
@@ -34,6 +47,7 @@ class Source:
     units: list[Unit]
     manifest: dict[str, Any] | None = None
     qualifier: str = ""
+    arrivals: Arrivals | None = None
 
     def __post_init__(self) -> None:
         repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]

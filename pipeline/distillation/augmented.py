@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.distillation import augment
+from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augment import Draws
 from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
@@ -182,18 +183,23 @@ class AugmentedImages:
         tell: whether to say, once, which settings images on kept patches do not take.
     """
 
-    def __init__(self, source: MemoryImages | StreamedImages, augmenter: Augmenter, *, tell: bool) -> None:
+    def __init__(
+        self, source: MemoryImages | StreamedImages | ArrivingImages, augmenter: Augmenter, *, tell: bool
+    ) -> None:
         self.num_images, self.order = source.num_images, source.order
         self._source, self._augmenter, self._tell = source, augmenter, tell
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of every batch of an epoch."""
-        if isinstance(self._source, MemoryImages):
+        source = self._source
+        if isinstance(source, ArrivingImages) and epoch:
+            source = source.all_made()
+        if isinstance(source, MemoryImages):
             # Partners come from the shares of all workers, so that any number of workers shows the same views.
-            for batch in self._source.whole_batches(epoch, device):
-                yield self._source.own_share(self._view(batch, epoch))
+            for batch in source.whole_batches(epoch, device):
+                yield source.own_share(self._view(batch, epoch))
         else:
-            for batch in self._source.batches(epoch, device):
+            for batch in source.batches(epoch, device):
                 yield self._view(batch, epoch)
 
     def _view(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:

@@ -116,7 +116,8 @@ class DistillationConfig:
         teacher: the model to learn from. A ViT reads the kept patches alone, other families read the filled image.
         student: the model to train.
         images: URI of a synthetic dataset, Parquet files or an image folder, or a list of URIs, which are shuffled
-            together. `{uri: URI, weight: 10}` in the list is read ten times per epoch.
+            together. `{uri: URI, weight: 10}` in the list is read ten times per epoch. Or the file of a synthesis
+            config, such as `synthesize.yaml`: its images are made while the student is trained on them.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
         output: folder that everything is written to, at any fsspec URI.

@@ -116,7 +116,7 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
             waiting.append(part)
         if not waiting:
             return
-        together = _concatenate(waiting)
+        together = concatenate(waiting)
         yield together.take(np.arange(min(size, len(together))))
         waiting = [together.take(np.arange(size, len(together)))] if len(together) > size else []
     yield from (part for part in (*waiting, *portions) if len(part))
@@ -213,7 +213,7 @@ class StreamedImages:
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
         batches = dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options)
         sizes = even_sizes(sum(unit.num_rows for _, unit in units), self._batch_size)
-        for images in rebatch(map(_to_images, batches), sizes):
+        for images in rebatch(map(to_images, batches), sizes):
             yield to_batch(images, device)
 
 
@@ -251,16 +251,16 @@ def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bo
     parts: list[Images] = []
     start = 0
     for columns in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        part = _to_images(columns)
+        part = to_images(columns)
         pixels[start : start + len(part)] = part.pixels
         parts.append(replace(part, pixels=pixels[start : start + len(part)]))
         start += len(part)
     if start != source.num_rows:
         raise DatasetError(f"{source.uri!r}: read {start} images of {source.num_rows}")
-    return _concatenate(parts, pixels)
+    return concatenate(parts, pixels)
 
 
-def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Images:
+def concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Images:
     """Concatenate images.
 
     Args:
@@ -277,7 +277,7 @@ def _concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> I
     )
 
 
-def _to_images(columns: Any) -> Images:
+def to_images(columns: Any) -> Images:
     """Convert columns of Ray Data, name → array; lists of different lengths come as an array of arrays."""
     kept = [np.asarray(indices, np.int64) for indices in columns["keep_indices"]]
     num_kept = np.array([len(indices) for indices in kept], np.int64)

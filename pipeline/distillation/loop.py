@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.distillation.answers import Answers
+from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augmented import AugmentedImages
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
@@ -29,6 +30,7 @@ from pipeline.saving import WhenToSave
 
 METRICS = "metrics.jsonl"
 ImageSource = MemoryImages | StreamedImages
+TrainingImages = ImageSource | ArrivingImages | AugmentedImages
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class StudentTrainer:
         digest: str,
         student: Student,
         answers: Answers,
-        images: ImageSource | AugmentedImages,
+        images: TrainingImages,
         labeled: ImageSource | None,
         group: Group,
         parallelize: Callable[[nn.Module], nn.Module] | None = None,

@@ -19,10 +19,12 @@ from pipeline.distillation.config import (
 )
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
-from pipeline.inputs import check_inputs, find_labeled
+from pipeline.inputs import check_inputs, conversion, find_labeled
+from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
+from pipeline.synthesis.to_make import ImagesToMake, names_config, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -39,6 +41,7 @@ class DistillationPlan:
         teacher: as loaded on the driver.
         student: untrained, on the driver.
         images, labeled: the training images, and the labeled ones if there are any.
+        to_make: the training images, if they are given by the config of their synthesis; `images` are then as planned.
     """
 
     config: DistillationConfig
@@ -47,6 +50,7 @@ class DistillationPlan:
     student: Student
     images: ImageCollection
     labeled: ImageCollection | None
+    to_make: ImagesToMake | None
 
     @property
     def digest(self) -> str:
@@ -67,26 +71,39 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
-    images = _find_images(config)
-    if not config.allow_incomplete:
-        images.check_complete()
-    check_inputs(images, teacher, labels=config.label_weight > 0)
+    to_make = plan_images(config.images) if isinstance(config.images, str) and names_config(config.images) else None
+    images = _find_images(config, teacher) if to_make is None else _plan_images(config, teacher, to_make)
     labeled = None
     if config.labeled is not None:
         labeled = ImageCollection.of(find_labeled(config.labeled, teacher, config.labeled_split))
     _check_batch_norm(config, student, images.num_rows)
-    document = _document(config, teacher, student, images, labeled)
+    document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
     there = find_config(config.output, "distill", document)
     if there is not None:
         # Checkpoints carry the digest of the run that started; an earlier version may have computed it from more.
         document["digest"] = there["digest"]
-    return DistillationPlan(with_absolute_paths(config), document, teacher, student, images, labeled)
+    return DistillationPlan(with_absolute_paths(config), document, teacher, student, images, labeled, to_make)
 
 
-def _find_images(config: DistillationConfig) -> ImageCollection:
+def _find_images(config: DistillationConfig, teacher: LoadedModel) -> ImageCollection:
     listed = list_images(config)
     uris, times = [each.uri for each in listed], [each.weight for each in listed]
-    return find_images(uris, split=config.images_split, times=times)
+    images = find_images(uris, split=config.images_split, times=times)
+    if not config.allow_incomplete:
+        images.check_complete()
+    check_inputs(images, teacher, labels=config.label_weight > 0)
+    return images
+
+
+def _plan_images(config: DistillationConfig, teacher: LoadedModel, to_make: ImagesToMake) -> ImageCollection:
+    if config.images_split is not None:
+        raise ConfigError(f"images_split is {config.images_split!r}, and images that are made have no splits")
+    images = planned_images(to_make)
+    for source in images.sources:
+        note = conversion(source, teacher, labels=config.label_weight > 0).labels_note
+        if note is not None:
+            logger.warning(note)
+    return images
 
 
 def _document(
@@ -95,6 +112,8 @@ def _document(
     student: Student,
     images: ImageCollection,
     labeled: ImageCollection | None,
+    *,
+    as_made: bool = False,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: what decides the student, its digest, and the settings as given."""
     facts = {
@@ -108,6 +127,8 @@ def _document(
         "class_names_sha256": digest_of({"names": teacher.class_names}),
         # Facts of the images, because the same folder may hold another dataset than before.
         **image_facts(images),
+        # The first epoch then has another order.
+        **({"as_made": True} if as_made else {}),
         "labelled": None if labeled is None else image_facts(labeled),
     }
     return make_document("distill", facts, to_dict(config))

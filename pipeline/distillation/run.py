@@ -2,6 +2,9 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,6 +14,7 @@ from pipeline import storage
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.credentials import redacted
 from pipeline.dataset.collection import ImageCollection
+from pipeline.distillation.arriving import Arriving
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.plan import DistillationPlan, plan_distillation
@@ -19,12 +23,17 @@ from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
+from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
+from pipeline.synthesis.beside import has_room, making
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
+from pipeline.training import resources_per_worker
 
 RESULT, CURVE = "result.json", "curve.png"
+# Where a synthesis is to wait for its next shard whatever that takes.
+_FOREVER_S = 30 * 86400.0
 
 
 def distill(config: DistillationConfig) -> dict[str, Any]:
@@ -75,9 +84,9 @@ def epochs_left(config: DistillationConfig) -> str:
 
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
-    with own_errors():
-        train = prepare_training(_read(plan), fixed_size=fixed_size)
-        done_before = max(list_epochs(output), default=0)
+    done_before = max(list_epochs(output), default=0)
+    with own_errors(), _making(plan, fixed_size=fixed_size) as arriving:
+        train = prepare_training(_read(plan, arriving), fixed_size=fixed_size)
         with report_epochs(output, plan.config.epochs, done_before, tracker):
             digests = train()
     result = _finish(plan, digests, done_before, time.monotonic() - started)
@@ -85,23 +94,45 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
     return result
 
 
-def _read(plan: DistillationPlan) -> Task:
-    """Read the images into memory if they fit; otherwise the workers read them."""
+@contextmanager
+def _making(plan: DistillationPlan, *, fixed_size: bool) -> Iterator[Arriving | None]:
+    """Within it the training images are made, if they are not there yet; None where they were given as a dataset."""
+    if plan.to_make is None:
+        yield None
+        return
+    workers, timeout_s = plan.config.workers, plan.to_make.plan.config.pool.no_progress_timeout_s
+    beside = {name: workers.fewest * amount for name, amount in resources_per_worker(workers).items()}
+    first = not has_room(plan.to_make, beside, fixed_size=fixed_size)
+    with making(plan.to_make, first=first) as arrivals:
+        (source,) = plan.images.sources
+        if arrivals is not None and not first:
+            logger.info(f"distill: training on the images of {source.uri!r} as they are made")
+        planned = ImageCollection((replace(source, arrivals=arrivals),), plan.images.units)
+        in_memory = image_bytes(planned, plan.teacher, with_tokens=False) <= plan.config.cache_gb * 2**30
+        yield Arriving(planned, in_memory, _FOREVER_S if timeout_s < 0 else timeout_s)
+
+
+def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
+    """Read the images into memory if they are there and fit; otherwise the workers read them."""
     config = plan.config
     left = config.cache_gb * 2**30
     # Of views, no answers are kept.
     with_tokens = config.token_weight > 0 and config.augment is None
+    if arriving is not None and arriving.in_memory:
+        left -= image_bytes(arriving.planned, plan.teacher, with_tokens=False)
     sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
-    for source, labels in ((plan.images, config.label_weight > 0), (plan.labeled, True)):
+    images = plan.images if arriving is None else None
+    for source, labels in ((images, config.label_weight > 0), (plan.labeled, True)):
         size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=with_tokens)
         if source is not None and size <= left:
             left -= size
             sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])
         else:
             sources.append(source)
-    images, labeled = sources
-    assert images is not None
-    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labeled)
+    there, labeled = sources
+    to_train_on = arriving if there is None else there
+    assert to_train_on is not None
+    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], to_train_on, labeled)
 
 
 def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

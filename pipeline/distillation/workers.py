@@ -16,10 +16,11 @@ from torch import nn
 from pipeline.cluster import connect
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
+from pipeline.distillation.arriving import Arriving, ArrivingImages
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import Images, MemoryImages, StreamedImages
-from pipeline.distillation.loop import Group, ImageSource, StudentTrainer
+from pipeline.distillation.loop import Group, ImageSource, StudentTrainer, TrainingImages
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
@@ -28,6 +29,9 @@ from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
 from pipeline.vit.families import refusal
 from pipeline.workers import check_same, load_again, pick_device, threads
+
+# Torch's own time limit for workers that wait for each other.
+_PATIENCE_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,21 @@ class Task:
         config: with absolute local paths.
         digest: of the run.
         teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are; labeled ones may be none.
+        images, labeled: where they are, or will be; labeled ones may be none.
     """
 
     config: DistillationConfig
     digest: str
     teacher_digest: str
     student_digest: str
-    images: ImageCollection | list[ray.ObjectRef]
+    images: ImageCollection | list[ray.ObjectRef] | Arriving
     labeled: ImageCollection | list[ray.ObjectRef] | None
 
     @property
     def streams(self) -> bool:
         """Whether workers read images from files, with tasks of Ray Data."""
-        return isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
+        anew = isinstance(self.images, Arriving) and not self.images.in_memory
+        return anew or isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
 
 
 def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]:
@@ -74,9 +79,15 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return partial(_train_here, task, device)
-    # Streamed images come in another order to more workers, so that the epoch would begin anew.
-    grow_every_s = math.inf if task.streams else max(300.0, 4 * 60 * config.checkpoint_minutes)
-    resources = worker_configs(config.workers, fixed_size=fixed_size, grow_every_s=grow_every_s)
+    # Images that workers read each for itself come in another order to more workers: the epoch would begin anew.
+    arriving = task.images if isinstance(task.images, Arriving) else None
+    grows = not task.streams and arriving is None
+    resources = worker_configs(
+        config.workers,
+        fixed_size=fixed_size,
+        grow_every_s=max(300.0, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
+        patience_s=_PATIENCE_S + (0.0 if arriving is None else arriving.patience_s),
+    )
     if task.streams:
         _check_readers(config, on_gpus=bool(resources[0].use_gpu))
     announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
@@ -165,7 +176,7 @@ def train_on(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
     images = _share(task.images, teacher, config, group, labels=config.label_weight > 0)
-    labeled = None if task.labeled is None else _share(task.labeled, teacher, config, group, labels=True)
+    labeled = None if task.labeled is None else _there(task.labeled, teacher, config, group, labels=True)
     shown = _as_views(images, teacher, student, config, group)
     if isinstance(shown, MemoryImages):
         answers.keep(
@@ -176,8 +187,12 @@ def train_on(
 
 
 def _as_views(
-    images: ImageSource, teacher: LoadedModel, student: Student, config: DistillationConfig, group: Group
-) -> ImageSource | AugmentedImages:
+    images: ImageSource | ArrivingImages,
+    teacher: LoadedModel,
+    student: Student,
+    config: DistillationConfig,
+    group: Group,
+) -> TrainingImages:
     """Show the images as random views, if that is asked for."""
     if config.augment is None:
         return images
@@ -187,6 +202,20 @@ def _as_views(
 
 
 def _share(
+    where: ImageCollection | list[ray.ObjectRef] | Arriving,
+    teacher: LoadedModel,
+    config: DistillationConfig,
+    group: Group,
+    *,
+    labels: bool,
+) -> ImageSource | ArrivingImages:
+    if isinstance(where, Arriving):
+        buffer = config.shuffle_buffer
+        return ArrivingImages(where, teacher, labels=labels, shuffle_buffer=buffer, **_order(config, group))
+    return _there(where, teacher, config, group, labels=labels)
+
+
+def _there(
     where: ImageCollection | list[ray.ObjectRef],
     teacher: LoadedModel,
     config: DistillationConfig,
@@ -194,13 +223,18 @@ def _share(
     *,
     labels: bool,
 ) -> ImageSource:
-    common: dict[str, Any] = {
+    if isinstance(where, ImageCollection):
+        buffer = config.shuffle_buffer
+        return StreamedImages(where, teacher, labels=labels, shuffle_buffer=buffer, **_order(config, group))
+    images: Images = ray.get(where[0])
+    return MemoryImages(images, **_order(config, group))
+
+
+def _order(config: DistillationConfig, group: Group) -> dict[str, Any]:
+    """Return what decides which images a worker reads at a step."""
+    return {
         "batch_size": config.batch_size,
         "seed": config.seed,
         "rank": group.rank,
         "world_size": group.world_size,
     }
-    if isinstance(where, ImageCollection):
-        return StreamedImages(where, teacher, labels=labels, shuffle_buffer=config.shuffle_buffer, **common)
-    images: Images = ray.get(where[0])
-    return MemoryImages(images, **common)

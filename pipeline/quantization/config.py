@@ -40,7 +40,7 @@ class CalibrationConfig:
     Args:
         teacher: the model to quantize.
         images: URI of a synthetic dataset, Parquet files with a column `image`, or an image folder, or a list of URIs.
-            Real images and noise can be used as well.
+            Real images and noise can be used as well. Or the file of a synthesis config: its images are made first.
         images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
             synthetic.
         output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json`,

@@ -11,7 +11,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
-from pipeline.inputs import check_inputs, find_labeled
+from pipeline.inputs import check_inputs, conversion, find_labeled
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
@@ -23,6 +23,7 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_index
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
+from pipeline.synthesis.to_make import plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -68,22 +69,11 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
     """
-    check_place(config.output, shared=config.workers.size > 0)
-    for kind in config.formats:
-        format_named(kind).check()
-    loaded = load_model(config.teacher)
-    announce(loaded.notices)
-    # Ranges can be calibrated for any output; only scoring reads it as classes.
-    check_teacher(loaded, classes=config.labeled is not None)
-    _check_mode(config, loaded)
+    loaded, labeled, reference = _check_settings(config)
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
     check_inputs(images, loaded, ids=False)
-    labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
-    reference = None
-    if config.reference is not None:
-        reference = read_reference(config.reference, loaded.digest, config.placement)
     index = read_index(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
@@ -97,6 +87,39 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
     return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled, reference)
+
+
+def check_before_making(config: CalibrationConfig, path: str) -> None:
+    """Check what can be checked of a calibration before its images are made, which may take hours.
+
+    Args:
+        config: of the calibration.
+        path: of the config of the images' synthesis.
+
+    Raises:
+        PipelineError: see `calibrate` and `plan_images`.
+    """
+    loaded, _, _ = _check_settings(config)
+    images = planned_images(plan_images(path))
+    _check_images(config, images, loaded)
+    for source in images.sources:
+        conversion(source, loaded, labels=False)
+
+
+def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | None, Ranges | None]:
+    """Check all but the images; return the teacher, what to score on, and the ranges to compare with."""
+    check_place(config.output, shared=config.workers.size > 0)
+    for kind in config.formats:
+        format_named(kind).check()
+    loaded = load_model(config.teacher)
+    announce(loaded.notices)
+    # Ranges can be calibrated for any output; only scoring reads it as classes.
+    check_teacher(loaded, classes=config.labeled is not None)
+    _check_mode(config, loaded)
+    labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
+    if config.reference is None:
+        return loaded, labeled, None
+    return loaded, labeled, read_reference(config.reference, loaded.digest, config.placement)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
-from pipeline.quantization.plan import CalibrationPlan, plan_calibration
+from pipeline.quantization.plan import CalibrationPlan, check_before_making, plan_calibration
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.report import calibration_page, figures, latency_columns
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
+from pipeline.synthesis.to_make import make_first, names_config
 from pipeline.tracking.tracker import check_tracking, tracking
 
 REPORT = "report.json"
@@ -50,6 +51,11 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     check_tracking(config.tracking)
+    if isinstance(config.images, str) and names_config(config.images):
+        check_before_making(config, config.images)
+        # All of them: those to calibrate on are drawn at random, and read several times.
+        made = make_first(config.images, allow_incomplete=config.allow_incomplete)
+        config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
     plan = plan_calibration(config)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):

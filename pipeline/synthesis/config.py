@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.checks import check_range, check_ranges
 from pipeline.errors import ConfigError
@@ -100,6 +101,8 @@ class SynthesisConfig:
         checkpoint_minutes: minutes between checkpoints of a shard that is being inverted, from which another worker
             goes on to the same images. One is also written when the worker's node is about to be taken. With `null`
             there are none, and a shard that is cut off is made anew.
+        shard_order: in which order shards are made, which changes none of them: as they are numbered, class by class;
+            or `shuffled`, so that the first ones are of all classes.
         retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
         tracking: TensorBoard and MLflow, to report to.
@@ -118,6 +121,7 @@ class SynthesisConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     snapshots: int = 0
     checkpoint_minutes: float | None = 10.0
+    shard_order: Literal["numbered", "shuffled"] = "numbered"
     retry_failed: bool = True
     dry_run: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

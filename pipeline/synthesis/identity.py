@@ -20,7 +20,7 @@ from pipeline.vit.ranking import resolve_ranking
 # Settings that `identity` replaces by facts, and settings that decide only where and how fast a dataset is made.
 _EXCLUDED = (
     *("teacher", "feature_model", "student", "classes", "output", "pool", "snapshots", "checkpoint_minutes"),
-    *("tracking", "retry_failed", "dry_run"),
+    *("tracking", "shard_order", "retry_failed", "dry_run"),
 )
 # This list must never change, see `identifying_settings`.
 _RECORDED = frozenset(

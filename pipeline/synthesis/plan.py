@@ -50,9 +50,15 @@ class SynthesisPlan:
 
     @property
     def to_do(self) -> list[int]:
-        """Ids of the shards that have no part, those that failed before only with `retry_failed`."""
+        """Ids of the shards that have no part, in order, those that failed before only with `retry_failed`."""
         left_out = self.progress.parts if self.config.retry_failed else self.progress.parts | self.progress.failed
-        return [shard_id for shard_id in range(len(self.shards)) if shard_id not in left_out]
+        order = self.shards.shuffled(self.config.seed) if self.is_shuffled else range(len(self.shards))
+        return [shard_id for shard_id in order if shard_id not in left_out]
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether shards are made in an order that mixes their classes."""
+        return self.config.shard_order == "shuffled"
 
     def about_failed(self) -> str | None:
         """Say what becomes of shards that failed before; None if there are none."""

@@ -85,7 +85,7 @@ def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, An
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = _begin(plan)
                 # If another run with these settings is at work, a random order keeps the two at different shards.
-                if not claimed.new:
+                if not claimed.new and not plan.is_shuffled:
                     random.shuffle(to_do)
                 tally = invert_missing(plan, to_do, index, fixed_size=fixed_size, tracker=tracker)
         except IncompleteError as error:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
+
 from pipeline.models import load_model
 from pipeline.synthesis.classes import list_classes
 from pipeline.synthesis.config import SynthesisConfig
@@ -60,6 +62,10 @@ class ShardPlan:
 
     def __iter__(self) -> Iterator[Shard]:
         return (self[shard_id] for shard_id in range(len(self)))
+
+    def shuffled(self, seed: int) -> list[int]:
+        """Return the ids of all shards in a random order, which depends on the seed alone."""
+        return np.random.default_rng(seed).permutation(len(self)).tolist()
 
     def _images(self, shard_id: int) -> range:
         """Return the places of a shard's images in the order of all."""

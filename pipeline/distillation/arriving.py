@@ -1,0 +1,148 @@
+"""Training images that are made while a student is trained on them.
+
+The first epoch reads each part as soon as it is there, in the order in which parts are made. Every worker waits for its
+own, and mixes the images of a few parts. Later epochs read images as those of any dataset: from memory if they fit,
+otherwise streamed from storage. So the student depends on seeds and workers, and not on when a part arrived.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.conversion import Convert
+from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.open_files import OpenFiles
+from pipeline.dataset.rows import read_unit
+from pipeline.distillation.images import (
+    DistillationBatch,
+    Images,
+    MemoryImages,
+    StreamedImages,
+    concatenate,
+    rebatch,
+    to_batch,
+    to_images,
+)
+from pipeline.distillation.order import even_sizes
+from pipeline.inputs import COLUMNS, conversion
+from pipeline.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Images that are being made, for all workers.
+
+    Attributes:
+        planned: all images, in the order in which they are made; its one source has them in the order of the dataset.
+        in_memory: whether all of them fit into the memory of each worker.
+        patience_s: how long the synthesis may take for a part before it gives up.
+    """
+
+    planned: ImageCollection
+    in_memory: bool
+    patience_s: float
+
+
+class ArrivingImages:
+    """A worker's share of images that are being made.
+
+    Args:
+        arriving: all images.
+        loaded: the teacher.
+        labels: whether labels are needed.
+        batch_size: images per step, over all workers.
+        shuffle_buffer: images that a worker mixes where they are not in memory.
+        seed: of the order.
+        rank, world_size: rank and number of workers.
+
+    Attributes:
+        order: what the order of the images depends on, besides seed and epoch.
+    """
+
+    def __init__(
+        self,
+        arriving: Arriving,
+        loaded: LoadedModel,
+        *,
+        labels: bool,
+        batch_size: int,
+        shuffle_buffer: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.num_images = arriving.planned.num_rows
+        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}, as made"
+        self._planned, self._in_memory = arriving.planned, arriving.in_memory
+        self._loaded, self._labels = loaded, labels
+        self._batch_size, self._shuffle_buffer, self._seed = batch_size, shuffle_buffer, seed
+        self._rank, self._world_size = rank, world_size
+        self._made: MemoryImages | StreamedImages | None = None
+
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield this worker's batches of an epoch; other workers may have more or fewer."""
+        if epoch:
+            yield from self.all_made().batches(epoch, device)
+            return
+        (source,), own = self._planned.sources, self._planned.units[self._rank :: self._world_size]
+        if not own:
+            return
+        own_batch = len(range(self._rank, self._batch_size, self._world_size))
+        sizes = even_sizes(sum(unit.num_rows for _, unit in own), own_batch)
+        arriving = self._read(ImageCollection((source,), own))
+        mixed = mix(arriving, self._shuffle_buffer, np.random.default_rng((self._seed, self._rank)))
+        for images in rebatch(mixed, sizes):
+            yield to_batch(images, device)
+
+    def all_made(self) -> MemoryImages | StreamedImages:
+        """Return the images once all of them are there, as those of any dataset."""
+        if self._made is None:
+            (source,) = self._planned.sources
+            there = ImageCollection.of(replace(source, arrivals=None))
+            share = {"batch_size": self._batch_size, "seed": self._seed}
+            place = {"rank": self._rank, "world_size": self._world_size}
+            if self._in_memory:
+                self._made = MemoryImages(concatenate(list(self._read(there))), **share, **place)
+            else:
+                buffer = self._shuffle_buffer
+                self._made = StreamedImages(
+                    there, self._loaded, labels=self._labels, shuffle_buffer=buffer, **share, **place
+                )
+        return self._made
+
+    def _read(self, images: ImageCollection) -> Iterator[Images]:
+        """Read images in this process, a few at a time, waiting for parts that are not there yet."""
+        converts = [conversion(source, self._loaded, labels=self._labels) for source in images.sources]
+        with OpenFiles() as files:
+            for number, unit in images.units:
+                for table in read_unit(images.sources[number], unit, COLUMNS, files):
+                    yield _convert(converts[number], table)
+
+
+def _convert(convert: Convert, table: pa.Table) -> Images:
+    return to_images(
+        {
+            "pixels": convert.pixels(table),
+            "label": convert.labels(table).to_numpy(zero_copy_only=False),
+            "keep_indices": convert.keep_indices(table).to_pylist(),
+            "image_id": table["image_id"].to_pylist(),
+        }
+    )
+
+
+def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
+    """Yield all images in random order, as far as a buffer of so many can mix them."""
+    held: list[Images] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) > buffer:
+            together = concatenate(held)
+            order = random.permutation(len(together))
+            yield together.take(order[:-buffer])
+            held = [together.take(order[-buffer:])]
+    if held:
+        together = concatenate(held)
+        yield together.take(random.permutation(len(together)))

@@ -1,0 +1,117 @@
+"""Images of a job that are given by the config of their synthesis instead of a dataset."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import parse_config
+from pipeline.dataset import schema, store
+from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.part_files import part_name
+from pipeline.dataset.source import Source
+from pipeline.dataset.sources import find_source
+from pipeline.dataset.units import RowRange, Unit
+from pipeline.errors import ConfigError, IncompleteError
+from pipeline.outputs import check_place
+from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
+from pipeline.synthesis.run import synthesize
+
+_CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def names_config(images: Any) -> bool:
+    """Return whether images are given by the file of a synthesis config, and not by the URI of a dataset.
+
+    Raises:
+        ConfigError: such a file is one of several in a list.
+    """
+    if isinstance(images, str):
+        return images.lower().endswith(_CONFIG_SUFFIXES)
+    listed = [getattr(each, "uri", each) for each in images]
+    configs = [uri for uri in listed if names_config(uri)]
+    if configs:
+        raise ConfigError(
+            f"images names the synthesis config {configs[0]!r} in a list: give it alone, or the dataset that it makes"
+        )
+    return False
+
+
+def read_config(path: str) -> SynthesisConfig:
+    """Read the config of the images of another job.
+
+    Raises:
+        ConfigError: it cannot be read, or makes no images.
+    """
+    config = parse_config(SynthesisConfig, ["--config", path])
+    if config.dry_run:
+        raise ConfigError(f"images: {path!r} has dry_run, with which no images are made")
+    check_place(config.output, shared=True)
+    return config
+
+
+def make_first(path: str, *, allow_incomplete: bool) -> str:
+    """Make the whole dataset of a config in this process; return its URI.
+
+    Raises:
+        IncompleteError: shards failed.
+        PipelineError: as `synthesize`.
+    """
+    config = read_config(path)
+    summary = synthesize(config)
+    if not summary["complete"] and not allow_incomplete:
+        raise IncompleteError(
+            f"images: {len(summary['failed'])} shards of {config.output!r} failed; run it again to try them again, or "
+            "set allow_incomplete to take the others"
+        )
+    return config.output
+
+
+@dataclass(frozen=True)
+class ImagesToMake:
+    """Images of a training that are given by the config of their synthesis.
+
+    Attributes:
+        path: of the config.
+        plan: of the synthesis.
+    """
+
+    path: str
+    plan: SynthesisPlan
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all of them are there."""
+        return len(self.plan.progress.parts) == len(self.plan.shards)
+
+
+def plan_images(path: str) -> ImagesToMake:
+    """Check the synthesis of a training's images, before either begins.
+
+    Raises:
+        PipelineError: as `plan_synthesis` and `read_config`.
+    """
+    return ImagesToMake(path, plan_synthesis(read_config(path)))
+
+
+def planned_images(to_make: ImagesToMake) -> ImageCollection:
+    """Return all images of a dataset, whether they are there yet or not, in the order in which they are made.
+
+    Its one source has the shards by their numbers.
+    """
+    plan = to_make.plan
+    source = find_source(plan.config.output) if to_make.is_made else _planned_source(plan)
+    return ImageCollection((source,), [(0, source.units[number]) for number in plan.shards.shuffled(plan.config.seed)])
+
+
+def _planned_source(plan: SynthesisPlan) -> Source:
+    manifest, output = plan.manifest, plan.config.output
+    image_bytes = int(np.prod(manifest["image_size"]))
+    units: list[Unit] = []
+    for shard_id in range(len(plan.shards)):
+        num_rows, name = plan.shards.size_of(shard_id), part_name(shard_id, plan.digest)
+        uri = store.part_uri(output, shard_id, plan.digest)
+        units.append(RowRange(uri, f"data/{name}", 0, 0, 0, num_rows, num_rows * image_bytes))
+    return Source(output, {**schema.COLUMNS, "image": pa.binary()}, manifest["class_names"], True, units, manifest)
