@@ -75,7 +75,8 @@ class ArrivingImages:
         world_size: int,
     ) -> None:
         self.num_images = arriving.planned.num_rows
-        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}, as made"
+        later = "in memory" if arriving.in_memory else "streamed"
+        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}, as made, then {later}"
         self._planned, self._in_memory = arriving.planned, arriving.in_memory
         self._loaded, self._labels = loaded, labels
         self._batch_size, self._shuffle_buffer, self._seed = batch_size, shuffle_buffer, seed
@@ -114,12 +115,14 @@ class ArrivingImages:
         return self._made
 
     def _read(self, images: ImageCollection) -> Iterator[Images]:
-        """Read images in this process, a few at a time, waiting for parts that are not there yet."""
+        """Read images in this process, part by part, waiting for parts that are not there yet."""
         converts = [conversion(source, self._loaded, labels=self._labels) for source in images.sources]
         with OpenFiles() as files:
             for number, unit in images.units:
-                for table in read_unit(images.sources[number], unit, COLUMNS, files):
-                    yield _convert(converts[number], table)
+                tables = read_unit(images.sources[number], unit, COLUMNS, files)
+                # Whole parts: how they are cut into tables depends on their size, which is not known before they are
+                # made, and the order of the images must not.
+                yield concatenate([_convert(converts[number], table) for table in tables])
 
 
 def _convert(convert: Convert, table: pa.Table) -> Images:

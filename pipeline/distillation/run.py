@@ -101,7 +101,7 @@ def _making(plan: DistillationPlan, *, fixed_size: bool) -> Iterator[Arriving | 
         yield None
         return
     workers, timeout_s = plan.config.workers, plan.to_make.plan.config.pool.no_progress_timeout_s
-    beside = {name: workers.fewest * amount for name, amount in resources_per_worker(workers).items()}
+    beside = {name: workers.size * amount for name, amount in resources_per_worker(workers).items()}
     first = not has_room(plan.to_make, beside, fixed_size=fixed_size)
     with making(plan.to_make, first=first) as arrivals:
         (source,) = plan.images.sources

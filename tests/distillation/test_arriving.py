@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 import yaml
 
-from pipeline.dataset import store
+from pipeline.dataset import rows, store
 from pipeline.distillation import DistillationConfig, StudentConfig, WeightedImages, distill
-from pipeline.distillation.arriving import mix
+from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
 from pipeline.errors import ConfigError, DatasetError, IncompleteError
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import beside
 from pipeline.synthesis.beside import PartArrivals, _Ending, making
@@ -221,3 +222,43 @@ def test_the_record_says_that_images_were_read_as_made(
     facts = json.loads(json.dumps(plan.document))["identity"]
     assert facts["as_made"] is True
     assert facts["dataset"] == plan.to_make.plan.digest  # type: ignore[union-attr]
+
+
+def test_the_order_says_how_later_epochs_are_read(synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    planned = planned_images(plan_images(write(synthesis, tmp_path)))
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    share: dict[str, Any] = {"labels": False, "batch_size": 4, "shuffle_buffer": 8, "seed": 0, "rank": 0}
+    # A checkpoint within an epoch counts in its own order alone.
+    orders = {
+        ArrivingImages(Arriving(planned, in_memory, 1.0), loaded, world_size=1, **share).order
+        for in_memory in (True, False)
+    }
+    assert len(orders) == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_order_does_not_depend_on_how_parts_are_cut_into_tables(
+    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(synthesis, tmp_path)
+    distill(training(path, tiny_folder, tmp_path / "out"))
+    planned = planned_images(plan_images(path))
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+
+    def read() -> list[str]:
+        images = ArrivingImages(
+            Arriving(planned, True, 1.0),
+            loaded,
+            labels=False,
+            batch_size=4,
+            shuffle_buffer=8,
+            seed=0,
+            rank=0,
+            world_size=1,
+        )
+        return [image_id for batch in images.batches(0, torch.device("cpu")) for image_id in batch.image_ids]
+
+    whole = read()
+    monkeypatch.setattr(rows, "_ROWS_AT_ONCE", 3)
+    assert read() == whole
+    assert len(set(whole)) == NUM_IMAGES
