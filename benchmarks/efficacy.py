@@ -110,7 +110,7 @@ def _images(bench: Bench, testbed: Testbed, arm: str, seed: int) -> list[str]:
 
 
 def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
-    config = _calibration(bench, testbed, arm, seed, testbed.widths, QUANTIZED)
+    config = _calibration(bench, testbed, arm, seed, QUANTIZED)
 
     def figures() -> Figures:
         rows = _anew(config, calibrate)["artifacts"]
@@ -121,7 +121,7 @@ def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
 
 def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     """Compare ranges of the model as it is with those on real images that no arm calibrates on."""
-    config = _calibration(bench, testbed, arm, seed, [{"weights": 8, "activations": 8}], RANGES)
+    config = _calibration(bench, testbed, arm, seed, RANGES)
 
     def figures() -> Figures:
         ranges = storage.read_json(_anew(config, calibrate)["ranges"])
@@ -130,18 +130,18 @@ def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figu
     return _kept(bench, RANGES, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
 
 
-def _calibration(
-    bench: Bench, testbed: Testbed, arm: str, seed: int, widths: list[dict[str, int]], part: str
-) -> CalibrationConfig:
-    # Ranges are compared of the model as it is; the reference's calibration also scores the float model.
-    settings = {"labeled": None} if part == RANGES and arm != REFERENCE else {}
-    settings = testbed.calibration if part == QUANTIZED else settings
+def _calibration(bench: Bench, testbed: Testbed, arm: str, seed: int, part: str) -> CalibrationConfig:
+    settings: dict[str, Any] = {"settings": [{"weights": 8, "activations": 8}]}
+    if part == QUANTIZED:
+        settings = {"settings": testbed.widths, **testbed.calibration}
+    elif arm != REFERENCE:
+        # Ranges need no scores; with the reference's, the float model is scored.
+        settings["labeled"] = None
     own = {
         "teacher.name": bench.teacher,
         "images": _images(bench, testbed, arm, seed),
         "labeled": bench.input("held_out.parquet"),
         "output": bench.path("calibrate", f"{part}-{arm}-{seed}"),
-        "settings": widths,
         "formats": ["pt2"],
         "workers.size": 0,
     }
@@ -150,7 +150,7 @@ def _calibration(
 
 def _calibrate_reference(bench: Bench, testbed: Testbed) -> tuple[dict[str, Any], float]:
     """Calibrate on the reference images, once; return the ranges and the float model's top-1."""
-    config = _calibration(bench, testbed, REFERENCE, 0, [{"weights": 8, "activations": 8}], RANGES)
+    config = _calibration(bench, testbed, REFERENCE, 0, RANGES)
     if not storage.exists(storage.join(config.output, "report.json")):
         calibrate(config)
     ranges, report = (storage.read_json(storage.join(config.output, name)) for name in ("ranges.json", "report.json"))

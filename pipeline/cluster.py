@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import grpc
 import ray
@@ -21,7 +22,9 @@ from ray._private import services, worker
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import check_version_info
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray.actor import ActorHandle
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
 from pipeline.head import open_connection, watch_head
@@ -72,6 +75,13 @@ def connect() -> bool:
     context.raise_original_map_exception = True
     node = worker._global_node
     return node is not None and node.is_head()
+
+
+def start_here(kind: type, *arguments: Any, **named: Any) -> ActorHandle:
+    """Start a small actor on the machine of this process, without which the run is lost anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor_class: Any = ray.remote(num_cpus=0)(kind)
+    return actor_class.options(scheduling_strategy=here).remote(*arguments, **named)
 
 
 def check_cluster() -> None:

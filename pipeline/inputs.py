@@ -1,14 +1,16 @@
 """Turn images of any dataset into a model's inputs, for calibration, distillation and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 
 from pipeline.conversion import Convert, size_text
 from pipeline.dataset.collection import ImageCollection, find_images
+from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.reader import read_collection
-from pipeline.dataset.rows import SEVERAL_DATASETS, read_column, read_first, repeated_id
+from pipeline.dataset.rows import SEVERAL_DATASETS, read_column, read_first, read_unit, repeated_id
 from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
@@ -92,8 +94,36 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
         for table in read_column(source, "label"):
             convert.labels(table)
     convert(read_first(source, COLUMNS))
+    _tell_labels(convert)
+
+
+def _tell_labels(convert: Convert) -> None:
     if convert.labels_note is not None:
         logger.warning(convert.labels_note)
+
+
+def check_planned(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
+    """Check of images that are not there yet what `check_inputs` checks without reading them.
+
+    Raises:
+        DatasetError: as `read_inputs`.
+    """
+    for source in images.sources:
+        _tell_labels(conversion(source, loaded, labels=labels))
+
+
+def read_units(
+    images: ImageCollection, loaded: LoadedModel, *, labels: bool
+) -> Iterator[tuple[Convert, Iterator[pa.Table]]]:
+    """Yield the rows of each unit, encoded, in small tables and in this process, with what converts them.
+
+    Raises:
+        DatasetError: as `read_inputs`, or a file cannot be read.
+    """
+    converts = [conversion(source, loaded, labels=labels) for source in images.sources]
+    with OpenFiles() as files:
+        for number, unit in images.units:
+            yield converts[number], read_unit(images.sources[number], unit, COLUMNS, files)
 
 
 def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:

@@ -25,6 +25,8 @@ from pipeline.workers import WorkersConfig
 _TRAIN_FOLDER = "train"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
+# Torch's own limit for workers that wait for each other.
+_PATIENCE_S = 1800.0
 
 
 def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
@@ -60,7 +62,7 @@ def worker_configs(
     *,
     fixed_size: bool,
     grow_every_s: float = math.inf,
-    patience_s: float = 1800.0,
+    patience_s: float = 0.0,
 ) -> tuple[ScalingConfig, TorchConfig]:
     """Return the resources of the workers and their communication backend: nccl between GPUs, gloo between CPUs.
 
@@ -69,7 +71,7 @@ def worker_configs(
         fixed_size: no node can join the cluster any more.
         grow_every_s: seconds between two looks for room for more workers, where they are fewer than `workers.size`.
             Adding some starts all of them again, from the last checkpoint.
-        patience_s: seconds that a worker may keep the others waiting.
+        patience_s: seconds that a worker may keep the others waiting beyond half an hour, which is torch's own limit.
 
     Raises:
         ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
@@ -91,7 +93,9 @@ def worker_configs(
         resources_per_worker=needed,
         elastic_resize_monitor_interval_s=grow_every_s,
     )
-    return scaling, TorchConfig(backend="nccl" if "GPU" in needed else "gloo", timeout_s=round(patience_s))
+    return scaling, TorchConfig(
+        backend="nccl" if "GPU" in needed else "gloo", timeout_s=round(_PATIENCE_S + patience_s)
+    )
 
 
 def run_workers(

@@ -14,8 +14,6 @@ import torch
 
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.open_files import OpenFiles
-from pipeline.dataset.rows import read_unit
 from pipeline.distillation.images import (
     DistillationBatch,
     Images,
@@ -26,8 +24,8 @@ from pipeline.distillation.images import (
     to_batch,
     to_images,
 )
-from pipeline.distillation.order import even_sizes
-from pipeline.inputs import COLUMNS, conversion
+from pipeline.distillation.order import even_sizes, share_of_batch
+from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 
 
@@ -91,7 +89,7 @@ class ArrivingImages:
         (source,), own = self._planned.sources, self._planned.units[self._rank :: self._world_size]
         if not own:
             return
-        own_batch = len(range(self._rank, self._batch_size, self._world_size))
+        own_batch = share_of_batch(self._batch_size, rank=self._rank, world_size=self._world_size)
         sizes = even_sizes(sum(unit.num_rows for _, unit in own), own_batch)
         arriving = self._read(ImageCollection((source,), own))
         mixed = mix(arriving, self._shuffle_buffer, np.random.default_rng((self._seed, self._rank)))
@@ -116,13 +114,10 @@ class ArrivingImages:
 
     def _read(self, images: ImageCollection) -> Iterator[Images]:
         """Read images in this process, part by part, waiting for parts that are not there yet."""
-        converts = [conversion(source, self._loaded, labels=self._labels) for source in images.sources]
-        with OpenFiles() as files:
-            for number, unit in images.units:
-                tables = read_unit(images.sources[number], unit, COLUMNS, files)
-                # Whole parts: how they are cut into tables depends on their size, which is not known before they are
-                # made, and the order of the images must not.
-                yield concatenate([_convert(converts[number], table) for table in tables])
+        for convert, tables in read_units(images, self._loaded, labels=self._labels):
+            # Whole parts: how they are cut into tables depends on their size, which is not known before they are made,
+            # and the order of the images must not.
+            yield concatenate([_convert(convert, table) for table in tables])
 
 
 def _convert(convert: Convert, table: pa.Table) -> Images:

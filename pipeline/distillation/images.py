@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
-from pipeline.distillation.order import even_sizes, plan_epoch, share_units
+from pipeline.distillation.order import even_sizes, plan_epoch, share_of_batch, share_units
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
@@ -181,7 +181,7 @@ class StreamedImages:
     ) -> None:
         self.num_images = source.num_rows
         self._source, self._loaded, self._labels = source, loaded, labels
-        self._batch_size = len(range(rank, batch_size, world_size))
+        self._batch_size = share_of_batch(batch_size, rank=rank, world_size=world_size)
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._rank, self._world_size = rank, world_size
         self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}"

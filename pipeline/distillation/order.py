@@ -25,6 +25,11 @@ def even_sizes(num_images: int, batch_size: int) -> list[int]:
     return [len(rows) for rows in np.array_split(np.arange(num_images), batches)]
 
 
+def share_of_batch(batch_size: int, *, rank: int, world_size: int) -> int:
+    """Return how many images of a full batch a worker reads."""
+    return len(range(rank, batch_size, world_size))
+
+
 def share_units(
     units: Sequence[tuple[int, Unit]], *, seed: int, epoch: int, rank: int, world_size: int
 ) -> list[tuple[int, Unit]]:

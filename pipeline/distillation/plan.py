@@ -19,8 +19,7 @@ from pipeline.distillation.config import (
 )
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
-from pipeline.inputs import check_inputs, conversion, find_labeled
-from pipeline.log import logger
+from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
@@ -71,7 +70,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
-    to_make = plan_images(config.images) if isinstance(config.images, str) and names_config(config.images) else None
+    to_make = plan_images(config.images) if names_config(config.images) else None
     images = _find_images(config, teacher) if to_make is None else _plan_images(config, teacher, to_make)
     labeled = None
     if config.labeled is not None:
@@ -99,10 +98,7 @@ def _plan_images(config: DistillationConfig, teacher: LoadedModel, to_make: Imag
     if config.images_split is not None:
         raise ConfigError(f"images_split is {config.images_split!r}, and images that are made have no splits")
     images = planned_images(to_make)
-    for source in images.sources:
-        note = conversion(source, teacher, labels=config.label_weight > 0).labels_note
-        if note is not None:
-            logger.warning(note)
+    check_planned(images, teacher, labels=config.label_weight > 0)
     return images
 
 

@@ -118,21 +118,20 @@ def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
     left = config.cache_gb * 2**30
     # Of views, no answers are kept.
     with_tokens = config.token_weight > 0 and config.augment is None
+
+    def read(source: ImageCollection, *, labels: bool) -> ImageCollection | list[ray.ObjectRef]:
+        nonlocal left
+        size = image_bytes(source, plan.teacher, with_tokens=with_tokens)
+        if size > left:
+            return source
+        left -= size
+        return [ray.put(read_into_memory(source, plan.teacher, labels=labels))]
+
     if arriving is not None and arriving.in_memory:
         left -= image_bytes(arriving.planned, plan.teacher, with_tokens=False)
-    sources: list[ImageCollection | list[ray.ObjectRef] | None] = []
-    images = plan.images if arriving is None else None
-    for source, labels in ((images, config.label_weight > 0), (plan.labeled, True)):
-        size = 0 if source is None else image_bytes(source, plan.teacher, with_tokens=with_tokens)
-        if source is not None and size <= left:
-            left -= size
-            sources.append([ray.put(read_into_memory(source, plan.teacher, labels=labels))])
-        else:
-            sources.append(source)
-    there, labeled = sources
-    to_train_on = arriving if there is None else there
-    assert to_train_on is not None
-    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], to_train_on, labeled)
+    images = read(plan.images, labels=config.label_weight > 0) if arriving is None else arriving
+    labeled = None if plan.labeled is None else read(plan.labeled, labels=True)
+    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labeled)
 
 
 def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

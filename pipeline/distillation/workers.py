@@ -30,9 +30,6 @@ from pipeline.training import run_workers, worker_configs
 from pipeline.vit.families import refusal
 from pipeline.workers import check_same, load_again, pick_device, threads
 
-# Torch's own time limit for workers that wait for each other.
-_PATIENCE_S = 1800.0
-
 
 @dataclass(frozen=True)
 class Task:
@@ -86,7 +83,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         config.workers,
         fixed_size=fixed_size,
         grow_every_s=max(300.0, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
-        patience_s=_PATIENCE_S + (0.0 if arriving is None else arriving.patience_s),
+        patience_s=0.0 if arriving is None else arriving.patience_s,
     )
     if task.streams:
         _check_readers(config, on_gpus=bool(resources[0].use_gpu))

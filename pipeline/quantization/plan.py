@@ -11,7 +11,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
-from pipeline.inputs import check_inputs, conversion, find_labeled
+from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
@@ -102,8 +102,7 @@ def check_before_making(config: CalibrationConfig, path: str) -> None:
     loaded, _, _ = _check_settings(config)
     images = planned_images(plan_images(path))
     _check_images(config, images, loaded)
-    for source in images.sources:
-        conversion(source, loaded, labels=False)
+    check_planned(images, loaded)
 
 
 def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | None, Ranges | None]:

@@ -13,7 +13,7 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import neighbors_in_files, read_unit
 from pipeline.dataset.units import Unit
-from pipeline.inputs import COLUMNS, conversion
+from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
@@ -68,13 +68,11 @@ def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collect
     Raises:
         DatasetError: a file cannot be read, or an image cannot be decoded.
     """
-    converts = [conversion(source, loaded, labels=False) for source in images.sources]
-    with OpenFiles() as files:
-        for number, unit in images.units:
-            for table in read_unit(images.sources[number], unit, COLUMNS, files):
-                chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
-                if chosen:
-                    yield from _convert(converts[number], table.take(chosen))
+    for convert, tables in read_units(images, loaded, labels=False):
+        for table in tables:
+            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+            if chosen:
+                yield from _convert(convert, table.take(chosen))
 
 
 def _convert(convert: Convert, table: pa.Table) -> Iterator[dict[str, Any]]:

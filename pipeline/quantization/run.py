@@ -51,7 +51,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     check_tracking(config.tracking)
-    if isinstance(config.images, str) and names_config(config.images):
+    if names_config(config.images):
         check_before_making(config, config.images)
         # All of them: those to calibrate on are drawn at random, and read several times.
         made = make_first(config.images, allow_incomplete=config.allow_incomplete)

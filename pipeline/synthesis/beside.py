@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import environ
 from threading import Thread
-from typing import Any, cast
+from typing import cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
 from pipeline.autoscaler import node_types
+from pipeline.cluster import start_here
 from pipeline.errors import IncompleteError
 from pipeline.log import logger
 from pipeline.synthesis.room import needs
@@ -97,12 +97,10 @@ def making(to_make: ImagesToMake, *, first: bool) -> Iterator[PartArrivals | Non
     Yields:
         What readers wait for parts with; None where all are there.
     """
-    if to_make.is_made:
+    if to_make.plan.progress.complete:
         yield None
         return
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor_class: Any = ray.remote(num_cpus=0)(_Ending)
-    arrivals = PartArrivals(to_make.plan.config.output, actor_class.options(scheduling_strategy=here).remote())
+    arrivals = PartArrivals(to_make.plan.config.output, start_here(_Ending))
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()

@@ -10,10 +10,9 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
-from pipeline.cluster import free_resources
+from pipeline.cluster import free_resources, start_here
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
@@ -124,12 +123,7 @@ def _collect(
 
 
 def _start(pool: PoolConfig) -> ActorHandle:
-    """Start the run's `Attempts` on the machine of this process, without which the run is lost anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor_class: Any = ray.remote(num_cpus=0)(Attempts)
-    return actor_class.options(scheduling_strategy=here).remote(
-        pool.max_attempts, actors_per_gpu=needs(pool).actors_per_gpu
-    )
+    return start_here(Attempts, pool.max_attempts, actors_per_gpu=needs(pool).actors_per_gpu)
 
 
 def _one_pass(

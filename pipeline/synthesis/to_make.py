@@ -1,7 +1,7 @@
 """Images of a job that are given by the config of their synthesis instead of a dataset."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.synthesis.run import synthesize
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
-def names_config(images: Any) -> bool:
+def names_config(images: Any) -> TypeGuard[str]:
     """Return whether images are given by the file of a synthesis config, and not by the URI of a dataset.
 
     Raises:
@@ -81,11 +81,6 @@ class ImagesToMake:
     path: str
     plan: SynthesisPlan
 
-    @property
-    def is_made(self) -> bool:
-        """Whether all of them are there."""
-        return len(self.plan.progress.parts) == len(self.plan.shards)
-
 
 def plan_images(path: str) -> ImagesToMake:
     """Check the synthesis of a training's images, before either begins.
@@ -102,7 +97,7 @@ def planned_images(to_make: ImagesToMake) -> ImageCollection:
     Its one source has the shards by their numbers.
     """
     plan = to_make.plan
-    source = find_source(plan.config.output) if to_make.is_made else _planned_source(plan)
+    source = find_source(plan.config.output) if plan.progress.complete else _planned_source(plan)
     return ImageCollection((source,), [(0, source.units[number]) for number in plan.shards.shuffled(plan.config.seed)])
 
 

@@ -94,7 +94,7 @@ def test_the_configs_of_cifar_are_read() -> None:
     made = {arm: efficacy._syntheses(bench, CIFAR, arm, 3) for arm in efficacy.SYNTHETIC}
     kept = {arm: [config.inversion.phases(64)[-1][1] for config in configs] for arm, configs in made.items()}
     assert kept == {"sparse": [14, 14], "dense": [64, 64], "noise": [64]}
-    calibration = efficacy._calibration(bench, CIFAR, "sparse", 3, CIFAR.widths, QUANTIZED)
+    calibration = efficacy._calibration(bench, CIFAR, "sparse", 3, QUANTIZED)
     assert calibration.max_images == 200
     assert calibration.rounding == "gptq"
     assert calibration.images == [config.output for config in made["sparse"]]

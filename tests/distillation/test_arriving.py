@@ -1,7 +1,5 @@
 """Training on images that are being made."""
 
-import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ import yaml
 from pipeline.dataset import rows, store
 from pipeline.distillation import DistillationConfig, StudentConfig, WeightedImages, distill
 from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
+from pipeline.distillation.plan import plan_distillation
 from pipeline.errors import ConfigError, DatasetError, IncompleteError
 from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
@@ -67,8 +66,8 @@ def training(images: Any, tiny_folder: Path, output: Path, **changes: Any) -> Di
 
 def check_epochs(output: Path) -> None:
     ids = [f"{label:05d}-{number:06d}" for label in range(6) for number in range(4)]
-    rows = metrics(str(output))
-    assert [(row["images"], row["image_ids_checksum"]) for row in rows] == [(NUM_IMAGES, checksum(ids))] * 2
+    epochs = metrics(str(output))
+    assert [(row["images"], row["image_ids_checksum"]) for row in epochs] == [(NUM_IMAGES, checksum(ids))] * 2
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -134,11 +133,10 @@ def test_the_images_of_a_calibration_are_made_first(
 def test_the_process_that_makes_images_ends_with_the_training(
     synthesis: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beside, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(600)"))
     started: list[subprocess.Popen[bytes]] = []
 
     def start(path: str) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen(beside._COMMAND, env=dict(os.environ)))
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         return started[0]
 
     monkeypatch.setattr(beside, "_start", start)
@@ -193,6 +191,8 @@ def test_what_makes_no_images_or_cannot_be_split_is_refused(
     synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
     path = write(synthesis, tmp_path)
+    with pytest.raises(ConfigError, match=r"images names the synthesis config '.*synthesis\.yaml' in a list"):
+        distill(training([path, str(tmp_path)], tiny_folder, tmp_path / "out"))
     with pytest.raises(ConfigError, match="images_split is 'train'"):
         distill(training(path, tiny_folder, tmp_path / "out", images_split="train"))
     path = write({**synthesis, "dry_run": True}, tmp_path)
@@ -216,10 +216,8 @@ def test_a_buffer_mixes_neighbors_and_loses_none(sizes: list[int]) -> None:
 def test_the_record_says_that_images_were_read_as_made(
     synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    from pipeline.distillation.plan import plan_distillation
-
     plan = plan_distillation(training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out"))
-    facts = json.loads(json.dumps(plan.document))["identity"]
+    facts = plan.document["identity"]
     assert facts["as_made"] is True
     assert facts["dataset"] == plan.to_make.plan.digest  # type: ignore[union-attr]
 
