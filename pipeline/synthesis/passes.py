@@ -18,7 +18,7 @@ from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
-from pipeline.synthesis.config import PoolConfig
+from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
@@ -58,10 +58,11 @@ def invert_missing(
         What became of the shards.
 
     Raises:
+        DatasetError: the checkpoints of an earlier run cannot be listed.
         IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
             where this process does not find it.
     """
-    attempts = _start(plan.config.pool)
+    attempts = _start(plan)
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
@@ -123,12 +124,14 @@ def _collect(
     return handed_back
 
 
-def _start(pool: PoolConfig) -> ActorHandle:
+def _start(plan: SynthesisPlan) -> ActorHandle:
     """Start the run's `Attempts` on the machine of this process, without which the run is lost anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(num_cpus=0)(Attempts)
     return actor_class.options(scheduling_strategy=here).remote(
-        pool.max_attempts, actors_per_gpu=needs(pool).actors_per_gpu
+        plan.config.pool.max_attempts,
+        actors_per_gpu=needs(plan.config.pool).actors_per_gpu,
+        begun_before=shards_with_checkpoint(plan.config.output, plan.digest),
     )
 
 
