@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
-from pipeline.dataset.index import parts_without_row, read_index, valid_rows
+from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
@@ -79,6 +79,7 @@ def _dataset(uri: str) -> dict[str, Any]:
         "failed": list(progress.failed.values()),
         "missing": progress.missing,
         "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
+        "num_retried": num_retried(index),
         "num_images": manifest["num_images"],
         "actor_hours": round(float(np.nansum(index["seconds"].to_numpy())) / 3600, 4),
     }

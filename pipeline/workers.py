@@ -89,6 +89,11 @@ def pick_device(wanted: DeviceChoice, setting: str) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Return the model of a GPU, such as `NVIDIA H100 80GB HBM3`, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def with_absolute_paths(config: C) -> C:
     """Return a config with absolute local paths, of models and output: workers have working folders of their own.
 

@@ -40,9 +40,17 @@ _SCHEMA = pa.schema(
         "seconds": pa.float32(),
         "worker": pa.string(),
         "peak_bytes": pa.int64(),
+        "attempts": pa.int32(),
+        "node": pa.string(),
+        "gpu": pa.string(),
+        "device": pa.string(),
     }
 )
 COLUMNS = tuple(_SCHEMA.names)
+# Indexes of earlier versions lack them.
+_LATER_COLUMNS = ("attempts", "node", "gpu", "device")
+# What only the worker knows that made a part.
+KNOWN_BY_MAKER = ("seconds", "worker", "peak_bytes", "node", "gpu", "device")
 # Columns of a part that its row sums up.
 _SUMMED = ("label", "class_loss", "teacher_confidence")
 _FOR_READERS = ("shard_id", "num_rows", "bytes", "row_group_bytes")
@@ -81,10 +89,30 @@ def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa
         # Equal rows take next to nothing in a file, and all memory when they are read.
         if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
             raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")
-        return parquet.read(columns=list(columns)).cast(wanted)
+        there = set(parquet.schema_arrow.names)
+        return _completed(parquet.read(columns=[name for name in columns if name in there]), columns).cast(wanted)
     except (DatasetError, pa.ArrowException, KeyError, OSError, ValueError) as error:
         logger.warning(f"{uri!r} is not used, every part is opened instead: {one_line(error)}")
         return wanted.empty_table()
+
+
+def _completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return the given columns of an index; those that earlier versions did not write are null.
+
+    Raises:
+        DatasetError: another column is missing.
+    """
+    for name in columns:
+        if name not in table.column_names:
+            if name not in _LATER_COLUMNS:
+                raise DatasetError(f"it has no column {name!r}")
+            table = table.append_column(name, pa.nulls(len(table), _SCHEMA.field(name).type))
+    return table.select(list(columns))
+
+
+def num_retried(table: pa.Table) -> int:
+    """Return the number of parts of an index that took more than one attempt, as far as that is known."""
+    return int(np.sum(table["attempts"].drop_null().to_numpy() > 1))
 
 
 def write_index(output: str, digest: str, table: pa.Table) -> None:

@@ -111,7 +111,7 @@ def _samples(plan: CalibrationPlan) -> Tensor:
 
 def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
     """Read images in this process, float32 [B, C, H, W], normalized."""
-    return _pixels(_read(_share(plan, [window]), plan.loaded))
+    return _pixels(_read(_share(plan.images, [window]), plan.loaded))
 
 
 def _pixels(rows: Iterable[dict[str, Any]]) -> Tensor:
@@ -131,8 +131,8 @@ class _Share:
     batches: list[list[str]]
 
 
-def _share(plan: CalibrationPlan, windows: Sequence[Window]) -> _Share:
-    return _Share(plan.images.select([row for window in windows for row in window.rows]), _batches(windows))
+def _share(images: ImageCollection, windows: Sequence[Window]) -> _Share:
+    return _Share(images.select([row for window in windows for row in window.rows]), _batches(windows))
 
 
 def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
@@ -218,23 +218,25 @@ def _observe(
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     with threads(config.workers.cpus_per_worker):
-        return _observe_all(config, loaded, _share(plan, plan.windows), count, _ALONE)
+        return _observe_all(config, loaded, _share(plan.images, plan.windows), count, _ALONE)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Work that every worker is sent.
+    """Work that every worker is sent, and divides among as many workers as there are when it starts.
 
     Attributes:
         config: with absolute local paths.
         teacher_digest: of the weights, as the driver loaded them.
-        shares: one for each worker, by number of workers and rank.
+        images: all of them; the windows number their rows.
+        windows: of all workers.
         count: what to call with the number of images that were just read.
     """
 
     config: CalibrationConfig
     teacher_digest: str
-    shares: dict[int, list[_Share]]
+    images: ImageCollection
+    windows: list[Window]
     count: Count
 
 
@@ -242,11 +244,7 @@ def _calibrate_on_workers(
     plan: CalibrationPlan, count: Count, resources: tuple[ScalingConfig, TorchConfig]
 ) -> dict[str, Any]:
     config = plan.config
-    shares = {
-        size: [_share(plan, windows) for windows in share_windows(plan.windows, size)]
-        for size in range(config.workers.fewest, config.workers.size + 1)
-    }
-    task = _Task(with_absolute_paths(config), plan.loaded.digest, shares, count)
+    task = _Task(with_absolute_paths(config), plan.loaded.digest, plan.images, plan.windows, count)
     name = f"calibrate-{plan.digest[:8]}"
     return run_workers(partial(_observe_share, task), config.workers, resources, output=config.output, name=name)
 
@@ -255,7 +253,7 @@ def _observe_share(task: _Task) -> dict[str, Any] | None:
     """Read a worker's share; rank 0 merges all and returns the parts of a `Calibration`."""
     config, context = task.config, ray.train.get_context()
     rank = context.get_world_rank()
-    share = task.shares[context.get_world_size()][rank]
+    share = _share(task.images, share_windows(task.windows, context.get_world_size())[rank])
     with threads(config.workers.cpus_per_worker):
         loaded = load_again(config.teacher, task.teacher_digest)
         loaded.model.to(get_device())

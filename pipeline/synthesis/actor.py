@@ -1,6 +1,8 @@
 """The actor: load the teacher once, then invert shards."""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +91,8 @@ class InvertedShard:
         halvings: (step, images in one forward from then on), where memory ran out for more.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
         compile_s: seconds in which graphs were compiled.
-        peak_bytes: of the GPU's memory, by this actor so far; 0 on a CPU.
+        peak_bytes: most memory of the GPU that was allocated while the shard was inverted; on a CPU, most memory that
+            the process has held so far.
     """
 
     shard_id: int
@@ -186,6 +189,8 @@ class Inverter:
             NonFiniteError: see `__call__`.
             ConfigError: rows that are to come of one start have different labels.
         """
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         starts = self._starts(shard_id, labels)
         forming = Forming(watched) if watched else None
         result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run], forming)
@@ -207,7 +212,7 @@ class Inverter:
             halvings=result.halvings,
             num_steps=result.num_steps.tolist(),
             compile_s=result.compile_s,
-            peak_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,
+            peak_bytes=_peak_bytes(self.device),
         )
 
     def _starts(self, shard_id: int, labels: Sequence[int]) -> Tensor:
@@ -250,6 +255,13 @@ class Inverter:
             "teacher_confidence": confidence,
             "teacher_prediction": prediction,
         }
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def shard_rows(batch: Mapping[str, Any]) -> Iterator[tuple[int, list[int], list[str]]]:

@@ -11,6 +11,7 @@ actor on the driver's machine what it is about to do:
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -31,14 +32,16 @@ _LOST_NODES_PER_ATTEMPT = 3
 
 @dataclass
 class _Shard:
-    """Failed attempts at a shard.
+    """Attempts at a shard that is not made yet.
 
     Attributes:
+        num_begun: attempts that were begun.
         history: how each attempt ended, in words.
         unreported: those of them that the driver does not know yet.
         lost_nodes: number of attempts that ended because their node was lost.
     """
 
+    num_begun: int = 0
     history: list[str] = field(default_factory=list)
     unreported: list[str] = field(default_factory=list)
     lost_nodes: int = 0
@@ -62,12 +65,14 @@ class Begun:
         refusal: why the shard is given up; empty if the worker may do it.
         done: whether this run has made the shard already, and its worker died before Ray heard of it.
         handed_back: whether the shard failed in this pass already, and is for another worker in the next.
+        attempt: number of this attempt at the shard, counted from 1; of one that is done, of the attempt that made it.
     """
 
     history: list[str] = field(default_factory=list)
     refusal: str = ""
     done: bool = False
     handed_back: bool = False
+    attempt: int = 0
 
 
 class Attempts:
@@ -76,15 +81,18 @@ class Attempts:
     Args:
         max_attempts: attempts at a shard before it is given up.
         actors_per_gpu: actors that share a GPU, and fail together with it.
+        begun_before: shards that an earlier run began and did not finish. Its attempt is counted, and not held against
+            them.
     """
 
-    def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1) -> None:
+    def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
         self._max_attempts, self._actors_per_gpu = max_attempts, actors_per_gpu
-        self._shards: dict[int, _Shard] = {}
+        self._shards = {shard_id: _Shard(num_begun=1) for shard_id in begun_before}
         self._errors: dict[Device, int] = {}
         self._retired: dict[Device, str] = {}
         self._trace = ""
-        self._done: set[int] = set()
+        # Shard id → attempts that it took.
+        self._done: dict[int, int] = {}
         self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
     # Called by the driver.
@@ -154,7 +162,7 @@ class Attempts:
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         if shard_id in self._done:
-            return Begun(done=True)
+            return Begun(done=True, attempt=self._done[shard_id])
         if shard_id in self._handed_back:
             return Begun(handed_back=True)
         before = self._running.get(shard_id)
@@ -165,9 +173,10 @@ class Attempts:
         if refusal:
             self._left.discard(shard_id)
         else:
+            shard.num_begun += 1
             self._running[shard_id] = _Running(device, name)
         deaths, shard.unreported = shard.unreported, []
-        return Begun(deaths, refusal)
+        return Begun(deaths, refusal, attempt=shard.num_begun)
 
     def inverted(self, device: Device, shard_id: int) -> None:
         """Record that a shard is inverted, and what is left is to write it."""
@@ -185,9 +194,10 @@ class Attempts:
         if running is None or not running.inverted:
             self._errors.pop(device, None)
         if made:
-            # What was remembered of it is of no more use, and there may be millions.
-            self._shards.pop(shard_id, None)
-            self._done.add(shard_id)
+            # All else that was remembered of it is of no more use, and there may be millions.
+            shard = self._shards.pop(shard_id, None)
+            # One that was done, and whose part was gone, is made without being begun again.
+            self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
     def fail(self, worker: str, device: Device, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
         """Record that a device failed.

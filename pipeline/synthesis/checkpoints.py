@@ -23,11 +23,12 @@ from pipeline.inversion import Inversion
 from pipeline.models.pickles import read_own
 from pipeline.saving import WhenToSave
 from pipeline.synthesis.forming import Forming
+from pipeline.workers import device_name
 
 FOLDER = "checkpoints"
 # Of the content of the file; another one is not read.
 _FORMAT = 1
-_NAME = re.compile(r"shard-(\d{5,})-[0-9a-f]{8}\.pt")
+_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.pt")
 _SHA256_BYTES = 32
 # A shard of a second or two has no checkpoint, so the folder need not be listed for each of them.
 _LIST_EVERY_S = 60.0
@@ -85,7 +86,7 @@ class Checkpoints:
         watched = 0 if forming is None else forming.count
         facts = {"format": _FORMAT, "digest": self._digest, "shard_id": shard_id, "seeds": [*seeds], "watched": watched}
         # Another device or version rounds otherwise, and no one machine could make the part again.
-        facts |= {"device": _device_name(run.images.device), "torch": str(torch.__version__)}
+        facts |= {"device": device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
             file.notes.append(_go_on(run, file.uri, facts, forming))
@@ -154,10 +155,6 @@ class _Follower:
             self._when.saved()
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> str:
     """Load a checkpoint into a run, unless it cannot be used; say which, in a line."""
     shard = f"shard {facts['shard_id']}"
@@ -202,6 +199,16 @@ def _delete(file: _File) -> None:
             storage.remove(file.uri)
     except OSError as error:
         file.notes.append(f"{file.uri!r} was not deleted: {' '.join(str(error).split())}")
+
+
+def shards_with_checkpoint(output: str, digest: str) -> list[int]:
+    """Return the ids of the shards of a dataset that a worker began, and of which it wrote a checkpoint.
+
+    Raises:
+        DatasetError: the checkpoints cannot be listed.
+    """
+    found = map(_NAME.fullmatch, storage.list_files(storage.join(output, FOLDER)))
+    return [int(match[1]) for match in found if match and match[2] == digest[:8]]
 
 
 def clear_checkpoints(output: str, done: Container[int]) -> None:

@@ -29,9 +29,18 @@ class Device:
     gpu: str | None
     uuid: str = ""
 
+    @property
+    def node(self) -> str:
+        """Name of the machine, and the first digits of its node's id, because machines may share a name."""
+        return f"{self.host} ({self.node_id[:8]})"
+
+    @property
+    def card(self) -> str | None:
+        """Index of the GPU, and its UUID if that is known; None for CPUs."""
+        return f"{self.gpu} ({self.uuid})" if self.gpu is not None and self.uuid else self.gpu
+
     def __str__(self) -> str:
-        name = "the CPUs" if self.gpu is None else f"GPU {self.gpu}{f' ({self.uuid})' if self.uuid else ''}"
-        return f"{name} of node {self.host} ({self.node_id[:8]})"
+        return f"{'the CPUs' if self.card is None else f'GPU {self.card}'} of node {self.node}"
 
 
 def this_device() -> Device:

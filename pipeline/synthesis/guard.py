@@ -35,11 +35,11 @@ _LEAVE_S, _HEAR_S = 60.0, 1.0
 
 @dataclass(frozen=True)
 class _Inverted:
-    """A shard that is to be stored, by the writer that made it, and what befell earlier attempts at it."""
+    """A shard that is to be stored, by the writer that made it, in an attempt that was begun."""
 
     writer: PartWriter
     made: Made
-    history: list[str]
+    begun: Begun
 
 
 class GuardedWriter:
@@ -116,7 +116,7 @@ class GuardedWriter:
         # If the part cannot be read, `make` finds out why, and makes it if it is gone.
         with contextlib.suppress(DatasetError):
             if begun.done:
-                return writer.read_back(shard_id)
+                return {**writer.read_back(shard_id), "attempts": begun.attempt}
         try:
             made = writer.make(shard_id, labels, image_ids)
         except RuntimeError as error:
@@ -124,9 +124,9 @@ class GuardedWriter:
                 raise
             return self._failed(shard_id, labels, error, loading=False)
         if not isinstance(made, Made):
-            return self._end(made, begun.history)
+            return self._end(made, begun)
         self._ask("inverted", self._device, shard_id)
-        return _Inverted(writer, made, begun.history)
+        return _Inverted(writer, made, begun)
 
     def _leave(self) -> None:
         """End the process once the other calls have returned, and Ray has had time to hear of it.
@@ -139,11 +139,13 @@ class GuardedWriter:
         os._exit(1)
 
     def _store(self, inverted: _Inverted) -> dict[str, Any]:
-        return self._end(inverted.writer.store(inverted.made), inverted.history)
+        return self._end(inverted.writer.store(inverted.made), inverted.begun)
 
-    def _end(self, row: dict[str, Any], history: list[str]) -> dict[str, Any]:
+    def _end(self, row: dict[str, Any], begun: Begun) -> dict[str, Any]:
         self._ask("end", self._device, row["shard_id"], made=is_made(row))
-        return {**row, "notes": [*row["notes"], *_about(row["shard_id"], history)]}
+        notes = [*row["notes"], *_about(row["shard_id"], begun.history)]
+        where = {"node": self._device.node, "gpu": self._device.card}
+        return {**row, **where, "attempts": begun.attempt, "notes": notes}
 
     def _loaded(self) -> PartWriter:
         if self._writer is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.index import complete_index, index_table, last_rows, read_index, write_index
+from pipeline.dataset.index import KNOWN_BY_MAKER, complete_index, index_table, last_rows, read_index, write_index
 from pipeline.errors import one_line
 from pipeline.log import logger
 from pipeline.synthesis.tally import is_made
@@ -34,7 +34,7 @@ class RunningIndex:
         """Add a part by its worker's row, and write the index if that is due."""
         if is_made(row):
             # Of a part whose row was lost with its worker, how it was made is not known.
-            unknown = {} if row["seconds"] else dict.fromkeys(("seconds", "worker", "peak_bytes"))
+            unknown = {} if row["seconds"] else dict.fromkeys(KNOWN_BY_MAKER)
             self._new.append({**row, **unknown, "num_rows": row["num_images"]})
         if time.monotonic() - self._written >= _INTERVAL_S:
             self.save()

@@ -17,7 +17,7 @@ from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
-from pipeline.synthesis.config import PoolConfig
+from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
@@ -57,10 +57,11 @@ def invert_missing(
         What became of the shards.
 
     Raises:
+        DatasetError: the checkpoints of an earlier run cannot be listed.
         IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
             where this process does not find it.
     """
-    attempts = _start(plan.config.pool)
+    attempts = _start(plan)
     report = ProgressReport(
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
@@ -122,8 +123,14 @@ def _collect(
     return handed_back
 
 
-def _start(pool: PoolConfig) -> ActorHandle:
-    return start_here(Attempts, pool.max_attempts, actors_per_gpu=needs(pool).actors_per_gpu)
+def _start(plan: SynthesisPlan) -> ActorHandle:
+    pool = plan.config.pool
+    return start_here(
+        Attempts,
+        pool.max_attempts,
+        actors_per_gpu=needs(pool).actors_per_gpu,
+        begun_before=shards_with_checkpoint(plan.config.output, plan.digest),
+    )
 
 
 def _one_pass(

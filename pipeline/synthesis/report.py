@@ -91,6 +91,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
     rows: list[list[str | int | float | None]] = [
         ["complete", "yes" if summary["complete"] else "no: run it again for the rest"],
         ["shards done", f"{summary['num_done']} of {summary['num_shards']}"],
+        *([["shards that took more than one attempt", summary["num_retried"]]] if summary["num_retried"] else []),
         ["images planned", summary["num_images"]],
         ["images made by this run", summary["num_images_made"]],
         ["mean class loss of these", summary["class_loss"]],

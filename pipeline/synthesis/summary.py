@@ -33,6 +33,7 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
         "num_images": plan.shards.num_images,
         "num_images_made": tally.num_images,
         "num_done_by_another_run": tally.num_by_another,
+        "num_retried": tally.num_retried,
         "class_loss": tally.class_loss,
         "teacher_confidence": tally.teacher_confidence,
         **_steps_taken(plan.config, tally),
@@ -77,6 +78,6 @@ def _steps_taken(config: SynthesisConfig, tally: Tally) -> dict[str, Any]:
 
 
 def _machine_work(config: SynthesisConfig, tally: Tally) -> dict[str, Any]:
-    """Return the seconds of compiling over all workers, if asked for, and the peak memory of a GPU, if any."""
+    """Return the seconds of compiling over all workers, if asked for, and the largest peak memory of a worker."""
     compiled = {"compile_s": round(tally.compile_s, 2)} if config.inversion.compile else {}
     return compiled | ({"peak_bytes": tally.peak_bytes} if tally.peak_bytes else {})

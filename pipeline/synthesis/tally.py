@@ -20,12 +20,13 @@ class Tally:
         failures: shard id → why it failed.
         made_by: worker → number of shards that it made and wrote.
         num_by_another: shards that another run made in the meantime.
+        num_retried: shards made by this run in more than one attempt.
         num_images: made by this run.
         loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
         steps: steps taken → number of starts.
         seconds: of inverting, of all workers.
         compile_s: seconds of compiling, of all workers.
-        peak_bytes: largest peak of a worker's GPU.
+        peak_bytes: largest peak of a worker's memory, see `InvertedShard`.
         num_unwritten: the last shards in a row that were made and could not be written.
     """
 
@@ -33,6 +34,7 @@ class Tally:
     failures: dict[int, str] = field(default_factory=dict)
     made_by: Counter[str] = field(default_factory=Counter)
     num_by_another: int = 0
+    num_retried: int = 0
     num_images: int = 0
     loss_sum: float = 0.0
     confidence_sum: float = 0.0
@@ -71,6 +73,7 @@ class Tally:
 
     def _add_made(self, row: Mapping[str, Any]) -> None:
         self.made_by[row["worker"]] += 1
+        self.num_retried += (row["attempts"] or 1) > 1
         self.num_images += row["num_images"]
         self.loss_sum += row["class_loss"] * row["num_images"]
         self.confidence_sum += row["teacher_confidence"] * row["num_images"]

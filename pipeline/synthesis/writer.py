@@ -24,7 +24,7 @@ from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
 from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
-from pipeline.workers import check_same
+from pipeline.workers import check_same, device_name
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
@@ -48,6 +48,12 @@ OUTCOME = pa.schema(
         "num_steps": pa.list_(pa.int64()),
         "compile_s": pa.float64(),
         "peak_bytes": pa.int64(),
+        # Null where no part was made, or the row of its maker was lost.
+        "device": pa.string(),
+        # Filled in by `guard.GuardedWriter`.
+        "attempts": pa.int64(),
+        "node": pa.string(),
+        "gpu": pa.string(),
     }
 )
 
@@ -127,6 +133,7 @@ class PartWriter(Inverter):
             num_steps=shard.num_steps,
             compile_s=shard.compile_s,
             peak_bytes=shard.peak_bytes,
+            device=device_name(self.device),
         )
 
     def read_back(self, shard_id: int) -> dict[str, Any]:
@@ -205,6 +212,7 @@ def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
         "num_steps": [],
         "compile_s": 0.0,
         "peak_bytes": 0,
+        **dict.fromkeys(("device", "attempts", "node", "gpu")),
     }
     return {"shard_id": shard_id, "worker": worker, **nothing, **facts}
 

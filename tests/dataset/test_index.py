@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
@@ -12,6 +13,7 @@ from pipeline.dataset.index import (
     complete_index,
     index_table,
     indexed_parts,
+    num_retried,
     read_index,
     unindexed,
     write_index,
@@ -112,6 +114,45 @@ def test_an_index_that_cannot_be_used_is_told_and_costs_time_alone(
     write_index(output, "e" * 64, index_table([{"shard_id": 0, "num_rows": 5}]))
     assert find_source(output) == whole
     assert "it is of another dataset" in capsys.readouterr().err
+
+
+@pytest.fixture
+def old_index(output: str) -> pa.Table:
+    """An index as it was written before it had attempts, node, GPU and device; of the parts 0 and 1."""
+    whole = index_table([{**row, "seconds": 1.5, "worker": "a"} for row in read_index(output, DIGEST).to_pylist()[:2]])
+    old = whole.select([name for name in whole.column_names if name not in ("attempts", "node", "gpu", "device")])
+    write_index(output, DIGEST, old)
+    assert pq.read_schema(Path(output, INDEX)).names == old.column_names
+    return old
+
+
+def test_an_index_of_an_earlier_version_is_used_and_completed(
+    output: str, old_index: pa.Table, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    whole = storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(uri) or whole(uri))
+    parts = store.list_parts(output, DIGEST)
+    table = complete_index(output, DIGEST, read_index(output, DIGEST), parts)
+    # Part 2 is not in it.
+    assert opened == [store.part_uri(output, 2, DIGEST)]
+    assert table.select(old_index.column_names).slice(0, 2).equals(old_index)
+    assert [table[name].null_count for name in ("attempts", "node", "gpu", "device")] == [3] * 4
+    assert num_retried(table) == 0
+    made = index_table([{**table.to_pylist()[1], "attempts": 2, "node": "node-8 (12345678)", "gpu": "0"}])
+    write_index(output, DIGEST, complete_index(output, DIGEST, pa.concat_tables([table, made]), parts))
+    table = read_index(output, DIGEST)
+    assert (table["attempts"].to_pylist(), num_retried(table)) == ([None, 2, None], 1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("old_index")
+def test_an_index_without_a_column_that_it_always_had_is_not_used(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_index(output, DIGEST, read_index(output, DIGEST).drop_columns(["worker"]))
+    assert len(read_index(output, DIGEST)) == 0
+    assert "every part is opened instead: DatasetError: it has no column 'worker'" in capsys.readouterr().err
 
 
 def test_an_index_that_states_other_rows_than_a_part_has_is_found_out(output: str) -> None:

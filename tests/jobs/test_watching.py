@@ -65,11 +65,11 @@ def test_ctrl_c_ends_it_with_the_last_state(tmp_path: Path) -> None:
 
 def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
     first = {"job": "synthesize", "output": "out", "num_done": 10, "num_shards": 100, "failed": [], "damaged": []}
-    now = {**first, "num_done": 20, "failed": [{}], "damaged": [], "actor_hours": 0.5}
+    now = {**first, "num_done": 20, "failed": [{}], "damaged": [], "num_retried": 3, "actor_hours": 0.5}
     assert describe(now, first, 60.0) == {
         "output": "out",
         "shards": "20 of 100 done (20%)",
-        "trouble": "1 failed",
+        "trouble": "1 failed, 3 retried",
         "speed": "10 shards a minute, 0:08:00 left",
         "inverting": "0.5 hours of actors so far",
     }

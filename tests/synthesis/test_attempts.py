@@ -162,6 +162,29 @@ def test_a_shard_that_was_made_is_not_made_again() -> None:
     assert attempts.begin("a", GPU_0, 4, "pid 8").done
 
 
+def test_attempts_are_counted_over_workers_and_passes() -> None:
+    attempts = make([4, 5])
+    assert attempts.begin("a", GPU_0, 4, "pid 7").attempt == 1
+    # Process 7 died.
+    assert attempts.begin("a", GPU_0, 4, "pid 8").attempt == 2
+    attempts.fail("a", GPU_0, "CUDA error", 4, loading=False)
+    # A worker that cannot load the teacher has not tried its shard.
+    attempts.fail("b", GPU_1, "no teacher", 5, loading=True)
+    attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
+    assert [attempts.begin("b", GPU_1, shard_id, "pid 9").attempt for shard_id in (4, 5)] == [3, 1]
+    attempts.end(GPU_1, 4, made=True)
+    # Ray had not heard of it: the attempts are those that it took.
+    assert attempts.begin("b", GPU_1, 4, "pid 9").attempt == 3
+
+
+def test_the_attempt_of_an_earlier_run_is_counted_and_not_held_against_a_shard() -> None:
+    attempts = HereOnly(2, begun_before=[4])
+    attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
+    begun = [attempts.begin("a", GPU_0, 4, "pid 7") for _ in range(3)]
+    assert [(answer.attempt, bool(answer.refusal)) for answer in begun] == [(2, False), (3, False), (3, True)]
+    assert attempts.begin("a", GPU_0, 5, "pid 7").attempt == 1
+
+
 def test_what_was_inverted_before_an_error_does_not_excuse_it() -> None:
     attempts = make([4, 5, 6])
     attempts.begin("a", GPU_0, 4, "pid 7")

@@ -5,14 +5,18 @@ import io
 import json
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
+from jobs.status import look
 from pipeline import storage
+from pipeline.dataset.index import read_index
 from pipeline.errors import NonFiniteError
 from pipeline.inversion import Inversion
 from pipeline.synthesis import checkpoints
@@ -219,12 +223,17 @@ def set_up():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_killed_worker_is_followed_by_one_that_goes_on(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_followed_by_one_that_goes_on_and_the_index_counts_both(
+    made: Made, tiny_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     (tmp_path / "steps").mkdir()
     output = tmp_path / "out"
     file = write_config(tmp_path, tiny_folder, str(output), checkpoint_minutes=OFTEN)
-    targets = "-".join(map(str, plan_synthesis(made.config).shards[2]["labels"]))
+    plan = plan_synthesis(made.config)
+    targets = "-".join(map(str, plan.shards[2]["labels"]))
+    # What an earlier run left of shard 4; that it cannot be used does not matter to the index.
+    storage.write_bytes(str(output / FOLDER / f"shard-00004-{plan.digest[:8]}.pt"), b"damaged")
     env = {
         "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
         "STEPS": str(tmp_path / "steps"),
@@ -234,8 +243,18 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on(made: Made, tiny_folder
     job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="killer.set_up")
     out, reported = job.communicate(timeout=200)
     assert job.returncode == 0, reported
-    assert json.loads(out)["complete"]
+    summary = json.loads(out)
+    assert summary["complete"]
     assert parts_of(output) == made.parts
+    rows = read_index(str(output), plan.digest).to_pylist()
+    # The worker may have been writing shard 1 when it was killed.
+    assert [row["attempts"] for row in rows if row["shard_id"] != 1] == [1, 2, 1, 2, 1]
+    assert {(row["gpu"], row["device"]) for row in rows} <= {("0", "cpu"), ("1", "cpu"), (None, None)}
+    node = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:8]})"
+    assert [rows[2][name] for name in ("node", "device")] == [node, "cpu"]
+    retried = summary["num_retried"]
+    assert retried == look(str(output))["num_retried"] == sum((row["attempts"] or 1) > 1 for row in rows)
+    assert f">shards that took more than one attempt</td><td>{retried}</td>" in (output / "report.html").read_text()
     taken = [int(line) for line in (tmp_path / "steps" / targets).read_text().split()]
     again = taken[5]
     assert 1 <= again <= 5

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 import torch
 
 from pipeline.cluster import own_errors
+from pipeline.dataset.index import read_index
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.indexing import RunningIndex
@@ -80,6 +82,12 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     record = json.loads((tmp_path / "out" / "failed" / "shard-00003.json").read_text())
     assert (record["error"], record["labels"]) == ("WorkerDied", [5, 6])
     assert {name: part for name, part in made.parts.items() if "part-00003" not in name} == parts_of(tmp_path / "out")
+    handed_back = re.findall(r"failed on GPU 0 of node .* while inverting shard (\d), another worker", reported)
+    index = read_index(summary["output"], summary["digest"])
+    attempts = dict(zip(index["shard_id"].to_pylist(), index["attempts"].to_pylist(), strict=True))
+    assert handed_back
+    # Not known of one whose worker was killed right after it had written the part.
+    assert all((attempts[int(shard_id)] or 2) >= 2 for shard_id in handed_back if shard_id != "3")
     assert "failed on GPU 0 of node " in reported
     assert "uncorrectable ECC error" in reported
     assert "Traceback" not in reported

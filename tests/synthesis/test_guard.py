@@ -109,6 +109,7 @@ def test_a_constructor_that_fails_once_costs_nothing(
     monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(make=lambda *_: made))
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
+    assert (row["attempts"], row["node"], row["gpu"]) == (1, "here (here)", "0")
     assert attempts.retired() == {}
 
 

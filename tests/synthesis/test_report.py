@@ -21,7 +21,8 @@ DIGEST = "d" * 64
 NAMES = [f"<b>class {label}</b> with a long name that says more than anyone needs" for label in range(120)]
 SUMMARY: dict[str, Any] = {
     **{"complete": False, "num_done": 3, "num_shards": 4, "num_images": 360, "num_images_made": 270},
-    **{"class_loss": None, "teacher_confidence": None, "failed": [{"shard_id": 3, "reason": "<i>NaN</i>"}]},
+    **{"num_retried": 0, "class_loss": None, "teacher_confidence": None},
+    **{"failed": [{"shard_id": 3, "reason": "<i>NaN</i>"}]},
 }
 
 

@@ -21,10 +21,10 @@ def test_what_workers_report_is_counted_and_not_kept() -> None:
     tally = Tally()
     made: dict[str, Any] = {"num_images": 4, "class_loss": 0.5, "teacher_confidence": 0.25, "num_steps": [8, 8]}
     for shard_id in range(1000):
-        tally.add(outcome(shard_id, f"worker {shard_id % 2}", **made))
+        tally.add(outcome(shard_id, f"worker {shard_id % 2}", **made, attempts=1 + shard_id // 998))
     assert (tally.num_ended, tally.num_images, tally.made_by.total()) == (1000, 4000, 1000)
     assert (tally.loss_sum / tally.num_images, tally.steps) == (0.5, {8: 2000})
-    assert not tally.failures
+    assert (tally.failures, tally.num_retried) == ({}, 2)
 
 
 def test_a_plan_of_millions_of_images_takes_no_memory() -> None:
@@ -49,7 +49,7 @@ def test_the_row_of_a_part_that_is_there_is_the_row_that_its_maker_sent(tiny_fol
     sent = writer.write_shard(**plan.shards[1])
     again = writer.read_back(1)
     ProgressReport(num_shards=6, num_done=0, num_images=30, stream=sys.stderr, why_silent=str).shard_finished(again)
-    not_known = {"num_steps", "seconds", "store_s", "peak_bytes", "compile_s"}
+    not_known = {"num_steps", "seconds", "store_s", "peak_bytes", "compile_s", "device"}
     assert {name: value for name, value in again.items() if name not in not_known} == {
         name: value for name, value in sent.items() if name not in not_known
     }
@@ -73,4 +73,8 @@ def test_the_index_is_written_while_a_run_goes_and_completed_at_its_end(
     assert table.equals(read_index(config.output, plan.digest).replace_schema_metadata(None))
     assert table["shard_id"].to_pylist() == [0, 1, 2]
     assert [worker is None for worker in table["worker"].to_pylist()] == [False, False, True]
+    assert table["device"].to_pylist() == ["cpu", "cpu", None]
+    of_processes = table["peak_bytes"].to_pylist()
+    assert 2**24 < of_processes[0] <= of_processes[1]
+    assert of_processes[2] is None
     assert table["labels"].to_pylist() == [[0, 1], [1, 2, 3], [3, 4]]
