@@ -35,7 +35,7 @@ def read_images(
 
     Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for gray and 3 for color; `image_id`, which
     derives from file and row if the source has none; `label` int64 if there are labels; and for a synthetic dataset all
-    other columns of the contract.
+    other columns of the contract. Rows come in any order, as Ray Data's tasks end; sort by `image_id` where it matters.
 
     Args:
         uri: a synthetic dataset, a Parquet file or a folder of them with a column `image` (binary, or

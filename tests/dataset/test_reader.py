@@ -265,7 +265,7 @@ def test_gray_and_color_images_of_one_size_are_read_together(tmp_path: Path) -> 
 def test_rows_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
     codes = [schema.encode_image(image) for image in IMAGES[:3]]
     pq.write_table(pa.table({"image": codes, "image_id": ["a", None, "c"]}), tmp_path / "x.parquet")
-    assert [row["image_id"] for row in read_images(str(tmp_path)).take_all()] == ["a", "x-00000001", "c"]
+    assert [row["image_id"] for row in rows_of(tmp_path)] == ["a", "c", "x-00000001"]
 
 
 def test_row_groups_are_read_in_pieces_of_few_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
