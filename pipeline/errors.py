@@ -92,6 +92,12 @@ class IncompleteError(PipelineError):
     _transient = True
 
 
+class MissingImagesError(IncompleteError):
+    """Images that a training waits for will not be made; workers that are started again would wait in vain too."""
+
+    _transient = False
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return type and text of a library's error on one line, without credentials, cut to `limit` characters."""
     return without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:limit]

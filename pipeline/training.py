@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+import torch
 from fsspec.implementations.local import LocalFileSystem
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -55,6 +56,17 @@ def resources_per_worker(workers: WorkersConfig) -> dict[str, float]:
     """Return what a worker takes of the joined cluster, by Ray's names."""
     use_gpu = workers.device == "cuda" or (workers.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     return {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def resources_of(workers: WorkersConfig) -> dict[str, float]:
+    """Return what all workers take of the joined cluster, or this process in their place, by Ray's names.
+
+    Ray knows nothing of what this process takes; it sees the GPU that an actor on its machine is given too.
+    """
+    if workers.size:
+        return {name: workers.size * amount for name, amount in resources_per_worker(workers).items()}
+    on_gpu = workers.device != "cpu" and torch.cuda.is_available()
+    return {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if on_gpu else {})
 
 
 def worker_configs(

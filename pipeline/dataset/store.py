@@ -88,6 +88,15 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
     return Progress(parts, failed, missing)
 
 
+def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
+    """Return the failure record of a shard, if it has one.
+
+    Raises:
+        DatasetError: the file is none.
+    """
+    return _read_failure(output, shard_id) if storage.exists(_failure_uri(output, shard_id)) else None
+
+
 def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
     uri = _failure_uri(output, shard_id)
     record = storage.read_json(uri)

@@ -20,6 +20,7 @@ from pipeline.distillation.images import (
     MemoryImages,
     StreamedImages,
     concatenate,
+    gather,
     rebatch,
     to_batch,
     to_images,
@@ -104,7 +105,7 @@ class ArrivingImages:
             share = {"batch_size": self._batch_size, "seed": self._seed}
             place = {"rank": self._rank, "world_size": self._world_size}
             if self._in_memory:
-                self._made = MemoryImages(concatenate(list(self._read(there))), **share, **place)
+                self._made = MemoryImages(gather(self._read(there), there, self._loaded), **share, **place)
             else:
                 buffer = self._shuffle_buffer
                 self._made = StreamedImages(
@@ -132,15 +133,49 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
 
 
 def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
-    """Yield all images in random order, as far as a buffer of so many can mix them."""
-    held: list[Images] = []
+    """Yield all images in random order, as far as a buffer of so many can mix them.
+
+    Once the buffer is full, each part takes the places of as many images of it: only those are copied.
+    """
+    filling: list[Images] = []
+    held: Images | None = None
     for part in parts:
-        held.append(part)
-        if sum(map(len, held)) > buffer:
-            together = concatenate(held)
+        if held is not None:
+            held, given = _exchange(held, part, random)
+            yield given
+            continue
+        filling.append(part)
+        if sum(map(len, filling)) > buffer:
+            together = concatenate(filling)
+            filling.clear()
             order = random.permutation(len(together))
-            yield together.take(order[:-buffer])
-            held = [together.take(order[-buffer:])]
-    if held:
-        together = concatenate(held)
-        yield together.take(random.permutation(len(together)))
+            held = together.take(order[:buffer])
+            yield together.take(order[buffer:])
+    left = held if held is not None else concatenate(filling) if filling else None
+    if left is not None:
+        yield left.take(random.permutation(len(left)))
+
+
+def _exchange(held: Images, part: Images, random: np.random.Generator) -> tuple[Images, Images]:
+    """Return a buffer after it took a part in, and as many images, drawn from both, that it gave for it.
+
+    The buffer's own arrays are written to.
+    """
+    drawn = random.permutation(len(held) + len(part))[: len(part)]
+    places = drawn[drawn < len(held)]
+    passed_on = drawn[drawn >= len(held)] - len(held)
+    given = concatenate([held.take(places), part.take(passed_on)])
+    taken_in = part.take(np.setdiff1d(np.arange(len(part)), passed_on))
+    return _put(held, places, taken_in), given.take(random.permutation(len(given)))
+
+
+def _put(held: Images, places: np.ndarray, images: Images) -> Images:
+    """Return images with others in some places; all arrays but `keep_indices` are written to."""
+    widths = [each.keep_indices.shape[1] for each in (held, images)]
+    keep_indices = np.pad(held.keep_indices, ((0, 0), (0, max(widths) - widths[0])))
+    keep_indices[places] = np.pad(images.keep_indices, ((0, 0), (0, max(widths) - widths[1])))
+    for name in ("pixels", "labels", "num_kept"):
+        getattr(held, name)[places] = getattr(images, name)
+    for place, image_id in zip(places.tolist(), images.image_ids, strict=True):
+        held.image_ids[place] = image_id
+    return replace(held, keep_indices=keep_indices)

@@ -247,11 +247,19 @@ def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bo
         DatasetError: as `read_inputs`.
     """
     dataset = open_inputs(source, loaded, labels=labels)
+    return gather(map(to_images, dataset.iter_batches(batch_size=None, batch_format="numpy")), source, loaded)
+
+
+def gather(portions: Iterable[Images], source: ImageCollection, loaded: LoadedModel) -> Images:
+    """Return all images of a source together, without holding their pixels twice.
+
+    Raises:
+        DatasetError: they are not as many as the source has.
+    """
     pixels = np.empty((source.num_rows, *loaded.input_size), np.float32)
     parts: list[Images] = []
     start = 0
-    for columns in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        part = to_images(columns)
+    for part in portions:
         pixels[start : start + len(part)] = part.pixels
         parts.append(replace(part, pixels=pixels[start : start + len(part)]))
         start += len(part)

@@ -23,7 +23,7 @@ from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
-from pipeline.synthesis.to_make import ImagesToMake, names_config, plan_images, planned_images
+from pipeline.synthesis.to_make import ImagesToMake, check_all_come, names_config, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -95,9 +95,13 @@ def _find_images(config: DistillationConfig, teacher: LoadedModel) -> ImageColle
 
 
 def _plan_images(config: DistillationConfig, teacher: LoadedModel, to_make: ImagesToMake) -> ImageCollection:
-    if config.images_split is not None:
-        raise ConfigError(f"images_split is {config.images_split!r}, and images that are made have no splits")
-    images = planned_images(to_make)
+    if config.allow_incomplete:
+        raise ConfigError(
+            f"allow_incomplete is set, and which images {to_make.path!r} will fail to make is not known before: make "
+            "them with jobs.synthesize, then give the dataset as images"
+        )
+    check_all_come(to_make)
+    images = planned_images(to_make, split=config.images_split)
     check_planned(images, teacher, labels=config.label_weight > 0)
     return images
 

@@ -2,8 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +25,10 @@ from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
+from pipeline.synthesis.arrivals import PartArrivals, expecting
 from pipeline.synthesis.beside import has_room, making
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
-from pipeline.training import resources_per_worker
+from pipeline.training import resources_of
 
 RESULT, CURVE = "result.json", "curve.png"
 # Where a synthesis is to wait for its next shard whatever that takes.
@@ -53,6 +52,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         DatasetError: images or labels are missing or unreadable, or the output cannot be written or is another run's.
         NonFiniteError: the loss became NaN or infinite.
         IncompleteError: the workers could not start or kept dying.
+        MissingImagesError: images that were to be made could not be.
     """
     check_cluster()
     check_tracking(config.tracking)
@@ -85,31 +85,39 @@ def epochs_left(config: DistillationConfig) -> str:
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     done_before = max(list_epochs(output), default=0)
-    with own_errors(), _making(plan, fixed_size=fixed_size) as arriving:
-        train = prepare_training(_read(plan, arriving), fixed_size=fixed_size)
-        with report_epochs(output, plan.config.epochs, done_before, tracker):
+    with own_errors(), expecting(plan.to_make) as arrivals:
+        # What the training itself lacks must come out before images are made for hours.
+        train = prepare_training(_read(plan, _arriving(plan, arrivals)), fixed_size=fixed_size)
+        first = not _has_room(plan, arrivals, fixed_size=fixed_size)
+        with (
+            making(plan.to_make, arrivals, first=first),
+            report_epochs(output, plan.config.epochs, done_before, tracker),
+        ):
             digests = train()
     result = _finish(plan, digests, done_before, time.monotonic() - started)
     tracker.set_result(result)
     return result
 
 
-@contextmanager
-def _making(plan: DistillationPlan, *, fixed_size: bool) -> Iterator[Arriving | None]:
-    """Within it the training images are made, if they are not there yet; None where they were given as a dataset."""
+def _arriving(plan: DistillationPlan, arrivals: PartArrivals | None) -> Arriving | None:
+    """Return the training images as they will be made; None where they were given as a dataset."""
     if plan.to_make is None:
-        yield None
-        return
-    workers, timeout_s = plan.config.workers, plan.to_make.plan.config.pool.no_progress_timeout_s
-    beside = {name: workers.size * amount for name, amount in resources_per_worker(workers).items()}
-    first = not has_room(plan.to_make, beside, fixed_size=fixed_size)
-    with making(plan.to_make, first=first) as arrivals:
-        (source,) = plan.images.sources
-        if arrivals is not None and not first:
-            logger.info(f"distill: training on the images of {source.uri!r} as they are made")
-        planned = ImageCollection((replace(source, arrivals=arrivals),), plan.images.units)
-        in_memory = image_bytes(planned, plan.teacher, with_tokens=False) <= plan.config.cache_gb * 2**30
-        yield Arriving(planned, in_memory, _FOREVER_S if timeout_s < 0 else timeout_s)
+        return None
+    timeout_s = plan.to_make.plan.config.pool.no_progress_timeout_s
+    (source,) = plan.images.sources
+    planned = ImageCollection((replace(source, arrivals=arrivals),), plan.images.units)
+    in_memory = image_bytes(planned, plan.teacher, with_tokens=False) <= plan.config.cache_gb * 2**30
+    return Arriving(planned, in_memory, _FOREVER_S if timeout_s < 0 else timeout_s)
+
+
+def _has_room(plan: DistillationPlan, arrivals: PartArrivals | None, *, fixed_size: bool) -> bool:
+    """Return whether images can be made beside the training; say so."""
+    if plan.to_make is None or arrivals is None:
+        return True
+    if not has_room(plan.to_make, resources_of(plan.config.workers), fixed_size=fixed_size):
+        return False
+    logger.info(f"distill: training on the images of {arrivals.output!r} as they are made")
+    return True
 
 
 def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:

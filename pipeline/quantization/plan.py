@@ -23,7 +23,7 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_index
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import plan_images, planned_images
+from pipeline.synthesis.to_make import check_all_come, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -79,9 +79,7 @@ def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
     held_back = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
-    program = export_images(loaded.model, config.placement)
-    if config.equalization:
-        check_equalization(program)
+    program = _export(config, loaded)
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
@@ -100,9 +98,16 @@ def check_before_making(config: CalibrationConfig, path: str) -> None:
         PipelineError: see `calibrate` and `plan_images`.
     """
     loaded, _, _ = _check_settings(config)
-    images = planned_images(plan_images(path))
+    to_make = plan_images(path)
+    images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
     check_planned(images, loaded)
+    _export(config, loaded)
+    if not config.allow_incomplete:
+        check_all_come(to_make)
+        # With fewer images than planned it is another one.
+        find_config(config.output, "calibrate", _document(config, images, loaded))
+    storage.check_writable(config.output)
 
 
 def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | None, Ranges | None]:
@@ -119,6 +124,14 @@ def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | No
     if config.reference is None:
         return loaded, labeled, None
     return loaded, labeled, read_reference(config.reference, loaded.digest, config.placement)
+
+
+def _export(config: CalibrationConfig, loaded: LoadedModel) -> ExportedProgram:
+    """Return the model as a graph that can be prepared as the config asks."""
+    program = export_images(loaded.model, config.placement)
+    if config.equalization:
+        check_equalization(program)
+    return program
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

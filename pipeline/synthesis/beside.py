@@ -4,156 +4,129 @@ The parts are the buffer between the two: what was made is kept whatever becomes
 more images than it needs at a time. Writing a part takes a thousandth of the time that making it takes.
 """
 
+import logging
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from os import environ
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Thread
-from typing import cast
 
 import ray
+import ray.exceptions
 from ray.actor import ActorHandle
 
-from pipeline import storage
+import pipeline
 from pipeline.autoscaler import node_types
-from pipeline.cluster import start_here
-from pipeline.errors import IncompleteError
+from pipeline.errors import MissingImagesError
 from pipeline.log import logger
+from pipeline.synthesis.arrivals import PartArrivals
 from pipeline.synthesis.room import needs
 from pipeline.synthesis.to_make import ImagesToMake
 
-# A process of its own can be stopped at any time, and stops as every job does.
-_COMMAND = (sys.executable, "-m", "jobs.synthesize")
-_LOOK_EVERY_S = 1.0
-# For stores that show a new file only after a moment.
-_LAST_LOOK_S = 3.0
+# A process of its own can be stopped at any time, and stops as every job does. Without the working folder in the
+# module path: a user's own `jobs` may lie there.
+_COMMAND = (sys.executable, "-P", "-m", "jobs.beside")
 # A job that is stopped says what is left, and leaves the cluster.
 _STOP_S = 60.0
 
 
-class _Ending:
-    """How a synthesis ended, for those who wait for its parts; an actor."""
-
-    def __init__(self) -> None:
-        self._exit_code: int | None = None
-
-    def set(self, exit_code: int) -> None:
-        self._exit_code = exit_code
-
-    def get(self) -> int | None:
-        return self._exit_code
-
-
-@dataclass(frozen=True)
-class PartArrivals:
-    """The parts of a dataset that is being made; see `pipeline.dataset.source.Arrivals`.
-
-    Attributes:
-        output: of the dataset.
-        ending: an actor, `_Ending`.
-    """
-
-    output: str
-    ending: ActorHandle
-
-    def wait_for(self, uri: str) -> None:
-        """Wait until a part is there.
-
-        Raises:
-            IncompleteError: the synthesis has ended without it.
-        """
-        while not storage.exists(uri):
-            exit_code = cast(int | None, ray.get(self.ending.get.remote()))
-            if exit_code is None:
-                time.sleep(_LOOK_EVERY_S)
-                continue
-            time.sleep(_LAST_LOOK_S)
-            if not storage.exists(uri):
-                raise IncompleteError(self._describe(uri, exit_code))
-
-    def _describe(self, uri: str, exit_code: int) -> str:
-        if not exit_code:
-            return (
-                f"the images of {self.output!r} are made, and {uri!r} is not there: is that a folder of a single "
-                "machine? Give an output that all machines share, such as s3://..."
-            )
-        return (
-            f"the synthesis of {self.output!r} ended with exit code {exit_code} and without {uri!r}; its own lines say "
-            "why. Run it again for the rest, or give the dataset as images with allow_incomplete"
-        )
-
-
 @contextmanager
-def making(to_make: ImagesToMake, *, first: bool) -> Iterator[PartArrivals | None]:
+def making(to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, first: bool) -> Iterator[None]:
     """Within it the missing images of a dataset are made, in a process that ends with it; the cluster must be joined.
 
     Args:
-        to_make: the images.
+        to_make: the images, if any.
+        arrivals: of them; None where all are there.
         first: wait until all are made before going on.
 
-    Yields:
-        What readers wait for parts with; None where all are there.
+    Raises:
+        MissingImagesError: with `first`, some could not be made.
     """
-    if to_make.plan.progress.complete:
-        yield None
+    if to_make is None or arrivals is None:
+        yield
         return
-    arrivals = PartArrivals(to_make.plan.config.output, start_here(_Ending))
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()
     try:
-        if first:
-            # Its lines say how far it is.
-            process.wait()
-        yield arrivals
+        # Its lines say how far it is.
+        exit_code = process.wait() if first else 0
+        if exit_code:
+            raise MissingImagesError(arrivals.describe_end(exit_code))
+        yield
         # All parts are there; what people look at may not be.
-        process.wait()
+        exit_code = process.wait()
+        if exit_code:
+            logger.warning(f"the synthesis of {arrivals.output!r} made all images and ended with exit code {exit_code}")
     finally:
         _stop(process)
         watch.join()
-        ray.kill(arrivals.ending)
 
 
 def _start(path: str) -> subprocess.Popen[bytes]:
-    """Start the synthesis on the cluster of this process. Its standard output, one line of results, is not ours."""
+    """Start the synthesis on the cluster of this process. Its standard output, one line of results, is not ours.
+
+    It reads the end of its standard input when this process is gone, whatever ended it, and stops then. In a session of
+    its own it does not hear Ctrl-C, which this process passes on.
+    """
     address = ray.get_runtime_context().gcs_address
-    command = [*_COMMAND, "--config", path, "--shard_order", "shuffled"]
-    return subprocess.Popen(command, env={**environ, "RAY_ADDRESS": address}, stdout=subprocess.DEVNULL)
+    # Where this package lies, so does `jobs`.
+    paths = [str(Path(pipeline.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return subprocess.Popen(
+        [*_COMMAND, "--config", path, "--shard_order", "shuffled", *_level()],
+        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _level() -> list[str]:
+    """Return the flag with which a job prints as much as this process."""
+    level = logger.getEffectiveLevel()
+    return ["--quiet"] if level >= logging.WARNING else ["--verbose"] if level <= logging.DEBUG else []
 
 
 def _watch(process: subprocess.Popen[bytes], ending: ActorHandle) -> None:
-    ray.get(ending.set.remote(process.wait()))
+    exit_code = process.wait()
+    # Where the cluster is gone, those who wait for parts are too.
+    with suppress(ray.exceptions.RayError):
+        ray.get(ending.set.remote(exit_code))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
+    try:
+        if process.poll() is None:
+            process.terminate()
             process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    except subprocess.TimeoutExpired:
+        logger.warning(f"the synthesis did not stop within {_STOP_S:g} s: it is killed")
+    finally:
+        # Also where a second Ctrl-C came.
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: bool) -> bool:
     """Return whether the cluster has room for the whole pool of a synthesis and for others; say so where it does not.
+
+    Where what an autoscaler can bring is not known, it is taken to be enough.
 
     Args:
         to_make: the images of a training.
         others: resources of what is to run beside it, by Ray's names.
         fixed_size: whether no more nodes can join the cluster.
     """
-    if not fixed_size and node_types() != []:
-        return True
     plan, pool = to_make.plan, to_make.plan.config.pool
     actor = needs(pool)
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
-    actors = min(pool.max_size, len(plan.to_do))
-    there, taken = ray.cluster_resources().get(name, 0.0), others.get(name, 0.0)
-    if actors * each + taken <= there:
+    there = _most(name, fixed_size=fixed_size)
+    actors, taken = min(pool.max_size, len(plan.to_do)), others.get(name, 0.0)
+    if there is None or actors * each + taken <= there:
         return True
     fitting = int((there - taken) // each)
     advice = f": with pool.max_size {fitting} both go on at once" if fitting >= pool.min_size else ""
@@ -162,3 +135,14 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
         f"there are {there:g}: the training begins when all images are made{advice}"
     )
     return False
+
+
+def _most(name: str, *, fixed_size: bool) -> float | None:
+    """Return how much of a resource the cluster has, or will have at most; None if that is not known."""
+    there = ray.cluster_resources().get(name, 0.0)
+    if fixed_size:
+        return there
+    coming = node_types()
+    if coming is None:
+        return None
+    return max(there, sum(kind.resources.get(name, 0.0) * kind.max_count for kind in coming))

@@ -83,7 +83,7 @@ class ImagesToMake:
 
 
 def plan_images(path: str) -> ImagesToMake:
-    """Check the synthesis of a training's images, before either begins.
+    """Check the synthesis of a job's images, before either begins.
 
     Raises:
         PipelineError: as `plan_synthesis` and `read_config`.
@@ -91,11 +91,31 @@ def plan_images(path: str) -> ImagesToMake:
     return ImagesToMake(path, plan_synthesis(read_config(path)))
 
 
-def planned_images(to_make: ImagesToMake) -> ImageCollection:
+def check_all_come(to_make: ImagesToMake) -> None:
+    """Check that no images are left out which failed before.
+
+    Raises:
+        ConfigError: some are.
+    """
+    plan = to_make.plan
+    if plan.progress.failed and not plan.config.retry_failed:
+        raise ConfigError(
+            f"images: {to_make.path!r} has retry_failed false, and {len(plan.progress.failed)} shards of "
+            f"{plan.config.output!r} failed before: set it to true, or give that dataset as images with "
+            "allow_incomplete"
+        )
+
+
+def planned_images(to_make: ImagesToMake, *, split: str | None = None) -> ImageCollection:
     """Return all images of a dataset, whether they are there yet or not, in the order in which they are made.
 
     Its one source has the shards by their numbers.
+
+    Raises:
+        ConfigError: one of several splits is asked for.
     """
+    if split is not None:
+        raise ConfigError(f"images_split is {split!r}, and images that are made have no splits")
     plan = to_make.plan
     source = find_source(plan.config.output) if plan.progress.complete else _planned_source(plan)
     return ImageCollection((source,), [(0, source.units[number]) for number in plan.shards.shuffled(plan.config.seed)])

@@ -1,5 +1,8 @@
 """Training on images that are being made."""
 
+import os
+import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -13,18 +16,27 @@ import ray
 import torch
 import yaml
 
+from pipeline.autoscaler import NodeType
 from pipeline.dataset import rows, store
+from pipeline.dataset.part_files import part_name
 from pipeline.distillation import DistillationConfig, StudentConfig, WeightedImages, distill
 from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
+from pipeline.distillation.images import concatenate
+from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.plan import plan_distillation
-from pipeline.errors import ConfigError, DatasetError, IncompleteError
+from pipeline.distillation.state import TrainingState
+from pipeline.errors import ConfigError, DatasetError, MissingImagesError
 from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
-from pipeline.synthesis import beside
-from pipeline.synthesis.beside import PartArrivals, _Ending, making
+from pipeline.synthesis import arrivals as arrivals_module
+from pipeline.synthesis import beside, synthesize
+from pipeline.synthesis.arrivals import PartArrivals, _Ending, expecting
+from pipeline.synthesis.beside import has_room, making
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
+from pipeline.training import resources_of
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import make_images
+from tests.distillation.test_loop import make_trainer
 from tests.distillation.test_run import checksum, metrics
 from tests.synthesis.test_actor import nan_teacher
 
@@ -74,14 +86,17 @@ def check_epochs(output: Path) -> None:
 def test_workers_train_on_images_as_they_are_made(
     synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workers = WorkersConfig(size=2, device="cpu")
+    workers, synthesis_path = WorkersConfig(size=2, device="cpu"), write(synthesis, tmp_path)
     with caplog.at_level("INFO", logger="sparse_inversion"):
-        result = distill(training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out", workers=workers))
+        result = distill(training(synthesis_path, tiny_folder, tmp_path / "out", workers=workers))
     assert f"training on the images of {synthesis['output']!r} as they are made" in caplog.text
     check_epochs(tmp_path / "out")
     assert len(set(result["weights_sha256"])) == 1
     digest = store.read_manifest(synthesis["output"])["digest"]
     assert store.read_progress(synthesis["output"], 6, digest).complete
+    # Whenever the parts came, as if they had been there before.
+    there = distill(training(synthesis_path, tiny_folder, tmp_path / "there", workers=workers))
+    assert there["weights_sha256"] == result["weights_sha256"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -93,8 +108,8 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
     with caplog.at_level("INFO", logger="sparse_inversion"):
         first = distill(training(path, tiny_folder, tmp_path / "first"))
     expected = (
-        "5 actors of the synthesis and the workers of the training need 5 CPUs, and there are 4: the training begins "
-        "when all images are made: with pool.max_size 4 both go on at once"
+        "5 actors of the synthesis and the workers of the training need 6 CPUs, and there are 4: the training begins "
+        "when all images are made: with pool.max_size 3 both go on at once"
     )
     assert expected in caplog.text
     check_epochs(tmp_path / "first")
@@ -106,10 +121,31 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_synthesis_that_fails_ends_the_training(synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("actors", "expected"),
+    [
+        (1, r"shard 4 of '.*images' failed: .*class_loss is not finite.*give the dataset as images with allow_incompl"),
+        # No room for both: the images are made first.
+        (5, r"the synthesis of '.*images' ended with exit code 1; its own lines say why"),
+    ],
+)
+def test_a_shard_that_fails_ends_the_training_at_once(
+    synthesis: dict[str, Any],
+    tiny_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    actors: int,
+    expected: str,
+) -> None:
     synthesis["teacher"]["name"] = f"local-dir:{nan_teacher(tmp_path / 'teacher')}"
-    with pytest.raises(IncompleteError, match=r"ended with exit code 1 and without .*its own lines say why"):
-        distill(training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out"))
+    synthesis["pool"]["max_size"] = actors
+    config = training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out")
+    with (
+        caplog.at_level("INFO", logger="sparse_inversion"),
+        pytest.raises(MissingImagesError, match=expected),
+    ):
+        distill(replace(config, workers=WorkersConfig(device="cpu")))
+    assert "trying again" not in caplog.text
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -125,8 +161,18 @@ def test_the_images_of_a_calibration_are_made_first(
     )
     with pytest.raises(DatasetError, match="nowhere"):
         calibrate(replace(config, labeled=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match="images_split is 'train'"):
+        calibrate(replace(config, images_split="train"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="cannot write to"):
+        calibrate(replace(config, output=str(tmp_path / "file" / "out")))
     assert not Path(synthesis["output"]).exists()
     assert calibrate(config)["images"] == NUM_IMAGES
+    # Another calibration is refused before the images of its own are made.
+    synthesis["output"] = str(tmp_path / "others")
+    with pytest.raises(DatasetError, match="holds"):
+        calibrate(replace(config, images=write({**synthesis, "seed": 1}, tmp_path)))
+    assert not Path(synthesis["output"]).exists()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -140,16 +186,50 @@ def test_the_process_that_makes_images_ends_with_the_training(
         return started[0]
 
     monkeypatch.setattr(beside, "_start", start)
-    with pytest.raises(KeyboardInterrupt), making(plan_images(write(synthesis, tmp_path)), first=False):
+    to_make = plan_images(write(synthesis, tmp_path))
+    with pytest.raises(KeyboardInterrupt), expecting(to_make) as arrivals, making(to_make, arrivals, first=False):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
 
 
+def test_a_process_that_does_not_stop_is_killed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(beside, "_STOP_S", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        beside._stop(process)
+    assert process.returncode == -signal.SIGKILL
+    assert "the synthesis did not stop within 0.2 s: it is killed" in caplog.text
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_job_of_the_working_folder(
+    synthesis: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit(7)")
+    path = write(synthesis, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    process = beside._start(path)
+    assert os.getpgid(process.pid) == process.pid
+    # As the system does where this process is killed.
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "stopped: " in capfd.readouterr().err
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "_LAST_LOOK_S", 0.1)
+    monkeypatch.setattr(arrivals_module, "_LAST_LOOK_S", 0.1)
     ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
-    arrivals, part = PartArrivals(str(tmp_path), ending), tmp_path / "part"
+    part, other = (tmp_path / part_name(shard_id, "0" * 64) for shard_id in (3, 4))
+    store.write_failure(str(tmp_path), 3, {"reason": "a full disk, of an earlier run"})
+    arrivals = PartArrivals(str(tmp_path), ending, {3: {"shard_id": 3, "reason": "a full disk, of an earlier run"}})
 
     @ray.remote(num_cpus=1)
     def write_later() -> None:
@@ -160,12 +240,37 @@ def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monk
     arrivals.wait_for(str(part))
     assert part.exists()
     ray.get(ending.set.remote(0))
-    with pytest.raises(IncompleteError, match=r"the images of .* are made, and .*another.* is not there"):
-        arrivals.wait_for(str(tmp_path / "another"))
+    with pytest.raises(MissingImagesError, match=r"the images of .* are made, and without .*00004.*: is that a folder"):
+        arrivals.wait_for(str(other))
     ray.get(ending.set.remote(-9))
-    with pytest.raises(IncompleteError, match="ended with exit code -9"):
-        arrivals.wait_for(str(tmp_path / "another"))
+    with pytest.raises(MissingImagesError, match=r"ended with exit code -9, and without .*00004"):
+        arrivals.wait_for(str(other))
+    store.write_failure(str(tmp_path), 4, {"reason": "NaN"})
+    with pytest.raises(MissingImagesError, match=r"shard 4 of .* failed: NaN; run it again") as raised:
+        arrivals.wait_for(str(other))
+    # Workers that are started again would wait in vain.
+    assert not pickle.loads(pickle.dumps(raised.value)).is_transient  # noqa: S301
     ray.kill(ending)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
+    synthesis: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesis["pool"]["max_size"] = 5
+    to_make = plan_images(write(synthesis, tmp_path))
+    for brought, others, expected in (
+        (None, 100, True),
+        ([], 0, False),
+        ([NodeType({"CPU": 2.0}, 3)], 1, True),
+        ([NodeType({"CPU": 2.0}, 3)], 2, False),
+    ):
+        monkeypatch.setattr(beside, "node_types", lambda brought=brought: brought)
+        assert has_room(to_make, {"CPU": others}, fixed_size=False) is expected
+
+
+def test_a_job_that_works_in_its_own_process_takes_cores_too() -> None:
+    assert resources_of(WorkersConfig(size=0, cpus_per_worker=2, device="cpu")) == {"CPU": 2.0}
 
 
 def test_planned_images_are_those_that_will_be_made(synthesis: dict[str, Any], tmp_path: Path) -> None:
@@ -193,6 +298,8 @@ def test_what_makes_no_images_or_cannot_be_split_is_refused(
     path = write(synthesis, tmp_path)
     with pytest.raises(ConfigError, match=r"images names the synthesis config '.*synthesis\.yaml' in a list"):
         distill(training([path, str(tmp_path)], tiny_folder, tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"allow_incomplete is set, and which images '.*synthesis\.yaml' will fail"):
+        distill(training(path, tiny_folder, tmp_path / "out", allow_incomplete=True))
     with pytest.raises(ConfigError, match="images_split is 'train'"):
         distill(training(path, tiny_folder, tmp_path / "out", images_split="train"))
     path = write({**synthesis, "dry_run": True}, tmp_path)
@@ -200,17 +307,59 @@ def test_what_makes_no_images_or_cannot_be_split_is_refused(
         distill(training(path, tiny_folder, tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         distill(training(str(tmp_path / "nowhere.yaml"), tiny_folder, tmp_path / "out"))
+    store.write_failure(synthesis["output"], 2, {"reason": "NaN"})
+    path = write({**synthesis, "retry_failed": False}, tmp_path)
+    with pytest.raises(ConfigError, match=r"has retry_failed false, and 1 shards of '.*images' failed before"):
+        distill(training(path, tiny_folder, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("buffer", [0, 1, 6])
 @pytest.mark.parametrize("sizes", [[3], [5, 1, 4, 9, 2], [1] * 20])
-def test_a_buffer_mixes_neighbors_and_loses_none(sizes: list[int]) -> None:
+def test_a_buffer_mixes_neighbors_and_loses_none(sizes: list[int], buffer: int) -> None:
     whole, start, parts = make_images(sum(sizes)), 0, []
     for size in sizes:
-        parts.append(whole.take(np.arange(start, start + size)))
-        start += size
-    mixed = [image_id for part in mix(parts, 6, np.random.default_rng(0)) for image_id in part.image_ids]
-    assert sorted(mixed) == whole.image_ids
-    assert len(mixed) == 3 or mixed != whole.image_ids
+        part, start = whole.take(np.arange(start, start + size)), start + size
+        # Parts keep different numbers of patches at most.
+        parts.append(replace(part, keep_indices=part.keep_indices[:, : part.num_kept.max()]))
+    given = [part.take(np.arange(len(part))) for part in mix(parts, buffer, np.random.default_rng(0))]
+    mixed = concatenate(given)
+    assert sorted(mixed.image_ids) == whole.image_ids
+    if buffer > 1 and len(mixed) > 3:
+        assert mixed.image_ids != whole.image_ids
+    back = mixed.take(np.argsort(mixed.image_ids))
+    for name in ("pixels", "labels", "num_kept"):
+        assert np.array_equal(getattr(back, name), getattr(whole, name))
+    for own, expected, kept in zip(back.keep_indices, whole.keep_indices, whole.num_kept, strict=True):
+        assert np.array_equal(own[:kept], expected[:kept])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch(
+    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_make = plan_images(write(synthesis, tmp_path))
+    synthesize(to_make.plan.config)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+
+    def make(output: Path) -> StudentTrainer:
+        share: dict[str, Any] = {"labels": False, "batch_size": 4, "shuffle_buffer": 8, "seed": 0}
+        arriving = Arriving(planned_images(to_make), in_memory=True, patience_s=1.0)
+        images = ArrivingImages(arriving, loaded, rank=0, world_size=1, **share)
+        return make_trainer(loaded, output, arriving=images, checkpoint_minutes=1e-9, epochs=2)
+
+    untouched, stopped = make(tmp_path / "untouched"), make(tmp_path / "stopped")
+    digests, step = untouched.train(), stopped._step
+
+    def stop_in_the_first_epoch(batch: Any, state: TrainingState) -> Any:
+        if state.steps == 3:
+            raise KeyboardInterrupt
+        return step(batch, state)
+
+    monkeypatch.setattr(stopped, "_step", stop_in_the_first_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("*step*")]
+    assert make(tmp_path / "stopped").train() == digests
 
 
 def test_the_record_says_that_images_were_read_as_made(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
+from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
@@ -31,6 +32,7 @@ def make_trainer(
     labeled: Images | None = None,
     student: StudentConfig | None = None,
     keep_answers: bool = True,
+    arriving: ArrivingImages | None = None,
     **settings: Any,
 ) -> StudentTrainer:
     config = DistillationConfig(
@@ -44,9 +46,9 @@ def make_trainer(
     def share(held: Images) -> MemoryImages:
         return MemoryImages(held, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1)
 
-    training = share(images or make_images(11))
+    training = arriving or share(images or make_images(11))
     answers = Answers(SubsetViT(teacher.model), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype])
-    if keep_answers:
+    if keep_answers and isinstance(training, MemoryImages):
         answers.keep(training.images, CPU, batch_size=4, rank=0, world_size=1)
     held_out = None if labeled is None else share(labeled)
     built = build_student(config.student, teacher, seed=config.seed)

@@ -1,0 +1,118 @@
+"""Wait for the parts of a dataset while a process of its own makes them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+from ray.actor import ActorHandle
+
+from pipeline import storage
+from pipeline.cluster import start_here
+from pipeline.dataset import store
+from pipeline.dataset.part_files import parse_part_name
+from pipeline.errors import MissingImagesError
+from pipeline.synthesis.to_make import ImagesToMake
+
+_LOOK_EVERY_S = 1.0
+# For stores that show a new file only after a moment.
+_LAST_LOOK_S = 3.0
+
+
+class _Ending:
+    """How a synthesis ended, for those who wait for its parts; an actor."""
+
+    def __init__(self) -> None:
+        self._exit_code: int | None = None
+
+    def set(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+
+    def get(self) -> int | None:
+        return self._exit_code
+
+
+@dataclass(frozen=True)
+class PartArrivals:
+    """The parts of a dataset that is being made; see `pipeline.dataset.source.Arrivals`.
+
+    Attributes:
+        output: of the dataset.
+        ending: an actor, `_Ending`.
+        failed_before: shard id → failure record that was there before the synthesis began, which tries them again.
+    """
+
+    output: str
+    ending: ActorHandle
+    failed_before: Mapping[int, Mapping[str, Any]]
+
+    def wait_for(self, uri: str) -> None:
+        """Wait until a part is there.
+
+        Raises:
+            MissingImagesError: its shard failed, or the synthesis has ended without it.
+            OSError: the store kept failing to answer.
+        """
+        while not _exists(uri):
+            self._check_failed(uri)
+            exit_code = cast(int | None, ray.get(self.ending.get.remote()))
+            if exit_code is None:
+                time.sleep(_LOOK_EVERY_S)
+                continue
+            time.sleep(_LAST_LOOK_S)
+            if not _exists(uri):
+                self._check_failed(uri)
+                raise MissingImagesError(self.describe_end(exit_code, f", and without {uri!r}"))
+
+    def describe_end(self, exit_code: int, without: str = "") -> str:
+        """Say that the synthesis ended too early, and what to do."""
+        if not exit_code:
+            return (
+                f"the images of {self.output!r} are made{without}: is that a folder of a single machine? Give an "
+                "output that all machines share, such as s3://..."
+            )
+        return (
+            f"the synthesis of {self.output!r} ended with exit code {exit_code}{without}; its own lines say why. Run "
+            "it again for the rest, or give the dataset as images with allow_incomplete"
+        )
+
+    def _check_failed(self, uri: str) -> None:
+        """Raise MissingImagesError if the shard of a part failed since the synthesis began."""
+        parsed = parse_part_name(uri.rpartition("/")[2])
+        if parsed is None:
+            return
+        (shard_id,), _ = parsed
+        record = storage.with_retries(lambda: store.find_failure(self.output, shard_id))
+        if record is None or record == self.failed_before.get(shard_id) or _exists(uri):
+            return
+        raise MissingImagesError(
+            f"shard {shard_id} of {self.output!r} failed: {record['reason']}; run it again to try it again, or make "
+            "the others with jobs.synthesize, and give the dataset as images with allow_incomplete"
+        )
+
+
+def _exists(uri: str) -> bool:
+    return storage.with_retries(lambda: storage.exists(uri))
+
+
+@contextmanager
+def expecting(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
+    """Within it readers can wait for the missing parts of a dataset; the cluster must be joined.
+
+    Args:
+        to_make: the images, if any.
+
+    Yields:
+        What readers wait with; None where all images are there.
+    """
+    if to_make is None or to_make.plan.progress.complete:
+        yield None
+        return
+    plan = to_make.plan
+    arrivals = PartArrivals(plan.config.output, start_here(_Ending), plan.progress.failed)
+    try:
+        yield arrivals
+    finally:
+        ray.kill(arrivals.ending)
