@@ -80,12 +80,12 @@ def _make(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     settings = [_comparable(config) for config in configs]
 
     def figures() -> Figures:
-        return _mean([_anew(config, write_dataset) for config in configs])
+        return _mean_figures([_anew(config, write_dataset) for config in configs])
 
     return _kept(bench, "images", arm, seed, settings, figures)
 
 
-def _mean(datasets: Sequence[Figures]) -> Figures:
+def _mean_figures(datasets: Sequence[Figures]) -> Figures:
     """Return the number of images in some datasets, and the means over all of them."""
     number = sum(figures["number"] for figures in datasets)
     weighted = {

@@ -1,5 +1,6 @@
 """Goals of a testbed, whether they are met, and the page of its figures."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -60,12 +61,7 @@ def _quantized(
             yield _at_most(f"{width} on {arm}: points below real images", difference, testbed.below_real)
         for width in testbed.drops:
             mean, error = _difference(arms[arm], arms["noise"], width)
-            # Missed only where noise is ahead by more than chance.
-            yield {
-                **_at_least(f"{width} on {arm}: points above noise", mean, 0.0),
-                "met": mean + 2 * error >= 0,
-                "standard_error": round(error, 3),
-            }
+            yield _not_behind(f"{width} on {arm}: points above noise", mean, error)
 
 
 def _recoveries(students: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
@@ -93,6 +89,20 @@ def _at_least(goal: str, value: float, bound: float) -> dict[str, Any]:
 
 def _at_most(goal: str, value: float, bound: float) -> dict[str, Any]:
     return {"goal": goal, "value": round(value, 3), "bound": f"<= {bound:.3g}", "met": value <= bound + 1e-9}
+
+
+def _not_behind(goal: str, value: float, error: float) -> dict[str, Any]:
+    """Return a goal that is missed only where a difference is below zero by more than chance.
+
+    Args:
+        goal: what it is.
+        value: the mean difference.
+        error: its standard error; infinite for a single seed, of which nothing can be said.
+    """
+    if not math.isfinite(error):
+        return {"goal": goal, "value": round(value, 3), "bound": "none, with a single seed", "met": True}
+    bound = f">= {-2 * error:.2g} (two standard errors)"
+    return {**_at_least(goal, value, -2 * error), "bound": bound, "standard_error": round(error, 3)}
 
 
 def page(measured: Measured, reached: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

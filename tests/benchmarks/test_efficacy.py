@@ -102,7 +102,7 @@ def test_the_configs_of_cifar_are_read() -> None:
 
 def test_means_of_an_arm_weigh_its_datasets_by_their_images() -> None:
     figures = [{"number": 30, "work": 1.0}, {"number": 10, "work": 5.0}]
-    assert efficacy._mean(figures) == {"number": 40, "work": 2.0}
+    assert efficacy._mean_figures(figures) == {"number": 40, "work": 2.0}
 
 
 def test_a_testbed_that_needs_photos_says_so(tmp_path: Path) -> None:
