@@ -51,6 +51,13 @@ class Nodes:
         while len(self._cluster.worker_nodes) < NUM_NODES:
             self._cluster.add_node(num_cpus=self._cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
 
+    def drain(self, node_id: str, notice_s: int) -> None:
+        """Tell Ray that a node will be taken, as a spot machine's notice does."""
+        flags = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot machine"]
+        flags += ["--node-id", node_id, "--deadline-remaining-seconds", str(notice_s), "--address", self.address]
+        # Ray refuses it for a node that is gone already.
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *flags], check=False)
+
     def lose(self, node_id: str, *, replace: bool) -> None:
         """Kill all processes of a node, and start another one in its place if that is wanted.
 
@@ -79,7 +86,8 @@ class Job:
     """
 
     def __init__(self, arguments: list[str], address: str, env: Mapping[str, str], hook: str, log: Path) -> None:
-        self._log = log
+        self._made_of = (arguments, address, env, hook)
+        self.log = log
         workers = {"env_vars": {**env, "PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": hook}
         own = {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": workers})}
         with self._file("out").open("w") as out, self._file("err").open("w") as err:
@@ -88,7 +96,11 @@ class Job:
             )
 
     def _file(self, kind: str) -> Path:
-        return self._log.with_suffix(f".{kind}")
+        return self.log.with_suffix(f".{kind}")
+
+    def again(self, log: Path) -> "Job":
+        """Start the same job once more, beside this one."""
+        return Job(*self._made_of, log)
 
     @property
     def code(self) -> int | None:

@@ -23,6 +23,8 @@ _SIGNALS = {
 _CODES = {"driver_killed": -9, "driver_terminated": 143, "driver_interrupted": 130}
 # A run that takes longer hangs.
 _RUN_S = 600.0
+# The shortest notice of a spot machine is 30 seconds, in which a hundred of these shards are made.
+_NOTICE_S = 2
 _STOP_S = 60.0
 _POLL_S = 0.05
 # What no user should have to read; the second is Ray's warning of a restart that fails, and none does.
@@ -97,22 +99,28 @@ class _Runs:
             broken.unlink()
         env = {**self._store.env, "CHAOS": str(self._folder)}
         log = self._folder / f"run-{len(self.codes)}"
-        job = Job(self._arguments, self._nodes.address, env, _HOOK, log)
-        deadline, code = time.monotonic() + _RUN_S, 1
-        while job.code is None:
-            for name in self._to_be_done(job):
-                code = self._act(name, job) or code
+        self._jobs = [Job(self._arguments, self._nodes.address, env, _HOOK, log)]
+        self._ends: dict[Job, int] = {}
+        deadline = time.monotonic() + _RUN_S
+        while running := [job for job in self._jobs if job.code is None]:
+            for name in self._to_be_done(running[0]):
+                self._act(name, running[0])
             if time.monotonic() > deadline:
-                self.unexpected.append(f"{log} hung")
-                job.wait(0)
+                self.unexpected += [f"{job.log} hung" for job in running]
+                for job in running:
+                    job.wait(0)
             time.sleep(_POLL_S)
+        for job in self._jobs:
+            self._take_note_of(job)
+        # Of two runs at once, either may find the other's last shard missing when it ends.
+        self.complete = any(job.code == 0 for job in self._jobs)
+
+    def _take_note_of(self, job: Job) -> None:
+        assert job.code is not None
         self.codes.append(job.code)
-        self.complete = job.code == 0
-        if job.code not in (0, 1, code):
-            self.unexpected.append(f"{log} ended with {job.code}")
-        for noise in _NOISE:
-            if noise in job.reported:
-                self.unexpected.append(f"{log} printed {noise!r}")
+        if job.code not in (0, 1, self._ends.get(job)):
+            self.unexpected.append(f"{job.log} ended with {job.code}")
+        self.unexpected += [f"{job.log} printed {noise!r}" for noise in _NOISE if noise in job.reported]
 
     def _to_be_done(self, job: Job) -> list[str]:
         # What struck the run before strikes this one, not Python while it starts.
@@ -122,21 +130,25 @@ class _Runs:
         struck = (path.name for path in sorted((self._folder / "struck").iterdir()))
         return [name for name in struck if name.split("-")[1] in FROM_OUTSIDE and name not in done]
 
-    def _act(self, name: str, job: Job) -> int | None:
-        """Bring about a fault from outside; return the exit code that the job must end with, if it must end."""
+    def _act(self, name: str, job: Job) -> None:
+        """Bring about a fault from outside, which may end the job."""
         kind: Any = name.split("-")[1]
-        code = None
         if kind in STORE_KINDS:
             self._store.have(kind, f"{self._folder}/{name}")
         elif kind in NODE_KINDS:
             node_id = json.loads((self._folder / "struck" / name).read_text())["node_id"]
-            self._nodes.lose(node_id, replace=kind == "node_replaced")
+            if kind == "node_drained":
+                self._nodes.drain(node_id, _NOTICE_S)
+                (self._folder / "acted" / name).touch()
+                time.sleep(_NOTICE_S)
+            self._nodes.lose(node_id, replace=kind != "node_lost")
+        elif kind == "second_run":
+            self._jobs.append(job.again(self._folder / f"run-{len(self.codes)}-beside"))
         else:
             job.signal(_SIGNALS[kind])
             job.wait(_STOP_S)
-            code = _CODES[kind]
+            self._ends[job] = _CODES[kind]
         (self._folder / "acted" / name).touch()
-        return code
 
 
 def _struck(fault: Fault, folder: Path, output: str, store: Store) -> Struck | None:

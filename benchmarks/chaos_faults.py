@@ -11,8 +11,11 @@ Kind = Literal[
     "constructor_fails",
     "gpu_error",
     "gpu_broken",
+    "out_of_memory",
     "node_lost",
     "node_replaced",
+    "node_drained",
+    "second_run",
     "driver_killed",
     "driver_terminated",
     "driver_interrupted",
@@ -23,11 +26,11 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STORE_KINDS: tuple[Kind, ...] = ("store_fails", "store_slow", "store_full")
 DRIVER_KINDS: tuple[Kind, ...] = ("driver_killed", "driver_terminated", "driver_interrupted")
-NODE_KINDS: tuple[Kind, ...] = ("node_lost", "node_replaced")
+NODE_KINDS: tuple[Kind, ...] = ("node_lost", "node_replaced", "node_drained")
 # Those that a process beside the cluster brings about, once a worker has begun the shard.
-FROM_OUTSIDE = (*STORE_KINDS, *DRIVER_KINDS, *NODE_KINDS)
-# Each takes a GPU away until the episode ends, and one must be left.
-_ONCE: tuple[Kind, ...] = ("gpu_broken", "node_lost")
+FROM_OUTSIDE = (*STORE_KINDS, *DRIVER_KINDS, *NODE_KINDS, "second_run")
+# Each takes a GPU away until the episode ends, and one must be left; a third run would find none.
+_ONCE: tuple[Kind, ...] = ("gpu_broken", "node_lost", "second_run")
 # How often a shard kills its worker before it lets one live; the run gives it up at the third time.
 DEATHS = 2
 

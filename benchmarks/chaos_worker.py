@@ -126,6 +126,8 @@ def _fail(folder: Path, kind: str, node_id: str) -> None:
         (folder / "broken" / node_id).touch()
     if kind in ("gpu_broken", "gpu_error"):
         _fail_as_gpu()
+    if kind == "out_of_memory":
+        _run_out_of_memory()
     if kind == "constructor_fails":
         # The next worker that loads a teacher, most likely in place of this one, cannot.
         (folder / "orders" / loading_order(os.getpid())).touch()
@@ -153,6 +155,12 @@ def _fail_as_gpu() -> None:
     import torch
 
     raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+
+
+def _run_out_of_memory() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory: not even one image fits")
 
 
 def _die() -> None:
