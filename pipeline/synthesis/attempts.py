@@ -49,8 +49,9 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Running:
-    """A shard that a process works on, and whether it has inverted it and only writes it."""
+    """A shard that a worker's process works on, and whether it has inverted it and only writes it."""
 
+    worker: str
     device: Device
     name: str
     inverted: bool = False
@@ -136,12 +137,13 @@ class Attempts:
 
     # Called by workers.
 
-    def enter(self, worker: str, device: Device, *, loaded: bool) -> bool:
+    def enter(self, worker: str, device: Device, name: str, *, loaded: bool) -> bool:
         """Ask for work.
 
         Args:
             worker: id of its actor, which stays the same when Ray restarts it.
             device: the device it computes on.
+            name: of its process.
             loaded: whether it has loaded the teacher; otherwise it does so next.
 
         Returns:
@@ -151,6 +153,9 @@ class Attempts:
         died_at = self._loading.pop(worker, None)
         if died_at is not None:
             self._count(died_at, "its process died while it loaded the teacher")
+        # What they worked on may be handed back without being begun again.
+        for earlier in {run.name for run in self._running.values() if run.worker == worker and run.name != name}:
+            self._note_death(earlier)
         if device in self._retired:
             return False
         if not loaded:
@@ -174,7 +179,7 @@ class Attempts:
             self._left.discard(shard_id)
         else:
             shard.num_begun += 1
-            self._running[shard_id] = _Running(device, name)
+            self._running[shard_id] = _Running(worker, device, name)
         deaths, shard.unreported = shard.unreported, []
         return Begun(deaths, refusal, attempt=shard.num_begun)
 
@@ -229,7 +234,7 @@ class Attempts:
     def wait(self, worker: str) -> bool:
         """Return whether the worker of a retired device, which asks again and again, should hand back its shards."""
         self._waiting.add(worker)
-        if not self._over and not self._running and not self._loading:
+        if not self._over and not self._anyone_works():
             idle_s = time.monotonic() - self._last_event
             others_done = len(self._left) <= _SHARDS_PER_WORKER * len(self._waiting)
             if others_done:
@@ -240,6 +245,12 @@ class Attempts:
                 patience_s = max(self._start_timeout_s, _BETWEEN_SHARDS_S)
             self._over = idle_s >= patience_s
         return self._over
+
+    def _anyone_works(self) -> bool:
+        """Return whether a worker inverts, writes or loads, as far as is known; one on a lost node does not."""
+        devices = {run.device for run in self._running.values()} | set(self._loading.values())
+        nodes = {device.node_id for device in devices}
+        return bool(nodes) and not nodes.isdisjoint(self._alive_nodes())
 
     def _count(self, device: Device, reason: str) -> None:
         self._errors[device] = self._errors.get(device, 0) + 1

@@ -130,9 +130,10 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
         return True
     fitting = int((there - taken) // each)
     advice = f": with pool.max_size {fitting} both go on at once" if fitting >= pool.min_size else ""
+    those = "1 actor" if actors == 1 else f"{actors} actors"
     logger.info(
-        f"{actors} actors of the synthesis and the workers of the training need {actors * each + taken:g} {name}s, and "
-        f"there are {there:g}: the training begins when all images are made{advice}"
+        f"{those} of the synthesis and the workers of the training need {actors * each + taken:g} {name}s, and there "
+        f"are {there:g}: the training begins when all images are made{advice}"
     )
     return False
 

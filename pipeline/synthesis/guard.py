@@ -99,7 +99,7 @@ class GuardedWriter:
         if self._poisoned and not self._ask("is_retired", self._device):
             # A CUDA context is unusable after an error. Ray starts another process, and gives it this shard.
             self._leave()
-        if not self._ask("enter", self._actor, self._device, loaded=self._writer is not None):
+        if not self._ask("enter", self._actor, self._device, self._name, loaded=self._writer is not None):
             return self._wait(shard_id)
         try:
             writer = self._loaded()

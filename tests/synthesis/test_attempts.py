@@ -71,19 +71,19 @@ def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> Non
 def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
     attempts = make([1, 2])
     for shard_id in (1, 2):
-        assert attempts.enter("a", GPU_0, loaded=True)
+        assert attempts.enter("a", GPU_0, "pid 7", loaded=True)
         attempts.begin("a", GPU_0, shard_id, "pid 7")
         attempts.fail("a", GPU_0, f"ECC error {shard_id}", shard_id, loading=False)
     assert attempts.retired() == {GPU_0: "ECC error 2"}
-    assert not attempts.enter("a", GPU_0, loaded=True)
-    assert attempts.enter("b", GPU_1, loaded=True)
+    assert not attempts.enter("a", GPU_0, "pid 7", loaded=True)
+    assert attempts.enter("b", GPU_1, "pid 7", loaded=True)
 
 
 def test_a_process_that_dies_while_it_loads_is_its_devices_fault() -> None:
     attempts = make([1])
-    assert attempts.enter("a", GPU_0, loaded=False)
-    assert attempts.enter("a", GPU_0, loaded=False)
-    assert not attempts.enter("a", GPU_0, loaded=False)
+    assert attempts.enter("a", GPU_0, "pid 7", loaded=False)
+    assert attempts.enter("a", GPU_0, "pid 7", loaded=False)
+    assert not attempts.enter("a", GPU_0, "pid 7", loaded=False)
     assert attempts.retired() == {GPU_0: "its process died while it loaded the teacher"}
     assert attempts.begin("b", GPU_1, 1, "pid 7").history == []
 
@@ -115,6 +115,32 @@ def test_it_is_not_handed_back_while_another_works(monkeypatch: pytest.MonkeyPat
     assert not attempts.wait("a")
     attempts.end(GPU_1, 1)
     assert not attempts.wait("a")  # it may begin another at once
+
+
+def test_what_a_dead_process_worked_on_does_not_keep_retired_workers_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in `benchmarks.chaos`: its next process cannot load the teacher, and hands the shard back unbegun."""
+    attempts = make([4, 5, 6])
+    attempts.enter("b", GPU_1, "pid 7", loaded=True)
+    attempts.begin("b", GPU_1, 4, "pid 7")
+    attempts.enter("b", GPU_1, "pid 8", loaded=False)
+    attempts.fail("b", GPU_1, "the disk did not answer", 4, loading=True)
+    assert not attempts.wait("a")
+    later = time.monotonic() + 5
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert attempts.wait("a")
+    # The death counts, though the shard was not begun again in its pass.
+    attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
+    assert attempts.begin("a", GPU_0, 4, "pid 9").history == ["worker pid 7 died (GPU 1 of node here (here))"]
+
+
+def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([4, 5])
+    attempts.enter("b", FAR, "pid 7", loaded=False)
+    attempts.enter("c", FAR, "pid 8", loaded=True)
+    attempts.begin("c", FAR, 4, "pid 8")
+    later = time.monotonic() + 5
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert attempts.wait("a")
 
 
 def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
