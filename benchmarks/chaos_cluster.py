@@ -51,12 +51,12 @@ class Nodes:
         while len(self._cluster.worker_nodes) < NUM_NODES:
             self._cluster.add_node(num_cpus=self._cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
 
-    def drain(self, node_id: str, notice_s: int) -> None:
-        """Tell Ray that a node will be taken, as a spot machine's notice does."""
+    def drain(self, node_id: str, notice_s: int) -> bool:
+        """Tell Ray that a node will be taken, as a spot machine's notice does; return whether Ray took note of it."""
         flags = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot machine"]
         flags += ["--node-id", node_id, "--deadline-remaining-seconds", str(notice_s), "--address", self.address]
-        # Ray refuses it for a node that is gone already.
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *flags], check=False)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *flags]
+        return not subprocess.run(command, stdout=sys.stderr, check=False).returncode
 
     def lose(self, node_id: str, *, replace: bool) -> None:
         """Kill all processes of a node, and start another one in its place if that is wanted.

@@ -25,6 +25,8 @@ _CODES = {"driver_killed": -9, "driver_terminated": 143, "driver_interrupted": 1
 _RUN_S = 600.0
 # The shortest notice of a spot machine is 30 seconds, in which a hundred of these shards are made.
 _NOTICE_S = 2
+# A worker waits for a minute for what is to strike it.
+_SECOND_STARTS_S = 50.0
 _STOP_S = 60.0
 _POLL_S = 0.05
 # What no user should have to read; the second is Ray's warning of a restart that fails, and none does.
@@ -77,7 +79,7 @@ def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: Sto
     nodes.fill()
     runs = _Runs(job, nodes, store, folder)
     most = _SPARE_RUNS + sum(fault.kind in DRIVER_KINDS for fault in episode.faults)
-    while len(runs.codes) < most and not runs.complete:
+    while runs.number < most and not runs.complete:
         runs.run()
     store.calm()
     struck = [_struck(fault, folder, output, store) for fault in episode.faults]
@@ -90,6 +92,7 @@ class _Runs:
     def __init__(self, arguments: list[str], nodes: Nodes, store: Store, folder: Path) -> None:
         self._arguments, self._nodes, self._store, self._folder = arguments, nodes, store, folder
         self.codes: list[int] = []
+        self.number = 0
         self.complete = False
         self.unexpected: list[str] = []
 
@@ -98,7 +101,7 @@ class _Runs:
         for broken in (self._folder / "broken").iterdir():
             broken.unlink()
         env = {**self._store.env, "CHAOS": str(self._folder)}
-        log = self._folder / f"run-{len(self.codes)}"
+        log = self._folder / f"run-{self.number}"
         self._jobs = [Job(self._arguments, self._nodes.address, env, _HOOK, log)]
         self._ends: dict[Job, int] = {}
         deadline = time.monotonic() + _RUN_S
@@ -112,6 +115,7 @@ class _Runs:
             time.sleep(_POLL_S)
         for job in self._jobs:
             self._take_note_of(job)
+        self.number += 1
         # Of two runs at once, either may find the other's last shard missing when it ends.
         self.complete = any(job.code == 0 for job in self._jobs)
 
@@ -138,12 +142,18 @@ class _Runs:
         elif kind in NODE_KINDS:
             node_id = json.loads((self._folder / "struck" / name).read_text())["node_id"]
             if kind == "node_drained":
-                self._nodes.drain(node_id, _NOTICE_S)
+                if not self._nodes.drain(node_id, _NOTICE_S):
+                    self.unexpected.append(f"{job.log}: node {node_id} could not be drained")
                 (self._folder / "acted" / name).touch()
                 time.sleep(_NOTICE_S)
             self._nodes.lose(node_id, replace=kind != "node_lost")
         elif kind == "second_run":
-            self._jobs.append(job.again(self._folder / f"run-{len(self.codes)}-beside"))
+            second = job.again(self._folder / f"run-{self.number}-beside")
+            self._jobs.append(second)
+            # So that the two are at work at once.
+            deadline = time.monotonic() + _SECOND_STARTS_S
+            while not second.reported and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
         else:
             job.signal(_SIGNALS[kind])
             job.wait(_STOP_S)

@@ -25,6 +25,7 @@ FOLDERS = ("orders", "claimed", "struck", "acted", "broken")
 # A shard takes longer, so that its worker dies in the middle.
 _INTO_THE_BATCH_S = 0.1
 _WAIT_S = 60.0
+_ASK_EVERY_S = 0.05
 _LOADING = "loading-"
 
 
@@ -94,7 +95,13 @@ def _arm_calibration(module: Any, folder: Path) -> None:
     module.GraphReader._arguments = _arguments
 
 
+def _arm_checkpoints(module: Any, folder: Path) -> None:
+    """Ask for the notice of a drained node often enough for these shards."""
+    module._ASK_EVERY_S = _ASK_EVERY_S
+
+
 _ARM: dict[str, Callable[[Any, Path], None]] = {
+    "pipeline.saving": _arm_checkpoints,
     "pipeline.synthesis.actor": _arm_synthesis,
     "pipeline.distillation.loop": _arm_training,
     "pipeline.quantization.observe": _arm_calibration,

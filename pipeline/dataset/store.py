@@ -92,9 +92,18 @@ def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
     """Return the failure record of a shard, if it has one.
 
     Raises:
-        DatasetError: the file is none.
+        DatasetError: the file is none, or cannot be read.
     """
-    return _read_failure(output, shard_id) if storage.exists(_failure_uri(output, shard_id)) else None
+    uri = _failure_uri(output, shard_id)
+    if not storage.exists(uri):
+        return None
+    try:
+        return _read_failure(output, shard_id)
+    except DatasetError:
+        # Whoever makes the shard after all removes it.
+        if storage.exists(uri):
+            raise
+        return None
 
 
 def _read_failure(output: str, shard_id: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ otherwise streamed from storage. So the student depends on seeds and workers, an
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import torch
 
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.units import RowRange
 from pipeline.distillation.images import (
     DistillationBatch,
     Images,
@@ -29,6 +31,9 @@ from pipeline.distillation.order import even_sizes, share_of_batch
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 
+# Images of the last buffer that are copied at a time.
+_GIVEN_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Arriving:
@@ -37,7 +42,7 @@ class Arriving:
     Attributes:
         planned: all images, in the order in which they are made; its one source has them in the order of the dataset.
         in_memory: whether all of them fit into the memory of each worker.
-        patience_s: how long the synthesis may take for a part before it gives up.
+        patience_s: seconds that a worker may wait for a part at most.
     """
 
     planned: ImageCollection
@@ -81,6 +86,7 @@ class ArrivingImages:
         self._batch_size, self._shuffle_buffer, self._seed = batch_size, shuffle_buffer, seed
         self._rank, self._world_size = rank, world_size
         self._made: MemoryImages | StreamedImages | None = None
+        self._has_waited = False
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""
@@ -96,11 +102,17 @@ class ArrivingImages:
         mixed = mix(arriving, self._shuffle_buffer, np.random.default_rng((self._seed, self._rank)))
         for images in rebatch(mixed, sizes):
             yield to_batch(images, device)
+        # Every worker has read its own by the end of an epoch, so all are there.
+        self._has_waited = True
 
     def all_made(self) -> MemoryImages | StreamedImages:
         """Return the images once all of them are there, as those of any dataset."""
         if self._made is None:
             (source,) = self._planned.sources
+            if source.arrivals is not None and not self._has_waited:
+                # A training that goes on after its first epoch, while a part that was lost is made again.
+                for _, unit in self._planned.units:
+                    source.arrivals.wait_for(cast(RowRange, unit).uri)
             there = ImageCollection.of(replace(source, arrivals=None))
             share = {"batch_size": self._batch_size, "seed": self._seed}
             place = {"rank": self._rank, "world_size": self._world_size}
@@ -150,10 +162,14 @@ def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> It
             filling.clear()
             order = random.permutation(len(together))
             held = together.take(order[:buffer])
-            yield together.take(order[buffer:])
+            given = together.take(order[buffer:])
+            del together
+            yield given
     left = held if held is not None else concatenate(filling) if filling else None
     if left is not None:
-        yield left.take(random.permutation(len(left)))
+        order = random.permutation(len(left))
+        for start in range(0, len(order), _GIVEN_AT_ONCE):
+            yield left.take(order[start : start + _GIVEN_AT_ONCE])
 
 
 def _exchange(held: Images, part: Images, random: np.random.Generator) -> tuple[Images, Images]:

@@ -106,20 +106,23 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
 
     With a shuffle buffer, Ray Data yields smaller batches than asked for, even of one image, at the end of each block.
     """
-    waiting: list[Images] = []
-    portions = iter(parts)
+    portions = (part for part in parts if len(part))
+    part, start = None, 0
     for size in sizes:
-        while sum(map(len, waiting)) < size:
-            part = next(portions, None)
+        pieces: list[Images] = []
+        while size:
+            if part is None or start == len(part):
+                part, start = next(portions, None), 0
             if part is None:
                 break
-            waiting.append(part)
-        if not waiting:
+            pieces.append(part.take(np.arange(start, min(start + size, len(part)))))
+            size, start = size - len(pieces[-1]), start + len(pieces[-1])
+        if not pieces:
             return
-        together = concatenate(waiting)
-        yield together.take(np.arange(min(size, len(together))))
-        waiting = [together.take(np.arange(size, len(together)))] if len(together) > size else []
-    yield from (part for part in (*waiting, *portions) if len(part))
+        yield concatenate(pieces)
+    if part is not None and start < len(part):
+        yield part.take(np.arange(start, len(part)))
+    yield from portions
 
 
 class MemoryImages:

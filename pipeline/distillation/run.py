@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +27,12 @@ from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
 from pipeline.synthesis.arrivals import PartArrivals, expecting
-from pipeline.synthesis.beside import has_room, making
+from pipeline.synthesis.beside import Synthesis, has_room, making
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.training import resources_of
 
 RESULT, CURVE = "result.json", "curve.png"
-# Where a synthesis is to wait for its next shard whatever that takes.
+# Within a collective operation, as long as anyone may wait for a part.
 _FOREVER_S = 30 * 86400.0
 
 
@@ -87,13 +88,14 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
     done_before = max(list_epochs(output), default=0)
     with own_errors(), expecting(plan.to_make) as arrivals:
         # What the training itself lacks must come out before images are made for hours.
-        train = prepare_training(_read(plan, _arriving(plan, arrivals)), fixed_size=fixed_size)
-        first = not _has_room(plan, arrivals, fixed_size=fixed_size)
+        task = _read(plan, _arriving(plan, arrivals))
+        train = prepare_training(task, fixed_size=fixed_size)
+        beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
-            making(plan.to_make, arrivals, first=first),
+            making(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
             report_epochs(output, plan.config.epochs, done_before, tracker),
         ):
-            digests = train()
+            digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
     result = _finish(plan, digests, done_before, time.monotonic() - started)
     tracker.set_result(result)
     return result
@@ -103,21 +105,40 @@ def _arriving(plan: DistillationPlan, arrivals: PartArrivals | None) -> Arriving
     """Return the training images as they will be made; None where they were given as a dataset."""
     if plan.to_make is None:
         return None
-    timeout_s = plan.to_make.plan.config.pool.no_progress_timeout_s
     (source,) = plan.images.sources
     planned = ImageCollection((replace(source, arrivals=arrivals),), plan.images.units)
     in_memory = image_bytes(planned, plan.teacher, with_tokens=False) <= plan.config.cache_gb * 2**30
-    return Arriving(planned, in_memory, _FOREVER_S if timeout_s < 0 else timeout_s)
+    # A worker waits for its part until the synthesis ends, and the others wait for it.
+    return Arriving(planned, in_memory, 0.0 if arrivals is None else _FOREVER_S)
 
 
-def _has_room(plan: DistillationPlan, arrivals: PartArrivals | None, *, fixed_size: bool) -> bool:
-    """Return whether images can be made beside the training; say so."""
-    if plan.to_make is None or arrivals is None:
+def _has_room(plan: DistillationPlan, task: Task, *, fixed_size: bool) -> bool:
+    """Return whether images can be made beside the training."""
+    if plan.to_make is None:
         return True
-    if not has_room(plan.to_make, resources_of(plan.config.workers), fixed_size=fixed_size):
-        return False
-    logger.info(f"distill: training on the images of {arrivals.output!r} as they are made")
-    return True
+    others = resources_of(plan.config.workers)
+    # Tasks of Ray Data read what is streamed.
+    others["CPU"] += task.streams
+    return has_room(plan.to_make, others, fixed_size=fixed_size)
+
+
+def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside: bool) -> list[str]:
+    """Train beside a synthesis where there is room for both; otherwise, or if that fails, when it has ended.
+
+    Raises:
+        PipelineError: as training, or some images could not be made.
+    """
+    if beside:
+        logger.info(f"distill: training on the images of {synthesis.arrivals.output!r} as they are made")
+        try:
+            return train()
+        except IncompleteError as error:
+            # Its actors may hold what the workers need, on a cluster whose limits are not known.
+            if not error.is_transient or not synthesis.runs:
+                raise
+            logger.warning(f"{error}; the training begins again when all images are made")
+    synthesis.wait()
+    return train()
 
 
 def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.errors import PipelineError
+
 T = TypeVar("T")
 
 # Seconds before each further attempt: object stores throttle, and networks fail for a moment.
@@ -15,10 +17,15 @@ def with_retries(work: Callable[[], T]) -> T:
 
     Raises:
         OSError: it kept failing.
+        PipelineError: as the work, at once unless it is transient.
     """
     for delay_s in RETRY_DELAYS_S:
         try:
             return work()
         except OSError:
+            time.sleep(delay_s)
+        except PipelineError as error:
+            if not error.is_transient:
+                raise
             time.sleep(delay_s)
     return work()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -12,11 +13,12 @@ from ray.actor import ActorHandle
 from pipeline import storage
 from pipeline.cluster import start_here
 from pipeline.dataset import store
-from pipeline.dataset.part_files import parse_part_name
 from pipeline.errors import MissingImagesError
 from pipeline.synthesis.to_make import ImagesToMake
 
 _LOOK_EVERY_S = 1.0
+# A listing costs more than a look at a file, and failures are few.
+_LIST_EVERY_S = 10.0
 # For stores that show a new file only after a moment.
 _LAST_LOOK_S = 3.0
 
@@ -52,44 +54,49 @@ class PartArrivals:
         """Wait until a part is there.
 
         Raises:
-            MissingImagesError: its shard failed, or the synthesis has ended without it.
-            OSError: the store kept failing to answer.
+            MissingImagesError: its shard or another one failed, or the synthesis has ended without it.
+            DatasetError: the store kept failing to answer.
         """
+        looked_at = time.monotonic()
         while not _exists(uri):
-            self._check_failed(uri)
+            if time.monotonic() - looked_at >= _LIST_EVERY_S:
+                self.check_failed()
+                looked_at = time.monotonic()
             exit_code = cast(int | None, ray.get(self.ending.get.remote()))
             if exit_code is None:
                 time.sleep(_LOOK_EVERY_S)
                 continue
             time.sleep(_LAST_LOOK_S)
             if not _exists(uri):
-                self._check_failed(uri)
-                raise MissingImagesError(self.describe_end(exit_code, f", and without {uri!r}"))
+                self.check_failed()
+                raise MissingImagesError(self.describe_end(exit_code, uri))
 
-    def describe_end(self, exit_code: int, without: str = "") -> str:
+    def check_failed(self) -> None:
+        """Check that no shard failed since the synthesis began.
+
+        Raises:
+            MissingImagesError: one did; the message says why.
+            DatasetError: the store kept failing to answer.
+        """
+        for shard_id in storage.with_retries(lambda: store.failed_shards(self.output)):
+            record = storage.with_retries(partial(store.find_failure, self.output, shard_id))
+            if record is not None and record != self.failed_before.get(shard_id):
+                raise MissingImagesError(
+                    f"shard {shard_id} of {self.output!r} failed: {record['reason']}; run it again to try it again, or "
+                    "make the others with jobs.synthesize, and give the dataset as images with allow_incomplete"
+                )
+
+    def describe_end(self, exit_code: int, missing: str | None = None) -> str:
         """Say that the synthesis ended too early, and what to do."""
         if not exit_code:
             return (
-                f"the images of {self.output!r} are made{without}: is that a folder of a single machine? Give an "
-                "output that all machines share, such as s3://..."
+                f"the images of {self.output!r} are made, but {missing!r} is not there: is that a folder of a single "
+                "machine? Give an output that all machines share, such as s3://..."
             )
+        without = "" if missing is None else f" and without {missing!r}"
         return (
             f"the synthesis of {self.output!r} ended with exit code {exit_code}{without}; its own lines say why. Run "
             "it again for the rest, or give the dataset as images with allow_incomplete"
-        )
-
-    def _check_failed(self, uri: str) -> None:
-        """Raise MissingImagesError if the shard of a part failed since the synthesis began."""
-        parsed = parse_part_name(uri.rpartition("/")[2])
-        if parsed is None:
-            return
-        (shard_id,), _ = parsed
-        record = storage.with_retries(lambda: store.find_failure(self.output, shard_id))
-        if record is None or record == self.failed_before.get(shard_id) or _exists(uri):
-            return
-        raise MissingImagesError(
-            f"shard {shard_id} of {self.output!r} failed: {record['reason']}; run it again to try it again, or make "
-            "the others with jobs.synthesize, and give the dataset as images with allow_incomplete"
         )
 
 
@@ -106,12 +113,20 @@ def expecting(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
 
     Yields:
         What readers wait with; None where all images are there.
+
+    Raises:
+        DatasetError: the output cannot be read.
     """
-    if to_make is None or to_make.plan.progress.complete:
+    if to_make is None:
         yield None
         return
     plan = to_make.plan
-    arrivals = PartArrivals(plan.config.output, start_here(_Ending), plan.progress.failed)
+    # Since it was planned, another run may have made some, or failed to.
+    progress = store.read_progress(plan.config.output, len(plan.shards), plan.digest)
+    if progress.complete:
+        yield None
+        return
+    arrivals = PartArrivals(plan.config.output, start_here(_Ending), progress.failed)
     try:
         yield arrivals
     finally:

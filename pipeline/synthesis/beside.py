@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
@@ -22,7 +23,8 @@ from pipeline.autoscaler import node_types
 from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals
-from pipeline.synthesis.room import needs
+from pipeline.synthesis.pool import pool_options
+from pipeline.synthesis.room import needs, reachable_seats, seats
 from pipeline.synthesis.to_make import ImagesToMake
 
 # A process of its own can be stopped at any time, and stops as every job does. Without the working folder in the
@@ -32,30 +34,61 @@ _COMMAND = (sys.executable, "-P", "-m", "jobs.beside")
 _STOP_S = 60.0
 
 
+@dataclass(frozen=True)
+class Synthesis:
+    """A synthesis that runs in a process of its own.
+
+    Attributes:
+        process: of it.
+        arrivals: of its parts.
+    """
+
+    process: subprocess.Popen[bytes]
+    arrivals: PartArrivals
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def wait(self) -> None:
+        """Wait until all images are made; its lines say how far it is.
+
+        Raises:
+            MissingImagesError: some could not be made.
+        """
+        exit_code = self.process.wait()
+        if exit_code:
+            self.arrivals.check_failed()
+            raise MissingImagesError(self.arrivals.describe_end(exit_code))
+
+
 @contextmanager
-def making(to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, first: bool) -> Iterator[None]:
+def making(
+    to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
+) -> Iterator[Synthesis | None]:
     """Within it the missing images of a dataset are made, in a process that ends with it; the cluster must be joined.
 
     Args:
         to_make: the images, if any.
         arrivals: of them; None where all are there.
-        first: wait until all are made before going on.
+        fixed_size: whether no more nodes can join the cluster.
+
+    Yields:
+        The synthesis; None where there is nothing to make.
 
     Raises:
-        MissingImagesError: with `first`, some could not be made.
+        ConfigError: the cluster is too small for the pool.
     """
     if to_make is None or arrivals is None:
-        yield
+        yield None
         return
+    # The process that joins this cluster cannot know that no node will come, and would wait for one.
+    pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)), fixed_size=fixed_size)
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()
     try:
-        # Its lines say how far it is.
-        exit_code = process.wait() if first else 0
-        if exit_code:
-            raise MissingImagesError(arrivals.describe_end(exit_code))
-        yield
+        yield Synthesis(process, arrivals)
         # All parts are there; what people look at may not be.
         exit_code = process.wait()
         if exit_code:
@@ -112,7 +145,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: bool) -> bool:
-    """Return whether the cluster has room for the whole pool of a synthesis and for others; say so where it does not.
+    """Return whether the cluster has room for the pool of a synthesis and for others; say so where it does not.
 
     Where what an autoscaler can bring is not known, it is taken to be enough.
 
@@ -122,10 +155,12 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
         fixed_size: whether no more nodes can join the cluster.
     """
     plan, pool = to_make.plan, to_make.plan.config.pool
-    actor = needs(pool)
+    actor, present = needs(pool), seats(pool)
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
     there = _most(name, fixed_size=fixed_size)
-    actors, taken = min(pool.max_size, len(plan.to_do)), others.get(name, 0.0)
+    # No more than the nodes have room for, which `label_selector` may choose from.
+    reachable = present if fixed_size else reachable_seats(pool, present)
+    actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:
         return True
     fitting = int((there - taken) // each)

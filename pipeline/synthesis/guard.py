@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -117,6 +117,8 @@ class GuardedWriter:
         with contextlib.suppress(DatasetError):
             if begun.done:
                 return {**writer.read_back(shard_id), "attempts": begun.attempt}
+        if begun.done:
+            begun = replace(begun, attempt=begun.attempt + 1)
         try:
             made = writer.make(shard_id, labels, image_ids)
         except RuntimeError as error:

@@ -13,7 +13,7 @@ from pipeline.dataset.part_files import part_name
 from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import RowRange, Unit
-from pipeline.errors import ConfigError, IncompleteError
+from pipeline.errors import ConfigError, IncompleteError, first_few
 from pipeline.outputs import check_place
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
@@ -100,9 +100,9 @@ def check_all_come(to_make: ImagesToMake) -> None:
     plan = to_make.plan
     if plan.progress.failed and not plan.config.retry_failed:
         raise ConfigError(
-            f"images: {to_make.path!r} has retry_failed false, and {len(plan.progress.failed)} shards of "
-            f"{plan.config.output!r} failed before: set it to true, or give that dataset as images with "
-            "allow_incomplete"
+            f"images: {to_make.path!r} has retry_failed false, and {plan.config.output!r} lacks shards that failed "
+            f"before ({first_few(map(str, plan.progress.failed))}): set it to true, or give that dataset as images "
+            "with allow_incomplete"
         )
 
 

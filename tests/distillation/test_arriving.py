@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,22 @@ import yaml
 
 from pipeline.autoscaler import NodeType
 from pipeline.dataset import rows, store
+from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.part_files import part_name
 from pipeline.distillation import DistillationConfig, StudentConfig, WeightedImages, distill
 from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
 from pipeline.distillation.images import concatenate
 from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.plan import plan_distillation
+from pipeline.distillation.run import _train_with
 from pipeline.distillation.state import TrainingState
-from pipeline.errors import ConfigError, DatasetError, MissingImagesError
+from pipeline.errors import ConfigError, DatasetError, IncompleteError, MissingImagesError
 from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
-from pipeline.synthesis import beside, synthesize
+from pipeline.synthesis import beside, room, synthesize
 from pipeline.synthesis.arrivals import PartArrivals, _Ending, expecting
-from pipeline.synthesis.beside import has_room, making
+from pipeline.synthesis.beside import Synthesis, has_room, making
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.training import resources_of
 from pipeline.workers import WorkersConfig
@@ -108,7 +111,7 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
     with caplog.at_level("INFO", logger="sparse_inversion"):
         first = distill(training(path, tiny_folder, tmp_path / "first"))
     expected = (
-        "5 actors of the synthesis and the workers of the training need 6 CPUs, and there are 4: the training begins "
+        "4 actors of the synthesis and the workers of the training need 5 CPUs, and there are 4: the training begins "
         "when all images are made: with pool.max_size 3 both go on at once"
     )
     assert expected in caplog.text
@@ -121,25 +124,15 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    ("actors", "expected"),
-    [
-        (1, r"shard 4 of '.*images' failed: .*class_loss is not finite.*give the dataset as images with allow_incompl"),
-        # No room for both: the images are made first.
-        (5, r"the synthesis of '.*images' ended with exit code 1; its own lines say why"),
-    ],
-)
-def test_a_shard_that_fails_ends_the_training_at_once(
-    synthesis: dict[str, Any],
-    tiny_folder: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    actors: int,
-    expected: str,
+@pytest.mark.parametrize("actors", [1, 5], ids=["beside", "first"])
+def test_a_shard_that_fails_ends_the_training(
+    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, actors: int
 ) -> None:
     synthesis["teacher"]["name"] = f"local-dir:{nan_teacher(tmp_path / 'teacher')}"
+    # For five and the worker there is no room: the images are made first.
     synthesis["pool"]["max_size"] = actors
     config = training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out")
+    expected = r"shard 4 of '.*images' failed: .*class_loss is not finite.*give the dataset as images with allow_incomp"
     with (
         caplog.at_level("INFO", logger="sparse_inversion"),
         pytest.raises(MissingImagesError, match=expected),
@@ -187,9 +180,14 @@ def test_the_process_that_makes_images_ends_with_the_training(
 
     monkeypatch.setattr(beside, "_start", start)
     to_make = plan_images(write(synthesis, tmp_path))
-    with pytest.raises(KeyboardInterrupt), expecting(to_make) as arrivals, making(to_make, arrivals, first=False):
+    with pytest.raises(KeyboardInterrupt), expecting(to_make) as arrivals, making(to_make, arrivals, fixed_size=True):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
+    to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
+    too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
+    with too_small, expecting(to_make) as arrivals, making(to_make, arrivals, fixed_size=True):
+        pass
+    assert len(started) == 1
 
 
 def test_a_process_that_does_not_stop_is_killed(
@@ -226,6 +224,7 @@ def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_
 @pytest.mark.usefixtures("ray_session")
 def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals_module, "_LAST_LOOK_S", 0.1)
+    monkeypatch.setattr(arrivals_module, "_LIST_EVERY_S", 0.1)
     ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
     part, other = (tmp_path / part_name(shard_id, "0" * 64) for shard_id in (3, 4))
     store.write_failure(str(tmp_path), 3, {"reason": "a full disk, of an earlier run"})
@@ -239,14 +238,17 @@ def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monk
     write_later.remote()
     arrivals.wait_for(str(part))
     assert part.exists()
+    # While the synthesis goes on, another shard fails, that one or one that failed before.
+    for shard_id in (3, 7):
+        store.write_failure(str(tmp_path), shard_id, {"reason": "NaN"})
+        with pytest.raises(MissingImagesError, match=rf"shard {shard_id} of .* failed: NaN; run it again") as raised:
+            arrivals.wait_for(str(other))
+        store.remove_failure(str(tmp_path), shard_id)
     ray.get(ending.set.remote(0))
-    with pytest.raises(MissingImagesError, match=r"the images of .* are made, and without .*00004.*: is that a folder"):
+    with pytest.raises(MissingImagesError, match=r"the images of .* are made, but .*00004.* is not there: is that a"):
         arrivals.wait_for(str(other))
     ray.get(ending.set.remote(-9))
-    with pytest.raises(MissingImagesError, match=r"ended with exit code -9, and without .*00004"):
-        arrivals.wait_for(str(other))
-    store.write_failure(str(tmp_path), 4, {"reason": "NaN"})
-    with pytest.raises(MissingImagesError, match=r"shard 4 of .* failed: NaN; run it again") as raised:
+    with pytest.raises(MissingImagesError, match=r"ended with exit code -9 and without .*00004"):
         arrivals.wait_for(str(other))
     # Workers that are started again would wait in vain.
     assert not pickle.loads(pickle.dumps(raised.value)).is_transient  # noqa: S301
@@ -261,16 +263,54 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
     to_make = plan_images(write(synthesis, tmp_path))
     for brought, others, expected in (
         (None, 100, True),
-        ([], 0, False),
+        ([], 0, True),
+        ([], 1, False),
         ([NodeType({"CPU": 2.0}, 3)], 1, True),
         ([NodeType({"CPU": 2.0}, 3)], 2, False),
     ):
-        monkeypatch.setattr(beside, "node_types", lambda brought=brought: brought)
+        for module in (beside, room):
+            monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
         assert has_room(to_make, {"CPU": others}, fixed_size=False) is expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_training_that_cannot_start_beside_its_synthesis_begins_again_when_that_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
+    arrivals, tried = PartArrivals(str(tmp_path), ending, {}), []
+
+    def train() -> list[str]:
+        tried.append(synthesis.runs)
+        if synthesis.runs:
+            raise IncompleteError("the workers failed (0 of 4 GPUs are free)")
+        return ["digest"]
+
+    synthesis = Synthesis(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"]), arrivals)
+    assert _train_with(synthesis, train, beside=True) == ["digest"]
+    assert tried == [True, False]
+    assert "the training begins again when all images are made" in caplog.text
+    synthesis = Synthesis(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), arrivals)
+    with pytest.raises(MissingImagesError, match=r"ended with exit code 3; its own lines say why"):
+        _train_with(synthesis, train, beside=False)
+    assert len(tried) == 2
+    ray.kill(ending)
 
 
 def test_a_job_that_works_in_its_own_process_takes_cores_too() -> None:
     assert resources_of(WorkersConfig(size=0, cpus_per_worker=2, device="cpu")) == {"CPU": 2.0}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_failed_since_the_plan_is_tried_again_and_does_not_end_the_training(
+    synthesis: dict[str, Any], tmp_path: Path
+) -> None:
+    """A run that waited for another of the same output was planned before that one failed."""
+    to_make = plan_images(write(synthesis, tmp_path))
+    store.write_failure(synthesis["output"], 2, {"error": "NonFiniteError", "reason": "NaN"})
+    with expecting(to_make) as arrivals:
+        assert arrivals is not None
+        arrivals.check_failed()
 
 
 def test_planned_images_are_those_that_will_be_made(synthesis: dict[str, Any], tmp_path: Path) -> None:
@@ -309,7 +349,7 @@ def test_what_makes_no_images_or_cannot_be_split_is_refused(
         distill(training(str(tmp_path / "nowhere.yaml"), tiny_folder, tmp_path / "out"))
     store.write_failure(synthesis["output"], 2, {"reason": "NaN"})
     path = write({**synthesis, "retry_failed": False}, tmp_path)
-    with pytest.raises(ConfigError, match=r"has retry_failed false, and 1 shards of '.*images' failed before"):
+    with pytest.raises(ConfigError, match=r"has retry_failed false, and '.*images' lacks shards that .* \(2\)"):
         distill(training(path, tiny_folder, tmp_path / "out"))
 
 
@@ -360,6 +400,27 @@ def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch
         stopped.train()
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("*step*")]
     assert make(tmp_path / "stopped").train() == digests
+    # One that goes on after its first epoch waits for a part that is made again.
+    ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
+    arrivals = PartArrivals(to_make.plan.config.output, ending, {})
+    Path(store.part_uri(to_make.plan.config.output, 3, to_make.plan.digest)).unlink()
+    images = ArrivingImages(
+        Arriving(
+            ImageCollection.of(replace(planned_images(to_make).sources[0], arrivals=arrivals)), True, patience_s=1.0
+        ),
+        loaded,
+        labels=False,
+        batch_size=4,
+        shuffle_buffer=8,
+        seed=0,
+        rank=0,
+        world_size=1,
+    )
+    thread = Thread(target=synthesize, args=(to_make.plan.config,))
+    thread.start()
+    assert sum(len(batch.image_ids) for batch in images.batches(1, torch.device("cpu"))) == NUM_IMAGES
+    thread.join()
+    ray.kill(ending)
 
 
 def test_the_record_says_that_images_were_read_as_made(

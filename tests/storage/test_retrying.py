@@ -1,0 +1,48 @@
+"""Trying again what failed because of the storage."""
+
+import pytest
+
+from pipeline.errors import DatasetError, PipelineError
+from pipeline.storage import with_retries
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (OSError("no answer"), 3),
+        (ConnectionResetError("reset"), 3),
+        (DatasetError("damaged"), 1),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_what_would_come_again_is_not(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+) -> None:
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0, 0.0))
+    called: list[int] = []
+
+    def work() -> None:
+        called.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        with_retries(work)
+    assert len(called) == calls
+
+
+def test_an_error_of_ours_is_tried_again_where_the_store_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0, 0.0))
+    called: list[int] = []
+
+    def work() -> str:
+        called.append(1)
+        if len(called) < 3:
+            raise DatasetError("cannot read 's3://bucket/key'") from ConnectionResetError("reset")
+        return "content"
+
+    assert with_retries(work) == "content"
+    with pytest.raises(PipelineError, match="not there"):
+        with_retries(_not_there)
+
+
+def _not_there() -> None:
+    raise DatasetError("not there") from FileNotFoundError("key")
