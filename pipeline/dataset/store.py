@@ -79,11 +79,9 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
     beyond = [shard_id for shard_id in parts if shard_id >= num_shards]
     if beyond:
         raise DatasetError(f"{output!r} has {num_shards} shards, but holds {part_name(beyond[0], digest)!r}")
-    failed = {
-        shard_id: _read_failure(output, shard_id)
-        for shard_id in failed_shards(output)
-        if shard_id not in parts and shard_id < num_shards
-    }
+    without = (shard_id for shard_id in failed_shards(output) if shard_id not in parts and shard_id < num_shards)
+    found = {shard_id: find_failure(output, shard_id) for shard_id in without}
+    failed = {shard_id: record for shard_id, record in found.items() if record is not None}
     missing = [shard_id for shard_id in range(num_shards) if shard_id not in parts and shard_id not in failed]
     return Progress(parts, failed, missing)
 
@@ -95,20 +93,13 @@ def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
         DatasetError: the file is none, or cannot be read.
     """
     uri = _failure_uri(output, shard_id)
-    if not storage.exists(uri):
-        return None
     try:
-        return _read_failure(output, shard_id)
+        record = storage.read_json(uri)
     except DatasetError:
         # Whoever makes the shard after all removes it.
         if storage.exists(uri):
             raise
         return None
-
-
-def _read_failure(output: str, shard_id: int) -> dict[str, Any]:
-    uri = _failure_uri(output, shard_id)
-    record = storage.read_json(uri)
     if not isinstance(record, dict) or not isinstance(record.get("reason"), str):
         raise DatasetError(f"{uri!r} is not the record of a failure: delete it")
     return record
