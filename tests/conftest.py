@@ -1,6 +1,7 @@
 """A tiny teacher that takes milliseconds, as a module, as a folder, and one Ray session for each process of tests."""
 
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -19,6 +20,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # A worker that is idle for a second would end, and the next test would start another, which imports Ray Data again.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+# Ray Train looks every two seconds whether its workers have ended, and starts a process that looks for preemptions of
+# nodes, of which there are none. Jobs of test_submit.py run with Ray's own settings.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Its agent asks each process of the node what it uses; nobody looks at that here.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+# Jobs in processes of their own share the cores with Ray's workers, as this process does, see below.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
@@ -33,6 +42,8 @@ from pipeline.models import save_model
 # Machines with a GPU that only test the engine may lack torchao.
 pytest_plugins = ["tests.quantized"] if find_spec("torchao") else []
 
+# Of `tests.quantized`: each takes seconds.
+ARTIFACTS = frozenset(("files", "packed", "programs", "quantized"))
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 HALF = (0.5, 0.5, 0.5)
 
@@ -96,24 +107,41 @@ def pytest_configure(config: pytest.Config) -> None:
     config.args.sort(key=os.path.dirname)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the modules of all tests are made of out of garbage collections, each of which would take a second."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
+    gc.unfreeze()
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 # Before pytest-xdist's own, which reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a cluster in one process of pytest-xdist.
+    """Keep tests that share a cluster, artifacts, or what their module makes once, in one process of pytest-xdist.
 
-    They make two groups that take about as long, and go first, for they are the largest; the processes share out what
-    is left. Tests on a cluster have more time than others: each starts processes that import torch, on cores that
-    others use too.
+    Those of the two clusters take longest, and go first, for they are the largest groups but for the artifacts'; the
+    processes share out what is left. Tests on a cluster have more time than others: each starts processes that import
+    torch, on cores that others use too.
     """
     for item in items:
-        if (group := cluster_of(item)) is not None:
+        cluster = cluster_of(item)
+        if (group := cluster or shared_by(item)) is not None:
             item.add_marker(pytest.mark.xdist_group(group))
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(600))
+        if cluster is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
+def shared_by(item: pytest.Item) -> str | None:
+    """Return the name of the group of tests that share what takes seconds to make; None if there is no such group."""
+    if not ARTIFACTS.isdisjoint(getattr(item, "fixturenames", ())):
+        return "artifacts"
+    definitions: Any = getattr(item, "_fixtureinfo", None)
+    made = [] if definitions is None else [each[-1] for each in definitions.name2fixturedefs.values()]
+    return item.nodeid.partition("::")[0] if any(fixture.scope == "module" for fixture in made) else None
 
 
 def cluster_of(item: pytest.Item) -> str | None:
@@ -159,6 +187,7 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local cluster with 4 logical CPUs and 2 logical GPUs: each CPU is a process, which may import torch."""
     import ray
+    from ray._private import worker
 
     if not ray.is_initialized():
         # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
@@ -175,6 +204,9 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
+        node: Any = worker._global_node
+        # Ten times a second it looks for new lines in the logs of all workers, which are shown to nobody.
+        node.kill_log_monitor()
     yield
     ray.shutdown()
 

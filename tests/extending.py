@@ -43,7 +43,8 @@ class Extended:
         assert len(edits) == num_files(row)
         self.folder = folder / "extended"
         for package in ("pipeline", "jobs"):
-            shutil.copytree(ROOT / package, self.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+            # With its bytecode, which holds for all files but those that are edited.
+            shutil.copytree(ROOT / package, self.folder / package)
         for name, pairs in edits.items():
             path = self.folder / name
             text = path.read_text() if path.exists() else ""

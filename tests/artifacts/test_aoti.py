@@ -30,9 +30,9 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.making import Artifact, make_artifacts
 from pipeline.quantization.observe import RangeObserver
 
-# The tests share one compilation, so that pytest-xdist keeps them in one process.
+# The tests share one compilation, so that pytest-xdist keeps them in one process, where the other artifacts are made.
 pytestmark = [
-    pytest.mark.xdist_group("aoti"),
+    pytest.mark.xdist_group("artifacts"),
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs the C++ compiler g++"),
 ]

@@ -74,7 +74,7 @@ def test_the_comparison_sees_what_is_lost_torn_or_doubled(tmp_path: Path) -> Non
 # One and a half minutes alone; beside other clusters on two cores, many more.
 @pytest.mark.timeout(1300)
 def test_five_faults_leave_no_trace() -> None:
-    command = [sys.executable, "-m", "benchmarks.chaos", "--faults", "5", "--seed", "0"]
+    command = [sys.executable, "-m", "benchmarks.chaos", "--faults", "5", "--seed", "464"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)

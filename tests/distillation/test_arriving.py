@@ -36,6 +36,7 @@ from pipeline.synthesis import beside, room, synthesize
 from pipeline.synthesis.arrivals import PartArrivals, _Ending, expecting
 from pipeline.synthesis.beside import Synthesis, has_room, making
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
+from pipeline.synthesis.writer import PartWriter
 from pipeline.training import resources_of
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import make_images
@@ -444,13 +445,14 @@ def test_the_order_says_how_later_epochs_are_read(synthesis: dict[str, Any], tin
     assert len(orders) == 2
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_the_order_does_not_depend_on_how_parts_are_cut_into_tables(
     synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(synthesis, tmp_path)
-    distill(training(path, tiny_folder, tmp_path / "out"))
-    planned = planned_images(plan_images(path))
+    to_make = plan_images(write(synthesis, tmp_path))
+    writer = PartWriter(to_make.plan.config, to_make.plan.digest)
+    for shard in to_make.plan.shards:
+        assert writer.write_shard(shard["shard_id"], shard["labels"], shard["image_ids"])["error"] == ""
+    planned = planned_images(to_make)
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
 
     def read() -> list[str]:

@@ -65,8 +65,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_config(teacher: Path, images: str, output: Path | str, **changes: Any) -> CalibrationConfig:
-    """Settings for one artifact, made in this process, with nothing scored."""
-    values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": WorkersConfig(size=0), **changes}
+    """Settings for one artifact, made in this process, with nothing scored and images timed one by one alone."""
+    values = {"settings": [BitWidths()], "formats": ["pt2"], "workers": WorkersConfig(size=0), "latency_batch_size": 1}
+    values |= changes
     return CalibrationConfig(
         teacher=ModelConfig(name=f"local-dir:{teacher}"), images=images, output=str(output), **values
     )
@@ -86,7 +87,7 @@ def test_artifacts_are_written_and_scored(tiny_folder: Path, synthetic: str, rea
     settings = [BitWidths(), BitWidths(weights=4)]
     # Equalized and smoothed, so that the artifacts are compared with the float model as it was loaded.
     changes = {"settings": settings, "formats": ["pt2", "onnx"], "labeled": real, "smoothing": "smooth_quant"}
-    changes["equalization"] = True
+    changes |= {"equalization": True, "latency_batch_size": [1, 32]}
     report = calibrate(make_config(tiny_folder, synthetic, output, **changes))
 
     own = ["config.json", "ranges.json", "report.html", "report.json"]

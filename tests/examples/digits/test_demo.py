@@ -170,6 +170,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "calibrate": {
         "workers": {"size": 0},
         "settings": [{"weights": 8, "activations": 8}, {"weights": 4, "activations": 4}],
+        "latency_batch_size": 1,
     },
     "distill": {"epochs": 1, "workers": {"size": 0}},
 }
