@@ -107,7 +107,9 @@ class _Runs:
         deadline = time.monotonic() + _RUN_S
         while running := [job for job in self._jobs if job.code is None]:
             for name in self._to_be_done(running[0]):
-                self._act(name, running[0])
+                # What is left when one ends the job strikes the next.
+                if running[0].code is None:
+                    self._act(name, running[0])
             if time.monotonic() > deadline:
                 self.unexpected += [f"{job.log} hung" for job in running]
                 for job in running:
