@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.cluster import start_here
 from pipeline.dataset import store
 from pipeline.errors import MissingImagesError
+from pipeline.synthesis.ending import Ending
 from pipeline.synthesis.to_make import ImagesToMake
 
 _LOOK_EVERY_S = 1.0
@@ -23,26 +24,13 @@ _LIST_EVERY_S = 10.0
 _LAST_LOOK_S = 3.0
 
 
-class _Ending:
-    """How a synthesis ended, for those who wait for its parts; an actor."""
-
-    def __init__(self) -> None:
-        self._exit_code: int | None = None
-
-    def set(self, exit_code: int) -> None:
-        self._exit_code = exit_code
-
-    def get(self) -> int | None:
-        return self._exit_code
-
-
 @dataclass(frozen=True)
 class PartArrivals:
     """The parts of a dataset that is being made; see `pipeline.dataset.source.Arrivals`.
 
     Attributes:
         output: of the dataset.
-        ending: an actor, `_Ending`.
+        ending: an actor, `Ending`.
         failed_before: shard id → failure record that was there before the synthesis began, which tries them again.
     """
 
@@ -126,7 +114,7 @@ def expecting(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
     if progress.complete:
         yield None
         return
-    arrivals = PartArrivals(plan.config.output, start_here(_Ending), progress.failed)
+    arrivals = PartArrivals(plan.config.output, start_here(Ending), progress.failed)
     try:
         yield arrivals
     finally:

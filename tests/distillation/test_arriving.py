@@ -33,8 +33,9 @@ from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
 from pipeline.synthesis import beside, room, synthesize
-from pipeline.synthesis.arrivals import PartArrivals, _Ending, expecting
+from pipeline.synthesis.arrivals import PartArrivals, expecting
 from pipeline.synthesis.beside import Synthesis, has_room, making
+from pipeline.synthesis.ending import Ending
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
 from pipeline.training import resources_of
@@ -226,7 +227,7 @@ def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_
 def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals_module, "_LAST_LOOK_S", 0.1)
     monkeypatch.setattr(arrivals_module, "_LIST_EVERY_S", 0.1)
-    ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
     part, other = (tmp_path / part_name(shard_id, "0" * 64) for shard_id in (3, 4))
     store.write_failure(str(tmp_path), 3, {"reason": "a full disk, of an earlier run"})
     arrivals = PartArrivals(str(tmp_path), ending, {3: {"shard_id": 3, "reason": "a full disk, of an earlier run"}})
@@ -278,7 +279,7 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
 def test_a_training_that_cannot_start_beside_its_synthesis_begins_again_when_that_has_ended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
     arrivals, tried = PartArrivals(str(tmp_path), ending, {}), []
 
     def train() -> list[str]:
@@ -402,7 +403,7 @@ def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("*step*")]
     assert make(tmp_path / "stopped").train() == digests
     # One that goes on after its first epoch waits for a part that is made again.
-    ending: Any = ray.remote(num_cpus=0)(_Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
     arrivals = PartArrivals(to_make.plan.config.output, ending, {})
     Path(store.part_uri(to_make.plan.config.output, 3, to_make.plan.digest)).unlink()
     images = ArrivingImages(

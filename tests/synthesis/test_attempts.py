@@ -152,7 +152,7 @@ def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
     assert attempts.wait("a")
 
 
-@pytest.mark.parametrize("module", ["attempts", "holders", "columns"])
+@pytest.mark.parametrize("module", ["attempts", "columns", "ending", "holders"])
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
