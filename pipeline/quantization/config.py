@@ -183,9 +183,17 @@ class CalibrationConfig:
         check_ranges(self, ("seed", "sensitivity"), 0)
         if self.mixed is not None and self.sensitivity:
             raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")
+        _check_trained(self)
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ConfigError(f"formats must be one or more of {' and '.join(FORMATS)}, each once, not {self.formats}")
+
+
+def _check_trained(config: CalibrationConfig) -> None:
+    """Check that the bit widths to train are among those that are made."""
+    wanted = [] if config.qat is None else config.qat.settings or []
+    if unknown := [bits.label for bits in wanted if bits not in config.settings]:
+        raise ConfigError(f"qat.settings has {', '.join(unknown)}, which settings does not have")

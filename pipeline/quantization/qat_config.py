@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from pipeline.checks import check_finite, check_ranges
 from pipeline.distillation.augment_config import AugmentConfig
+from pipeline.errors import ConfigError
+from pipeline.quantization.bit_widths import BitWidths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +17,7 @@ class QatConfig:
     another, by one worker however many there are, or in the job's own process without workers.
 
     Args:
+        settings: which of the calibration's bit widths are trained; by default all, and `mixed`.
         steps: optimizer steps for each bit widths.
         batch_size: images per step.
         lr: peak learning rate of weights and biases; it falls to zero along a cosine.
@@ -27,6 +30,7 @@ class QatConfig:
         shuffle_buffer: images that are shuffled together when they are read again at each epoch.
     """
 
+    settings: list[BitWidths] | None = None
     steps: int = 500
     batch_size: int = 32
     lr: float = 3e-4
@@ -37,6 +41,8 @@ class QatConfig:
     shuffle_buffer: int = 1024
 
     def __post_init__(self) -> None:
+        if self.settings is not None and not self.settings:
+            raise ConfigError("qat.settings is empty: name the bit widths to train, or leave it out for all")
         check_finite(self)
         check_ranges(self, ("steps", "batch_size", "shuffle_buffer"), 1)
         check_ranges(self, ("lr", "temperature"), 0, open_low=True)

@@ -136,9 +136,12 @@ def _train(
     fixed_size: bool,
 ) -> dict[str, Trained]:
     """Return what training makes of each variant, by its label, if that was asked for."""
-    if plan.config.qat is None:
+    qat = plan.config.qat
+    if qat is None:
         return {}
     variants = list_variants(plan.config, mixture)
+    if qat.settings is not None:
+        variants = [variant for variant in variants if variant.mixture is None and variant.bits in qat.settings]
     work = [(variant, calibrated_values(variant, ranges, refinement)) for variant in variants]
     return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
 

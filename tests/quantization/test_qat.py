@@ -141,6 +141,19 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         QatConfig(**settings)
 
 
+def test_bit_widths_to_train_are_some_of_those_that_are_made(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
+    def trains(*bits: BitWidths) -> CalibrationConfig:
+        qat = QatConfig(settings=list(bits), steps=2, batch_size=4)
+        return make_config(tiny_folder, sparse, tmp_path / "out", settings=[W4A4, BitWidths()], qat=qat)
+
+    with pytest.raises(ConfigError, match=r"qat\.settings has w2a8, which settings does not have"):
+        trains(BitWidths(weights=2), W4A4)
+    with pytest.raises(ConfigError, match=r"qat\.settings is empty"):
+        trains()
+    assert calibrate(trains(W4A4))["qat"].keys() == {"w4a4"}
+    assert not (tmp_path / "out" / "ranges_w8a8.json").exists()
+
+
 def test_a_config_file_names_it() -> None:
     config = from_dict(
         CalibrationConfig,
