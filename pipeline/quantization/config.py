@@ -46,7 +46,7 @@ class CalibrationConfig:
             synthetic.
         output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json`,
             `report.json` and `report.html`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each
-            bit width.
+            bit width, and training `ranges_w4a4.json`, for each model that is trained.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
         reference: output of another calibration of this teacher, with the same placement, on real images: `report.html`
