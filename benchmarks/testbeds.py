@@ -128,7 +128,11 @@ CIFAR = Testbed(
     prepare=prepare_cifar,
     drops={"W8A8": 0.3, "W4A8": 1.0, "W4A4": 3.0},
     below_real=1.0,
-    calibration={"smoothing": "repq", "rounding": "gptq", "bias_correction": True},
+    calibration={
+        **{"smoothing": "repq", "rounding": "gptq", "bias_correction": True},
+        # The same number of steps for each kind of images.
+        **{"qat.settings": [{"weights": 4, "activations": 4}], "qat.augment.flip": 0.5},
+    },
     # Equal work: a sparse image takes half the time of a dense one.
     datasets={"dense": ("dense", "dense_leaves"), "sparse": ("sparse", "sparse_leaves")},
     views=45_000,

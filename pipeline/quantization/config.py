@@ -19,6 +19,7 @@ from pipeline.quantization.bit_widths import (
 )
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observers import OBSERVERS, ObserverName
+from pipeline.quantization.qat_config import QatConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
@@ -29,7 +30,7 @@ RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    *("sensitivity", "tracking"),
+    *("sensitivity", "tracking", "qat.cache_gb"),
 )
 
 
@@ -45,7 +46,7 @@ class CalibrationConfig:
             synthetic.
         output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json`,
             `report.json` and `report.html`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each
-            bit width.
+            bit width, and training `ranges_w4a4.json`, for each model that is trained.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
         reference: output of another calibration of this teacher, with the same placement, on real images: `report.html`
@@ -77,6 +78,7 @@ class CalibrationConfig:
         sensitivity: number of images, drawn at random, on which each layer is quantized alone, and all but it, with the
             bit widths of `settings`, to see which hurt: `sensitivity.json`, `.md` and `.png` in the output. 0 for none.
         mixed: an artifact with bit widths chosen layer by layer.
+        qat: train each quantized model against the teacher on all of `images`, after it was calibrated; off by default.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
             the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
             saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer
@@ -115,6 +117,7 @@ class CalibrationConfig:
     mode: Literal["sparse", "dense"] = "sparse"
     sensitivity: int = 0
     mixed: MixedConfig | None = None
+    qat: QatConfig | None = None
     formats: list[FormatName] = field(default_factory=lambda: ["pt2", "onnx"])
     onnx_weights: Literal["uint8", "int8"] = "uint8"
     onnx_int4: bool = False
@@ -180,9 +183,17 @@ class CalibrationConfig:
         check_ranges(self, ("seed", "sensitivity"), 0)
         if self.mixed is not None and self.sensitivity:
             raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")
+        _check_trained(self)
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ConfigError(f"formats must be one or more of {' and '.join(FORMATS)}, each once, not {self.formats}")
+
+
+def _check_trained(config: CalibrationConfig) -> None:
+    """Check that the bit widths to train are among those that are made."""
+    wanted = [] if config.qat is None else config.qat.settings or []
+    if unknown := [bits.label for bits in wanted if bits not in config.settings]:
+        raise ConfigError(f"qat.settings has {', '.join(unknown)}, which settings does not have")

@@ -20,17 +20,15 @@ from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
-from pipeline.quantization.channels import ChannelObserver, ChannelRanges, NormReaders, merge_channels
+from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.equalization import equalize, find_pairs
-from pipeline.quantization.graphs import export_images
 from pipeline.quantization.moments import MomentObserver, Moments
 from pipeline.quantization.observe import GraphReader, RangeObserver
 from pipeline.quantization.observers import Observer, extremes, make_observer, merge_observers, ranges_for
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
-from pipeline.quantization.smoothing import ALPHA, smooth
+from pipeline.quantization.transforms import equalized, smoothed
 from pipeline.training import run_workers, worker_configs
 from pipeline.workers import load_again, threads, with_absolute_paths
 
@@ -193,19 +191,6 @@ def _moment_observer(config: CalibrationConfig, model: nn.Module, observers: dic
     check_observed_ranges(seen)
     ranges = {bits: ranges_for(observers, bits) for bits in config.activation_bits}
     return MomentObserver(model, config.placement, seen, ranges, products=config.rounding == "gptq")
-
-
-def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
-    """Return the model whose channels are observed, in the place of the one that was loaded."""
-    return equalize(model, find_pairs(export_images(model, config.placement))) if config.equalization else model
-
-
-def smoothed(
-    config: CalibrationConfig, model: nn.Module, readers: Sequence[NormReaders], channels: ChannelRanges
-) -> nn.Module:
-    """Return the model that is quantized in the place of one whose channels were observed."""
-    alpha = ALPHA if config.smoothing_alpha is None else config.smoothing_alpha
-    return smooth(model, readers, channels, config.smoothing, alpha)
 
 
 def _observe(

@@ -109,6 +109,7 @@ def convert(
     ranges: Ranges,
     layers: Mapping[str, BitWidths] | None = None,
     parameters: Mapping[str, Tensor] | None = None,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> fx.GraphModule:
     """Return the quantized graph of a program that takes only images, using ranges that another graph observed.
 
@@ -118,8 +119,9 @@ def convert(
         placement: what is quantized.
         layers: bit widths of single layers.
         ranges: one per activation observer; observers of `export_subset`'s graph have the same names.
-        parameters: values that take the place of the graph's own weights, whose scales stay, and biases, by name; see
-            `refinement.Refinement`.
+        parameters: values that take the place of the graph's own, by name: of weights, whose scales stay, and biases,
+            see `refinement.Refinement`, or of all, see `learned.LearnedGraph`.
+        scales: of weights, float32 [out], by the name of the weight; all others have those of the graph's own weights.
 
     Raises:
         ModelError: the ranges do not belong to this model's observers.
@@ -136,11 +138,23 @@ def convert(
             low, high = ranges[name]
             observer.min_val.fill_(low)
             observer.max_val.fill_(high)
+        for name, scale in (scales or {}).items():
+            _set_scales(prepared, name, scale)
         for name, values in (parameters or {}).items():
             tensor_of(prepared, name).copy_(values)
     converted = convert_pt2e(prepared)
     _drop_unused_tensors(converted)
     return converted
+
+
+def _set_scales(prepared: fx.GraphModule, weight: str, scales: Tensor) -> None:
+    """Let the observers of a weight have seen what gives these scales [out]."""
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and str(node.args[0].target) == weight:
+            observer: Any = prepared.get_submodule(node.target)
+            largest = scales * (observer.quant_max - observer.quant_min) / 2
+            observer.min_val.copy_(-largest)
+            observer.max_val.copy_(largest)
 
 
 def reexport(converted: fx.GraphModule, program: ExportedProgram) -> ExportedProgram:

@@ -22,9 +22,10 @@ from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
-from pipeline.quantization.mixed import Mixture, ranges_of_layers
+from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.refinement import Refinement
+from pipeline.quantization.variants import Values, Variant, calibrated_values, list_variants
 
 # What one file may fail with, of a large model in particular: the others are kept.
 _NOT_MADE = (PipelineError, MemoryError, OSError)
@@ -107,6 +108,7 @@ def make_artifacts(
     folder: Path,
     mixture: Mixture | None = None,
     refinement: Refinement | None = None,
+    trained: Mapping[str, Values] | None = None,
 ) -> Made:
     """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
@@ -119,17 +121,17 @@ def make_artifacts(
         folder: on this machine, for the files.
         mixture: widths of each layer for an artifact `mixed`.
         refinement: of weights and biases, where there is one.
+        trained: what takes the place of what calibration found, by the label of a variant.
     """
     made, floating = Made([], []), model_predictor(loaded.model)(images)
-    for label, bits, mixed in _variants(config, mixture):
-        used = ranges[bits.activations] if mixed is None else ranges_of_layers(ranges, mixed.layers)
-        layers = None if mixed is None else mixed.layers
-        parameters = None if refinement is None else refinement.parameters(bits, layers)
-        quantized = reexport(convert(program, bits, config.placement, used, layers, parameters), program)
+    for variant in list_variants(config, mixture):
+        values = (trained or {}).get(variant.label) or calibrated_values(variant, ranges, refinement)
+        quantized = _quantize(config, program, variant, values)
         with torch.inference_mode():
-            calibrated = _Calibrated(bits, mixed, quantized, images, floating, quantized.module()(images))
+            logits = quantized.module()(images)
+        calibrated = _Calibrated(variant.bits, variant.mixture, quantized, images, floating, logits)
         for kind in config.formats:
-            result = _make(config, loaded, calibrated, kind, folder / f"{label}{ending_of(kind)}")
+            result = _make(config, loaded, calibrated, kind, folder / f"{variant.label}{ending_of(kind)}")
             if isinstance(result, Artifact):
                 made.artifacts.append(result)
             else:
@@ -137,12 +139,9 @@ def make_artifacts(
     return made
 
 
-def _variants(config: CalibrationConfig, mixture: Mixture | None) -> list[tuple[str, BitWidths, Mixture | None]]:
-    """Return the label, the largest bit widths and the mixture, if it is one, of all that is made."""
-    equal: list[tuple[str, BitWidths, Mixture | None]] = [(bits.label, bits, None) for bits in config.settings]
-    if mixture is None or config.mixed is None:
-        return equal
-    return [*equal, ("mixed", config.mixed.high, mixture)]
+def _quantize(config: CalibrationConfig, program: ExportedProgram, variant: Variant, values: Values) -> ExportedProgram:
+    own = values.ranges, variant.layers, values.parameters, values.scales
+    return reexport(convert(program, variant.bits, config.placement, *own), program)
 
 
 def _make(

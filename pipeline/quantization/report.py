@@ -56,7 +56,8 @@ def calibration_page(
     """
     compared = [] if plan.reference is None else [_compared(ranges, plan.reference)]
     layers = [] if layerwise is None else [_sensitivity(layerwise)]
-    sections = [_summary(plan, report), _artifacts(report), *layers, *compared, _ranges(ranges)]
+    trained = [_trained(report["qat"])] if "qat" in report else []
+    sections = [_summary(plan, report), _artifacts(report), *trained, *layers, *compared, _ranges(ranges)]
     title = f"{short_name(plan.loaded.name)}, quantized"
     return html_page(title, [*sections, settings_section(plan.document["config"])])
 
@@ -108,6 +109,19 @@ def _labeled_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 def _label(row: Mapping[str, Any]) -> str:
     return "mixed" if "layers" in row else f"W{row['weights']}A{row['activations']}"
+
+
+def _trained(rows: Mapping[str, Mapping[str, Any]]) -> Section:
+    note = (
+        "Mean divergence of the quantized model's softened answers from the float model's, in nats, on views of the "
+        "images: over the first and the last tenth of the steps. Ranges and sensitivities on this page are those of "
+        "before."
+    )
+    table = [
+        [label, row["steps"], f"{row['first_loss']:.4g}", f"{row['last_loss']:.4g}"] for label, row in rows.items()
+    ]
+    header = ["model", "steps", "loss at first", "loss at the end"]
+    return Section(heading="Quantization-aware distillation", text=note, tables=[Table(header=header, rows=table)])
 
 
 def _sensitivity(found: Layerwise) -> Section:

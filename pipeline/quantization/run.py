@@ -14,18 +14,21 @@ from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
-from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.distributed import Calibration, calibrate_ranges, equalized, read_window, smoothed
+from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, plan_calibration
+from pipeline.quantization.qat import Trained, check_training, train_variants
+from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.report import calibration_page, figures, latency_columns
+from pipeline.quantization.transforms import model_to_quantize
+from pipeline.quantization.variants import calibrated_values, list_variants
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
 from pipeline.synthesis.to_make import make_first, names_config
@@ -64,6 +67,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             return storage.read_json(report_uri)  # the other run was asked for the same artifacts
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
             fixed_size = connect()
+            check_training(plan)
             with storage.writing_to(config.output):
                 report = _calibrate(plan, fixed_size=fixed_size)
             tracker.set_result(figures(report))
@@ -81,22 +85,26 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         images = read_window(plan, plan.probe)
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
+    trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
-        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement)
+        learned = {label: found.values for label, found in trained.items()}
+        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement, learned)
         if layerwise is not None:
             write_layerwise(layerwise, files)
         baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
         rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         storage.write_json(storage.join(config.output, CONFIG), plan.document)
-        _write_ranges(config, calibration, ranges)
+        _write_ranges(config, calibration, ranges, trained)
         storage.upload_folder(files, config.output)
         _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
+    if config.qat is not None:
+        report["qat"] = {label: _training(config, config.qat, label, found) for label, found in trained.items()}
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
     storage.write_json(storage.join(config.output, REPORT), redacted(report))
@@ -106,11 +114,9 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
 
 def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:
     """Return the graph to quantize: of the model as loaded, or equalized, or smoothed by what the workers saw."""
-    config, model = plan.config, equalized(plan.config, plan.loaded.model)
-    if calibration.channels is not None:
-        # Names of parameters, which equalization leaves as they are.
-        model = smoothed(config, model, find_norm_readers(plan.program.module().graph), calibration.channels)
-    return plan.program if model is plan.loaded.model else export_images(model, config.placement)
+    config, loaded = plan.config, plan.loaded.model
+    model = model_to_quantize(config, loaded, calibration.channels, plan.program)
+    return plan.program if model is loaded else export_images(model, config.placement)
 
 
 def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration: Calibration) -> Refinement | None:
@@ -120,12 +126,46 @@ def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration
     return Refinement(program, config.placement, calibration.moments, **settings)
 
 
-def _write_ranges(config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges]) -> None:
-    """Write what was seen and, where an observer represents less than that, the ranges for each bit width."""
+def _train(
+    plan: CalibrationPlan,
+    calibration: Calibration,
+    ranges: dict[int, Ranges],
+    mixture: Mixture | None,
+    refinement: Refinement | None,
+    *,
+    fixed_size: bool,
+) -> dict[str, Trained]:
+    """Return what training makes of each variant, by its label, if that was asked for."""
+    qat = plan.config.qat
+    if qat is None:
+        return {}
+    variants = list_variants(plan.config, mixture)
+    if qat.settings is not None:
+        variants = [variant for variant in variants if variant.mixture is None and variant.bits in qat.settings]
+    work = [(variant, calibrated_values(variant, ranges, refinement)) for variant in variants]
+    return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
+
+
+def _write_ranges(
+    config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges], trained: dict[str, Trained]
+) -> None:
+    """Write what was seen and, where an artifact represents something else, what that is."""
     storage.write_json(storage.join(config.output, RANGES), calibration.ranges)
     if config.observer != "min_max":
         for bits, ranges in used.items():
             storage.write_json(storage.join(config.output, f"ranges_a{bits}.json"), ranges)
+    for label, found in trained.items():
+        storage.write_json(storage.join(config.output, f"ranges_{label}.json"), found.values.ranges)
+
+
+def _training(config: CalibrationConfig, qat: QatConfig, label: str, found: Trained) -> dict[str, Any]:
+    """Return what the report says of the training of a variant."""
+    return {
+        "steps": qat.steps,
+        "first_loss": float(f"{found.first_loss:.4g}"),
+        "last_loss": float(f"{found.last_loss:.4g}"),
+        "ranges": storage.join(config.output, f"ranges_{label}.json"),
+    }
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:

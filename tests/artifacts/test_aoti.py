@@ -18,6 +18,7 @@ from pipeline.artifacts.aoti import check_aoti, has_exact_integers, open_aoti
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName
 from pipeline.artifacts.opened import Opened
+from pipeline.distillation.images import DistillationBatch
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model
@@ -27,8 +28,10 @@ from pipeline.quantization.agreement import relative_error
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.making import Artifact, make_artifacts
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.variants import Values, Variant
 
 # The tests share one compilation, so that pytest-xdist keeps them in one process, where the other artifacts are made.
 pytestmark = [
@@ -103,6 +106,39 @@ def test_any_number_of_images_of_any_layout_and_range_equals_the_pt2_file(
     for scale in (1, 10):
         given = (scale * images(batch)).contiguous(memory_format=torch.channels_last)
         assert relative_error(compiled(given), expected(given)) < 1e-3
+
+
+def test_every_format_computes_what_was_trained(
+    teacher: LoadedModel,
+    programs: Callable[[Placement], ExportedProgram],
+    ragged: list[CalibrationBatch],
+    tmp_path: Path,
+) -> None:
+    observer = RangeObserver(teacher.model, "linear")
+    observer.observe(ragged)
+    variant = Variant("w4a4", NARROW)
+    graph = LearnedGraph(teacher.model, "linear", variant, Values(observer.ranges()))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in graph.parameters():
+            # Far from where training starts.
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    config = CalibrationConfig(
+        teacher=ModelConfig(name="x"),
+        images="x",
+        output=str(tmp_path),
+        formats=["pt2", "onnx", "aoti"],
+        settings=[NARROW],
+    )
+    own = {"w4a4": graph.values()}
+    made = make_artifacts(config, teacher, programs("linear"), {}, images(), tmp_path, trained=own)
+    assert made.refused == []
+    keep = torch.arange(16).expand(8, -1)
+    batch = DistillationBatch(images(), torch.zeros(8), keep, torch.full((8,), 16), [])
+    with torch.no_grad():
+        expected = graph(batch)
+    for artifact in made.artifacts:
+        assert relative_error(artifact.predict(images()), expected) < 1e-3
 
 
 def test_compiled_code_is_not_opened_unless_it_is_allowed(package: Path, teacher: LoadedModel) -> None:

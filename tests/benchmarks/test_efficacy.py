@@ -17,6 +17,7 @@ from benchmarks.making import Bench
 from benchmarks.testbeds import CIFAR, DIGITS, TESTBEDS, make_inputs
 from pipeline.dataset.sources import find_source
 from pipeline.models import ModelConfig, load_model
+from pipeline.quantization import BitWidths
 from tests.examples.digits.test_demo import write_small_stages
 
 NARROW = replace(DIGITS, drops={"W4A4": 1.0}, students={"pruned": {}, "scratch": {}})
@@ -97,6 +98,8 @@ def test_the_configs_of_cifar_are_read() -> None:
     calibration = efficacy._calibration(bench, CIFAR, "sparse", 3, QUANTIZED)
     assert calibration.max_images == 200
     assert calibration.rounding == "gptq"
+    assert calibration.qat is not None
+    assert calibration.qat.settings == [BitWidths(weights=4, activations=4)]
     assert calibration.images == [config.output for config in made["sparse"]]
 
 

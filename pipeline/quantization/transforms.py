@@ -1,0 +1,43 @@
+"""Transform the float model before it is quantized, as the settings of a calibration say."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from pipeline.quantization.channels import ChannelRanges, NormReaders, find_norm_readers
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.equalization import equalize, find_pairs
+from pipeline.quantization.graphs import export_images
+from pipeline.quantization.smoothing import ALPHA, smooth
+
+
+def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
+    """Return the model whose channels are observed, in the place of the one that was loaded."""
+    return equalize(model, find_pairs(export_images(model, config.placement))) if config.equalization else model
+
+
+def smoothed(
+    config: CalibrationConfig, model: nn.Module, readers: Sequence[NormReaders], channels: ChannelRanges
+) -> nn.Module:
+    """Return the model that is quantized in the place of one whose channels were observed."""
+    alpha = ALPHA if config.smoothing_alpha is None else config.smoothing_alpha
+    return smooth(model, readers, channels, config.smoothing, alpha)
+
+
+def model_to_quantize(
+    config: CalibrationConfig, model: nn.Module, channels: ChannelRanges | None, program: ExportedProgram
+) -> nn.Module:
+    """Return the model that is quantized: as it was loaded, or equalized, or smoothed by what the workers saw.
+
+    Args:
+        config: of the calibration.
+        model: as loaded.
+        channels: of the model before it was smoothed, where it is.
+        program: of `graphs.export_images`, of the model as loaded.
+    """
+    own = equalized(config, model)
+    if channels is None:
+        return own
+    # Names of parameters, which equalization leaves as they are.
+    return smoothed(config, own, find_norm_readers(program.module().graph), channels)

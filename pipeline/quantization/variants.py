@@ -1,0 +1,68 @@
+"""Which quantized models a calibration makes, and what each of them is quantized with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipeline.quantization.bit_widths import BitWidths
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.mixed import Mixture, ranges_of_layers
+from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.refinement import Refinement
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A quantized model.
+
+    Attributes:
+        label: name of its files, without ending.
+        bits: the largest of any layer.
+        mixture: the widths of each layer, where they differ.
+    """
+
+    label: str
+    bits: BitWidths
+    mixture: Mixture | None = None
+
+    @property
+    def layers(self) -> dict[str, BitWidths] | None:
+        """Bit widths of all layers, where they differ."""
+        return None if self.mixture is None else self.mixture.layers
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a model is quantized with, as `graphs.convert` takes it.
+
+    Attributes:
+        ranges: of the activations, by point.
+        parameters: values that take the place of the graph's own, by name.
+        scales: of weights, float32 [out], by the name of the weight; without them, those of the graph's own weights.
+    """
+
+    ranges: Ranges
+    parameters: Mapping[str, Tensor] | None = None
+    scales: Mapping[str, Tensor] | None = None
+
+
+def list_variants(config: CalibrationConfig, mixture: Mixture | None = None) -> list[Variant]:
+    """Return the models of equal widths, and then the one whose widths were chosen layer by layer, if there is one."""
+    equal = [Variant(bits.label, bits) for bits in config.settings]
+    if mixture is None or config.mixed is None:
+        return equal
+    return [*equal, Variant("mixed", config.mixed.high, mixture)]
+
+
+def calibrated_values(variant: Variant, ranges: Mapping[int, Ranges], refinement: Refinement | None = None) -> Values:
+    """Return what calibration found.
+
+    Args:
+        variant: the model.
+        ranges: for each bit width of activations.
+        refinement: of weights and biases, where there is one.
+    """
+    layers = variant.layers
+    used = ranges[variant.bits.activations] if layers is None else ranges_of_layers(ranges, layers)
+    return Values(used, None if refinement is None else refinement.parameters(variant.bits, layers))
