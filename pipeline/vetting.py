@@ -17,7 +17,8 @@ def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = F
 
     Args:
         loaded: the teacher.
-        classes: its output is read as a softmax over its classes, as everywhere except in calibration without scores.
+        classes: its output is read as a softmax over its classes, as everywhere except in calibration without scores
+            and without training.
         stored: its images are to be stored in a dataset.
 
     Raises:

@@ -30,7 +30,7 @@ RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    *("sensitivity", "tracking", "qat.cache_gb"),
+    *("sensitivity", "tracking"),
 )
 
 

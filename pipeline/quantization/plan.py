@@ -117,8 +117,8 @@ def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | No
         format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
-    # Ranges can be calibrated for any output; only scoring reads it as classes.
-    check_teacher(loaded, classes=config.labeled is not None)
+    # Ranges can be calibrated for any output; only scoring and training read it as classes.
+    check_teacher(loaded, classes=config.labeled is not None or config.qat is not None)
     _check_mode(config, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     if config.reference is None:
@@ -137,7 +137,8 @@ def _export(config: CalibrationConfig, loaded: LoadedModel) -> ExportedProgram:
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
     """Return the content of `config.json`: what decides the ranges, and with them every artifact, and its digest.
 
-    Bit widths and workers do not decide ranges, so further bit widths can be added to an output.
+    Bit widths and workers do not decide ranges, so further bit widths can be added to an output; those that are trained
+    (`qat`) are named at once.
     """
     facts = {
         "teacher": loaded.digest,

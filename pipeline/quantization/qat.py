@@ -2,10 +2,11 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count, cycle, islice
 from statistics import fmean
 
 import ray
@@ -27,8 +28,9 @@ from pipeline.distillation.images import (
     read_into_memory,
 )
 from pipeline.distillation.losses import soft_label_loss
+from pipeline.distillation.order import even_sizes
 from pipeline.distillation.schedule import lr_factor
-from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.errors import ConfigError, NonFiniteError, one_line
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.progress import Count, progress
@@ -82,12 +84,15 @@ class _Task:
 
 
 def check_training(plan: CalibrationPlan) -> None:
-    """Check that the cluster that was joined has a core left to read images, where they are streamed to a worker.
+    """Check that the training can run on the cluster that was joined, before the calibration that it follows.
 
     Raises:
-        ConfigError: the worker would hold every core, and wait for ever for the tasks that read its images.
+        ConfigError: this process has no GPU and one is demanded; or the worker would hold every core, and wait for ever
+            for the tasks that read its images.
     """
     config = plan.config
+    if config.qat is not None and not config.workers.size:
+        pick_device(config.workers.device, "workers.device")
     cores, held = ray.cluster_resources().get("CPU", 0.0), config.workers.cpus_per_worker
     # With fewer cores than that, nodes are yet to come.
     if config.qat is not None and config.workers.size and not _fits(plan) and held <= cores < held + 1:
@@ -120,13 +125,14 @@ def train_variants(
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
+        ConfigError: a step does not fit into the memory of the GPU.
         PipelineError: an image cannot be read, or the worker was lost too often.
     """
-    config = plan.config
-    assert config.qat is not None
-    images = [ray.put(read_into_memory(plan.images, plan.loaded, labels=False))] if _fits(plan) else plan.images
-    total = len(work) * config.qat.steps * config.qat.batch_size
+    config, qat = plan.config, plan.config.qat
+    assert qat is not None
+    total = len(work) * sum(islice(cycle(even_sizes(plan.images.num_rows, qat.batch_size)), qat.steps))
     with own_errors(), progress("qat", total, on_workers=config.workers.size > 0) as done:
+        images = [ray.put(read_into_memory(plan.images, plan.loaded, labels=False))] if _fits(plan) else plan.images
         own = with_absolute_paths(config), plan.loaded.digest, channels
         task = _Task(*own, images, [ray.put(list(work))], done)
         trained = _train_on_one(task, plan.digest, fixed_size=fixed_size) if config.workers.size else _train_here(task)
@@ -164,14 +170,39 @@ def _train_all(task: _Task, device: torch.device) -> dict[str, Trained]:
         answers = Answers(as_reader(loaded.model).to(device), with_tokens=False, dtype=torch.float32)
         found = {}
         for variant, values in ray.get(task.work[0]):
-            graph = LearnedGraph(model, config.placement, variant, values).to(device)
-            batches = _batches(task, loaded, device)
-            found[variant.label] = train_graph(graph, answers, batches, qat, task.count, variant.label)
+            with closing(_batches(task, loaded, device)) as batches:
+                found[variant.label] = _train_one(model, answers, variant, values, batches, task, device)
     return found
 
 
-def _batches(task: _Task, loaded: LoadedModel, device: torch.device) -> Iterator[DistillationBatch]:
-    """Yield batches of views without end; they depend on seed and images alone."""
+def _train_one(
+    model: nn.Module,
+    answers: Answers,
+    variant: Variant,
+    values: Values,
+    batches: Iterator[DistillationBatch],
+    task: _Task,
+    device: torch.device,
+) -> Trained:
+    """Train a variant; nothing of it stays on the device.
+
+    Raises:
+        ConfigError: a step does not fit into the memory of the GPU; it would not on another try.
+    """
+    config, qat = task.config, task.config.qat
+    assert qat is not None
+    try:
+        graph = LearnedGraph(model, config.placement, variant, values).to(device)
+        return train_graph(graph, answers, batches, qat, task.count, variant.label)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"qat.batch_size is {qat.batch_size}, and training {variant.label} takes more memory than the GPU has: "
+            f"lower it ({one_line(error)})"
+        ) from error
+
+
+def _batches(task: _Task, loaded: LoadedModel, device: torch.device) -> Generator[DistillationBatch, None, None]:
+    """Yield batches of views without end; they depend on seed, images, and whether these are kept in memory."""
     config, qat = task.config, task.config.qat
     assert qat is not None
     order = {"batch_size": qat.batch_size, "seed": config.seed, "rank": 0, "world_size": 1}
@@ -184,8 +215,9 @@ def _batches(task: _Task, loaded: LoadedModel, device: torch.device) -> Iterator
     if qat.augment is not None:
         augmenter = Augmenter.of(qat.augment, loaded, seed=config.seed, reads_kept=reads_kept)
         images = AugmentedImages(images, augmenter, tell=True)
-    batches = chain.from_iterable(images.batches(epoch, device) for epoch in count())
-    return batches if reads_kept else (_whole(batch, whole_image(loaded)) for batch in batches)
+    for epoch in count():
+        for batch in images.batches(epoch, device):
+            yield batch if reads_kept else _whole(batch, whole_image(loaded))
 
 
 def _whole(batch: DistillationBatch, num_patches: int) -> DistillationBatch:

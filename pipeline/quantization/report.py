@@ -114,8 +114,8 @@ def _label(row: Mapping[str, Any]) -> str:
 def _trained(rows: Mapping[str, Mapping[str, Any]]) -> Section:
     note = (
         "Mean divergence of the quantized model's softened answers from the float model's, in nats, on views of the "
-        "images: over the first and the last tenth of the steps. Ranges and sensitivities on this page are those of "
-        "before."
+        "images: over the first and the last tenth of the steps. Ranges, sensitivities, and the disagreement of "
+        "`mixed` on this page are those of before."
     )
     table = [
         [label, row["steps"], f"{row['first_loss']:.4g}", f"{row['last_loss']:.4g}"] for label, row in rows.items()

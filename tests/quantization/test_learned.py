@@ -118,7 +118,6 @@ def test_before_training_it_computes_what_the_calibrated_model_does(
 ) -> None:
     variant = W3A4
     if mixed:
-        graph = LearnedGraph(model, "matmul", variant, calibrated_values(variant, ranges))
         layers = {point.partition(":")[0]: NARROW for point in ranges[4]}
         layers |= {"head": BitWidths(), "blocks.0.attn": BitWidths()}
         variant = Variant("mixed", BitWidths(), Mixture(layers, 4.0, 0.0))

@@ -9,12 +9,14 @@ import torch
 
 from pipeline.artifacts import load_quantized
 from pipeline.config import from_dict
-from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.errors import ConfigError, ModelError, NonFiniteError
+from pipeline.models import save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.workers import WorkersConfig
+from tests.conftest import HALF, make_tiny_model
 from tests.quantization.test_run import make_config, read_ranges, write_dataset, write_masked
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -55,7 +57,7 @@ def test_artifacts_are_the_same_bytes_on_any_number_of_workers_and_others_with_a
 ) -> None:
     report = run(tiny_folder, sparse, tmp_path / "here", qat=FEW)
     printed = capsys.readouterr().err
-    assert "qat: 12 images to read" in printed
+    assert "qat: 10 images to read" in printed
     assert "qat w4a4: loss " in printed
     assert report["complete"] is True
     assert report["images"] == 4
@@ -63,9 +65,12 @@ def test_artifacts_are_the_same_bytes_on_any_number_of_workers_and_others_with_a
     assert own.keys() == {"ranges.json", "ranges_w4a4.json", "w4a4.onnx"}
     run(tiny_folder, sparse, tmp_path / "two", qat=FEW, workers=WorkersConfig(size=2, device="cpu"))
     assert content(tmp_path / "two") == own
-    # All images are trained on, in another order.
-    run(tiny_folder, sparse, tmp_path / "seed", qat=FEW, seed=1, max_images=None)
-    assert content(tmp_path / "seed")["w4a4.onnx"] != own["w4a4.onnx"]
+    # Calibrated on all images, in whatever order, and trained in another.
+    for seed in (0, 1):
+        run(tiny_folder, sparse, tmp_path / f"seed-{seed}", qat=FEW, seed=seed, max_images=None)
+    first, second = (content(tmp_path / f"seed-{seed}") for seed in (0, 1))
+    assert first["ranges.json"] == second["ranges.json"]
+    assert first["w4a4.onnx"] != second["w4a4.onnx"]
 
 
 def test_what_is_written_says_what_was_trained(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
@@ -115,14 +120,27 @@ def test_a_training_that_diverges_leaves_no_output(tiny_folder: Path, sparse: st
     assert not (tmp_path / "out").exists()
 
 
+def test_a_device_or_a_teacher_that_cannot_train_is_refused_before_the_calibration(
+    tiny_folder: Path, sparse: str, tmp_path: Path
+) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"workers\.device is 'cuda', and this process sees no CUDA device"):
+            run(tiny_folder, sparse, tmp_path / "out", qat=FEW, workers=WorkersConfig(size=0, device="cuda"))
+    model = make_tiny_model(num_classes=1)
+    save_model(model, tmp_path / "one", class_names=["it"], mean=HALF, std=HALF)
+    with pytest.raises(ModelError, match="has one logit"):
+        run(tmp_path / "one", sparse, tmp_path / "out", qat=FEW, allow_other_teacher=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_a_calibration_that_trains_has_it_in_its_identity(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
     def identity(**changes: Any) -> dict[str, Any]:
         return plan_calibration(make_config(tiny_folder, sparse, tmp_path / "out", **changes)).document["identity"]
 
     assert "qat" not in identity()
     assert identity(qat=QatConfig(augment=None))["qat"] == {"augment": None}
-    # Where images are kept decides nothing.
-    assert identity(qat=QatConfig(augment=None, cache_gb=4.0)) == identity(qat=QatConfig(augment=None))
+    # Streamed, images come in another order.
+    assert identity(qat=QatConfig(augment=None, cache_gb=4.0))["qat"] == {"augment": None, "cache_gb": 4.0}
     assert identity(qat=QatConfig(augment=None, steps=9))["qat"] == {"augment": None, "steps": 9}
 
 
