@@ -189,24 +189,25 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
     from ray._private import worker
 
-    if not ray.is_initialized():
-        # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
-        with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            ray.init(
-                address="local",
-                num_cpus=4,
-                num_gpus=2,
-                include_dashboard=False,
-                object_store_memory=150 * 2**20,
-                # As `pipeline.cluster.connect` has it: Ray prints what workers and its autoscaler say on standard
-                # output, in the middle of whatever another test reads from there.
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        node: Any = worker._global_node
-        # Ten times a second it looks for new lines in the logs of all workers, which are shown to nobody.
-        node.kill_log_monitor()
+    # A job that ran in this process before may have left a cluster of its own, without GPUs.
+    ray.shutdown()
+    # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
+    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=150 * 2**20,
+            # As `pipeline.cluster.connect` has it: Ray prints what workers and its autoscaler say on standard
+            # output, in the middle of whatever another test reads from there.
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    node: Any = worker._global_node
+    # Ten times a second it looks for new lines in the logs of all workers, which are shown to nobody.
+    node.kill_log_monitor()
     yield
     ray.shutdown()
 

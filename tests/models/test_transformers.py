@@ -284,6 +284,7 @@ def test_preprocessing_that_is_not_stated_is_told(vit: Path, tmp_path: Path) -> 
     assert "has no preprocessor_config.json: mean, std" in load(folder).notices[0]
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_job_takes_such_a_folder(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--teacher.name", f"local-dir:{vit}", "--output", str(tmp_path / "out"), "--images_per_class=1"]
     assert synthesize.main([*flags, "--dry-run"]) == 0, capsys.readouterr().err
