@@ -34,7 +34,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Values:
-    """What a model is quantized with, as `graphs.convert` takes it.
+    """Ranges, parameters and scales that quantize a model, as `graphs.convert` takes them.
 
     Attributes:
         ranges: of the activations, by point.

@@ -29,7 +29,7 @@ from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.run import _train_with
 from pipeline.distillation.state import TrainingState
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, MissingImagesError
-from pipeline.models import ModelConfig, load_model
+from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
 from pipeline.synthesis import beside, room, synthesize
@@ -79,6 +79,13 @@ def training(images: Any, tiny_folder: Path, output: Path, **changes: Any) -> Di
         "workers": WorkersConfig(size=0, device="cpu"),
     }
     return DistillationConfig(**{**values, **changes})
+
+
+def share_of_one(planned: ImageCollection, loaded: LoadedModel, *, in_memory: bool = True) -> ArrivingImages:
+    """The share of a training's only worker, which is all images."""
+    arriving = Arriving(planned, in_memory, patience_s=1.0)
+    order = {"batch_size": 4, "shuffle_buffer": 8, "seed": 0, "rank": 0, "world_size": 1}
+    return ArrivingImages(arriving, loaded, labels=False, **order)
 
 
 def check_epochs(output: Path) -> None:
@@ -384,9 +391,7 @@ def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
 
     def make(output: Path) -> StudentTrainer:
-        share: dict[str, Any] = {"labels": False, "batch_size": 4, "shuffle_buffer": 8, "seed": 0}
-        arriving = Arriving(planned_images(to_make), in_memory=True, patience_s=1.0)
-        images = ArrivingImages(arriving, loaded, rank=0, world_size=1, **share)
+        images = share_of_one(planned_images(to_make), loaded)
         return make_trainer(loaded, output, arriving=images, checkpoint_minutes=1e-9, epochs=2)
 
     untouched, stopped = make(tmp_path / "untouched"), make(tmp_path / "stopped")
@@ -406,18 +411,8 @@ def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch
     ending: Any = ray.remote(num_cpus=0)(Ending).remote()
     arrivals = PartArrivals(to_make.plan.config.output, ending, {})
     Path(store.part_uri(to_make.plan.config.output, 3, to_make.plan.digest)).unlink()
-    images = ArrivingImages(
-        Arriving(
-            ImageCollection.of(replace(planned_images(to_make).sources[0], arrivals=arrivals)), True, patience_s=1.0
-        ),
-        loaded,
-        labels=False,
-        batch_size=4,
-        shuffle_buffer=8,
-        seed=0,
-        rank=0,
-        world_size=1,
-    )
+    planned = ImageCollection.of(replace(planned_images(to_make).sources[0], arrivals=arrivals))
+    images = share_of_one(planned, loaded)
     thread = Thread(target=synthesize, args=(to_make.plan.config,))
     thread.start()
     assert sum(len(batch.image_ids) for batch in images.batches(1, torch.device("cpu"))) == NUM_IMAGES
@@ -437,12 +432,8 @@ def test_the_record_says_that_images_were_read_as_made(
 def test_the_order_says_how_later_epochs_are_read(synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     planned = planned_images(plan_images(write(synthesis, tmp_path)))
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
-    share: dict[str, Any] = {"labels": False, "batch_size": 4, "shuffle_buffer": 8, "seed": 0, "rank": 0}
     # A checkpoint within an epoch counts in its own order alone.
-    orders = {
-        ArrivingImages(Arriving(planned, in_memory, 1.0), loaded, world_size=1, **share).order
-        for in_memory in (True, False)
-    }
+    orders = {share_of_one(planned, loaded, in_memory=in_memory).order for in_memory in (True, False)}
     assert len(orders) == 2
 
 
@@ -457,16 +448,7 @@ def test_the_order_does_not_depend_on_how_parts_are_cut_into_tables(
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
 
     def read() -> list[str]:
-        images = ArrivingImages(
-            Arriving(planned, True, 1.0),
-            loaded,
-            labels=False,
-            batch_size=4,
-            shuffle_buffer=8,
-            seed=0,
-            rank=0,
-            world_size=1,
-        )
+        images = share_of_one(planned, loaded)
         return [image_id for batch in images.batches(0, torch.device("cpu")) for image_id in batch.image_ids]
 
     whole = read()

@@ -46,7 +46,7 @@ def run(teacher: Path, images: str, output: Path, **changes: Any) -> dict[str, A
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What a calibration decides: not how fast its artifacts are."""
+    """Return the files that depend on the calibration alone, and not on how fast its artifacts are."""
     return {
         path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".onnx" or "ranges" in path.name
     }
