@@ -27,10 +27,11 @@ from benchmarks.efficacy_report import goals, page
 from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.testbeds import TESTBEDS, Testbed, make_inputs
 from pipeline import storage
-from pipeline.config import parse_config, to_dict
+from pipeline.config import parse_config
 from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
+from pipeline.runs import identifying_settings
 from pipeline.synthesis import SynthesisConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +39,7 @@ REAL, REFERENCE = "real", "reference"
 SYNTHETIC = ("sparse", "dense", "noise")
 ARMS = (REAL, *SYNTHETIC)
 QUANTIZED, RANGES = "quantized", "ranges"
+_EXCLUDED = ("teacher.name", "images", "labeled", "output", "workers", "pool")
 # What is measured of one set of images, and each figure's name.
 Figures = dict[str, float]
 
@@ -199,7 +201,11 @@ def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: in
 
 
 def _comparable(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name not in ("output", "workers", "pool")}
+    """Return the settings that figures depend on and that differ from their defaults.
+
+    A new setting and a moved folder leave what is kept usable: paths are the same in every folder.
+    """
+    return identifying_settings(config, recorded=(), excluded=_EXCLUDED)
 
 
 def run(
