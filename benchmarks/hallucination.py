@@ -40,6 +40,7 @@ from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.images import Images, MemoryImages
 from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.order import Share
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import InversionConfig, Teacher, invert
@@ -240,7 +241,7 @@ def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int
         student = build_student(config.student, loaded, seed=seed)
         answers = Answers(Teacher(loaded.model, mean=HALF, std=HALF), with_tokens=True, dtype=torch.float32)
         answers.keep(images, _CPU, batch_size=config.batch_size, rank=0, world_size=1)
-        share = MemoryImages(images, batch_size=config.batch_size, seed=seed, rank=0, world_size=1)
+        share = MemoryImages(images, Share(batch_size=config.batch_size, seed=seed))
         StudentTrainer(config, "benchmark", student, answers, share, None, Group(0, 1, _CPU)).train()
     return student.eval()
 

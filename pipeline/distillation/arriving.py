@@ -27,7 +27,7 @@ from pipeline.distillation.images import (
     to_batch,
     to_images,
 )
-from pipeline.distillation.order import even_sizes, share_of_batch
+from pipeline.distillation.order import Share, even_sizes
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 
@@ -56,35 +56,20 @@ class ArrivingImages:
     Args:
         arriving: all images.
         loaded: the teacher.
+        share: of the worker.
         labels: whether labels are needed.
-        batch_size: images per step, over all workers.
-        shuffle_buffer: images that a worker mixes where they are not in memory.
-        seed: of the order.
-        rank, world_size: rank and number of workers.
 
     Attributes:
         order: what the order of the images depends on, besides seed and epoch.
     """
 
-    def __init__(
-        self,
-        arriving: Arriving,
-        loaded: LoadedModel,
-        *,
-        labels: bool,
-        batch_size: int,
-        shuffle_buffer: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
+    def __init__(self, arriving: Arriving, loaded: LoadedModel, share: Share, *, labels: bool) -> None:
         self.num_images = arriving.planned.num_rows
         later = "in memory" if arriving.in_memory else "streamed"
-        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}, as made, then {later}"
+        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}, as made, then {later}"
         self._planned, self._in_memory = arriving.planned, arriving.in_memory
         self._loaded, self._labels = loaded, labels
-        self._batch_size, self._shuffle_buffer, self._seed = batch_size, shuffle_buffer, seed
-        self._rank, self._world_size = rank, world_size
+        self._share = share
         self._made: MemoryImages | StreamedImages | None = None
         self._has_waited = False
 
@@ -93,13 +78,13 @@ class ArrivingImages:
         if epoch:
             yield from self.all_made().batches(epoch, device)
             return
-        (source,), own = self._planned.sources, self._planned.units[self._rank :: self._world_size]
+        share = self._share
+        (source,), own = self._planned.sources, self._planned.units[share.rank :: share.world_size]
         if not own:
             return
-        own_batch = share_of_batch(self._batch_size, rank=self._rank, world_size=self._world_size)
-        sizes = even_sizes(sum(unit.num_rows for _, unit in own), own_batch)
+        sizes = even_sizes(sum(unit.num_rows for _, unit in own), share.own_batch_size)
         arriving = self._read(ImageCollection((source,), own))
-        mixed = mix(arriving, self._shuffle_buffer, np.random.default_rng((self._seed, self._rank)))
+        mixed = mix(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
         for images in rebatch(mixed, sizes):
             yield to_batch(images, device)
         # Every worker has read its own by the end of an epoch, so all are there.
@@ -114,15 +99,10 @@ class ArrivingImages:
                 for _, unit in self._planned.units:
                     source.arrivals.wait_for(cast(RowRange, unit).uri)
             there = ImageCollection.of(replace(source, arrivals=None))
-            share = {"batch_size": self._batch_size, "seed": self._seed}
-            place = {"rank": self._rank, "world_size": self._world_size}
             if self._in_memory:
-                self._made = MemoryImages(gather(self._read(there), there, self._loaded), **share, **place)
+                self._made = MemoryImages(gather(self._read(there), there, self._loaded), self._share)
             else:
-                buffer = self._shuffle_buffer
-                self._made = StreamedImages(
-                    there, self._loaded, labels=self._labels, shuffle_buffer=buffer, **share, **place
-                )
+                self._made = StreamedImages(there, self._loaded, self._share, labels=self._labels)
         return self._made
 
     def _read(self, images: ImageCollection) -> Iterator[Images]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
-from pipeline.distillation.order import even_sizes, plan_epoch, share_of_batch, share_units
+from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
@@ -134,33 +134,36 @@ class MemoryImages:
 
     order = ""
 
-    def __init__(self, images: Images, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, images: Images, share: Share) -> None:
         self.images = images
         self.num_images = len(images)
-        self._batch_size, self._seed = batch_size, seed
-        self._rank, self._world_size = rank, world_size
+        self._share = share
+        self._own = slice(share.rank, None, share.world_size)
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share, which may be empty, of every batch of an epoch."""
-        for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
-            own = rows[self._rank :: self._world_size]
+        for rows in self._plan(epoch):
+            own = rows[self._own]
             yield to_batch(self.images.take(own), device, own)
 
     def whole_batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield every batch of an epoch, with the shares of all workers."""
-        for rows in plan_epoch(self.num_images, self._batch_size, seed=self._seed, epoch=epoch):
+        for rows in self._plan(epoch):
             yield to_batch(self.images.take(rows), device, rows)
 
     def own_share(self, batch: DistillationBatch) -> DistillationBatch:
         """Return this worker's share, which may be empty, of a batch of `whole_batches`."""
-        return batch.take(slice(self._rank, None, self._world_size))
+        return batch.take(self._own)
 
     def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of all images once, unshuffled."""
-        own = np.arange(self.num_images)[self._rank :: self._world_size]
-        for start in range(0, len(own), self._batch_size):
-            rows = own[start : start + self._batch_size]
+        own = np.arange(self.num_images)[self._own]
+        for start in range(0, len(own), self._share.batch_size):
+            rows = own[start : start + self._share.batch_size]
             yield to_batch(self.images.take(rows), device, rows)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        return plan_epoch(self.num_images, self._share.batch_size, seed=self._share.seed, epoch=epoch)
 
 
 class StreamedImages:
@@ -170,30 +173,18 @@ class StreamedImages:
         order: what the order of the images depends on, besides seed and epoch.
     """
 
-    def __init__(
-        self,
-        source: ImageCollection,
-        loaded: LoadedModel,
-        *,
-        labels: bool,
-        batch_size: int,
-        shuffle_buffer: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
+    def __init__(self, source: ImageCollection, loaded: LoadedModel, share: Share, *, labels: bool) -> None:
         self.num_images = source.num_rows
         self._source, self._loaded, self._labels = source, loaded, labels
-        self._batch_size = share_of_batch(batch_size, rank=rank, world_size=world_size)
-        self._shuffle_buffer, self._seed = shuffle_buffer, seed
-        self._rank, self._world_size = rank, world_size
-        self.order = f"{world_size} workers, shuffle buffer {shuffle_buffer}"
+        self._share = share
+        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}"
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""
+        share = self._share
         shuffled = {
-            "local_shuffle_buffer_size": self._shuffle_buffer,
-            "local_shuffle_seed": int(np.random.default_rng((self._seed, epoch, self._rank)).integers(2**31)),
+            "local_shuffle_buffer_size": share.shuffle_buffer,
+            "local_shuffle_seed": int(np.random.default_rng((share.seed, epoch, share.rank)).integers(2**31)),
         }
         return self._read(epoch, device, shuffled)
 
@@ -202,9 +193,7 @@ class StreamedImages:
         return self._read(0, device, {})
 
     def _read(self, epoch: int, device: torch.device, shuffled: dict[str, int]) -> Iterator[DistillationBatch]:
-        units = share_units(
-            self._source.units, seed=self._seed, epoch=epoch, rank=self._rank, world_size=self._world_size
-        )
+        units, batch_size = share_units(self._source.units, self._share, epoch=epoch), self._share.own_batch_size
         if not units:
             return
         source = replace(self._source, units=units)
@@ -212,10 +201,10 @@ class StreamedImages:
         num_blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
         dataset = open_inputs(source, self._loaded, labels=self._labels, num_blocks=num_blocks)
         # Without more rows in the buffer than in a batch, nothing would be shuffled.
-        size = max(self._batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
+        size = max(batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
-        batches = dataset.iter_batches(batch_size=self._batch_size, batch_format="numpy", **options)
-        sizes = even_sizes(sum(unit.num_rows for _, unit in units), self._batch_size)
+        batches = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", **options)
+        sizes = even_sizes(sum(unit.num_rows for _, unit in units), batch_size)
         for images in rebatch(map(to_images, batches), sizes):
             yield to_batch(images, device)
 

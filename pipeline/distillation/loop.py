@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.distillation.answers import Answers
-from pipeline.distillation.arriving import ArrivingImages
-from pipeline.distillation.augmented import AugmentedImages
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.distillation.images import DistillationBatch
 from pipeline.distillation.objective import TERMS, Objective
+from pipeline.distillation.opening import ImageSource, TrainingImages
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
 from pipeline.distillation.students import Student
@@ -29,8 +28,6 @@ from pipeline.models import weight_digest
 from pipeline.saving import WhenToSave
 
 METRICS = "metrics.jsonl"
-ImageSource = MemoryImages | StreamedImages
-TrainingImages = ImageSource | ArrivingImages | AugmentedImages
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Order in which training images are read: another at each epoch, and the same after a restart."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,6 +9,29 @@ from pipeline.dataset.units import Unit
 
 # Row groups per worker, so that the workers' shares are about equal and mix.
 _UNITS_PER_WORKER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which images a worker reads, and in what order.
+
+    Attributes:
+        batch_size: images per step, over all workers.
+        seed: of the order.
+        rank, world_size: rank and number of workers.
+        shuffle_buffer: images that a worker shuffles together where they are not in memory.
+    """
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    shuffle_buffer: int = 0
+
+    @property
+    def own_batch_size(self) -> int:
+        """How many images of a full batch the worker reads."""
+        return len(range(self.rank, self.batch_size, self.world_size))
 
 
 def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
@@ -25,22 +49,15 @@ def even_sizes(num_images: int, batch_size: int) -> list[int]:
     return [len(rows) for rows in np.array_split(np.arange(num_images), batches)]
 
 
-def share_of_batch(batch_size: int, *, rank: int, world_size: int) -> int:
-    """Return how many images of a full batch a worker reads."""
-    return len(range(rank, batch_size, world_size))
-
-
-def share_units(
-    units: Sequence[tuple[int, Unit]], *, seed: int, epoch: int, rank: int, world_size: int
-) -> list[tuple[int, Unit]]:
+def share_units(units: Sequence[tuple[int, Unit]], share: Share, *, epoch: int) -> list[tuple[int, Unit]]:
     """Return the units that a worker reads in an epoch, in order; together, the workers read all units.
 
     Args:
         units: of an `ImageCollection`, each with the index of its source.
-        seed, epoch: seeds of the order.
-        rank, world_size: rank and number of workers.
+        share: of the worker.
+        epoch: with the share's seed, it decides the order.
     """
-    pieces = -(-_UNITS_PER_WORKER * world_size // max(1, len(units)))
+    pieces = -(-_UNITS_PER_WORKER * share.world_size // max(1, len(units)))
     split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    return [split[index] for index in order[rank::world_size]]
+    order = np.random.default_rng((share.seed, epoch)).permutation(len(split))
+    return [split[index] for index in order[share.rank :: share.world_size]]

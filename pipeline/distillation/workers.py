@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ray
 import ray.train
@@ -17,12 +16,13 @@ from pipeline.cluster import connect
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.arriving import Arriving, ArrivingImages
-from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import Images, MemoryImages, StreamedImages
-from pipeline.distillation.loop import Group, ImageSource, StudentTrainer, TrainingImages
+from pipeline.distillation.images import MemoryImages
+from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
-from pipeline.distillation.students import Student, build_student
+from pipeline.distillation.opening import ImageSource, as_views, open_images
+from pipeline.distillation.order import Share
+from pipeline.distillation.students import build_student
 from pipeline.errors import ConfigError
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
@@ -172,9 +172,17 @@ def train_on(
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
-    images = _share(task.images, teacher, config, group, labels=config.label_weight > 0)
-    labeled = None if task.labeled is None else _there(task.labeled, teacher, config, group, labels=True)
-    shown = _as_views(images, teacher, student, config, group)
+    share = Share(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=group.rank,
+        world_size=group.world_size,
+        shuffle_buffer=config.shuffle_buffer,
+    )
+    images = _open_share(task.images, teacher, share, labels=config.label_weight > 0)
+    labeled = None if task.labeled is None else open_images(task.labeled, teacher, share, labels=True)
+    reads_kept = refusal(teacher.model) is None or student.vit is not None
+    shown = as_views(images, config.augment, teacher, seed=config.seed, reads_kept=reads_kept, tell=group.rank == 0)
     if isinstance(shown, MemoryImages):
         answers.keep(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
@@ -183,55 +191,9 @@ def train_on(
     return trainer.train()
 
 
-def _as_views(
-    images: ImageSource | ArrivingImages,
-    teacher: LoadedModel,
-    student: Student,
-    config: DistillationConfig,
-    group: Group,
-) -> TrainingImages:
-    """Show the images as random views, if that is asked for."""
-    if config.augment is None:
-        return images
-    reads_kept = refusal(teacher.model) is None or student.vit is not None
-    augmenter = Augmenter.of(config.augment, teacher, seed=config.seed, reads_kept=reads_kept)
-    return AugmentedImages(images, augmenter, tell=group.rank == 0)
-
-
-def _share(
-    where: ImageCollection | list[ray.ObjectRef] | Arriving,
-    teacher: LoadedModel,
-    config: DistillationConfig,
-    group: Group,
-    *,
-    labels: bool,
+def _open_share(
+    where: ImageCollection | list[ray.ObjectRef] | Arriving, teacher: LoadedModel, share: Share, *, labels: bool
 ) -> ImageSource | ArrivingImages:
     if isinstance(where, Arriving):
-        buffer = config.shuffle_buffer
-        return ArrivingImages(where, teacher, labels=labels, shuffle_buffer=buffer, **_order(config, group))
-    return _there(where, teacher, config, group, labels=labels)
-
-
-def _there(
-    where: ImageCollection | list[ray.ObjectRef],
-    teacher: LoadedModel,
-    config: DistillationConfig,
-    group: Group,
-    *,
-    labels: bool,
-) -> ImageSource:
-    if isinstance(where, ImageCollection):
-        buffer = config.shuffle_buffer
-        return StreamedImages(where, teacher, labels=labels, shuffle_buffer=buffer, **_order(config, group))
-    images: Images = ray.get(where[0])
-    return MemoryImages(images, **_order(config, group))
-
-
-def _order(config: DistillationConfig, group: Group) -> dict[str, Any]:
-    """Return what decides which images a worker reads at a step."""
-    return {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "rank": group.rank,
-        "world_size": group.world_size,
-    }
+        return ArrivingImages(where, teacher, share, labels=labels)
+    return open_images(where, teacher, share, labels=labels)

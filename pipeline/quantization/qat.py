@@ -18,17 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from pipeline.cluster import connect, own_errors
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
-from pipeline.distillation.augmented import AugmentedImages, Augmenter
-from pipeline.distillation.images import (
-    DistillationBatch,
-    Images,
-    MemoryImages,
-    StreamedImages,
-    image_bytes,
-    read_into_memory,
-)
+from pipeline.distillation.images import DistillationBatch, image_bytes, read_into_memory
 from pipeline.distillation.losses import soft_label_loss
-from pipeline.distillation.order import even_sizes
+from pipeline.distillation.opening import as_views, open_images
+from pipeline.distillation.order import Share, even_sizes
 from pipeline.distillation.schedule import lr_factor
 from pipeline.errors import ConfigError, NonFiniteError, one_line
 from pipeline.log import logger
@@ -205,18 +198,12 @@ def _batches(task: _Task, loaded: LoadedModel, device: torch.device) -> Generato
     """Yield batches of views without end; they depend on seed, images, and whether these are kept in memory."""
     config, qat = task.config, task.config.qat
     assert qat is not None
-    order = {"batch_size": qat.batch_size, "seed": config.seed, "rank": 0, "world_size": 1}
-    if isinstance(task.images, ImageCollection):
-        images = StreamedImages(task.images, loaded, labels=False, shuffle_buffer=qat.shuffle_buffer, **order)
-    else:
-        decoded: Images = ray.get(task.images[0])
-        images = MemoryImages(decoded, **order)
+    share = Share(batch_size=qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
+    images = open_images(task.images, loaded, share, labels=False)
     reads_kept = config.mode == "sparse" and refusal(loaded.model) is None
-    if qat.augment is not None:
-        augmenter = Augmenter.of(qat.augment, loaded, seed=config.seed, reads_kept=reads_kept)
-        images = AugmentedImages(images, augmenter, tell=True)
+    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=reads_kept, tell=True)
     for epoch in count():
-        for batch in images.batches(epoch, device):
+        for batch in views.batches(epoch, device):
             yield batch if reads_kept else _whole(batch, whole_image(loaded))
 
 

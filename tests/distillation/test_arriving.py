@@ -25,6 +25,7 @@ from pipeline.distillation import DistillationConfig, StudentConfig, WeightedIma
 from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
 from pipeline.distillation.images import concatenate
 from pipeline.distillation.loop import StudentTrainer
+from pipeline.distillation.order import Share
 from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.run import _train_with
 from pipeline.distillation.state import TrainingState
@@ -84,8 +85,7 @@ def training(images: Any, tiny_folder: Path, output: Path, **changes: Any) -> Di
 def share_of_one(planned: ImageCollection, loaded: LoadedModel, *, in_memory: bool = True) -> ArrivingImages:
     """The share of a training's only worker, which is all images."""
     arriving = Arriving(planned, in_memory, patience_s=1.0)
-    order = {"batch_size": 4, "shuffle_buffer": 8, "seed": 0, "rank": 0, "world_size": 1}
-    return ArrivingImages(arriving, loaded, labels=False, **order)
+    return ArrivingImages(arriving, loaded, Share(batch_size=4, seed=0, shuffle_buffer=8), labels=False)
 
 
 def check_epochs(output: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages, to_batch
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.losses import hard_label_loss
+from pipeline.distillation.order import Share
 from pipeline.distillation.students import build_student
 from pipeline.errors import ConfigError
 from pipeline.models import LoadedModel, ModelConfig, load_model
@@ -131,7 +132,7 @@ def test_two_workers_show_the_views_that_one_does() -> None:
     def views(world_size: int) -> dict[str, Tensor]:
         found = {}
         for rank in range(world_size):
-            share = MemoryImages(images, batch_size=4, seed=0, rank=rank, world_size=world_size)
+            share = MemoryImages(images, Share(batch_size=4, seed=0, rank=rank, world_size=world_size))
             for batch in AugmentedImages(share, augmenter, tell=False).batches(1, CPU):
                 found.update(zip(batch.image_ids, batch.pixels, strict=True))
         return found
@@ -266,9 +267,7 @@ def test_images_on_kept_patches_are_not_moved_and_that_is_said_once(caplog: pyte
     batch = to_batch(images, CPU)
     whole = [KEPT[row % len(KEPT)] == NUM_PATCHES for row in range(8)]
     assert changed(batch, make_augmenter(moving)(batch, 0)) == whole
-    shown = AugmentedImages(
-        MemoryImages(images, batch_size=4, seed=0, rank=0, world_size=1), make_augmenter(moving), tell=True
-    )
+    shown = AugmentedImages(MemoryImages(images, Share(batch_size=4, seed=0)), make_augmenter(moving), tell=True)
     logger = logging.getLogger("sparse_inversion")
     logger.addHandler(caplog.handler)
     for epoch in (0, 1):
@@ -323,12 +322,12 @@ def make_trainer(
     )
     recorder = Recorder(teacher.model)
     answers = Answers(recorder, with_tokens=config.token_weight > 0, dtype=torch.float32)
-    memory = MemoryImages(images, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1)
+    memory = MemoryImages(images, Share(batch_size=config.batch_size, seed=config.seed))
     answers.keep(images, CPU, batch_size=4, rank=0, world_size=1)
     augmenter = Augmenter.of(augmented, teacher, seed=config.seed, reads_kept=True)
     shown = AugmentedImages(memory, augmenter, tell=False)
     student = build_student(config.student, teacher, seed=config.seed)
-    labeled = MemoryImages(images, batch_size=6, seed=0, rank=0, world_size=1)
+    labeled = MemoryImages(images, Share(batch_size=6, seed=0))
     return StudentTrainer(config, "d" * 64, student, answers, shown, labeled, Group(0, 1, CPU)), recorder
 
 

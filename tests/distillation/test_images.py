@@ -6,7 +6,7 @@ import torch
 
 from pipeline.dataset.units import RowRange, Unit
 from pipeline.distillation.images import MemoryImages, rebatch, to_batch
-from pipeline.distillation.order import even_sizes, plan_epoch, share_units
+from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from tests.distillation.conftest import kept_patches, make_images
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_neighbors_in_the_source_are_spread_over_an_epoch() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_workers_share_every_batch(world_size: int) -> None:
     def ids_of_batches(rank: int, world_size: int) -> list[list[str]]:
-        share = MemoryImages(make_images(7), batch_size=3, seed=0, rank=rank, world_size=world_size)
+        share = MemoryImages(make_images(7), Share(batch_size=3, seed=0, rank=rank, world_size=world_size))
         return [batch.image_ids for batch in share.batches(1, CPU)]
 
     shares = [ids_of_batches(rank, world_size) for rank in range(world_size)]
@@ -49,7 +49,8 @@ def test_workers_share_every_batch(world_size: int) -> None:
 def test_more_workers_than_images() -> None:
     images = make_images(2)
     parts = [
-        list(MemoryImages(images, batch_size=8, seed=0, rank=rank, world_size=3).batches(0, CPU)) for rank in range(3)
+        list(MemoryImages(images, Share(batch_size=8, seed=0, rank=rank, world_size=3)).batches(0, CPU))
+        for rank in range(3)
     ]
     assert [len(part[0].image_ids) for part in parts] == [1, 1, 0]
 
@@ -69,7 +70,7 @@ def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
     rows = [
         unit.first_row + row
         for rank in range(world_size)
-        for _, unit in share_units(units, seed=0, epoch=2, rank=rank, world_size=world_size)
+        for _, unit in share_units(units, Share(batch_size=1, seed=0, rank=rank, world_size=world_size), epoch=2)
         if isinstance(unit, RowRange)
         for row in range(unit.start, unit.stop)
     ]
@@ -78,7 +79,7 @@ def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
 
 def test_row_groups_come_in_another_order_at_each_epoch() -> None:
     units = row_groups([2] * 30)
-    first, second = (share_units(units, seed=0, epoch=epoch, rank=0, world_size=1) for epoch in (0, 1))
+    first, second = (share_units(units, Share(batch_size=1, seed=0), epoch=epoch) for epoch in (0, 1))
     assert first != second
     assert first != units
 

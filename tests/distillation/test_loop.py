@@ -13,6 +13,7 @@ from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.images import DistillationBatch, Images, MemoryImages
 from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
+from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState, load_state
 from pipeline.distillation.students import build_student
 from pipeline.errors import IncompleteError, NonFiniteError
@@ -44,7 +45,7 @@ def make_trainer(
     )
 
     def share(held: Images) -> MemoryImages:
-        return MemoryImages(held, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1)
+        return MemoryImages(held, Share(batch_size=config.batch_size, seed=config.seed))
 
     training = arriving or share(images or make_images(11))
     answers = Answers(SubsetViT(teacher.model), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype])

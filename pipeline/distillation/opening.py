@@ -1,0 +1,56 @@
+"""Open training images: from memory or files, as they are or as random views."""
+
+import ray
+
+from pipeline.dataset.collection import ImageCollection
+from pipeline.distillation.arriving import ArrivingImages
+from pipeline.distillation.augment_config import AugmentConfig
+from pipeline.distillation.augmented import AugmentedImages, Augmenter
+from pipeline.distillation.images import Images, MemoryImages, StreamedImages
+from pipeline.distillation.order import Share
+from pipeline.models import LoadedModel
+
+ImageSource = MemoryImages | StreamedImages
+TrainingImages = ImageSource | ArrivingImages | AugmentedImages
+
+
+def open_images(
+    where: ImageCollection | list[ray.ObjectRef], loaded: LoadedModel, share: Share, *, labels: bool
+) -> ImageSource:
+    """Return a worker's share of images.
+
+    Args:
+        where: files to stream images from, or one reference to all images in Ray's object store.
+        loaded: the model that will read them.
+        share: of the worker.
+        labels: whether labels are needed.
+    """
+    if isinstance(where, ImageCollection):
+        return StreamedImages(where, loaded, share, labels=labels)
+    images: Images = ray.get(where[0])
+    return MemoryImages(images, share)
+
+
+def as_views(
+    images: ImageSource | ArrivingImages,
+    augment: AugmentConfig | None,
+    teacher: LoadedModel,
+    *,
+    seed: int,
+    reads_kept: bool,
+    tell: bool,
+) -> TrainingImages:
+    """Return the images as random views, another at each epoch, if that is asked for; otherwise as they are.
+
+    Args:
+        images: of a worker.
+        augment: what changes; `None` for images as they are.
+        teacher: whose input the views are.
+        seed: of the training.
+        reads_kept: whether teacher or student reads the kept patches alone.
+        tell: log what the views leave out, as one of the workers does.
+    """
+    if augment is None:
+        return images
+    augmenter = Augmenter.of(augment, teacher, seed=seed, reads_kept=reads_kept)
+    return AugmentedImages(images, augmenter, tell=tell)
