@@ -25,7 +25,7 @@ import torch
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
 from benchmarks.making import Bench, synthesis_config, write_dataset
-from benchmarks.testbeds import TESTBEDS, Testbed, make_inputs
+from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset.sources import find_source
@@ -36,7 +36,7 @@ from pipeline.synthesis import SynthesisConfig
 
 RESULTS = Path(__file__).parent / "results"
 REAL, REFERENCE = "real", "reference"
-SYNTHETIC = ("sparse", "dense", "noise")
+SYNTHETIC = (*INVERTED, "noise")
 ARMS = (REAL, *SYNTHETIC)
 QUANTIZED, RANGES = "quantized", "ranges"
 _EXCLUDED = ("teacher.name", "images", "labeled", "output", "workers", "pool")
@@ -168,9 +168,9 @@ def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) ->
         "seed": seed,
         "workers.size": 0,
     }
-    if testbed.views is not None:
+    if (views := testbed.views_of(arm)) is not None:
         # Scored once, at the end; one checkpoint, likewise.
-        epochs = testbed.views // _count(bench, testbed, arm, seed)
+        epochs = views // _count(bench, testbed, arm, seed)
         own |= {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
     config = parse_config(DistillationConfig, bench.arguments("distill", {**own, **testbed.students[student]}))
 
@@ -195,7 +195,7 @@ def _anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
 def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
     own = _comparable(config)
-    if arm not in SYNTHETIC:
+    if arm in (REAL, REFERENCE):
         return own
     return {**own, "synthesis": [_comparable(made) for made in _syntheses(bench, testbed, arm, seed)]}
 
@@ -219,13 +219,21 @@ def run(
 
         images = start(("images", arm, seed) for seed in seeds for arm in SYNTHETIC)
         _report(images)
-        uses = start((part, arm, seed) for seed in seeds for part in parts for arm in ARMS)
+        uses = start((part, arm, seed) for seed in seeds for part in parts for arm in _arms(testbed, part))
         _report(uses)
     found = {cell: future.result() for cell, future in (images | uses).items()}
     return {
-        part: {arm: [found[part, arm, seed] for seed in seeds] for arm in ARMS if (part, arm, seeds[0]) in found}
+        part: {
+            arm: [found[part, arm, seed] for seed in seeds]
+            for arm in _arms(testbed, part)
+            if (part, arm, seeds[0]) in found
+        }
         for part in ("images", *parts)
     }
+
+
+def _arms(testbed: Testbed, part: str) -> Sequence[str]:
+    return (*ARMS, MIXED) if testbed.mixed and part in testbed.students else ARMS
 
 
 def _report(wave: Mapping[tuple[str, str, int], Future[Figures]]) -> None:

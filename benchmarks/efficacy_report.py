@@ -8,11 +8,10 @@ from typing import Any
 from benchmarks.circumstances import described
 from benchmarks.markdown import table
 from benchmarks.spread import spread, standard_error
-from benchmarks.testbeds import Testbed
+from benchmarks.testbeds import INVERTED, MIXED, Testbed
 
 # Part → arm → name of a figure → its value with each seed.
 Measured = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
-INVERTED = ("sparse", "dense")
 _WORK_SHARE = 1 / 3
 
 
@@ -67,7 +66,8 @@ def _quantized(
 def _recoveries(students: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
     """Return, by arm, the share that it gains of what real images gain over the untrained copy."""
     before, real = _mean(students["real"], "before"), _mean(students["real"], "after")
-    return {arm: (_mean(students[arm], "after") - before) / (real - before) for arm in INVERTED}
+    arms = [arm for arm in (*INVERTED, MIXED) if arm in students]
+    return {arm: (_mean(students[arm], "after") - before) / (real - before) for arm in arms}
 
 
 def _difference(

@@ -20,6 +20,9 @@ from pipeline.models import ModelConfig, load_model, save_model
 
 CIFAR_STAGES = str(Path(__file__).parent / "configs" / "cifar")
 CIFAR_TEACHER = Path(__file__).parents[1] / "tests" / "data" / "cifar_teacher"
+INVERTED = SPARSE, DENSE = "sparse", "dense"
+# Sparse and dense images together.
+MIXED = "mixed"
 _WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8)}
 
 
@@ -38,6 +41,7 @@ class Testbed:
         datasets: the configs of synthesis whose datasets make up an arm's images; by default the one named as the arm.
         views: number of images that a student is trained on, each counted as often as it is seen, whatever the number
             of different ones; by default, the stage's number of epochs.
+        mixed: whether students are also trained on sparse and dense images together, with the views of both.
         students: settings of each kind of student, by dotted name of the distillation's config.
         recovery: smallest share of the gain that a pruned student takes from real images.
         scratch: smallest top-1 of a student trained from scratch, in percent.
@@ -52,6 +56,7 @@ class Testbed:
     calibration: Mapping[str, Any] = field(default_factory=lambda: {"smoothing": "repq"})
     datasets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     views: int | None = None
+    mixed: bool = False
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recovery: float | None = None
     scratch: float | None = None
@@ -65,7 +70,15 @@ class Testbed:
         ]
 
     def datasets_of(self, arm: str) -> Sequence[str]:
+        if arm == MIXED:
+            return [name for part in INVERTED for name in self.datasets_of(part)]
         return self.datasets.get(arm, (arm,))
+
+    def views_of(self, arm: str) -> int | None:
+        """Return the number of images that a student of an arm is trained on, where it is set."""
+        if self.views is None:
+            return None
+        return self.views * (len(INVERTED) if arm == MIXED else 1)
 
 
 def prepare_digits(bench: Bench, data: Path | None) -> None:
@@ -136,6 +149,7 @@ CIFAR = Testbed(
     # Equal work: a sparse image takes half the time of a dense one.
     datasets={"dense": ("dense", "dense_leaves"), "sparse": ("sparse", "sparse_leaves")},
     views=45_000,
+    mixed=True,
     students={"pruned": {}},
     recovery=0.8,
 )

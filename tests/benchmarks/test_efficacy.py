@@ -65,6 +65,21 @@ def test_goals_of_students_are_shares_of_what_real_images_gain() -> None:
     }
 
 
+def test_students_of_sparse_and_dense_images_together_have_a_goal_of_their_own() -> None:
+    found = reached(pruned=trained(real=90.0, sparse=89.5, dense=89.4, noise=70.0, mixed=89.6))
+    assert found["pruned student on mixed: share of real images' gain"] == (0.96, True)
+
+
+def test_images_together_are_seen_as_often_as_apart() -> None:
+    bench = Bench(folder="unused", stages=testbeds.CIFAR_STAGES)
+    together = efficacy._images(bench, CIFAR, testbeds.MIXED, 3)
+    assert together == [*efficacy._images(bench, CIFAR, "sparse", 3), *efficacy._images(bench, CIFAR, "dense", 3)]
+    assert CIFAR.views_of(testbeds.MIXED) == 2 * 45_000
+    assert efficacy._arms(CIFAR, "pruned") == ("real", "sparse", "dense", "noise", "mixed")
+    # Calibration takes equally many images from every arm.
+    assert "mixed" not in (*efficacy._arms(CIFAR, QUANTIZED), *efficacy._arms(DIGITS, "pruned"))
+
+
 def test_the_page_shows_goals_and_figures() -> None:
     measured = {"images": IMAGES, "pruned": trained(real=90.0, sparse=89.5, dense=80.0, noise=70.0)}
     found = goals(NARROW, measured, 98.0)
