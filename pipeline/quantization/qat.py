@@ -47,12 +47,25 @@ class Trained:
 
     Attributes:
         values: what it is quantized with.
-        first_loss, last_loss: means over the first and the last tenth of the steps, in nats.
+        losses: of each step, in nats.
     """
 
     values: Values
-    first_loss: float
-    last_loss: float
+    losses: list[float]
+
+    @property
+    def first_loss(self) -> float:
+        """Mean over the first tenth of the steps."""
+        return fmean(self.losses[: self._tenth])
+
+    @property
+    def last_loss(self) -> float:
+        """Mean over the last tenth of the steps."""
+        return fmean(self.losses[-self._tenth :])
+
+    @property
+    def _tenth(self) -> int:
+        return -(-len(self.losses) // 10)
 
 
 @dataclass(frozen=True)
@@ -252,8 +265,7 @@ def train_graph(
         schedule.step()
         done(len(batch.pixels))
     _check_finite([*own, *scales], config.steps, label)
-    tenth = -(-len(losses) // 10)
-    return Trained(graph.values(), fmean(losses[:tenth]), fmean(losses[-tenth:]))
+    return Trained(graph.values(), losses)
 
 
 def _check_finite(parameters: Sequence[nn.Parameter], steps: int, label: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.quantization.layerwise import Layerwise, sensitivity_table
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, range_errors
+from pipeline.report.charts import curves
 from pipeline.report.page import Section, Table, html_page
 from pipeline.report.strips import bars, intervals, relative_intervals
 from pipeline.report.text import short_name
@@ -41,7 +42,11 @@ def latency_columns(batch_sizes: Sequence[int]) -> dict[int, str]:
 
 
 def calibration_page(
-    plan: CalibrationPlan, report: Mapping[str, Any], ranges: Ranges, layerwise: Layerwise | None
+    plan: CalibrationPlan,
+    report: Mapping[str, Any],
+    ranges: Ranges,
+    layerwise: Layerwise | None,
+    losses: Mapping[str, Sequence[float]],
 ) -> str:
     """Return the page.
 
@@ -50,13 +55,14 @@ def calibration_page(
         report: what `report.json` holds.
         ranges: as observed.
         layerwise: what was found of the layers, where it was asked for.
+        losses: of each step of the training, by the model's label; empty without `qat`.
 
     Raises:
         DatasetError: the reference has other observers, or an empty range.
     """
     compared = [] if plan.reference is None else [_compared(ranges, plan.reference)]
     layers = [] if layerwise is None else [_sensitivity(layerwise)]
-    trained = [_trained(report["qat"])] if "qat" in report else []
+    trained = [_trained(report["qat"], losses)] if "qat" in report else []
     sections = [_summary(plan, report), _artifacts(report), *trained, *layers, *compared, _ranges(ranges)]
     title = f"{short_name(plan.loaded.name)}, quantized"
     return html_page(title, [*sections, settings_section(plan.document["config"])])
@@ -111,7 +117,7 @@ def _label(row: Mapping[str, Any]) -> str:
     return "mixed" if "layers" in row else f"W{row['weights']}A{row['activations']}"
 
 
-def _trained(rows: Mapping[str, Mapping[str, Any]]) -> Section:
+def _trained(rows: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float]]) -> Section:
     note = (
         "Mean divergence of the quantized model's softened answers from the float model's, in nats, on views of the "
         "images: over the first and the last tenth of the steps. Ranges, sensitivities, and the disagreement of "
@@ -121,7 +127,14 @@ def _trained(rows: Mapping[str, Mapping[str, Any]]) -> Section:
         [label, row["steps"], f"{row['first_loss']:.4g}", f"{row['last_loss']:.4g}"] for label, row in rows.items()
     ]
     header = ["model", "steps", "loss at first", "loss at the end"]
-    return Section(heading="Quantization-aware distillation", text=note, tables=[Table(header=header, rows=table)])
+    points = {label: list(enumerate(of_steps, start=1)) for label, of_steps in losses.items()}
+    plot = curves(points, x_label="step", y_label="loss")
+    return Section(
+        heading="Quantization-aware distillation",
+        text=note,
+        tables=[Table(header=header, rows=table)],
+        plots=[("loss of each step", plot)],
+    )
 
 
 def _sensitivity(found: Layerwise) -> Section:

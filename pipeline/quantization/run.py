@@ -32,7 +32,7 @@ from pipeline.quantization.variants import calibrated_values, list_variants
 from pipeline.report.writing import write_page
 from pipeline.runs import hold
 from pipeline.synthesis.to_make import make_first, names_config
-from pipeline.tracking.tracker import check_tracking, tracking
+from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 REPORT = "report.json"
 _MEGABYTE = 1e6
@@ -69,12 +69,12 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             fixed_size = connect()
             check_training(plan)
             with storage.writing_to(config.output):
-                report = _calibrate(plan, fixed_size=fixed_size)
+                report = _calibrate(plan, tracker, fixed_size=fixed_size)
             tracker.set_result(figures(report))
             return report
 
 
-def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
+def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
@@ -86,6 +86,10 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
+    losses = {label: found.losses for label, found in trained.items()}
+    for label, of_steps in losses.items():
+        for step, loss in enumerate(of_steps, start=1):
+            tracker.add(step, {f"qat/{label}/loss": loss})
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()
@@ -108,7 +112,7 @@ def _calibrate(plan: CalibrationPlan, *, fixed_size: bool) -> dict[str, Any]:
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
     storage.write_json(storage.join(config.output, REPORT), redacted(report))
-    write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise))
+    write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
     return report
 
 

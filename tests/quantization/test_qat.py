@@ -1,6 +1,7 @@
 """Quantization-aware distillation in a calibration: off by default, and the same for any number of workers."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration
 from pipeline.quantization.qat_config import QatConfig
+from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
 from tests.quantization.test_run import make_config, read_ranges, write_dataset, write_masked
+from tests.tracking.reading import read_scalars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -85,12 +88,26 @@ def test_what_is_written_says_what_was_trained(tiny_folder: Path, sparse: str, t
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2", "pt2"]
     page = (tmp_path / "report.html").read_text()
     assert "Quantization-aware distillation" in page
+    assert "loss by step: w4a4, mixed" in page
     seen = read_ranges(tmp_path)
     used = json.loads((tmp_path / "ranges_w4a4.json").read_text())
     assert used.keys() == seen.keys()
     assert used != seen
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert load_quantized(str(tmp_path / "mixed.pt2"))(images).isfinite().all()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs the extra tensorboard")
+def test_losses_of_steps_are_tracked(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
+    tracking = TrackingConfig(tensorboard=str(tmp_path / "tb"), run_name="one")
+    report = run(tiny_folder, sparse, tmp_path / "out", qat=FEW, tracking=tracking)
+    found = read_scalars(str(tmp_path / "tb" / "one"), tmp_path)
+    steps, losses = zip(*found["qat/w4a4/loss"], strict=True)
+    assert steps == (1, 2, 3)
+    # A tenth of three steps is one.
+    assert [losses[0], losses[-1]] == pytest.approx(
+        [report["qat"]["w4a4"][name] for name in ("first_loss", "last_loss")], rel=1e-3
+    )
 
 
 def test_images_that_do_not_fit_in_memory_are_streamed(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
