@@ -15,7 +15,7 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
+from benchmarks.keeping import Figures, anew, comparable, kept
 from benchmarks.making import Bench, synthesis_config, write_dataset
 from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
@@ -31,7 +32,6 @@ from pipeline.config import parse_config
 from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
-from pipeline.runs import identifying_settings
 from pipeline.synthesis import SynthesisConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,9 +39,6 @@ REAL, REFERENCE = "real", "reference"
 SYNTHETIC = (*INVERTED, "noise")
 ARMS = (REAL, *SYNTHETIC)
 QUANTIZED, RANGES = "quantized", "ranges"
-_EXCLUDED = ("teacher.name", "images", "labeled", "output", "workers", "pool")
-# What is measured of one set of images, and each figure's name.
-Figures = dict[str, float]
 
 
 def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figures:
@@ -64,27 +61,14 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
     return _train(bench, TESTBEDS[testbed], part, arm, seed)
 
 
-def _kept(bench: Bench, part: str, arm: str, seed: int, settings: Any, figures: Callable[[], Figures]) -> Figures:
-    """Return the figures of an earlier run with equal settings; otherwise measure and keep them."""
-    uri = bench.path("cells", f"{part}-{arm}-{seed}.json")
-    settings = json.loads(json.dumps(settings))
-    if storage.exists(uri):
-        cell = storage.read_json(uri)
-        if cell["settings"] == settings:
-            return cell["figures"]
-    found = figures()
-    storage.write_json(uri, {"settings": settings, "figures": found})
-    return found
-
-
 def _make(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     configs = _syntheses(bench, testbed, arm, seed)
-    settings = [_comparable(config) for config in configs]
+    settings = [comparable(config) for config in configs]
 
     def figures() -> Figures:
-        return _mean_figures([_anew(config, write_dataset) for config in configs])
+        return _mean_figures([anew(config, write_dataset) for config in configs])
 
-    return _kept(bench, "images", arm, seed, settings, figures)
+    return kept(bench, f"images-{arm}-{seed}", settings, figures)
 
 
 def _mean_figures(datasets: Sequence[Figures]) -> Figures:
@@ -115,10 +99,10 @@ def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     config = _calibration(bench, testbed, arm, seed, QUANTIZED)
 
     def figures() -> Figures:
-        rows = _anew(config, calibrate)["artifacts"]
+        rows = anew(config, calibrate)["artifacts"]
         return {f"W{row['weights']}A{row['activations']}": row["top1"] for row in rows}
 
-    return _kept(bench, QUANTIZED, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
+    return kept(bench, f"{QUANTIZED}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
@@ -126,10 +110,10 @@ def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figu
     config = _calibration(bench, testbed, arm, seed, RANGES)
 
     def figures() -> Figures:
-        ranges = storage.read_json(_anew(config, calibrate)["ranges"])
+        ranges = storage.read_json(anew(config, calibrate)["ranges"])
         return {"range_error": range_error(ranges, _calibrate_reference(bench, testbed)[0])}
 
-    return _kept(bench, RANGES, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
+    return kept(bench, f"{RANGES}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _calibration(bench: Bench, testbed: Testbed, arm: str, seed: int, part: str) -> CalibrationConfig:
@@ -175,10 +159,10 @@ def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) ->
     config = parse_config(DistillationConfig, bench.arguments("distill", {**own, **testbed.students[student]}))
 
     def figures() -> Figures:
-        result = _anew(config, distill)
+        result = anew(config, distill)
         return {"before": result["before_top1"], "after": result["top1"]}
 
-    return _kept(bench, student, arm, seed, _with_images(bench, testbed, config, arm, seed), figures)
+    return kept(bench, f"{student}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
@@ -186,26 +170,12 @@ def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
     return sum(find_source(uri).num_rows for uri in _images(bench, testbed, arm, seed))
 
 
-def _anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Run a job over whatever an earlier run left in its output."""
-    storage.remove_folder(config.output)
-    return job(config)
-
-
 def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
-    own = _comparable(config)
+    own = comparable(config)
     if arm in (REAL, REFERENCE):
         return own
-    return {**own, "synthesis": [_comparable(made) for made in _syntheses(bench, testbed, arm, seed)]}
-
-
-def _comparable(config: Any) -> dict[str, Any]:
-    """Return the settings that figures depend on and that differ from their defaults.
-
-    A new setting and a moved folder leave what is kept usable: paths are the same in every folder.
-    """
-    return identifying_settings(config, recorded=(), excluded=_EXCLUDED)
+    return {**own, "synthesis": [comparable(made) for made in _syntheses(bench, testbed, arm, seed)]}
 
 
 def run(

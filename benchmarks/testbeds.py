@@ -35,6 +35,7 @@ class Testbed:
         stages: folder of the configs of synthesis, calibration and distillation.
         prepare: writes `teacher/`, `real.parquet`, `reference.parquet` and `held_out.parquet` under the bench's
             `inputs` folder, given the folder of real images that the user named.
+        num_classes: of the teacher.
         calibration: settings of the calibration that differ from the stage's config, by dotted name.
         drops: largest loss of top-1 by bit widths, in points.
         below_real: largest distance from the same widths calibrated on real images, in points.
@@ -53,6 +54,7 @@ class Testbed:
     prepare: Callable[[Bench, Path | None], None]
     drops: Mapping[str, float]
     below_real: float
+    num_classes: int = 10
     calibration: Mapping[str, Any] = field(default_factory=lambda: {"smoothing": "repq"})
     datasets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     views: int | None = None

@@ -1,0 +1,243 @@
+"""Measure how good a student gets with more images and with more steps of inversion, from dense and sparse images.
+
+    python -m benchmarks.curves --testbed digits --seeds 3 --views 12000
+
+Starts from the testbed's settings and multiplies the number of images, or that of steps with the steps at which patches
+are stopped. Every student sees equally many views, so that fewer images are seen more often. Two processes of one
+thread run at a time. What is measured is kept under `--folder`, and an interrupted run goes on. Writes
+`curves-TESTBED.md`, `.json` and `.png`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.circumstances import circumstances, described
+from benchmarks.efficacy import RESULTS
+from benchmarks.keeping import Figures, anew, comparable, kept
+from benchmarks.making import Bench, synthesis_config, write_dataset
+from benchmarks.markdown import table
+from benchmarks.spread import spread
+from benchmarks.testbeds import INVERTED, TESTBEDS, Testbed, make_inputs
+from pipeline.config import parse_config
+from pipeline.distillation import DistillationConfig, distill
+from pipeline.synthesis import SynthesisConfig
+
+IMAGES = (0.125, 0.25, 0.5, 1.0, 2.0)
+STEPS = (0.125, 0.25, 0.5, 1.0)
+_STUDENT = "pruned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A set of images: the testbed's, with another number of images or steps.
+
+    Attributes:
+        arm: dense or sparse.
+        images, steps: what the testbed's numbers of images and steps are multiplied by.
+    """
+
+    arm: str
+    images: float = 1.0
+    steps: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-images-{self.images:g}-steps-{self.steps:g}"
+
+
+def points(images: Sequence[float] = IMAGES, steps: Sequence[float] = STEPS) -> list[Point]:
+    """Return the points of both curves of each arm; the one that they share is there once."""
+    return [
+        point
+        for arm in INVERTED
+        for point in (
+            *(Point(arm=arm, images=share) for share in images),
+            *(Point(arm=arm, steps=share) for share in steps if share != 1),
+        )
+    ]
+
+
+def synthesis_settings(config: SynthesisConfig, point: Point) -> dict[str, Any]:
+    """Return what a point changes in the config of one of its datasets, by dotted name."""
+    inversion = config.inversion
+    return {
+        "images_per_class": round(config.images_per_class * point.images),
+        "inversion.iterations": round(inversion.iterations * point.steps),
+        "inversion.stop_steps": [max(1, round(step * point.steps)) for step in inversion.stop_steps],
+    }
+
+
+def views_of(testbed: Testbed, config: DistillationConfig, num_images: int, asked: int | None) -> int:
+    """Return how many views a student sees: as asked for, or as in the testbed with `num_images` images."""
+    return asked or testbed.views or config.epochs * num_images
+
+
+def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None) -> Figures:
+    """Return the figures of a point, as kept or measured now; in a process of its own.
+
+    Args:
+        bench: files and configs.
+        name: of the testbed.
+        point: what images.
+        seed: of images and student.
+        views: that the student sees; by default as many as in the testbed.
+
+    Returns:
+        `number` of images, `steps`, counted `work` of all images in FLOP, and the student's `top1` in percent.
+    """
+    torch.set_num_threads(1)
+    testbed = TESTBEDS[name]
+    made = _syntheses(bench, testbed, point, seed)
+    training = _training(bench, testbed, made, point, seed, views)
+    settings = {**comparable(training), "synthesis": [comparable(config) for config in made]}
+
+    def figures() -> Figures:
+        facts = [anew(config, write_dataset) for config in made]
+        return {
+            "number": sum(fact["number"] for fact in facts),
+            "steps": statistics.fmean(fact["mean_steps"] for fact in facts),
+            "work": sum(fact["work"] * fact["number"] for fact in facts),
+            "top1": anew(training, distill)["top1"],
+        }
+
+    return kept(bench, f"{point.name}-{seed}", settings, figures)
+
+
+def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[SynthesisConfig]:
+    found = []
+    for stage in testbed.datasets_of(point.arm):
+        output = bench.path("images", f"{stage}-{point.name}-{seed}")
+        as_is = synthesis_config(bench, stage, {}, output, seed)
+        found.append(synthesis_config(bench, stage, synthesis_settings(as_is, point), output, seed))
+    return found
+
+
+def _training(
+    bench: Bench, testbed: Testbed, made: Sequence[SynthesisConfig], point: Point, seed: int, views: int | None
+) -> DistillationConfig:
+    own = {
+        **testbed.students[_STUDENT],
+        "teacher.name": bench.teacher,
+        "images": [config.output for config in made],
+        "labeled": bench.input("held_out.parquet"),
+        "output": bench.path("distill", f"{point.name}-{seed}"),
+        "seed": seed,
+        "workers.size": 0,
+    }
+    as_is = parse_config(DistillationConfig, bench.arguments("distill", own))
+    number = sum(config.images_per_class * testbed.num_classes for config in made)
+    wanted = views_of(testbed, as_is, round(number / point.images), views)
+    epochs = max(1, round(wanted / number))
+    # Scored once, at the end; one checkpoint, likewise.
+    once = {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
+    return parse_config(DistillationConfig, bench.arguments("distill", {**own, **once}))
+
+
+def run(
+    bench: Bench, name: str, found: Sequence[Point], seeds: Sequence[int], processes: int, views: int | None
+) -> dict[Point, list[Figures]]:
+    """Return the figures of each point, one for each seed."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        cells = {
+            (point, seed): pool.submit(measure, bench, name, point, seed, views) for seed in seeds for point in found
+        }
+        for (point, seed), cell in cells.items():
+            print(f"curves: {point.name}, seed {seed}: {cell.result()}", file=sys.stderr, flush=True)
+    return {point: [cells[point, seed].result() for seed in seeds] for point in found}
+
+
+def page(figures: Mapping[Point, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
+    """Return the page: what was run, and a table of all points."""
+    made = (
+        f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
+        f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, in {facts['minutes']} "
+        f"minutes. Means and standard deviations over {facts['seeds']} seeds of images and students. Work is counted, "
+        "of all images together, in FLOP. Top-1 in percent of real held-out images."
+    )
+    rows = [
+        (
+            point.arm,
+            f"{found[0]['number']:g}",
+            f"{found[0]['steps']:g}",
+            f"{statistics.fmean(figure['work'] for figure in found):.3g}",
+            spread([figure["top1"] for figure in found], 2),
+        )
+        for point, found in figures.items()
+    ]
+    header = ("images", "number", "steps", "work", "student")
+    title = f"# Students by number of images and of steps, on {facts['testbed']}"
+    return "\n\n".join([title, made, f"![The same as curves](curves-{facts['testbed']}.png)", table(header, rows)])
+
+
+def draw(figures: Mapping[Point, Sequence[Figures]]) -> Figure:
+    """Draw top-1 by number of images, by steps, and by work; bars show the standard deviation over the seeds."""
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
+    by_images, by_steps, by_work = figure.subplots(1, 3, sharey=True)
+    for arm in INVERTED:
+        own = {point: found for point, found in figures.items() if point.arm == arm}
+        _line(by_images, arm, [found for point, found in own.items() if point.steps == 1], "number")
+        _line(by_steps, arm, [found for point, found in own.items() if point.images == 1], "steps")
+        _line(by_work, f"{arm}, more images", [found for point, found in own.items() if point.steps == 1], "work")
+        _line(by_work, f"{arm}, more steps", [found for point, found in own.items() if point.images == 1], "work")
+    by_images.set(xlabel="images", ylabel="student, top-1 %")
+    by_steps.set(xlabel="steps of inversion")
+    by_work.set(xlabel="FLOP of all images")
+    for axes in (by_images, by_steps, by_work):
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _line(axes: Axes, name: str, found: Sequence[Sequence[Figures]], x: str) -> None:
+    ordered = sorted(found, key=lambda figures: figures[0][x])
+    xs = [statistics.fmean(figure[x] for figure in figures) for figures in ordered]
+    ys = [[figure["top1"] for figure in figures] for figures in ordered]
+    means = [statistics.fmean(values) for values in ys]
+    deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in ys]
+    axes.errorbar(xs, means, deviations, label=name, marker="o", capsize=3)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    able = sorted(name for name, testbed in TESTBEDS.items() if _STUDENT in testbed.students)
+    parser.add_argument("--testbed", choices=able, required=True)
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--views", type=int, help="views that each student sees; by default as many as in the testbed")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, as for benchmarks.cifar")
+    parser.add_argument("--folder", help="what is measured is kept there; by default runs/curves/TESTBED")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for page, figures and picture")
+    options = parser.parse_args(argv)
+    testbed = TESTBEDS[options.testbed]
+    bench = Bench(folder=options.folder or f"runs/curves/{testbed.name}", stages=testbed.stages)
+    started = time.monotonic()
+    make_inputs(testbed, bench, options.data)
+    figures = run(bench, testbed.name, points(), range(options.seeds), options.processes, options.views)
+    facts = circumstances("benchmarks.curves", torch.device("cpu"))
+    facts |= {"testbed": testbed.name, "seeds": options.seeds}
+    facts["minutes"] = round((time.monotonic() - started) / 60)
+    options.results.mkdir(parents=True, exist_ok=True)
+    start = options.results / f"curves-{testbed.name}"
+    start.with_suffix(".md").write_text(page(figures, facts) + "\n")
+    content = {**facts, "figures": {point.name: found for point, found in figures.items()}}
+    start.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    # The same figures give the same bytes.
+    draw(figures).savefig(start.with_suffix(".png"), metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
