@@ -70,7 +70,7 @@ def _print_completion(arguments: Sequence[str]) -> int:
         return 2
     if find_spec("shtab") is None:
         print(
-            "error: tab completion needs the extra 'completion': pip install sparse-inversion[completion]",
+            "error: tab completion needs the extra 'completion': pip install '.[completion]'",
             file=sys.stderr,
         )
         return 1

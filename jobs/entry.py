@@ -96,7 +96,7 @@ def _leave_stdout() -> None:
 
 
 class _Briefly:
-    """A stream that passes text on, and of what Ray's raylet says only the first sentence.
+    """A stream that passes text on, but cuts messages of Ray's raylet after their first sentence.
 
     The rest of its half page is advice on settings of Ray, which are not the user's to change.
     """

@@ -25,7 +25,7 @@ class StatusConfig:
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.
-        watch: look again and again until it is complete: a table that is redrawn on a terminal, a line for each change
+        watch: keep looking until it is complete: a table that is redrawn on a terminal, a line for each change
             elsewhere. Ctrl-C ends it.
         every_s: seconds between two looks.
     """
@@ -88,16 +88,18 @@ def _dataset(uri: str) -> dict[str, Any]:
 def _calibration(uri: str) -> dict[str, Any]:
     """Describe a calibration from its report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
-    wanted = ["ranges.json", "report.json"]
+    wanted, failed = ["ranges.json", "report.json"], []
     if "report.json" in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
         report = _read_object(storage.join(uri, "report.json"))
         wanted += _artifact_names(uri, report.get("artifacts") or [])
+        failed = report.get("failed") or []
     missing = [name for name in wanted if name not in there]
     return {
-        "complete": not missing,
+        "complete": not missing and not failed,
         "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
         "artifacts": [name for name in there if format_of(name) is not None],
+        "failed": failed,
         "missing": missing,
     }
 

@@ -27,12 +27,12 @@ class NodeType:
     Attributes:
         resources: of each node, by Ray's names.
         max_count: number of such nodes at most.
-        labels: of each node, as far as they are known before it starts.
+        labels: of each node, as far as they are known before it starts; `None` if none of them is known.
     """
 
     resources: Mapping[str, float]
     max_count: int
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] | None = field(default_factory=dict)
 
 
 def node_types() -> list[NodeType] | None:
@@ -49,7 +49,8 @@ def _node_types_of(gcs_address: str) -> list[NodeType] | None:
     reported = state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
         return [
-            NodeType(dict(group.resources), _UNLIMITED if group.max_count == -1 else group.max_count)
+            # What is reported has no labels; Ray chooses by those that the nodes have.
+            NodeType(dict(group.resources), _UNLIMITED if group.max_count == -1 else group.max_count, labels=None)
             for group in reported.node_group_configs
             if group.max_count
         ]

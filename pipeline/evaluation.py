@@ -34,8 +34,8 @@ class EvaluationConfig:
     """Artifacts to score, and the labeled images to score them on.
 
     Args:
-        teacher: the model whose normalization, image size and class names hold; it is scored itself where no
-            artifact is given.
+        teacher: the model that defines normalization, image size and class names; it is scored itself if no artifact is
+            given.
         labeled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
         labeled_split: which split of them to score on, such as `test`, where there are several.
         artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
@@ -66,7 +66,11 @@ class EvaluationConfig:
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
-    """Score every artifact in one pass over the labeled images; returns what the job prints.
+    """Score every artifact in one pass over the labeled images.
+
+    Returns:
+        What the job prints: `labelled` and `labelled_split`, the number of `images` that were scored, and `artifacts`,
+        each with its `artifact` or model, and `top1` and `top5` in percent.
 
     Raises:
         PipelineError: the model, an artifact or the labeled images cannot be read, or do not go together.
@@ -173,7 +177,7 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel, *, allow_
 
 
 def measure_latency(predict: Predictor, images: Tensor, repeats: int = 9, most_seconds: float = 10.0) -> float:
-    """Milliseconds an image: the median over several forwards of the batch, after two that warm up.
+    """Return milliseconds per image: the median over several forwards of the batch, after two that warm up.
 
     A large model is run fewer times, but at least three: no other forward begins once they have taken `most_seconds`.
     """

@@ -70,22 +70,22 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
     seen_at = time.monotonic()
     waited = False
     while not storage.create_json(uri, mine):
-        other = _read(uri)
-        if other is None:
-            continue
+        # Empty: deleted in the meantime, or incomplete, as a killed process leaves it where there are no hard links.
+        other = _read(uri) or {}
         if other != seen:
-            waited = waited or seen is not None
+            waited = waited or bool(seen)
             seen, seen_at = other, time.monotonic()
         if _token(other) == mine["token"]:
             break
-        if _is_dead(other) or time.monotonic() - seen_at > dead_s:
+        if (other and _is_dead(other)) or time.monotonic() - seen_at > dead_s:
             storage.write_json(uri, mine)
             # If several processes find the holder dead, the last one to write gets the lease.
             time.sleep(_SETTLE_S)
             if _token(_read(uri)) == mine["token"]:
                 break
             continue
-        _announce_waiting(uri, other, job, dead_s)
+        if other:
+            _announce_waiting(uri, other, job, dead_s)
         time.sleep(min(1.0, beat_s / 2))
     return waited
 
@@ -107,14 +107,16 @@ def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) 
 def _is_dead(other: dict[str, Any]) -> bool:
     """Return whether the process ran on this machine and has ended; False if that cannot be known."""
     here = _who()
-    if any(other.get(name) != here[name] for name in ("host", "pid_namespace")) or not isinstance(other["pid"], int):
+    if any(other.get(name) != here[name] for name in ("host", "pid_namespace")):
+        return False
+    if not isinstance(other.get("pid"), int):
         return False
     try:
         os.kill(other["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # it is another user's
     return False
 
 

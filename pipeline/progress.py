@@ -98,6 +98,9 @@ def _report(job: str, counter: "_Counter | ActorHandle", num_images: int, ticks:
             return
         if read > printed:
             printed = read
+            if read > num_images:
+                logger.info(f"{job}: {read} images read, some of them again after a worker was lost")
+                continue
             rate = read / (time.monotonic() - started)
             left = (num_images - read) / rate
             logger.info(f"{job}: {read} of {num_images} images, {rate:.3g} images/s, {left:.0f} s left")

@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from pipeline import storage
 from pipeline.cluster import free_resources, own_errors, own_signals
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
@@ -95,7 +96,11 @@ def worker_configs(
     total, needed = ray.cluster_resources(), resources_per_worker(workers)
     for name, amount in needed.items():
         if workers.fewest * amount > total.get(name, 0):
-            text = f"{workers.fewest} workers with {amount:g} {name} each, and there are {total.get(name, 0):g} {name}s"
+            setting = "workers.size" if workers.fewest == workers.size else "workers.min_size"
+            text = (
+                f"{setting} {workers.fewest} needs {workers.fewest * amount:g} {name}s, {amount:g} for each, and the "
+                f"cluster has {total.get(name, 0):g}"
+            )
             if fixed_size:
                 raise ConfigError(text)
             logger.info(f"{text}: waiting for more")
@@ -209,5 +214,6 @@ def _cause(error: Exception) -> PipelineError:
         # One that would come again, if there is one: others may have failed because that worker did.
         return min(ours, key=lambda failure: failure.is_transient)
     first = failures[0]
-    reason = " ".join(str(first).split())[-400:]
+    # Masked before it is cut: half of an address is not recognized.
+    reason = without_credentials(" ".join(str(first).split()))[-400:]
     return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

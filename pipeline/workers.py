@@ -32,9 +32,9 @@ class WorkersConfig:
 
     Args:
         size: number of workers; 0 does the work in the job's own process.
-        min_size: start with fewer workers, down to so many, where the cluster has no room for all, and go on with fewer
-            when nodes are lost. A training adds workers when there is room again. By default all must be there. Ray
-            waits for the fewest without end, whatever `start_timeout_s` is.
+        min_size: the fewest workers to start and go on with: where the cluster has no room for `size`, or when nodes
+            are lost. A training adds workers when there is room again. By default all `size` must be there. Ray waits
+            for these few without a limit, whatever `start_timeout_s` is.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
@@ -142,5 +142,5 @@ def check_same(what: str, here: str, on_driver: str) -> None:
     if here != on_driver:
         raise OtherModelError(
             f"{what} differs between the driver (digest {on_driver[:8]}) and a worker ({here[:8]}): was it changed "
-            "meanwhile, or is another one on that machine?"
+            "in the meantime, or does that machine have another one?"
         )

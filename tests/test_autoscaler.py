@@ -29,7 +29,8 @@ def reported(ray_session: None) -> Iterator[ClusterConfig]:
 
 def test_what_a_hosted_autoscaler_reports_is_believed(reported: ClusterConfig) -> None:
     found = _node_types_of.__wrapped__(ray.get_runtime_context().gcs_address)
-    assert found == [NodeType({"GPU": 8, "CPU": 96}, 10_000), NodeType({"CPU": 16}, 4)]
+    # Ray reports no labels there.
+    assert found == [NodeType({"GPU": 8, "CPU": 96}, 10_000, labels=None), NodeType({"CPU": 16}, 4, labels=None)]
 
 
 def test_node_types_are_read_as_the_launcher_reads_them() -> None:

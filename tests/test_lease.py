@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ def test_alone_it_is_had_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     with lease(str(tmp_path), "distill", **FAST) as waited:
         assert waited is False
         assert os.listdir(tmp_path) == [NAME]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"token": "ab', "[]", "{}"])
+def test_an_incomplete_file_is_taken_over_after_a_while(content: str, tmp_path: Path) -> None:
+    """As a process that was killed leaves it where there are no hard links."""
+    (tmp_path / NAME).write_text(content)
+    started = time.monotonic()
+    with lease(str(tmp_path), "distill", **FAST) as waited:
+        assert waited is False
+        assert time.monotonic() - started >= FAST["dead_s"]
     assert os.listdir(tmp_path) == []
 
 

@@ -89,7 +89,7 @@ def check_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"ONNX files need the extra 'onnx': {error}") from error
+        raise ConfigError(f"ONNX files need the extra 'onnx': pip install '.[onnx]' ({error})") from error
 
 
 def open_onnx(uri: str, *, exact: bool = False) -> Opened:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 
-# Of files read in turns, as in a shuffled epoch; each holds its footer and a buffer of some megabytes.
+# Files kept open while they are read in turns, as in a shuffled epoch; each holds its footer and some megabytes.
 _MOST_OPEN = 4
 
 

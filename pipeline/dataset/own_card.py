@@ -22,8 +22,9 @@ _BODY = """
 # Images inverted from {teacher}
 
 {num_images} synthetic images of {size}, of {num_classes} classes, in {files} under `data/`. They
-were made by optimizing pixels until a trained classifier, {teacher}, gave it a class (sparse model inversion, [arXiv
-2510.27186](https://arxiv.org/abs/2510.27186)). `manifest.json` says how they were made, `report.html` shows them.
+were made by optimizing pixels so that a trained classifier, {teacher}, assigns each image its class (sparse model
+inversion, [arXiv 2510.27186](https://arxiv.org/abs/2510.27186)). `manifest.json` says how they were made, `report.html`
+shows them.
 Digest of the dataset: `{digest}`.
 
 ```python
@@ -40,8 +41,8 @@ datasets.load_dataset("FOLDER")
 
 ## Uses
 
-The images show what the teacher responds to. They serve to quantize it and to train smaller models after it, and are
-no sample of the classes: a model trained on them is to be scored on real images.
+The images show what the teacher responds to. Use them to quantize it and to train smaller models from it. They
+are no sample of the classes: score a model that was trained on them on real images.
 
 ## License
 
@@ -51,9 +52,9 @@ None is stated (`license: unknown`). Which terms apply depends on those of the t
 ## Privacy
 
 No image was copied into this dataset, and yet the teacher learned from real ones, and what it memorized can come out of
-an inversion. Who has the training images can measure how near these images come to them, and how near to others of the
-same kind. Images that are no nearer to the training images do not repeat them; that does not prove that nothing about
-a person can be learned from the teacher or from these images.
+an inversion. Anyone who has the training images can measure how near these images come to them, and how near to
+others of the same kind. Images that are no nearer to the training images do not repeat them; that does not prove that
+nothing about a person can be learned from the teacher or from these images.
 """
 
 

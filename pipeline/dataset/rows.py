@@ -27,7 +27,7 @@ _BYTES_AT_ONCE = 16 * 2**20
 _SMALL_ROWS_AT_ONCE = 2**16
 # A column of labels is small, and each read takes a round trip to the store: read many row groups at a time.
 _COLUMN_THREADS = 32
-# Of them, as many by one thread as it takes for the footer of a file, read once for them all, to be of little weight.
+# Row groups of a file that one thread reads, so that they share the cost of its footer.
 _NEIGHBORS = 16
 # What to do about ids that repeat.
 SEVERAL_DATASETS = "if these are several datasets, give the URI of each in a list"

@@ -127,7 +127,7 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
 def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
     """Yield all images in random order, as far as a buffer of so many can mix them.
 
-    Once the buffer is full, each part takes the places of as many images of it: only those are copied.
+    Once the buffer is full, each part swaps places with as many images of it, and only those are copied.
     """
     filling: list[Images] = []
     held: Images | None = None

@@ -24,9 +24,9 @@ class AugmentConfig:
         scale: largest change of size; 0.1 scales by 0.9 to 1.1.
         flip: probability of mirroring; 0 where a mirrored object is of no class, such as a digit.
         blur: largest standard deviation of a Gaussian blur, in pixels.
-        brightness: largest change of the factor of the pixels.
-        contrast: largest change of the factor of the distance from the image's mean gray.
-        saturation: largest change of the factor of the distance from gray; for images of three channels.
+        brightness: largest relative change of brightness.
+        contrast: largest relative change of contrast, around the image's mean gray.
+        saturation: largest relative change of saturation; for images of three channels.
         noise: largest standard deviation of Gaussian noise, in units of the normalized pixels.
         mixup: probability of a weighted mean with another image of the batch.
         cutmix: probability of pasting a block of another image's patches; on kept patches, of adding the patches that

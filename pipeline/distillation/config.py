@@ -97,7 +97,7 @@ class WeightedImages:
     """Images that are read several times per epoch, such as a few real ones among many synthetic ones.
 
     Args:
-        uri: of a synthetic dataset, Parquet files or an image folder.
+        uri: URI of a synthetic dataset, Parquet files or an image folder.
         weight: how often each image is read per epoch, with `augment` as another view each time.
     """
 

@@ -61,6 +61,11 @@ class DistillationBatch:
     """A worker's share of a step: the same as `Images`, as tensors on its device.
 
     Attributes:
+        pixels: float32 [B, C, H, W], normalized.
+        labels: int64 [B].
+        keep_indices: int64 [B, K], padded with zeros.
+        num_kept: int64 [B], how many of these count.
+        image_ids: one per image.
         rows: rows of the images in memory, int64 [B]; None if they are streamed.
     """
 

@@ -21,7 +21,7 @@ from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
-from pipeline.errors import DatasetError, IncompleteError
+from pipeline.errors import IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
@@ -63,14 +63,11 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     if storage.exists(result_uri):
         return storage.read_json(result_uri)
     storage.check_writable(output)
-    try:
-        with hold(output, "distill", plan.document) as (_, waited):
-            if waited and storage.exists(result_uri):
-                return storage.read_json(result_uri)
-            with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
-                return _run(plan, tracker, fixed_size=connect())
-    except OSError as error:
-        raise DatasetError(f"cannot write to {output!r}: {' '.join(str(error).split())}") from error
+    with storage.writing_to(output), hold(output, "distill", plan.document) as (_, waited):
+        if waited and storage.exists(result_uri):
+            return storage.read_json(result_uri)
+        with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
+            return _run(plan, tracker, fixed_size=connect())
 
 
 def epochs_left(config: DistillationConfig) -> str:

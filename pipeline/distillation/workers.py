@@ -60,6 +60,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
+        task: see `Task`.
         fixed_size: no node can join the cluster any more.
 
     Returns:

@@ -34,7 +34,7 @@ CHECK_EVERY = 25
 
 
 class Inversion:
-    """One inversion under way; `step` it, look at it, take its `result`.
+    """One inversion under way, of what `invert` takes; `step` it, look at it, take its `result`.
 
     Attributes:
         images: float32 [b, C, H, W], of those that have not ended; `.grad` holds the last step's gradient.

@@ -37,9 +37,9 @@ class ModelConfig:
         class_names: a list, or the URI of a file: a JSON list, a JSON object (`{"0": "cat"}`, `{"cat": 0}`, or one
             with `id2label`, `label2id`, `class_to_idx` or `label_names`), or one name per line. By default timm's names
             where the model has them, else numbers.
-        mean: per channel, of pixels in [0, 1]; by default the model's own.
-        std: likewise.
-        interpolation: of real images when they are resized; by default the model's own, as are the next two.
+        mean: mean per channel, of pixels in [0, 1]; by default the model's own.
+        std: standard deviation per channel, of pixels in [0, 1]; by default the model's own.
+        interpolation: how real images are resized. This and the next two are by default the model's own.
         crop_pct: share of the resized image that the center crop keeps; above 1 the image is padded.
         crop_mode: `center` crops the shorter edge's square, `squash` resizes without keeping the aspect ratio, `border`
             pads the shorter edge.

@@ -100,6 +100,9 @@ def save_model(
 
     Args:
         model: made by `timm.create_model`, which recorded its arguments; weights are saved as safetensors.
+        folder: on this machine; made if it is missing.
+        class_names: one per class.
+        mean, std: one value per channel, of pixels in [0, 1].
     """
     data_config = {
         "mean": mean,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_few
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Ends of names of weights in foreign layouts (`attn.qkv.weight`, `embedding/kernel`, `cls_token`), as opposed to
@@ -126,16 +126,12 @@ def describe_misfit(error: BaseException) -> str | None:
     for kind in ("Missing", "Unexpected"):
         names = re.findall(r'"([^"]+)"', "".join(re.findall(rf"{kind} key\(s\) in state_dict: (.*)", text)))
         if names:
-            found.append(f"{len(names)} {kind.lower()} tensors ({_first_few(names)})")
+            found.append(f"{len(names)} {kind.lower()} tensors ({first_few(names)})")
     shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\) from .*?Size\((.*?)\)", text)
     if shapes:
         mismatched = [f"{name} is {given}, not {wanted}" for name, given, wanted in shapes]
-        found.append(f"{len(shapes)} tensors of other shapes ({_first_few(mismatched)})")
+        found.append(f"{len(shapes)} tensors of other shapes ({first_few(mismatched)})")
     return ", ".join(found) or None
-
-
-def _first_few(items: list[str], count: int = 3) -> str:
-    return ", ".join([*items[:count], *(["..."] if len(items) > count else [])])
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:

@@ -25,8 +25,8 @@ class BitWidths:
     the runtimes have no integer kernels, and compute in float.
 
     Args:
-        weights: symmetric, one scale an output channel.
-        activations: asymmetric, one scale per tensor.
+        weights: bits per weight; symmetric, one scale per output channel.
+        activations: bits per activation; asymmetric, one scale per tensor.
     """
 
     weights: int = 8

@@ -17,7 +17,7 @@ _aten: Any = torch.ops.aten
 _NORMS = {_aten.layer_norm.default, _aten.rms_norm.default}
 # These pass channels on, each by itself, if they do not work along the last dimension.
 _CHANNELWISE = {_aten.select.int, _aten.slice.Tensor, _aten.mean.dim}
-_UNCHANGED = {_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.alias.default}
+UNCHANGED = {_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.alias.default}
 
 # Weight of a normalization → smallest and largest value of each channel that its readers saw: float32 [D]. As arrays,
 # because Ray Train's workers may not return tensors.
@@ -96,7 +96,7 @@ def _linear_readers(node: fx.Node) -> list[fx.Node] | None:
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    if node.target in _UNCHANGED:
+    if node.target in UNCHANGED:
         return True
     if node.target not in _CHANNELWISE:
         return False

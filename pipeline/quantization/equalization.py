@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from pipeline.errors import ModelError, first_few
 from pipeline.log import logger
-from pipeline.quantization.channels import Affine, affine_of
+from pipeline.quantization.channels import UNCHANGED, Affine, affine_of
 from pipeline.quantization.quantizer import module_path
 
 _aten: Any = torch.ops.aten
@@ -24,7 +24,6 @@ _LINEAR = _aten.linear.default
 _FUSED = _aten.scaled_dot_product_attention.default
 _MATMUL = _aten.matmul.default
 _SOFTMAX = _aten.softmax.int
-_UNCHANGED = {_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.alias.default}
 # These only move values, or multiply them by what their sign says.
 _MOVES = {
     *(_aten.reshape.default, _aten.view.default, _aten.flatten.using_ints, _aten.unflatten.int),
@@ -136,7 +135,7 @@ def _path(linear: fx.Node) -> list[fx.Node]:
 
 def _passed_on(node: fx.Node) -> Any:
     """Return what a node passes on with channels by themselves; None if it computes anything else."""
-    if node.target in _MOVES | _UNCHANGED or _selects(node):
+    if node.target in _MOVES | UNCHANGED or _selects(node):
         return node.args[0]
     if _mixes_tokens(node):
         return node.args[2 if node.target is _FUSED else 1]
@@ -149,7 +148,7 @@ def _mixes_tokens(node: fx.Node) -> bool:
 
 
 def _is_probability(node: Any) -> bool:
-    while node.target in _UNCHANGED:
+    while node.target in UNCHANGED:
         node = node.args[0]
     return node.target is _SOFTMAX
 

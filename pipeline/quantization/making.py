@@ -116,6 +116,9 @@ def make_artifacts(
     the others are kept.
 
     Args:
+        config: bit widths, formats and placement.
+        loaded: the float model.
+        program: the graph to quantize, of the model as loaded or transformed.
         ranges: for each bit width of activations.
         images: float32 [B, C, H, W], normalized, to compare on.
         folder: on this machine, for the files.

@@ -18,10 +18,11 @@ class QatConfig:
 
     Args:
         settings: which of the calibration's bit widths are trained; by default all, and `mixed`.
-        steps: optimizer steps for each bit widths.
+        steps: optimizer steps for each of them.
         batch_size: images per step at most; the steps of an epoch have equally many.
         lr: peak learning rate of weights and biases; it falls to zero along a cosine.
-        scale_lr: the same of the scales: about the share by which a step changes one at first.
+        scale_lr: peak learning rate of the logarithms of the scales: about the relative change of a scale per step at
+            first.
         temperature: divisor of the logits before they are compared.
         augment: random views that teacher and quantized model read, another of each image at each epoch; with `null`,
             every image is read as it is.

@@ -87,7 +87,7 @@ def _summary(plan: CalibrationPlan, report: Mapping[str, Any]) -> Section:
 
 def _artifacts(report: Mapping[str, Any]) -> Section:
     rows = _labeled_rows(report)
-    known = _COLUMNS | {f"ms an image, batch {size}": key for size, key in report["latency_columns"].items()}
+    known = _COLUMNS | {f"ms per image, batch {size}": key for size, key in report["latency_columns"].items()}
     columns = {heading: key for heading, key in known.items() if any(key in row for _, row in rows)}
     table = Table(header=["model", *columns], rows=[[model, *_cells(row, columns)] for model, row in rows])
     notes = [[f"{model} {row['artifact']}", row["note"]] for model, row in rows if "note" in row]

@@ -195,7 +195,7 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
 
 
 def _latencies(artifact: Artifact, loaded: LoadedModel, batch_sizes: list[int]) -> dict[str, float]:
-    """Return ms an image by the name of its column."""
+    """Return ms per image by the name of its column."""
     images = {name: torch.zeros(size, *loaded.input_size) for size, name in latency_columns(batch_sizes).items()}
     return {name: round(measure_latency(artifact.predict, batch), 4) for name, batch in images.items()}
 
@@ -252,7 +252,7 @@ def _report(
         "mode": config.mode,
         "observer": config.observer,
         "ranges": storage.join(config.output, RANGES),
-        "latency": f"ms an image, median, {torch.get_num_threads()} threads",
+        "latency": f"ms per image, median, {torch.get_num_threads()} threads",
         "latency_columns": {str(size): name for size, name in latency_columns(config.latency_batch_sizes).items()},
         "fp32": baselines,
         "artifacts": rows,

@@ -97,7 +97,7 @@ def relative_intervals(rows: Mapping[str, tuple[float, float]], *, x_label: str)
     """Draw intervals over a shaded band from 0 to 1, the interval that all are compared with.
 
     Args:
-        rows: name → interval, in units of its own reference. Beyond -1 and 2 it is drawn as an arrow's end there.
+        rows: name → interval, in units of its own reference. An end beyond -1 or 2 is drawn there, with a dot.
         x_label: what the values are.
     """
     frame = _Frame(list(rows), -1.0, 2.0)

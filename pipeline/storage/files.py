@@ -89,14 +89,13 @@ def create_bytes(uri: str, content: bytes) -> bool:
     try:
         if fs.exists(path):
             return False
-        if "mode" in inspect.signature(fs.pipe_file).parameters:
-            fs.pipe_file(path, content, mode="create")
-        else:
+        condition = {"mode": "create"} if "mode" in inspect.signature(fs.pipe_file).parameters else {}
+        try:
+            fs.pipe_file(path, content, **condition)
+        except NotImplementedError:  # the answer of an S3 server that does not support the condition
             fs.pipe_file(path, content)
     except FileExistsError:
         return False
-    except NotImplementedError:  # the answer of an S3 server that does not support the condition
-        fs.pipe_file(path, content)
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     return True

@@ -16,7 +16,7 @@ from pipeline.storage.locations import filesystem, reason
 from pipeline.storage.retrying import with_retries
 from pipeline.transient import driver_errors
 
-# Of which drivers send several at once; S3 takes 10,000 of them for a file.
+# Bytes of an upload's part: drivers send several at once, and S3 takes 10,000 for a file.
 _PIECE_BYTES = 16 * 2**20
 
 

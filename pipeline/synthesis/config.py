@@ -38,7 +38,7 @@ class PoolConfig:
         fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
         start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
         no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
-        price_per_hour: of an actor, in any currency; the dry run and the summary then say what the actors' hours cost.
+        price_per_hour: price of an actor-hour, in any currency; the dry run and the summary then state the cost.
         max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
             recorded as failed.
     """
@@ -97,12 +97,13 @@ class SynthesisConfig:
         feature_model: CNN of the feature prior, if `inversion.feature_prior` is set.
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
-        snapshots: images of the first part of which `report.html` shows how they form, up to 6. It changes no image.
+        snapshots: number of images of the first part, up to 6, of which `report.html` shows how they form. It changes
+            no image.
         checkpoint_minutes: minutes between checkpoints of a shard that is being inverted, from which another worker
             goes on to the same images. One is also written when the worker's node is about to be taken. With `null`
             there are none, and a shard that is cut off is made anew.
-        shard_order: in which order shards are made, which changes none of them: as they are numbered, class by class;
-            or `shuffled`, so that the first ones are of all classes.
+        shard_order: the order in which shards are made; they are the same either way: `numbered`, class by class, or
+            `shuffled`, so that the first ones cover all classes.
         retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
         tracking: TensorBoard and MLflow, to report to.

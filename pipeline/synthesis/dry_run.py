@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import ray
+import ray.exceptions
 
-from pipeline.cluster import connect, own_errors
+from pipeline.cluster import connect, free_resources, own_errors
+from pipeline.errors import IncompleteError
 from pipeline.precision import announce_dtype
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
@@ -50,7 +52,18 @@ def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool
         # The steps, with compiling them, may take as long as a shard may.
         patience_s = config.pool.no_progress_timeout_s
         limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
-        return ray.get(trial, timeout=limit_s), actors, on_gpu
+        return _wait_for(trial, limit_s), actors, on_gpu
+
+
+def _wait_for(trial: ray.ObjectRef, limit_s: float | None) -> Probe:
+    try:
+        return ray.get(trial, timeout=limit_s)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(trial, force=True)
+        raise IncompleteError(
+            f"the dry run did not end within {limit_s:g} s (pool.start_timeout_s + pool.no_progress_timeout_s): "
+            f"{free_resources()}"
+        ) from error
 
 
 def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, on_gpu: bool) -> dict[str, Any]:

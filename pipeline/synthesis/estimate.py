@@ -26,6 +26,8 @@ from pipeline.synthesis.identity import image_seed
 # Steps of each phase that are timed. Left out are the first steps after a stop, which have new shapes (a CUDA graph is
 # compiled, warmed up and recorded), and the last, which ranks the patches.
 _TIMED = 3
+# Of a container, by the two versions of control groups.
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def _warm_up(inversion: InversionConfig) -> int:
@@ -135,10 +137,9 @@ def _device_bytes(inverter: Inverter, actors_per_machine: int) -> int:
     if inverter.device.type == "cuda":
         total = torch.cuda.get_device_properties(inverter.device).total_memory
         return memory_share(total, inverter.config.pool.actors_per_gpu)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(physical, int(text) if text != "max" else physical) // actors_per_machine
+    limits = [file.read_text().strip() for file in _MEMORY_LIMITS if file.exists()]
+    return min(physical, *(int(text) for text in limits if text != "max"), physical) // actors_per_machine
 
 
 def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:

@@ -92,7 +92,7 @@ def invert_missing(
         for actor in (attempts, *held.values()):
             ray.kill(actor)
         index.save()
-        tracked.end(tally)
+        tracked.report(tally)
     return tally
 
 

@@ -37,7 +37,7 @@ def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
     if last == len(num_steps):
         return f"ran all {max_steps} steps, none of its {last} images ended early"
     others = (sum(num_steps) - max_steps * last) / (len(num_steps) - last)
-    return f"ran {max_steps} steps for {last} of {len(num_steps)} images, the others took {others:.0f} in the mean"
+    return f"ran {max_steps} steps for {last} of {len(num_steps)} images, the others took {others:.0f} on average"
 
 
 class ProgressReport:

@@ -172,7 +172,7 @@ def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:
     counts = np.bincount(kept.flatten().to_numpy(), minlength=grid_size**2)[: grid_size**2]
     shares = (counts / len(figures)).reshape(grid_size, grid_size)
     mean = len(kept.flatten()) / len(figures)
-    text = f"{mean:.1f} of {grid_size**2} patches are kept in the mean: {sample}."
+    text = f"{mean:.1f} of {grid_size**2} patches are kept on average: {sample}."
     caption = "% of the images that keep the patch at this place"
     return Section(heading="Which patches are kept", text=text, plots=[(caption, grid(shares.tolist(), label=caption))])
 

@@ -33,9 +33,15 @@ class Needs:
     def on_gpu(self) -> bool:
         return self.num_gpus > 0
 
-    def room(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> int:
-        """Return how many actors fit on a node if nothing else runs on it."""
-        if self.selectors and not any(matches(labels, selector) for selector in self.selectors):
+    def room(self, resources: Mapping[str, float], labels: Mapping[str, str] | None) -> int:
+        """Return how many actors fit on a node if nothing else runs on it, and if it is chosen where that is unknown.
+
+        Args:
+            resources: of the node, by Ray's names.
+            labels: of the node; `None` if they are not known.
+        """
+        chosen = labels is None or any(matches(labels, selector) for selector in self.selectors)
+        if self.selectors and not chosen:
             return 0
         if self.on_gpu:
             # A GPU's remainder is lost: an actor cannot have parts of two GPUs.

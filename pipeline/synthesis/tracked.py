@@ -26,9 +26,9 @@ class TrackedShards:
     def add(self, tally: Tally) -> None:
         """Report what is counted by now, unless that was done within the last ten seconds."""
         if time.monotonic() - self._last >= _INTERVAL_S:
-            self.end(tally)
+            self.report(tally)
 
-    def end(self, tally: Tally) -> None:
+    def report(self, tally: Tally) -> None:
         """Report what is counted by now."""
         if self._tracker is None:
             return

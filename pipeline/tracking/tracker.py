@@ -8,6 +8,7 @@ import json
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -50,8 +51,9 @@ class Tracker:
         values = {f"result/{name}": value for name, value in numbers(self._result).items()}
         for channel in self._channels:
             channel.end("FAILED" if status == "FINISHED" and not done else status, values)
+        deadline = time.monotonic() + _LAST_WAIT_S
         for channel in self._channels:
-            channel.wait()
+            channel.wait(max(0.0, deadline - time.monotonic()))
 
 
 class _Channel:
@@ -72,8 +74,8 @@ class _Channel:
         self._waiting.put(partial(self._place.end, status, values))
         self._waiting.put(None)
 
-    def wait(self) -> None:
-        self._thread.join(_LAST_WAIT_S)
+    def wait(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning(f"tracking: {self._place.name} has not taken the last figures within {_LAST_WAIT_S:.0f} s")
 

@@ -105,7 +105,8 @@ def test_more_workers_than_this_machine_holds_are_not_waited_for(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate.main(["--config", str(config), "--workers.size", "500"]) == 1
-    assert "error: ConfigError: 500 workers with 1 CPU each, and there are 4 CPUs" in capsys.readouterr().err
+    needed = "workers.size 500 needs 500 CPUs, 1 for each, and the cluster has 4"
+    assert f"error: ConfigError: {needed}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -98,6 +98,10 @@ def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "w8a8.onnx").unlink()
     code, line = status_of(tmp_path, capsys)
     assert (code, line["complete"], line["missing"]) == (1, False, ["w8a8.onnx"])
+    refused = [{"artifact": "w8a8.onnx", "reason": "its logits are off"}]
+    write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}], "failed": refused})
+    code, line = status_of(tmp_path, capsys)
+    assert (code, line["complete"], line["missing"], line["failed"]) == (1, False, [], refused)
 
 
 def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

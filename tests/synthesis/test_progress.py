@@ -64,7 +64,7 @@ def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
         report.shard_finished(done(2, 1.0, [200, 200]))
     reported = [line for line in stream.getvalue().splitlines() if " ran " in line]
     assert reported == [
-        "synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 in the mean",
+        "synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 on average",
         "synthesis: shard 0 ran all 200 steps, none of its 2 images ended early",
     ]
 

@@ -83,6 +83,8 @@ def test_there_is_room_on_selected_nodes_alone() -> None:
     on_cpus = Needs(0, 2, 1, (SPOT, ON_DEMAND))
     rooms = [on_cpus.room({"CPU": 5}, labels) for labels in (SPOT, ON_DEMAND, {"market": "block"}, {})]
     assert rooms == [2, 2, 0, 0]
+    # A node that may come, of unknown labels, may be one of them.
+    assert on_cpus.room({"CPU": 5}, None) == 2
 
 
 def test_selectors_come_from_files_and_flags(tmp_path: Path) -> None:

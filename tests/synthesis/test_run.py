@@ -63,7 +63,7 @@ def test_the_page_shows_images_with_their_kept_patches_and_what_the_teacher_says
     # All images, and both of each of the eight closest pairs; every image is sparse.
     assert len(read.sources) == 30 + 16
     assert read.tags.count("path") == 30
-    assert "7.0 of 16 patches are kept in the mean: 30 images, of 6 of 6 parts." in read.texts
+    assert "7.0 of 16 patches are kept on average: 30 images, of 6 of 6 parts." in read.texts
     assert any(re.search(r"of 30 images \(.*%\) are taken for their class", text) for text in read.texts)
     assert "inversion.iterations" in read.texts
     assert str(made.output) in read.texts

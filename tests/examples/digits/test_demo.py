@@ -42,7 +42,7 @@ def calibration(drop: float) -> dict[str, Any]:
         for kind in ("pt2", "onnx")
     ]
     fp32 = [{"artifact": "torch", "size_mb": 0.8, "latency_ms": 0.2}]
-    return {"artifacts": rows, "fp32": fp32, "latency": "ms an image", "latency_columns": {"1": "latency_ms"}}
+    return {"artifacts": rows, "fp32": fp32, "latency": "ms per image", "latency_columns": {"1": "latency_ms"}}
 
 
 @pytest.fixture
