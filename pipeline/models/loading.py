@@ -10,6 +10,7 @@ import timm.models
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
@@ -18,7 +19,6 @@ from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
     PREPROCESSING,
     describe_crop_fault,
-    describe_normalization_fault,
 )
 from pipeline.models.weights import check_finite_weights, weight_digest
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
