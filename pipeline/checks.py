@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -44,6 +45,8 @@ def check_range(
     """
     if value is None:
         return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name} must be a number, not {value!r:.80}")
     above = value > low if open_low else value >= low
     if above and (value < high if open_high else value <= high):
         return

@@ -69,7 +69,8 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         ConfigError: class names or normalization do not fit the model.
     """
     made = make_model(config, trained=trained)
-    model = made.model.eval()
+    # timm makes models in the default dtype of the caller, and rounding would change the digest.
+    model = made.model.float().eval()
     check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = input_size_of(model, data_config)
