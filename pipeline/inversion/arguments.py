@@ -20,17 +20,26 @@ def check_model(model: nn.Module) -> None:
     """Refuse a model whose weights cannot be read as a frozen teacher's.
 
     Raises:
-        ModelError: it is wrapped in another module, or its weights are on the meta device or not float32.
+        ModelError: it is wrapped in another module, or has weights that are not float32.
     """
     family = type(model).__name__
     for name in _WRAPPED:
         if isinstance(getattr(model, name, None), nn.Module):
             raise ModelError(f"{family} is a wrapper: give the model in it, `model.{name}`")
     for name, weight in model.state_dict().items():
-        if weight.is_meta:
-            raise ModelError(f"{family} has no weights: its {name} is on the meta device")
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ModelError(f"{family} has weights in {_kind(weight)} ({name}): convert it with `model.float()`")
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse a model on the meta device, of which the work can be counted but no image be made.
+
+    Raises:
+        ModelError: a weight has no values.
+    """
+    for name, weight in model.state_dict().items():
+        if weight.is_meta:
+            raise ModelError(f"{type(model).__name__} has no weights: its {name} is on the meta device")
 
 
 def normalization(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[list[float], list[float]]:

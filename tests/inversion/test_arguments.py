@@ -110,7 +110,6 @@ def test_the_default_dtype_of_the_caller_changes_nothing(tiny_teacher: Teacher, 
     [
         (lambda model: model.half(), "VisionTransformer has weights in float16 .*convert it with `model.float"),
         (lambda model: model.double(), "weights in float64"),
-        (lambda model: model.to("meta"), "VisionTransformer has no weights: its cls_token is on the meta device"),
         (torch.compile, "OptimizedModule is a wrapper: give the model in it, `model._orig_mod`"),
         (nn.DataParallel, "DataParallel is a wrapper: give the model in it, `model.module`"),
     ],
@@ -119,6 +118,11 @@ def test_models_that_cannot_be_read_as_they_are_say_what_to_do(change: Any, mess
     for kind, more in ((Teacher, {}), (MaskedTeacher, {"image_size": (32, 32)})):
         with pytest.raises(ModelError, match=message):
             kind(change(copy.deepcopy(make_tiny_model())), **NORMAL, **more)
+
+
+def test_a_model_without_weights_makes_no_images() -> None:
+    with pytest.raises(ModelError, match="VisionTransformer has no weights: its cls_token is on the meta device"):
+        images_of(Teacher(make_tiny_model().to("meta"), **NORMAL))
 
 
 @pytest.mark.parametrize(
