@@ -1,8 +1,9 @@
-"""Range checks for configs. Standard library only, because the engine uses it."""
+"""Checks of numbers in configs. Standard library only, because the engine uses it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -44,6 +45,8 @@ def check_range(
     """
     if value is None:
         return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name} must be a number, not {value!r:.80}")
     above = value > low if open_low else value >= low
     if above and (value < high if open_high else value <= high):
         return
@@ -60,6 +63,32 @@ def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: boo
     """Refuse settings of a dataclass below their range, see `check_range`."""
     for name in names:
         check_range(name, getattr(config, name), low, open_low=open_low)
+
+
+def describe_normalization_fault(values: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with a `mean` or `std`; None if both are possible.
+
+    Both are of pixels in [0, 1]. A model that reads [-1, 1] has 0.5 and 0.5, one that reads [0, 255] has 0 and 1/255,
+    and one that reads [0, 1] has 0 and 1: no standard deviation is above 1.
+
+    Args:
+        values: `mean`, `std` or both, one number per channel.
+    """
+    for name, value in values.items():
+        numbers = list(value) if isinstance(value, list | tuple) else []
+        if not numbers or not all(is_number(number) for number in numbers):
+            return f"{name} must be numbers, one per channel, not {value!r:.80}"
+        low = "must be of" if name == "mean" else "must be above 0 and at most 1, as of"
+        if not all(0 <= number <= 1 for number in numbers) or (name == "std" and 0 in numbers):
+            hint = ": divide by 255 if it is of pixels in [0, 255]" if max(numbers) > 1 else ""
+            return f"{name} {low} pixels in [0, 1], not {numbers}{hint}"
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number and not NaN."""
+    # NaN is not equal to itself, and infinity is out of every range here.
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def _floats(value: Any) -> Iterator[float]:

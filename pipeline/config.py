@@ -92,6 +92,8 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
         check_no_classes(parsed)
         namespace = parser.instantiate_classes(parsed)
         return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a config file is not text in UTF-8, save it as such: {error}") from error
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error))) from error
 

@@ -41,6 +41,32 @@ def parse_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
     return load(text)
 
 
+def check_keys_differ(text: str) -> None:
+    """Refuse YAML in which a mapping has a key twice: its parsers take the last one and drop the others.
+
+    Args:
+        text: that `parse_yaml` reads.
+
+    Raises:
+        ValueError: a key comes twice; the message gives its line.
+    """
+    nodes, known = [yaml.compose(text, Loader=_EVENTS)], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in known or not isinstance(node, yaml.CollectionNode):
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes.extend(node.value)
+            continue
+        keys: set[str] = set()
+        for key, value in node.value:
+            if key.value in keys:
+                raise ValueError(f"{key.value!r} comes twice, again in line {key.start_mark.line + 1}: give it once")
+            keys.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
+            nodes.append(value)
+
+
 def _check_depth(text: str) -> None:
     """Refuse nesting at which the composers overflow: that in C would end the process."""
     depth = 0

@@ -9,7 +9,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from pipeline.documents import parse_yaml
+from pipeline.documents import check_keys_differ, parse_yaml
 from pipeline.errors import ConfigError, shown
 from pipeline.log import logger
 
@@ -70,11 +70,12 @@ class FormerNames:
         """Return a config file with today's names; as it is where it has no former ones, or cannot be read.
 
         Raises:
-            ConfigError: a setting is given under both names.
+            ConfigError: a setting is given under both names, or twice under one.
         """
         try:
             # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
             values = parse_yaml(content, jsonargparse.get_loader("yaml"))
+            check_keys_differ(content)
         except yaml.YAMLError:
             return content
         except ValueError as error:

@@ -35,7 +35,7 @@ def try_out(
         ModelError: the model does not take such images, or its output is not logits [B, num_classes].
     """
     # A generator of its own, so that these draws do not advance the global one.
-    noise = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     images = torch.cat([torch.zeros_like(noise), noise])
     try:
         with torch.no_grad():

@@ -26,3 +26,9 @@ def test_a_number_outside_its_range_is_refused(value: float, ends: dict[str, Any
 @pytest.mark.parametrize("value", [None, 0, 0.5, 1])
 def test_a_number_within_its_range_passes(value: float | None) -> None:
     check_range("x", value, 0, 1)
+
+
+@pytest.mark.parametrize("value", ["3", True, [1], 1j])
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^x must be a number, not "):
+        check_range("x", value, 0)

@@ -106,3 +106,22 @@ def test_digest_is_of_the_content() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
     assert len(digest({})) == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: a\nname: b\n", "'name' comes twice, again in line 2"),
+        (b"name: a\ninner: {size: 1}\ninner: {mode: b}\n", "'inner' comes twice, again in line 3"),
+        (b"name: a\ninner:\n  size: 1\n  size: 2\n", "'size' comes twice, again in line 4"),
+        ("name: ü\n".encode("latin1"), "a config file is not text in UTF-8, save it as such"),
+        ("name: a\n".encode("utf-16"), "a config file is not text in UTF-8, save it as such"),
+    ],
+)
+def test_a_file_of_which_a_setting_would_be_dropped_or_misread_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        parse_config(Outer, ["--config", str(file)])

@@ -57,6 +57,7 @@ ALLOWED = {
         "pipeline.vit",
     },
     "pipeline.artifacts": {
+        "pipeline.checks",
         "pipeline.documents",
         "pipeline.errors",
         "pipeline.foreign",

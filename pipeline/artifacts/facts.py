@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
 from pipeline.models.name_files import agreed_names, names_in_config, names_of
-from pipeline.models.preprocessing import describe_normalization_fault
 
 # Ours, Ultralytics', and those of transformers and timm.
 _NAME_KEYS = ("class_names", "names", "id2label", "label2id", "label_names", "idx_to_class", "class_to_idx")

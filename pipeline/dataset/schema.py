@@ -156,11 +156,22 @@ _digest_of_tuple = lru_cache(maxsize=2)(names_digest)
 
 def encode_image(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W, C] with 1 or 3 channels as PNG. The same pixels give the same bytes: no time is stored."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PICTURE_CHANNELS:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PICTURE_CHANNELS or not pixels.size:
         raise DatasetError(f"an image must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def texts(uri: str, name: str, values: Sequence[str]) -> list[str]:
+    """Return names as a list; a text would be read letter by letter, and a mapping for its keys.
+
+    Raises:
+        DatasetError: they are no list of texts.
+    """
+    if isinstance(values, str | Mapping) or not all(isinstance(value, str) for value in values):
+        raise DatasetError(f"{uri!r}: {name} must be a list of texts, not {values!r:.80}")
+    return list(values)
 
 
 def is_whole_png(encoded: bytes | memoryview) -> bool:

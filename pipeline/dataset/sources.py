@@ -54,6 +54,8 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
         DatasetError: nothing is there, it holds no images, or files are truncated, foreign or of several kinds; or
             there are several splits and none is chosen, or there is no such split. The message names it.
     """
+    if not uri:
+        raise DatasetError("the location of the images is empty: name a file or a folder, `.` for the working folder")
     uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise DatasetError(f"no dataset at {uri!r}: there is no such file or folder{storage.why_missing(uri)}")

@@ -257,10 +257,13 @@ def write_images(
         row_group_size: rows that are read together.
 
     Raises:
-        DatasetError: counts differ, labels are no whole numbers or have no name, ids repeat, images have another type,
-            or the file could not be written.
+        DatasetError: counts differ, labels are no whole numbers or have no name, names or ids are no texts, ids repeat,
+            images have another type or no pixels, or the file could not be written.
     """
-    names = [f"{row:06d}" for row in range(len(images))] if image_ids is None else list(image_ids)
+    names = (
+        [f"{row:06d}" for row in range(len(images))] if image_ids is None else schema.texts(uri, "image_ids", image_ids)
+    )
+    schema.texts(uri, "class_names", class_names)
     values = [_whole(uri, label) for label in labels]
     if not len(images) == len(values) == len(names):
         raise DatasetError(f"{uri!r}: {len(images)} images, {len(values)} labels, {len(names)} ids")

@@ -70,7 +70,7 @@ def _scales(size: int, falloff: float) -> Tensor:
 def _color_basis(in_chans: int) -> Tensor:
     """Return the color of each component [K, C]; the mean variance of the channels is 1."""
     if in_chans != 3:
-        return torch.eye(in_chans)
-    opponents, shares = torch.tensor(_OPPONENTS), torch.tensor(_SHARES)
+        return torch.eye(in_chans, dtype=torch.float32)
+    opponents, shares = (torch.tensor(values, dtype=torch.float32) for values in (_OPPONENTS, _SHARES))
     shares = shares / shares.square().mean().sqrt()
     return opponents / opponents.norm(dim=1, keepdim=True) * shares.unsqueeze(1)

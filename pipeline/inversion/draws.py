@@ -1,6 +1,7 @@
 """Random draws from per-image seeds: jitter, and noise of views."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def draw_jitter(
     tables = []
     for generator in generators:
         shifts = torch.randint(-largest_shift, largest_shift + 1, (steps, 2), generator=generator)
-        flips = torch.rand(steps, 1, generator=generator) < flip_probability
+        flips = torch.rand(steps, 1, generator=generator, dtype=torch.float32) < flip_probability
         tables.append(torch.cat([shifts, flips.long()], dim=1))
     return torch.stack(tables, dim=1)
 
@@ -33,4 +34,5 @@ def draw_noise(images: Tensor, seeds: Sequence[int]) -> Tensor:
     """Return N(0, 1) noise of the shape of the images, each image's from its own seed, drawn on their device."""
     generator = torch.Generator(images.device)
     shape, device = images.shape[1:], images.device
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(s), device=device) for s in seeds])
+    draw = partial(torch.randn, shape, dtype=torch.float32, device=device)
+    return torch.stack([draw(generator=generator.manual_seed(s)) for s in seeds])

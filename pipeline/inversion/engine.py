@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
+from pipeline.inversion.arguments import checked_images, checked_jitter, checked_seeds, checked_targets
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, generators_of
 from pipeline.inversion.ending import Ended, Ending
@@ -54,19 +55,18 @@ class Inversion:
         terms: Sequence[Term] | None = None,
     ) -> None:
         config.check(teacher.num_patches)
-        assert len(seeds) == len(targets), "one seed for each target"
+        self.targets = checked_targets(targets, teacher.num_classes).to(teacher.mean.device)
+        generators = generators_of(checked_seeds(seeds, len(targets)))
         self.terms = build_terms(config) if terms is None else list(terms)
         check_terms(self.terms, teacher, config)
         self._split = MicroBatches(len(targets), config.micro_batch or len(targets))
         self._halvings: list[tuple[int, int]] = []
         device = teacher.mean.device
-        generators = generators_of(seeds)
         start = draw_start(teacher, generators, config)
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
-        self.targets = targets.to(device)
         self._objective = Objective(self.teacher, self.terms, config, teacher.resolve_ranking(config))
-        start = start if init is None else init.to(device, torch.float32).clone()
+        start = start if init is None else checked_images(init, start.shape).to(device)
         self._optimizer = ImageOptimizer(start, self.teacher, config)
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
         self.num_steps = 0
@@ -76,10 +76,10 @@ class Inversion:
         self._still = self._still_steps()
         # Drawn even if it is given, so that the views, which come next from the same seeds, do not depend on it.
         drawn = self._draw(generators)
-        self._jitter = (drawn if jitter is None else jitter).to(device)
+        self._jitter = (drawn if jitter is None else checked_jitter(jitter, drawn.shape)).to(device)
         alike = config.scope == "published"
         self._views = draw_views(generators, config.num_steps, config.views, alike=alike, device=device)
-        self._history = torch.zeros(config.num_steps, len(self.terms), device=device)
+        self._history = torch.zeros(config.num_steps, len(self.terms), dtype=torch.float32, device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
         self._ended = Ended(len(targets), config.num_steps, device)

@@ -8,6 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from pipeline.inversion.arguments import check_values
 from pipeline.inversion.teacher import AnyTeacher
 
 # The copy is of the same class as the teacher.
@@ -27,11 +28,15 @@ def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
     A teacher that is already such a copy is returned unchanged, so that a caller who inverts many batches can make it
     once. A CUDA graph holds the addresses of the weights it was recorded with; for another copy it would be recorded
     again.
+
+    Raises:
+        ModelError: the teacher has no weights, on the meta device.
     """
     packs = teacher.mean.device.type == "cpu" and not compiled and torch.backends.mkldnn.is_available()
     layout = "rounded" if dtype == "bfloat16" else "packed" if packs else "plain"
     if teacher.layout == layout:
         return teacher
+    check_values(teacher.model)
     assert teacher.layout == "plain", f"weights already {teacher.layout} cannot be {layout}"
     ready = copy.deepcopy(teacher)
     ready.layout = layout

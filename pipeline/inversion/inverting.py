@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pipeline.inversion.config import InversionConfig
@@ -11,6 +12,8 @@ from pipeline.inversion.teacher import AnyTeacher
 from pipeline.inversion.terms import Term
 
 
+# Gradients are taken whatever the caller has switched off.
+@torch.inference_mode(mode=False)
 def invert(
     teacher: AnyTeacher,
     targets: Tensor,
@@ -34,7 +37,7 @@ def invert(
 
     Raises:
         NonFiniteError: a loss term or the pixels became NaN or infinite.
-        ConfigError: the schedule leaves the teacher no patch.
+        ConfigError: the schedule leaves the teacher no patch, or targets, seeds, `init` or jitter do not fit it.
         ModelError: the teacher cannot rank patches, or show a loss what it needs, as the config says.
         torch.OutOfMemoryError: not even one image fits.
     """

@@ -111,7 +111,7 @@ def _similarity_entropy(output: Tensor, bandwidth: float, points: int) -> Tensor
     row, column = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
     similarities = (vectors @ vectors.transpose(1, 2))[:, row, column]
     low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
-    grid = low + (high - low) * torch.linspace(0, 1, points, device=vectors.device)
+    grid = low + (high - low) * torch.linspace(0, 1, points, dtype=torch.float32, device=vectors.device)
     # Summed point by point, because [B, points, pairs] would be the largest tensor of the run.
     density = torch.stack([_kernel(point, similarities, bandwidth) for point in grid.split(1, dim=1)], dim=1)
     # Ten points miss or double-count much of a narrow kernel's mass. Without normalization, patches that are all alike

@@ -67,6 +67,7 @@ class Objective:
         if self._look is not None:
             self._look.max_rows = max_rows
 
+    @torch.enable_grad()
     def backward_views(self, view: View, parts: Sequence[slice], rank: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """Take the terms of views, micro-batch by micro-batch.
 
@@ -91,6 +92,7 @@ class Objective:
         (share * loss).backward()
         return {term.name: value.detach() for term, value in values}
 
+    @torch.enable_grad()
     def backward_pixels(self, images: Tensor) -> dict[str, Tensor]:
         """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published.
 

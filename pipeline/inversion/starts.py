@@ -37,7 +37,7 @@ def draw_start(teacher: AnyTeacher, generators: Sequence[torch.Generator], confi
     if config.start == "dead_leaves":
         images = torch.stack([draw_leaves(shape, generator) for generator in generators])
     else:
-        images = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        images = torch.stack([_noise(shape, generator) for generator in generators])
         if config.basis == "cosine":
             images = CosineBasis(*shape[:2], falloff=config.falloff, device=images.device).render(images)
     return (images * config.start_std).to(teacher.mean.device)
@@ -50,13 +50,13 @@ def draw_leaves(shape: tuple[int, int, int], generator: torch.Generator) -> Tens
     occlusion at all sizes. Networks learn from such images (Baradad et al., NeurIPS 2021).
     """
     channels, size, _ = shape
-    image = torch.zeros(shape)
+    image = torch.zeros(shape, dtype=torch.float32)
     rows = torch.arange(size, dtype=torch.float32).view(-1, 1).expand(size, size) / size
     columns = rows.T
     for _ in range(_NUM_LEAVES):
-        draws = torch.rand(6, generator=generator).tolist()
-        color = _BRIGHTNESS * torch.randn(1, generator=generator) + _COLOR * torch.randn(channels, generator=generator)
-        shading = _SHADING * torch.randn(2, generator=generator)
+        draws = torch.rand(6, generator=generator, dtype=torch.float32).tolist()
+        color = _BRIGHTNESS * _noise((1,), generator) + _COLOR * _noise((channels,), generator)
+        shading = _SHADING * _noise((2,), generator)
         radius = _SMALLEST / (_SMALLEST / _LARGEST + draws[0] * (1 - _SMALLEST / _LARGEST))
         down, right = rows - (1.25 * draws[1] - 0.125), columns - (1.25 * draws[2] - 0.125)
         angle, flatness = math.pi * draws[3], 0.4 + 0.6 * draws[4]
@@ -65,4 +65,9 @@ def draw_leaves(shape: tuple[int, int, int], generator: torch.Generator) -> Tens
         covered = along.square() + across.square() < 1 if draws[5] < 0.6 else (along.abs() < 1) & (across.abs() < 1)
         shade = radius * (shading[0] * along + shading[1] * flatness * across)
         image = torch.where(covered, color.view(-1, 1, 1) + shade, image)
-    return image + _GRAIN * torch.randn(shape, generator=generator)
+    return image + _GRAIN * _noise(shape, generator)
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    # The same numbers whatever `torch.set_default_dtype` says.
+    return torch.randn(shape, generator=generator, dtype=torch.float32)

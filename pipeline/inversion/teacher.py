@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.inversion.arguments import check_model, normalization
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
 from pipeline.masking import MaskedModel, fill_stopped
@@ -32,8 +33,7 @@ class _Frozen(nn.Module):
     layout: Literal["plain", "rounded", "packed"] = "plain"
 
     def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        if not len(mean) == len(std) == self.in_chans:
-            raise ModelError(f"mean {list(mean)} and std {list(std)} do not fit {self.in_chans} channels")
+        mean, std = normalization(mean, std, self.in_chans)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -55,7 +55,14 @@ class _Frozen(nn.Module):
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def from_uint8(self, pixels: Tensor) -> Tensor:
-        """Convert 8-bit pixels [B, H, W, C] to normalized float32 [B, C, H, W]."""
+        """Convert 8-bit pixels [B, H, W, C] to normalized float32 [B, C, H, W].
+
+        Raises:
+            ConfigError: the pixels are not uint8 in that order, so that their range or channels are not known.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != self.in_chans:
+            kind, shape = str(pixels.dtype).removeprefix("torch."), list(pixels.shape)
+            raise ConfigError(f"pixels must be uint8 [B, H, W, {self.in_chans}], not {kind} {shape}")
         return (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
 
     def fill_stopped(self, images: Tensor, keep_indices: Tensor) -> Tensor:
@@ -75,12 +82,14 @@ class Teacher(_Frozen, SubsetViT):
         notice: message for the user at the start of a run; none for this class.
 
     Raises:
-        ModelError: a family that cannot be run on a token subset, or a normalization for other channels.
+        ModelError: a family that cannot be run on a token subset, a normalization for other channels or not of
+            pixels in [0, 1], a wrapped model (`torch.compile`, DataParallel), or weights that are not float32.
     """
 
     notice: str | None = None
 
     def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        check_model(model)
         super().__init__(model)
         self._freeze(mean, std)
 
@@ -149,7 +158,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
         std: likewise.
 
     Raises:
-        ModelError: it has no grid of patches, or a normalization for other channels.
+        ModelError: it has no grid of patches, or the model or normalization is refused as by `Teacher`.
     """
 
     embeds_subsets = False
@@ -157,6 +166,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
     def __init__(
         self, model: nn.Module, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
     ) -> None:
+        check_model(model)
         super().__init__(model, image_size=image_size, in_chans=len(mean))
         self._freeze(mean, std)
 
@@ -239,6 +249,7 @@ def make_teacher(
         ModelError: the family cannot be run on a token subset and `mask_only` is not set; or it cannot be masked; or a
             loss term reads attention that this family does not give.
     """
+    check_model(model)
     if config.mask_only:
         teacher = MaskedTeacher(model, image_size=image_size, mean=mean, std=std)
     else:

@@ -9,6 +9,7 @@ Images are float32 [B, C, H, W] with H = W, normalized. What a number stands for
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def draw_views(
     """
     if not strengths.active:
         return None
-    numbers = [torch.rand(steps, 4, generator=g) * 2 - 1 for g in (generators[:1] if alike else generators)]
+    rand = partial(torch.rand, steps, 4, dtype=torch.float32)
+    numbers = [rand(generator=g) * 2 - 1 for g in (generators[:1] if alike else generators)]
     seeds = [torch.randint(_LARGEST_SEED, (steps,), generator=g) for g in generators]
     table = torch.stack(numbers, dim=1).to(device).expand(-1, len(generators), -1)
     return ViewDraws(strengths, table, torch.stack(seeds, dim=1))
@@ -99,7 +101,7 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     """
     side = images.shape[-1]
     radians = torch.deg2rad(angle).unsqueeze(1)
-    from_center = torch.arange(side, device=images.device) - (side - 1) / 2
+    from_center = torch.arange(side, dtype=torch.float32, device=images.device) - (side - 1) / 2
     along_rows, along_columns = -torch.tan(radians / 2) * from_center, torch.sin(radians) * from_center
     images = _Slide.apply(images, along_rows)
     images = _Slide.apply(images.transpose(2, 3), along_columns).transpose(2, 3)
@@ -121,7 +123,7 @@ def rescale(images: Tensor, size: Tensor, sigma: Tensor) -> Tensor:
 
 def _scaling(size: Tensor, side: int) -> Tensor:
     """Return the weights [B, side, side] of the old pixels of a line in its new ones, by linear interpolation."""
-    places = torch.arange(side, device=size.device)
+    places = torch.arange(side, dtype=torch.float32, device=size.device)
     center = (side - 1) / 2
     read = (places - center) / size.unsqueeze(1) + center
     return (1 - _around(read.unsqueeze(2) - places, side).abs()).clamp(min=0)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checks import check_finite, check_range
+from pipeline.checks import check_finite, check_range, describe_normalization_fault
 from pipeline.errors import ConfigError
 from pipeline.models.arguments import check_model_args
 from pipeline.models.preprocessing import (
@@ -12,7 +12,6 @@ from pipeline.models.preprocessing import (
     CropMode,
     Interpolation,
     describe_crop_fault,
-    describe_normalization_fault,
 )
 from pipeline.pictures import PICTURE_CHANNELS
 from pipeline.storage import absolute, is_local

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
-from pipeline.models.preprocessing import describe_normalization_fault
 from pipeline.storage import exists, join, read_bytes
 
 

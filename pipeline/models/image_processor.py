@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 from PIL import Image
 
+from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
-from pipeline.models.preprocessing import Interpolation, describe_normalization_fault
+from pipeline.models.preprocessing import Interpolation
 from pipeline.storage import exists, join, read_bytes
 
 # transformers writes Pillow's numbers, timm takes its names.

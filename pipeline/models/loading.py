@@ -10,6 +10,7 @@ import timm.models
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
@@ -18,7 +19,6 @@ from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
     PREPROCESSING,
     describe_crop_fault,
-    describe_normalization_fault,
 )
 from pipeline.models.weights import check_finite_weights, weight_digest
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
@@ -69,7 +69,8 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         ConfigError: class names or normalization do not fit the model.
     """
     made = make_model(config, trained=trained)
-    model = made.model.eval()
+    # timm makes models in the default dtype of the caller, and rounding would change the digest.
+    model = made.model.float().eval()
     check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = input_size_of(model, data_config)

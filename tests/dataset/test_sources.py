@@ -268,3 +268,12 @@ def test_an_object_store_has_the_folders_that_a_marker_stands_for(monkeypatch: p
     finally:
         S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+def test_an_empty_location_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a shell variable is not set."""
+    image(tmp_path / "a" / "x.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match="the location of the images is empty"):
+        find_source("")
+    assert find_source(".").class_names == ["a"]

@@ -159,6 +159,26 @@ def test_write_images_refuses(tmp_path: Path, labels: list[int], ids: list[str] 
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("size", "names", "ids", "message"),
+    [
+        (4, {0: "a", 1: "b"}, None, "class_names must be a list of texts, not {0: 'a', 1: 'b'}"),
+        (4, "ab", None, "class_names must be a list of texts, not 'ab'"),
+        (4, [0, 1], None, "class_names must be a list of texts"),
+        (4, ["a", "b"], [7, 8], r"image_ids must be a list of texts, not \[7, 8\]"),
+        (4, ["a", "b"], ["x", None], "image_ids must be a list of texts"),
+        (0, ["a", "b"], None, r"an image must be uint8 \[H, W, 1 or 3\], not uint8 \[0, 0, 1\]"),
+    ],
+)
+def test_write_images_refuses_names_that_are_no_texts_and_images_without_pixels(
+    tmp_path: Path, size: int, names: Any, ids: Any, message: str
+) -> None:
+    file = tmp_path / "images.parquet"
+    with pytest.raises(DatasetError, match=message):
+        write_images(str(file), np.zeros((2, size, size, 1), np.uint8), [0, 1], names, image_ids=ids)
+    assert not file.exists()
+
+
 def test_write_images_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="cannot write"):

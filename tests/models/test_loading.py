@@ -46,6 +46,17 @@ def test_from_a_checkpoint(checkpoint: Path, tiny_model: nn.Module) -> None:
     assert not loaded.model.training
 
 
+def test_the_default_dtype_of_the_caller_changes_no_model(checkpoint: Path) -> None:
+    loaded = load_model(config(checkpoint))
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = load_model(config(checkpoint))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in again.model.parameters()} == {torch.float32}
+    assert again.digest == loaded.digest
+
+
 def test_from_a_folder(tiny_folder: Path, tiny_model: nn.Module) -> None:
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
     assert loaded.digest == weight_digest(tiny_model)

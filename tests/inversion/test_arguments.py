@@ -1,0 +1,148 @@
+"""What a program hands to the engine."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.inversion import Inversion, InversionConfig, MaskedTeacher, Teacher, ViewConfig, invert, score
+from tests.conftest import HALF, make_tiny_model
+
+CONFIG = InversionConfig(iterations=4, lr=0.1, stop_steps=[2], stop_fractions=[0.5])
+TARGETS = torch.tensor([3, 1])
+NORMAL: dict[str, Any] = {"mean": HALF, "std": HALF}
+
+
+def images_of(teacher: Teacher, targets: Any = TARGETS, config: InversionConfig = CONFIG, **given: Any) -> torch.Tensor:
+    return invert(teacher, targets, config, **{"seeds": [0, 1], **given}).images
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([3, -100]), "target -100 is no class of the teacher, which has 10"),
+        (torch.tensor([3, 10]), "target 10 is no class of the teacher, which has 10"),
+        (torch.eye(10)[:2], r"targets must be classes, int64 \[B\], not float32 \[2, 10\]"),
+        (torch.tensor([3.0, 1.0]), r"int64 \[B\], not float32 \[2\]"),
+        (torch.tensor([[3], [1]]), r"int64 \[B\], not int64 \[2, 1\]"),
+        (torch.tensor([True, False]), r"int64 \[B\], not bool \[2\]"),
+        (torch.tensor([], dtype=torch.int64), r"int64 \[B\], not int64 \[0\]"),
+        ([3, 1], r"int64 \[B\], not a list"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(tiny_teacher: Teacher, targets: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        images_of(tiny_teacher, targets)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": [0]}, "one seed for each target, not 1 for 2"),
+        ({"seeds": [0.0, 1.0]}, "seeds must be whole numbers"),
+        ({"seeds": [0, 2**64]}, "a seed must fit 64 bits, not 18446744073709551616"),
+        (
+            {"init": torch.zeros(1, 3, 32, 32)},
+            r"init must be .* float \[2, 3, 32, 32\], not float32 \[1,",
+        ),
+        ({"init": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, "init must be normalized images, .* not uint8"),
+        (
+            {"jitter": torch.zeros(3, 2, 3, dtype=torch.int64)},
+            r"jitter must be whole .* \[4, 2, 3\], not int64 \[3",
+        ),
+        ({"jitter": torch.zeros(4, 2, 3)}, "jitter must be whole numbers .* not float32"),
+        ({"jitter": torch.full((4, 2, 3), 2)}, "jitter must hold flips of 0 and 1"),
+    ],
+)
+def test_what_does_not_fit_the_targets_is_refused(tiny_teacher: Teacher, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        images_of(tiny_teacher, **given)
+
+
+def test_equal_arguments_of_other_types_make_the_same_images(tiny_teacher: Teacher) -> None:
+    images = images_of(tiny_teacher)
+    assert torch.equal(images_of(tiny_teacher, TARGETS.to(torch.int32)), images)
+    assert torch.equal(images_of(tiny_teacher, seeds=torch.arange(2).numpy()), images)
+    init = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    images = images_of(tiny_teacher, init=init)
+    strided = init.to(memory_format=torch.channels_last).requires_grad_()
+    assert torch.equal(images_of(tiny_teacher, init=strided), images)
+    assert strided.is_leaf
+    assert strided.grad is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_switched_off_are_taken(tiny_teacher: Teacher, mode: Any) -> None:
+    images = images_of(tiny_teacher)
+    with mode():
+        assert torch.equal(images_of(Teacher(tiny_teacher.model, **NORMAL)), images)
+        assert not torch.is_grad_enabled()
+    run = Inversion(tiny_teacher, TARGETS, CONFIG, seeds=[0, 1])
+    with torch.no_grad():
+        while not run.finished:
+            run.step()
+    assert torch.equal(run.result().images, images)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flip": 0.5, "views": ViewConfig(degrees=5.0, scale=0.1, blur=0.5, noise=0.1), "patch_similarity": 0.1},
+        {"basis": "cosine", "start": "dead_leaves"},
+    ],
+)
+def test_the_default_dtype_of_the_caller_changes_nothing(tiny_teacher: Teacher, changes: dict[str, Any]) -> None:
+    config = InversionConfig(iterations=4, lr=0.1, stop_steps=[2], stop_fractions=[0.5], **changes)
+    images = images_of(tiny_teacher, config=config)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = images_of(tiny_teacher, config=config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.half(), "VisionTransformer has weights in float16 .*convert it with `model.float"),
+        (lambda model: model.double(), "weights in float64"),
+        (torch.compile, "OptimizedModule is a wrapper: give the model in it, `model._orig_mod`"),
+        (nn.DataParallel, "DataParallel is a wrapper: give the model in it, `model.module`"),
+    ],
+)
+def test_models_that_cannot_be_read_as_they_are_say_what_to_do(change: Any, message: str) -> None:
+    for kind, more in ((Teacher, {}), (MaskedTeacher, {"image_size": (32, 32)})):
+        with pytest.raises(ModelError, match=message):
+            kind(change(copy.deepcopy(make_tiny_model())), **NORMAL, **more)
+
+
+def test_a_model_without_weights_makes_no_images() -> None:
+    with pytest.raises(ModelError, match="VisionTransformer has no weights: its cls_token is on the meta device"):
+        images_of(Teacher(make_tiny_model().to("meta"), **NORMAL))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((127.0, 127.0, 127.0), (58.0, 58.0, 58.0), "mean must be of pixels .* divide by 255"),
+        (HALF, (0.0, 0.5, 0.5), "std must be above 0"),
+        (HALF, (0.5, -0.5, 0.5), "std must be above 0"),
+        ((float("nan"), 0.5, 0.5), HALF, "mean must be numbers"),
+        (0.5, 0.5, "mean and std must be numbers, one per channel, not 0.5 and 0.5"),
+        (HALF[:1], HALF[:1], "do not fit 3 channels"),
+    ],
+)
+def test_a_normalization_that_is_none_is_refused(mean: Any, std: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Teacher(make_tiny_model(), mean=mean, std=std)
+
+
+def test_pixels_of_another_range_or_order_are_not_scored(tiny_teacher: Teacher) -> None:
+    pixels, kept = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.arange(16).expand(2, -1)
+    for wrong in (pixels / 255, pixels.permute(0, 3, 1, 2)):
+        with pytest.raises(ConfigError, match=r"pixels must be uint8 \[B, H, W, 3\], not "):
+            score(tiny_teacher, wrong, kept, TARGETS)
