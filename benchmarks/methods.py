@@ -36,8 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
 # What images are good for, and the figure that says so.
 COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
-# Of the sparse stage all but its stops.
-_REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": []}
+# Of the sparse stage all but its stops and its number of steps.
+_REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": [], "inversion.iterations": 200}
 
 
 def _end(confidence: float) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     dense = figures[DENSE]
     rows = [_row(name, found, dense) for name, found in figures.items()]
     before = statistics.fmean(found.before_top1 for found in dense)
-    header = ("images", "CPU s an image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
+    header = ("images", "CPU s per image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
     differences = [
         (name, *_difference(found, figures[SPARSE]))
         for name, found in figures.items()

@@ -4,7 +4,7 @@
 
     teacher/            a small Vision Transformer as a folder that `timm.create_model("local-dir:...")` loads
     real.parquet        20 training images per class: what calibration and distillation on real images read
-    reference.parquet   20 others a class: what activation ranges are compared with
+    reference.parquet   20 others per class: what activation ranges are compared with
     held_out.parquet    500 images that nothing is trained on: what every score is of
     history.json        training loss and held-out top-1, an epoch each
 """

@@ -77,9 +77,11 @@ def test_demo_arms_differ_in_nothing_but_their_schedule() -> None:
     )
     for name in ("teacher", "images_per_class", "shard_size", "seed", "pool"):
         assert getattr(sparse, name) == getattr(dense, name)
-    for name in ("iterations", "lr", "betas", "jitter", "flip", "class_weight", "scope", "dtype"):
+    for name in ("lr", "betas", "jitter", "flip", "class_weight", "scope", "dtype"):
         assert getattr(sparse.inversion, name) == getattr(dense.inversion, name)
-    assert survivors(64, sparse.inversion.stop_fractions)[-1] == 14
+    assert survivors(64, sparse.inversion.stop_fractions)[-1] == 25
+    # With its stops, three tenths of the work.
+    assert (sparse.inversion.iterations, dense.inversion.iterations) == (125, 200)
     assert dense.inversion.stop_steps == []
 
 
