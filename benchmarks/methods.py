@@ -36,8 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
 # What images are good for, and the figure that says so.
 COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
-# Of the sparse stage all but its stops and its number of steps.
-_REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": [], "inversion.iterations": 200}
+# Of the sparse stage all but its stops.
+_REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": []}
 
 
 def _end(confidence: float) -> dict[str, Any]:
@@ -75,7 +75,7 @@ METHODS = (
     Method(
         name="rebirth, v = 4, twice as long",
         stage="sparse",
-        settings={**_REBIRTH, "inversion.rebirth": 4, "inversion.iterations": 400},
+        settings={**_REBIRTH, "inversion.rebirth": 4, "inversion.iterations": 250},
     ),
     Method(name="sparse, by attention received", stage="sparse", settings={"inversion.ranking": "attention_received"}),
     Method(

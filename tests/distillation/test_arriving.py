@@ -121,7 +121,7 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
         first = distill(training(path, tiny_folder, tmp_path / "first"))
     expected = (
         "4 actors of the synthesis and the workers of the training need 5 CPUs, and there are 4: the training begins "
-        "when all images are made: with pool.max_size 3 both go on at once"
+        "when all images are made: with pool.max_size 3 both run at once"
     )
     assert expected in caplog.text
     check_epochs(tmp_path / "first")
