@@ -15,6 +15,8 @@ WHAT: dict[Job, str] = {
     "calibrate": "a calibration",
     "distill": "a distillation",
 }
+# The end of a message about a file that one process wrote and another does not find.
+NOT_SHARED = "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
 # Keys by which configs of earlier versions, without `job`, are recognized.
 _KEYS: dict[Job, set[str]] = {"calibrate": {"digest", "placement", "mode"}, "distill": {"digest", "student", "dataset"}}
 

@@ -22,6 +22,7 @@ from pipeline.dataset.own_card import card_of_merged, write_card
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
+from pipeline.outputs import NOT_SHARED
 from pipeline.runs import hold
 
 # Files that wait for a worker at once: enough for an autoscaler to see how much work there is.
@@ -162,10 +163,7 @@ def _check_there(plan: CompactionPlan, files: list[PartFile]) -> None:
     there = {file.shard_ids for file in files}
     for shard_ids in plan.files:
         if shard_ids not in there:
-            raise DatasetError(
-                f"{plan.merger.uri(shard_ids)!r} was written, and it is not there: is that a folder of a worker's own "
-                "machine? Give an object store URI, or a folder that all machines share"
-            )
+            raise DatasetError(f"{plan.merger.uri(shard_ids)!r} was written, and it is not there: {NOT_SHARED}")
 
 
 def _write_card(plan: CompactionPlan) -> None:

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.cluster import start_here
 from pipeline.dataset import store
 from pipeline.errors import MissingImagesError
+from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.ending import Ending
 from pipeline.synthesis.to_make import ImagesToMake
 
@@ -77,10 +78,7 @@ class PartArrivals:
     def describe_end(self, exit_code: int, missing: str | None = None) -> str:
         """Say that the synthesis ended too early, and what to do."""
         if not exit_code:
-            return (
-                f"the images of {self.output!r} are made, but {missing!r} is not there: is that a folder of a single "
-                "machine? Give an output that all machines share, such as s3://..."
-            )
+            return f"the images of {self.output!r} are made, but {missing!r} is not there: {NOT_SHARED}"
         without = "" if missing is None else f" and without {missing!r}"
         return (
             f"the synthesis of {self.output!r} ended with exit code {exit_code}{without}; its own lines say why. Run "

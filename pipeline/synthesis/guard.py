@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import DatasetError, IncompleteError, OtherModelError, PipelineError, one_line
+from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
@@ -162,7 +163,7 @@ class GuardedWriter:
         if not storage.exists(manifest):
             raise IncompleteError(
                 f"worker {self._name} of node {self._device.host} does not find {manifest!r}, which this run wrote: "
-                "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
+                f"{NOT_SHARED}"
             )
 
     def _failed(self, shard_id: int, labels: Sequence[int], error: Exception, *, loading: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.cluster import free_resources, start_here
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
+from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
@@ -191,6 +192,5 @@ def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:
         if storage.exists(uri):
             return
     raise IncompleteError(
-        f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: is that a folder of "
-        "a single machine? Give an output that all machines share, such as s3://..."
+        f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: {NOT_SHARED}"
     )

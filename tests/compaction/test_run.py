@@ -267,7 +267,7 @@ def test_files_that_only_their_worker_sees_are_told(
     monkeypatch.setattr("pipeline.compaction.run._merge", write_elsewhere)
     assert job.main(["--images", dataset, "--output", str(output), "--file_mb", "0.04"]) == 1
     *_, line = capsys.readouterr().err.splitlines()
-    assert f"{FILES[0]}' was written, and it is not there: is that a folder of a worker's own machine?" in line
+    assert f"{FILES[0]}' was written, and it is not there: is that a folder of a single machine?" in line
 
 
 def test_a_disk_that_is_full_ends_the_job_and_says_what_is_done(
