@@ -24,7 +24,7 @@ def test_patches_are_stopped_at_the_same_shares_of_fewer_steps() -> None:
     assert config.inversion.stop_steps == [10, 20, 30, 50]
     assert synthesis_settings(config, Point(arm="sparse", images=0.5, steps=0.25)) == {
         "images_per_class": 10,
-        "inversion.iterations": 50,
+        "inversion.iterations": 31,
         "inversion.stop_steps": [2, 5, 8, 12],
     }
 
