@@ -139,7 +139,8 @@ def _training(
     }
     as_is = parse_config(DistillationConfig, bench.arguments("distill", own))
     number = sum(config.images_per_class * testbed.num_classes for config in made)
-    wanted = views_of(testbed, as_is, round(number / point.images), views)
+    stages = (synthesis_config(bench, stage, {}, "unused", seed) for stage in testbed.datasets_of(point.arm))
+    wanted = views_of(testbed, as_is, sum(stage.images_per_class for stage in stages) * testbed.num_classes, views)
     epochs = max(1, round(wanted / number))
     # Scored once, at the end; one checkpoint, likewise.
     once = {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}

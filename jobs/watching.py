@@ -32,12 +32,17 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
             stream.write(f"{one_printed_line(line)}\n")
         stream.flush()
         shown = table
-        if found["complete"]:
+        if _is_over(found):
             return found
         try:
             pause(every_s)
         except KeyboardInterrupt:
             return found
+
+
+def _is_over(found: dict[str, Any]) -> bool:
+    # A calibration's report is written last: what it refused is not made later.
+    return found["complete"] or (found["job"] == "calibrate" and not found["missing"])
 
 
 def _redraw(table: Mapping[str, str], num_shown: int, stream: TextIO) -> None:
@@ -90,7 +95,11 @@ def _distillation(found: dict[str, Any], first: dict[str, Any], seconds: float) 
 
 
 def _calibration(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
-    return {"artifacts": ", ".join(found["artifacts"]) or "none yet", **_missing(found)}
+    return {
+        "artifacts": ", ".join(found["artifacts"]) or "none yet",
+        "trouble": f"{len(found['failed'])} refused" if found["failed"] else "",
+        **_missing(found),
+    }
 
 
 def _missing(found: dict[str, Any]) -> dict[str, str]:

@@ -61,7 +61,8 @@ def check_keys_differ(text: str) -> None:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            if key.value in keys:
+            # Several merges (`<<`) all count.
+            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
                 raise ValueError(f"{key.value!r} comes twice, again in line {key.start_mark.line + 1}: give it once")
             keys.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
             nodes.append(value)

@@ -69,8 +69,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Score every artifact in one pass over the labeled images.
 
     Returns:
-        What the job prints: `labelled` and `labelled_split`, the number of `images` that were scored, and `artifacts`,
-        each with its `artifact` or model, and `top1` and `top5` in percent.
+        What the job prints: `labelled`, `labelled_split` if there is one, and `artifacts`: of each, `artifact` (its
+        URI, or the teacher's name), `top1` and `top5` in percent, and `images`, the number that was scored.
 
     Raises:
         PipelineError: the model, an artifact or the labeled images cannot be read, or do not go together.

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import from_dict, parse_config
-from pipeline.documents import parse_json, parse_yaml
+from pipeline.documents import check_keys_differ, parse_json, parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.synthesis.config import SynthesisConfig
 
@@ -87,3 +87,9 @@ def test_deep_json_is_no_json() -> None:
     assert parse_json('{"a": [1]}') == {"a": [1]}
     with pytest.raises(json.JSONDecodeError, match="nested too deeply"):
         parse_json("[" * 200_000)
+
+
+def test_several_merges_of_yaml_are_no_repetition() -> None:
+    check_keys_differ("a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n")
+    with pytest.raises(ValueError, match="'y' comes twice, again in line 4"):
+        check_keys_differ("a: &a {x: 1}\nb:\n  y: 1\n  y: 2\n")

@@ -18,7 +18,7 @@ def test_images_that_are_read_again_after_a_worker_was_lost_are_not_counted_as_p
             counter.add(count)
             yield
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="sparse_inversion"):
         _report("calibrate", counter, 40, ticks())
     first, second = caplog.messages
     assert first.startswith("calibrate: 30 of 40 images, ")

@@ -263,7 +263,7 @@ def write_images(
     names = (
         [f"{row:06d}" for row in range(len(images))] if image_ids is None else schema.texts(uri, "image_ids", image_ids)
     )
-    schema.texts(uri, "class_names", class_names)
+    class_names = schema.texts(uri, "class_names", class_names)
     values = [_whole(uri, label) for label in labels]
     if not len(images) == len(values) == len(names):
         raise DatasetError(f"{uri!r}: {len(images)} images, {len(values)} labels, {len(names)} ids")

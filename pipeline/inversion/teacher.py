@@ -1,6 +1,6 @@
 """The frozen teacher: logits and patch scores on kept patches, and its normalization."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -167,6 +167,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
         self, model: nn.Module, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         check_model(model)
+        mean, std = normalization(mean, std, len(mean) if isinstance(mean, Sized) else 1)
         super().__init__(model, image_size=image_size, in_chans=len(mean))
         self._freeze(mean, std)
 

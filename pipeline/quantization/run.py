@@ -87,9 +87,9 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     mixture = None if layerwise is None else layerwise.mixture
     trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
     losses = {label: found.losses for label, found in trained.items()}
-    for label, of_steps in losses.items():
-        for step, loss in enumerate(of_steps, start=1):
-            tracker.add(step, {f"qat/{label}/loss": loss})
+    # All figures of a step at once: MLflow takes none of a step that it has passed.
+    for step, of_step in enumerate(zip(*losses.values(), strict=True), start=1):
+        tracker.add(step, {f"qat/{label}/loss": loss for label, loss in zip(losses, of_step, strict=True)})
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         files = Path(folder, "made")
         files.mkdir()

@@ -89,7 +89,9 @@ def _choose(pool: PoolConfig) -> tuple[Needs, str]:
         return on_cpus, f"the cluster has no GPU{_chosen(selectors)}, {why}"
     brought = sum(on_gpu.room(kind.resources, kind.labels) * kind.max_count for kind in coming) // pool.actors_per_gpu
     if brought:
-        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}"
+        unsure = selectors and any(kind.labels is None for kind in coming)
+        unknown = ", if their labels, which are not known, are those that are chosen" if unsure else ""
+        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}{unknown}"
     more = ", and its autoscaler brings none" if coming else ""
     return on_cpus, f"the cluster has no GPU{_chosen(selectors)}{more}"
 

@@ -37,6 +37,11 @@ def test_students_of_few_and_of_many_images_see_equally_many_views() -> None:
 
     assert [epochs(Point(arm="sparse", images=share), None) for share in (0.5, 1, 2)] == [30, 15, 8]
     assert epochs(Point(arm="dense"), 15_000) == 10
+    digits = Bench(folder="unused")
+    # Two images per class for an eighth of 20: what rounding leaves out is seen no less often.
+    few = Point(arm="sparse", images=0.125)
+    made = curves._syntheses(digits, DIGITS, few, 0)
+    assert curves._training(digits, DIGITS, made, few, 0, None).epochs == 180 * 200 // 20
 
 
 @pytest.mark.usefixtures("ray_session")

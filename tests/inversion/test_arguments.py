@@ -1,7 +1,7 @@
 """What a program hands to the engine."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -139,6 +139,11 @@ def test_a_model_without_weights_makes_no_images() -> None:
 def test_a_normalization_that_is_none_is_refused(mean: Any, std: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Teacher(make_tiny_model(), mean=mean, std=std)
+
+
+def test_so_it_is_of_models_that_read_whole_images() -> None:
+    with pytest.raises(ModelError, match="mean and std must be numbers, one per channel, not 0"):
+        MaskedTeacher(make_tiny_model(), image_size=(32, 32), mean=cast(Any, 0.5), std=cast(Any, 0.5))
 
 
 def test_pixels_of_another_range_or_order_are_not_scored(tiny_teacher: Teacher) -> None:

@@ -100,8 +100,10 @@ def test_what_is_written_says_what_was_trained(tiny_folder: Path, sparse: str, t
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs the extra tensorboard")
 def test_losses_of_steps_are_tracked(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
     tracking = TrackingConfig(tensorboard=str(tmp_path / "tb"), run_name="one")
-    report = run(tiny_folder, sparse, tmp_path / "out", qat=FEW, tracking=tracking)
+    settings = [W4A4, BitWidths(weights=8, activations=8)]
+    report = run(tiny_folder, sparse, tmp_path / "out", qat=FEW, tracking=tracking, settings=settings)
     found = read_scalars(str(tmp_path / "tb" / "one"), tmp_path)
+    assert [step for step, _ in found["qat/w8a8/loss"]] == [1, 2, 3]
     steps, losses = zip(*found["qat/w4a4/loss"], strict=True)
     assert steps == (1, 2, 3)
     # A tenth of three steps is one.
