@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -56,6 +56,14 @@ def instruction_sets() -> list[str] | None:
 def described(names: Sequence[str] | None) -> str:
     """Return instruction sets in words, for a page of figures."""
     return "instruction sets not recorded" if names is None else f"with {', '.join(names)}"
+
+
+def made_by(facts: Mapping[str, Any]) -> str:
+    """Return the first words of a page of figures: command, commit, hardware and versions of `circumstances`."""
+    return (
+        f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
+        f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}"
+    )
 
 
 def _cpuinfo(field: str) -> list[str]:

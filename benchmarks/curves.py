@@ -24,14 +24,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.circumstances import circumstances, described
+from benchmarks.circumstances import circumstances, made_by
 from benchmarks.efficacy import RESULTS
 from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, synthesis_config, write_dataset
+from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
 from benchmarks.markdown import table
 from benchmarks.spread import spread
 from benchmarks.testbeds import INVERTED, TESTBEDS, Testbed, make_inputs
-from pipeline.config import parse_config
 from pipeline.distillation import DistillationConfig, distill
 from pipeline.synthesis import SynthesisConfig
 
@@ -80,11 +79,6 @@ def synthesis_settings(config: SynthesisConfig, point: Point) -> dict[str, Any]:
     }
 
 
-def views_of(testbed: Testbed, config: DistillationConfig, num_images: int, asked: int | None) -> int:
-    """Return how many views a student sees: as asked for, or as in the testbed with `num_images` images."""
-    return asked or testbed.views or config.epochs * num_images
-
-
 def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None) -> Figures:
     """Return the figures of a point, as kept or measured now; in a process of its own.
 
@@ -102,7 +96,6 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
     testbed = TESTBEDS[name]
     made = _syntheses(bench, testbed, point, seed)
     training = _training(bench, testbed, made, point, seed, views)
-    settings = {**comparable(training), "synthesis": [comparable(config) for config in made]}
 
     def figures() -> Figures:
         facts = [anew(config, write_dataset) for config in made]
@@ -113,7 +106,7 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
             "top1": anew(training, distill)["top1"],
         }
 
-    return kept(bench, f"{point.name}-{seed}", settings, figures)
+    return kept(bench, f"{point.name}-{seed}", comparable(training, made), figures)
 
 
 def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[SynthesisConfig]:
@@ -128,23 +121,18 @@ def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[
 def _training(
     bench: Bench, testbed: Testbed, made: Sequence[SynthesisConfig], point: Point, seed: int, views: int | None
 ) -> DistillationConfig:
-    own = {
-        **testbed.students[_STUDENT],
-        "teacher.name": bench.teacher,
-        "images": [config.output for config in made],
-        "labeled": bench.input("held_out.parquet"),
-        "output": bench.path("distill", f"{point.name}-{seed}"),
-        "seed": seed,
-        "workers.size": 0,
-    }
-    as_is = parse_config(DistillationConfig, bench.arguments("distill", own))
-    number = sum(config.images_per_class * testbed.num_classes for config in made)
-    stages = (synthesis_config(bench, stage, {}, "unused", seed) for stage in testbed.datasets_of(point.arm))
-    wanted = views_of(testbed, as_is, sum(stage.images_per_class for stage in stages) * testbed.num_classes, views)
-    epochs = max(1, round(wanted / number))
-    # Scored once, at the end; one checkpoint, likewise.
-    once = {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
-    return parse_config(DistillationConfig, bench.arguments("distill", {**own, **once}))
+    images, output = [config.output for config in made], bench.path("distill", f"{point.name}-{seed}")
+    settings = testbed.students[_STUDENT]
+    as_is = training_config(bench, settings, images, output, seed)
+    base = _count(testbed, _syntheses(bench, testbed, Point(arm=point.arm), seed))
+    wanted = views or testbed.views or as_is.epochs * base
+    once = scored_at_the_end(max(1, round(wanted / _count(testbed, made))))
+    return training_config(bench, {**settings, **once}, images, output, seed)
+
+
+def _count(testbed: Testbed, made: Sequence[SynthesisConfig]) -> int:
+    """Return the number of images of some datasets."""
+    return sum(config.images_per_class for config in made) * testbed.num_classes
 
 
 def run(
@@ -163,10 +151,9 @@ def run(
 def page(figures: Mapping[Point, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
     """Return the page: what was run, and a table of all points."""
     made = (
-        f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
-        f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, in {facts['minutes']} "
-        f"minutes. Means and standard deviations over {facts['seeds']} seeds of images and students. Work is counted, "
-        "of all images together, in FLOP. Top-1 in percent of real held-out images."
+        f"{made_by(facts)}, in {facts['minutes']} minutes. Means and standard deviations over {facts['seeds']} seeds "
+        "of images and students. Work is counted, of all images together, in FLOP. Top-1 in percent of real held-out "
+        "images."
     )
     rows = [
         (

@@ -25,12 +25,12 @@ import torch
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
 from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, synthesis_config, write_dataset
+from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
 from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset.sources import find_source
-from pipeline.distillation import DistillationConfig, distill
+from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.synthesis import SynthesisConfig
 
@@ -144,19 +144,11 @@ def _calibrate_reference(bench: Bench, testbed: Testbed) -> tuple[dict[str, Any]
 
 
 def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) -> Figures:
-    own = {
-        "teacher.name": bench.teacher,
-        "images": _images(bench, testbed, arm, seed),
-        "labeled": bench.input("held_out.parquet"),
-        "output": bench.path("distill", f"{student}-{arm}-{seed}"),
-        "seed": seed,
-        "workers.size": 0,
-    }
+    settings = testbed.students[student]
     if (views := testbed.views_of(arm)) is not None:
-        # Scored once, at the end; one checkpoint, likewise.
-        epochs = views // _count(bench, testbed, arm, seed)
-        own |= {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
-    config = parse_config(DistillationConfig, bench.arguments("distill", {**own, **testbed.students[student]}))
+        settings = {**scored_at_the_end(views // _count(bench, testbed, arm, seed)), **settings}
+    output = bench.path("distill", f"{student}-{arm}-{seed}")
+    config = training_config(bench, settings, _images(bench, testbed, arm, seed), output, seed)
 
     def figures() -> Figures:
         result = anew(config, distill)
@@ -172,10 +164,7 @@ def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
 
 def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
-    own = comparable(config)
-    if arm in (REAL, REFERENCE):
-        return own
-    return {**own, "synthesis": [comparable(made) for made in _syntheses(bench, testbed, arm, seed)]}
+    return comparable(config, () if arm in (REAL, REFERENCE) else _syntheses(bench, testbed, arm, seed))
 
 
 def run(

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.circumstances import described
+from benchmarks.circumstances import made_by
 from benchmarks.markdown import table
 from benchmarks.spread import spread, standard_error
 from benchmarks.testbeds import INVERTED, MIXED, Testbed
@@ -108,10 +108,9 @@ def _not_behind(goal: str, value: float, error: float) -> dict[str, Any]:
 def page(measured: Measured, reached: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """Return the page: what was run, the goals, and a table of means and standard deviations for each part."""
     made = (
-        f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
-        f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, in {facts['minutes']} "
-        f"minutes. Means and standard deviations over {facts['seeds']} seeds of images and students; real images are "
-        f"the same for all seeds. Top-1 in percent of real held-out images; the teacher has {facts['teacher']:.2f}."
+        f"{made_by(facts)}, in {facts['minutes']} minutes. Means and standard deviations over {facts['seeds']} seeds "
+        f"of images and students; real images are the same for all seeds. Top-1 in percent of real held-out images; "
+        f"the teacher has {facts['teacher']:.2f}."
     )
     rows = [(g["goal"], f"{g['value']:g}", g["bound"], "yes" if g["met"] else "**no**") for g in reached]
     tables = [text for part, arms in measured.items() for text in (f"## {part.capitalize()}", _table(arms))]

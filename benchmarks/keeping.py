@@ -1,7 +1,7 @@
 """Keep what a benchmark has measured, so that an interrupted one goes on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.making import Bench
@@ -38,9 +38,14 @@ def anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     return job(config)
 
 
-def comparable(config: Any) -> dict[str, Any]:
+def comparable(config: Any, made: Sequence[Any] = ()) -> dict[str, Any]:
     """Return the settings that figures depend on and that differ from their defaults.
 
     A new setting and a moved folder leave what is kept usable: paths are the same in every folder.
+
+    Args:
+        config: of a job.
+        made: configs of the synthetic images that it reads, if it reads any.
     """
-    return identifying_settings(config, recorded=(), excluded=_EXCLUDED)
+    own = identifying_settings(config, recorded=(), excluded=_EXCLUDED)
+    return {**own, "synthesis": [comparable(synthesis) for synthesis in made]} if made else own

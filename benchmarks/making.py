@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from examples.digits.demo import STAGES
 from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset import store
+from pipeline.distillation import DistillationConfig
 from pipeline.inversion.flops import TeacherShape, run_flops
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
@@ -60,6 +61,28 @@ def synthesis_config(bench: Bench, stage: str, settings: Mapping[str, Any], outp
     """
     own = {"teacher.name": bench.teacher, "output": output, "seed": seed, "shard_size": bench.shard_size}
     return parse_config(SynthesisConfig, bench.arguments(stage, {**own, **settings}))
+
+
+def training_config(
+    bench: Bench, settings: Mapping[str, Any], images: str | Sequence[str], output: str, seed: int
+) -> DistillationConfig:
+    """Return the config of a student that is trained in this process and scored on the held-out images.
+
+    Args:
+        bench: teacher and configs.
+        settings: what differs from the stage `distill`, by dotted name.
+        images: to train on.
+        output: folder of the student.
+        seed: of the student.
+    """
+    own = {"teacher.name": bench.teacher, "images": images, "labeled": bench.input("held_out.parquet")}
+    own |= {"output": output, "seed": seed, "workers.size": 0}
+    return parse_config(DistillationConfig, bench.arguments("distill", {**own, **settings}))
+
+
+def scored_at_the_end(epochs: int) -> dict[str, int]:
+    """Return the settings of so many epochs with one scoring and one checkpoint, after the last."""
+    return {"epochs": epochs, "score_every": epochs, "checkpoint_every": epochs}
 
 
 def write_dataset(config: SynthesisConfig) -> dict[str, float]:

@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.circumstances import circumstances, described
-from benchmarks.making import Bench, synthesis_config, write_dataset
+from benchmarks.circumstances import circumstances, made_by
+from benchmarks.making import Bench, synthesis_config, training_config, write_dataset
 from benchmarks.markdown import table
 from benchmarks.spread import spread, standard_error
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline import storage
 from pipeline.config import parse_config
-from pipeline.distillation import DistillationConfig, distill
+from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,8 +118,7 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
         "workers.size": 0,
     }
     artifacts = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"]
-    trained = {**shared, "output": bench.path("distill", name), "seed": seed, "workers.size": 0}
-    student = distill(parse_config(DistillationConfig, bench.arguments("distill", trained)))
+    student = distill(training_config(bench, {}, images, bench.path("distill", name), seed))
     return Figures(
         seconds=made.get("seconds"),
         work=made.get("work"),
@@ -170,9 +169,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     return "\n\n".join(
         [
             "# Methods, side by side",
-            f"Made by `{facts['command']}` at commit {facts['commit']} on {facts['cores']} × {facts['device']}, "
-            f"{described(facts['instruction_sets'])}, torch {facts['torch']}, timm {facts['timm']}, "
-            f"seeds {facts['seeds']}, in {facts['minutes']} minutes. "
+            f"{made_by(facts)}, seeds {facts['seeds']}, in {facts['minutes']} minutes. "
             "Handwritten digits, the demo's teacher and settings, 200 images per set; means and standard deviations "
             "over the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "

@@ -33,7 +33,6 @@ class _Frozen(nn.Module):
     layout: Literal["plain", "rounded", "packed"] = "plain"
 
     def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        mean, std = normalization(mean, std, self.in_chans)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -91,7 +90,7 @@ class Teacher(_Frozen, SubsetViT):
     def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         check_model(model)
         super().__init__(model)
-        self._freeze(mean, std)
+        self._freeze(*normalization(mean, std, self.in_chans))
 
     def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
         """Return the logits [B, classes] of the patches alive in the jittered images.

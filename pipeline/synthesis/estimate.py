@@ -139,7 +139,7 @@ def _device_bytes(inverter: Inverter, actors_per_machine: int) -> int:
         return memory_share(total, inverter.config.pool.actors_per_gpu)
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [file.read_text().strip() for file in _MEMORY_LIMITS if file.exists()]
-    return min(physical, *(int(text) for text in limits if text != "max"), physical) // actors_per_machine
+    return min([physical, *(int(text) for text in limits if text != "max")]) // actors_per_machine
 
 
 def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:

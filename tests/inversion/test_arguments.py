@@ -1,4 +1,4 @@
-"""What a program hands to the engine."""
+"""Arguments that programs pass to the engine: the model, targets, seeds, images and jitter."""
 
 import copy
 from typing import Any, cast

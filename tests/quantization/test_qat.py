@@ -19,7 +19,7 @@ from pipeline.quantization.qat_config import QatConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
-from tests.quantization.test_run import make_config, read_ranges, write_dataset, write_masked
+from tests.quantization.test_run import make_config, read_ranges, write_masked, write_ten
 from tests.tracking.reading import read_scalars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -31,16 +31,8 @@ FEW = QatConfig(steps=3, batch_size=4)
 @pytest.fixture(scope="module")
 def sparse(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten sparse images."""
-    output = str(tmp_path_factory.mktemp("sparse"))
-    values = {
-        "teacher": {"name": f"local-dir:{tiny_folder}"},
-        "output": output,
-        "images_per_class": 1,
-        "shard_size": 5,
-        "inversion": {"iterations": 4, "stop_steps": [2], "stop_fractions": [0.5]},
-    }
-    write_dataset(values)
-    return output
+    inversion = {"iterations": 4, "stop_steps": [2], "stop_fractions": [0.5]}
+    return write_ten(tiny_folder, tmp_path_factory.mktemp("sparse"), inversion)
 
 
 def run(teacher: Path, images: str, output: Path, **changes: Any) -> dict[str, Any]:

@@ -41,19 +41,24 @@ def write_dataset(values: dict[str, Any]) -> None:
     store.write_manifest(plan.config.output, plan.manifest)
 
 
+def write_ten(teacher: Path, output: Path, inversion: dict[str, Any]) -> str:
+    """Write ten images of a teacher, and return the folder's URI."""
+    values = {
+        "teacher": {"name": f"local-dir:{teacher}"},
+        "output": str(output),
+        "images_per_class": 1,
+        "shard_size": 5,
+        "inversion": inversion,
+    }
+    write_dataset(values)
+    return str(output)
+
+
 @pytest.fixture(scope="module")
 def synthetic(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten sparse images, as a synthesis writes them."""
-    output = str(tmp_path_factory.mktemp("synthetic"))
-    values = {
-        "teacher": {"name": f"local-dir:{tiny_folder}"},
-        "output": output,
-        "images_per_class": 1,
-        "shard_size": 5,
-        "inversion": {"iterations": 6, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3]},
-    }
-    write_dataset(values)
-    return output
+    inversion = {"iterations": 6, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3]}
+    return write_ten(tiny_folder, tmp_path_factory.mktemp("synthetic"), inversion)
 
 
 @pytest.fixture(scope="module")
