@@ -23,7 +23,7 @@ from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
-from pipeline.outputs import check_place
+from pipeline.outputs import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
 from pipeline.scores import Score, Tally
 from pipeline.vetting import announce, check_teacher
@@ -78,6 +78,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     check_cluster()
     if config.output is not None:
         check_place(config.output, shared=False)
+        check_no_output(config.output)
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     check_teacher(loaded)
@@ -88,6 +89,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     }
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
+        check_apart(config.output, [labeled])
         storage.check_writable(config.output)
     connect()
     scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
