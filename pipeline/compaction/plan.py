@@ -123,10 +123,13 @@ def _check_output_files(output: str, manifest: dict[str, Any], files: list[range
 
 def _read_manifest(images: str) -> dict[str, Any]:
     """Return the manifest of a dataset that can be compacted, without credentials that earlier versions wrote there."""
+    if not storage.exists(images):
+        missing = f"there is no such file or folder{storage.why_missing(images)}"
+        raise DatasetError(f"{images!r} is no synthetic dataset: {missing}")
     if not is_synthetic(images):
         raise DatasetError(
             f"{images!r} is no synthetic dataset: only the output of jobs.synthesize, with its manifest.json, can be "
-            f"compacted{storage.why_missing(images)}"
+            "compacted"
         )
     manifest = store.read_manifest(images)
     if store.COMPACTION in manifest:
