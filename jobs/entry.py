@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -43,6 +44,9 @@ def run_job(
     """
     level, flags = read_level(sys.argv[1:] if argv is None else argv)
     logger.setLevel(level)
+    if sys.stderr is None:
+        # Closed by whoever started the job (`2>&-`); Ray and others print there.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_safely()
     stop = Stop()
     hears = threading.current_thread() is threading.main_thread()
@@ -70,8 +74,20 @@ def run_job(
             if not joined and _in_cluster():
                 _leave_cluster()
         return exit_code(stop.number)
-    print(json.dumps(redacted(result)), flush=True)
-    return 0 if result.get("complete", True) else 1
+    done = _print_result(json.dumps(redacted(result)))
+    return 0 if done and result.get("complete", True) else 1
+
+
+def _print_result(line: str) -> bool:
+    """Print the one line of a result; return whether standard output took it."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        logger.error(f"the job is done, but standard output did not take its result: {type(error).__name__}: {error}")
+        # What Python still holds of the line would be tried again when it ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return False
+    return True
 
 
 def read_level(argv: Sequence[str]) -> tuple[int, list[str]]:

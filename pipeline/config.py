@@ -90,7 +90,9 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
         parsed = parse()
         # A section may be the path of a file, which the parser reads by itself.
         check_no_classes(parsed)
-        namespace = parser.instantiate_classes(parsed)
+        # Older versions have it under the old name alone, of which newer ones warn.
+        instantiate: Any = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        namespace = instantiate(parsed)
         return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except UnicodeDecodeError as error:
         raise ConfigError(f"a config file is not text in UTF-8, save it as such: {error}") from error

@@ -7,6 +7,7 @@ What is printed holds no credentials and no control characters: names of classes
 terminal would obey them.
 """
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -29,7 +30,12 @@ class _Handler(logging.Handler):
     """Write to the current standard error, which jobs and tests may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        # Without it `print` would take standard output, which is for results.
+        if sys.stderr is None:
+            return
+        # A terminal or `| head` that has gone away must not end hours of work.
+        with contextlib.suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):

@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,3 +126,11 @@ def test_a_file_of_which_a_setting_would_be_dropped_or_misread_is_refused(
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         parse_config(Outer, ["--config", str(file)])
+
+
+def test_no_setting_is_read_by_what_the_parser_will_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PYTHONWARNINGS=error every job ended with a traceback."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_dict(Inner, to_dict(Inner())) == Inner()

@@ -103,7 +103,15 @@ def _local_path(uri: str) -> str:
     while path.startswith("./"):
         path = path[2:].lstrip("/")
     # Not `abspath`, which would resolve `..` after a symbolic link wrongly.
-    return os.path.join(os.getcwd(), "" if path == "." else path).rstrip("/") or "/"
+    here = "" if os.path.isabs(path) else _working_folder(uri)
+    return os.path.join(here, "" if path == "." else path).rstrip("/") or "/"
+
+
+def _working_folder(uri: str) -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise DatasetError(f"cannot open {uri!r}: the working folder was deleted, go to one that is there") from error
 
 
 def join(uri: str, *names: str) -> str:

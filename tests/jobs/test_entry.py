@@ -1,10 +1,13 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -132,3 +135,33 @@ def test_a_job_stopped_while_it_is_imported_says_so_in_a_line() -> None:
     process.send_signal(signal.SIGINT)
     *_, last = process.stderr.read().splitlines()
     assert (process.wait(), last) == (130, "stopped: nothing was done")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A stream that takes nothing, as a full disk or a reader that is gone; the process's own are set back."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    with Path("/dev/full").open("wb", buffering=0) as device:
+        yield io.TextIOWrapper(device, write_through=True)
+
+
+def test_a_standard_output_that_takes_no_result_is_one_line(full: TextIO, capsys: pytest.CaptureFixture[str]) -> None:
+    sys.stdout = full
+    assert run("--outcome", "done", "--quiet") == 1
+    # Otherwise Python would print a second error when it ends.
+    assert sys.stdout is not full
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the job is done, but standard output did not take its result: OSError: [Errno 28] No space left on "
+        "device"
+    )
+
+
+def test_messages_that_nobody_can_read_end_no_job(full: TextIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with `2>&1 | head`, which ended a job, and `2>&-`, with which messages went to standard output."""
+    sys.stderr = full
+    assert run("--outcome", "done") == 0
+    sys.stderr = None  # type: ignore[assignment]
+    assert run("--outcome", "done") == 0
+    outcome = {"outcome": "done", "complete": True}
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [outcome, outcome]

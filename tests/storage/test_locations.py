@@ -137,3 +137,13 @@ def test_what_lies_in_a_package_that_ray_unpacked(
     with pytest.raises(DatasetError) as raised:
         storage.read_bytes("runs/x")
     assert ("relative paths lead into the package that Ray made of --working-dir" in str(raised.value)) is inside
+
+
+def test_a_working_folder_that_was_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert storage.absolute(str(tmp_path / "x")) == str(tmp_path / "x")
+    with pytest.raises(DatasetError, match="cannot open 'x': the working folder was deleted, go to one that is there"):
+        storage.absolute("x")
