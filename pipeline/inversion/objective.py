@@ -9,10 +9,10 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.inversion.compiled import Compiled
 from pipeline.inversion.config import InversionConfig
-from pipeline.inversion.out_of_memory import as_out_of_memory
 from pipeline.inversion.teacher import AnyTeacher
 from pipeline.inversion.terms import Term
 from pipeline.inversion.viewing import View, Viewer
+from pipeline.out_of_memory import as_out_of_memory
 from pipeline.vit.ranking import Ranking
 
 

@@ -21,7 +21,7 @@ from pipeline.inversion import (
     frozen_copy,
     score,
 )
-from pipeline.inversion.out_of_memory import as_out_of_memory
+from pipeline.out_of_memory import as_out_of_memory
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.forming import Forming

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from pipeline.errors import ConfigError, one_line
+
 # c10/core/impl/alloc_cpu.cpp
 _CPU_REFUSED = "DefaultCPUAllocator: can't allocate memory"
 
@@ -25,3 +27,21 @@ def as_out_of_memory() -> Iterator[None]:
         if _CPU_REFUSED not in str(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from error
+
+
+@contextmanager
+def naming_batch_size(setting: str, size: int) -> Iterator[None]:
+    """Say which setting to lower where memory runs out.
+
+    Args:
+        setting: that decides how many images are read together.
+        size: its value.
+
+    Raises:
+        ConfigError: memory ran out; it would on another try.
+    """
+    try:
+        with as_out_of_memory():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{setting} is {size}, and memory ran out: lower it ({one_line(error)})") from error
