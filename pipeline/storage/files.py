@@ -20,7 +20,7 @@ from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.storage.locations import filesystem, location_errors, reason, why_missing
-from pipeline.transient import driver_errors
+from pipeline.transient import driver_errors, is_forbidden
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
@@ -267,14 +267,9 @@ def remove(uri: str) -> None:
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     except OSError as error:
-        if not _is_forbidden(error):
+        if not is_forbidden(error):
             raise
         warn_left(posixpath.dirname(uri))
-
-
-def _is_forbidden(error: OSError) -> bool:
-    # gcsfs raises a plain OSError for it.
-    return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
 @cache
