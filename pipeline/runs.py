@@ -257,7 +257,8 @@ def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
     uri = storage.join(output, _CLAIMS[job])
     made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
     if not made and storage.exists(uri) and storage.read_json(uri) == mine:
-        storage.remove(uri)
+        with storage.writing_to(output):
+            storage.remove(uri)
 
 
 @contextmanager

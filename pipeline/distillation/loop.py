@@ -254,9 +254,14 @@ class StudentTrainer:
 
 
 def write_metrics(output: str, state: TrainingState) -> None:
-    """Write one JSON line per epoch. Object stores cannot append, so the whole file is rewritten."""
+    """Write one JSON line per epoch. Object stores cannot append, so the whole file is rewritten.
+
+    Raises:
+        DatasetError: it could not be written.
+    """
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
-    storage.write_bytes(storage.join(output, METRICS), lines.encode())
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(output, METRICS), lines.encode())
 
 
 def _hash(text: str) -> int:

@@ -1,6 +1,5 @@
 """Run a distillation: check, train, write the students and their curve."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +62,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     if storage.exists(result_uri):
         return storage.read_json(result_uri)
     storage.check_writable(output)
-    with storage.writing_to(output), hold(output, "distill", plan.document) as (_, waited):
+    with hold(output, "distill", plan.document) as (_, waited):
         if waited and storage.exists(result_uri):
             return storage.read_json(result_uri)
         with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
@@ -168,7 +167,9 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         raise IncompleteError(f"{output!r} has no checkpoint of epoch {plan.config.epochs}")
     for name, weights in (("best", state.best), ("last", state.student)):
         _write_student(plan, weights, storage.join(output, "student", name))
-    storage.write_bytes(storage.join(output, CURVE), _curve(plan, state))
+    curve = _curve(plan, state)
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(output, CURVE), curve)
     tops = [row["top1"] for row in state.history if "top1" in row]
     result = {
         "student": storage.join(output, "student", "best"),
@@ -184,7 +185,8 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "weights_sha256": digests,
         "seconds": round(seconds, 2),
     }
-    storage.write_json(storage.join(output, RESULT), redacted(result))
+    with storage.writing_to(output):
+        storage.write_json(storage.join(output, RESULT), redacted(result))
     write_page(output, lambda: distillation_page(plan, result, state.history))
     return result
 
@@ -192,9 +194,10 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
 def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri: str) -> None:
     student = plan.student
     student.model.load_state_dict(weights)
-    with tempfile.TemporaryDirectory(prefix="student-") as folder:
+    with storage.scratch_folder("student-") as folder:
         save_model(student.model, folder, class_names=plan.teacher.class_names, mean=student.mean, std=student.std)
-        storage.upload_folder(folder, uri)
+        with storage.writing_to(uri):
+            storage.upload_folder(folder, uri)
 
 
 def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:
