@@ -18,7 +18,7 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
-from pipeline.quantization.plan import CalibrationPlan, check_before_making, plan_calibration
+from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
 from pipeline.quantization.qat import Trained, check_training, train_variants
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
@@ -52,13 +52,14 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     check_tracking(config.tracking)
+    checked = check_settings(config)
     if names_config(config.images):
-        check_before_making(config, config.images)
+        to_make = check_before_making(checked, config.images)
         # All of them: those to calibrate on are drawn at random, and read several times.
-        made = make_first(config.images, allow_incomplete=config.allow_incomplete)
+        made = make_first(to_make, allow_incomplete=config.allow_incomplete)
         config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
-    plan = plan_calibration(config)
+    plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):

@@ -70,14 +70,18 @@ class SynthesisPlan:
         return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
-def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
+def plan_synthesis(config: SynthesisConfig, teacher: LoadedModel | None = None) -> SynthesisPlan:
     """Check on the driver everything that can be checked before the work, and find out what is left to do.
+
+    Args:
+        config: of the synthesis.
+        teacher: see `load_networks`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output holds another dataset, or cannot be read.
     """
-    networks = load_networks(config)
+    networks = load_networks(config, teacher)
     announce(networks.notices())
     loaded = networks.teacher
     shards = make_plan(config, len(loaded.class_names))

@@ -152,10 +152,12 @@ def test_a_shard_that_fails_ends_the_training(
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_images_of_a_calibration_are_made_first(
-    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path
+    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # A size of its own, of which a note tells.
+    synthesis["teacher"]["model_args"] = {"img_size": 24}
     config = CalibrationConfig(
-        teacher=ModelConfig(name=f"local-dir:{tiny_folder}"),
+        teacher=ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 24}),
         images=write(synthesis, tmp_path),
         output=str(tmp_path / "out"),
         formats=["pt2"],
@@ -169,7 +171,11 @@ def test_the_images_of_a_calibration_are_made_first(
     with pytest.raises(DatasetError, match="cannot write to"):
         calibrate(replace(config, output=str(tmp_path / "file" / "out")))
     assert not Path(synthesis["output"]).exists()
-    assert calibrate(config)["images"] == NUM_IMAGES
+    caplog.clear()
+    with caplog.at_level("INFO", logger="sparse_inversion"):
+        assert calibrate(config)["images"] == NUM_IMAGES
+    (note,) = [line for line in caplog.messages if line.startswith("note: ")]
+    assert "24" in note
     # Another calibration is refused before the images of its own are made.
     synthesis["output"] = str(tmp_path / "others")
     with pytest.raises(DatasetError, match="holds"):
