@@ -10,13 +10,11 @@ thread run at a time. What is measured is kept under `--folder`, and an interrup
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
 from benchmarks.efficacy import RESULTS
 from benchmarks.keeping import Figures, anew, comparable, kept
@@ -92,7 +91,6 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
     Returns:
         `number` of images, `steps`, counted `work` of all images in FLOP, and the student's `top1` in percent.
     """
-    torch.set_num_threads(1)
     testbed = TESTBEDS[name]
     made = _syntheses(bench, testbed, point, seed)
     training = _training(bench, testbed, made, point, seed, views)
@@ -139,13 +137,11 @@ def run(
     bench: Bench, name: str, found: Sequence[Point], seeds: Sequence[int], processes: int, views: int | None
 ) -> dict[Point, list[Figures]]:
     """Return the figures of each point, one for each seed."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        cells = {
-            (point, seed): pool.submit(measure, bench, name, point, seed, views) for seed in seeds for point in found
-        }
-        for (point, seed), cell in cells.items():
-            print(f"curves: {point.name}, seed {seed}: {cell.result()}", file=sys.stderr, flush=True)
-    return {point: [cells[point, seed].result() for seed in seeds] for point in found}
+    cells = [
+        Cell(point.name, seed, partial(measure, bench, name, point, seed, views)) for seed in seeds for point in found
+    ]
+    measured = measure_cells("curves", [cells], processes)
+    return {point: [measured[point.name, seed] for seed in seeds] for point in found}
 
 
 def page(figures: Mapping[Point, Sequence[Figures]], facts: Mapping[str, Any]) -> str:

@@ -11,17 +11,16 @@ measured is kept under `--folder`: an interrupted run goes on, and what other se
 
 import argparse
 import json
-import multiprocessing
 import shutil
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
 from benchmarks.keeping import Figures, anew, comparable, kept
@@ -51,7 +50,6 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
         arm: what images.
         seed: of images and student.
     """
-    torch.set_num_threads(1)
     if part == "images":
         return _make(bench, TESTBEDS[testbed], arm, seed)
     if part == RANGES:
@@ -171,33 +169,22 @@ def run(
     bench: Bench, testbed: Testbed, parts: Sequence[str], seeds: Sequence[int], processes: int
 ) -> dict[str, dict[str, list[Figures]]]:
     """Return the figures by part and arm, one for each seed."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    arms = {"images": SYNTHETIC, **{part: _arms(testbed, part) for part in parts}}
 
-        def start(cells: Iterable[tuple[str, str, int]]) -> dict[tuple[str, str, int], Future[Figures]]:
-            return {cell: pool.submit(measure, bench, testbed.name, *cell) for cell in cells}
+    def wave(of: Sequence[str]) -> list[Cell]:
+        return [
+            Cell(f"{part} on {arm}", seed, partial(measure, bench, testbed.name, part, arm, seed))
+            for seed in seeds
+            for part in of
+            for arm in arms[part]
+        ]
 
-        images = start(("images", arm, seed) for seed in seeds for arm in SYNTHETIC)
-        _report(images)
-        uses = start((part, arm, seed) for seed in seeds for part in parts for arm in _arms(testbed, part))
-        _report(uses)
-    found = {cell: future.result() for cell, future in (images | uses).items()}
-    return {
-        part: {
-            arm: [found[part, arm, seed] for seed in seeds]
-            for arm in _arms(testbed, part)
-            if (part, arm, seeds[0]) in found
-        }
-        for part in ("images", *parts)
-    }
+    found = measure_cells("efficacy", [wave(["images"]), wave(parts)], processes)
+    return {part: {arm: [found[f"{part} on {arm}", seed] for seed in seeds] for arm in arms[part]} for part in arms}
 
 
 def _arms(testbed: Testbed, part: str) -> Sequence[str]:
     return (*ARMS, MIXED) if testbed.mixed and part in testbed.students else ARMS
-
-
-def _report(wave: Mapping[tuple[str, str, int], Future[Figures]]) -> None:
-    for (part, arm, seed), future in wave.items():
-        print(f"efficacy: {part} on {arm}, seed {seed}: {future.result()}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

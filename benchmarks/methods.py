@@ -10,18 +10,17 @@ student; the teacher is one.
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
 from benchmarks.making import Bench, synthesis_config, training_config, write_dataset
 from benchmarks.markdown import table
@@ -102,7 +101,6 @@ class Figures:
 
 def measure(bench: Bench, method: Method, seed: int) -> Figures:
     """Make a method's images with one seed and use them; in a process of its own."""
-    torch.set_num_threads(1)
     name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
     for kind in ("images", "calibrate", "distill"):
         # What an earlier run left was made by another engine, perhaps.
@@ -143,15 +141,17 @@ def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes
     """Figures by method, one a seed; those that build on another's student come second."""
     if not storage.exists(bench.input("held_out.parquet")):
         make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
-    found: dict[str, dict[int, Figures]] = {method.name: {} for method in methods}
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for wave in (False, True):
-            cells = [(method, seed) for seed in seeds for method in methods if (method.against is not None) == wave]
-            futures = [pool.submit(measure, bench, *cell) for cell in cells]
-            for (method, seed), future in zip(cells, futures, strict=True):
-                found[method.name][seed] = future.result()
-                print(f"methods: {method.name}, seed {seed}: {found[method.name][seed]}", file=sys.stderr, flush=True)
-    return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}
+    waves = [
+        [
+            Cell(method.name, seed, partial(measure, bench, method, seed))
+            for seed in seeds
+            for method in methods
+            if (method.against is not None) == builds_on_another
+        ]
+        for builds_on_another in (False, True)
+    ]
+    found = measure_cells("methods", waves, processes)
+    return {method.name: [found[method.name, seed] for seed in seeds] for method in methods}
 
 
 def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
@@ -159,7 +159,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     dense = figures[DENSE]
     rows = [_row(name, found, dense) for name, found in figures.items()]
     before = statistics.fmean(found.before_top1 for found in dense)
-    header = ("images", "CPU s per image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
+    costs = ("images", "CPU s per image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
     differences = [
         (name, *_difference(found, figures[SPARSE]))
         for name, found in figures.items()
@@ -174,7 +174,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             "over the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
-            table(header, rows),
+            table(costs, rows),
             "The same seeds, seed by seed, against `sparse`; a difference counts where its mean is more than two "
             "standard errors from zero.",
             table(header, differences),

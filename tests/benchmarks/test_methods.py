@@ -51,6 +51,7 @@ def test_page_tells_differences_from_noise() -> None:
     }
     page = report(figures, {**FACTS, "seeds": [0, 1, 2], "minutes": 3})
     assert "on 2 × d, with avx2, torch t," in page
+    assert "| images | CPU s per image | work | steps | confidence | W4A4 top-1 | W4A3 top-1 | student top-1 |" in page
     assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 88.0 ± 0.0 | 93.0 ± 1.0 |" in page
     assert (
         "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | student better; W4A4 no different; W4A3 no different |"
