@@ -217,7 +217,8 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
     if class_names is None and first.names_digest is not None:
         class_names = _names_beside(uri, first)
     named = None if class_names is None else list(class_names)
-    return Source(uri, first.columns, named, "keep_indices" in first.columns, units)
+    synthetic, likely_labels = "keep_indices" in first.columns, first.likely_labels
+    return Source(uri, first.columns, named, synthetic, units, likely_labels=likely_labels)
 
 
 def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
