@@ -22,11 +22,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.bench import RESULTS, Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
 from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
-from benchmarks.efficacy import RESULTS
-from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, rerun
 from benchmarks.markdown import table
 from benchmarks.spread import spread
 from benchmarks.testbeds import INVERTED, TESTBEDS, Testbed, make_inputs
@@ -96,15 +95,15 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
     training = _training(bench, testbed, made, point, seed, views)
 
     def figures() -> Figures:
-        facts = [anew(config, write_dataset) for config in made]
+        facts = [rerun(config, write_dataset) for config in made]
         return {
             "number": sum(fact["number"] for fact in facts),
             "steps": statistics.fmean(fact["mean_steps"] for fact in facts),
             "work": sum(fact["work"] * fact["number"] for fact in facts),
-            "top1": anew(training, distill)["top1"],
+            "top1": rerun(training, distill)["top1"],
         }
 
-    return kept(bench, f"{point.name}-{seed}", comparable(training, made), figures)
+    return kept_or_measured(bench, f"{point.name}-{seed}", comparable_settings(training, made), figures)
 
 
 def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[SynthesisConfig]:

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench import RESULTS, Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
 from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
-from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, rerun
 from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config
@@ -33,7 +33,6 @@ from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.synthesis import SynthesisConfig
 
-RESULTS = Path(__file__).parent / "results"
 REAL, REFERENCE = "real", "reference"
 SYNTHETIC = (*INVERTED, "noise")
 ARMS = (REAL, *SYNTHETIC)
@@ -61,12 +60,12 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
 
 def _make(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     configs = _syntheses(bench, testbed, arm, seed)
-    settings = [comparable(config) for config in configs]
+    settings = [comparable_settings(config) for config in configs]
 
     def figures() -> Figures:
-        return _mean_figures([anew(config, write_dataset) for config in configs])
+        return _mean_figures([rerun(config, write_dataset) for config in configs])
 
-    return kept(bench, f"images-{arm}-{seed}", settings, figures)
+    return kept_or_measured(bench, f"images-{arm}-{seed}", settings, figures)
 
 
 def _mean_figures(datasets: Sequence[Figures]) -> Figures:
@@ -97,10 +96,12 @@ def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     config = _calibration(bench, testbed, arm, seed, QUANTIZED)
 
     def figures() -> Figures:
-        rows = anew(config, calibrate)["artifacts"]
+        rows = rerun(config, calibrate)["artifacts"]
         return {f"W{row['weights']}A{row['activations']}": row["top1"] for row in rows}
 
-    return kept(bench, f"{QUANTIZED}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(
+        bench, f"{QUANTIZED}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures
+    )
 
 
 def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
@@ -108,10 +109,10 @@ def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figu
     config = _calibration(bench, testbed, arm, seed, RANGES)
 
     def figures() -> Figures:
-        ranges = storage.read_json(anew(config, calibrate)["ranges"])
+        ranges = storage.read_json(rerun(config, calibrate)["ranges"])
         return {"range_error": range_error(ranges, _calibrate_reference(bench, testbed)[0])}
 
-    return kept(bench, f"{RANGES}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(bench, f"{RANGES}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _calibration(bench: Bench, testbed: Testbed, arm: str, seed: int, part: str) -> CalibrationConfig:
@@ -149,10 +150,10 @@ def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) ->
     config = training_config(bench, settings, _images(bench, testbed, arm, seed), output, seed)
 
     def figures() -> Figures:
-        result = anew(config, distill)
+        result = rerun(config, distill)
         return {"before": result["before_top1"], "after": result["top1"]}
 
-    return kept(bench, f"{student}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(bench, f"{student}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
@@ -162,7 +163,7 @@ def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
 
 def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
-    return comparable(config, () if arm in (REAL, REFERENCE) else _syntheses(bench, testbed, arm, seed))
+    return comparable_settings(config, () if arm in (REAL, REFERENCE) else _syntheses(bench, testbed, arm, seed))
 
 
 def run(

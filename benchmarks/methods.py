@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench import RESULTS, Bench, synthesis_config, training_config, write_dataset
 from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
-from benchmarks.making import Bench, synthesis_config, training_config, write_dataset
 from benchmarks.markdown import table
 from benchmarks.spread import spread, standard_error
 from examples.digits.teacher import DigitsConfig, make_digits
@@ -31,7 +31,6 @@ from pipeline.config import parse_config
 from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate
 
-RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
 # What images are good for, and the figure that says so.
 COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
@@ -86,7 +85,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Figures:
+class MethodFigures:
     """Results of one method with one seed: processor seconds and work per image, confidence of stored images."""
 
     seconds: float | None
@@ -99,7 +98,7 @@ class Figures:
     student_top1: float
 
 
-def measure(bench: Bench, method: Method, seed: int) -> Figures:
+def measure(bench: Bench, method: Method, seed: int) -> MethodFigures:
     """Make a method's images with one seed and use them; in a process of its own."""
     name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
     for kind in ("images", "calibrate", "distill"):
@@ -117,7 +116,7 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     }
     artifacts = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"]
     student = distill(training_config(bench, {}, images, bench.path("distill", name), seed))
-    return Figures(
+    return MethodFigures(
         seconds=made.get("seconds"),
         work=made.get("work"),
         mean_steps=made.get("mean_steps"),
@@ -137,7 +136,9 @@ def _make_images(bench: Bench, method: Method, output: str, seed: int) -> dict[s
     return write_dataset(synthesis_config(bench, method.stage, settings, output, seed))
 
 
-def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int) -> dict[str, list[Figures]]:
+def run(
+    bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int
+) -> dict[str, list[MethodFigures]]:
     """Figures by method, one a seed; those that build on another's student come second."""
     if not storage.exists(bench.input("held_out.parquet")):
         make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
@@ -154,7 +155,7 @@ def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes
     return {method.name: [found[method.name, seed] for seed in seeds] for method in methods}
 
 
-def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
+def report(figures: Mapping[str, Sequence[MethodFigures]], facts: Mapping[str, Any]) -> str:
     """The page: what was run, the table, and for each method what it changes against `sparse`, seed by seed."""
     dense = figures[DENSE]
     rows = [_row(name, found, dense) for name, found in figures.items()]
@@ -182,7 +183,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     )
 
 
-def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple[str, ...]:
+def _row(name: str, found: Sequence[MethodFigures], dense: Sequence[MethodFigures]) -> tuple[str, ...]:
     dense_work = statistics.fmean(f.work or 0.0 for f in dense)
     work = [f.work / dense_work for f in found if f.work is not None]
     return (
@@ -197,7 +198,7 @@ def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple
     )
 
 
-def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str, ...]:
+def _difference(found: Sequence[MethodFigures], base: Sequence[MethodFigures]) -> tuple[str, ...]:
     """Points above the base of everything compared, and what they say."""
     points = {
         what: [getattr(a, name) - getattr(b, name) for a, b in zip(found, base, strict=True)]

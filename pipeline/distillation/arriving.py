@@ -84,7 +84,7 @@ class ArrivingImages:
             return
         sizes = even_sizes(sum(unit.num_rows for _, unit in own), share.own_batch_size)
         arriving = self._read(ImageCollection((source,), own))
-        mixed = mix(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
+        mixed = mix_in_buffer(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
         for images in rebatch(mixed, sizes):
             yield to_batch(images, device)
         # Every worker has read its own by the end of an epoch, so all are there.
@@ -124,7 +124,7 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
     )
 
 
-def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
+def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
     """Yield all images in random order, as far as a buffer of so many can mix them.
 
     Once the buffer is full, each part swaps places with as many images of it, and only those are copied.

@@ -28,7 +28,7 @@ from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
 from pipeline.vit.families import refusal
-from pipeline.workers import check_same, load_again, pick_device, threads
+from pipeline.workers import check_same_digest, load_again, pick_device, threads
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def train_on(
     config = task.config
     teacher = load_again(config.teacher, task.teacher_digest)
     student = build_student(config.student, teacher, seed=config.seed)
-    check_same("the untrained student", weight_digest(student.model), task.student_digest)
+    check_same_digest("the untrained student", weight_digest(student.model), task.student_digest)
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )

@@ -63,7 +63,7 @@ class Synthesis:
 
 
 @contextmanager
-def making(
+def synthesis_beside(
     to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
 ) -> Iterator[Synthesis | None]:
     """Within it the missing images of a dataset are made, in a process that ends with it; the cluster must be joined.

@@ -15,7 +15,7 @@ from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
-from pipeline.runs import check_same
+from pipeline.runs import check_same_settings
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
@@ -149,5 +149,5 @@ def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
     if not storage.exists(store.manifest_uri(output)):
         return manifest
     there = store.read_manifest(output)
-    check_same(output, "synthesize", there, manifest)
+    check_same_settings(output, "synthesize", there, manifest)
     return there

@@ -62,7 +62,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeArtifacts:
     """Artifacts that compute what was calibrated, and a row of reasons for each that does not."""
 
     artifacts: list[Artifact]
@@ -109,7 +109,7 @@ def make_artifacts(
     mixture: Mixture | None = None,
     refinement: Refinement | None = None,
     trained: Mapping[str, Values] | None = None,
-) -> Made:
+) -> MadeArtifacts:
     """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
     A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
@@ -126,7 +126,7 @@ def make_artifacts(
         refinement: of weights and biases, where there is one.
         trained: what takes the place of what calibration found, by the label of a variant.
     """
-    made, floating = Made([], []), model_predictor(loaded.model)(images)
+    made, floating = MadeArtifacts([], []), model_predictor(loaded.model)(images)
     for variant in list_variants(config, mixture):
         values = (trained or {}).get(variant.label) or calibrated_values(variant, ranges, refinement)
         quantized = _quantize(config, program, variant, values)

@@ -1,7 +1,7 @@
 """How a synthesis beside a training ended. Imports no torch, because a small Ray actor imports this module."""
 
 
-class Ending:
+class ExitCode:
     """How a synthesis ended, for those who wait for its parts; an actor."""
 
     def __init__(self) -> None:
