@@ -125,7 +125,7 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
 
 
 def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
-    """Yield all images in random order, as far as a buffer of so many can mix them.
+    """Yield all images in a random order, mixed by a buffer of so many images.
 
     Once the buffer is full, each part swaps places with as many images of it, and only those are copied.
     """
@@ -153,7 +153,7 @@ def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Genera
 
 
 def _exchange(held: Images, part: Images, random: np.random.Generator) -> tuple[Images, Images]:
-    """Return a buffer after it took a part in, and as many images, drawn from both, that it gave for it.
+    """Put a part into a buffer; return the buffer, and as many images, drawn from both, that leave it.
 
     The buffer's own arrays are written to.
     """

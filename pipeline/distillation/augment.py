@@ -36,7 +36,7 @@ class Draws:
     Attributes:
         values: of each name, uniform in [0, 1): float32 [B].
         patches: one per patch, uniform in [0, 1): float32 [B, N]. They decide which patches of other images are added.
-        erased: the same, and they decide which patches are erased; [B, 0] leaves that to blocks.
+        erased: numbers like `patches`, which decide which patches are erased; [B, 0] if blocks are erased instead.
         seeds: of the noise of each image.
     """
 

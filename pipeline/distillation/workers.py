@@ -39,7 +39,7 @@ class Task:
         config: with absolute local paths.
         digest: of the run.
         teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are, or will be; labeled ones may be none.
+        images, labeled: where they are, or will be; `labeled` may be None.
     """
 
     config: DistillationConfig
@@ -99,7 +99,7 @@ def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
 
 
 def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
-    """Workers that hold every core would wait for ever for the tasks that read their images."""
+    """Refuse workers that hold every core: they would wait forever for the tasks that read their images."""
     workers, there = config.workers, ray.cluster_resources()
     cores, num_workers = there.get("CPU", 0.0), workers.size
     in_memory = f"raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"

@@ -91,7 +91,7 @@ def smooth(
 
 @torch.no_grad()
 def move_scales(model: nn.Module, pair: NormReaders, change: ChannelRescaling) -> None:
-    """Take a change out of a normalization and put it into its readers, in place; the function stays the same.
+    """Move a shift and a scale from a normalization into its readers, in place; the function stays the same.
 
     A shift stays out if there is a bias missing that could take it up.
     """

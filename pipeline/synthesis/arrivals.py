@@ -31,7 +31,7 @@ class PartArrivals:
 
     Attributes:
         output: of the dataset.
-        ending: an actor, `ExitCode`.
+        ending: an `ExitCode` actor, which learns how the synthesis ended.
         failed_before: shard id → failure record that was there before the synthesis began, which tries them again.
     """
 
@@ -92,7 +92,7 @@ def _exists(uri: str) -> bool:
 
 @contextmanager
 def expected_parts(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
-    """Within it readers can wait for the missing parts of a dataset; the cluster must be joined.
+    """Let readers wait for the missing parts of a dataset within the context; the cluster must be joined.
 
     Args:
         to_make: the images, if any.

@@ -134,7 +134,7 @@ class GuardedWriter:
     def _leave(self) -> None:
         """End the process once the other calls have returned, and Ray has had time to hear of it.
 
-        What it has not heard of it would do again.
+        Ray would repeat a call whose result has not reached it.
         """
         with self._returned:
             self._returned.wait_for(lambda: self._calls <= 1, timeout=_LEAVE_S)

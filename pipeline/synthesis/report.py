@@ -40,7 +40,7 @@ def write_pictures(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
     """Write `contact_sheet.png` and `report.html` beside the dataset.
 
     Returns:
-        `contact_sheet` and `report`: their URIs; None for what no image is there to show of, or could not be written.
+        `contact_sheet` and `report`: their URIs; None for one that has no images to show or could not be written.
     """
     output, names = plan.config.output, plan.manifest["class_names"]
     shown = cache(lambda: read_preview(output, plan.digest, plan.shards, set(done)))

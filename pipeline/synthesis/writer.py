@@ -100,7 +100,10 @@ class PartWriter(Inverter):
         return self.store(made) if isinstance(made, UnwrittenShard) else made
 
     def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "UnwrittenShard | dict[str, Any]":
-        """Invert a shard for `store`; or return its row, if another run has made it or it failed, which is recorded."""
+        """Invert a shard and return it for `store`, or its row if another run made it or it failed.
+
+        A failure is recorded.
+        """
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         started = time.monotonic()
@@ -137,7 +140,7 @@ class PartWriter(Inverter):
         )
 
     def read_back(self, shard_id: int) -> dict[str, Any]:
-        """Return the row of a part that this run made, if the row may be lost; from the part itself.
+        """Return the row of a part that this run made, read from the part itself, where the first row may be lost.
 
         Raises:
             DatasetError: the part cannot be read.
