@@ -154,7 +154,9 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> Convert:
     """
     has_labels = "label" in source.columns
     if labels and not has_labels:
-        raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders")
+        likely = source.likely_labels
+        hint = "" if likely is None else f"; if its column {likely} holds them, rename it `label`, of whole numbers"
+        raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders{hint}")
     _check_size(source, loaded)
     label_map, note = map_labels(source, loaded, needed=labels) if has_labels else (None, None)
     return Convert(

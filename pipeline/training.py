@@ -145,7 +145,8 @@ def run_workers(
 
     def trainer() -> TorchTrainer:
         # What a job that was killed left there, or the attempt before.
-        storage.remove_folder(folder)
+        with storage.writing_to(output):
+            storage.remove_folder(folder)
         return TorchTrainer(
             partial(_with_own_errors, work),
             torch_config=torch_config,
@@ -156,7 +157,8 @@ def run_workers(
     try:
         return fit_again(trainer, workers.max_failures)
     finally:
-        storage.remove_folder(folder)
+        with storage.writing_to(output):
+            storage.remove_folder(folder)
 
 
 def _with_own_errors(work: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ def test_a_cpu_that_has_no_more_memory_raises_what_a_gpu_does() -> None:
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="must match") as raised, naming_batch_size("batch_size", 64):
-        torch.zeros(2) + torch.zeros(3)
+        _ = torch.zeros(2) + torch.zeros(3)
     assert not isinstance(raised.value, torch.OutOfMemoryError)
 
 

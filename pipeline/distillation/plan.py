@@ -70,7 +70,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
-    to_make = plan_images(config.images) if names_config(config.images) else None
+    to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
     images = _find_images(config, teacher) if to_make is None else _plan_images(config, teacher, to_make)
     labeled = None
     if config.labeled is not None:

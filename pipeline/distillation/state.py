@@ -64,17 +64,22 @@ class TrainingState:
 
 
 def save_state(output: str, state: TrainingState) -> None:
-    """Write a checkpoint, then remove those that are no longer kept."""
+    """Write a checkpoint, then remove those that are no longer kept.
+
+    Raises:
+        DatasetError: it could not be written.
+    """
     content = io.BytesIO()
     # Not `asdict`, which would copy every tensor, even those that `student` and `best` share.
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
     folder = storage.join(output, FOLDER)
-    storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
-    places = _list_places(output)
-    old = [place for place in places if not place[1]][:-_KEPT]
-    within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
-    for place in old + within:
-        storage.remove(storage.join(folder, _name(*place)))
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
+        places = _list_places(output)
+        old = [place for place in places if not place[1]][:-_KEPT]
+        within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
+        for place in old + within:
+            storage.remove(storage.join(folder, _name(*place)))
 
 
 def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | None:

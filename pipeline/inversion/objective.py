@@ -16,7 +16,7 @@ from pipeline.out_of_memory import as_out_of_memory
 from pipeline.vit.ranking import Ranking
 
 
-class Objective:
+class InversionObjective:
     """The sum of the terms, in parts: each adds to the gradient of the images, and what it computed is freed.
 
     Args:

@@ -1,6 +1,7 @@
 """Check a calibration before it starts, and plan its batches."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -20,10 +21,10 @@ from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_index
+from pipeline.quantization.reading import read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import check_all_come, plan_images, planned_images
+from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -63,55 +64,94 @@ class CalibrationPlan:
         return sum(len(window.rows) for window in self.windows)
 
 
-def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
+@dataclass(frozen=True)
+class CheckedSettings:
+    """What a calibration needs besides its images, as found by `check_settings`.
+
+    Attributes:
+        config: as given.
+        loaded: the teacher.
+        labeled: what to score on, where there is any.
+        reference: ranges to compare with, where there are any.
+    """
+
+    config: CalibrationConfig
+    loaded: LoadedModel
+    labeled: Source | None
+    reference: Ranges | None
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The model as a graph that can be prepared as the config asks, exported when first asked for."""
+        program = export_images(self.loaded.model, self.config.placement)
+        if self.config.equalization:
+            check_equalization(program)
+        return program
+
+
+def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None = None) -> CalibrationPlan:
     """Check on the driver everything that can be checked without Ray; writes nothing, and reads only the first image.
+
+    Args:
+        config: of the calibration.
+        checked: what `check_settings` found of it, if it was asked already.
 
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
     """
-    loaded, labeled, reference = _check_settings(config)
+    checked = check_settings(config) if checked is None else checked
+    loaded = checked.loaded
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
     check_inputs(images, loaded, ids=False)
-    index = read_index(images, loaded, dense=config.mode == "dense")
+    index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
     held_back = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
-    program = _export(config, loaded)
+    program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled, reference)
+    own = checked.labeled, checked.reference
+    return CalibrationPlan(config, document, loaded, program, images, windows, probe, *own)
 
 
-def check_before_making(config: CalibrationConfig, path: str) -> None:
+def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     """Check what can be checked of a calibration before its images are made, which may take hours.
 
     Args:
-        config: of the calibration.
+        checked: of the calibration.
         path: of the config of the images' synthesis.
+
+    Returns:
+        The images, to be made with `make_first`.
 
     Raises:
         PipelineError: see `calibrate` and `plan_images`.
     """
-    loaded, _, _ = _check_settings(config)
-    to_make = plan_images(path)
+    config, loaded = checked.config, checked.loaded
+    to_make = plan_images(path, (config.teacher, loaded))
     images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
     check_planned(images, loaded)
-    _export(config, loaded)
+    _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
     storage.check_writable(config.output)
+    return to_make
 
 
-def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | None, Ranges | None]:
-    """Check all but the images; return the teacher, what to score on, and the ranges to compare with."""
+def check_settings(config: CalibrationConfig) -> CheckedSettings:
+    """Load the teacher, print its notices, and check all but the images and the exported graph.
+
+    Raises:
+        PipelineError: see `calibrate`.
+    """
     check_place(config.output, shared=config.workers.size > 0)
     for kind in config.formats:
         format_named(kind).check()
@@ -121,17 +161,10 @@ def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | No
     check_teacher(loaded, classes=config.labeled is not None or config.qat is not None)
     _check_mode(config, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
-    if config.reference is None:
-        return loaded, labeled, None
-    return loaded, labeled, read_reference(config.reference, loaded.digest, config.placement)
-
-
-def _export(config: CalibrationConfig, loaded: LoadedModel) -> ExportedProgram:
-    """Return the model as a graph that can be prepared as the config asks."""
-    program = export_images(loaded.model, config.placement)
-    if config.equalization:
-        check_equalization(program)
-    return program
+    reference = None
+    if config.reference is not None:
+        reference = read_reference(config.reference, loaded.digest, config.placement)
+    return CheckedSettings(config, loaded, labeled, reference)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Run a calibration: observe ranges, convert, export and score."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +13,13 @@ from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measur
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import CONFIG
+from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
-from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
-from pipeline.quantization.plan import CalibrationPlan, check_before_making, plan_calibration
+from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
 from pipeline.quantization.qat import Trained, check_training, train_variants
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
@@ -55,13 +53,14 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     check_tracking(config.tracking)
+    checked = check_settings(config)
     if names_config(config.images):
-        check_before_making(config, config.images)
+        to_make = check_before_making(checked, config.images)
         # All of them: those to calibrate on are drawn at random, and read several times.
-        made = make_first(config.images, allow_incomplete=config.allow_incomplete)
+        made = make_first(to_make, allow_incomplete=config.allow_incomplete)
         config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
-    plan = plan_calibration(config)
+    plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
@@ -69,8 +68,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
             fixed_size = connect()
             check_training(plan)
-            with storage.writing_to(config.output):
-                report = _calibrate(plan, tracker, fixed_size=fixed_size)
+            report = _calibrate(plan, tracker, fixed_size=fixed_size)
             tracker.set_result(figures(report))
             return report
 
@@ -91,20 +89,21 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     # All figures of a step at once: MLflow takes none of a step that it has passed.
     for step, of_step in enumerate(zip(*losses.values(), strict=True), start=1):
         tracker.add(step, {f"qat/{label}/loss": loss for label, loss in zip(losses, of_step, strict=True)})
-    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-        files = Path(folder, "made")
+    with storage.scratch_folder("calibrate-") as folder:
+        files = folder / "made"
         files.mkdir()
         learned = {label: found.values for label, found in trained.items()}
         made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement, learned)
         if layerwise is not None:
             write_layerwise(layerwise, files)
-        baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
+        baselines, missing = make_baselines(config, loaded, plan.program, folder)
         rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
-        storage.write_json(storage.join(config.output, CONFIG), plan.document)
-        _write_ranges(config, calibration, ranges, trained)
-        storage.upload_folder(files, config.output)
-        _remove_refused(config.output, made.refused)
+        with storage.writing_to(config.output):
+            storage.write_json(storage.join(config.output, CONFIG), plan.document)
+            _write_ranges(config, calibration, ranges, trained)
+            storage.upload_folder(files, config.output)
+            _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
@@ -112,7 +111,8 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         report["qat"] = {label: _training(config, config.qat, label, found) for label, found in trained.items()}
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
-    storage.write_json(storage.join(config.output, REPORT), redacted(report))
+    with storage.writing_to(config.output):
+        storage.write_json(storage.join(config.output, REPORT), redacted(report))
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
     return report
 

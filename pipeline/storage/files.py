@@ -20,7 +20,7 @@ from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.storage.locations import filesystem, location_errors, reason, why_missing
-from pipeline.transient import driver_errors
+from pipeline.transient import driver_errors, is_forbidden
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
@@ -116,7 +116,7 @@ def _create_locally(target: Path, content: bytes) -> bool:
 
 
 def _create_exclusively(target: Path, content: bytes) -> bool:
-    """Create a file without hard links: one process wins too, but others may see the file before it is complete."""
+    """Create a file without hard links: here too only one process succeeds, but others may read an incomplete file."""
     try:
         with target.open("xb") as file:
             file.write(content)
@@ -166,7 +166,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors that reading from `open_file` may raise, apart from those of a reader about the content."""
+    """Return the errors of storage that reading from `open_file` may raise. A parser adds its own about the content."""
     return (OSError, *driver_errors())
 
 
@@ -267,14 +267,9 @@ def remove(uri: str) -> None:
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     except OSError as error:
-        if not _is_forbidden(error):
+        if not is_forbidden(error):
             raise
         warn_left(posixpath.dirname(uri))
-
-
-def _is_forbidden(error: OSError) -> bool:
-    # gcsfs raises a plain OSError for it.
-    return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
 @cache

@@ -4,6 +4,7 @@ import contextlib
 import os
 import posixpath
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,23 @@ def check_writable(uri: str) -> None:
         remove_empty(made)
     except location_errors() as error:
         raise DatasetError(f"cannot write to {uri!r}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Yield a folder for temporary files on this machine, which is deleted at the end.
+
+    Raises:
+        DatasetError: it could not be made, or writing to it failed. Writes to other places within the context belong in
+            `writing_to`, so that their errors name those places.
+    """
+    folder = None
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield Path(folder)
+    except OSError as error:
+        where = "a temporary folder" if folder is None else f"the temporary folder {folder!r}"
+        raise DatasetError(f"cannot write to {where}: {reason(error)}; TMPDIR can name another disk") from error
 
 
 def new_folders(uri: str) -> list[Path]:

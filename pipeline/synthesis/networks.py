@@ -1,6 +1,7 @@
 """Load the networks of a synthesis: the teacher, and those of loss terms."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -39,7 +40,7 @@ class Networks:
     student: LoadedModel | None = None
 
     def make_teacher(self, inversion: InversionConfig) -> AnyTeacher:
-        """The teacher as an inversion reads it.
+        """Return the teacher as an inversion reads it.
 
         Raises:
             ModelError: see `pipeline.inversion.make_teacher`.
@@ -74,7 +75,7 @@ class Networks:
         return nn.Sequential(renormalize, other.model)
 
     def notices(self) -> list[str]:
-        """Return what a user should know at once of how they were loaded."""
+        """Return messages for the user about how the networks were loaded."""
         networks = (self.teacher, self.feature_model, self.student)
         return [notice for loaded in networks if loaded is not None for notice in loaded.notices]
 
@@ -92,13 +93,21 @@ class Networks:
         return reader
 
 
-def load_networks(config: SynthesisConfig) -> Networks:
-    """Load them all, and check that they go together and that a dataset can be made of the teacher.
+def load_networks(config: SynthesisConfig, teacher: LoadedModel | None = None) -> Networks:
+    """Load the networks, and check that they go together and that a dataset can be made of the teacher.
+
+    Args:
+        config: of the synthesis.
+        teacher: the config's teacher, if the caller has loaded it and printed its notices. It is copied, because an
+            inversion freezes its teacher.
 
     Raises:
         ConfigError, ModelError, CheckpointError: one cannot be loaded, or does not fit the teacher.
     """
-    teacher = load_model(config.teacher)
+    if teacher is None:
+        teacher = load_model(config.teacher)
+    else:
+        teacher = replace(teacher, model=copy.deepcopy(teacher.model), notices=())
     check_teacher(teacher, stored=True)
     networks = Networks(
         teacher=teacher,
