@@ -57,20 +57,22 @@ def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
     return zip(map(str, ids), counts, strict=True)
 
 
-def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+def iterate_inputs(
+    images: ImageCollection, loaded: LoadedModel, image_ids: Collection[str]
+) -> Iterator[dict[str, Any]]:
     """Yield rows as `pipeline.inputs.read_inputs` does, in this process, decoding few images at a time.
 
     Args:
         images: the images found.
         loaded: the model that will read them.
-        wanted: ids of the images to yield; others are skipped without decoding them.
+        image_ids: of the images to yield; others are skipped without decoding them.
 
     Raises:
         DatasetError: a file cannot be read, or an image cannot be decoded.
     """
     for convert, tables in read_units(images, loaded, labels=False):
         for table in tables:
-            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in image_ids]
             if chosen:
                 yield from _convert(convert, table.take(chosen))
 

@@ -70,18 +70,18 @@ class SynthesisPlan:
         return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
-def plan_synthesis(config: SynthesisConfig, teacher: LoadedModel | None = None) -> SynthesisPlan:
+def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None = None) -> SynthesisPlan:
     """Check on the driver everything that can be checked before the work, and find out what is left to do.
 
     Args:
         config: of the synthesis.
-        teacher: see `load_networks`.
+        loaded_teacher: see `teacher` of `load_networks`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output holds another dataset, or cannot be read.
     """
-    networks = load_networks(config, teacher)
+    networks = load_networks(config, loaded_teacher)
     announce(networks.notices())
     loaded = networks.teacher
     shards = make_plan(config, len(loaded.class_names))
