@@ -10,13 +10,11 @@ thread run at a time. What is measured is kept under `--folder`, and an interrup
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.bench import RESULTS, Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
-from benchmarks.efficacy import RESULTS
-from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, rerun
 from benchmarks.markdown import table
 from benchmarks.spread import spread
 from benchmarks.testbeds import INVERTED, TESTBEDS, Testbed, make_inputs
@@ -92,21 +90,20 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
     Returns:
         `number` of images, `steps`, counted `work` of all images in FLOP, and the student's `top1` in percent.
     """
-    torch.set_num_threads(1)
     testbed = TESTBEDS[name]
     made = _syntheses(bench, testbed, point, seed)
     training = _training(bench, testbed, made, point, seed, views)
 
     def figures() -> Figures:
-        facts = [anew(config, write_dataset) for config in made]
+        facts = [rerun(config, write_dataset) for config in made]
         return {
             "number": sum(fact["number"] for fact in facts),
             "steps": statistics.fmean(fact["mean_steps"] for fact in facts),
             "work": sum(fact["work"] * fact["number"] for fact in facts),
-            "top1": anew(training, distill)["top1"],
+            "top1": rerun(training, distill)["top1"],
         }
 
-    return kept(bench, f"{point.name}-{seed}", comparable(training, made), figures)
+    return kept_or_measured(bench, f"{point.name}-{seed}", comparable_settings(training, made), figures)
 
 
 def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[SynthesisConfig]:
@@ -139,13 +136,11 @@ def run(
     bench: Bench, name: str, found: Sequence[Point], seeds: Sequence[int], processes: int, views: int | None
 ) -> dict[Point, list[Figures]]:
     """Return the figures of each point, one for each seed."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        cells = {
-            (point, seed): pool.submit(measure, bench, name, point, seed, views) for seed in seeds for point in found
-        }
-        for (point, seed), cell in cells.items():
-            print(f"curves: {point.name}, seed {seed}: {cell.result()}", file=sys.stderr, flush=True)
-    return {point: [cells[point, seed].result() for seed in seeds] for point in found}
+    cells = [
+        Cell(point.name, seed, partial(measure, bench, name, point, seed, views)) for seed in seeds for point in found
+    ]
+    measured = measure_cells("curves", [cells], processes)
+    return {point: [measured[point.name, seed] for seed in seeds] for point in found}
 
 
 def page(figures: Mapping[Point, Sequence[Figures]], facts: Mapping[str, Any]) -> str:

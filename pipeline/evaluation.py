@@ -25,7 +25,7 @@ from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.outputs import check_place
 from pipeline.report.writing import write_page
-from pipeline.scores import Score, Tally
+from pipeline.scores import Score, ScoreCounts
 from pipeline.vetting import announce, check_teacher
 
 
@@ -109,7 +109,7 @@ def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tupl
         DatasetError: there are no images.
         CheckpointError: a predictor has fewer classes than there are labels.
     """
-    images, tallies = 0, {name: Tally() for name in predictors}
+    images, tallies = 0, {name: ScoreCounts() for name in predictors}
     for pixels, labels in batches:
         images += len(labels)
         first: Tensor | None = None

@@ -24,9 +24,9 @@ from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
-from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config, job_of_manifest
+from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest
 
-_CLAIMS: dict[Job, str] = {
+_CLAIMS: dict[JobName, str] = {
     "synthesize": store.MANIFEST,
     "compact": store.MANIFEST,
     "calibrate": CONFIG,
@@ -98,7 +98,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, allow_nan=False, default=dataclasses.asdict))
 
 
-def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def make_document(job: JobName, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return a `config.json`: the facts that identify a run, their digest, and the config without credentials."""
     return _plain({"job": job, "digest": digest_of(facts), "identity": facts, "config": redacted(config)})
 
@@ -114,7 +114,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         yield f"{LABELED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
 
 
-def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:
+def check_same_settings(output: str, job: JobName, there: dict[str, Any], mine: dict[str, Any]) -> None:
     """Refuse an output that a run with other settings has claimed.
 
     Raises:
@@ -150,7 +150,7 @@ def _compacted(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"digest": digest_of(facts), "identity": facts}
 
 
-def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] | None:
+def find_config(output: str, job: JobName, mine: dict[str, Any]) -> dict[str, Any] | None:
     """Return the `config.json` of an earlier run with equal settings, or None; nothing is written.
 
     Args:
@@ -166,11 +166,11 @@ def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] |
     if not storage.exists(uri):
         return None
     there = storage.read_json(uri)
-    check_same(output, job, there, mine)
+    check_same_settings(output, job, there, mine)
     return there
 
 
-def _how_to_clear(output: str, job: Job) -> str:
+def _how_to_clear(output: str, job: JobName) -> str:
     """Say what to do about a claim without results, whose run has just started or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
@@ -195,7 +195,7 @@ def without_locations(value: Any) -> Any:
     return kept
 
 
-def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
+def claim(output: str, job: JobName, mine: dict[str, Any]) -> Claim:
     """Claim an output: create the claim if there is none; otherwise compare with it.
 
     Args:
@@ -210,7 +210,7 @@ def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
     with storage.writing_to(output):
         new = storage.create_json(uri, mine)
     there = _read(uri)
-    check_same(output, job, there, mine)
+    check_same_settings(output, job, there, mine)
     _tell_credentials(uri, there)
     if new:
         try:
@@ -233,7 +233,7 @@ def _warn_of_credentials(uri: str) -> None:
     logger.warning(f"{uri!r} of an earlier version holds credentials: delete them from its `config`")
 
 
-def _check_no_other(output: str, job: Job) -> None:
+def _check_no_other(output: str, job: JobName) -> None:
     if _CLAIMS[job] == CONFIG:
         check_output(output, job)
         return
@@ -252,7 +252,7 @@ def _read(uri: str) -> dict[str, Any]:
     return storage.read_json(uri)
 
 
-def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
+def _withdraw(output: str, job: JobName, mine: dict[str, Any]) -> None:
     """Withdraw a claim without results."""
     uri = storage.join(output, _CLAIMS[job])
     made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
@@ -262,7 +262,7 @@ def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
 
 
 @contextmanager
-def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
+def hold(output: str, job: JobName, mine: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
     """Claim an output and hold its lease: if a run with equal settings is at work, wait for it, see `pipeline.lease`.
 
     A run that fails before it made anything withdraws its claim. A run that is killed leaves it, and another run with

@@ -14,7 +14,7 @@ from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import check_inputs, conversion, find_labeled
 from pipeline.models import LoadedModel, ModelConfig, load_model
-from pipeline.quantization.reading import read_counts
+from pipeline.quantization.reading import read_patch_counts
 from tests.test_inputs import random_images, write_synthetic
 
 
@@ -71,7 +71,7 @@ def test_an_image_that_does_not_say_which_patches_it_keeps_keeps_all(tmp_path: P
     table = next(read_columns(find_source(uri), "image_id", "keep_indices"))
     convert = conversion(find_source(uri), loaded, labels=False)
     assert convert.keep_indices(table).to_pylist() == [[3], list(range(16))]
-    assert read_counts(find_images(uri), loaded, dense=False) == [("image 0", 1), ("image 1", 16)]
+    assert read_patch_counts(find_images(uri), loaded, dense=False) == [("image 0", 1), ("image 1", 16)]
 
 
 @pytest.mark.parametrize(

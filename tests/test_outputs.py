@@ -12,7 +12,7 @@ from pipeline.dataset import store, write_images
 from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.models import ModelConfig
-from pipeline.outputs import Job, check_output, job_of
+from pipeline.outputs import JobName, check_output, job_of
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.workers import WorkersConfig
@@ -50,7 +50,7 @@ def images(tmp_path: Path) -> str:
     return uri
 
 
-def run(job: Job, teacher: Path, images: str, output: str, *, workers: int = 0) -> object:
+def run(job: JobName, teacher: Path, images: str, output: str, *, workers: int = 0) -> object:
     model = ModelConfig(name=f"local-dir:{teacher}")
     if job == "synthesize":
         values = {"teacher": {"name": model.name}, "output": output, "images_per_class": 1}
@@ -74,7 +74,7 @@ def run(job: Job, teacher: Path, images: str, output: str, *, workers: int = 0) 
     ],
 )
 def test_another_jobs_output_is_refused_and_left_alone(
-    job: Job, owner: str, message: str, tiny_folder: Path, images: str, tmp_path: Path
+    job: JobName, owner: str, message: str, tiny_folder: Path, images: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     if owner == "synthesize":
@@ -89,6 +89,6 @@ def test_another_jobs_output_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("job", ["synthesize", "calibrate", "distill"])
-def test_workers_need_an_output_that_they_can_reach(job: Job, tiny_folder: Path, images: str) -> None:
+def test_workers_need_an_output_that_they_can_reach(job: JobName, tiny_folder: Path, images: str) -> None:
     with pytest.raises(ConfigError, match="'memory://out' is in the memory of this process"):
         run(job, tiny_folder, images, "memory://out", workers=1)

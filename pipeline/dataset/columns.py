@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 from pipeline.dataset import schema
 from pipeline.errors import DatasetError
 
-_IMAGE, _IMAGE_ID = "image", "image_id"
+_IMAGE, _IMAGE_ID, _LABEL = "image", "image_id", "label"
+# Names that others give to the column of labels, in lower case.
+_NAMES_OF_LABELS = ("label", "labels", "target", "targets", "class", "class_id", "category", "fine_label", "y")
 
 
 def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] = ()) -> dict[str, pa.DataType]:
@@ -42,6 +44,17 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     types = {name: _read_type(uri, name, kinds[name]) for name in names if name != _IMAGE}
     # A column of ids that are all null counts as absent.
     return {_IMAGE: pa.binary()} | {name: kind for name, kind in types.items() if kind is not None}
+
+
+def likely_labels(file_schema: pa.Schema) -> str | None:
+    """Return name and type of a column that may be meant as `label`, by its name; None if there is none, or a `label`.
+
+    Args:
+        file_schema: of a file.
+    """
+    by_name = {field.name.lower(): field for field in reversed(list(file_schema))}
+    found = next((by_name[name] for name in _NAMES_OF_LABELS if name in by_name), None)
+    return None if found is None or _LABEL in file_schema.names else f"{found.name!r} ({found.type})"
 
 
 def _read_type(uri: str, name: str, kind: pa.DataType) -> pa.DataType | None:

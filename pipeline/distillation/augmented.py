@@ -66,7 +66,7 @@ class Augmenter:
 
     def _draw(self, batch: DistillationBatch, epoch: int) -> Draws:
         count = self.grid[0] * self.grid[1]
-        return augment.draw(
+        return augment.draw_augmentation(
             batch.image_ids,
             seed=self.seed,
             epoch=epoch,
@@ -132,7 +132,7 @@ class Augmenter:
         # A mixture has no label.
         batch = replace(batch, labels=batch.labels.masked_fill((mixed | chosen) & paired, -1))
         if config.mixup:
-            batch = replace(batch, pixels=augment.mix(batch.pixels, partners, draws.values["mixup_share"] * mixed))
+            batch = replace(batch, pixels=augment.mixup(batch.pixels, partners, draws.values["mixup_share"] * mixed))
         if config.cutmix:
             values = draws.values
             blocks = augment.choose_blocks(

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.images import DistillationBatch
-from pipeline.distillation.objective import TERMS, Objective
+from pipeline.distillation.objective import TERMS, DistillationObjective
 from pipeline.distillation.opening import ImageSource, TrainingImages
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state
@@ -81,7 +81,7 @@ class StudentTrainer:
         self.student = student.to(group.device)
         self.images, self.labeled = images, labeled
         self.optimizer = make_optimizer(student.trained_parameters(), config)
-        self.objective = Objective(config, self.student, answers)
+        self.objective = DistillationObjective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
         self._mid_epoch = WhenToSave(60 * config.checkpoint_minutes, noticed)
 

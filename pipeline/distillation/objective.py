@@ -13,7 +13,7 @@ TERMS = ("kl", "tokens", "labels", "loss")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Objective(nn.Module):
+class DistillationObjective(nn.Module):
     """Sum the loss terms of a student over a batch.
 
     Args:

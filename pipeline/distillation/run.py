@@ -25,8 +25,8 @@ from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import find_config, hold
-from pipeline.synthesis.arrivals import PartArrivals, expecting
-from pipeline.synthesis.beside import Synthesis, has_room, making
+from pipeline.synthesis.arrivals import PartArrivals, expected_parts
+from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.training import resources_of
 
@@ -85,13 +85,13 @@ def epochs_left(config: DistillationConfig) -> str:
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     done_before = max(list_epochs(output), default=0)
-    with own_errors(), expecting(plan.to_make) as arrivals:
+    with own_errors(), expected_parts(plan.to_make) as arrivals:
         # What the training itself lacks must come out before images are made for hours.
         task = _read(plan, _arriving(plan, arrivals))
         train = prepare_training(task, fixed_size=fixed_size)
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
-            making(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
+            synthesis_beside(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
             report_epochs(output, plan.config.epochs, done_before, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)

@@ -28,7 +28,7 @@ from pipeline.models import LoadedModel, weight_digest
 from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
 from pipeline.vit.families import refusal
-from pipeline.workers import check_same, load_again, pick_device, threads
+from pipeline.workers import check_same_digest, load_again, pick_device, threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Task:
         config: with absolute local paths.
         digest: of the run.
         teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are, or will be; labeled ones may be none.
+        images, labeled: where they are, or will be; `labeled` may be None.
     """
 
     config: DistillationConfig
@@ -99,7 +99,7 @@ def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
 
 
 def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
-    """Workers that hold every core would wait for ever for the tasks that read their images."""
+    """Refuse workers that hold every core: they would wait forever for the tasks that read their images."""
     workers, there = config.workers, ray.cluster_resources()
     cores, num_workers = there.get("CPU", 0.0), workers.size
     in_memory = f"raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
@@ -169,7 +169,7 @@ def train_on(
     config = task.config
     teacher = load_again(config.teacher, task.teacher_digest)
     student = build_student(config.student, teacher, seed=config.seed)
-    check_same("the untrained student", weight_digest(student.model), task.student_digest)
+    check_same_digest("the untrained student", weight_digest(student.model), task.student_digest)
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )

@@ -15,7 +15,7 @@ from pipeline.inversion.viewing import View, Viewer
 from pipeline.vit.ranking import Ranking
 
 
-class Objective:
+class InversionObjective:
     """The sum of the terms, in parts: each adds to the gradient of the images, and what it computed is freed.
 
     Args:

@@ -10,13 +10,13 @@ from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import ModelConfig
 from pipeline.models.image_processor import read_processor
 from pipeline.models.layouts import Layout, add_class_position, rename, source_names
-from pipeline.models.transformers_folder import Described, describe_classifier
+from pipeline.models.transformers_folder import TransformersClassifier, describe_classifier
 from pipeline.models.weights import check_floating
 
 _SAFE = (".safetensors", ".safetensors.index.json")
 
 
-def describe_folder(what: str, config: Mapping[str, Any]) -> Described:
+def describe_folder(what: str, config: Mapping[str, Any]) -> TransformersClassifier:
     """Return the timm model that a folder's config describes.
 
     Raises:

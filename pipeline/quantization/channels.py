@@ -34,9 +34,9 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormReaders:
-    """A normalization, and the linear layers that read its output and nothing else does.
+    """A normalization, and the linear layers that are the only readers of its output.
 
-    So a factor of each channel can be moved from the one into the others.
+    A factor of each channel can then be moved from the normalization into these layers.
     """
 
     norm: Affine

@@ -72,15 +72,15 @@ class Calibration:
 def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
     """Read every planned image, on `workers.size` workers, and merge what they saw.
 
-    Images are read once; before that if the model is smoothed, to observe the ranges of each channel; and after that if
-    weights or biases are refined, to add up what the layers read.
+    One pass over the images observes the ranges. If the model is smoothed, a pass before it observes the range of each
+    channel; if weights or biases are refined, a pass after it adds up what the layers read.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
     decoded, with the rows that are read together from a file.
 
     Args:
-        plan: what to calibrate on what.
+        plan: of the calibration.
         fixed_size: no node can join the cluster any more.
 
     Raises:
@@ -144,7 +144,7 @@ def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserve
 
 @dataclass(frozen=True)
 class _Workers:
-    """How the workers of a calibration put together what each of them saw.
+    """Operations by which the workers of a calibration combine what each of them saw.
 
     Attributes:
         gather: returns what every worker gives it, in the order of their ranks.

@@ -148,7 +148,7 @@ def convert(
 
 
 def _set_scales(prepared: fx.GraphModule, weight: str, scales: Tensor) -> None:
-    """Let the observers of a weight have seen what gives these scales [out]."""
+    """Set the extremes that the observers of a weight have seen, so that they give these scales [out]."""
     for node in prepared.graph.nodes:
         if node.op == "call_module" and str(node.args[0].target) == weight:
             observer: Any = prepared.get_submodule(node.target)

@@ -1,7 +1,7 @@
 """Observe what layers with weights read: sums and products of their input channels, exactly over any split of images.
 
-Sums of floats depend on their order. So values are rounded to multiples of a power of two, at most 2^15 of which make
-the largest that was seen, and whole numbers are added up: the same for any number of workers.
+Sums of floats depend on their order. So each value is rounded to a whole multiple of a power of two, chosen so that the
+largest value seen is at most 2^15 of them, and these whole numbers are added up: the same for any number of workers.
 """
 
 import math
@@ -106,7 +106,7 @@ class MomentObserver(GraphReader):
 
 
 def fixed_step(low: float, high: float) -> float:
-    """Return the power of two, multiples of which stand for values between two extremes."""
+    """Return the power of two whose multiples represent the values between two extremes."""
     _, exponent = math.frexp(max(abs(low), abs(high)))
     return 2.0 ** (exponent - _FIXED_BITS)
 

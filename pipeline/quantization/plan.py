@@ -21,7 +21,7 @@ from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_counts
+from pipeline.quantization.reading import read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
@@ -105,7 +105,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
     check_inputs(images, loaded, reads_kept=_reads_kept(config), ids=False)
-    index = read_counts(images, loaded, dense=config.mode == "dense")
+    index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
     held_back = None if config.mixed is None else probe

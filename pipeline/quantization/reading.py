@@ -26,7 +26,7 @@ def whole_image(loaded: LoadedModel) -> int:
     return num_patches(loaded) or 1
 
 
-def read_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
+def read_patch_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
     """Return the id of each image and the number of its patches to read, in reading order. No image is decoded.
 
     Args:

@@ -12,11 +12,11 @@ from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
 from pipeline.outputs import CONFIG
+from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
-from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
 from pipeline.quantization.qat import Trained, check_training, train_variants

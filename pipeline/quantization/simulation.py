@@ -59,7 +59,7 @@ class Simulation:
 
 
 class _Activations(nn.Module):
-    """Rounds what passes, or not."""
+    """Round activations while `widths` are set; pass them on unchanged otherwise."""
 
     num_weights = 0
 
@@ -80,7 +80,7 @@ class _Activations(nn.Module):
 
 
 class _Weights(nn.Module):
-    """Rounds a weight, or not."""
+    """Round a weight while `widths` are set; pass it on unchanged otherwise."""
 
     def __init__(self, num_weights: int, refined: Callable[[int], Tensor | None]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Weights(nn.Module):
 
 
 class _Bias(nn.Module):
-    """Corrects a bias, or not."""
+    """Correct a bias while `widths` are set; pass it on unchanged otherwise."""
 
     num_weights = 0
 

@@ -56,7 +56,7 @@ def list_variants(config: CalibrationConfig, mixture: Mixture | None = None) -> 
 
 
 def calibrated_values(variant: Variant, ranges: Mapping[int, Ranges], refinement: Refinement | None = None) -> Values:
-    """Return what calibration found.
+    """Return what calibration found to quantize a model with.
 
     Args:
         variant: the model.

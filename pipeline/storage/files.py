@@ -121,7 +121,7 @@ def _create_locally(target: Path, content: bytes) -> bool:
 
 
 def _create_exclusively(target: Path, content: bytes) -> bool:
-    """Create a file without hard links: one process wins too, but others may see the file before it is complete."""
+    """Create a file without hard links: here too only one process succeeds, but others may read an incomplete file."""
     try:
         with target.open("xb") as file:
             file.write(content)
@@ -171,7 +171,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors that reading from `open_file` may raise, apart from those of a reader about the content."""
+    """Return the errors of storage that reading from `open_file` may raise. A parser adds its own about the content."""
     return (OSError, *driver_errors())
 
 

@@ -236,8 +236,8 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
     """Yield a folder for temporary files on this machine, which is deleted at the end.
 
     Raises:
-        DatasetError: it could not be made, or writing to it failed. What is written elsewhere within the context should
-            be told apart by `writing_to`.
+        DatasetError: it could not be made, or writing to it failed. Writes to other places within the context belong in
+            `writing_to`, so that their errors name those places.
     """
     folder = None
     try:

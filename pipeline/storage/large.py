@@ -22,7 +22,7 @@ _PIECE_BYTES = 16 * 2**20
 
 @contextmanager
 def new_file(uri: str, *, temporary_in: str) -> Iterator[Path]:
-    """Yield a local path to write a file at; where the context ends well, the file appears at `uri`, whole.
+    """Yield a local path to write a file at; if the context ends without an error, the complete file appears at `uri`.
 
     A local file is moved into place. For an object store it is written to the machine's folder of temporary files, and
     uploaded. A process killed at any moment leaves no file at `uri`, or all of it; it may leave a local temporary file.

@@ -163,7 +163,7 @@ def in_job_package(uri: str) -> bool:
 
 
 def why_missing(uri: str) -> str:
-    """Return an addition to messages that nothing is at `uri`: where relative paths lead in a submitted job."""
+    """Return a hint for messages that nothing is at `uri`: where relative paths lead in a submitted job; else empty."""
     if not in_job_package(uri):
         return ""
     return (

@@ -18,7 +18,7 @@ def with_retries(work: Callable[[], T]) -> T:
 
     Raises:
         OSError: it kept failing, or storage refused, which is not tried again.
-        PipelineError: as the work, at once unless it is transient.
+        PipelineError: the work raised it; it is tried again only if it is transient.
     """
     for delay_s in RETRY_DELAYS_S:
         try:

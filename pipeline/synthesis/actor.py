@@ -51,12 +51,12 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
 
 
 def memory_share(total: int, actors: int) -> int:
-    """Return the bytes of a GPU that each of its actors may allocate: all, or an equal share without its context."""
+    """Return the bytes of a GPU that an actor may allocate: all, or an equal share less the memory of its context."""
     return total if actors == 1 else total // actors - _CONTEXT_BYTES
 
 
 def limit_memory(device: torch.device, actors: int) -> None:
-    """Keep this process to its share of a GPU, as if that were all: out of memory, it splits its own batches.
+    """Limit this process to its share of a GPU's memory; when that is full, it splits its batches.
 
     Otherwise the batches of a shard, which decide how its pixels are rounded, would depend on the GPU's other actors.
 
@@ -243,7 +243,7 @@ class Inverter:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 
     def _finish(self, harvest: Harvest, targets: Tensor, micro_batch: int) -> dict[str, list[Any]]:
-        """Columns of images as they are stored, scored as many at a time as the inversion could hold."""
+        """Return the columns of images as stored; they are scored in batches that the inversion could hold."""
         pixels = self.teacher.to_uint8(self.teacher.fill_stopped(harvest.images, harvest.keep_indices))
         pieces = zip(*(rows.split(micro_batch) for rows in (pixels, harvest.keep_indices, targets)), strict=True)
         parts = [score(self.teacher, *piece) for piece in pieces]

@@ -49,7 +49,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Running:
-    """A shard that a worker's process works on, and whether it has inverted it and only writes it."""
+    """The shard that a worker's process works on, and whether all that is left of it is to write the part."""
 
     worker: str
     device: Device
@@ -62,7 +62,7 @@ class Begun:
     """The answer to a worker that wants to begin a shard.
 
     Attributes:
-        history: how earlier attempts ended, as far as it was not reported to the driver yet.
+        history: how earlier attempts ended, of those that the driver has not been told of yet.
         refusal: why the shard is given up; empty if the worker may do it.
         done: whether this run has made the shard already, and its worker died before Ray heard of it.
         handed_back: whether the shard failed in this pass already, and is for another worker in the next.
@@ -82,8 +82,8 @@ class Attempts:
     Args:
         max_attempts: attempts at a shard before it is given up.
         actors_per_gpu: actors that share a GPU, and fail together with it.
-        begun_before: shards that an earlier run began and did not finish. Its attempt is counted, and not held against
-            them.
+        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but it does not use
+            up one of `max_attempts`.
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:

@@ -41,7 +41,7 @@ class _File:
     Attributes:
         uri: where it lies.
         there: whether it may exist.
-        notes: lines.
+        notes: lines for the driver.
         reported: whether one of them says that it could not be written, which may be so again and again.
     """
 
@@ -103,7 +103,7 @@ class Checkpoints:
         return file.notes
 
     def _find(self, name: str) -> bool:
-        """Return whether a checkpoint was there when last looked, which is not long ago."""
+        """Return whether there was a checkpoint at the last listing, which is recent."""
         if time.monotonic() - self._listed_at > _LIST_EVERY_S:
             try:
                 self._listed = storage.list_files(storage.join(self._output, FOLDER))

@@ -24,7 +24,7 @@ from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import is_made
-from pipeline.synthesis.writer import OUTCOME, Made, PartWriter, outcome, record_failure, worker_name
+from pipeline.synthesis.writer import OUTCOME, PartWriter, UnwrittenShard, outcome, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
@@ -39,7 +39,7 @@ class _Inverted:
     """A shard that is to be stored, by the writer that made it, in an attempt that was begun."""
 
     writer: PartWriter
-    made: Made
+    made: UnwrittenShard
     begun: Begun
 
 
@@ -126,7 +126,7 @@ class GuardedWriter:
             if not is_device_error(error):
                 raise
             return self._failed(shard_id, labels, error, loading=False)
-        if not isinstance(made, Made):
+        if not isinstance(made, UnwrittenShard):
             return self._end(made, begun)
         self._ask("inverted", self._device, shard_id)
         return _Inverted(writer, made, begun)
@@ -134,7 +134,7 @@ class GuardedWriter:
     def _leave(self) -> None:
         """End the process once the other calls have returned, and Ray has had time to hear of it.
 
-        What it has not heard of it would do again.
+        Ray would repeat a call whose result has not reached it.
         """
         with self._returned:
             self._returned.wait_for(lambda: self._calls <= 1, timeout=_LEAVE_S)

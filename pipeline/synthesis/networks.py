@@ -38,7 +38,7 @@ class Networks:
     student: LoadedModel | None = None
 
     def make_teacher(self, inversion: InversionConfig) -> AnyTeacher:
-        """The teacher as an inversion reads it.
+        """Return the teacher as an inversion reads it.
 
         Raises:
             ModelError: see `pipeline.inversion.make_teacher`.
@@ -58,7 +58,7 @@ class Networks:
         return build_terms(inversion, feature_prior=prior, disagreement=disagreement)
 
     def notices(self) -> list[str]:
-        """Return what a user should know at once of how they were loaded."""
+        """Return messages for the user about how the networks were loaded."""
         networks = (self.teacher, self.feature_model, self.student)
         return [notice for loaded in networks if loaded is not None for notice in loaded.notices]
 

@@ -15,7 +15,7 @@ from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
-from pipeline.runs import check_same
+from pipeline.runs import check_same_settings
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
@@ -70,18 +70,18 @@ class SynthesisPlan:
         return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
-def plan_synthesis(config: SynthesisConfig, teacher: LoadedModel | None = None) -> SynthesisPlan:
+def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None = None) -> SynthesisPlan:
     """Check on the driver everything that can be checked before the work, and find out what is left to do.
 
     Args:
         config: of the synthesis.
-        teacher: see `load_networks`.
+        loaded_teacher: see `teacher` of `load_networks`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output holds another dataset, or cannot be read.
     """
-    networks = load_networks(config, teacher)
+    networks = load_networks(config, loaded_teacher)
     announce(networks.notices())
     loaded = networks.teacher
     shards = make_plan(config, len(loaded.class_names))
@@ -149,5 +149,5 @@ def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
     if not storage.exists(store.manifest_uri(output)):
         return manifest
     there = store.read_manifest(output)
-    check_same(output, "synthesize", there, manifest)
+    check_same_settings(output, "synthesize", there, manifest)
     return there

@@ -34,7 +34,7 @@ class Needs:
         return self.num_gpus > 0
 
     def room(self, resources: Mapping[str, float], labels: Mapping[str, str] | None) -> int:
-        """Return how many actors fit on a node if nothing else runs on it, and if it is chosen where that is unknown.
+        """Return how many actors fit on an idle node; one whose labels are not known is taken to be selected.
 
         Args:
             resources: of the node, by Ray's names.

@@ -104,10 +104,10 @@ def plan_images(path: str, loaded: tuple[ModelConfig, LoadedModel] | None = None
 
 
 def check_all_come(to_make: ImagesToMake) -> None:
-    """Check that no images are left out which failed before.
+    """Refuse a config that leaves out images which failed before.
 
     Raises:
-        ConfigError: some are.
+        ConfigError: it does.
     """
     plan = to_make.plan
     if plan.progress.failed and not plan.config.retry_failed:

@@ -24,7 +24,7 @@ from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
 from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
-from pipeline.workers import check_same, device_name
+from pipeline.workers import check_same_digest, device_name
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
@@ -59,7 +59,7 @@ OUTCOME = pa.schema(
 
 
 @dataclass(frozen=True)
-class Made:
+class UnwrittenShard:
     """A shard that is inverted and not yet written, and the seconds that its inversion took."""
 
     shard_id: int
@@ -84,7 +84,7 @@ class PartWriter(Inverter):
         super().__init__(config)
         self.schema_version = schema_version
         # The digest of a dataset covers more of a teacher than its weights.
-        check_same(f"teacher {config.teacher.name!r}", self.digest, digest)
+        check_same_digest(f"teacher {config.teacher.name!r}", self.digest, digest)
         self.worker = worker_name()
         if config.checkpoint_minutes is not None:
             every_s = 60 * config.checkpoint_minutes
@@ -97,10 +97,13 @@ class PartWriter(Inverter):
     def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
         """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
         made = self.make(shard_id, labels, image_ids)
-        return self.store(made) if isinstance(made, Made) else made
+        return self.store(made) if isinstance(made, UnwrittenShard) else made
 
-    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "Made | dict[str, Any]":
-        """Invert a shard for `store`; or return its row, if another run has made it or it failed, which is recorded."""
+    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "UnwrittenShard | dict[str, Any]":
+        """Invert a shard and return it for `store`, or its row if another run made it or it failed.
+
+        A failure is recorded.
+        """
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         started = time.monotonic()
@@ -110,9 +113,9 @@ class PartWriter(Inverter):
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
-        return Made(shard_id, labels, shard, time.monotonic() - started)
+        return UnwrittenShard(shard_id, labels, shard, time.monotonic() - started)
 
-    def store(self, made: "Made") -> dict[str, Any]:
+    def store(self, made: "UnwrittenShard") -> dict[str, Any]:
         """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
         shard_id, labels, shard = made.shard_id, made.labels, made.shard
         started = time.monotonic()
@@ -137,7 +140,7 @@ class PartWriter(Inverter):
         )
 
     def read_back(self, shard_id: int) -> dict[str, Any]:
-        """Return the row of a part that this run made, if the row may be lost; from the part itself.
+        """Return the row of a part that this run made, read from the part itself, where the first row may be lost.
 
         Raises:
             DatasetError: the part cannot be read.

@@ -25,11 +25,11 @@ from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import BitWidths
 from pipeline.quantization import load_quantized as load_from_quantization
 from pipeline.quantization.agreement import relative_error
+from pipeline.quantization.artifact_files import Artifact, make_artifacts
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.learned import LearnedGraph
-from pipeline.quantization.making import Artifact, make_artifacts
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.variants import Values, Variant
 

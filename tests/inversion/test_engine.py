@@ -14,9 +14,9 @@ from pipeline.inversion import (
     Inversion,
     InversionConfig,
     InversionResult,
-    Shown,
     Teacher,
     Term,
+    ViewOutput,
     build_terms,
     invert,
     score,
@@ -428,7 +428,7 @@ def test_terms_of_ones_own_beside_those_of_the_config(tiny_teacher: Teacher) -> 
     def darkness(images: torch.Tensor) -> torch.Tensor:
         return images.mean(dim=(1, 2, 3))
 
-    def confidence(shown: Shown) -> torch.Tensor:
+    def confidence(shown: ViewOutput) -> torch.Tensor:
         assert shown.filled.shape == shown.jittered.shape
         return -shown.logits.softmax(dim=1).gather(1, shown.targets.unsqueeze(1)).squeeze(1)
 

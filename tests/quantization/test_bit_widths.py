@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization import BitWidths, CalibrationConfig
-from pipeline.quantization.making import _save_options
+from pipeline.quantization.artifact_files import _save_options
 
 
 def test_bit_widths_are_named() -> None:

@@ -17,7 +17,7 @@ from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.shards import ShardPlan
-from pipeline.synthesis.writer import Made, outcome
+from pipeline.synthesis.writer import UnwrittenShard, outcome
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
@@ -120,14 +120,14 @@ class Slow:
         self.stored: list[int] = []
         self.during: list[str] = []
 
-    def make(self, shard_id: int, *_: Any) -> Made:
+    def make(self, shard_id: int, *_: Any) -> UnwrittenShard:
         self.during.append(f"invert {shard_id}")
         if shard_id == 1:
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         shard: Any = None
-        return Made(shard_id, [1], shard, 1.0)
+        return UnwrittenShard(shard_id, [1], shard, 1.0)
 
-    def store(self, made: Made) -> dict[str, Any]:
+    def store(self, made: UnwrittenShard) -> dict[str, Any]:
         time.sleep(0.3)
         self.during.append(f"stored {made.shard_id}")
         return outcome(made.shard_id, "here")

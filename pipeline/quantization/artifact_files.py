@@ -47,7 +47,7 @@ class Artifact:
         uri: where it will lie; None where it is only measured.
         errors: relative errors of its logits on calibration images: `fp32_error` against the float model, `deviation`
             from the quantized graph that was calibrated.
-        note: anything that a user would otherwise wonder about.
+        note: explains figures that would surprise a user.
         mixture: the widths of each layer, where they differ; `bits` are the largest then.
     """
 
@@ -62,8 +62,8 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Artifacts that compute what was calibrated, and a row of reasons for each that does not."""
+class MadeArtifacts:
+    """Artifacts that compute what was calibrated, and for each that does not a row that says why."""
 
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
@@ -109,7 +109,7 @@ def make_artifacts(
     mixture: Mixture | None = None,
     refinement: Refinement | None = None,
     trained: Mapping[str, Values] | None = None,
-) -> Made:
+) -> MadeArtifacts:
     """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
     A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
@@ -124,9 +124,9 @@ def make_artifacts(
         folder: on this machine, for the files.
         mixture: widths of each layer for an artifact `mixed`.
         refinement: of weights and biases, where there is one.
-        trained: what takes the place of what calibration found, by the label of a variant.
+        trained: values that replace those of the calibration, by the label of a variant.
     """
-    made, floating = Made([], []), model_predictor(loaded.model)(images)
+    made, floating = MadeArtifacts([], []), model_predictor(loaded.model)(images)
     for variant in list_variants(config, mixture):
         values = (trained or {}).get(variant.label) or calibrated_values(variant, ranges, refinement)
         quantized = _quantize(config, program, variant, values)
@@ -150,7 +150,7 @@ def _quantize(config: CalibrationConfig, program: ExportedProgram, variant: Vari
 def _make(
     config: CalibrationConfig, loaded: LoadedModel, calibrated: _Calibrated, kind: FormatName, path: Path
 ) -> Artifact | dict[str, Any]:
-    """Return what computes what was calibrated, or the row of the report that says why nothing does."""
+    """Write a file and open it; return the artifact, or the row of the report that says why it is refused."""
     bits, bound, options = calibrated.bits, calibrated.bound, _save_options(config, kind, calibrated.bits)
     try:
         files = save(calibrated.program, path, Facts.of(loaded), **options)
@@ -217,7 +217,7 @@ def _save_options(config: CalibrationConfig, kind: FormatName, bits: BitWidths) 
 
 
 def _saturates(config: CalibrationConfig, calibrated: _Calibrated, kind: FormatName, path: Path) -> bool:
-    """Whether a file is right and only this processor's products are not, as int8 weights were asked for."""
+    """Return whether a file is right, and only products of its int8 weights saturate on this processor."""
     open_exact = format_named(kind).open_exact
     if open_exact is None or config.onnx_weights != "int8" or not calibrated.bits.can_saturate:
         return False
