@@ -173,7 +173,7 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool, reads_kept:
     has_labels = "label" in source.columns
     if labels and not has_labels:
         likely = source.likely_labels
-        hint = "" if likely is None else f"; if its column {likely} holds them, rename it `label`, of whole numbers"
+        hint = "" if likely is None else f"; if its column {likely} holds them, write it as `label`, of whole numbers"
         raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders{hint}")
     reads_kept = refusal(loaded.model) is None if reads_kept is None else reads_kept
     _check_size(source, loaded)

@@ -1,7 +1,9 @@
 """Labels and kept patches as a model reads them, without a cluster."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +34,21 @@ def test_numbers_that_are_no_class_are_unknown_where_labels_are_not_needed(tmp_p
     check_inputs(images, loaded)
     (table,) = read_columns(images.sources[0], "label")
     assert conversion(images.sources[0], loaded, labels=False).labels(table).to_pylist() == [3, -1, -1]
+
+
+@pytest.mark.parametrize("label", [["ant", "bee"], [[1], [2, 3]]], ids=["texts", "lists"])
+def test_labels_that_are_no_numbers_are_not_read_and_this_is_said(
+    tmp_path: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str], label: list[Any]
+) -> None:
+    code = schema.encode_image(random_images(1, 32)[0])
+    pq.write_table(pa.table({"image": [code] * 2, "label": label}), tmp_path / "x.parquet")
+    images = find_images(str(tmp_path))
+    assert re.search(
+        r": its column 'label' \((string|list<.*>)\) holds no numbers, and is not read\n$", capsys.readouterr().err
+    )
+    check_inputs(images, loaded)
+    with pytest.raises(DatasetError, match=r"has no labels: .*; if its column 'label' \(.*\) holds them, write it as"):
+        check_inputs(images, loaded, labels=True)
 
 
 def set_grid(folder: Path, grid: int) -> None:

@@ -219,6 +219,8 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
         class_names = _names_beside(uri, first)
     named = None if class_names is None else list(class_names)
     synthetic, likely_labels = "keep_indices" in first.columns, first.likely_labels
+    if likely_labels is not None and likely_labels.startswith("'label' "):
+        logger.warning(f"{uri!r}: its column {likely_labels} holds no numbers, and is not read")
     return Source(uri, first.columns, named, synthetic, units, likely_labels=likely_labels)
 
 
