@@ -166,11 +166,6 @@ def _text_images(folder: Path) -> str:
     return r"paths\.parquet.*it is string"
 
 
-def _text_labels(folder: Path) -> str:
-    pq.write_table(pa.table({"image": [b""], "label": ["cat"]}), folder / "x.parquet")
-    return "column 'label' is string, it must be int64"
-
-
 def _mixed(folder: Path) -> str:
     pq.write_table(pa.table({"image": [b""], "label": [1]}), folder / "0.parquet")
     pq.write_table(pa.table({"image": [b""]}), folder / "1.parquet")
@@ -210,7 +205,6 @@ def _no_parts(folder: Path) -> str:
         _foreign_part,
         _foreign_file,
         _text_images,
-        _text_labels,
         _mixed,
         _no_rows,
         _nothing,
