@@ -150,7 +150,7 @@ def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Ite
     Raises:
         DatasetError: at once, when there are no labels; while reading, when an image cannot be decoded.
     """
-    images = read_inputs(source, loaded, labels=True).select_columns(["pixels", "label"])
+    images = read_inputs(source, loaded, labels=True, reads_kept=False).select_columns(["pixels", "label"])
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         with own_errors():

@@ -23,8 +23,8 @@ from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
-# Under a job's output, while its workers run.
-_TRAIN_FOLDER = "train"
+# Under a job's output, while its workers run. It is deleted whole, so its name with that of the run is nobody else's.
+_TRAIN_FOLDER = ".ray-train-"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
 # Torch's own limit for workers that wait for each other.
@@ -128,20 +128,21 @@ def run_workers(
 ) -> Any:
     """Run a function on every worker, and return its result on rank 0.
 
-    Ray Train's own state holds nothing to continue from. It lies under the output only while the workers run.
+    Ray Train's own state holds nothing to continue from. It lies in a hidden folder of the output while workers run,
+    and nothing else is deleted.
 
     Args:
         work: to do on each.
         workers: of the run; how often they may fail.
         resources: of the workers, as `worker_configs` returns them.
         output: folder of the job.
-        name: of the run.
+        name: of the run, with its digest.
 
     Raises:
         PipelineError: see `fit`.
     """
     scaling, torch_config = resources
-    folder = storage.join(output, _TRAIN_FOLDER)
+    folder = storage.join(output, _TRAIN_FOLDER + name)
 
     def trainer() -> TorchTrainer:
         # What a job that was killed left there, or the attempt before.

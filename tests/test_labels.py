@@ -129,6 +129,6 @@ def test_where_labels_are_missing_the_column_that_may_hold_them_is_named(tiny_fo
     image = schema.encode_image(np.zeros((8, 8, 3), np.uint8))
     pq.write_table(pa.table({"image": [image], "target": [0]}), uri)
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
-    hint = r"has no labels: .*; if its column 'target' \(int64\) holds them, rename it `label`, of whole numbers$"
+    hint = r"has no labels: .*; if its column 'target' \(int64\) holds them, write it as `label`, of whole numbers$"
     with pytest.raises(DatasetError, match=hint):
         find_labeled(str(uri), loaded)

@@ -94,7 +94,14 @@ def test_a_worker_that_was_killed_is_started_again(tmp_path: Path, capsys: pytes
 
     workers = WorkersConfig(device="cpu", max_failures=1)
     resources = worker_configs(workers, fixed_size=True)
+    # What a user keeps there, such as the images to train on, is not Ray Train's.
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "bird.png").write_bytes(b"photo")
     assert run_workers(work, workers, resources, output=str(tmp_path / "out"), name="killed") == "done"
+    assert [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")] == [
+        "train",
+        "train/bird.png",
+    ]
     assert capsys.readouterr().err.count("; trying again, 1 of 1 failures left\n") == 1
 
 

@@ -150,10 +150,11 @@ def _parquet_folder(
     card = _card(uri, listing)
     config = card_config(uri, card)
     splits = None if config is None else card_splits(uri, config, names)
-    by_card = splits is not None
+    # A card may also name only the folder of the files.
+    listed = config is not None and "data_files" in config
     splits = splits or parquet_splits(names)
     chosen, files = choose_split(uri, splits, split)
-    if not by_card:
+    if not listed:
         check_one_dataset(uri, chosen, files)
         if chosen is None:
             check_no_hidden_splits(uri, files)
@@ -218,6 +219,8 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
         class_names = _names_beside(uri, first)
     named = None if class_names is None else list(class_names)
     synthetic, likely_labels = "keep_indices" in first.columns, first.likely_labels
+    if likely_labels is not None and likely_labels.startswith("'label' "):
+        logger.warning(f"{uri!r}: its column {likely_labels} holds no numbers, and is not read")
     return Source(uri, first.columns, named, synthetic, units, likely_labels=likely_labels)
 
 

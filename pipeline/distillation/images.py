@@ -5,8 +5,8 @@ share of every batch, so that any number of workers takes the same steps.
 
 Streamed, an epoch is a permutation of the files' row groups, which are divided among the workers. Each worker reads its
 own as a Ray Dataset through a shuffle buffer: the dataset is not copied, and images mix within the row groups that the
-buffer holds. If each part holds a single class, the buffer must hold several parts. The order depends on the number of
-workers.
+buffer holds. If each part holds a single class, the buffer must hold several parts. A large row group is read by one
+task, from its start to its end. The order depends on the number of workers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.units import RowRange
 from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
@@ -182,7 +183,9 @@ class StreamedImages:
         self.num_images = source.num_rows
         self._source, self._loaded, self._labels = source, loaded, labels
         self._share = share
-        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}"
+        # Large row groups came in pieces before.
+        whole = any(isinstance(unit, RowRange) and unit.num_rows > _ROWS_PER_BLOCK for _, unit in source.units)
+        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}{', whole' if whole else ''}"
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""
@@ -202,7 +205,7 @@ class StreamedImages:
         if not units:
             return
         source = replace(self._source, units=units)
-        # Their bounds decide the order, and Ray would choose them by the cores of the cluster.
+        # The bounds of blocks decide the order, and Ray would choose them by the cores of the cluster.
         num_blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
         dataset = open_inputs(source, self._loaded, labels=self._labels, num_blocks=num_blocks)
         # Without more rows in the buffer than in a batch, nothing would be shuffled.

@@ -20,11 +20,11 @@ from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
-from pipeline.errors import IncompleteError
+from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
-from pipeline.runs import hold
+from pipeline.runs import find_config, hold
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
@@ -40,8 +40,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
     `config.output` will hold `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
     loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`
-    and `report.html`; during the run also Ray Train's `train/`. If a run with equal settings is at work on the output,
-    this one waits for it and returns its result.
+    and `report.html`; during the run also a hidden folder of Ray Train's. If a run with equal settings is at work on
+    the output, this one waits for it and returns its result.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
@@ -60,6 +60,9 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
     if storage.exists(result_uri):
+        # Another tool's file may have that name.
+        if find_config(output, "distill", plan.document) is None:
+            raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
         return storage.read_json(result_uri)
     storage.check_writable(output)
     with hold(output, "distill", plan.document) as (_, waited):

@@ -134,8 +134,9 @@ def _share(images: ImageCollection, windows: Sequence[Window]) -> _Share:
     return _Share(images.select([row for window in windows for row in window.rows]), _batches(windows))
 
 
-def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
-    return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
+def _read(share: _Share, loaded: LoadedModel, *, reads_kept: bool = False) -> Iterator[dict[str, Any]]:
+    wanted = {image_id for batch in share.batches for image_id in batch}
+    return iterate_inputs(share.images, loaded, wanted, reads_kept=reads_kept)
 
 
 def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserver:
@@ -198,8 +199,9 @@ def _observe(
     config: CalibrationConfig, loaded: LoadedModel, observer: GraphReader, share: _Share, count: Count
 ) -> list[str]:
     dense = whole_image(loaded) if config.mode == "dense" else None
+    rows = _read(share, loaded, reads_kept=dense is None)
     with naming_batch_size("batch_size", config.batch_size):
-        return observer.observe(gather_batches(_read(share, loaded), share.batches, dense_patches=dense), count)
+        return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
 
 
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:

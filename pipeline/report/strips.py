@@ -32,23 +32,24 @@ _WIDEST_NAMES = 150
 
 
 def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float, float] | None = None) -> Plot:
-    """Draw a bar for each name, and its value beside it; a value that is not finite has none.
+    """Draw a bar from 0 for each name, and its value beside it; a value that is not finite has none.
 
     Args:
         rows: name → value.
         x_label: what the values are.
-        x_range: of the axis; by default from 0 to the largest value.
+        x_range: of the axis; by default from 0, or the least value below it, to the largest, or to 1 if none is above.
     """
     values = finite(rows.values())
-    low, high = x_range or value_range([0.0, *values])
+    low, high = x_range or (min([0.0, *values]), max([0.0, *values]) or 1.0)
     frame = _Frame(list(rows), low, high - (low - high) * 0.12)
     shapes = frame.axis(x_label)
     for index, value in enumerate(rows.values()):
         y = frame.middle(index)
         shown = finite([value])
-        end = frame.x(shown[0]) if shown else frame.x(low)
-        shapes.append(rectangle(frame.x(low), y - 5, end - frame.x(low), 10, color=COLORS[0]))
-        shapes.append(text(end + 4, y + 4, tick_text(shown[0]) if shown else "–"))
+        # On an axis without 0, from its end.
+        start, end = frame.x(0.0), frame.x(shown[0] if shown else 0.0)
+        shapes.append(rectangle(min(start, end), y - 5, abs(end - start), 10, color=COLORS[0]))
+        shapes.append(text(max(start, end) + 4, y + 4, tick_text(shown[0]) if shown else "–"))
     return plot(f"{x_label} of {len(rows)}", frame.height, shapes)
 
 

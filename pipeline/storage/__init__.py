@@ -26,6 +26,7 @@ from pipeline.storage.folders import (
     new_folders,
     remove_empty,
     remove_folder,
+    remove_temporaries,
     scratch_folder,
     upload_folder,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "remove",
     "remove_empty",
     "remove_folder",
+    "remove_temporaries",
     "scratch_folder",
     "upload_folder",
     "why_missing",

@@ -57,9 +57,7 @@ def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) ->
 @contextmanager
 def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
     """Write a temporary local file and flush it to the disk; at the end it is deleted unless it was moved."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_path(target, folder)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -68,6 +66,13 @@ def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(target: Path, folder: Path) -> Path:
+    """Return where to write a file that will be moved to `target`, by a name that `remove_temporaries` recognizes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def create_bytes(uri: str, content: bytes) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from pipeline.transient import driver_errors
 _PROBE = ".probe"
 # Suffix of the empty file that Hadoop writes beside a folder `NAME` to mark that it exists.
 _HADOOP_MARKER = "_$folder$"
+# Names that `temporary_path` makes.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def is_file(uri: str) -> bool:
@@ -171,6 +174,21 @@ def remove_folder(uri: str) -> None:
         raise OSError(reason(error)) from error
     for name in names:
         remove(join(uri, name.removeprefix(path).lstrip("/")))
+
+
+def remove_temporaries(uri: str) -> None:
+    """Delete the temporary files that killed local writes left in a folder, and the folder if nothing else is in it.
+
+    Raises:
+        OSError: they could not be deleted.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem) or not os.path.isdir(path):
+        return
+    for name in os.listdir(path):
+        if _TEMPORARY.fullmatch(name):
+            remove(join(uri, name))
+    remove_empty([Path(path)])
 
 
 def upload_folder(local: str | Path, uri: str) -> None:

@@ -89,7 +89,6 @@ def test_lists_of_other_kinds_are_read(tmp_path: Path, kind: pa.DataType) -> Non
     [
         ({"label": [0.5, 1.0, 2.0]}, r"x\.parquet': column 'label' is not all int64: Float value 0.5"),
         ({"label": pa.array([2**63] * 3, pa.uint64())}, "column 'label' is not all int64"),
-        ({"label": ["a", "b", "c"]}, "column 'label' is string, it must be int64"),
         ({"keep_indices": [[40000]] * 3}, "column 'keep_indices' is not all list"),
         ({"image_id": [0.5, 1.5, 2.5]}, "column 'image_id' is double, it must be string"),
     ],
@@ -113,6 +112,8 @@ def test_a_column_that_comes_twice_is_refused() -> None:
         ({"Class": ["a", "b", "c"]}, "'Class' (string)"),
         ({"Label": [0, 1, 2]}, "'Label' (int64)"),
         ({"label": [0, 1, 2], "target": [0, 1, 2]}, None),
+        ({"label": ["a", "b", "c"], "target": [0, 1, 2]}, "'label' (string)"),
+        ({"label": [[0], [1], [2]]}, f"'label' ({pa.list_(pa.int64())})"),
         ({"image": ENCODED, "width": [1, 2, 3]}, None),
     ],
 )

@@ -72,6 +72,15 @@ def test_a_bar_is_as_long_as_its_value_and_a_missing_one_has_none() -> None:
     assert ">–</text>" in plot
 
 
+def test_bars_of_zeros_have_no_length_and_those_below_zero_end_there() -> None:
+    assert numbers(bars({"a": 0.0, "b": 0.0}, x_label="nats"), "rect", "width") == [0, 0]
+    plot = bars({"a": -1.0, "b": 1.0}, x_label="nats")
+    starts, widths = numbers(plot, "rect", "x"), numbers(plot, "rect", "width")
+    assert widths[0] == pytest.approx(widths[1], abs=0.02)
+    assert widths[0] > 50
+    assert starts[0] + widths[0] == pytest.approx(starts[1], abs=0.02)
+
+
 def test_a_box_spans_the_middle_half() -> None:
     plot = boxes({"a": [0.0, 1.0, 2.0, 3.0, 4.0], "empty": []}, x_label="loss")
     (width,) = numbers(plot, "rect", "width")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.dataset import store
 from pipeline.dataset.index import read_index
+from pipeline.dataset.store import Progress
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.progress import ProgressReport
@@ -49,9 +51,22 @@ def test_images_that_another_run_made_are_tracked_as_their_shards_are(tiny_folde
         tally.add(row)
     TrackedShards(reported, plan).report(tally)
     ((step, figures),) = reported.figures.items()
-    assert (step, figures["shards_done"], figures["shards_failed"], figures["images"]) == (2, 2, 1, 10)
+    # The failed one counts in the step: none would come after it until another is done.
+    assert (step, figures["shards_done"], figures["shards_failed"], figures["images"]) == (3, 2, 1, 10)
     # Those of this run alone.
     assert (tally.num_images, tally.class_loss) == (5, 0.5)
+
+
+def test_a_run_that_tries_failed_shards_again_is_tracked_after_the_one_before(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
+    reported, tally = Reported(), Tally()
+    before = Progress({0: 100, 1: 100}, {2: {"reason": "x"}}, [3])
+    tally.add(outcome(2, "a", num_images=5, class_loss=0.5, teacher_confidence=0.25))
+    TrackedShards(reported, replace(plan, progress=before)).report(tally)
+    ((step, figures),) = reported.figures.items()
+    assert (step, figures["shards_done"], figures["shards_failed"]) == (4, 3, 0)
 
 
 def test_a_plan_of_millions_of_images_takes_no_memory() -> None:
