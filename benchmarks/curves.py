@@ -10,6 +10,7 @@ thread run at a time. What is measured is kept under `--folder`, and an interrup
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -169,12 +170,14 @@ def draw(figures: Mapping[Point, Sequence[Figures]]) -> Figure:
     """Draw top-1 by number of images, by steps, and by work; bars show the standard deviation over the seeds."""
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
     by_images, by_steps, by_work = figure.subplots(1, 3, sharey=True)
-    for arm in INVERTED:
+    for arm, color in zip(INVERTED, ("tab:blue", "tab:orange"), strict=True):
         own = {point: found for point, found in figures.items() if point.arm == arm}
-        _line(by_images, arm, [found for point, found in own.items() if point.steps == 1], "number")
-        _line(by_steps, arm, [found for point, found in own.items() if point.images == 1], "steps")
-        _line(by_work, f"{arm}, more images", [found for point, found in own.items() if point.steps == 1], "work")
-        _line(by_work, f"{arm}, more steps", [found for point, found in own.items() if point.images == 1], "work")
+        images = [found for point, found in own.items() if point.steps == 1]
+        steps = [found for point, found in own.items() if point.images == 1]
+        _line(by_images, arm, images, "number", color=color)
+        _line(by_steps, arm, steps, "steps", color=color)
+        _line(by_work, f"{arm}, more images", images, "work", color=color)
+        _line(by_work, f"{arm}, more steps", steps, "work", color=color, linestyle="--")
     by_images.set(xlabel="images", ylabel="student, top-1 %")
     by_steps.set(xlabel="steps of inversion")
     by_work.set(xlabel="FLOP of all images")
@@ -182,16 +185,24 @@ def draw(figures: Mapping[Point, Sequence[Figures]]) -> Figure:
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
         axes.legend()
+    for axes in (by_images, by_steps):
+        # Ticks at round numbers of a single decade would lie on each other.
+        axes.minorticks_off()
+        values = sorted({float(x) for line in axes.containers for x in line[0].get_xdata()})
+        shown = [x for x, next_one in zip(values, [*values[1:], math.inf], strict=True) if next_one / x > 1.3]
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
     return figure
 
 
-def _line(axes: Axes, name: str, found: Sequence[Sequence[Figures]], x: str) -> None:
+def _line(
+    axes: Axes, name: str, found: Sequence[Sequence[Figures]], x: str, *, color: str, linestyle: str = "-"
+) -> None:
     ordered = sorted(found, key=lambda figures: figures[0][x])
     xs = [statistics.fmean(figure[x] for figure in figures) for figures in ordered]
     ys = [[figure["top1"] for figure in figures] for figures in ordered]
     means = [statistics.fmean(values) for values in ys]
     deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in ys]
-    axes.errorbar(xs, means, deviations, label=name, marker="o", capsize=3)
+    axes.errorbar(xs, means, deviations, label=name, marker="o", capsize=3, color=color, linestyle=linestyle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

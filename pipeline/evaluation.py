@@ -23,6 +23,7 @@ from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import check_place
 from pipeline.report.writing import write_page
 from pipeline.scores import Score, ScoreCounts
@@ -90,7 +91,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     if config.output is not None:
         storage.check_writable(config.output)
     connect()
-    scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
+    with naming_batch_size("batch_size", config.batch_size):
+        scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}

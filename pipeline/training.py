@@ -102,7 +102,10 @@ def worker_configs(
                 f"cluster has {total.get(name, 0):g}"
             )
             if fixed_size:
-                raise ConfigError(text)
+                without_gpus = (
+                    "; without GPUs, set workers.device to cpu" if name == "GPU" and not total.get(name) else ""
+                )
+                raise ConfigError(text + without_gpus)
             logger.info(f"{text}: waiting for more")
     scaling = ScalingConfig(
         num_workers=workers.size if workers.fewest == workers.size else (workers.fewest, workers.size),

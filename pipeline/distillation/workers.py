@@ -22,9 +22,10 @@ from pipeline.distillation.loop import Group, StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.opening import ImageSource, as_views, open_images
 from pipeline.distillation.order import Share
-from pipeline.distillation.students import build_student
+from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
 from pipeline.models import LoadedModel, weight_digest
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.precision import announce_dtype
 from pipeline.training import run_workers, worker_configs
 from pipeline.vit.families import refusal
@@ -165,11 +166,25 @@ def train_on(
         OtherModelError: teacher or student has other weights than on the driver.
         NonFiniteError: the loss became NaN or infinite.
         DatasetError: an image cannot be read.
+        ConfigError: a batch does not fit into memory.
     """
     config = task.config
     teacher = load_again(config.teacher, task.teacher_digest)
     student = build_student(config.student, teacher, seed=config.seed)
     check_same_digest("the untrained student", weight_digest(student.model), task.student_digest)
+    with naming_batch_size("batch_size", config.batch_size):
+        return _train(task, group, teacher, student, parallelize, noticed)
+
+
+def _train(
+    task: Task,
+    group: Group,
+    teacher: LoadedModel,
+    student: Student,
+    parallelize: Callable[[nn.Module], nn.Module] | None,
+    noticed: Callable[[], bool] | None,
+) -> list[str]:
+    config = task.config
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )

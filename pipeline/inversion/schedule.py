@@ -70,7 +70,8 @@ def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     """Return the number of patches alive after each stop.
 
     Each stop ends a share of the patches then alive, and rounds the number that is left down (SMI, progressive
-    stopping; Hu et al., ICML 2024, section 3).
+    stopping; Hu et al., ICML 2024, section 3). In floating point, as published: of 100 patches a share of 0.9 leaves 9,
+    because 1 - 0.9 is a little less than 0.1.
 
     Raises:
         ConfigError: fewer than one patch would be left.

@@ -18,6 +18,7 @@ from pipeline.cluster import own_errors
 from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.progress import Count, progress
 from pipeline.quantization.batches import Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
@@ -199,7 +200,8 @@ def _observe(
 ) -> list[str]:
     dense = whole_image(loaded) if config.mode == "dense" else None
     rows = _read(share, loaded, reads_kept=dense is None)
-    return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
+    with naming_batch_size("batch_size", config.batch_size):
+        return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
 
 
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:

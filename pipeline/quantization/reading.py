@@ -59,14 +59,14 @@ def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
 
 
 def iterate_inputs(
-    images: ImageCollection, loaded: LoadedModel, wanted: Collection[str], *, reads_kept: bool | None = None
+    images: ImageCollection, loaded: LoadedModel, image_ids: Collection[str], *, reads_kept: bool | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield rows as `pipeline.inputs.read_inputs` does, in this process, decoding few images at a time.
 
     Args:
         images: the images found.
         loaded: the model that will read them.
-        wanted: ids of the images to yield; others are skipped without decoding them.
+        image_ids: of the images to yield; others are skipped without decoding them.
         reads_kept: see `pipeline.inputs.read_inputs`.
 
     Raises:
@@ -74,7 +74,7 @@ def iterate_inputs(
     """
     for convert, tables in read_units(images, loaded, labels=False, reads_kept=reads_kept):
         for table in tables:
-            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in image_ids]
             if chosen:
                 yield from _convert(convert, table.take(chosen))
 

@@ -11,6 +11,7 @@ from pipeline.cluster import check_cluster, connect
 from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import CONFIG
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
@@ -185,7 +186,8 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
     if plan.labeled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
         batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
-        scores = measure_accuracy(predict, batches)
+        with naming_batch_size("score_batch_size", config.score_batch_size):
+            scores = measure_accuracy(predict, batches)
     rows = [
         _row(artifact, scores.get(str(number)), _latencies(artifact, plan.loaded, config.latency_batch_sizes))
         for number, artifact in enumerate(artifacts)

@@ -21,6 +21,7 @@ from pipeline.inversion import (
     frozen_copy,
     score,
 )
+from pipeline.out_of_memory import as_out_of_memory
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.forming import Forming
@@ -174,6 +175,7 @@ class Inverter:
                 table = table.append_column(name, column)
             yield table
 
+    @as_out_of_memory()
     def invert_shard(
         self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str], *, watched: int = 0
     ) -> InvertedShard:
@@ -187,6 +189,7 @@ class Inverter:
 
         Raises:
             NonFiniteError: see `__call__`.
+            torch.OutOfMemoryError: not even one image fits into memory in a step, or the batch does not between two.
             ConfigError: rows that are to come of one start have different labels.
         """
         if self.device.type == "cuda":

@@ -159,7 +159,7 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
     there = _most(name, fixed_size=fixed_size)
     # No more than the nodes have room for, which `label_selector` may choose from.
-    reachable = present if fixed_size else reachable_seats(pool, present)
+    reachable = reachable_seats(pool, present, fixed_size=fixed_size)
     actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:
         return True
@@ -181,4 +181,4 @@ def _most(name: str, *, fixed_size: bool) -> float | None:
     coming = node_types()
     if coming is None:
         return None
-    return max(there, sum(kind.resources.get(name, 0.0) * kind.max_count for kind in coming))
+    return max(there, coming.most(lambda kind: kind.resources.get(name, 0.0)))

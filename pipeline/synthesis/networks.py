@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from pipeline.artifacts.facts import check_class_order
 from pipeline.errors import ModelError
@@ -19,6 +20,7 @@ from pipeline.inversion import (
 )
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
+from pipeline.models.renormalize import Renormalize
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.vetting import check_teacher
 
@@ -50,12 +52,27 @@ class Networks:
         """Build the loss terms of an inversion, with these networks on a device."""
         prior = disagreement = None
         if self.feature_model is not None:
-            network = self.feature_model.model.to(device)
-            prior = FeaturePrior(network, batch_statistics=inversion.scope == "published")
+            prior = FeaturePrior(self.feature_network.to(device), batch_statistics=inversion.scope == "published")
         if self.student_reader is not None:
             student = self.student_reader.to(device)
             disagreement = Disagreement(student, reads_kept=student.vit is not None)
         return build_terms(inversion, feature_prior=prior, disagreement=disagreement)
+
+    @property
+    def feature_model_renormalizes(self) -> bool:
+        """Whether the feature model is normalized otherwise than the teacher."""
+        other = self.feature_model
+        return other is not None and (other.mean, other.std) != (self.teacher.mean, self.teacher.std)
+
+    @property
+    def feature_network(self) -> nn.Module:
+        """The feature model as it reads the teacher's images; only where there is one."""
+        other, teacher = self.feature_model, self.teacher
+        assert other is not None
+        if not self.feature_model_renormalizes:
+            return other.model
+        renormalize = Renormalize(mean=teacher.mean, std=teacher.std, to_mean=other.mean, to_std=other.std)
+        return nn.Sequential(renormalize, other.model)
 
     def notices(self) -> list[str]:
         """Return messages for the user about how the networks were loaded."""

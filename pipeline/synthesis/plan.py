@@ -85,15 +85,15 @@ def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None =
     announce(networks.notices())
     loaded = networks.teacher
     shards = make_plan(config, len(loaded.class_names))
-    teacher = networks.make_teacher(config.inversion)
-    config.inversion.check(teacher.num_patches)
-    announce(config.inversion.notices(teacher.num_patches))
+    inverted = networks.make_teacher(config.inversion)
+    config.inversion.check(inverted.num_patches)
+    announce(config.inversion.notices(inverted.num_patches))
     facts = identity(config, networks)
-    manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
+    manifest = _same_dataset(config.output, _manifest(config, loaded, inverted, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)
     return SynthesisPlan(
-        located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress
+        located(config), manifest["digest"], manifest, shards, inverted.num_patches, inverted.notice, progress
     )
 
 

@@ -41,9 +41,14 @@ def pool_options(
     if without:
         min_size = max(1, min(min_size, room))
     if fixed_size and room < min_size:
-        raise ConfigError(f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}")
+        without_gpus = (
+            "; without GPUs, set pool.device to cpu" if actor.on_gpu and not ray.cluster_resources().get("GPU") else ""
+        )
+        raise ConfigError(
+            f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}{without_gpus}"
+        )
     overlaps = overlapping and actor.on_gpu
-    reachable = room if fixed_size else reachable_seats(pool, room)
+    reachable = reachable_seats(pool, room, fixed_size=fixed_size)
     compute = ray.data.ActorPoolStrategy(
         min_size=min_size,
         max_size=max_size,

@@ -17,7 +17,7 @@ import ray
 import torch
 import yaml
 
-from pipeline.autoscaler import NodeType
+from pipeline.autoscaler import NodeType, NodeTypes
 from pipeline.dataset import rows, store
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.part_files import part_name
@@ -282,10 +282,12 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
     to_make = plan_images(write(synthesis, tmp_path))
     for brought, others, expected in (
         (None, 100, True),
-        ([], 0, True),
-        ([], 1, False),
-        ([NodeType({"CPU": 2.0}, 3)], 1, True),
-        ([NodeType({"CPU": 2.0}, 3)], 2, False),
+        (NodeTypes(), 0, True),
+        (NodeTypes(), 1, False),
+        (NodeTypes([NodeType({"CPU": 2.0}, 3)]), 1, True),
+        (NodeTypes([NodeType({"CPU": 2.0}, 3)]), 2, False),
+        # Two types of which the launcher allows three nodes in all.
+        (NodeTypes([NodeType({"CPU": 2.0}, 3), NodeType({"CPU": 2.0}, 3)], max_nodes=3), 2, False),
     ):
         for module in (beside, room):
             monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
