@@ -15,7 +15,7 @@ from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
-from pipeline.errors import DatasetError, shown
+from pipeline.errors import ConfigError, DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
 
 _WITHOUT_VALUE = ("--help", "--print_config")
@@ -37,6 +37,8 @@ class StatusConfig:
     every_s: float = 10.0
 
     def __post_init__(self) -> None:
+        if not self.uri:
+            raise ConfigError("uri must name the output of a job, it is empty")
         check_range("every_s", self.every_s, 0.1)
 
 
@@ -59,11 +61,21 @@ def look(uri: str) -> dict[str, Any]:
     """
     job = job_of(uri)
     if job is None:
-        raise DatasetError(
-            f"{uri!r} holds neither a synthetic dataset nor the output of a calibration or a distillation"
-        )
+        raise DatasetError(f"{uri!r} {_why_no_output(uri)}")
     looks = {"synthesize": _dataset, "compact": _dataset, "calibrate": _calibration, "distill": _distillation}
     return {"job": job, "output": uri, **looks[job](uri)}
+
+
+def _why_no_output(uri: str) -> str:
+    """Say of a location that is no job's output what is there, as the predicate of a sentence."""
+    if not storage.exists(uri):
+        return f"is not there: no file or folder has that name{storage.why_missing(uri)}"
+    if storage.is_file(uri):
+        return "is a file: give the folder that a job wrote it into"
+    if storage.exists(storage.join(uri, "evaluation.json")):
+        return "is the output of jobs.evaluate, which is complete once it has its evaluation.json"
+    holds = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
+    return holds if storage.find_files(uri) else f"{holds}: it is empty, no job has begun there"
 
 
 def _dataset(uri: str) -> dict[str, Any]:

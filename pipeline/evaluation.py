@@ -24,7 +24,7 @@ from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.outputs import check_place
+from pipeline.outputs import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
 from pipeline.scores import Score, ScoreCounts
 from pipeline.vetting import announce, check_teacher
@@ -79,6 +79,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     check_cluster()
     if config.output is not None:
         check_place(config.output, shared=False)
+        check_no_output(config.output)
     loaded = load_model(config.teacher)
     announce(loaded.notices)
     check_teacher(loaded)
@@ -89,6 +90,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     }
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
+        check_apart(config.output, [labeled])
         storage.check_writable(config.output)
     connect()
     with naming_batch_size("batch_size", config.batch_size):

@@ -1,9 +1,12 @@
 """Find out which job an output folder belongs to, so that no job writes into the output of another."""
 
+import posixpath
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.dataset import store
+from pipeline.dataset.source import Source
 from pipeline.errors import ConfigError, DatasetError
 
 JobName = Literal["synthesize", "compact", "calibrate", "distill"]
@@ -72,8 +75,11 @@ def check_place(output: str, *, shared: bool) -> None:
         shared: whether other processes write to it.
 
     Raises:
-        ConfigError: it is in the package that Ray unpacked for this job, or in the memory of this process.
+        ConfigError: it is empty, in the package that Ray unpacked for this job, or in the memory of this process.
     """
+    # What an unset variable of a shell leaves, and it would be read as the working folder.
+    if not output:
+        raise ConfigError("output must name a folder, it is empty")
     if storage.in_job_package(output):
         raise ConfigError(
             f"output {output!r} would be in the package that Ray made of --working-dir, which Ray deletes "
@@ -82,3 +88,44 @@ def check_place(output: str, *, shared: bool) -> None:
         )
     if shared and storage.in_memory(output):
         raise ConfigError(f"output {output!r} is in the memory of this process: workers need a folder or object store")
+
+
+def check_apart(output: str, images: Iterable[Source]) -> None:
+    """Refuse an output among images, which would be other ones in the next run.
+
+    Args:
+        output: the folder.
+        images: that the job reads. Of a synthetic dataset only the folder of its parts is read.
+
+    Raises:
+        ConfigError: it is a folder of images, lies in one, or is that of a synthetic dataset.
+    """
+    place = whole_path(output)
+    for source in images:
+        folder = source.uri if source.manifest is None else storage.join(source.uri, "data")
+        if place.startswith(whole_path(folder)):
+            raise ConfigError(
+                f"output {output!r} lies in the images {folder!r}, and what is written there would be read as theirs: "
+                "give the output a folder of its own"
+            )
+        # That may not be there yet.
+        if place == whole_path(source.uri):
+            raise ConfigError(f"output {output!r} is that of the images: give it a folder of its own")
+
+
+def whole_path(uri: str) -> str:
+    """Return a location with a slash at its end, so that one that lies in another begins with it."""
+    fs, path = storage.filesystem(uri)
+    kind = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return f"{kind}://{posixpath.realpath(path) if storage.is_local(uri) else path.strip('/')}/"
+
+
+def check_no_output(uri: str) -> None:
+    """Refuse the output of a job for what another writes, whose `report.html` would be replaced.
+
+    Raises:
+        DatasetError: it is one, or it cannot be read.
+    """
+    owner = job_of(uri)
+    if owner is not None:
+        raise DatasetError(f"output {uri!r} holds {WHAT[owner]}: evaluate needs a folder of its own")

@@ -1,18 +1,22 @@
 """No job writes into another's output."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import from_dict
 from pipeline.dataset import store, write_images
+from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.models import ModelConfig
-from pipeline.outputs import JobName, check_output, job_of
+from pipeline.outputs import JobName, check_apart, check_output, job_of
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.workers import WorkersConfig
@@ -50,8 +54,10 @@ def images(tmp_path: Path) -> str:
     return uri
 
 
-def run(job: JobName, teacher: Path, images: str, output: str, *, workers: int = 0) -> object:
+def run(job: str, teacher: Path, images: str, output: str, *, workers: int = 0) -> object:
     model = ModelConfig(name=f"local-dir:{teacher}")
+    if job == "evaluate":
+        return evaluate(EvaluationConfig(teacher=model, labeled=images, output=output))
     if job == "synthesize":
         values = {"teacher": {"name": model.name}, "output": output, "images_per_class": 1}
         return synthesize(from_dict(SynthesisConfig, values))
@@ -92,3 +98,47 @@ def test_another_jobs_output_is_refused_and_left_alone(
 def test_workers_need_an_output_that_they_can_reach(job: JobName, tiny_folder: Path, images: str) -> None:
     with pytest.raises(ConfigError, match="'memory://out' is in the memory of this process"):
         run(job, tiny_folder, images, "memory://out", workers=1)
+
+
+@pytest.mark.parametrize("output", ["{}", "{}/", "{}/out", "{}/../images/class a", "file://{}/out"])
+@pytest.mark.parametrize("job", ["calibrate", "distill", "evaluate"])
+def test_an_output_among_images_is_refused_before_anything_is_written(
+    job: str, output: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A distillation's curve was read as an image by the next run."""
+    folder = tmp_path / "images"
+    (folder / "class a").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(folder / "class a" / "0.png")
+    message = "lies in the images '.*', and what is written there would be read as theirs: give the output a folder of"
+    with pytest.raises(ConfigError, match=message):
+        run(job, tiny_folder, str(folder), output.format(folder))
+    assert [path.name for path in folder.rglob("*")] == ["class a", "0.png"]
+
+
+def test_an_output_beside_images_or_the_parts_of_a_dataset_is_taken(images: str, tmp_path: Path) -> None:
+    source = find_source(images)
+    check_apart(str(tmp_path / "out"), [source])
+    made = replace(source, uri=str(tmp_path / "made"), manifest={})
+    for name in ("made/report", "made-too", "data", ""):
+        check_apart(str(tmp_path / name), [made])
+    for name in ("made/data", "made/data/out"):
+        with pytest.raises(ConfigError, match=r"lies in the images '.*/made/data'"):
+            check_apart(str(tmp_path / name), [made])
+    with pytest.raises(ConfigError, match="is that of the images: give it a folder of its own"):
+        check_apart(str(tmp_path / "made"), [made])
+
+
+@pytest.mark.parametrize("job", ["calibrate", "distill", "synthesize", "evaluate"])
+def test_an_empty_output_is_not_the_working_folder(job: str, tiny_folder: Path, images: str) -> None:
+    with pytest.raises(ConfigError, match="output must name a folder, it is empty"):
+        run(job, tiny_folder, images, "")
+
+
+@pytest.mark.parametrize("owner", ["calibrate", "distill"])
+def test_an_evaluation_leaves_the_report_of_another_job(owner: str, images: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text(json.dumps(CONFIGS[owner]))
+    config = EvaluationConfig(teacher=ModelConfig(name="nowhere"), labeled=images, output=str(tmp_path / "out"))
+    with pytest.raises(DatasetError, match=f"holds a {owner[:7]}.*: evaluate needs a folder of its own"):
+        evaluate(config)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]

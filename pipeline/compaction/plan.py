@@ -1,6 +1,5 @@
 """Check a compaction before it starts, and decide which parts go into which file."""
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from pipeline.dataset.index import complete_index, parts_without_row, read_index
 from pipeline.dataset.part_files import list_part_files, part_uri
 from pipeline.dataset.sources import is_synthetic
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.outputs import check_output, check_place
+from pipeline.outputs import check_output, check_place, whole_path
 from pipeline.runs import check_same_settings
 
 
@@ -98,18 +97,11 @@ def _check_places(images: str, output: str) -> None:
     check_place(output, shared=True)
     if storage.in_memory(images):
         raise ConfigError(f"images {images!r} are in the memory of this process: workers need a folder or object store")
-    one, other = (_whole_path(uri) for uri in (images, output))
+    one, other = (whole_path(uri) for uri in (images, output))
     if one.startswith(other) or other.startswith(one):
         raise ConfigError(
             f"output {output!r} and images {images!r} lie in each other: give the output a folder of its own"
         )
-
-
-def _whole_path(uri: str) -> str:
-    """Return a location with a slash at its end, so that one that lies in another begins with it."""
-    fs, path = storage.filesystem(uri)
-    kind = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    return f"{kind}://{posixpath.realpath(path) if storage.is_local(uri) else path.strip('/')}/"
 
 
 def _check_output_files(output: str, manifest: dict[str, Any], files: list[range]) -> None:
@@ -131,10 +123,13 @@ def _check_output_files(output: str, manifest: dict[str, Any], files: list[range
 
 def _read_manifest(images: str) -> dict[str, Any]:
     """Return the manifest of a dataset that can be compacted, without credentials that earlier versions wrote there."""
+    if not storage.exists(images):
+        missing = f"there is no such file or folder{storage.why_missing(images)}"
+        raise DatasetError(f"{images!r} is no synthetic dataset: {missing}")
     if not is_synthetic(images):
         raise DatasetError(
             f"{images!r} is no synthetic dataset: only the output of jobs.synthesize, with its manifest.json, can be "
-            f"compacted{storage.why_missing(images)}"
+            "compacted"
         )
     manifest = store.read_manifest(images)
     if store.COMPACTION in manifest:

@@ -21,7 +21,7 @@ from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model, weight_digest
-from pipeline.outputs import check_place
+from pipeline.outputs import check_apart, check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, names_config, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
@@ -81,6 +81,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     if config.labeled is not None:
         found = find_labeled(config.labeled, teacher, config.labeled_split, reads_kept=reads_kept)
         labeled = ImageCollection.of(found)
+    check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)
     document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
     there = find_config(config.output, "distill", document)

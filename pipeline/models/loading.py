@@ -1,5 +1,6 @@
 """Load a timm model with its class names and preprocessing, and save one as a folder."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def save_model(
         safe_serialization=True,
         data_config=data_config,
     )
+    # Newer versions of safetensors write files that their owner alone may read; a cluster's workers may be others.
+    shutil.copymode(Path(folder, "config.json"), Path(folder, "model.safetensors"))
 
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_place
+from pipeline.outputs import check_apart, check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
@@ -161,6 +161,7 @@ def check_settings(config: CalibrationConfig) -> CheckedSettings:
     check_teacher(loaded, classes=config.labeled is not None or config.qat is not None)
     _check_mode(config, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
+    check_apart(config.output, () if labeled is None else (labeled,))
     reference = None
     if config.reference is not None:
         reference = read_reference(config.reference, loaded.digest, config.placement)
@@ -209,8 +210,10 @@ def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: Lo
     """Check that synthetic datasets are complete and of this teacher.
 
     Raises:
+        ConfigError: the output lies in one of them.
         DatasetError: one is not, and the config does not allow it.
     """
+    check_apart(config.output, images.sources)
     if not config.allow_incomplete:
         images.check_complete()
     for source in images.sources:

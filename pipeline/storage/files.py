@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-from pipeline.storage.locations import filesystem, location_errors, reason, why_missing
+from pipeline.storage.locations import filesystem, is_there, location_errors, reason, why_missing
 from pipeline.transient import driver_errors, is_forbidden
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
@@ -184,7 +184,7 @@ def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
-        return bool(fs.exists(path))
+        return is_there(path) if isinstance(fs, LocalFileSystem) else bool(fs.exists(path))
     except location_errors() as error:
         raise DatasetError(f"cannot read {uri!r}: {reason(error)}") from error
 

@@ -218,6 +218,9 @@ def check_writable(uri: str) -> None:
     Raises:
         DatasetError: the small file could not be written.
     """
+    file = _file_above(uri)
+    if file is not None:
+        raise DatasetError(f"cannot write to {uri!r}: {str(file)!r} is a file, and a folder is needed")
     probe = join(uri, _PROBE)
     made = new_folders(uri)
     try:
@@ -248,11 +251,18 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
         raise DatasetError(f"cannot write to {where}: {reason(error)}; TMPDIR can name another disk") from error
 
 
+def _file_above(uri: str) -> Path | None:
+    """Return the local file that takes the place of a folder, or of one above it; None if there is none."""
+    fs, path = filesystem(uri)
+    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
+    return next((folder for folder in folders if os.path.exists(folder) and not os.path.isdir(folder)), None)
+
+
 def new_folders(uri: str) -> list[Path]:
     """Return the local folders that writing to a folder would create, innermost first; empty on an object store."""
     fs, path = filesystem(uri)
     folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
-    return [folder for folder in folders if not folder.exists()]
+    return [folder for folder in folders if not os.path.exists(folder)]
 
 
 def remove_empty(folders: list[Path]) -> None:

@@ -53,8 +53,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI or plain local path, and the path on it.
 
     Raises:
-        DatasetError: the scheme is unknown or its driver is not installed; or a `file:` URI names another machine.
+        DatasetError: the scheme is unknown or its driver is not installed; no path can be so; or a `file:` URI names
+            another machine.
     """
+    if "\0" in uri:
+        raise DatasetError(f"cannot open {uri!r}: no path has a null character")
     protocol = _protocol(uri)
     if protocol is None:
         _check_host(uri)
@@ -132,6 +135,19 @@ def join(uri: str, *names: str) -> str:
     if issubclass(kind, ChainedFileSystem):
         return f"{first}::{join(rest, *names)}"
     return f"{first}://{posixpath.join(*names)}::{rest}"
+
+
+def is_there(path: str) -> bool:
+    """Return whether a local file or folder exists; what may not be looked at is an error, and not missing.
+
+    Raises:
+        OSError: it is not known.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_local(uri: str) -> bool:

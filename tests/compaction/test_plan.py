@@ -48,8 +48,9 @@ def test_credentials_of_an_earlier_version_are_not_copied(dataset: str, tmp_path
 
 
 def test_what_is_no_synthetic_dataset_is_refused(tmp_path: Path) -> None:
-    for images in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DatasetError, match=f"'{images}' is no synthetic dataset"):
+    reasons = {tmp_path: "only the output of jobs.synthesize", tmp_path / "nowhere": "there is no such file or folder"}
+    for images, reason in reasons.items():
+        with pytest.raises(DatasetError, match=f"'{images}' is no synthetic dataset: {reason}"):
             plan_compaction(make_config(str(images), f"{tmp_path}-compact"))
 
 

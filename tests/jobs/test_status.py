@@ -63,17 +63,34 @@ def test_a_file_of_another_origin_is_reported(tmp_path: Path, capsys: pytest.Cap
     assert "names another shard" in damaged["reason"]
 
 
-@pytest.mark.parametrize("name", ["nowhere", ".", "file.parquet", "model"])
-def test_nothing_of_ours_there(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+NEITHER = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "is not there: no file or folder has that name"),
+        ("", NEITHER),
+        ("empty", f"{NEITHER}: it is empty, no job has begun there"),
+        ("file.parquet", "is a file: give the folder that a job wrote it into"),
+        ("model", NEITHER),
+        ("scores", "is the output of jobs.evaluate, which is complete once it has its evaluation.json"),
+    ],
+)
+def test_nothing_of_ours_there(name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.parquet").write_bytes(part(0))
+    (tmp_path / "empty").mkdir()
     write(tmp_path / "model" / "config.json", {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
+    write(tmp_path / "scores" / "evaluation.json", {})
     assert status.main([str(tmp_path / name)]) == 1
     streams = capsys.readouterr()
     assert streams.out == ""
-    assert streams.err == (
-        f"error: DatasetError: {str(tmp_path / name)!r} holds neither a synthetic dataset nor the output of a "
-        "calibration or a distillation\n"
-    )
+    assert streams.err == f"error: DatasetError: {str(tmp_path / name)!r} {message}\n"
+
+
+def test_an_empty_location_is_not_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([""]) == 1
+    assert capsys.readouterr().err == "error: ConfigError: uri must name the output of a job, it is empty\n"
 
 
 def write(path: Path, value: object) -> None:

@@ -64,6 +64,13 @@ def test_from_a_folder(tiny_folder: Path, tiny_model: nn.Module) -> None:
     assert loaded.input_size == (3, 32, 32)
 
 
+def test_who_may_read_a_saved_config_may_read_the_weights(tmp_path: Path) -> None:
+    """safetensors wrote them for their owner alone, and workers of a cluster may be another user."""
+    save_model(make_tiny_model(), tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    config, weights = (tmp_path / name for name in ("config.json", "model.safetensors"))
+    assert weights.stat().st_mode == config.stat().st_mode
+
+
 def test_a_saved_folder_is_timms_own(tmp_path: Path) -> None:
     model = make_tiny_model(in_chans=1)
     save_model(model, tmp_path / "m", class_names=list("0123456789"), mean=(0.2,), std=(0.3,))

@@ -60,6 +60,35 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         storage.check_writable(str(tmp_path / "file" / "below"))
 
 
+@pytest.mark.parametrize("below", ["", "/below", "/two/below"])
+def test_a_file_in_the_place_of_a_folder_is_named(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot write to '.*': '.*/file' is a file, and a folder is needed"):
+        storage.check_writable(f"{tmp_path}/file{below}")
+
+
+def test_what_may_not_be_looked_at_is_not_taken_for_missing(tmp_path: Path) -> None:
+    (tmp_path / "locked" / "images").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0)
+    user = os.geteuid()
+    # The administrator may look at everything.
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(DatasetError, match=r"cannot read '.*/locked/images': PermissionError"):
+            storage.exists(str(tmp_path / "locked" / "images"))
+        with pytest.raises(DatasetError, match=r"cannot write to '.*/locked/images': PermissionError"):
+            storage.check_writable(str(tmp_path / "locked" / "images"))
+    finally:
+        os.seteuid(user)
+        (tmp_path / "locked").chmod(0o700)
+    assert not storage.exists(str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="File name too long"):
+        storage.exists(str(tmp_path / ("a" * 300)))
+    with pytest.raises(DatasetError, match="no path has a null character"):
+        storage.exists(f"{tmp_path}/\0")
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """A full device: the file system refuses the bytes, and the old file stays."""
     target = tmp_path / "a.bin"
