@@ -53,7 +53,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI or plain local path, and the path on it.
 
     Raises:
-        DatasetError: the scheme is unknown or its driver is not installed, no path can be so, or a `file:` URI names
+        DatasetError: the scheme is unknown or its driver is not installed; no path can be so; or a `file:` URI names
             another machine.
     """
     if "\0" in uri:
