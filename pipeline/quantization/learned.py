@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e.observer import ObserverBase
 
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import prepare
 from pipeline.quantization.observe import export_graph
