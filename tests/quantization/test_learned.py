@@ -104,8 +104,10 @@ def train_on(
 ) -> Trained:
     config = QatConfig(**{"lr": 1e-3, "scale_lr": 1e-2, **settings})  # type: ignore[arg-type]
     answers = Answers(reader, with_tokens=False, dtype=torch.float32)
-    own: Any = Views(images), None, Group(0, 1, torch.device("cpu")), Checkpoints(str(folder), "d" * 64)
-    return QatTrainer(config, "w3a4", graph, answers, *own, lambda _: None).train(Values({}))
+    shown: Any = Views(images)
+    checkpoints, alone = Checkpoints(str(folder), "d" * 64), Group(0, 1, torch.device("cpu"))
+    trainer = QatTrainer(config, "w3a4", graph, answers, shown, None, alone, checkpoints, lambda _: None)
+    return trainer.train(Values({}))
 
 
 def train(model: nn.Module, graph: LearnedGraph, folder: Path, **settings: float) -> Trained:
