@@ -16,17 +16,8 @@ import torch
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.units import RowRange
-from pipeline.distillation.images import (
-    DistillationBatch,
-    Images,
-    MemoryImages,
-    StreamedImages,
-    concatenate,
-    gather,
-    rebatch,
-    to_batch,
-    to_images,
-)
+from pipeline.distillation.batches import DistillationBatch, Images, to_batch
+from pipeline.distillation.images import MemoryImages, StreamedImages, concatenate, gather, rebatch, to_images
 from pipeline.distillation.order import Share, even_sizes
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel

@@ -10,7 +10,8 @@ from pipeline.distillation import augment
 from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augment import Draws
 from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
-from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.distillation.batches import DistillationBatch
+from pipeline.distillation.images import MemoryImages, StreamedImages
 from pipeline.inversion.draws import draw_noise
 from pipeline.log import logger
 from pipeline.models import LoadedModel

@@ -20,7 +20,7 @@ from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.progress import Count, progress
-from pipeline.quantization.batches import Window, gather_batches, share_windows
+from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.moments import MomentObserver, Moments
@@ -113,6 +113,11 @@ def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
     return _pixels(_read(_share(plan.images, [window]), plan.loaded))
 
 
+def read_batches(plan: CalibrationPlan, window: Window) -> list[CalibrationBatch]:
+    """Read images in this process, at the patches that are calibrated on."""
+    return list(_gather_batches(plan.config, plan.loaded, _share(plan.images, [window])))
+
+
 def _pixels(rows: Iterable[dict[str, Any]]) -> Tensor:
     return torch.from_numpy(np.stack([row["pixels"] for row in rows]))
 
@@ -198,10 +203,13 @@ def _moment_observer(config: CalibrationConfig, model: nn.Module, observers: dic
 def _observe(
     config: CalibrationConfig, loaded: LoadedModel, observer: GraphReader, share: _Share, count: Count
 ) -> list[str]:
-    dense = whole_image(loaded) if config.mode == "dense" else None
-    rows = _read(share, loaded, reads_kept=dense is None)
     with naming_batch_size("batch_size", config.batch_size):
-        return observer.observe(gather_batches(rows, share.batches, dense_patches=dense), count)
+        return observer.observe(_gather_batches(config, loaded, share), count)
+
+
+def _gather_batches(config: CalibrationConfig, loaded: LoadedModel, share: _Share) -> Iterator[CalibrationBatch]:
+    dense = whole_image(loaded) if config.mode == "dense" else None
+    return gather_batches(_read(share, loaded, reads_kept=dense is None), share.batches, dense_patches=dense)
 
 
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import observer_nodes, prepare
 from pipeline.quantization.observe import export_graph

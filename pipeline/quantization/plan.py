@@ -1,5 +1,6 @@
 """Check a calibration before it starts, and plan its batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.dataset.collection import ImageCollection, find_images, image_fact
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
@@ -28,6 +30,9 @@ from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
+# Part of all images that is held back from training at most: the others teach.
+_MOST_HELD_BACK = 4
+
 
 @dataclass(frozen=True)
 class CalibrationPlan:
@@ -41,6 +46,7 @@ class CalibrationPlan:
         images: what to calibrate on.
         windows: which of them, and which are read together.
         probe: those on which the sensitivity of layers is measured; None where it is not.
+        held_back: those that are not trained on; None where there are none.
         labeled: what to score on, where there is any.
         reference: ranges on real images, where there are any.
     """
@@ -52,6 +58,7 @@ class CalibrationPlan:
     images: ImageCollection
     windows: list[Window]
     probe: Window | None
+    held_back: Window | None
     labeled: Source | None
     reference: Ranges | None
 
@@ -108,15 +115,27 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
-    held_back = None if config.mixed is None else probe
-    windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
+    not_calibrated_on = None if config.mixed is None else probe
+    windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    held_back = _hold_back(config, index)
     program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
     own = checked.labeled, checked.reference
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, *own)
+    return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
+
+
+def _hold_back(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
+    """Draw the images that are not trained on; None if nothing is trained, or nothing held back."""
+    wanted = 0 if config.qat is None else config.qat.held_back
+    number = min(wanted, len(index) // _MOST_HELD_BACK)
+    if wanted and not number:
+        logger.warning(
+            f"qat: of {len(index)} images none is held back: what is trained is kept, whether or not it helps"
+        )
+    return draw_window(index, number, config.seed) if number else None
 
 
 def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:

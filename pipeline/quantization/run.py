@@ -20,8 +20,8 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
-from pipeline.quantization.qat import Trained, check_training, train_variants
-from pipeline.quantization.qat_config import QatConfig
+from pipeline.quantization.qat import check_training, remove_checkpoints, train_variants
+from pipeline.quantization.qat_loop import FIGURES, Trained
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
@@ -85,10 +85,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
-    losses = {label: found.losses for label, found in trained.items()}
-    # All figures of a step at once: MLflow takes none of a step that it has passed.
-    for step, of_step in enumerate(zip(*losses.values(), strict=True), start=1):
-        tracker.add(step, {f"qat/{label}/loss": loss for label, loss in zip(losses, of_step, strict=True)})
+    _track(tracker, trained)
     with storage.scratch_folder("calibrate-") as folder:
         files = folder / "made"
         files.mkdir()
@@ -108,12 +105,15 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
     if config.qat is not None:
-        report["qat"] = {label: _training(config, config.qat, label, found) for label, found in trained.items()}
+        report["qat"] = {label: _training(plan, label, found) for label, found in trained.items()}
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
     with storage.writing_to(config.output):
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
+    losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
+    if config.qat is not None:
+        remove_checkpoints(plan)
     return report
 
 
@@ -163,14 +163,36 @@ def _write_ranges(
         storage.write_json(storage.join(config.output, f"ranges_{label}.json"), found.values.ranges)
 
 
-def _training(config: CalibrationConfig, qat: QatConfig, label: str, found: Trained) -> dict[str, Any]:
+def _track(tracker: Tracker, trained: dict[str, Trained]) -> None:
+    # All figures of a step at once: MLflow takes none of a step that it has passed.
+    for rows in zip(*(found.history for found in trained.values()), strict=True):
+        named = zip(trained, rows, strict=True)
+        figures = {f"qat/{label}/{name}": row[name] for label, row in named for name in row if name != "step"}
+        tracker.add(round(rows[0]["step"]), figures)
+
+
+def _training(plan: CalibrationPlan, label: str, found: Trained) -> dict[str, Any]:
     """Return what the report says of the training of a variant."""
-    return {
-        "steps": qat.steps,
-        "first_loss": float(f"{found.first_loss:.4g}"),
-        "last_loss": float(f"{found.last_loss:.4g}"),
-        "ranges": storage.join(config.output, f"ranges_{label}.json"),
+    row: dict[str, Any] = {
+        "steps": len(found.losses),
+        "first_loss": _short(found.first_loss),
+        "last_loss": _short(found.last_loss),
+        "ranges": storage.join(plan.config.output, f"ranges_{label}.json"),
     }
+    if plan.held_back is None or found.before is None:
+        return row
+    best = found.best
+    return row | {
+        "held_back": len(plan.held_back.rows),
+        **{f"{name}_before": _short(found.before[name]) for name in FIGURES},
+        **{name: _short(best[name]) for name in FIGURES},
+        "best_step": round(best["step"]),
+        "kept": "trained" if found.kept_step else "calibrated",
+    }
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.4g}")
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:

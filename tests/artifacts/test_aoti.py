@@ -18,7 +18,7 @@ from pipeline.artifacts.aoti import check_aoti, has_exact_integers, open_aoti
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName
 from pipeline.artifacts.opened import Opened
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.dataset.units import RowRange, Unit, split_units
-from pipeline.distillation.images import MemoryImages, rebatch, to_batch
+from pipeline.distillation.batches import to_batch
+from pipeline.distillation.images import MemoryImages, rebatch
 from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from tests.distillation.conftest import kept_patches, make_images
 

@@ -16,7 +16,7 @@ from pipeline.config import from_dict, to_dict
 from pipeline.dataset import write_images
 from pipeline.dataset.rows import read_first
 from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, WeightedImages, distill
-from pipeline.distillation.loop import Group
+from pipeline.distillation.descent import Group
 from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.workers import Task, train_on
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, OtherModelError, PipelineError
