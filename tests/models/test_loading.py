@@ -410,7 +410,8 @@ def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: 
 
 def test_a_layer_before_the_classifier_is_refused_and_not_left_out(tmp_path: Path, tiny_model: nn.Module) -> None:
     """As in Google's first ViTs for ImageNet-21k: timm's readers skip it, so that the classifier reads other values."""
-    weights, width = tiny_model.state_dict(), tiny_model.num_features
+    weights = tiny_model.state_dict()
+    width = weights["cls_token"].shape[-1]
     layer = {"pre_logits/kernel": np.zeros((width, width), np.float32), "pre_logits/bias": np.zeros(width, np.float32)}
     np.savez(tmp_path / "a.npz", **jax_layout(weights), **layer)  # pyright: ignore[reportArgumentType]
     torch.save({**weights, "pre_logits.fc.weight": torch.zeros(width, width)}, tmp_path / "a.pth")

@@ -114,7 +114,7 @@ def test_operands_have_their_names_whatever_stands_before_softmax(
 
 def test_layers_that_read_the_same_values_share_the_width_of_the_first() -> None:
     """As query, key and value of EVA02 do where they are computed apart, and the halves of its gated MLP."""
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     program = export_images(timm.create_model("eva02_base_patch14_224", **sizes).eval(), "linear")
     uniform = activation_observers(prepare(program, BitWidths(), "linear"))
     narrow = {f"blocks.0.{layer}": BitWidths(activations=4) for layer in ("attn.k_proj", "attn.v_proj", "mlp.fc1_g")}

@@ -117,7 +117,8 @@ def test_normalizations_that_are_left_out_are_told(model: nn.Module, capsys: pyt
     report_other_norms(export_images(model, "linear").module().graph)
     assert capsys.readouterr().err == ""
     # Query and key are normalized for their product alone.
-    other = timm.create_model("vit_tiny_patch16_224", **SMALL, depth=1, embed_dim=32, num_heads=2, qk_norm=True)
+    sizes: dict[str, Any] = {**SMALL, "depth": 1, "embed_dim": 32, "num_heads": 2}
+    other = timm.create_model("vit_tiny_patch16_224", **sizes, qk_norm=True)
     report_other_norms(export_images(other.eval(), "linear").module().graph)
     named = "'blocks.0.attn.q_norm.weight', 'blocks.0.attn.k_norm.weight'"
     assert f"note: 2 normalizations are not smoothed, linear layers alone do not read them: {named}" in (
