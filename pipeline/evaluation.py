@@ -140,8 +140,19 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     finite = logits.isfinite().all(dim=1)
     if not bool(finite.all()):
         raise CheckpointError(f"{name!r} answers {int((~finite).sum())} of {len(labels)} images with NaN or infinity")
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    ranks = rank_labels(logits, labels)
+    return torch.stack([(ranks == 0).sum(), (ranks < 5).sum()])
+
+
+def rank_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the rank of each label [B] among its logits [B, classes]: int64 [B], 0 where it is `argmax`.
+
+    Equal logits, which are ordinary at few bits, are ranked by the number of their class, as `argmax` does; the order
+    that `topk` puts them in is not defined.
+    """
+    own = logits.gather(1, labels[:, None])
+    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > own) | ((logits == own) & lower)).sum(dim=1)
 
 
 def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

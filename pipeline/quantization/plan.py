@@ -18,6 +18,7 @@ from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
+from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
@@ -93,6 +94,8 @@ class CheckedSettings:
         program = export_images(self.loaded.model, self.config.placement)
         if self.config.equalization:
             check_equalization(program)
+        if self.config.smoothing != "none":
+            report_other_norms(program.module().graph)
         return program
 
 
@@ -176,8 +179,9 @@ def check_settings(config: CalibrationConfig) -> CheckedSettings:
         format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
-    # Ranges can be calibrated for any output; only scoring and training read it as classes.
-    check_teacher(loaded, classes=config.labeled is not None or config.qat is not None)
+    # Ranges can be calibrated for any output; scoring, training, and measuring which layers suffer read it as classes.
+    reads_classes = config.labeled is not None or config.sensitivity > 0
+    check_teacher(loaded, classes=reads_classes or config.mixed is not None or config.qat is not None)
     _check_mode(config, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     check_apart(config.output, () if labeled is None else (labeled,))

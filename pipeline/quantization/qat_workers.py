@@ -36,7 +36,7 @@ from pipeline.training import is_node_leaving, parallelize
 from pipeline.vit.families import refusal
 from pipeline.workers import load_again, pick_device, threads
 
-# Under a calibration's output, until it is done. Hidden, because it is removed whole: no folder of the user has the name.
+# Under a calibration's output, until it is done. It is removed whole: no folder of the user has the name.
 CHECKPOINTS = ".qat-checkpoints"
 
 

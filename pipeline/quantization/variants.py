@@ -31,6 +31,11 @@ class Variant:
         """Bit widths of all layers, where they differ."""
         return None if self.mixture is None else self.mixture.layers
 
+    @property
+    def can_saturate(self) -> bool:
+        """Whether products of any layer can exceed 16 bits, see `BitWidths.can_saturate`."""
+        return any(bits.can_saturate for bits in (self.layers or {"": self.bits}).values())
+
 
 @dataclass(frozen=True)
 class Values:

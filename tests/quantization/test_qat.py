@@ -235,8 +235,9 @@ def test_a_device_or_a_teacher_that_cannot_train_is_refused_before_the_calibrati
             run(tiny_folder, sparse, tmp_path / "out", qat=FEW, workers=WorkersConfig(size=0, device="cuda"))
     model = make_tiny_model(num_classes=1)
     save_model(model, tmp_path / "one", class_names=["it"], mean=HALF, std=HALF)
-    with pytest.raises(ModelError, match="has one logit"):
-        run(tmp_path / "one", sparse, tmp_path / "out", qat=FEW, allow_other_teacher=True)
+    for reading in ({"qat": FEW}, {"sensitivity": 2}, {"mixed": MixedConfig(weight_bits=6)}):
+        with pytest.raises(ModelError, match="has one logit"):
+            run(tmp_path / "one", sparse, tmp_path / "out", allow_other_teacher=True, **reading)
     assert not (tmp_path / "out").exists()
 
 
