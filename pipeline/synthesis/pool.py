@@ -10,9 +10,9 @@ from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.room import needs, reachable_seats, seats
 
-# The driver handles some 70 turns a second. With turns this long for each worker it is not in their way, and short
-# shards share a turn; a shard that takes longer has one for itself.
-_TURN_S_PER_WORKER = 0.03
+# The driver handles some 70 turns a second, and a worker has two at a time. With turns this long for each worker it is
+# not in their way, and short shards share a turn; a shard that takes longer has one for itself.
+_TURN_S_PER_WORKER = 0.06
 _MIN_TURN_S = 2.0
 
 

@@ -131,6 +131,7 @@ def test_a_shard_that_a_gpu_failed_on_is_made_by_the_other_before_those_that_nob
     assert json.loads(out)["num_done"] == 40
     begun = [(gpu, int(shard)) for gpu, shard in map(str.split, (tmp_path / "begun").read_text().splitlines())]
     assert len(begun) == 41
+    assert {gpu for gpu, _ in begun} == {"0", "1"}
     failed = next(place for place, (gpu, _) in enumerate(begun) if gpu == "0")
     by_other = [shard_id for gpu, shard_id in begun[failed:] if gpu == "1"]
     # The other GPU may have taken one, or begun one of two that it is called for, by then.
