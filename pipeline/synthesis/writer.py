@@ -29,12 +29,14 @@ from pipeline.workers import check_same_digest, device_name
 # Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
     {
+        # Null in a row of no shard: its worker could not load the teacher, or nobody is left who works in the pass.
         "shard_id": pa.int64(),
         "error": pa.string(),
         "reason": pa.string(),
         "unwritten": pa.bool_(),
         "by_another": pa.bool_(),
         "handed_back": pa.bool_(),
+        "over": pa.bool_(),
         "notes": pa.list_(pa.string()),
         "worker": pa.string(),
         "num_images": pa.int64(),
@@ -195,7 +197,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
 
 
-def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
+def outcome(shard_id: int | None, worker: str, **facts: Any) -> dict[str, Any]:
     """Return the driver's row for a shard; the defaults mean that nothing was made and there was no error."""
     nothing = {
         "error": "",
@@ -203,6 +205,7 @@ def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
         "unwritten": False,
         "by_another": False,
         "handed_back": False,
+        "over": False,
         "notes": [],
         "num_images": 0,
         "labels": [],
