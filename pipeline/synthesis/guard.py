@@ -220,7 +220,7 @@ class GuardedWriter:
     def _given_up(self, shard_id: int, error: str, reason: str) -> dict[str, Any]:
         labels = self._shards[shard_id]["labels"]
         reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
-        return outcome(shard_id, self._name, error=error, reason=reason)
+        return outcome(shard_id, self._name, error=error, reason=reason, num_images=len(labels))
 
     def _wait(self, turn: int) -> dict[str, Any]:
         """Keep the GPU occupied until the other workers have done what they can; return the row that ends the pass."""

@@ -72,6 +72,7 @@ def invert_missing(
         num_images=plan.shards.count_images(to_do),
         stream=sys.stderr,
         why_silent=free_resources,
+        num_failed=len(set(plan.progress.failed).difference(to_do)),
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     tally = Tally()

@@ -49,6 +49,7 @@ class ProgressReport:
         num_images: images to make in this run.
         stream: stream to write to; a terminal gets a single line that is rewritten.
         why_silent: returns what may be holding the run up.
+        num_failed: shards that failed before, and are left as they are.
         whole_run: steps of a start that does not end early, if others may.
     """
 
@@ -60,10 +61,11 @@ class ProgressReport:
         num_images: int,
         stream: TextIO,
         why_silent: Callable[[], str],
+        num_failed: int = 0,
         whole_run: int | None = None,
     ) -> None:
         self._whole_run = whole_run
-        self._num_shards, self._done, self._failed = num_shards, num_done, 0
+        self._num_shards, self._done, self._failed = num_shards, num_done, num_failed
         self._images_to_do, self._images, self._loss_sum = num_images, 0, 0.0
         self._stream, self._why_silent = stream, why_silent
         self._rewrites = stream.isatty()
@@ -96,6 +98,7 @@ class ProgressReport:
             self._last_shard = time.monotonic()
             if outcome["error"]:
                 self._failed += 1
+                self._images_to_do -= outcome["num_images"]
                 self._print(f"synthesis: shard {outcome['shard_id']} failed: {outcome['error']}: {outcome['reason']}")
             elif outcome["by_another"]:
                 self._done += 1

@@ -115,7 +115,9 @@ class PartWriter(Inverter):
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
-        return UnwrittenShard(shard_id, labels, shard, time.monotonic() - started)
+        # Of the attempts before, as far as a checkpoint kept what they did.
+        before = 0.0 if self.checkpoints is None else self.checkpoints.seconds_before(shard_id)
+        return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started)
 
     def store(self, made: "UnwrittenShard") -> dict[str, Any]:
         """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
@@ -188,7 +190,13 @@ class PartWriter(Inverter):
         # What could not be written is made again from its checkpoint, what failed by itself from the start.
         notes = [] if unwritten else self._end_checkpoints(shard_id)
         return outcome(
-            shard_id, self.worker, error=type(error).__name__, reason=reason, unwritten=unwritten, notes=notes
+            shard_id,
+            self.worker,
+            error=type(error).__name__,
+            reason=reason,
+            num_images=len(labels),
+            unwritten=unwritten,
+            notes=notes,
         )
 
 

@@ -38,13 +38,17 @@ def test_plain_lines() -> None:
     stream = io.StringIO()
     with report_on(stream) as report:
         report.shard_finished(done(10, 1.0))
-        report.shard_finished({"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite"})
+        report.shard_finished(
+            {"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite", "num_images": 10}
+        )
         report.shard_finished(done(10, 2.0))
     lines = stream.getvalue().splitlines()
     assert "synthesis: shard 3 failed: NonFiniteError: tv_l2 is not finite" in lines
     assert re.fullmatch(
         r"synthesis: 3 of 5 shards done, 1 failed; \S+ images/s, \d+:\d\d:\d\d left; class loss 1\.5000", lines[-1]
     )
+    # Of 40 images 10 failed with their shard.
+    assert report._images_to_do - report._images == 10
     assert "\r" not in stream.getvalue()
 
 
@@ -104,7 +108,9 @@ def test_quiet_runs_print_faults_alone(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING, logger="sparse_inversion"), report_on(stream) as report:
         report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
         report.note("worker on GPU 0 failed")
-        report.shard_finished({"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite"})
+        report.shard_finished(
+            {"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite", "num_images": 10}
+        )
     assert stream.getvalue().splitlines() == [
         "synthesis: worker on GPU 0 failed",
         "synthesis: shard 3 failed: NonFiniteError: tv_l2 is not finite",
