@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.exceptions
 from ray.actor import ActorHandle
 
 from pipeline import storage
@@ -109,15 +110,19 @@ class GuardedWriter:
             elif not rows:
                 time.sleep(self._turn_s / _LOOKS_PER_TURN)
             # After an error the process is to end, once what it did is reported.
-            if self._poisoned or time.monotonic() >= end or (rows and row is None):
+            if self._poisoned or time.monotonic() >= end or (rows and (row is None or row["over"])):
                 return rows
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
 
     def _do(self, turn: int, *, first: bool) -> dict[str, Any] | None:
-        inverted = self._inverting.submit(self._invert, turn, first=first).result()
-        return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
+        try:
+            inverted = self._inverting.submit(self._invert, turn, first=first).result()
+            return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
+        except ray.exceptions.RayActorError:
+            # The driver has ended the run, and its record with it; or that was lost, as the driver finds out then.
+            return outcome(None, self._name, over=True)
 
     def _invert(self, turn: int, *, first: bool) -> _Inverted | dict[str, Any] | None:
         """Return an inverted shard, or the row of one that is not to be stored; None if there is none to do.

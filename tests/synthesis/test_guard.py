@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.exceptions
 import torch
 
 from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
@@ -217,3 +218,17 @@ def test_a_turn_ends_with_an_error_of_its_device_and_reports_what_was_made_befor
     another = attempts.take("b", Device("here", "here", "1"), "another", 99)
     assert another
     assert another.shard_id == 1
+
+
+def test_a_turn_that_outlives_the_run_ends_without_an_error(
+    start: Callable[[], GuardedWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would print that it repeats the call, on the standard output of the job."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ray.exceptions.RayActorError
+
+    writer = start()
+    writer._turn_s = 60.0
+    monkeypatch.setattr(GuardedWriter, "_ask", gone)
+    assert do(writer)["over"]
