@@ -82,10 +82,10 @@ def set_up(log: str, shard_s: float, serial: bool) -> None:
     if serial:
         whole = GuardedWriter._invert
 
-        def in_turn(self: GuardedWriter, *shard: Any) -> Any:
+        def in_turn(self: GuardedWriter, turn: int, *, first: bool) -> Any:
             # In the inverting thread, so that the next shard waits for it.
-            inverted = whole(self, *shard)
-            return inverted if isinstance(inverted, dict) else self._store(inverted)
+            inverted = whole(self, turn, first=first)
+            return inverted if inverted is None or isinstance(inverted, dict) else self._store(inverted)
 
         GuardedWriter._invert = in_turn  # pyright: ignore[reportAttributeAccessIssue]
 

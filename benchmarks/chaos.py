@@ -29,10 +29,10 @@ import torch
 import yaml
 
 from benchmarks.chaos_cluster import NUM_NODES, Nodes
-from benchmarks.chaos_dataset import Difference, compare, make_teacher, make_undisturbed, settings
+from benchmarks.chaos_dataset import Difference, compare, make_undisturbed, settings, write_teacher
 from benchmarks.chaos_episode import Outcome, Struck, play
 from benchmarks.chaos_faults import Episode, draw
-from benchmarks.chaos_store import BUCKET, Store
+from benchmarks.chaos_store import BUCKET, FaultyStore
 from benchmarks.circumstances import circumstances
 
 # Shards for each fault of an episode.
@@ -44,10 +44,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    os.environ.update((store := Store()).env)
+    os.environ.update((store := FaultyStore()).env)
     num_shards = _SHARDS_PER_FAULT * min(options.faults, options.per_episode)
     episodes = draw(options.faults, options.seed, num_shards=num_shards, per_episode=options.per_episode)
-    make_teacher(folder / "teacher")
+    write_teacher(folder / "teacher")
     undisturbed = settings(folder / "teacher", str(folder / "undisturbed"), num_shards)
     make_undisturbed(undisturbed)
     nodes = Nodes()
@@ -117,7 +117,7 @@ def _tell(number: int, episode: Episode, outcome: Outcome, difference: Differenc
     )
 
 
-def _circumstances(options: argparse.Namespace, num_shards: int, store: Store) -> dict[str, Any]:
+def _circumstances(options: argparse.Namespace, num_shards: int, store: FaultyStore) -> dict[str, Any]:
     return {
         "seed": options.seed,
         "shards_per_dataset": num_shards,

@@ -74,7 +74,7 @@ class Nodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class Job:
+class JobProcess:
     """A job of this project as a process on the cluster.
 
     Args:
@@ -98,9 +98,9 @@ class Job:
     def _file(self, kind: str) -> Path:
         return self.log.with_suffix(f".{kind}")
 
-    def again(self, log: Path) -> "Job":
+    def again(self, log: Path) -> "JobProcess":
         """Start the same job once more, beside this one."""
-        return Job(*self._made_of, log)
+        return JobProcess(*self._made_of, log)
 
     @property
     def code(self) -> int | None:

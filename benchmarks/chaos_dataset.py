@@ -28,7 +28,7 @@ class Difference(NamedTuple):
     doubled: list[str]
 
 
-def make_teacher(folder: Path) -> None:
+def write_teacher(folder: Path) -> None:
     """Save a random ViT of 10 classes that reads 32 × 32 pixels in 16 patches."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_cluster import Job, Nodes
+from benchmarks.chaos_cluster import JobProcess, Nodes
 from benchmarks.chaos_faults import DRIVER_KINDS, FROM_OUTSIDE, NODE_KINDS, STORE_KINDS, Episode, Fault, Kind
-from benchmarks.chaos_store import BUCKET, Store
+from benchmarks.chaos_store import BUCKET, FaultyStore
 from benchmarks.chaos_worker import FOLDERS, loading_order
 
 _HOOK = "benchmarks.chaos_worker.set_up"
@@ -60,7 +60,7 @@ class Outcome:
     unexpected: list[str]
 
 
-def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: Store, folder: Path) -> Outcome:
+def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: FaultyStore, folder: Path) -> Outcome:
     """Run a job until its output is whole, while the faults of the episode strike.
 
     Args:
@@ -89,7 +89,7 @@ def play(episode: Episode, job: list[str], output: str, nodes: Nodes, store: Sto
 class _Runs:
     """Runs of one job, one after another."""
 
-    def __init__(self, arguments: list[str], nodes: Nodes, store: Store, folder: Path) -> None:
+    def __init__(self, arguments: list[str], nodes: Nodes, store: FaultyStore, folder: Path) -> None:
         self._arguments, self._nodes, self._store, self._folder = arguments, nodes, store, folder
         self.codes: list[int] = []
         self.number = 0
@@ -102,8 +102,8 @@ class _Runs:
             broken.unlink()
         env = {**self._store.env, "CHAOS": str(self._folder)}
         log = self._folder / f"run-{self.number}"
-        self._jobs = [Job(self._arguments, self._nodes.address, env, _HOOK, log)]
-        self._ends: dict[Job, int] = {}
+        self._jobs = [JobProcess(self._arguments, self._nodes.address, env, _HOOK, log)]
+        self._ends: dict[JobProcess, int] = {}
         deadline = time.monotonic() + _RUN_S
         while running := [job for job in self._jobs if job.code is None]:
             for name in self._to_be_done(running[0]):
@@ -121,14 +121,14 @@ class _Runs:
         # Of two runs at once, either may find the other's last shard missing when it ends.
         self.complete = any(job.code == 0 for job in self._jobs)
 
-    def _take_note_of(self, job: Job) -> None:
+    def _take_note_of(self, job: JobProcess) -> None:
         assert job.code is not None
         self.codes.append(job.code)
         if job.code not in (0, 1, self._ends.get(job)):
             self.unexpected.append(f"{job.log} ended with {job.code}")
         self.unexpected += [f"{job.log} printed {noise!r}" for noise in _NOISE if noise in job.reported]
 
-    def _to_be_done(self, job: Job) -> list[str]:
+    def _to_be_done(self, job: JobProcess) -> list[str]:
         # What struck the run before strikes this one, not Python while it starts.
         if not job.reported:
             return []
@@ -136,7 +136,7 @@ class _Runs:
         struck = (path.name for path in sorted((self._folder / "struck").iterdir()))
         return [name for name in struck if name.split("-")[1] in FROM_OUTSIDE and name not in done]
 
-    def _act(self, name: str, job: Job) -> None:
+    def _act(self, name: str, job: JobProcess) -> None:
         """Bring about a fault from outside, which may end the job."""
         kind: Any = name.split("-")[1]
         if kind in STORE_KINDS:
@@ -163,7 +163,7 @@ class _Runs:
         (self._folder / "acted" / name).touch()
 
 
-def _struck(fault: Fault, folder: Path, output: str, store: Store) -> Struck | None:
+def _struck(fault: Fault, folder: Path, output: str, store: FaultyStore) -> Struck | None:
     """Return how a fault went; None if it did not strike, or not as often as it should."""
     records = [folder / "struck" / name for name in fault.names]
     if not all(record.exists() for record in records):
@@ -174,7 +174,7 @@ def _struck(fault: Fault, folder: Path, output: str, store: Store) -> Struck | N
     return Struck(fault.kind, _until(struck["time"], _written(fault.shard_id, output, store)))
 
 
-def _was_seen(kind: Kind, name: str, pid: int, folder: Path, store: Store) -> bool:
+def _was_seen(kind: Kind, name: str, pid: int, folder: Path, store: FaultyStore) -> bool:
     """Return whether what a worker met had the effect that it should have."""
     if kind in STORE_KINDS:
         return store.hit[f"{folder}/{name}"] > 0
@@ -183,7 +183,7 @@ def _was_seen(kind: Kind, name: str, pid: int, folder: Path, store: Store) -> bo
     return kind not in FROM_OUTSIDE or (folder / "acted" / name).exists()
 
 
-def _written(shard_id: int, output: str, store: Store) -> list[float]:
+def _written(shard_id: int, output: str, store: FaultyStore) -> list[float]:
     """Return when the part of a shard was written."""
     if output.startswith("s3://"):
         return store.written.get((output.removeprefix(f"s3://{BUCKET}/"), shard_id), [])

@@ -34,8 +34,8 @@ _ONCE: tuple[Kind, ...] = ("gpu_broken", "node_lost", "second_run")
 # How often a shard kills its worker before it lets one live; the run gives it up at the third time.
 DEATHS = 2
 
-Place = Literal["s3", "local"]
-_PLACES: tuple[Place, ...] = get_args(Place)
+StorageKind = Literal["s3", "local"]
+_PLACES: tuple[StorageKind, ...] = get_args(StorageKind)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Episode:
         faults: by shard.
     """
 
-    place: Place
+    place: StorageKind
     faults: tuple[Fault, ...]
 
 
@@ -99,7 +99,7 @@ def draw(num_faults: int, seed: int, *, num_shards: int, per_episode: int) -> li
     return episodes
 
 
-def _allowed(deck: Sequence[Kind], kinds: Sequence[Kind], place: Place) -> list[Kind]:
+def _allowed(deck: Sequence[Kind], kinds: Sequence[Kind], place: StorageKind) -> list[Kind]:
     """Return the kinds of the deck that an episode can have beside those that it has."""
     return [
         kind for kind in deck if (place == "s3" or kind not in STORE_KINDS) and not (kind in _ONCE and kind in kinds)

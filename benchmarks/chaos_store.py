@@ -26,7 +26,7 @@ _ANSWERS = {
 }
 
 
-class Store(LoopbackStore):
+class FaultyStore(LoopbackStore):
     """The server, and what was asked of it.
 
     Attributes:

@@ -29,10 +29,10 @@ import torch
 import yaml
 
 from benchmarks.chaos_cluster import Nodes
-from benchmarks.chaos_dataset import make_teacher
+from benchmarks.chaos_dataset import write_teacher
 from benchmarks.chaos_episode import Outcome, play
 from benchmarks.chaos_faults import Episode, Fault, Kind
-from benchmarks.chaos_store import Store
+from benchmarks.chaos_store import FaultyStore
 from benchmarks.circumstances import circumstances
 from pipeline.dataset import write_images
 
@@ -63,11 +63,11 @@ def draw_kills(num_kills: int, seed: int) -> list[tuple[str, Episode]]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The JSON line, as plain data."""
     started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="chaos-"))
-    make_teacher(folder / "teacher")
+    write_teacher(folder / "teacher")
     pixels = np.random.default_rng(0).integers(0, 256, (_IMAGES, 32, 32, 3), np.uint8)
     labels, names = [row % _CLASSES for row in range(_IMAGES)], [f"class {label}" for label in range(_CLASSES)]
     write_images(str(folder / "images.parquet"), pixels, labels, names)
-    store = Store()
+    store = FaultyStore()
     nodes = Nodes(cpus=1)
     try:
         expected = {job: _weights(_run(job, Episode("local", ()), "undisturbed", nodes, store, folder)) for job in JOBS}
@@ -99,7 +99,7 @@ def _run(
     episode: Episode,
     name: str,
     nodes: Nodes,
-    store: Store,
+    store: FaultyStore,
     folder: Path,
     outcomes: list[Outcome] | None = None,
 ) -> Path:

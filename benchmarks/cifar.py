@@ -101,7 +101,7 @@ def augment(images: Tensor, *, color: float, noise: float) -> Tensor:
     return center * factor() + factor() * (saturated - center) + noise * torch.randn_like(moved)
 
 
-def mix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Mix a batch with a permutation of itself, images and targets alike (mixup, ICLR 2018, section 2)."""
     share = float(np.random.beta(alpha, alpha)) if alpha else 1.0
     other = torch.randperm(len(images), device=images.device)
@@ -209,7 +209,7 @@ def train_epoch(training: Training, photos: Photos, options: argparse.Namespace)
             group["lr"] = options.lr * _factor(done)
         images = augment(normalize(photos.images[index]), color=options.color, noise=options.noise)
         targets = F.one_hot(photos.labels[index], len(CLASS_NAMES)).float()
-        images, targets = mix(images, targets, options.mixup)
+        images, targets = mixup(images, targets, options.mixup)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)

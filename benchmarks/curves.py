@@ -10,13 +10,12 @@ thread run at a time. What is measured is kept under `--folder`, and an interrup
 
 import argparse
 import json
-import multiprocessing
+import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.bench import RESULTS, Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
-from benchmarks.efficacy import RESULTS
-from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, rerun
 from benchmarks.markdown import table
 from benchmarks.spread import spread
 from benchmarks.testbeds import INVERTED, TESTBEDS, Testbed, make_inputs
@@ -92,21 +91,20 @@ def measure(bench: Bench, name: str, point: Point, seed: int, views: int | None)
     Returns:
         `number` of images, `steps`, counted `work` of all images in FLOP, and the student's `top1` in percent.
     """
-    torch.set_num_threads(1)
     testbed = TESTBEDS[name]
     made = _syntheses(bench, testbed, point, seed)
     training = _training(bench, testbed, made, point, seed, views)
 
     def figures() -> Figures:
-        facts = [anew(config, write_dataset) for config in made]
+        facts = [rerun(config, write_dataset) for config in made]
         return {
             "number": sum(fact["number"] for fact in facts),
             "steps": statistics.fmean(fact["mean_steps"] for fact in facts),
             "work": sum(fact["work"] * fact["number"] for fact in facts),
-            "top1": anew(training, distill)["top1"],
+            "top1": rerun(training, distill)["top1"],
         }
 
-    return kept(bench, f"{point.name}-{seed}", comparable(training, made), figures)
+    return kept_or_measured(bench, f"{point.name}-{seed}", comparable_settings(training, made), figures)
 
 
 def _syntheses(bench: Bench, testbed: Testbed, point: Point, seed: int) -> list[SynthesisConfig]:
@@ -139,13 +137,11 @@ def run(
     bench: Bench, name: str, found: Sequence[Point], seeds: Sequence[int], processes: int, views: int | None
 ) -> dict[Point, list[Figures]]:
     """Return the figures of each point, one for each seed."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        cells = {
-            (point, seed): pool.submit(measure, bench, name, point, seed, views) for seed in seeds for point in found
-        }
-        for (point, seed), cell in cells.items():
-            print(f"curves: {point.name}, seed {seed}: {cell.result()}", file=sys.stderr, flush=True)
-    return {point: [cells[point, seed].result() for seed in seeds] for point in found}
+    cells = [
+        Cell(point.name, seed, partial(measure, bench, name, point, seed, views)) for seed in seeds for point in found
+    ]
+    measured = measure_cells("curves", [cells], processes)
+    return {point: [measured[point.name, seed] for seed in seeds] for point in found}
 
 
 def page(figures: Mapping[Point, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
@@ -174,12 +170,14 @@ def draw(figures: Mapping[Point, Sequence[Figures]]) -> Figure:
     """Draw top-1 by number of images, by steps, and by work; bars show the standard deviation over the seeds."""
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
     by_images, by_steps, by_work = figure.subplots(1, 3, sharey=True)
-    for arm in INVERTED:
+    for arm, color in zip(INVERTED, ("tab:blue", "tab:orange"), strict=True):
         own = {point: found for point, found in figures.items() if point.arm == arm}
-        _line(by_images, arm, [found for point, found in own.items() if point.steps == 1], "number")
-        _line(by_steps, arm, [found for point, found in own.items() if point.images == 1], "steps")
-        _line(by_work, f"{arm}, more images", [found for point, found in own.items() if point.steps == 1], "work")
-        _line(by_work, f"{arm}, more steps", [found for point, found in own.items() if point.images == 1], "work")
+        images = [found for point, found in own.items() if point.steps == 1]
+        steps = [found for point, found in own.items() if point.images == 1]
+        _line(by_images, arm, images, "number", color=color)
+        _line(by_steps, arm, steps, "steps", color=color)
+        _line(by_work, f"{arm}, more images", images, "work", color=color)
+        _line(by_work, f"{arm}, more steps", steps, "work", color=color, linestyle="--")
     by_images.set(xlabel="images", ylabel="student, top-1 %")
     by_steps.set(xlabel="steps of inversion")
     by_work.set(xlabel="FLOP of all images")
@@ -187,16 +185,24 @@ def draw(figures: Mapping[Point, Sequence[Figures]]) -> Figure:
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
         axes.legend()
+    for axes in (by_images, by_steps):
+        # Ticks at round numbers of a single decade would lie on each other.
+        axes.minorticks_off()
+        values = sorted({float(x) for line in axes.containers for x in line[0].get_xdata()})
+        shown = [x for x, next_one in zip(values, [*values[1:], math.inf], strict=True) if next_one / x > 1.3]
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
     return figure
 
 
-def _line(axes: Axes, name: str, found: Sequence[Sequence[Figures]], x: str) -> None:
+def _line(
+    axes: Axes, name: str, found: Sequence[Sequence[Figures]], x: str, *, color: str, linestyle: str = "-"
+) -> None:
     ordered = sorted(found, key=lambda figures: figures[0][x])
     xs = [statistics.fmean(figure[x] for figure in figures) for figures in ordered]
     ys = [[figure["top1"] for figure in figures] for figures in ordered]
     means = [statistics.fmean(values) for values in ys]
     deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in ys]
-    axes.errorbar(xs, means, deviations, label=name, marker="o", capsize=3)
+    axes.errorbar(xs, means, deviations, label=name, marker="o", capsize=3, color=color, linestyle=linestyle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

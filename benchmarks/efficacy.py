@@ -11,21 +11,20 @@ measured is kept under `--folder`: an interrupted run goes on, and what other se
 
 import argparse
 import json
-import multiprocessing
 import shutil
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.bench import RESULTS, Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances
 from benchmarks.efficacy_report import goals, page
-from benchmarks.keeping import Figures, anew, comparable, kept
-from benchmarks.making import Bench, scored_at_the_end, synthesis_config, training_config, write_dataset
+from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, rerun
 from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config
@@ -34,7 +33,6 @@ from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.synthesis import SynthesisConfig
 
-RESULTS = Path(__file__).parent / "results"
 REAL, REFERENCE = "real", "reference"
 SYNTHETIC = (*INVERTED, "noise")
 ARMS = (REAL, *SYNTHETIC)
@@ -51,7 +49,6 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
         arm: what images.
         seed: of images and student.
     """
-    torch.set_num_threads(1)
     if part == "images":
         return _make(bench, TESTBEDS[testbed], arm, seed)
     if part == RANGES:
@@ -63,12 +60,12 @@ def measure(bench: Bench, testbed: str, part: str, arm: str, seed: int) -> Figur
 
 def _make(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     configs = _syntheses(bench, testbed, arm, seed)
-    settings = [comparable(config) for config in configs]
+    settings = [comparable_settings(config) for config in configs]
 
     def figures() -> Figures:
-        return _mean_figures([anew(config, write_dataset) for config in configs])
+        return _mean_figures([rerun(config, write_dataset) for config in configs])
 
-    return kept(bench, f"images-{arm}-{seed}", settings, figures)
+    return kept_or_measured(bench, f"images-{arm}-{seed}", settings, figures)
 
 
 def _mean_figures(datasets: Sequence[Figures]) -> Figures:
@@ -99,10 +96,12 @@ def _quantize(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
     config = _calibration(bench, testbed, arm, seed, QUANTIZED)
 
     def figures() -> Figures:
-        rows = anew(config, calibrate)["artifacts"]
+        rows = rerun(config, calibrate)["artifacts"]
         return {f"W{row['weights']}A{row['activations']}": row["top1"] for row in rows}
 
-    return kept(bench, f"{QUANTIZED}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(
+        bench, f"{QUANTIZED}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures
+    )
 
 
 def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figures:
@@ -110,10 +109,10 @@ def _compare_ranges(bench: Bench, testbed: Testbed, arm: str, seed: int) -> Figu
     config = _calibration(bench, testbed, arm, seed, RANGES)
 
     def figures() -> Figures:
-        ranges = storage.read_json(anew(config, calibrate)["ranges"])
+        ranges = storage.read_json(rerun(config, calibrate)["ranges"])
         return {"range_error": range_error(ranges, _calibrate_reference(bench, testbed)[0])}
 
-    return kept(bench, f"{RANGES}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(bench, f"{RANGES}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _calibration(bench: Bench, testbed: Testbed, arm: str, seed: int, part: str) -> CalibrationConfig:
@@ -151,10 +150,10 @@ def _train(bench: Bench, testbed: Testbed, student: str, arm: str, seed: int) ->
     config = training_config(bench, settings, _images(bench, testbed, arm, seed), output, seed)
 
     def figures() -> Figures:
-        result = anew(config, distill)
+        result = rerun(config, distill)
         return {"before": result["before_top1"], "after": result["top1"]}
 
-    return kept(bench, f"{student}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
+    return kept_or_measured(bench, f"{student}-{arm}-{seed}", _with_images(bench, testbed, config, arm, seed), figures)
 
 
 def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
@@ -164,40 +163,29 @@ def _count(bench: Bench, testbed: Testbed, arm: str, seed: int) -> int:
 
 def _with_images(bench: Bench, testbed: Testbed, config: Any, arm: str, seed: int) -> dict[str, Any]:
     """Return the settings that figures depend on, with those of synthetic images."""
-    return comparable(config, () if arm in (REAL, REFERENCE) else _syntheses(bench, testbed, arm, seed))
+    return comparable_settings(config, () if arm in (REAL, REFERENCE) else _syntheses(bench, testbed, arm, seed))
 
 
 def run(
     bench: Bench, testbed: Testbed, parts: Sequence[str], seeds: Sequence[int], processes: int
 ) -> dict[str, dict[str, list[Figures]]]:
     """Return the figures by part and arm, one for each seed."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    arms = {"images": SYNTHETIC, **{part: _arms(testbed, part) for part in parts}}
 
-        def start(cells: Iterable[tuple[str, str, int]]) -> dict[tuple[str, str, int], Future[Figures]]:
-            return {cell: pool.submit(measure, bench, testbed.name, *cell) for cell in cells}
+    def wave(of: Sequence[str]) -> list[Cell]:
+        return [
+            Cell(f"{part} on {arm}", seed, partial(measure, bench, testbed.name, part, arm, seed))
+            for seed in seeds
+            for part in of
+            for arm in arms[part]
+        ]
 
-        images = start(("images", arm, seed) for seed in seeds for arm in SYNTHETIC)
-        _report(images)
-        uses = start((part, arm, seed) for seed in seeds for part in parts for arm in _arms(testbed, part))
-        _report(uses)
-    found = {cell: future.result() for cell, future in (images | uses).items()}
-    return {
-        part: {
-            arm: [found[part, arm, seed] for seed in seeds]
-            for arm in _arms(testbed, part)
-            if (part, arm, seeds[0]) in found
-        }
-        for part in ("images", *parts)
-    }
+    found = measure_cells("efficacy", [wave(["images"]), wave(parts)], processes)
+    return {part: {arm: [found[f"{part} on {arm}", seed] for seed in seeds] for arm in arms[part]} for part in arms}
 
 
 def _arms(testbed: Testbed, part: str) -> Sequence[str]:
     return (*ARMS, MIXED) if testbed.mixed and part in testbed.students else ARMS
-
-
-def _report(wave: Mapping[tuple[str, str, int], Future[Figures]]) -> None:
-    for (part, arm, seed), future in wave.items():
-        print(f"efficacy: {part} on {arm}, seed {seed}: {future.result()}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -38,8 +38,10 @@ from pipeline.checks import check_range
 from pipeline.config import parse_config, to_dict
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
-from pipeline.distillation.images import Images, MemoryImages
-from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.batches import Images
+from pipeline.distillation.descent import Group
+from pipeline.distillation.images import MemoryImages
+from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.order import Share
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, PipelineError

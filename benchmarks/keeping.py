@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.making import Bench
+from benchmarks.bench import Bench
 from pipeline import storage
 from pipeline.runs import identifying_settings
 
@@ -12,7 +12,7 @@ Figures = dict[str, float]
 _EXCLUDED = ("teacher.name", "images", "labeled", "output", "workers", "pool")
 
 
-def kept(bench: Bench, name: str, settings: Any, measure: Callable[[], Figures]) -> Figures:
+def kept_or_measured(bench: Bench, name: str, settings: Any, measure: Callable[[], Figures]) -> Figures:
     """Return the figures of an earlier run with equal settings; otherwise measure and keep them.
 
     Args:
@@ -32,13 +32,13 @@ def kept(bench: Bench, name: str, settings: Any, measure: Callable[[], Figures])
     return found
 
 
-def anew(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def rerun(config: Any, job: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     """Run a job over whatever an earlier run left in its output."""
     storage.remove_folder(config.output)
     return job(config)
 
 
-def comparable(config: Any, made: Sequence[Any] = ()) -> dict[str, Any]:
+def comparable_settings(config: Any, made: Sequence[Any] = ()) -> dict[str, Any]:
     """Return the settings that figures depend on and that differ from their defaults.
 
     A new setting and a moved folder leave what is kept usable: paths are the same in every folder.
@@ -48,4 +48,4 @@ def comparable(config: Any, made: Sequence[Any] = ()) -> dict[str, Any]:
         made: configs of the synthetic images that it reads, if it reads any.
     """
     own = identifying_settings(config, recorded=(), excluded=_EXCLUDED)
-    return {**own, "synthesis": [comparable(synthesis) for synthesis in made]} if made else own
+    return {**own, "synthesis": [comparable_settings(synthesis) for synthesis in made]} if made else own

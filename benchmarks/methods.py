@@ -10,20 +10,19 @@ student; the teacher is one.
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.bench import RESULTS, Bench, synthesis_config, training_config, write_dataset
+from benchmarks.cells import Cell, measure_cells
 from benchmarks.circumstances import circumstances, made_by
-from benchmarks.making import Bench, synthesis_config, training_config, write_dataset
 from benchmarks.markdown import table
 from benchmarks.spread import spread, standard_error
 from examples.digits.teacher import DigitsConfig, make_digits
@@ -32,7 +31,6 @@ from pipeline.config import parse_config
 from pipeline.distillation import distill
 from pipeline.quantization import CalibrationConfig, calibrate
 
-RESULTS = Path(__file__).parent / "results"
 DENSE, SPARSE = "dense", "sparse"
 # What images are good for, and the figure that says so.
 COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
@@ -87,7 +85,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Figures:
+class MethodFigures:
     """Results of one method with one seed: processor seconds and work per image, confidence of stored images."""
 
     seconds: float | None
@@ -100,9 +98,8 @@ class Figures:
     student_top1: float
 
 
-def measure(bench: Bench, method: Method, seed: int) -> Figures:
+def measure(bench: Bench, method: Method, seed: int) -> MethodFigures:
     """Make a method's images with one seed and use them; in a process of its own."""
-    torch.set_num_threads(1)
     name = f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
     for kind in ("images", "calibrate", "distill"):
         # What an earlier run left was made by another engine, perhaps.
@@ -119,7 +116,7 @@ def measure(bench: Bench, method: Method, seed: int) -> Figures:
     }
     artifacts = calibrate(parse_config(CalibrationConfig, bench.arguments("calibrate", quantized)))["artifacts"]
     student = distill(training_config(bench, {}, images, bench.path("distill", name), seed))
-    return Figures(
+    return MethodFigures(
         seconds=made.get("seconds"),
         work=made.get("work"),
         mean_steps=made.get("mean_steps"),
@@ -139,27 +136,31 @@ def _make_images(bench: Bench, method: Method, output: str, seed: int) -> dict[s
     return write_dataset(synthesis_config(bench, method.stage, settings, output, seed))
 
 
-def run(bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int) -> dict[str, list[Figures]]:
+def run(
+    bench: Bench, methods: Sequence[Method], seeds: Sequence[int], processes: int
+) -> dict[str, list[MethodFigures]]:
     """Figures by method, one a seed; those that build on another's student come second."""
     if not storage.exists(bench.input("held_out.parquet")):
         make_digits(parse_config(DigitsConfig, bench.arguments("digits", {"output": bench.input()})))
-    found: dict[str, dict[int, Figures]] = {method.name: {} for method in methods}
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for wave in (False, True):
-            cells = [(method, seed) for seed in seeds for method in methods if (method.against is not None) == wave]
-            futures = [pool.submit(measure, bench, *cell) for cell in cells]
-            for (method, seed), future in zip(cells, futures, strict=True):
-                found[method.name][seed] = future.result()
-                print(f"methods: {method.name}, seed {seed}: {found[method.name][seed]}", file=sys.stderr, flush=True)
-    return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}
+    waves = [
+        [
+            Cell(method.name, seed, partial(measure, bench, method, seed))
+            for seed in seeds
+            for method in methods
+            if (method.against is not None) == builds_on_another
+        ]
+        for builds_on_another in (False, True)
+    ]
+    found = measure_cells("methods", waves, processes)
+    return {method.name: [found[method.name, seed] for seed in seeds] for method in methods}
 
 
-def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -> str:
+def report(figures: Mapping[str, Sequence[MethodFigures]], facts: Mapping[str, Any]) -> str:
     """The page: what was run, the table, and for each method what it changes against `sparse`, seed by seed."""
     dense = figures[DENSE]
     rows = [_row(name, found, dense) for name, found in figures.items()]
     before = statistics.fmean(found.before_top1 for found in dense)
-    header = ("images", "CPU s per image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
+    costs = ("images", "CPU s per image", "work", "steps", "confidence", "W4A4 top-1", "W4A3 top-1", "student top-1")
     differences = [
         (name, *_difference(found, figures[SPARSE]))
         for name, found in figures.items()
@@ -174,7 +175,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
             "over the seeds of images and student. Seconds are of one processor core, whatever else ran. "
             "Work is counted (`pipeline/inversion/flops.py`), an image of `dense` being 1; it leaves out what losses "
             f"cost beside the teacher. The student scores {before:.1f} before it is trained.",
-            table(header, rows),
+            table(costs, rows),
             "The same seeds, seed by seed, against `sparse`; a difference counts where its mean is more than two "
             "standard errors from zero.",
             table(header, differences),
@@ -182,7 +183,7 @@ def report(figures: Mapping[str, Sequence[Figures]], facts: Mapping[str, Any]) -
     )
 
 
-def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple[str, ...]:
+def _row(name: str, found: Sequence[MethodFigures], dense: Sequence[MethodFigures]) -> tuple[str, ...]:
     dense_work = statistics.fmean(f.work or 0.0 for f in dense)
     work = [f.work / dense_work for f in found if f.work is not None]
     return (
@@ -197,7 +198,7 @@ def _row(name: str, found: Sequence[Figures], dense: Sequence[Figures]) -> tuple
     )
 
 
-def _difference(found: Sequence[Figures], base: Sequence[Figures]) -> tuple[str, ...]:
+def _difference(found: Sequence[MethodFigures], base: Sequence[MethodFigures]) -> tuple[str, ...]:
     """Points above the base of everything compared, and what they say."""
     points = {
         what: [getattr(a, name) - getattr(b, name) for a, b in zip(found, base, strict=True)]

@@ -32,7 +32,7 @@ from pipeline.quantization.graphs import export_images
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.observers import HistogramObserver, MeanSquaredError, MinMax, Observer, Percentile
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import iterate_inputs, read_index
+from pipeline.quantization.reading import iterate_inputs, read_patch_counts
 from pipeline.quantization.simulation import Simulation
 
 WIDTHS = tuple(BitWidths(weights=weights, activations=bits) for weights, bits in ((8, 8), (4, 8), (3, 8), (4, 4)))
@@ -50,7 +50,7 @@ def observe(loaded: LoadedModel, uri: str, placement: Placement) -> dict[str, Hi
     images = find_images(uri)
     batches = [
         batch
-        for window in plan_windows(read_index(images, loaded, dense=False), 32, None, 0)
+        for window in plan_windows(read_patch_counts(images, loaded, dense=False), 32, None, 0)
         for batch in window.batches
     ]
     observer = RangeObserver(loaded.model, placement, HistogramObserver)

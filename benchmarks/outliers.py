@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.quantization.channels import find_norm_readers
 from pipeline.quantization.graphs import export_images
-from pipeline.quantization.smoothing import Change, move_scales
+from pipeline.quantization.smoothing import ChannelRescaling, move_scales
 
 FACTORS = (20.0, 12.0, 8.0)
 
@@ -29,5 +29,5 @@ def plant_outliers(model: nn.Module, *, seed: int = 0) -> nn.Module:
         width = model.get_parameter(pair.norm.weight).numel()
         scale = torch.ones(width, dtype=torch.float64)
         scale[torch.randperm(width, generator=generator)[: len(FACTORS)]] = 1 / torch.tensor(FACTORS).double()
-        move_scales(planted, pair, Change(scale, torch.zeros_like(scale)))
+        move_scales(planted, pair, ChannelRescaling(scale, torch.zeros_like(scale)))
     return planted

@@ -64,7 +64,7 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True)
-class Described:
+class DescribedImages:
     """Images as they are compared.
 
     Attributes:
@@ -79,8 +79,8 @@ class Described:
     features: np.ndarray
     labels: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "Described":
-        return Described(self.pixels[rows], self.kept[rows], self.features[rows], self.labels[rows])
+    def take(self, rows: np.ndarray) -> "DescribedImages":
+        return DescribedImages(self.pixels[rows], self.kept[rows], self.features[rows], self.labels[rows])
 
 
 class Describer:
@@ -103,7 +103,7 @@ class Describer:
         self._captured.append(arguments[0].detach())
 
     @torch.inference_mode()
-    def describe(self, images: Tensor, keep: list[list[int]], labels: list[int]) -> Described:
+    def describe(self, images: Tensor, keep: list[list[int]], labels: list[int]) -> DescribedImages:
         """Describe normalized images float32 [B, C, H, W]; the teacher reads their kept patches if it can."""
         pooled = nn.functional.adaptive_avg_pool2d(images, self.side)
         pixels = pooled * torch.tensor(self.loaded.std).view(-1, 1, 1) + torch.tensor(self.loaded.mean).view(-1, 1, 1)
@@ -112,7 +112,7 @@ class Describer:
             kept[row, indices or [0]] = 1
         mask = kept.view(-1, 1, self.grid_size, self.grid_size)
         mask = nn.functional.interpolate(mask, self.side).expand_as(pixels)
-        return Described(
+        return DescribedImages(
             pixels.flatten(1).numpy(),
             mask.flatten(1).numpy(),
             nn.functional.normalize(self._features(images, keep).flatten(1), dim=1).numpy(),
@@ -133,7 +133,7 @@ class Describer:
         return self._captured[-1][: len(images)]
 
 
-def read_described(uri: str, describer: Describer, config: PrivacyConfig) -> Described:
+def read_described(uri: str, describer: Describer, config: PrivacyConfig) -> DescribedImages:
     """Read and describe at most `config.max_images` images, drawn at random.
 
     Raises:
@@ -156,12 +156,12 @@ def read_described(uri: str, describer: Describer, config: PrivacyConfig) -> Des
     return _joined(parts)
 
 
-def _joined(parts: Sequence[Described]) -> Described:
+def _joined(parts: Sequence[DescribedImages]) -> DescribedImages:
     columns = zip(*((part.pixels, part.kept, part.features, part.labels) for part in parts), strict=True)
-    return Described(*(np.concatenate(column) for column in columns))
+    return DescribedImages(*(np.concatenate(column) for column in columns))
 
 
-def describe_scans(describer: Describer) -> tuple[Described, Described]:
+def describe_scans(describer: Describer) -> tuple[DescribedImages, DescribedImages]:
     """Describe the scans that the digits teacher was trained on, and those held out, as its defaults divide them."""
     defaults = DigitsConfig(output="")
     sets = split_scans(
@@ -169,7 +169,7 @@ def describe_scans(describer: Describer) -> tuple[Described, Described]:
     )
     every = list(range(describer.grid_size**2))
 
-    def described(name: str) -> Described:
+    def described(name: str) -> DescribedImages:
         images = normalize(sets[name].images)
         keep, labels = [every] * len(images), sets[name].labels.tolist()
         batches = [slice(start, start + _BATCH) for start in range(0, len(images), _BATCH)]
@@ -178,7 +178,9 @@ def describe_scans(describer: Describer) -> tuple[Described, Described]:
     return described("train"), described("held_out")
 
 
-def balanced(train: Described, held_out: Described, config: PrivacyConfig) -> tuple[Described, Described]:
+def balanced(
+    train: DescribedImages, held_out: DescribedImages, config: PrivacyConfig
+) -> tuple[DescribedImages, DescribedImages]:
     """Return equally many images of both, of each class, so that chance makes neither nearer."""
     random = np.random.default_rng(config.seed)
     pairs = list(_rows_of_classes(train.labels, held_out.labels, random))
@@ -198,7 +200,7 @@ def _rows_of_classes(
         yield rows[0][:count], rows[1][:count]
 
 
-def pixel_distances(synthetic: Described, real: Described) -> np.ndarray:
+def pixel_distances(synthetic: DescribedImages, real: DescribedImages) -> np.ndarray:
     """Return each synthetic image's distance to the nearest real one: root mean square over its kept patches, [N]."""
     masked = (synthetic.pixels * synthetic.kept).astype(np.float64)
     kept, other = synthetic.kept.astype(np.float64), real.pixels.astype(np.float64)
@@ -207,12 +209,12 @@ def pixel_distances(synthetic: Described, real: Described) -> np.ndarray:
     return np.sqrt(np.maximum(squared.min(axis=1), 0) / kept.sum(axis=1))
 
 
-def feature_distances(synthetic: Described, real: Described) -> np.ndarray:
+def feature_distances(synthetic: DescribedImages, real: DescribedImages) -> np.ndarray:
     """Return each synthetic image's distance to the nearest real one in the teacher's features, [N]."""
     return nearest(synthetic.features, real.features)[0]
 
 
-_SPACES: dict[str, Callable[[Described, Described], np.ndarray]] = {
+_SPACES: dict[str, Callable[[DescribedImages, DescribedImages], np.ndarray]] = {
     "pixels": pixel_distances,
     "features": feature_distances,
 }
@@ -248,11 +250,11 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _compared(
-    distances: Callable[[Described, Described], np.ndarray],
-    synthetic: Described,
-    train: Described,
-    held_out: Described,
-    any_train: Described,
+    distances: Callable[[DescribedImages, DescribedImages], np.ndarray],
+    synthetic: DescribedImages,
+    train: DescribedImages,
+    held_out: DescribedImages,
+    any_train: DescribedImages,
 ) -> dict[str, Any]:
     figures = compare(*(distances(synthetic, real) for real in (train, held_out, any_train)))
     return {**figures, "median_of_held_out_to_train": round(float(np.median(distances(held_out, train))), 4)}

@@ -23,7 +23,7 @@ import ray
 import torch
 import yaml
 
-from benchmarks.chaos_dataset import make_teacher
+from benchmarks.chaos_dataset import write_teacher
 from benchmarks.circumstances import circumstances
 from benchmarks.loopback import LoopbackStore, Start
 from benchmarks.rounds import short
@@ -34,7 +34,7 @@ _IMAGES_PER_SHARD = 10
 _ROOT = Path(__file__).parents[1]
 
 
-class Store(LoopbackStore):
+class CountingStore(LoopbackStore):
     """An S3 server in this process.
 
     Attributes:
@@ -58,9 +58,9 @@ class Store(LoopbackStore):
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the JSON line, as plain data."""
-    store = Store()
+    store = CountingStore()
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        make_teacher(Path(folder, "teacher"))
+        write_teacher(Path(folder, "teacher"))
         base = _job("run", _write_config(Path(folder), _BASE_SHARDS, options.workers))
         store.taken()
         config = _write_config(Path(folder), options.shards, options.workers)

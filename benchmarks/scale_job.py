@@ -52,7 +52,7 @@ def run(config: SynthesisConfig) -> dict[str, Any]:
     return {"plan_s": planned - started, "seconds": time.monotonic() - planned, **facts}
 
 
-def look(config: SynthesisConfig) -> dict[str, Any]:
+def time_status(config: SynthesisConfig) -> dict[str, Any]:
     """Look at the output as `jobs.status` does."""
     started = time.monotonic()
     found = status(StatusConfig(uri=config.output))
@@ -62,7 +62,7 @@ def look(config: SynthesisConfig) -> dict[str, Any]:
 def main() -> None:
     what, file = sys.argv[1:]
     config = parse_config(SynthesisConfig, ["--config", file])
-    found = {"run": run, "status": look}[what](config)
+    found = {"run": run, "status": time_status}[what](config)
     # KiB on Linux.
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({**found, "peak_mb": peak_mb, "driver_s": time.process_time()}), flush=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bench import Bench
 from benchmarks.cifar import CLASS_NAMES, load_photos
-from benchmarks.making import Bench
 from benchmarks.outliers import plant_outliers
 from examples.digits.demo import STAGES
 from examples.digits.teacher import DigitsConfig, make_digits

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.entry import run_job
+from jobs.entry import LEVELS, read_level, run_job
 from jobs.watching import watch
 from pipeline import storage
 from pipeline.artifacts.formats import format_of
@@ -17,6 +17,8 @@ from pipeline.dataset.index import num_retried, parts_without_row, read_index, v
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, shown
 from pipeline.outputs import CONFIG, job_of
+
+_WITHOUT_VALUE = ("--help", "--print_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +164,20 @@ def _epoch(uri: str, line: bytes) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; the URI may stand alone, without `--uri`, and `--watch` without a value."""
-    flags = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    _, flags = read_level(given)
     for place, flag in enumerate(flags):
         if flag == "--watch" and flags[place + 1 : place + 2] not in (["true"], ["false"]):
             flags[place] = "--watch=true"
-    if flags and not flags[0].startswith("-"):
-        flags.insert(0, "--uri")
-    return run_job("status", StatusConfig, status, flags)
+    alone = [place for place, flag in enumerate(flags) if not flag.startswith("-") and not _takes_next(flags[:place])]
+    if len(alone) == 1:
+        flags.insert(alone[0], "--uri")
+    return run_job("status", StatusConfig, status, [flag for flag in given if flag in LEVELS] + flags)
+
+
+def _takes_next(flags: Sequence[str]) -> bool:
+    """Return whether what comes after some flags is the value of the last one."""
+    return bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] not in _WITHOUT_VALUE
 
 
 if __name__ == "__main__":

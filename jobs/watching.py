@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TextIO
 
+from pipeline.errors import DatasetError
 from pipeline.log import one_printed_line
 
 Look = Callable[[], dict[str, Any]]
@@ -14,30 +15,46 @@ Look = Callable[[], dict[str, Any]]
 def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """Print the state of an output whenever it has changed, and return it once it is complete or Ctrl-C is pressed.
 
+    Where the storage does not answer, that is said, and the next look tries again.
+
     Args:
         look: returns what `jobs.status` prints.
         every_s: seconds between two looks.
         stream: a terminal gets a table in one place, any other stream a line for each change.
         pause: waits for so many seconds.
+
+    Raises:
+        DatasetError: there is nothing to look at, or the first look failed.
     """
-    started, first, shown = time.monotonic(), None, dict[str, str]()
-    while True:
-        found = look()
-        first = found if first is None else first
-        table = describe(found, first, time.monotonic() - started)
-        if stream.isatty():
-            _redraw(table, len(shown), stream)
-        elif _without_speed(table) != _without_speed(shown):
-            line = "; ".join(f"{name} {value}" for name, value in table.items())
-            stream.write(f"{one_printed_line(line)}\n")
-        stream.flush()
-        shown = table
-        if _is_over(found):
-            return found
-        try:
+    started, shown = time.monotonic(), dict[str, str]()
+    first = found = look()
+    trouble = ""
+    try:
+        while True:
+            table = describe(found, first, time.monotonic() - started) | ({"not seen": trouble} if trouble else {})
+            _show(table, shown, stream)
+            shown = table
+            if _is_over(found):
+                return found
             pause(every_s)
-        except KeyboardInterrupt:
-            return found
+            try:
+                found, trouble = look(), ""
+            except DatasetError as error:
+                if not error.is_transient:
+                    raise
+                trouble = str(error)
+    except KeyboardInterrupt:
+        return found
+
+
+def _show(table: Mapping[str, str], shown: Mapping[str, str], stream: TextIO) -> None:
+    """Print a table in the place of the one that is shown, or its changes as a line."""
+    if stream.isatty():
+        _redraw(table, len(shown), stream)
+    elif _without_speed(table) != _without_speed(shown):
+        line = "; ".join(f"{name} {value}" for name, value in table.items())
+        stream.write(f"{one_printed_line(line)}\n")
+    stream.flush()
 
 
 def _is_over(found: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Find out what nodes the autoscaler of a cluster can bring."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,32 @@ class NodeType:
     labels: Mapping[str, str] | None = field(default_factory=dict)
 
 
-def node_types() -> list[NodeType] | None:
+@dataclass(frozen=True)
+class NodeTypes:
+    """The nodes that an autoscaler can bring.
+
+    Attributes:
+        types: of nodes; an empty list without an autoscaler.
+        max_nodes: number of nodes of all types together at most.
+    """
+
+    types: list[NodeType] = field(default_factory=list)
+    max_nodes: int = _UNLIMITED
+
+    def most(self, amount: Callable[[NodeType], float]) -> float:
+        """Return the largest sum of an amount over nodes that can be there together.
+
+        Args:
+            amount: of one node of a type.
+        """
+        total, left = 0.0, self.max_nodes
+        for each, count in sorted(((amount(kind), kind.max_count) for kind in self.types), reverse=True):
+            total += each * min(count, left)
+            left -= min(count, left)
+        return total
+
+
+def node_types() -> NodeTypes | None:
     """Return what nodes the autoscaler of the joined cluster can bring: none without one; None if it cannot be known.
 
     Ray has a place where autoscalers report what they can bring, which hosted ones do and Ray's own does not. What that
@@ -45,15 +70,16 @@ def node_types() -> list[NodeType] | None:
 
 
 @cache
-def _node_types_of(gcs_address: str) -> list[NodeType] | None:
+def _node_types_of(gcs_address: str) -> NodeTypes | None:
     reported = state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
-        return [
+        types = [
             # What is reported has no labels; Ray chooses by those that the nodes have.
             NodeType(dict(group.resources), _UNLIMITED if group.max_count == -1 else group.max_count, labels=None)
             for group in reported.node_group_configs
             if group.max_count
         ]
+        return NodeTypes(types)
     port = gcs_address.rpartition(":")[2]
     head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
     if head is None:
@@ -69,7 +95,7 @@ def _node_types_of(gcs_address: str) -> list[NodeType] | None:
         return None
 
 
-def read_on_head(port: str) -> list[NodeType] | None:
+def read_on_head(port: str) -> NodeTypes | None:
     """Return what `node_types` does, on the head itself.
 
     Args:
@@ -83,20 +109,27 @@ def read_on_head(port: str) -> list[NodeType] | None:
             arguments = dict(part.split("=", 1) for part in command if "=" in part)
             if arguments.get("--gcs-address", "").endswith(f":{port}"):
                 file = arguments.get("--autoscaling-config")
-                return [] if file is None else _read(Path(process.info["cwd"] or "/") / Path(file).expanduser())
+                return (
+                    NodeTypes() if file is None else _read(Path(process.info["cwd"] or "/") / Path(file).expanduser())
+                )
     return None
 
 
-def _read(file: Path) -> list[NodeType] | None:
+def _read(file: Path) -> NodeTypes | None:
     try:
-        return list(from_launcher(yaml.safe_load(file.read_text())))
+        return from_launcher(yaml.safe_load(file.read_text()))
     except (OSError, yaml.YAMLError):
         return None
 
 
-def from_launcher(config: Mapping[str, Any]) -> Iterator[NodeType]:
-    """Yield the node types of a `cluster.yaml`, as Ray's launcher and its autoscaler read it."""
-    limit, head = config.get("max_workers", _MAX_WORKERS), config.get("head_node_type")
+def from_launcher(config: Mapping[str, Any]) -> NodeTypes:
+    """Return the node types of a `cluster.yaml`, as Ray's launcher and its autoscaler read it."""
+    limit = config.get("max_workers", _MAX_WORKERS)
+    return NodeTypes(list(_types_from_launcher(config, limit)), limit)
+
+
+def _types_from_launcher(config: Mapping[str, Any], limit: int) -> Iterator[NodeType]:
+    head = config.get("head_node_type")
     for name, node_type in config.get("available_node_types", {}).items():
         count = min(limit, node_type.get("max_workers", 0 if name == head else limit))
         if count > 0:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,9 @@ _EPILOG = (
 
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
-    """Read a config from `--config FILE.yaml` and `--section.key value` flags; later ones win.
+    """Read a config from `--config FILE.yaml` and `--section.key value` flags.
+
+    Flags win over files, wherever they stand; of two files or two flags, the later one wins.
 
     `--help` and `--print_config` print and exit with 0, as on any command line. Settings may have their former names,
     see `FormerNames`, of which one line warns.
@@ -34,10 +37,22 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
     """
     parser = make_parser(config_class, prog=prog)
     try:
-        flags = parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv)
+        flags = _files_first(parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv))
         return _build(parser, lambda: parser.parse_args(flags), config_class)
     finally:
         parser.former_names.warn()
+
+
+def _files_first(arguments: Sequence[str]) -> list[str]:
+    """Put `--config FILE` before all else: the parser lets whatever comes later win."""
+    files, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            files += [argument, *itertools.islice(rest, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return files + others
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,8 @@ class Convert:
     std: np.ndarray
     num_classes: int
     num_patches: int
-    reads_subsets: bool
+    reads_kept: bool
+    """Whether kept patches are read alone."""
     label_map: list[int] | None
     labels_note: str | None
     """Message for the user about the label map; None if there is none."""
@@ -66,7 +67,7 @@ class Convert:
         """Return the model's labels, int64.
 
         Raises:
-            DatasetError: a label has no class, or labels are needed and one is missing.
+            DatasetError: labels are needed, and one is missing or has no class.
         """
         if "label" not in table.column_names:
             return pa.array([UNKNOWN] * len(table), pa.int64())
@@ -74,30 +75,42 @@ class Convert:
             raise DatasetError(f"{self.uri!r} has images without a label")
         labels = table["label"].fill_null(UNKNOWN).to_pylist()
         classes = self.num_classes if self.label_map is None else len(self.label_map)
-        # Hugging Face marks test images with withheld labels by -1.
-        lowest = 0 if self.labels_needed else UNKNOWN
-        wrong = [label for label in labels if not lowest <= label < classes]
-        if wrong:
+        wrong = [label for label in labels if not 0 <= label < classes]
+        if wrong and self.labels_needed:
             raise DatasetError(f"{self.uri!r} has label {wrong[0]}, there are {classes} classes")
-        if self.label_map is not None:
-            labels = [UNKNOWN if label == UNKNOWN else self.label_map[label] for label in labels]
-        return pa.array(labels, pa.int64())
+        of = range(classes) if self.label_map is None else self.label_map
+        # Hugging Face marks test images with withheld labels by -1.
+        return pa.array([of[label] if 0 <= label < classes else UNKNOWN for label in labels], pa.int64())
 
     def keep_indices(self, table: pa.Table) -> pa.Array:
-        """Return the patches to read, a list of int64 per image.
+        """Return the patches to read, a list of int64 per image; all of them where an image does not say which.
 
         Raises:
-            DatasetError: a patch lies outside the model's grid.
+            DatasetError: they are no numbers of patches; or an image keeps none, or one outside the model's grid, and
+                kept patches are read alone. The message names the image.
         """
-        kind: Any = pa.list_(pa.int64())
+        every, kind = list(range(self.num_patches)), pa.list_(pa.int64())
         if "keep_indices" not in table.column_names:
-            return pa.array([list(range(self.num_patches))] * len(table), kind)
-        kept = table["keep_indices"].combine_chunks().cast(kind)
-        largest = max(kept.flatten().to_pylist(), default=0)
-        # Any other model reads the whole image.
-        if self.reads_subsets and largest >= self.num_patches:
-            raise DatasetError(f"{self.uri!r} keeps patch {largest}, the model has {self.num_patches} patches")
-        return kept
+            return pa.array([every] * len(table), kind)
+        kept = table["keep_indices"].to_pylist()
+        for name, indices in zip(table["image_id"].to_pylist(), kept, strict=True):
+            if indices is not None:
+                self._check_kept(name, indices)
+        return pa.array([every if indices is None else indices for indices in kept], kind)
+
+    def _check_kept(self, name: str, indices: list[int | None]) -> None:
+        numbers = [index for index in indices if index is not None]
+        wrong = next((index for index in indices if index is None or index < 0), 0)
+        if wrong != 0:
+            keeps = f"patch {wrong}, which is no number of a patch" if wrong else "a patch without a number (null)"
+        elif self.reads_kept and not numbers:
+            keeps = "no patch"
+        # Where the whole image is read, another grid does not matter.
+        elif self.reads_kept and max(numbers) >= self.num_patches:
+            keeps = f"patch {max(numbers)}, the model has {self.num_patches} patches"
+        else:
+            return
+        raise DatasetError(f"image {name!r} of {self.uri!r} keeps {keeps}")
 
 
 def size_text(size: Sequence[int]) -> str:

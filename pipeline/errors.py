@@ -110,7 +110,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def first_few(names: Iterable[str], most: int = 3) -> str:
+def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return names for a message, the first of them with an ellipsis if there are more."""
     names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -23,9 +23,10 @@ from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
 from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
-from pipeline.scores import Score, Tally
+from pipeline.scores import Score, ScoreCounts
 from pipeline.vetting import announce, check_teacher
 
 
@@ -92,7 +93,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         check_apart(config.output, [labeled])
         storage.check_writable(config.output)
     connect()
-    scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
+    with naming_batch_size("batch_size", config.batch_size):
+        scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
@@ -111,7 +113,7 @@ def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tupl
         DatasetError: there are no images.
         CheckpointError: a predictor has fewer classes than there are labels.
     """
-    images, tallies = 0, {name: Tally() for name in predictors}
+    images, tallies = 0, {name: ScoreCounts() for name in predictors}
     for pixels, labels in batches:
         images += len(labels)
         first: Tensor | None = None
@@ -138,8 +140,19 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     finite = logits.isfinite().all(dim=1)
     if not bool(finite.all()):
         raise CheckpointError(f"{name!r} answers {int((~finite).sum())} of {len(labels)} images with NaN or infinity")
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    ranks = rank_labels(logits, labels)
+    return torch.stack([(ranks == 0).sum(), (ranks < 5).sum()])
+
+
+def rank_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the rank of each label [B] among its logits [B, classes]: int64 [B], 0 where it is `argmax`.
+
+    Equal logits, which are ordinary at few bits, are ranked by the number of their class, as `argmax` does; the order
+    that `topk` puts them in is not defined.
+    """
+    own = logits.gather(1, labels[:, None])
+    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > own) | ((logits == own) & lower)).sum(dim=1)
 
 
 def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -148,7 +161,7 @@ def labeled_batches(source: Source, loaded: LoadedModel, batch_size: int) -> Ite
     Raises:
         DatasetError: at once, when there are no labels; while reading, when an image cannot be decoded.
     """
-    images = read_inputs(source, loaded, labels=True).select_columns(["pixels", "label"])
+    images = read_inputs(source, loaded, labels=True, reads_kept=False).select_columns(["pixels", "label"])
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         with own_errors():

@@ -25,10 +25,10 @@ def watch_head(address: str) -> None:
     def joined() -> bool:
         return ray.is_initialized() and ray.get_runtime_context().gcs_address == address
 
-    threading.Thread(target=watch, args=(address, joined), daemon=True, name="watch-head").start()
+    threading.Thread(target=watch_while, args=(address, joined), daemon=True, name="watch-head").start()
 
 
-def watch(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) -> None:
+def watch_while(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) -> None:
     """Do so in this thread, while `joined` says that there is anything to watch."""
     silent = 0
     while joined():

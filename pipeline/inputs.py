@@ -1,5 +1,6 @@
 """Turn images of any dataset into a model's inputs, for calibration, distillation and evaluation."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from pipeline.conversion import Convert, size_text
 from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.reader import read_collection
-from pipeline.dataset.rows import SEVERAL_DATASETS, read_column, read_first, read_unit, repeated_id
+from pipeline.dataset.rows import SEVERAL_DATASETS, read_columns, read_first, read_unit, repeated_id
 from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
@@ -32,6 +33,7 @@ def read_inputs(
     loaded: LoadedModel,
     *,
     labels: bool = False,
+    reads_kept: bool | None = None,
     override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
     """Return rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
@@ -40,14 +42,16 @@ def read_inputs(
     evaluation transform of the model's own config.
 
     Labels are mapped by class name. If no name matches, they go by number if labels are needed and the numbers of
-    classes are equal; if labels are not needed, they are -1. A missing label is -1 as well, and missing `keep_indices`
-    are all patches.
+    classes are equal; if labels are not needed, they are -1. A missing label is -1 as well, and so is a number that is
+    no class of the model, where labels are not needed; missing `keep_indices` are all patches.
 
     Args:
         images: one or several URIs, as `pipeline.dataset.read_images` takes them; or the result of `find_source` or
             `find_images`, perhaps with fewer units or in another order.
         loaded: the model that will read the images.
         labels: whether labels are needed.
+        reads_kept: whether kept patches are read alone, so that their grid must be the model's; by default, whether the
+            model can.
         override_num_blocks: number of blocks to read, for parallelism; by default few if there are few images.
 
     Raises:
@@ -58,13 +62,20 @@ def read_inputs(
         images = ImageCollection.of(images)
     elif not isinstance(images, ImageCollection):
         images = find_images(images)
-    converts = [conversion(source, loaded, labels=labels) for source in images.sources]
+    converts = [conversion(source, loaded, labels=labels, reads_kept=reads_kept) for source in images.sources]
     num_blocks = override_num_blocks or _few_blocks(images)
     return read_collection(images, columns=COLUMNS, converts=converts, num_blocks=num_blocks)
 
 
-def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False, ids: bool = True) -> None:
-    """Check, without a cluster, all ids and labels and the first images, on which reading would fail hours later.
+def check_inputs(
+    images: ImageCollection,
+    loaded: LoadedModel,
+    *,
+    labels: bool = False,
+    reads_kept: bool | None = None,
+    ids: bool = True,
+) -> None:
+    """Check, without a cluster, all but the images beyond the first, on which reading would fail hours later.
 
     If labels go by number, one line on standard error says so, with the classes that are taken to be the same.
 
@@ -72,14 +83,15 @@ def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool =
         images: from one or several URIs.
         loaded: the model that will read the images.
         labels: whether labels are needed.
+        reads_kept: see `read_inputs`.
         ids: whether to read all ids for it; a caller that reads them anyway checks them itself.
 
     Raises:
-        DatasetError: as `read_inputs`; or two images of a source share an id, a label has no class, or the first image
-            of a source cannot be decoded.
+        DatasetError: as `read_inputs`; or two images of a source share an id, a label has no class, kept patches are
+            none of the model's, or the first image of a source cannot be decoded.
     """
     for source in images.sources:
-        _check_source(source, loaded, labels=labels)
+        _check_source(source, loaded, labels=labels, reads_kept=reads_kept)
         repeated = repeated_id(source) if ids else None
         if repeated is not None:
             raise DatasetError(
@@ -87,12 +99,15 @@ def check_inputs(images: ImageCollection, loaded: LoadedModel, *, labels: bool =
             )
 
 
-def _check_source(source: Source, loaded: LoadedModel, *, labels: bool) -> None:
-    convert = conversion(source, loaded, labels=labels)
-    # Labels of a synthetic dataset fit its manifest, and those of class folders their names: nothing to check.
+def _check_source(source: Source, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None) -> None:
+    convert = conversion(source, loaded, labels=labels, reads_kept=reads_kept)
+    # What a synthetic dataset holds fits its manifest, and labels of class folders their names: nothing to check.
     if "label" in source.columns and source.manifest is None:
-        for table in read_column(source, "label"):
+        for table in read_columns(source, "label"):
             convert.labels(table)
+    if "keep_indices" in source.columns and source.manifest is None:
+        for table in read_columns(source, "image_id", "keep_indices"):
+            convert.keep_indices(table)
     convert(read_first(source, COLUMNS))
     _tell_labels(convert)
 
@@ -102,43 +117,46 @@ def _tell_labels(convert: Convert) -> None:
         logger.warning(convert.labels_note)
 
 
-def check_planned(images: ImageCollection, loaded: LoadedModel, *, labels: bool = False) -> None:
+def check_planned(
+    images: ImageCollection, loaded: LoadedModel, *, labels: bool = False, reads_kept: bool | None = None
+) -> None:
     """Check of images that are not there yet what `check_inputs` checks without reading them.
 
     Raises:
         DatasetError: as `read_inputs`.
     """
     for source in images.sources:
-        _tell_labels(conversion(source, loaded, labels=labels))
+        _tell_labels(conversion(source, loaded, labels=labels, reads_kept=reads_kept))
 
 
 def read_units(
-    images: ImageCollection, loaded: LoadedModel, *, labels: bool
+    images: ImageCollection, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None = None
 ) -> Iterator[tuple[Convert, Iterator[pa.Table]]]:
     """Yield the rows of each unit, encoded, in small tables and in this process, with what converts them.
 
     Raises:
         DatasetError: as `read_inputs`, or a file cannot be read.
     """
-    converts = [conversion(source, loaded, labels=labels) for source in images.sources]
+    converts = [conversion(source, loaded, labels=labels, reads_kept=reads_kept) for source in images.sources]
     with OpenFiles() as files:
         for number, unit in images.units:
             yield converts[number], read_unit(images.sources[number], unit, COLUMNS, files)
 
 
-def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None) -> Source:
+def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None, *, reads_kept: bool = False) -> Source:
     """Find labeled images at a URI, and check them without a cluster.
 
     Args:
         uri: see `find_source`.
         loaded: the model that will read the images.
         split: which of several splits to read.
+        reads_kept: whether kept patches are read alone, as by a student that is trained on them.
 
     Raises:
         DatasetError: there are none, or as `check_inputs`.
     """
     source = find_source(uri, split=split)
-    _check_source(source, loaded, labels=True)
+    _check_source(source, loaded, labels=True, reads_kept=reads_kept)
     repeated = repeated_id(source)
     if repeated is not None:
         # An id may name a photograph from which several rows are cut, so each row is scored.
@@ -146,16 +164,21 @@ def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None) -> Sou
     return source
 
 
-def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> Convert:
-    """Return the function that converts encoded rows of a source to a model's inputs.
+def conversion(source: Source, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None = None) -> Convert:
+    """Return the function that converts encoded rows of a source to a model's inputs; arguments as of `read_inputs`.
 
     Raises:
         DatasetError: as `read_inputs`.
     """
     has_labels = "label" in source.columns
     if labels and not has_labels:
-        raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders")
+        likely = source.likely_labels
+        hint = "" if likely is None else f"; if its column {likely} holds them, write it as `label`, of whole numbers"
+        raise DatasetError(f"{source.uri!r} has no labels: neither a column `label` nor class subfolders{hint}")
+    reads_kept = refusal(loaded.model) is None if reads_kept is None else reads_kept
     _check_size(source, loaded)
+    if reads_kept:
+        _check_grid(source, loaded)
     label_map, note = map_labels(source, loaded, needed=labels) if has_labels else (None, None)
     return Convert(
         uri=source.uri,
@@ -164,7 +187,7 @@ def conversion(source: Source, loaded: LoadedModel, *, labels: bool) -> Convert:
         std=np.array(loaded.std, np.float32),
         num_classes=len(loaded.class_names),
         num_patches=num_patches(loaded),
-        reads_subsets=refusal(loaded.model) is None,
+        reads_kept=reads_kept,
         label_map=label_map,
         labels_note=note,
         labels_needed=labels,
@@ -185,3 +208,14 @@ def _check_size(source: Source, loaded: LoadedModel) -> None:
     if size != loaded.input_size:
         given, wanted = size_text(size), size_text(loaded.input_size)
         raise DatasetError(f"images of {source.uri!r} are {given}, model {loaded.name!r} reads {wanted}")
+
+
+def _check_grid(source: Source, loaded: LoadedModel) -> None:
+    """Refuse another grid of patches: the numbers of a small one are all in a large one, at other places."""
+    grid = None if source.manifest is None else source.manifest.get("grid_size")
+    # Images and patches are square.
+    own = math.isqrt(num_patches(loaded))
+    if isinstance(grid, int) and grid != own:
+        raise DatasetError(
+            f"images of {source.uri!r} keep patches of a {grid}x{grid} grid, model {loaded.name!r} has {own}x{own}"
+        )

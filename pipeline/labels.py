@@ -111,7 +111,7 @@ class ClassMatch:
     ambiguous: list[str]
 
 
-def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
+def match_classes(dataset_names: Sequence[str], model_names: Sequence[str]) -> ClassMatch:
     """Match the names of a dataset's classes with those of a model's.
 
     A name matches the same name; else the description or synset of the same ImageNet class; else a name that differs
@@ -119,39 +119,39 @@ def match_classes(given: Sequence[str], own: Sequence[str]) -> ClassMatch:
     dataset's `na` is that class, and its `NA` matches none.
 
     Args:
-        given: names of the dataset's classes.
-        own: names of the model's classes, all different.
+        dataset_names: names of the dataset's classes.
+        model_names: names of the model's classes, all different.
     """
-    labels: list[int | None] = [None] * len(given)
+    labels: list[int | None] = [None] * len(dataset_names)
     ambiguous: set[int] = set()
     # Two classes may differ only in case: `Jersey`, the cow, and `jersey`, the garment.
     for names_of in (_as_written, _names_of, _plain_names_of):
         rest = [place for place, label in enumerate(labels) if label is None and place not in ambiguous]
         if not rest:
             break
-        labels_of = _labels_by_name(map(names_of, own))
+        labels_of = _labels_by_name(map(names_of, model_names))
         taken = {label for label in labels if label is not None}
-        found = {place: _fitting(labels_of, names_of(given[place]), taken) for place in rest}
+        found = {place: _fitting(labels_of, names_of(dataset_names[place]), taken) for place in rest}
         times = Counter(label for fitting in found.values() for label in fitting)
         ambiguous |= {place for place, fitting in found.items() if any(times[label] > 1 for label in fitting)}
         ambiguous |= {place for place, fitting in found.items() if len(fitting) > 1}
         for place in found.keys() - ambiguous:
             labels[place] = next(iter(found[place]), None)
-    return ClassMatch(labels, [given[place] for place in sorted(ambiguous)])
+    return ClassMatch(labels, [dataset_names[place] for place in sorted(ambiguous)])
 
 
-def only_spelled_otherwise(given: Sequence[str], match: ClassMatch, own: Sequence[str]) -> bool:
+def only_spelled_otherwise(dataset_names: Sequence[str], match: ClassMatch, model_names: Sequence[str]) -> bool:
     """Return whether unmatched names are just other spellings: very few, and all other names have equal numbers.
 
     Args:
-        given: names of the dataset's classes.
+        dataset_names: names of the dataset's classes.
         match: what `match_classes` returned for them.
-        own: names of the model's classes.
+        model_names: names of the model's classes.
     """
     unmatched = match.labels.count(None)
     in_place = all(label in (None, place) for place, label in enumerate(match.labels))
-    few = unmatched <= _MAX_OTHER_SPELLINGS * len(own)
-    return len(given) == len(own) and in_place and few and not match.ambiguous
+    few = unmatched <= _MAX_OTHER_SPELLINGS * len(model_names)
+    return len(dataset_names) == len(model_names) and in_place and few and not match.ambiguous
 
 
 def _labels_by_name(names: Iterable[set[str]]) -> dict[str, set[int]]:

@@ -39,11 +39,12 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
         Whether another process worked on the output in the meantime.
 
     Raises:
-        OSError: the output cannot be written.
+        DatasetError: the output cannot be written.
     """
     uri = storage.join(output, NAME)
     mine = {**_who(), "token": uuid.uuid4().hex, "since": datetime.now(UTC).isoformat(timespec="seconds"), "beat": 0}
-    waited = _acquire(uri, mine, job, beat_s, dead_s)
+    with storage.writing_to(output):
+        waited = _acquire(uri, mine, job, beat_s, dead_s)
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, mine, over, beat_s), daemon=True)
     heart.start()
@@ -53,7 +54,8 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
         over.set()
         heart.join()
         if _token(_read(uri)) == mine["token"]:
-            storage.remove(uri)
+            with storage.writing_to(output):
+                storage.remove(uri)
 
 
 def _who() -> dict[str, Any]:

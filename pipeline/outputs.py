@@ -9,10 +9,10 @@ from pipeline.dataset import store
 from pipeline.dataset.source import Source
 from pipeline.errors import ConfigError, DatasetError
 
-Job = Literal["synthesize", "compact", "calibrate", "distill"]
+JobName = Literal["synthesize", "compact", "calibrate", "distill"]
 # A file in the outputs of calibrate and distill, whose key `job` names the job.
 CONFIG = "config.json"
-WHAT: dict[Job, str] = {
+WHAT: dict[JobName, str] = {
     "synthesize": "a synthetic dataset",
     "compact": "a compacted dataset",
     "calibrate": "a calibration",
@@ -21,10 +21,13 @@ WHAT: dict[Job, str] = {
 # The end of a message about a file that one process wrote and another does not find.
 NOT_SHARED = "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
 # Keys by which configs of earlier versions, without `job`, are recognized.
-_KEYS: dict[Job, set[str]] = {"calibrate": {"digest", "placement", "mode"}, "distill": {"digest", "student", "dataset"}}
+_KEYS: dict[JobName, set[str]] = {
+    "calibrate": {"digest", "placement", "mode"},
+    "distill": {"digest", "student", "dataset"},
+}
 
 
-def job_of(uri: str) -> Job | None:
+def job_of(uri: str) -> JobName | None:
     """Return the job whose output a folder is; None if it is not an output.
 
     Raises:
@@ -38,12 +41,12 @@ def job_of(uri: str) -> Job | None:
     return job_of_config(config) if isinstance(config, dict) else None
 
 
-def job_of_manifest(manifest: Any) -> Job:
+def job_of_manifest(manifest: Any) -> JobName:
     """Return the job that wrote a `manifest.json`."""
     return "compact" if isinstance(manifest, dict) and store.COMPACTION in manifest else "synthesize"
 
 
-def job_of_config(config: dict[str, Any]) -> Job | None:
+def job_of_config(config: dict[str, Any]) -> JobName | None:
     """Return the job whose `config.json` this is; None if it is of no job of this software."""
     for job, keys in _KEYS.items():
         if config.get("job") == job or ("job" not in config and keys <= config.keys()):
@@ -51,7 +54,7 @@ def job_of_config(config: dict[str, Any]) -> Job | None:
     return None
 
 
-def check_output(output: str, job: Job) -> None:
+def check_output(output: str, job: JobName) -> None:
     """Refuse a folder that is the output of another job or has an unknown config, before anything is written there.
 
     Raises:

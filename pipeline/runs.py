@@ -24,9 +24,9 @@ from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
-from pipeline.outputs import CONFIG, WHAT, Job, check_output, job_of_config, job_of_manifest
+from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest
 
-_CLAIMS: dict[Job, str] = {
+_CLAIMS: dict[JobName, str] = {
     "synthesize": store.MANIFEST,
     "compact": store.MANIFEST,
     "calibrate": CONFIG,
@@ -98,7 +98,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, allow_nan=False, default=dataclasses.asdict))
 
 
-def make_document(job: Job, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def make_document(job: JobName, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return a `config.json`: the facts that identify a run, their digest, and the config without credentials."""
     return _plain({"job": job, "digest": digest_of(facts), "identity": facts, "config": redacted(config)})
 
@@ -114,23 +114,23 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         yield f"{LABELED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
 
 
-def check_same(output: str, job: Job, there: dict[str, Any], mine: dict[str, Any]) -> None:
+def check_same_settings(output: str, job: JobName, existing: dict[str, Any], document: dict[str, Any]) -> None:
     """Refuse an output that a run with other settings has claimed.
 
     Raises:
         DatasetError: one has; the message names what differs.
     """
-    owner = job_of_manifest(there) if _CLAIMS[job] == store.MANIFEST else job_of_config(there)
+    owner = job_of_manifest(existing) if _CLAIMS[job] == store.MANIFEST else job_of_config(existing)
     if owner not in (None, job):
         raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
     if job == "compact":
-        there, mine = map(_compacted, (there, mine))
-    if there.get("digest") == mine["digest"]:
+        existing, document = map(_compacted, (existing, document))
+    if existing.get("digest") == document["digest"]:
         return
-    facts, mine_facts = there.get("identity"), mine["identity"]
+    facts, mine_facts = existing.get("identity"), document["identity"]
     if facts is None:
         # Written by an earlier version, with the facts at the top level, and paths among them.
-        facts = {name: without_locations(there[name]) for name in mine_facts if name in there}
+        facts = {name: without_locations(existing[name]) for name in mine_facts if name in existing}
         mine_facts = {name: mine_facts[name] for name in facts}
     changed = list(differences(facts, mine_facts))
     # The digest is in the name and the seeds of each part, so that of a dataset must be equal.
@@ -150,13 +150,13 @@ def _compacted(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"digest": digest_of(facts), "identity": facts}
 
 
-def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] | None:
+def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str, Any] | None:
     """Return the `config.json` of an earlier run with equal settings, or None; nothing is written.
 
     Args:
         output: the folder.
         job: the job of this run, `calibrate` or `distill`.
-        mine: the claim as this run would write it.
+        document: the claim as this run would write it.
 
     Raises:
         DatasetError: the output belongs to a run with other settings, or to another job.
@@ -166,11 +166,11 @@ def find_config(output: str, job: Job, mine: dict[str, Any]) -> dict[str, Any] |
     if not storage.exists(uri):
         return None
     there = storage.read_json(uri)
-    check_same(output, job, there, mine)
+    check_same_settings(output, job, there, document)
     return there
 
 
-def _how_to_clear(output: str, job: Job) -> str:
+def _how_to_clear(output: str, job: JobName) -> str:
     """Say what to do about a claim without results, whose run has just started or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
@@ -195,29 +195,29 @@ def without_locations(value: Any) -> Any:
     return kept
 
 
-def claim(output: str, job: Job, mine: dict[str, Any]) -> Claim:
+def claim(output: str, job: JobName, document: dict[str, Any]) -> Claim:
     """Claim an output: create the claim if there is none; otherwise compare with it.
 
     Args:
         output: the folder.
         job: the job of this run.
-        mine: the claim as this run would write it, with `digest` and `identity`.
+        document: the claim as this run would write it, with `digest` and `identity`.
 
     Raises:
         DatasetError: the output belongs to a run with other settings or to another job, or cannot be written.
     """
     uri = storage.join(output, _CLAIMS[job])
     with storage.writing_to(output):
-        new = storage.create_json(uri, mine)
+        new = storage.create_json(uri, document)
     there = _read(uri)
-    check_same(output, job, there, mine)
+    check_same_settings(output, job, there, document)
     _tell_credentials(uri, there)
     if new:
         try:
             # If another job claimed it with its own file at the same time, neither gets it.
             _check_no_other(output, job)
         except DatasetError:
-            _withdraw(output, job, mine)
+            _withdraw(output, job, document)
             raise
     return Claim(there, new)
 
@@ -233,7 +233,7 @@ def _warn_of_credentials(uri: str) -> None:
     logger.warning(f"{uri!r} of an earlier version holds credentials: delete them from its `config`")
 
 
-def _check_no_other(output: str, job: Job) -> None:
+def _check_no_other(output: str, job: JobName) -> None:
     if _CLAIMS[job] == CONFIG:
         check_output(output, job)
         return
@@ -252,16 +252,17 @@ def _read(uri: str) -> dict[str, Any]:
     return storage.read_json(uri)
 
 
-def _withdraw(output: str, job: Job, mine: dict[str, Any]) -> None:
+def _withdraw(output: str, job: JobName, document: dict[str, Any]) -> None:
     """Withdraw a claim without results."""
     uri = storage.join(output, _CLAIMS[job])
     made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
-    if not made and storage.exists(uri) and storage.read_json(uri) == mine:
-        storage.remove(uri)
+    if not made and storage.exists(uri) and storage.read_json(uri) == document:
+        with storage.writing_to(output):
+            storage.remove(uri)
 
 
 @contextmanager
-def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
+def hold(output: str, job: JobName, document: dict[str, Any]) -> Iterator[tuple[Claim, bool]]:
     """Claim an output and hold its lease: if a run with equal settings is at work, wait for it, see `pipeline.lease`.
 
     A run that fails before it made anything withdraws its claim. A run that is killed leaves it, and another run with
@@ -276,17 +277,17 @@ def hold(output: str, job: Job, mine: dict[str, Any]) -> Iterator[tuple[Claim, b
     folders = storage.new_folders(output)
     done = new = False
     try:
-        new = claim(output, job, mine).new
+        new = claim(output, job, document).new
         with lease(output, job) as waited:
             # The other run may have withdrawn its claim.
-            claimed = claim(output, job, mine)
+            claimed = claim(output, job, document)
             new = new or claimed.new
             try:
                 yield claimed, waited
                 done = True
             finally:
                 if new and not done:
-                    _withdraw(output, job, mine)
+                    _withdraw(output, job, document)
     finally:
         if not done:
             storage.remove_empty(folders)

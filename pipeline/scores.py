@@ -28,7 +28,7 @@ class Score:
 
 
 @dataclass
-class Tally:
+class ScoreCounts:
     """Counts of one predictor: labels among the first one and five, answers as the first predictor's, and all pairs."""
 
     correct: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))

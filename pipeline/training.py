@@ -8,13 +8,15 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+import ray.train
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from torch import nn
 
 from pipeline import storage
 from pipeline.cluster import free_resources, own_errors, own_signals
@@ -23,8 +25,8 @@ from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
-# Under a job's output, while its workers run.
-_TRAIN_FOLDER = "train"
+# Under a job's output, while its workers run. It is deleted whole, so its name with that of the run is nobody else's.
+_TRAIN_FOLDER = ".ray-train-"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
 # Torch's own limit for workers that wait for each other.
@@ -102,7 +104,10 @@ def worker_configs(
                 f"cluster has {total.get(name, 0):g}"
             )
             if fixed_size:
-                raise ConfigError(text)
+                without_gpus = (
+                    "; without GPUs, set workers.device to cpu" if name == "GPU" and not total.get(name) else ""
+                )
+                raise ConfigError(text + without_gpus)
             logger.info(f"{text}: waiting for more")
     scaling = ScalingConfig(
         num_workers=workers.size if workers.fewest == workers.size else (workers.fewest, workers.size),
@@ -115,6 +120,48 @@ def worker_configs(
     )
 
 
+def check_readers(workers: WorkersConfig, setting: str, cache_gb: float) -> None:
+    """Refuse workers that hold every core: they would wait for ever for the tasks that read their images.
+
+    Args:
+        workers: of a training whose images are streamed.
+        setting, cache_gb: name and value of the setting that says how many images are kept in memory.
+
+    Raises:
+        ConfigError: they might leave no core.
+    """
+    there, on_gpus = ray.cluster_resources(), "GPU" in resources_per_worker(workers)
+    cores, num_workers = there.get("CPU", 0.0), workers.size
+    in_memory = f"raise {setting} ({cache_gb:g}) so that the images fit in memory"
+    elastic = workers.fewest < workers.size
+    if elastic and not on_gpus:
+        raise ConfigError(
+            f"workers.min_size {workers.fewest} lets workers take every core that there is, and leave none to read "
+            f"images: leave it out, or {in_memory}"
+        )
+    if elastic:
+        # As many as there are GPUs for now start at once.
+        num_workers = min(workers.size, int(there.get("GPU", 0)))
+    held = num_workers * workers.cpus_per_worker
+    # With fewer cores than a fixed number of workers holds, nodes are yet to come.
+    if cores - held < 1 and (elastic or cores >= held):
+        raise ConfigError(
+            f"{num_workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
+            f"take fewer, or {in_memory}"
+        )
+
+
+def is_node_leaving() -> bool:
+    """Return whether Ray knows that a worker's node will be taken, such as a spot instance; waits for all workers."""
+    return ray.train.get_preemption_info() is not None
+
+
+def parallelize(module: nn.Module) -> nn.Module:
+    """Wrap a module in `DistributedDataParallel`, where there are several workers."""
+    # BatchNorm's statistics are averaged over the workers after each epoch: every image counts, not rank 0's alone.
+    return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+
 def run_workers(
     work: Callable[[], Any],
     workers: WorkersConfig,
@@ -125,24 +172,26 @@ def run_workers(
 ) -> Any:
     """Run a function on every worker, and return its result on rank 0.
 
-    Ray Train's own state holds nothing to continue from. It lies under the output only while the workers run.
+    Ray Train's own state holds nothing to continue from. It lies in a hidden folder of the output while workers run,
+    and nothing else is deleted.
 
     Args:
         work: to do on each.
         workers: of the run; how often they may fail.
         resources: of the workers, as `worker_configs` returns them.
         output: folder of the job.
-        name: of the run.
+        name: of the run, with its digest.
 
     Raises:
         PipelineError: see `fit`.
     """
     scaling, torch_config = resources
-    folder = storage.join(output, _TRAIN_FOLDER)
+    folder = storage.join(output, _TRAIN_FOLDER + name)
 
     def trainer() -> TorchTrainer:
         # What a job that was killed left there, or the attempt before.
-        storage.remove_folder(folder)
+        with storage.writing_to(output):
+            storage.remove_folder(folder)
         return TorchTrainer(
             partial(_with_own_errors, work),
             torch_config=torch_config,
@@ -153,7 +202,8 @@ def run_workers(
     try:
         return fit_again(trainer, workers.max_failures)
     finally:
-        storage.remove_folder(folder)
+        with storage.writing_to(output):
+            storage.remove_folder(folder)
 
 
 def _with_own_errors(work: Callable[[], Any]) -> Any:

@@ -13,18 +13,18 @@ _DRIVER_ERRORS = (
     ("gcsfs.retry", "HttpError"),
     ("requests.exceptions", "RequestException"),
 )
-# What the system and the drivers say of a location that is not there, or not for this user.
-_LASTING = {
-    errno.ENOENT,
+# What the system and the drivers say of a location that is not for this user, or can be no file.
+_REFUSALS = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EACCES,
     errno.EPERM,
+    errno.EROFS,
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.EINVAL,
 }
-_LASTING_TYPES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 # Answers of a web server to a request that is all right.
 _BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
@@ -42,6 +42,21 @@ def is_transient(error: BaseException) -> bool:
     return any(map(_may_pass, _causes(error)))
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Return whether storage refused a request, and would refuse it again: forbidden, or no path of a file.
+
+    Other errors of storage are worth another attempt, more of them than `is_transient` names: a file is gone where
+    another run cleared temporary files, and a driver's OSError may have no errno.
+    """
+    return any(map(_is_refused, _causes(error)))
+
+
+def is_forbidden(error: OSError) -> bool:
+    """Return whether storage denied access."""
+    # gcsfs raises a plain OSError for it.
+    return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     seen: set[int] = set()
@@ -53,10 +68,23 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, driver_errors()):
-        status = getattr(error, "status", None) or getattr(error, "code", None)
-        return not isinstance(status, int) or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+        return _is_answer_of_busy_server(error)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     # Those about content, of pyarrow and Pillow, have no errno.
-    lasting = isinstance(error, _LASTING_TYPES) or (isinstance(error, OSError) and error.errno in {None, *_LASTING})
-    return isinstance(error, OSError) and not lasting
+    lasting = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in {None, errno.ENOENT}
+    return isinstance(error, OSError) and not lasting and not _is_refused(error)
+
+
+def _is_refused(error: BaseException) -> bool:
+    if isinstance(error, driver_errors()):
+        return not _is_answer_of_busy_server(error)
+    return isinstance(error, OSError) and (
+        isinstance(error, _REFUSAL_TYPES) or error.errno in _REFUSALS or is_forbidden(error)
+    )
+
+
+def _is_answer_of_busy_server(error: BaseException) -> bool:
+    """Return whether the error of a driver is about the server or the network and not about the request."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    return not isinstance(status, int) or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY

@@ -125,11 +125,11 @@ def load_again(config: ModelConfig, digest: str, role: str = "teacher") -> Loade
         PipelineError: as `load_model`.
     """
     loaded = load_model(config)
-    check_same(f"{role} {config.name!r}", loaded.digest, digest)
+    check_same_digest(f"{role} {config.name!r}", loaded.digest, digest)
     return loaded
 
 
-def check_same(what: str, here: str, on_driver: str) -> None:
+def check_same_digest(what: str, here: str, on_driver: str) -> None:
     """Refuse what a worker loaded or made where it is not what the driver did.
 
     Args:

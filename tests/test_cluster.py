@@ -105,7 +105,7 @@ def test_all_machines_are_asked_for_at_once(name: str) -> None:
     cluster = load(name)
     # The autoscaler starts `upscaling_speed` machines for each that runs, and for one where none does.
     assert cluster["upscaling_speed"] >= cluster["max_workers"]
-    assert list(from_launcher(cluster)) == [NodeType({"CPU": 4, "GPU": 1}, 8, {"market": "spot"})]
+    assert from_launcher(cluster).types == [NodeType({"CPU": 4, "GPU": 1}, 8, {"market": "spot"})]
 
 
 @pytest.mark.parametrize(("name", "cloud", "notice_s"), [(CLOUDS[0], "aws", 120), (CLOUDS[1], "gcp", 30)])

@@ -54,7 +54,11 @@ def test_help_says_what_each_flag_is_once() -> None:
 
 def test_file_then_flags(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: x\ninner: {size: 3}\nsteps: [1, 2]\nfree: {img_size: 32, deep: {a: 1}}\n")
-    config = parse_config(Outer, ["--config", str(tmp_path / "a.yaml"), "--inner.mode", "b", "--steps", "[4]"])
+    flags = ["--inner.mode", "b", "--steps", "[4]"]
+    config = parse_config(Outer, ["--config", str(tmp_path / "a.yaml"), *flags])
+    # Wherever they stand.
+    assert parse_config(Outer, [*flags, "--config", str(tmp_path / "a.yaml")]) == config
+    assert parse_config(Outer, [*flags[:2], f"--config={tmp_path / 'a.yaml'}", *flags[2:]]) == config
     expected = Outer(name="x", inner=Inner(size=3, mode="b"), steps=[4], free={"img_size": 32, "deep": {"a": 1}})
     assert config == expected
 

@@ -20,6 +20,7 @@ from pipeline.evaluation import (
     measure_accuracy,
     measure_latency,
     open_artifact,
+    rank_labels,
 )
 from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model
 from tests.conftest import TINY, make_tiny_model
@@ -42,6 +43,20 @@ def test_top1_and_top5_are_counted() -> None:
 
 def test_fewer_than_five_classes_have_a_top5_of_all() -> None:
     assert count_correct(logits_of([1, 1], 3), torch.tensor([0, 1])).tolist() == [1, 2]
+
+
+def test_equal_logits_are_ranked_by_the_number_of_their_class() -> None:
+    """So that top-1, top-5, agreement and confusion are about the same answers."""
+    logits = torch.zeros(2, 40)
+    logits[1, 30:] = 1
+    for label, expected in ((0, [1, 1]), (4, [0, 1]), (5, [0, 0]), (30, [1, 1]), (34, [0, 1]), (35, [0, 0])):
+        correct = count_correct(logits[int(label > 29)][None], torch.tensor([label]))
+        assert correct.tolist() == expected
+    for classes in (3, 40, 1000):
+        tied = torch.randint(0, 3, (64, classes), generator=torch.Generator().manual_seed(0)).float()
+        assert torch.equal(rank_labels(tied, tied.argmax(dim=1)), torch.zeros(64, dtype=torch.int64))
+        order = tied.sort(dim=1, descending=True, stable=True).indices
+        assert torch.equal(rank_labels(tied, order[:, 2]), torch.full((64,), 2))
 
 
 def test_a_label_beyond_the_classes_is_refused() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.head import answers, watch
+from pipeline.head import answers, watch_while
 
 
 def listen(port: int = 0) -> socket.socket:
@@ -31,7 +31,7 @@ def test_a_head_that_falls_silent_is_reported_once_and_so_is_its_return(capsys: 
     port = head.getsockname()[1]
     address = f"127.0.0.1:{port}"
     joined.set()
-    watching = threading.Thread(target=watch, args=(address, joined.is_set), kwargs={"look_s": 0.02})
+    watching = threading.Thread(target=watch_while, args=(address, joined.is_set), kwargs={"look_s": 0.02})
     watching.start()
     time.sleep(0.2)
     assert capsys.readouterr().err == ""

@@ -1,9 +1,17 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm.data
 
+from pipeline.dataset import schema
 from pipeline.dataset.classes import misnumbered
+from pipeline.errors import DatasetError
+from pipeline.inputs import find_labeled
 from pipeline.labels import match_classes, only_spelled_otherwise
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, load_model
 from pipeline.models.class_names import class_names
 
 
@@ -114,3 +122,13 @@ def test_another_class_among_few_is_no_other_spelling() -> None:
     many = [f"class {number}" for number in range(1000)]
     shifted = [*many[1:500], "other", many[0], *many[501:]]
     assert not only_spelled_otherwise(shifted, match_classes(shifted, many), many)
+
+
+def test_where_labels_are_missing_the_column_that_may_hold_them_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "target.parquet"
+    image = schema.encode_image(np.zeros((8, 8, 3), np.uint8))
+    pq.write_table(pa.table({"image": [image], "target": [0]}), uri)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    hint = r"has no labels: .*; if its column 'target' \(int64\) holds them, write it as `label`, of whole numbers$"
+    with pytest.raises(DatasetError, match=hint):
+        find_labeled(str(uri), loaded)

@@ -16,7 +16,7 @@ from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.models import ModelConfig
-from pipeline.outputs import Job, check_apart, check_output, job_of
+from pipeline.outputs import JobName, check_apart, check_output, job_of
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.workers import WorkersConfig
@@ -80,7 +80,7 @@ def run(job: str, teacher: Path, images: str, output: str, *, workers: int = 0) 
     ],
 )
 def test_another_jobs_output_is_refused_and_left_alone(
-    job: Job, owner: str, message: str, tiny_folder: Path, images: str, tmp_path: Path
+    job: JobName, owner: str, message: str, tiny_folder: Path, images: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     if owner == "synthesize":
@@ -95,7 +95,7 @@ def test_another_jobs_output_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("job", ["synthesize", "calibrate", "distill"])
-def test_workers_need_an_output_that_they_can_reach(job: Job, tiny_folder: Path, images: str) -> None:
+def test_workers_need_an_output_that_they_can_reach(job: JobName, tiny_folder: Path, images: str) -> None:
     with pytest.raises(ConfigError, match="'memory://out' is in the memory of this process"):
         run(job, tiny_folder, images, "memory://out", workers=1)
 

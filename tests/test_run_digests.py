@@ -17,7 +17,7 @@ from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization import plan as calibration
-from pipeline.runs import check_same
+from pipeline.runs import check_same_settings
 
 IMAGES = ImageCollection.of(Source("u", {}, None, False, [RowRange("u/x", "x", 0, 0, 0, 5, 100)]))
 CALIBRATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -117,4 +117,4 @@ def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeyp
     # As of before erasing was known.
     assert document(augment={"erase": 0.0})["identity"]["config"]["augment"] == {}
     with pytest.raises(DatasetError, match=r"augment is None there, .'erase': 0\.5. here"):
-        check_same("out", "distill", without, default)
+        check_same_settings("out", "distill", without, default)

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.config import former_default
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.outputs import Job, check_place
+from pipeline.outputs import JobName, check_place
 from pipeline.runs import (
     Claim,
-    check_same,
+    check_same_settings,
     claim,
     differences,
     hold,
@@ -24,7 +24,7 @@ from pipeline.runs import (
     without_locations,
 )
 
-JOBS: list[Job] = ["synthesize", "calibrate", "distill"]
+JOBS: list[JobName] = ["synthesize", "calibrate", "distill"]
 
 
 def test_differences_are_reported_by_name() -> None:
@@ -40,7 +40,7 @@ def test_differences_are_reported_by_name() -> None:
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_of_many_that_claim_an_output_at_once_one_has_it(
-    job: Job, place: str, tmp_path: Path, request: pytest.FixtureRequest
+    job: JobName, place: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if place == "s3":
         request.getfixturevalue("s3")
@@ -70,7 +70,11 @@ def test_of_many_that_claim_an_output_at_once_one_has_it(
 
 
 def test_other_jobs_do_not_share_an_output(tmp_path: Path) -> None:
-    pairs: list[tuple[Job, Job]] = [("synthesize", "distill"), ("distill", "calibrate"), ("calibrate", "synthesize")]
+    pairs: list[tuple[JobName, JobName]] = [
+        ("synthesize", "distill"),
+        ("distill", "calibrate"),
+        ("calibrate", "synthesize"),
+    ]
     for first, second in pairs:
         output = str(tmp_path / first)
         claim(output, first, make_document(first, {"seed": 0}, {}))
@@ -97,7 +101,7 @@ def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
 OLD_TEACHER = {"name": "local-dir:/old/t", "std": None}
 SETTINGS = {"lr": 0.1, "images": "/old/images", "labelled": "/old/l", "teacher": OLD_TEACHER}
 # As commit a18575d wrote them, paths among the facts.
-OLD: dict[Job, dict[str, Any]] = {
+OLD: dict[JobName, dict[str, Any]] = {
     "calibrate": {
         "job": "calibrate",
         "digest": "0" * 64,
@@ -119,7 +123,7 @@ OLD: dict[Job, dict[str, Any]] = {
         "settings": {},
     },
 }
-FACTS: dict[Job, dict[str, Any]] = {
+FACTS: dict[JobName, dict[str, Any]] = {
     "calibrate": {"teacher": "t" * 64, "dataset": None, "num_images": 13, "placement": "linear", "images_sha256": "i"},
     "distill": {
         "config": without_locations({**SETTINGS, "images": "moved", "labelled": "moved", "images_split": None}),
@@ -133,12 +137,12 @@ FACTS: dict[Job, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("job", ["calibrate", "distill"])
-def test_an_output_of_an_earlier_version_is_known_again_wherever_its_project_lies(job: Job, tmp_path: Path) -> None:
-    check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job], {}))
+def test_an_output_of_an_earlier_version_is_known_again_wherever_its_project_lies(job: JobName, tmp_path: Path) -> None:
+    check_same_settings(str(tmp_path), job, OLD[job], make_document(job, FACTS[job], {}))
     for change in ({"num_images": 14}, {"teacher": "u" * 64}):
         (name, value), *_ = change.items()
         with pytest.raises(DatasetError, match=f"of other settings: {name} is .* there, {value!r:.10}"):
-            check_same(str(tmp_path), job, OLD[job], make_document(job, FACTS[job] | change, {}))
+            check_same_settings(str(tmp_path), job, OLD[job], make_document(job, FACTS[job] | change, {}))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,14 @@ def test_a_worker_that_was_killed_is_started_again(tmp_path: Path, capsys: pytes
 
     workers = WorkersConfig(device="cpu", max_failures=1)
     resources = worker_configs(workers, fixed_size=True)
+    # What a user keeps there, such as the images to train on, is not Ray Train's.
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "bird.png").write_bytes(b"photo")
     assert run_workers(work, workers, resources, output=str(tmp_path / "out"), name="killed") == "done"
+    assert [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")] == [
+        "train",
+        "train/bird.png",
+    ]
     assert capsys.readouterr().err.count("; trying again, 1 of 1 failures left\n") == 1
 
 
@@ -128,11 +135,15 @@ def test_state_is_kept_at_any_location() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_more_workers_than_a_machine_holds_are_refused() -> None:
+def test_more_workers_than_a_machine_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"workers\.size 5 needs 5 CPUs, 1 for each, and the cluster has 4"):
         worker_configs(WorkersConfig(size=5, device="cpu"), fixed_size=True)
     with pytest.raises(ConfigError, match=r"workers\.size 3 needs 3 GPUs, 1 for each, and the cluster has 2"):
         worker_configs(WorkersConfig(size=3), fixed_size=True)
+    monkeypatch.setattr("pipeline.training.ray.cluster_resources", lambda: {"CPU": 4.0})
+    advice = "the cluster has 0; without GPUs, set workers.device to cpu$"
+    with pytest.raises(ConfigError, match=f"workers.size 1 needs 1 GPUs, 1 for each, and {advice}"):
+        worker_configs(WorkersConfig(device="cuda"), fixed_size=True)
     scaling, torch_config = worker_configs(WorkersConfig(size=5, device="cpu"), fixed_size=False)
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (5, False, "gloo")
 

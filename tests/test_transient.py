@@ -35,6 +35,7 @@ def answer(status: int) -> aiohttp.ClientResponseError:
         (FileNotFoundError(errno.ENOENT, "gone"), False),
         (FileNotFoundError("gone, as drivers of stores say it"), False),
         (PermissionError(errno.EACCES, "forbidden"), False),
+        (OSError(errno.EROFS, "a disk that is only read"), False),
         (OSError("Corrupt snappy compressed data."), False),
         (ValueError("wrong"), False),
     ],

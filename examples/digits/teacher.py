@@ -11,7 +11,6 @@
 
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,7 @@ from pipeline.errors import ConfigError
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.outputs import check_place
-from pipeline.storage import check_writable, join, upload_folder, write_json, writing_to
+from pipeline.storage import check_writable, join, scratch_folder, upload_folder, write_json, writing_to
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 IMAGE_SIZE = 32  # pixels; the scans are 8×8
@@ -233,10 +232,11 @@ def make_digits(config: DigitsConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     untrained = build_teacher(config.seed, channels=1, num_classes=len(CLASS_NAMES))
     model, history = train_teacher(untrained, config, sets["train"], sets["held_out"])
-    with writing_to(config.output):
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)
+    with scratch_folder("teacher-") as folder:
+        save_model(model, folder, class_names=CLASS_NAMES, mean=MEAN, std=STD)
+        with writing_to(config.output):
             upload_folder(folder, join(config.output, "teacher"))
+    with writing_to(config.output):
         for name in ("real", "reference", "held_out"):
             write_images(join(config.output, f"{name}.parquet"), sets[name].images, sets[name].labels, CLASS_NAMES)
         write_json(join(config.output, "history.json"), {"config": to_dict(config), **history})

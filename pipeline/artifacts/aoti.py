@@ -160,8 +160,19 @@ def _circumstances(program: ExportedProgram, name: str) -> dict[str, str]:
 
 
 def _instruction_sets() -> list[str]:
-    found = torch.cpu.get_capabilities()
-    return sorted(name for name, value in found.items() if value is True and name.startswith(_COMPUTING))
+    return list_instruction_sets(torch.cpu.get_capabilities())
+
+
+def list_instruction_sets(capabilities: Mapping[str, bool | int]) -> list[str]:
+    """Return the instruction sets that code may need: names, and `name=number` where a number must be the same.
+
+    The length of SVE's vectors is one: code is compiled for it, and computes something else with another.
+
+    Args:
+        capabilities: as `torch.cpu.get_capabilities` returns them.
+    """
+    found = {name: value for name, value in capabilities.items() if value and name.startswith(_COMPUTING)}
+    return sorted(name if value is True else f"{name}={value}" for name, value in found.items())
 
 
 def _drop_sources(path: Path) -> None:

@@ -10,8 +10,9 @@ from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models import LoadedModel
+from pipeline.models.class_names import distinct_names
 from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
-from pipeline.models.name_files import agreed_names, names_in_config, names_of
+from pipeline.models.name_files import agreed_names, names_by_key, names_in_config
 
 # Ours, Ultralytics', and those of transformers and timm.
 _NAME_KEYS = ("class_names", "names", "id2label", "label2id", "label_names", "idx_to_class", "class_to_idx")
@@ -50,8 +51,8 @@ class Facts:
                 both there.
         """
         try:
-            read = {key: names_of(_parse(values[key])) for key in _NAME_KEYS if key in values}
-            names = agreed_names(read) or read.get("class_names")
+            read = names_by_key({key: _parse(values[key]) for key in _NAME_KEYS if key in values})
+            names = _distinct(agreed_names(read) or read.get("class_names"))
             return cls(names, **_normalization({key: _parse(values[key]) for key in ("mean", "std") if key in values}))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{uri!r} has metadata that cannot be read: {error}") from error
@@ -68,9 +69,14 @@ class Facts:
         if problem := describe_problem(config):
             raise CheckpointError(f"{uri!r} {problem}, as the config.json beside it says, not one class")
         try:
-            return cls(names_in_config(config), **stated_normalization(config))
+            return cls(_distinct(names_in_config(config)), **stated_normalization(config))
         except ValueError as error:
             raise CheckpointError(f"the config.json beside {uri!r} {error}") from error
+
+
+def _distinct(names: list[str] | None) -> list[str] | None:
+    """Return names that differ, made different as those of a teacher are."""
+    return None if names is None else distinct_names(names)
 
 
 def _parse(text: str) -> Any:

@@ -3,13 +3,12 @@
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchao.quantization.pt2e  # noqa: F401  (registers the quantization operators)
 from torch import Tensor
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from pipeline import storage
@@ -18,14 +17,12 @@ from pipeline.artifacts.formats import Format
 from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened
 from pipeline.artifacts.programs import input_shape, without_origins
+from pipeline.artifacts.pt2_documents import find_code
+from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, one_line
 
 # Under `extra/` of the archive.
 _FACTS = "facts.json"
-# Operators that compute; `torch.` names other than these are looked up as attributes and could load anything.
-_OPERATORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|_operator\.\w+|torch\.sym_\w+|")
-# Sizes as sympy prints them; they are evaluated.
-_WORDS = "Symbol|Integer|Rational|Mul|Add|Pow|Max|Min|Mod|FloorDiv|True|False|positive|integer|nonnegative"
 # What `torch.export.save` writes, under one folder. torch's reader takes other entries for compiled code (`.so`) or, at
 # the root, for a file of an older format, which it unpickles.
 _ENTRIES = re.compile(
@@ -33,9 +30,11 @@ _ENTRIES = re.compile(
     r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
     r"|extra/[^/]+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
-_SIZES = re.compile(rf"([\s\d,()=*+/-]|'[su]\d+'|[su]\d+|{_WORDS})*")
 # What torch and zipfile stumble over in a file that is cut off or mangled.
-_UNREADABLE = (zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
+_UNREADABLE = (
+    *(zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError),
+    *(SyntaxError, SpecViolationError),
+)
 # What `torch.export.save` stores is what the program was exported with, as a pickle; to run it needs none.
 _WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
@@ -73,12 +72,12 @@ def open_pt2(uri: str) -> Opened:
             # A file object, for torch wants a path to end with `.pt2`, and a user's may end otherwise.
             with path.open("rb") as file:
                 exported = torch.export.load(file)
+            program = exported.module()
         except _UNREADABLE as error:
-            found = describe_misnamed(path, "a .pt2 program")
+            found = _describe_other(path)
             reason = f"it {found}" if found else one_line(error, limit=200)
             raise CheckpointError(f"cannot read {uri!r} as a .pt2 program: {reason}") from error
     batch, *size = input_shape(exported, uri)
-    program = exported.module()
 
     def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -95,7 +94,7 @@ def _check(path: Path, uri: str) -> Facts:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         check_expansion(archive, path, uri)
         own = [name for name in names if name.endswith(f"/extra/{_FACTS}")]
-        facts = json.loads(archive.read(own[0])) if own else {}
+        facts = parse_json(archive.read(own[0])) if own else {}
         # Extra files are text that nothing evaluates.
         documents = [archive.read(name) for name in names if name.endswith(".json") and "/extra/" not in name]
     if any("/data/aotinductor/" in name for name in names):
@@ -103,38 +102,22 @@ def _check(path: Path, uri: str) -> Facts:
     foreign = [name for name in names if _ENTRIES.fullmatch(name.partition("/")[2]) is None]
     models = [name for name in names if "/models/" in name]
     if len(models) != 1 or not models[0].endswith("/model.json") or len(set(names)) != len(names):
-        found = None if models else describe_misnamed(path, "a .pt2 program")
-        message = f"; it {found}" if found and "exported program" not in found else ""
+        found = None if models else _describe_other(path)
+        message = f"; it {found}" if found else ""
         raise CheckpointError(f"{uri!r} is not a .pt2 program: it holds {len(models)} models{message}")
     if foreign or len({name.partition("/")[0] for name in names}) != 1:
         raise CheckpointError(f"{uri!r} holds what a .pt2 program does not, such as {(foreign or names)[0]!r}")
     if any(sizes[name] for name in names if "/sample_inputs/" in name):
         raise CheckpointError(f"{uri!r} holds pickled example inputs, which could run code: {_WITHOUT_INPUTS}")
-    for key, value in _items([json.loads(document) for document in documents]):
-        if not _is_data(key, value):
-            raise CheckpointError(f"{uri!r} could run code: {key!r} is {str(value)[:80]!r}")
+    if (code := find_code([parse_json(document) for document in documents])) is not None:
+        raise CheckpointError(f"{uri!r} could run code: {code[0]!r} is {code[1][:80]!r}")
     return Facts.from_strings(facts, uri)
 
 
-def _is_data(key: str, value: Any) -> bool:
-    """Whether an entry of the archive's documents is one that is only read."""
-    if key == "use_pickle" or key == "guards_code":
-        return not value
-    if key == "path_name":
-        return re.fullmatch(r"(weight|tensor)_\d+", str(value)) is not None
-    if key == "target":
-        return _OPERATORS.fullmatch(str(value)) is not None
-    return key != "expr_str" or _SIZES.fullmatch(str(value)) is not None
-
-
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _items(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _items(inner)
+def _describe_other(path: Path) -> str | None:
+    """Say what a file is that is no program, as the predicate of a sentence; None where that is not known."""
+    found = describe_misnamed(path, "a .pt2 program")
+    return None if found is None or "exported program" in found else found
 
 
 FORMAT = Format(

@@ -1,6 +1,7 @@
 """Open weights, and folders as timm saves them, as artifacts."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,9 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FORMATS, ending_of
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError
+from pipeline.log import logger
 from pipeline.models import LOCAL_DIR, ModelConfig, load_model
+from pipeline.models.class_names import class_names
 from pipeline.models.folders import describe_problem, read_model_config
 
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".npz", ".index.json")
@@ -31,7 +34,12 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
     if uri.lower().endswith(_CHECKPOINTS):
         # Weights are read as the teacher's are. Their names are those that lie beside them, never the teacher's.
         facts = Facts.beside(uri)
-        loaded = load_model(replace(config, checkpoint=uri, pretrained=False))
+        own = replace(config, checkpoint=uri, pretrained=False)
+        loaded = load_model(own)
+        _, about_names = class_names(own, loaded.model)
+        _announce([notice for notice in loaded.notices if notice not in about_names])
+        if loaded.preset:
+            facts = replace(facts, mean=loaded.mean, std=loaded.std)
         return Opened(model_predictor(loaded.model), facts, loaded.input_size)
     return _open_folder(uri.removeprefix(LOCAL_DIR), uri)
 
@@ -45,7 +53,13 @@ def _open_folder(folder: str, uri: str) -> Opened:
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
+    _announce([notice.replace(f"{LOCAL_DIR}{copy}", uri) for notice in loaded.notices])
     return Opened(model_predictor(loaded.model), Facts.of(loaded), loaded.input_size)
+
+
+def _announce(notices: Iterable[str]) -> None:
+    for notice in notices:
+        logger.info(f"note: {notice}")
 
 
 def model_predictor(model: nn.Module) -> Predictor:

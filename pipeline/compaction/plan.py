@@ -17,7 +17,7 @@ from pipeline.dataset.part_files import list_part_files, part_uri
 from pipeline.dataset.sources import is_synthetic
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.outputs import check_output, check_place, whole_path
-from pipeline.runs import check_same
+from pipeline.runs import check_same_settings
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _check_output_files(output: str, manifest: dict[str, Any], files: list[range
     """
     uri = store.manifest_uri(output)
     if storage.exists(uri):
-        check_same(output, "compact", storage.read_json(uri), manifest)
+        check_same_settings(output, "compact", storage.read_json(uri), manifest)
     planned = set(files)
     for file in list_part_files(output, manifest["digest"]):
         if file.shard_ids not in planned:

@@ -51,12 +51,14 @@ def compact(config: CompactionConfig) -> dict[str, Any]:
     check_cluster()
     plan = plan_compaction(config)
     output = plan.merger.output
-    with storage.writing_to(output), hold(output, "compact", plan.manifest):
+    with hold(output, "compact", plan.manifest):
         known = _known_files(plan)
-        store.clear_temporaries(output)
+        with storage.writing_to(output):
+            store.clear_temporaries(output)
         merged = [] if known else _merge_all(plan)
         if merged:
-            _describe(plan, merged)
+            with storage.writing_to(output):
+                _describe(plan, merged)
         return _summary(plan, sum(file.made for file in merged), time.monotonic() - started)
 
 

@@ -8,7 +8,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from pipeline import storage
-from pipeline.dataset.splits import Splits
+from pipeline.dataset.splits import Splits, check_no_hidden_splits, parquet_splits
 from pipeline.documents import parse_yaml
 from pipeline.errors import DatasetError
 from pipeline.log import logger
@@ -52,19 +52,19 @@ def card_config(uri: str, card: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def card_splits(uri: str, config: dict[str, Any], names: Sequence[str]) -> Splits | None:
-    """Group files by the `data_files` of a configuration; None if it has none.
+    """Group files by the `data_files` of a configuration, or by their names in its `data_dir`; None if it has neither.
 
     Splits without a file here are left out: one may have been downloaded without the others.
 
     Raises:
-        DatasetError: no listed file is here, or the card is not as Hugging Face documents it.
+        DatasetError: no listed file is here, the card is not as Hugging Face documents it, or files without a split are
+            named like different ones.
     """
     base = str(config.get("data_dir") or "").strip("/")
     if "data_files" not in config:
-        inside = [name for name in names if name.startswith(f"{base}/")] if base else []
-        return Splits({"train": inside}, []) if inside else None
+        return _splits_in(uri, f"{base}/", names) if base else None
     patterns = _patterns(uri, config["data_files"])
-    files = {split: _matching(base, globs, names) for split, globs in patterns.items()}
+    files = {split: _matching(uri, base, globs, names) for split, globs in patterns.items()}
     files = {split: found for split, found in files.items() if found}
     if not files:
         given = next(iter(patterns.values()), [])
@@ -81,12 +81,19 @@ def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> lis
     infos = infos if isinstance(infos, list) else [infos]
     wanted = (config or {}).get("config_name")
     for info in infos:
-        if isinstance(info, dict) and (len(infos) == 1 or info.get("config_name", "default") == wanted):
+        if isinstance(info, dict) and _describes(info, wanted, alone=len(infos) == 1):
             for feature in info.get("features") or ():
                 names = _names_of(feature)
                 if names is not None:
                     return names
     return None
+
+
+def _describes(info: dict[str, Any], wanted: Any, *, alone: bool) -> bool:
+    """Return whether a description is of the configuration of a name; the only one may leave out whose it is."""
+    if alone and (wanted is None or "config_name" not in info):
+        return True
+    return info.get("config_name", "default") == (wanted or "default")
 
 
 def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -138,7 +145,28 @@ def _patterns(uri: str, data_files: Any) -> dict[str, list[str]]:
     return patterns
 
 
-def _matching(base: str, globs: Iterable[str], names: Sequence[str]) -> list[str]:
-    whole = [f"{base}/{glob}" if base else glob for glob in globs]
-    expressions = [re.compile(glob_translate(glob.removeprefix("./"))) for glob in whole]
+def _splits_in(uri: str, folder: str, names: Sequence[str]) -> Splits | None:
+    """Group the files in a folder by their names below it; all are `train` if these name no split; None without files.
+
+    Raises:
+        DatasetError: they name no split, and suggest different ones.
+    """
+    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+    found = parquet_splits(inside)
+    if inside and not found.files:
+        check_no_hidden_splits(uri, inside)
+        found = Splits({"train": inside}, [])
+    files = {split: [folder + name for name in below] for split, below in found.files.items()}
+    return Splits(files, [folder + name for name in found.others]) if inside else None
+
+
+def _matching(uri: str, base: str, globs: Iterable[str], names: Sequence[str]) -> list[str]:
+    expressions = [_expression(uri, f"{base}/{glob}" if base else glob) for glob in globs]
     return [name for name in names if any(expression.match(name) for expression in expressions)]
+
+
+def _expression(uri: str, glob: str) -> re.Pattern[str]:
+    try:
+        return re.compile(glob_translate(glob.removeprefix("./")))
+    except (ValueError, re.error) as error:
+        raise DatasetError(f"{uri!r}: its {CARD} has the pattern {glob!r}, which cannot be read: {error}") from error

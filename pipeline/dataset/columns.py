@@ -14,11 +14,15 @@ import pyarrow.compute as pc
 from pipeline.dataset import schema
 from pipeline.errors import DatasetError
 
-_IMAGE, _IMAGE_ID = "image", "image_id"
+_IMAGE, _IMAGE_ID, _LABEL = "image", "image_id", "label"
+# Names that others give to the column of labels, in lower case.
+_NAMES_OF_LABELS = ("label", "labels", "target", "targets", "class", "class_id", "category", "fine_label", "y")
 
 
 def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] = ()) -> dict[str, pa.DataType]:
     """Return the columns to read, each with the type that it is converted to; `image` becomes encoded bytes.
+
+    A `label` that is no number counts as absent: many read images alone, and `likely_labels` names it to the others.
 
     Args:
         uri: of the file, for messages.
@@ -40,20 +44,39 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     if absent:
         raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {file_schema.names[:10]}")
     types = {name: _read_type(uri, name, kinds[name]) for name in names if name != _IMAGE}
-    # A column of ids that are all null counts as absent.
     return {_IMAGE: pa.binary()} | {name: kind for name, kind in types.items() if kind is not None}
+
+
+def likely_labels(file_schema: pa.Schema) -> str | None:
+    """Return name and type of a column that may be meant as `label`, by its name; None if there is none, or a `label`.
+
+    Args:
+        file_schema: of a file. Its `label` is meant where it is no number and thus not read.
+    """
+    label = next((field.type for field in file_schema if field.name == _LABEL), None)
+    if label is not None:
+        return None if _can_be(schema.COLUMNS[_LABEL], label) else f"{_LABEL!r} ({label})"
+    by_name = {field.name.lower(): field for field in reversed(list(file_schema))}
+    found = next((by_name[name] for name in _NAMES_OF_LABELS if name in by_name), None)
+    return None if found is None else f"{found.name!r} ({found.type})"
 
 
 def _read_type(uri: str, name: str, kind: pa.DataType) -> pa.DataType | None:
     wanted = schema.COLUMNS.get(name)
     if wanted is None:
         return kind
-    found = _plain(kind)
-    if name == _IMAGE_ID and pa.types.is_null(found):
+    # A column of ids that are all null counts as absent.
+    if name == _IMAGE_ID and pa.types.is_null(_plain(kind)):
         return None
-    if any(fits(wanted) and accepts(found) for fits, accepts in _CONVERSIONS):
+    if _can_be(wanted, kind):
         return wanted
+    if name == _LABEL:
+        return None
     raise DatasetError(f"{uri!r}: column {name!r} is {kind}, it must be {wanted}")
+
+
+def _can_be(wanted: pa.DataType, kind: pa.DataType) -> bool:
+    return any(fits(wanted) and accepts(_plain(kind)) for fits, accepts in _CONVERSIONS)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -88,6 +88,7 @@ def decode(encoded: bytes) -> Image.Image:
     try:
         image = _open(encoded)
         of_16_bits = any(_low_bits_of(tile) is not None for tile in image.tile)
+        gray_alpha = _is_gray_alpha(image)
         # The second frame of a JPEG is a preview or a gain map.
         if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
             raise UnreadableImageError(
@@ -98,7 +99,8 @@ def decode(encoded: bytes) -> Image.Image:
         if of_16_bits:
             _check_not_dark(image, encoded)
         turn = _UPRIGHT.get(_orientation(image))
-        picture = _to_8_bit(image)
+        # Pillow repeats the gray value as red, green and blue.
+        picture = image.getchannel(0) if gray_alpha else _to_8_bit(image)
     except UnidentifiedImageError as error:
         foreign = recognize_foreign(encoded, "an image")
         # Pillow's own message names an object in memory.
@@ -145,10 +147,15 @@ def _check_not_dark(image: Image.Image, encoded: bytes) -> None:
         raise UnreadableImageError(_too_dark("its largest value"))
 
 
+def _is_gray_alpha(image: Any) -> bool:
+    """Return whether an image that is not loaded yet is gray with alpha, of 16 bits each."""
+    return any(_GRAY_ALPHA in _arguments(tile) for tile in image.tile)
+
+
 def _low_bits(encoded: bytes) -> np.ndarray:
     """Return the low bytes of 16-bit colors, which Pillow leaves out, without alpha."""
     image = _open(encoded)
-    gray_alpha = any(_GRAY_ALPHA in _arguments(tile) for tile in image.tile)
+    gray_alpha = _is_gray_alpha(image)
     image.tile = [_low_bits_of(tile) or tile for tile in image.tile]
     # Gray with alpha is read as four bytes; the second is the low byte of gray.
     return np.asarray(image)[..., 1] if gray_alpha else _colors(image)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.columns import column_types
+from pipeline.dataset.columns import column_types, likely_labels
 from pipeline.errors import DatasetError, one_line
 from pipeline.foreign import recognize_foreign
 
@@ -35,6 +35,7 @@ class FileFacts:
         names_digest: of the class names, if the file holds either.
         dataset_digest: of the synthetic dataset, if the file is a part of one.
         row_groups: rows and bytes of each.
+        likely_labels: name and type of a column that may be meant as `label`, if there is none of that name.
     """
 
     uri: str
@@ -43,6 +44,7 @@ class FileFacts:
     names_digest: str | None
     dataset_digest: str | None
     row_groups: tuple[tuple[int, int], ...]
+    likely_labels: str | None
 
 
 def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterator[FileFacts]:
@@ -82,6 +84,7 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
         schema.names_digest_of(metadata),
         None if digest is None else digest.decode(errors="replace"),
         tuple((group.num_rows, group.total_byte_size) for group in groups),
+        likely_labels(file_schema),
     )
 
 

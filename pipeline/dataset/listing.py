@@ -126,7 +126,7 @@ def _report_links(uri: str, listing: Listing) -> None:
         logger.info(f"{uri!r}: followed {number} out of the folder, such as {name!r} to {target!r}")
 
 
-def check_names(uri: str, names: Iterable[str]) -> None:
+def check_utf8_names(uri: str, names: Iterable[str]) -> None:
     """Refuse names of files to read, or of classes, that are not UTF-8: no file of ours could hold them.
 
     Raises:

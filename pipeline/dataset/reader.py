@@ -17,7 +17,7 @@ from pipeline.dataset.collection import ImageCollection, find_images
 from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import read_unit
 from pipeline.dataset.source import Source
-from pipeline.dataset.units import Unit
+from pipeline.dataset.units import Unit, split_units
 from pipeline.errors import DatasetError
 
 RowConversion = Callable[[pa.Table], pa.Table]
@@ -97,10 +97,14 @@ def read_collection(
         images: what to read.
         columns: columns to read, where a source has them; None for all.
         converts: one function per source, from rows with encoded images to rows; None leaves rows unchanged.
-        num_blocks: number of blocks to read.
+        num_blocks: number of blocks to read. They are fewer, and divided by their bytes in memory, where a task would
+            have to read a large row group for a few of its rows.
     """
     datasource = _ImagesDatasource(images, columns, converts, num_blocks)
-    return ray.data.read_datasource(datasource, override_num_blocks=num_blocks)
+    # Ray would cut what a task yields into more blocks, to reach their number.
+    return ray.data.read_datasource(
+        datasource, override_num_blocks=num_blocks and min(num_blocks, datasource.num_units)
+    )
 
 
 class _ImagesDatasource(Datasource):
@@ -118,6 +122,10 @@ class _ImagesDatasource(Datasource):
         self._sources = [source.without_units() for source in images.sources]
         self._columns, self._converts = columns, converts
         self._units = images.units if num_blocks is None else _split(images.units, num_blocks)
+
+    @property
+    def num_units(self) -> int:
+        return len(self._units)
 
     def estimate_inmemory_data_size(self) -> int:
         return sum(unit.size for _, unit in self._units)
@@ -147,11 +155,9 @@ class _ImagesDatasource(Datasource):
 
 
 def _split(units: Sequence[tuple[int, Unit]], num_blocks: int) -> list[tuple[int, Unit]]:
-    """Cut units so that there are `num_blocks` or more, if there are that many rows."""
+    """Cut units so that there are `num_blocks` or more, if there are that many rows, and see `split_units`."""
     rows = sum(unit.num_rows for _, unit in units)
-    return [
-        (number, part) for number, unit in units for part in unit.split(-(-num_blocks * unit.num_rows // max(1, rows)))
-    ]
+    return split_units(units, [-(-num_blocks * unit.num_rows // max(1, rows)) for _, unit in units])
 
 
 def _groups(units: Sequence[tuple[int, Unit]], count: int) -> list[list[tuple[int, Unit]]]:

@@ -42,8 +42,8 @@ def read_first(source: Source, columns: Sequence[str]) -> pa.Table:
     return next(read_unit(source, source.units[0].select([0]), columns))
 
 
-def read_column(source: Source, name: str) -> Iterator[pa.Table]:
-    """Yield one column of Parquet files, one table per row group; nothing for a folder of images.
+def read_columns(source: Source, *names: str) -> Iterator[pa.Table]:
+    """Yield small columns of Parquet files, one table per row group; nothing for a folder of images.
 
     Raises:
         DatasetError: it cannot be read.
@@ -52,7 +52,7 @@ def read_column(source: Source, name: str) -> Iterator[pa.Table]:
 
     def read(neighbors: list[tuple[int, Unit]]) -> list[pa.Table]:
         with OpenFiles() as files:
-            return [pa.concat_tables(read_unit(source, unit, [name], files)) for _, unit in neighbors]
+            return [pa.concat_tables(read_unit(source, unit, names, files)) for _, unit in neighbors]
 
     with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
         for tables in threads.map(read, neighbors_in_files(units)):
@@ -77,7 +77,7 @@ def repeated_id(source: Source) -> str | None:
     """
     if source.manifest is not None or "image_id" not in source.columns:
         return None
-    tables = list(read_column(source, "image_id"))
+    tables = list(read_columns(source, "image_id"))
     if not tables:
         return None
     # A row without an id counts with its derived one, so these are the ids as they will be read.

@@ -35,6 +35,7 @@ class Source:
         manifest: of a synthetic dataset, if there is one.
         qualifier: prefix of the image ids, if several datasets are read together.
         arrivals: of a dataset that is being made; its files are read when they are there.
+        likely_labels: name and type of a column that may be meant as `label`, for a message; None if `label` is there.
 
     Raises:
         DatasetError: two classes have one name.
@@ -48,6 +49,7 @@ class Source:
     manifest: dict[str, Any] | None = None
     qualifier: str = ""
     arrivals: Arrivals | None = None
+    likely_labels: str | None = None
 
     def __post_init__(self) -> None:
         repeated = [name for name, times in Counter(self.class_names or ()).items() if times > 1]

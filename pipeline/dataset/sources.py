@@ -17,7 +17,7 @@ from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
 from pipeline.dataset.index import IndexedPart, indexed_parts
-from pipeline.dataset.listing import Listing, by_suffix, check_names, count, list_tree, report_skipped
+from pipeline.dataset.listing import Listing, by_suffix, check_utf8_names, count, list_tree, report_skipped
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
@@ -150,14 +150,15 @@ def _parquet_folder(
     card = _card(uri, listing)
     config = card_config(uri, card)
     splits = None if config is None else card_splits(uri, config, names)
-    by_card = splits is not None
+    # A card may also name only the folder of the files.
+    listed = config is not None and "data_files" in config
     splits = splits or parquet_splits(names)
     chosen, files = choose_split(uri, splits, split)
-    if not by_card:
+    if not listed:
         check_one_dataset(uri, chosen, files)
         if chosen is None:
             check_no_hidden_splits(uri, files)
-    check_names(uri, files)
+    check_utf8_names(uri, files)
     check_pulled(uri, dict(listing.files), files)
     for name, (there, total) in missing_shards(files).items():
         logger.warning(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
@@ -217,7 +218,10 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
     if class_names is None and first.names_digest is not None:
         class_names = _names_beside(uri, first)
     named = None if class_names is None else list(class_names)
-    return Source(uri, first.columns, named, "keep_indices" in first.columns, units)
+    synthetic, likely_labels = "keep_indices" in first.columns, first.likely_labels
+    if likely_labels is not None and likely_labels.startswith("'label' "):
+        logger.warning(f"{uri!r}: its column {likely_labels} holds no numbers, and is not read")
+    return Source(uri, first.columns, named, synthetic, units, likely_labels=likely_labels)
 
 
 def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
@@ -255,7 +259,7 @@ def _image_folder(uri: str, listing: Listing, images: list[str], split: str | No
     check_pulled(uri, sizes, read)
     card = _card(uri, listing)
     names = class_order(uri, card, find_classes(uri, root, splits.files or [""], images, listing.empty_folders))
-    check_names(uri, [*read, *names])
+    check_utf8_names(uri, [*read, *names])
     report_skipped(uri, listing, "images", read=[*read, *([CARD] if card else [])], unread=set(images))
     labels = {name: label for label, name in enumerate(names)}
     units = [

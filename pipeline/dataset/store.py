@@ -1,12 +1,12 @@
 """Files of a synthetic dataset: parts, manifest, failure records, and which shards are done.
 
 - `<output>/manifest.json`: the planned content of the dataset, and facts that all parts share, such as class names.
-- `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.card`.
+- `<output>/README.md`: the same for Hugging Face datasets, see `pipeline.dataset.own_card`.
 - `<output>/data/part-NNNNN-<digest8>.parquet`: one per shard; it exists if and only if the shard is done. A compacted
   dataset has fewer and larger files, see `pipeline.dataset.part_files`.
 - `<output>/failed/shard-NNNNN.json`: why a shard failed.
 - `<output>/checkpoints/`: of shards that are being inverted, see `pipeline.synthesis.checkpoints`; readers pass it by.
-- `<output>/.tmp/`: left over from killed local writes; emptied by the next run.
+- `<output>/.tmp/`: left over from killed local writes; the next run deletes them.
 """
 
 import operator
@@ -191,7 +191,7 @@ def remove_failure(output: str, shard_id: int) -> None:
 
 def clear_temporaries(output: str) -> None:
     """Delete what killed writes left behind. A write that is still in progress fails and is retried by its writer."""
-    storage.remove_folder(temporary_folder(output))
+    storage.remove_temporaries(temporary_folder(output))
 
 
 def read_manifest(output: str) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Units of reading: a range of rows in a Parquet file, or a group of image files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+
+# Row groups that hold more than this, together and with each as often as it has pieces, are not cut.
+MOST_BYTES_IN_PIECES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class RowRange:
         first_row: number of the row group's first row in the file.
         start, stop: rows of the row group that belong to the range.
         size: approximate bytes of these rows.
+        row_group_bytes: of all rows of the row group; 0 where the range is all of it.
     """
 
     uri: str
@@ -24,10 +28,16 @@ class RowRange:
     start: int
     stop: int
     size: int
+    row_group_bytes: int = field(default=0, compare=False)
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Return how many bytes a reader of these rows fetches: those of the whole row group."""
+        return self.row_group_bytes or self.size
 
     @property
     def facts(self) -> list[Any]:
@@ -37,7 +47,7 @@ class RowRange:
     def split(self, parts: int) -> list["RowRange"]:
         edges = [self.start + self.num_rows * part // parts for part in range(parts + 1)]
         return [
-            replace(self, start=start, stop=stop, size=self.size // parts)
+            replace(self, start=start, stop=stop, size=self.size // parts, row_group_bytes=self.fetched_bytes)
             for start, stop in pairwise(edges)
             if stop > start
         ]
@@ -46,7 +56,7 @@ class RowRange:
         """Return the range from the first to the last of the given rows, which are numbered from 0, ascending."""
         start, stop = self.start + rows[0], self.start + rows[-1] + 1
         size = self.size * (stop - start) // self.num_rows
-        return replace(self, start=start, stop=stop, size=size)
+        return replace(self, start=start, stop=stop, size=size, row_group_bytes=self.fetched_bytes)
 
 
 @dataclass(frozen=True)
@@ -77,3 +87,27 @@ class ImageFiles:
 
 
 Unit = RowRange | ImageFiles
+
+
+def split_units(units: Sequence[tuple[int, Unit]], pieces: Sequence[int], *, fewest: int = 1) -> list[tuple[int, Unit]]:
+    """Cut units of a collection into pieces.
+
+    A reader of some rows of a row group fetches all of it. So row groups are cut into `fewest` pieces if more would
+    fetch too many bytes: pandas may write gigabytes as one.
+
+    Args:
+        units: each with the index of its source.
+        pieces: number of pieces of each unit.
+        fewest: number of pieces of a row group that are needed in any case.
+    """
+    fetched = sum(
+        unit.fetched_bytes * count
+        for (_, unit), count in zip(units, pieces, strict=True)
+        if isinstance(unit, RowRange) and count > fewest
+    )
+    most = fewest if fetched > MOST_BYTES_IN_PIECES else max(pieces, default=fewest)
+    return [
+        (number, piece)
+        for (number, unit), count in zip(units, pieces, strict=True)
+        for piece in unit.split(min(count, most) if isinstance(unit, RowRange) else count)
+    ]

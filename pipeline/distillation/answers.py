@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distillation.images import DistillationBatch, Images, to_batch
+from pipeline.distillation.batches import DistillationBatch, Images, to_batch
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 

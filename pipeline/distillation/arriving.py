@@ -16,17 +16,8 @@ import torch
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.units import RowRange
-from pipeline.distillation.images import (
-    DistillationBatch,
-    Images,
-    MemoryImages,
-    StreamedImages,
-    concatenate,
-    gather,
-    rebatch,
-    to_batch,
-    to_images,
-)
+from pipeline.distillation.batches import DistillationBatch, Images, to_batch
+from pipeline.distillation.images import MemoryImages, StreamedImages, concatenate, gather, rebatch, to_images
 from pipeline.distillation.order import Share, even_sizes
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
@@ -84,7 +75,7 @@ class ArrivingImages:
             return
         sizes = even_sizes(sum(unit.num_rows for _, unit in own), share.own_batch_size)
         arriving = self._read(ImageCollection((source,), own))
-        mixed = mix(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
+        mixed = mix_in_buffer(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
         for images in rebatch(mixed, sizes):
             yield to_batch(images, device)
         # Every worker has read its own by the end of an epoch, so all are there.
@@ -124,8 +115,8 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
     )
 
 
-def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
-    """Yield all images in random order, as far as a buffer of so many can mix them.
+def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
+    """Yield all images in a random order, mixed by a buffer of so many images.
 
     Once the buffer is full, each part swaps places with as many images of it, and only those are copied.
     """
@@ -153,7 +144,7 @@ def mix(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> It
 
 
 def _exchange(held: Images, part: Images, random: np.random.Generator) -> tuple[Images, Images]:
-    """Return a buffer after it took a part in, and as many images, drawn from both, that it gave for it.
+    """Put a part into a buffer; return the buffer, and as many images, drawn from both, that leave it.
 
     The buffer's own arrays are written to.
     """

@@ -36,7 +36,7 @@ class Draws:
     Attributes:
         values: of each name, uniform in [0, 1): float32 [B].
         patches: one per patch, uniform in [0, 1): float32 [B, N]. They decide which patches of other images are added.
-        erased: the same, and they decide which patches are erased; [B, 0] leaves that to blocks.
+        erased: numbers like `patches`, which decide which patches are erased; [B, 0] if blocks are erased instead.
         seeds: of the noise of each image.
     """
 
@@ -58,7 +58,7 @@ class Draws:
         return self.values[name] < probability
 
 
-def draw(
+def draw_augmentation(
     image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, num_erased: int, device: torch.device
 ) -> Draws:
     """Draw the numbers of each image, on the CPU, so that they do not depend on the device."""
@@ -157,7 +157,7 @@ def find_partners(draws: Tensor, groups: Tensor) -> Tensor:
     return partners
 
 
-def mix(pixels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+def mixup(pixels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
     """Return weighted means with each image's partner, which has a `share` in [0, 1] (mixup, Zhang et al., 2018)."""
     return torch.lerp(pixels, pixels[partners], _spread(share))
 

@@ -10,7 +10,8 @@ from pipeline.distillation import augment
 from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augment import Draws
 from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
-from pipeline.distillation.images import DistillationBatch, MemoryImages, StreamedImages
+from pipeline.distillation.batches import DistillationBatch
+from pipeline.distillation.images import MemoryImages, StreamedImages
 from pipeline.inversion.draws import draw_noise
 from pipeline.log import logger
 from pipeline.models import LoadedModel
@@ -66,7 +67,7 @@ class Augmenter:
 
     def _draw(self, batch: DistillationBatch, epoch: int) -> Draws:
         count = self.grid[0] * self.grid[1]
-        return augment.draw(
+        return augment.draw_augmentation(
             batch.image_ids,
             seed=self.seed,
             epoch=epoch,
@@ -132,7 +133,7 @@ class Augmenter:
         # A mixture has no label.
         batch = replace(batch, labels=batch.labels.masked_fill((mixed | chosen) & paired, -1))
         if config.mixup:
-            batch = replace(batch, pixels=augment.mix(batch.pixels, partners, draws.values["mixup_share"] * mixed))
+            batch = replace(batch, pixels=augment.mixup(batch.pixels, partners, draws.values["mixup_share"] * mixed))
         if config.cutmix:
             values = draws.values
             blocks = augment.choose_blocks(

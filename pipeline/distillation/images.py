@@ -5,20 +5,21 @@ share of every batch, so that any number of workers takes the same steps.
 
 Streamed, an epoch is a permutation of the files' row groups, which are divided among the workers. Each worker reads its
 own as a Ray Dataset through a shuffle buffer: the dataset is not copied, and images mix within the row groups that the
-buffer holds. If each part holds a single class, the buffer must hold several parts. The order depends on the number of
-workers.
+buffer holds. If each part holds a single class, the buffer must hold several parts. A large row group is read by one
+task, from its start to its end. The order depends on the number of workers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
-from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.units import RowRange
+from pipeline.distillation.batches import DistillationBatch, Images, to_batch
 from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
@@ -27,83 +28,6 @@ from pipeline.models.image_reader import num_patches
 
 # Rows of a streamed dataset that are read by one task.
 _ROWS_PER_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory, N of them, in the order of their source.
-
-    Attributes:
-        pixels: float32 [N, C, H, W], normalized as the teacher's.
-        labels: int64 [N], -1 where unknown.
-        keep_indices: int64 [N, largest K], each row padded with 0.
-        num_kept: int64 [N], number of valid entries in each row.
-        image_ids: unique names.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    keep_indices: np.ndarray
-    num_kept: np.ndarray
-    image_ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> "Images":
-        """Return copies of the given rows."""
-        ids = [self.image_ids[row] for row in rows.tolist()]
-        return Images(self.pixels[rows], self.labels[rows], self.keep_indices[rows], self.num_kept[rows], ids)
-
-
-@dataclass(frozen=True)
-class DistillationBatch:
-    """A worker's share of a step: the same as `Images`, as tensors on its device.
-
-    Attributes:
-        pixels: float32 [B, C, H, W], normalized.
-        labels: int64 [B].
-        keep_indices: int64 [B, K], padded with zeros.
-        num_kept: int64 [B], how many of these count.
-        image_ids: one per image.
-        rows: rows of the images in memory, int64 [B]; None if they are streamed.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    keep_indices: Tensor
-    num_kept: Tensor
-    image_ids: list[str]
-    rows: Tensor | None = None
-
-    def take(self, rows: slice) -> "DistillationBatch":
-        """Return the given rows, without copying tensors."""
-        return DistillationBatch(
-            pixels=self.pixels[rows],
-            labels=self.labels[rows],
-            keep_indices=self.keep_indices[rows],
-            num_kept=self.num_kept[rows],
-            image_ids=self.image_ids[rows],
-            rows=None if self.rows is None else self.rows[rows],
-        )
-
-    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Group images that keep equally many patches: yield their rows in the batch [b] and `keep_indices` [b, K]."""
-        for count in self.num_kept.unique().tolist():
-            rows = (self.num_kept == count).nonzero().squeeze(1)
-            yield rows, self.keep_indices[rows, :count]
-
-
-def to_batch(images: Images, device: torch.device, rows: np.ndarray | None = None) -> DistillationBatch:
-    """Move images to a worker's device."""
-    return DistillationBatch(
-        pixels=torch.from_numpy(images.pixels).to(device),
-        labels=torch.from_numpy(images.labels).to(device),
-        keep_indices=torch.from_numpy(images.keep_indices).to(device),
-        num_kept=torch.from_numpy(images.num_kept).to(device),
-        image_ids=images.image_ids,
-        rows=None if rows is None else torch.from_numpy(rows).to(device),
-    )
 
 
 def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
@@ -133,15 +57,21 @@ def rebatch(parts: Iterable[Images], sizes: Iterable[int]) -> Iterator[Images]:
 class MemoryImages:
     """A worker's share of images in memory.
 
+    Args:
+        images: of all workers.
+        share: of the worker.
+        left_out: ids of images that nobody reads.
+
     Attributes:
         order: what the order of the images depends on, besides seed and epoch: nothing.
     """
 
     order = ""
 
-    def __init__(self, images: Images, share: Share) -> None:
+    def __init__(self, images: Images, share: Share, left_out: Collection[str] = ()) -> None:
         self.images = images
-        self.num_images = len(images)
+        self._rows = np.flatnonzero([image_id not in left_out for image_id in images.image_ids])
+        self.num_images = len(self._rows)
         self._share = share
         self._own = slice(share.rank, None, share.world_size)
 
@@ -162,27 +92,47 @@ class MemoryImages:
 
     def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of all images once, unshuffled."""
-        own = np.arange(self.num_images)[self._own]
+        own = self._rows[self._own]
         for start in range(0, len(own), self._share.batch_size):
             rows = own[start : start + self._share.batch_size]
             yield to_batch(self.images.take(rows), device, rows)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(self.num_images, self._share.batch_size, seed=self._share.seed, epoch=epoch)
+        share = self._share
+        batches = plan_epoch(self.num_images, share.batch_size, seed=share.seed, epoch=epoch)
+        return [self._rows[batch] for batch in batches]
 
 
 class StreamedImages:
     """A worker's share of streamed images.
 
+    Args:
+        source: images of all workers.
+        loaded: the model that will read them.
+        share: of the worker.
+        labels: whether labels are needed.
+        left_out: ids of images of the source that nobody reads.
+
     Attributes:
         order: what the order of the images depends on, besides seed and epoch.
     """
 
-    def __init__(self, source: ImageCollection, loaded: LoadedModel, share: Share, *, labels: bool) -> None:
-        self.num_images = source.num_rows
+    def __init__(
+        self,
+        source: ImageCollection,
+        loaded: LoadedModel,
+        share: Share,
+        *,
+        labels: bool,
+        left_out: Collection[str] = (),
+    ) -> None:
+        self.num_images = source.num_rows - len(left_out)
+        self._left_out = left_out
         self._source, self._loaded, self._labels = source, loaded, labels
         self._share = share
-        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}"
+        # Large row groups came in pieces before.
+        whole = any(isinstance(unit, RowRange) and unit.num_rows > _ROWS_PER_BLOCK for _, unit in source.units)
+        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}{', whole' if whole else ''}"
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""
@@ -202,7 +152,7 @@ class StreamedImages:
         if not units:
             return
         source = replace(self._source, units=units)
-        # Their bounds decide the order, and Ray would choose them by the cores of the cluster.
+        # The bounds of blocks decide the order, and Ray would choose them by the cores of the cluster.
         num_blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
         dataset = open_inputs(source, self._loaded, labels=self._labels, num_blocks=num_blocks)
         # Without more rows in the buffer than in a batch, nothing would be shuffled.
@@ -210,8 +160,13 @@ class StreamedImages:
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
         batches = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", **options)
         sizes = even_sizes(sum(unit.num_rows for _, unit in units), batch_size)
-        for images in rebatch(map(to_images, batches), sizes):
+        for images in rebatch(map(self._without_left_out, map(to_images, batches)), sizes):
             yield to_batch(images, device)
+
+    def _without_left_out(self, images: Images) -> Images:
+        if not self._left_out:
+            return images
+        return images.take(np.flatnonzero([image_id not in self._left_out for image_id in images.image_ids]))
 
 
 def open_inputs(

@@ -4,45 +4,28 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain, repeat
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.distillation.answers import Answers
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import DistillationBatch
-from pipeline.distillation.objective import TERMS, Objective
+from pipeline.distillation.descent import Group, backpropagate
+from pipeline.distillation.objective import TERMS, DistillationObjective
 from pipeline.distillation.opening import ImageSource, TrainingImages
 from pipeline.distillation.schedule import lr_factor, make_optimizer
-from pipeline.distillation.state import TrainingState, load_state, save_state
+from pipeline.distillation.state import TrainingState, load_state, save_state, try_to_save
 from pipeline.distillation.students import Student
-from pipeline.errors import DatasetError, IncompleteError, NonFiniteError, one_line
+from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
-from pipeline.log import logger
 from pipeline.models import weight_digest
 from pipeline.saving import WhenToSave
 
 METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The workers that train together: this worker's rank, their number, and this worker's device."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all workers, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
 
 
 class StudentTrainer:
@@ -81,7 +64,7 @@ class StudentTrainer:
         self.student = student.to(group.device)
         self.images, self.labeled = images, labeled
         self.optimizer = make_optimizer(student.trained_parameters(), config)
-        self.objective = Objective(config, self.student, answers)
+        self.objective = DistillationObjective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
         self._mid_epoch = WhenToSave(60 * config.checkpoint_minutes, noticed)
 
@@ -100,10 +83,7 @@ class StudentTrainer:
             started = time.monotonic()
             metrics = self._train_epoch(state)
             self._finish_epoch(state, metrics, time.monotonic() - started)
-        digests = self._gather(weight_digest(self.student.model))
-        if len(set(digests)) > 1:
-            raise IncompleteError(f"the workers ended with different weights: {[text[:8] for text in digests]}")
-        return digests
+        return self.group.gather_equal(weight_digest(self.student.model))
 
     def _resume(self) -> TrainingState:
         state = load_state(self.config.output, self.digest, order=self.images.order)
@@ -156,22 +136,13 @@ class StudentTrainer:
             Sums of the loss terms and the number of images, float64 on the CPU; None if no worker had an image.
         """
         self.optimizer.zero_grad()
-        sums = self.parallel(batch)
-        sums[TERMS.index("loss")].backward()
-        asks = self.group.rank == 0 and self._mid_epoch.wants_to_ask()
-        *values, asked = self.group.sum(torch.cat([sums.detach(), sums.new_tensor([float(asks)])])).double().cpu()
-        if asked:
-            self._mid_epoch.ask()
-        sums = torch.stack(values)
+        parameters, loss = self.student.trained_parameters(), TERMS.index("loss")
+        sums = backpropagate(self.parallel, batch, parameters, self.group, self._mid_epoch, loss=loss)
         count = sums[-1].item()
         if count == 0:
             return None
-        if not math.isfinite(sums[TERMS.index("loss")].item()):
+        if not math.isfinite(sums[loss].item()):
             raise NonFiniteError(state.steps, "distillation loss")
-        for parameter in self.student.trained_parameters():
-            if parameter.grad is not None:
-                # The backward pass averages over workers; the step should average over images.
-                parameter.grad /= count / self.group.world_size
         self._set_lr(state.images_seen + count / 2)
         self.optimizer.step()
         state.images_seen += round(count)
@@ -185,11 +156,7 @@ class StudentTrainer:
         state.student = self._weights()
         state.epoch_steps, state.epoch_totals, state.order = steps, totals.tolist(), self.images.order
         state.optimizer = self.optimizer.state_dict()
-        try:
-            save_state(self.config.output, state)
-        except (DatasetError, OSError) as error:
-            # The training can do without; the next one may be written.
-            logger.warning(f"no checkpoint was written in epoch {state.epoch + 1}: {one_line(error)}")
+        try_to_save(self.config.output, state, f"in epoch {state.epoch + 1}")
         self._mid_epoch.saved()
 
     def _set_lr(self, images_seen: float) -> None:
@@ -245,18 +212,16 @@ class StudentTrainer:
         """Return a copy of the student's weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.student.model.state_dict().items()}
 
-    def _gather(self, text: str) -> list[str]:
-        if self.group.world_size == 1:
-            return [text]
-        texts: list[str] = [""] * self.group.world_size
-        dist.all_gather_object(texts, text)
-        return texts
-
 
 def write_metrics(output: str, state: TrainingState) -> None:
-    """Write one JSON line per epoch. Object stores cannot append, so the whole file is rewritten."""
+    """Write one JSON line per epoch. Object stores cannot append, so the whole file is rewritten.
+
+    Raises:
+        DatasetError: it could not be written.
+    """
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
-    storage.write_bytes(storage.join(output, METRICS), lines.encode())
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(output, METRICS), lines.encode())
 
 
 def _hash(text: str) -> int:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.distillation.answers import Answers, read_kept
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.config import DistillationConfig
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.descent import touch
 from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token_loss
 from pipeline.distillation.students import Student
 
@@ -13,7 +14,7 @@ TERMS = ("kl", "tokens", "labels", "loss")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Objective(nn.Module):
+class DistillationObjective(nn.Module):
     """Sum the loss terms of a student over a batch.
 
     Args:
@@ -30,12 +31,9 @@ class Objective(nn.Module):
     def forward(self, batch: DistillationBatch | None) -> Tensor:
         """Return the sum of each of `TERMS` over the images, and the number of images: float32 [len(TERMS) + 1].
 
-        A worker that has run out of images passes None and gets zeros, with zero gradients. PyTorch's way is to leave
-        through `torch.distributed.algorithms.Join`, but then its optimizer would miss the steps of the others, and its
-        moments would differ from theirs.
+        A worker that has run out of images passes None and gets zeros, with zero gradients.
         """
-        # Every parameter takes part, even one that the family does not use, so that its gradient is zero, not missing.
-        nothing = sum((p.flatten()[:1].sum() * 0.0 for p in self.student.trained_parameters()), torch.zeros(()))
+        nothing = touch(self.student.trained_parameters())
         if batch is None or not len(batch.pixels):
             return torch.zeros(len(TERMS) + 1, device=nothing.device) + nothing
         terms = self.losses(batch)

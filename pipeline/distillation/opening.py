@@ -1,12 +1,15 @@
 """Open training images: from memory or files, as they are or as random views."""
 
+from collections.abc import Collection
+
 import ray
 
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
-from pipeline.distillation.images import Images, MemoryImages, StreamedImages
+from pipeline.distillation.batches import Images
+from pipeline.distillation.images import MemoryImages, StreamedImages
 from pipeline.distillation.order import Share
 from pipeline.models import LoadedModel
 
@@ -15,7 +18,12 @@ TrainingImages = ImageSource | ArrivingImages | AugmentedImages
 
 
 def open_images(
-    where: ImageCollection | list[ray.ObjectRef], loaded: LoadedModel, share: Share, *, labels: bool
+    where: ImageCollection | list[ray.ObjectRef],
+    loaded: LoadedModel,
+    share: Share,
+    *,
+    labels: bool,
+    left_out: Collection[str] = (),
 ) -> ImageSource:
     """Return a worker's share of images.
 
@@ -24,11 +32,12 @@ def open_images(
         loaded: the model that will read them.
         share: of the worker.
         labels: whether labels are needed.
+        left_out: ids of images that nobody reads.
     """
     if isinstance(where, ImageCollection):
-        return StreamedImages(where, loaded, share, labels=labels)
+        return StreamedImages(where, loaded, share, labels=labels, left_out=left_out)
     images: Images = ray.get(where[0])
-    return MemoryImages(images, share)
+    return MemoryImages(images, share, left_out)
 
 
 def as_views(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.units import Unit
+from pipeline.dataset.units import Unit, split_units
 
 # Row groups per worker, so that the workers' shares are about equal and mix.
 _UNITS_PER_WORKER = 4
@@ -57,7 +57,7 @@ def share_units(units: Sequence[tuple[int, Unit]], share: Share, *, epoch: int) 
         share: of the worker.
         epoch: with the share's seed, it decides the order.
     """
-    pieces = -(-_UNITS_PER_WORKER * share.world_size // max(1, len(units)))
-    split = [(number, part) for number, unit in units for part in unit.split(min(pieces, unit.num_rows))]
+    pieces, fewest = (-(-count * share.world_size // max(1, len(units))) for count in (_UNITS_PER_WORKER, 1))
+    split = split_units(units, [min(pieces, unit.num_rows) for _, unit in units], fewest=fewest)
     order = np.random.default_rng((share.seed, epoch)).permutation(len(split))
     return [split[index] for index in order[share.rank :: share.world_size]]

@@ -70,11 +70,17 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
-    to_make = plan_images(config.images) if names_config(config.images) else None
-    images = _find_images(config, teacher) if to_make is None else _plan_images(config, teacher, to_make)
+    to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
+    # A student may read kept patches where the teacher reads whole images.
+    reads_kept = refusal(teacher.model) is None or student.vit is not None
+    if to_make is None:
+        images = _find_images(config, teacher, reads_kept=reads_kept)
+    else:
+        images = _plan_images(config, teacher, to_make, reads_kept=reads_kept)
     labeled = None
     if config.labeled is not None:
-        labeled = ImageCollection.of(find_labeled(config.labeled, teacher, config.labeled_split))
+        found = find_labeled(config.labeled, teacher, config.labeled_split, reads_kept=reads_kept)
+        labeled = ImageCollection.of(found)
     check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)
     document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
@@ -85,17 +91,19 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     return DistillationPlan(with_absolute_paths(config), document, teacher, student, images, labeled, to_make)
 
 
-def _find_images(config: DistillationConfig, teacher: LoadedModel) -> ImageCollection:
+def _find_images(config: DistillationConfig, teacher: LoadedModel, *, reads_kept: bool) -> ImageCollection:
     listed = list_images(config)
     uris, times = [each.uri for each in listed], [each.weight for each in listed]
     images = find_images(uris, split=config.images_split, times=times)
     if not config.allow_incomplete:
         images.check_complete()
-    check_inputs(images, teacher, labels=config.label_weight > 0)
+    check_inputs(images, teacher, labels=config.label_weight > 0, reads_kept=reads_kept)
     return images
 
 
-def _plan_images(config: DistillationConfig, teacher: LoadedModel, to_make: ImagesToMake) -> ImageCollection:
+def _plan_images(
+    config: DistillationConfig, teacher: LoadedModel, to_make: ImagesToMake, *, reads_kept: bool
+) -> ImageCollection:
     if config.allow_incomplete:
         raise ConfigError(
             f"allow_incomplete is set, and which images {to_make.path!r} will fail to make is not known before: make "
@@ -103,7 +111,7 @@ def _plan_images(config: DistillationConfig, teacher: LoadedModel, to_make: Imag
         )
     check_all_come(to_make)
     images = planned_images(to_make, split=config.images_split)
-    check_planned(images, teacher, labels=config.label_weight > 0)
+    check_planned(images, teacher, labels=config.label_weight > 0, reads_kept=reads_kept)
     return images
 
 

@@ -1,6 +1,5 @@
 """Run a distillation: check, train, write the students and their curve."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,13 +20,13 @@ from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
 from pipeline.distillation.workers import Task, prepare_training
-from pipeline.errors import IncompleteError
+from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
-from pipeline.runs import hold
-from pipeline.synthesis.arrivals import PartArrivals, expecting
-from pipeline.synthesis.beside import Synthesis, has_room, making
+from pipeline.runs import find_config, hold
+from pipeline.synthesis.arrivals import PartArrivals, expected_parts
+from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.training import resources_of
 
@@ -41,8 +40,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
 
     `config.output` will hold `student/best` and `student/last` as folders that `timm.create_model("local-dir:...")`
     loads, `metrics.jsonl` with a row per epoch, `curve.png`, `config.json`, `checkpoints/`, and finally `result.json`
-    and `report.html`; during the run also Ray Train's `train/`. If a run with equal settings is at work on the output,
-    this one waits for it and returns its result.
+    and `report.html`; during the run also a hidden folder of Ray Train's. If a run with equal settings is at work on
+    the output, this one waits for it and returns its result.
 
     Returns:
         What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
@@ -61,9 +60,12 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     output = plan.config.output
     result_uri = storage.join(output, RESULT)
     if storage.exists(result_uri):
+        # Another tool's file may have that name.
+        if find_config(output, "distill", plan.document) is None:
+            raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
         return storage.read_json(result_uri)
     storage.check_writable(output)
-    with storage.writing_to(output), hold(output, "distill", plan.document) as (_, waited):
+    with hold(output, "distill", plan.document) as (_, waited):
         if waited and storage.exists(result_uri):
             return storage.read_json(result_uri)
         with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
@@ -83,13 +85,13 @@ def epochs_left(config: DistillationConfig) -> str:
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     done_before = max(list_epochs(output), default=0)
-    with own_errors(), expecting(plan.to_make) as arrivals:
+    with own_errors(), expected_parts(plan.to_make) as arrivals:
         # What the training itself lacks must come out before images are made for hours.
         task = _read(plan, _arriving(plan, arrivals))
         train = prepare_training(task, fixed_size=fixed_size)
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
-            making(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
+            synthesis_beside(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
             report_epochs(output, plan.config.epochs, done_before, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
@@ -168,7 +170,9 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         raise IncompleteError(f"{output!r} has no checkpoint of epoch {plan.config.epochs}")
     for name, weights in (("best", state.best), ("last", state.student)):
         _write_student(plan, weights, storage.join(output, "student", name))
-    storage.write_bytes(storage.join(output, CURVE), _curve(plan, state))
+    curve = _curve(plan, state)
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(output, CURVE), curve)
     tops = [row["top1"] for row in state.history if "top1" in row]
     result = {
         "student": storage.join(output, "student", "best"),
@@ -184,7 +188,8 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "weights_sha256": digests,
         "seconds": round(seconds, 2),
     }
-    storage.write_json(storage.join(output, RESULT), redacted(result))
+    with storage.writing_to(output):
+        storage.write_json(storage.join(output, RESULT), redacted(result))
     write_page(output, lambda: distillation_page(plan, result, state.history))
     return result
 
@@ -192,9 +197,10 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
 def _write_student(plan: DistillationPlan, weights: dict[str, torch.Tensor], uri: str) -> None:
     student = plan.student
     student.model.load_state_dict(weights)
-    with tempfile.TemporaryDirectory(prefix="student-") as folder:
+    with storage.scratch_folder("student-") as folder:
         save_model(student.model, folder, class_names=plan.teacher.class_names, mean=student.mean, std=student.std)
-        storage.upload_folder(folder, uri)
+        with storage.writing_to(uri):
+            storage.upload_folder(folder, uri)
 
 
 def _curve(plan: DistillationPlan, state: TrainingState) -> bytes:

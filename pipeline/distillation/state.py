@@ -1,4 +1,6 @@
-"""Checkpoints of a training: a file per epoch and one within it, written atomically, so that each is complete.
+"""Checkpoints of a training, of a student or with `qat` of a quantized model.
+
+There is a file per epoch and one within it, written atomically, so that each is complete.
 
 They are not Ray Train's own checkpoints, for three reasons, measured or read in the code of Ray 2.60. A report with a
 checkpoint waits for the controller's next poll, two seconds, which is longer than an epoch of a small student. Ray
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DatasetError, one_line
+from pipeline.log import logger
 from pipeline.models.pickles import read_own
 
 FOLDER = "checkpoints"
@@ -35,13 +38,13 @@ class TrainingState:
         epoch: number of epochs done.
         images_seen: over all epochs and workers; decides the learning rate.
         steps: of the optimizer.
-        student: weights after `epoch` epochs, or within the next one.
+        student: weights of what is trained, after `epoch` epochs, or within the next one.
         best: weights of the best epoch.
-        best_epoch: counted from 1; 0 before the first.
-        best_score: held-out top-1 in percent, or minus the training loss.
+        best_epoch: counted from 1; 0 before the first. With `qat`, the best step.
+        best_score: held-out top-1 in percent, or minus the training loss. With `qat`, see `HeldBack`.
         optimizer: state of the optimizer.
         before_top1: held-out top-1 before training, in percent.
-        history: one row of metrics per epoch.
+        history: one row of metrics per epoch. With `qat`, one per step, and one of before the training.
         epoch_steps: steps done of the next epoch.
         epoch_totals: sums of the loss terms and number of images over these steps.
         order: what the order of the images depended on, see `StreamedImages`; steps count in that order alone.
@@ -64,17 +67,35 @@ class TrainingState:
 
 
 def save_state(output: str, state: TrainingState) -> None:
-    """Write a checkpoint, then remove those that are no longer kept."""
+    """Write a checkpoint, then remove those that are no longer kept.
+
+    Raises:
+        DatasetError: it could not be written.
+    """
     content = io.BytesIO()
     # Not `asdict`, which would copy every tensor, even those that `student` and `best` share.
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
     folder = storage.join(output, FOLDER)
-    storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
-    places = _list_places(output)
-    old = [place for place in places if not place[1]][:-_KEPT]
-    within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
-    for place in old + within:
-        storage.remove(storage.join(folder, _name(*place)))
+    with storage.writing_to(output):
+        storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
+        places = list_places(output)
+        old = [place for place in places if not place[1]][:-_KEPT]
+        within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
+        for place in old + within:
+            storage.remove(storage.join(folder, _name(*place)))
+
+
+def try_to_save(output: str, state: TrainingState, where: str) -> None:
+    """Write a checkpoint; a training can do without, and the next one may be written.
+
+    Args:
+        output, state: see `save_state`.
+        where: the training is, for the warning.
+    """
+    try:
+        save_state(output, state)
+    except (DatasetError, OSError) as error:
+        logger.warning(f"no checkpoint was written {where}: {one_line(error)}")
 
 
 def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | None:
@@ -89,7 +110,7 @@ def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.
     """
-    for place in reversed(_list_places(output)):
+    for place in reversed(list_places(output)):
         state = _load(storage.join(output, FOLDER, _name(*place)), digest)
         if not state.epoch_steps or state.order == order:
             return state
@@ -109,10 +130,10 @@ def _load(uri: str, digest: str) -> TrainingState:
 
 def list_epochs(output: str) -> list[int]:
     """Return the epochs that have a checkpoint at their end, ascending."""
-    return [epoch for epoch, steps in _list_places(output) if not steps]
+    return [epoch for epoch, steps in list_places(output) if not steps]
 
 
-def _list_places(output: str) -> list[tuple[int, int]]:
+def list_places(output: str) -> list[tuple[int, int]]:
     """Return (epochs done, steps of the next one) of each checkpoint, ascending."""
     names = storage.list_files(storage.join(output, FOLDER), ".pt")
     matches = (re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?\.pt", name) for name in names)

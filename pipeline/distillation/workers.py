@@ -9,7 +9,7 @@ import ray
 import ray.train
 import torch
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, get_device, prepare_model
+from ray.train.torch import TorchConfig, get_device
 from torch import nn
 
 from pipeline.cluster import connect
@@ -17,18 +17,19 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.arriving import Arriving, ArrivingImages
 from pipeline.distillation.config import DistillationConfig
+from pipeline.distillation.descent import Group
 from pipeline.distillation.images import MemoryImages
-from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.opening import ImageSource, as_views, open_images
 from pipeline.distillation.order import Share
-from pipeline.distillation.students import build_student
-from pipeline.errors import ConfigError
+from pipeline.distillation.students import Student, build_student
 from pipeline.models import LoadedModel, weight_digest
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.precision import announce_dtype
-from pipeline.training import run_workers, worker_configs
+from pipeline.training import check_readers, is_node_leaving, parallelize, run_workers, worker_configs
 from pipeline.vit.families import refusal
-from pipeline.workers import check_same, load_again, pick_device, threads
+from pipeline.workers import check_same_digest, load_again, pick_device, threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Task:
         config: with absolute local paths.
         digest: of the run.
         teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are, or will be; labeled ones may be none.
+        images, labeled: where they are, or will be; `labeled` may be None.
     """
 
     config: DistillationConfig
@@ -87,7 +88,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         patience_s=0.0 if arriving is None else arriving.patience_s,
     )
     if task.streams:
-        _check_readers(config, on_gpus=bool(resources[0].use_gpu))
+        check_readers(config.workers, "cache_gb", config.cache_gb)
     announce_dtype(config.dtype, on_gpu=bool(resources[0].use_gpu), on_nodes=True)
     return partial(_fit, task, resources)
 
@@ -98,51 +99,17 @@ def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
     return run_workers(work, config.workers, resources, output=config.output, name=f"distill-{task.digest[:8]}")
 
 
-def _check_readers(config: DistillationConfig, *, on_gpus: bool) -> None:
-    """Workers that hold every core would wait for ever for the tasks that read their images."""
-    workers, there = config.workers, ray.cluster_resources()
-    cores, num_workers = there.get("CPU", 0.0), workers.size
-    in_memory = f"raise cache_gb ({config.cache_gb:g}) so that the images fit in memory"
-    elastic = workers.fewest < workers.size
-    if elastic and not on_gpus:
-        raise ConfigError(
-            f"workers.min_size {workers.fewest} lets workers take every core that there is, and leave none to read "
-            f"images: leave it out, or {in_memory}"
-        )
-    if elastic:
-        # As many as there are GPUs for now start at once.
-        num_workers = min(workers.size, int(there.get("GPU", 0)))
-    held = num_workers * workers.cpus_per_worker
-    # With fewer cores than a fixed number of workers holds, nodes are yet to come.
-    if cores - held < 1 and (elastic or cores >= held):
-        raise ConfigError(
-            f"{num_workers} workers would hold {held} of {cores:g} CPUs and leave none to read images: "
-            f"take fewer, or {in_memory}"
-        )
-
-
 def _train_on_worker(task: Task) -> list[str]:
     context = ray.train.get_context()
     connect()
     with threads(task.config.workers.cpus_per_worker):
         group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-        return train_on(task, group, _parallelize, _is_node_leaving)
+        return train_on(task, group, parallelize, is_node_leaving)
 
 
 def _train_here(task: Task, device: torch.device) -> list[str]:
     with threads(task.config.workers.cpus_per_worker):
         return train_on(task, Group(0, 1, device))
-
-
-def _is_node_leaving() -> bool:
-    """Return whether Ray knows that a worker's node will be taken, such as a spot instance; waits for all workers."""
-    return ray.train.get_preemption_info() is not None
-
-
-def _parallelize(module: nn.Module) -> nn.Module:
-    """Wrap a module in `DistributedDataParallel`, where there are several workers."""
-    # BatchNorm's statistics are averaged over the workers after each epoch: every image counts, not rank 0's alone.
-    return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
 
 
 def train_on(
@@ -165,11 +132,25 @@ def train_on(
         OtherModelError: teacher or student has other weights than on the driver.
         NonFiniteError: the loss became NaN or infinite.
         DatasetError: an image cannot be read.
+        ConfigError: a batch does not fit into memory.
     """
     config = task.config
     teacher = load_again(config.teacher, task.teacher_digest)
     student = build_student(config.student, teacher, seed=config.seed)
-    check_same("the untrained student", weight_digest(student.model), task.student_digest)
+    check_same_digest("the untrained student", weight_digest(student.model), task.student_digest)
+    with naming_batch_size("batch_size", config.batch_size):
+        return _train(task, group, teacher, student, parallelize, noticed)
+
+
+def _train(
+    task: Task,
+    group: Group,
+    teacher: LoadedModel,
+    student: Student,
+    parallelize: Callable[[nn.Module], nn.Module] | None,
+    noticed: Callable[[], bool] | None,
+) -> list[str]:
+    config = task.config
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )

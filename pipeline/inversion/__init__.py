@@ -10,7 +10,7 @@ from pipeline.inversion.scoring import score
 from pipeline.inversion.starts import start_images
 from pipeline.inversion.teacher import AnyTeacher, MaskedTeacher, Teacher, make_teacher
 from pipeline.inversion.terms import Term, build_terms
-from pipeline.inversion.viewing import Shown
+from pipeline.inversion.viewing import ViewOutput
 
 __all__ = [
     "AdaptiveEnd",
@@ -22,11 +22,11 @@ __all__ = [
     "InversionConfig",
     "InversionResult",
     "MaskedTeacher",
-    "Shown",
     "StopFormula",
     "Teacher",
     "Term",
     "ViewConfig",
+    "ViewOutput",
     "build_terms",
     "frozen_copy",
     "invert",

@@ -6,7 +6,7 @@ from typing import Literal
 from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion.schedule import (
-    Change,
+    PatchChange,
     alive_phases,
     check_stops,
     ratio_changes,
@@ -228,7 +228,7 @@ class InversionConfig:
         """Images made from one start."""
         return self.rebirth or 1
 
-    def changes(self, num_patches: int) -> dict[int, Change]:
+    def changes(self, num_patches: int) -> dict[int, PatchChange]:
         """Return step → change of the patches alive, for a teacher with that many patches.
 
         Raises:

@@ -9,7 +9,7 @@ from pipeline.inversion.config import AdaptiveEnd
 from pipeline.inversion.result import Harvest
 
 
-class Ending:
+class ConfidenceTracker:
     """Track the teacher's confidence in each image of a batch, step by step.
 
     An image may end once its target reached the wanted probability at `hold_steps` steps in a row, the last of them
@@ -59,7 +59,7 @@ class Ending:
         self._held = held
 
 
-class Ended:
+class EndedImages:
     """Images of a run that have ended, as they were last seen, and where in its batch the others stand.
 
     Args:

@@ -15,13 +15,13 @@ from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.inversion.arguments import checked_images, checked_jitter, checked_seeds, checked_targets
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, generators_of
-from pipeline.inversion.ending import Ended, Ending
+from pipeline.inversion.ending import ConfidenceTracker, EndedImages
 from pipeline.inversion.frozen import frozen_copy
-from pipeline.inversion.objective import Objective, check_terms
+from pipeline.inversion.objective import InversionObjective, check_terms
 from pipeline.inversion.optimizer import ImageOptimizer
 from pipeline.inversion.patches import all_patches, split_best
 from pipeline.inversion.result import Harvest, InversionResult
-from pipeline.inversion.schedule import Change
+from pipeline.inversion.schedule import PatchChange
 from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.starts import draw_start
 from pipeline.inversion.state import moved
@@ -65,7 +65,7 @@ class Inversion:
         start = draw_start(teacher, generators, config)
         self.teacher = frozen_copy(teacher, config.dtype, compiled=config.compile)
         self.config = config
-        self._objective = Objective(self.teacher, self.terms, config, teacher.resolve_ranking(config))
+        self._objective = InversionObjective(self.teacher, self.terms, config, teacher.resolve_ranking(config))
         start = start if init is None else checked_images(init, start.shape).to(device)
         self._optimizer = ImageOptimizer(start, self.teacher, config)
         self.keep_indices = all_patches(len(targets), teacher.num_patches, device)
@@ -82,7 +82,7 @@ class Inversion:
         self._history = torch.zeros(config.num_steps, len(self.terms), dtype=torch.float32, device=device)
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
-        self._ended = Ended(len(targets), config.num_steps, device)
+        self._ended = EndedImages(len(targets), config.num_steps, device)
         self._check_split()
         self._checked = 0
         if config.compile:
@@ -117,9 +117,9 @@ class Inversion:
         """Whether no step is left to do."""
         return self.num_steps == self.config.num_steps or not len(self.images)
 
-    def _make_ending(self, batch: int, device: torch.device) -> Ending | None:
+    def _make_ending(self, batch: int, device: torch.device) -> ConfidenceTracker | None:
         end, first, num_steps = self.config.adaptive_end, max(self._changes, default=0), self.config.num_steps
-        return end and Ending(end, first_step=first, num_steps=num_steps, batch=batch, device=device)
+        return end and ConfidenceTracker(end, first_step=first, num_steps=num_steps, batch=batch, device=device)
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the jitter [steps, B, 3], none at still steps."""
@@ -165,7 +165,7 @@ class Inversion:
         if self._ending is not None and going is not None:
             self._go_on_with(self._ending, going)
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: PatchChange) -> None:
         """Stop patches, or detach them as images of their own."""
         assert self._scores is not None, "the step before a change ranks the patches"
         chosen, others = split_best(self.keep_indices, self._scores, change.count)
@@ -178,7 +178,7 @@ class Inversion:
             self._split.grow(len(self.images), self._prefix + before, self._prefix + self.keep_indices.shape[1])
         self._objective.show_at_most(self.micro_batch)
 
-    def _put_aside(self, ending: Ending) -> Tensor | None:
+    def _put_aside(self, ending: ConfidenceTracker) -> Tensor | None:
         """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""
         ended = ending.watch(self.num_steps, self._class_losses)
         if ended is None or not bool(ended.any()):
@@ -186,7 +186,7 @@ class Inversion:
         self._ended.add(ended, self._going, self.num_steps + 1)
         return (~ended).nonzero().squeeze(1)
 
-    def _go_on_with(self, ending: Ending, rows: Tensor) -> None:
+    def _go_on_with(self, ending: ConfidenceTracker, rows: Tensor) -> None:
         """Narrow the batch, and all that is kept for each image of it."""
         self._optimizer.keep(rows)
         self.keep_indices = self.keep_indices[rows]

@@ -12,10 +12,11 @@ from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.teacher import AnyTeacher
 from pipeline.inversion.terms import Term
 from pipeline.inversion.viewing import View, Viewer
+from pipeline.out_of_memory import as_out_of_memory
 from pipeline.vit.ranking import Ranking
 
 
-class Objective:
+class InversionObjective:
     """The sum of the terms, in parts: each adds to the gradient of the images, and what it computed is freed.
 
     Args:
@@ -67,6 +68,7 @@ class Objective:
         if self._look is not None:
             self._look.max_rows = max_rows
 
+    @as_out_of_memory()
     @torch.enable_grad()
     def backward_views(self, view: View, parts: Sequence[slice], rank: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """Take the terms of views, micro-batch by micro-batch.
@@ -78,6 +80,9 @@ class Objective:
 
         Returns:
             The value of each term for each image, [b], detached; and the scores of the patches [b, K].
+
+        Raises:
+            torch.OutOfMemoryError: a micro-batch does not fit into memory, of a GPU or a CPU.
         """
         share = 1 / len(view.images) if self._published else 1.0
         scores: list[Tensor] | None = [] if rank else None
@@ -92,6 +97,7 @@ class Objective:
         (share * loss).backward()
         return {term.name: value.detach() for term, value in values}
 
+    @as_out_of_memory()
     @torch.enable_grad()
     def backward_pixels(self, images: Tensor) -> dict[str, Tensor]:
         """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published.
@@ -101,6 +107,9 @@ class Objective:
 
         Returns:
             The mean of each term over the images, detached.
+
+        Raises:
+            torch.OutOfMemoryError: the images do not fit into memory, of a GPU or a CPU.
         """
         values = [(term, term.compute(images)) for term in self._pixel_terms]
         if values:

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Change:
+class PatchChange:
     """Change of the set of patches alive at a step.
 
     Attributes:
@@ -70,7 +70,8 @@ def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     """Return the number of patches alive after each stop.
 
     Each stop ends a share of the patches then alive, and rounds the number that is left down (SMI, progressive
-    stopping; Hu et al., ICML 2024, section 3).
+    stopping; Hu et al., ICML 2024, section 3). In floating point, as published: of 100 patches a share of 0.9 leaves 9,
+    because 1 - 0.9 is a little less than 0.1.
 
     Raises:
         ConfigError: fewer than one patch would be left.
@@ -87,23 +88,23 @@ def survivors(num_patches: int, fractions: Sequence[float]) -> list[int]:
     return counts
 
 
-def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[float]) -> dict[int, Change]:
+def stop_changes(num_patches: int, steps: Sequence[int], fractions: Sequence[float]) -> dict[int, PatchChange]:
     """Return step → change of a stopping schedule.
 
     Raises:
         ConfigError: fewer than one patch would be left.
     """
     counts = survivors(num_patches, fractions)
-    return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
+    return {step: PatchChange(count) for step, count in zip(steps, counts, strict=True)}
 
 
-def ratio_changes(num_patches: int, keep_ratio: float, steps: Sequence[int]) -> dict[int, Change]:
+def ratio_changes(num_patches: int, keep_ratio: float, steps: Sequence[int]) -> dict[int, PatchChange]:
     """Return step → change of a schedule given by its end: equal shares, each count rounded to the nearest."""
     counts = [max(1, round(num_patches * keep_ratio ** ((stop + 1) / len(steps)))) for stop in range(len(steps))]
-    return {step: Change(count) for step, count in zip(steps, counts, strict=True)}
+    return {step: PatchChange(count) for step, count in zip(steps, counts, strict=True)}
 
 
-def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int, Change]:
+def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int, PatchChange]:
     """Return step → change of Patch Rebirth: at steps k·⌊T/v⌋ the best N/v of the patches alive are detached.
 
     The v-th image is the one that the run ends with. Where v does not divide N, the images differ by one patch in size
@@ -121,10 +122,10 @@ def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int,
         raise ConfigError(f"rebirth {factor} makes more images than there are patches, {num_patches}")
     bounds = [num_patches * image // factor for image in range(factor)]
     counts = [later - earlier for earlier, later in itertools.pairwise(bounds)]
-    return {iterations // factor * (image + 1): Change(count, detaches=True) for image, count in enumerate(counts)}
+    return {iterations // factor * (image + 1): PatchChange(count, detaches=True) for image, count in enumerate(counts)}
 
 
-def alive_phases(num_patches: int, changes: Mapping[int, Change], num_steps: int) -> list[tuple[int, int]]:
+def alive_phases(num_patches: int, changes: Mapping[int, PatchChange], num_steps: int) -> list[tuple[int, int]]:
     """Return the phases of a run: (number of steps, patches read at each step)."""
     counts = list(itertools.accumulate(changes.values(), lambda alive, c: c.num_alive(alive), initial=num_patches))
     bounds = [0, *changes, num_steps]

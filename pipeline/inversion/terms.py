@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
-from pipeline.inversion.viewing import Shown
+from pipeline.inversion.viewing import ViewOutput
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Term:
         name: key of its values in `InversionResult.losses`.
         weight: factor of its values in the loss. A term that is maximized returns negative values.
         compute: function to minimize. A term that sees `pixels` gets the un-jittered images of the whole batch, float32
-            [B, C, H, W] normalized, stopped patches included. Any other gets a `Shown`: some images of the batch as
-            this step shows them to the teacher. It returns a value per image, [B], or a scalar for the batch.
+            [B, C, H, W] normalized, stopped patches included. Any other gets a `ViewOutput`: some images of the batch
+            as this step shows them to the teacher. It returns a value per image, [B], or a scalar for the batch.
         sees: `pixels`; `view`, which holds the teacher's logits; or `blocks`, whose view also holds the attention
             output of each block of the teacher.
         network: what the term's own network reads, if it has one: only `kept` patches, or `whole` images.
@@ -65,23 +65,23 @@ def build_terms(
     return terms
 
 
-def _class_loss(shown: Shown) -> Tensor:
+def _class_loss(shown: ViewOutput) -> Tensor:
     return losses.class_loss(shown.logits, shown.targets)
 
 
-def _dissimilarity(shown: Shown) -> Tensor:
+def _dissimilarity(shown: ViewOutput) -> Tensor:
     return -losses.patch_similarity_entropy(shown.block_outputs)
 
 
 def _prior_term(weight: float, prior: losses.FeaturePrior, *, couples_images: bool) -> Term:
-    def compute(shown: Shown) -> Tensor:
+    def compute(shown: ViewOutput) -> Tensor:
         return prior(shown.filled)
 
     return Term("feature_prior", weight, compute, sees="view", network="whole", couples_images=couples_images)
 
 
 def _disagreement_term(weight: float, disagreement: losses.Disagreement) -> Term:
-    def compute(shown: Shown) -> Tensor:
+    def compute(shown: ViewOutput) -> Tensor:
         images = shown.jittered if disagreement.reads_kept else shown.filled
         with shown.precision():
             return -disagreement(shown.logits, images, shown.positions)

@@ -43,7 +43,7 @@ class View:
         return replace(self, images=show_view(self.images, self.draws), draws=None)
 
 
-class Shown:
+class ViewOutput:
     """A view and the teacher's logits for it, given to loss terms.
 
     Attributes:
@@ -104,7 +104,7 @@ class Viewer:
         self._dtype, self._watched = dtype, watched
         self._ranking: Ranking = ranking
 
-    def show(self, view: View, scores: list[Tensor] | None = None) -> Shown:
+    def show(self, view: View, scores: list[Tensor] | None = None) -> ViewOutput:
         """Run the teacher on a view.
 
         Args:
@@ -115,7 +115,7 @@ class Viewer:
         view = view.changed()
         with _precision(view, self._dtype):
             logits = self._watched_logits(view, scores, outputs) if self._watched else self._logits(view, scores)
-        return Shown(self.teacher, view, dtype=self._dtype, logits=logits.float(), block_outputs=outputs)
+        return ViewOutput(self.teacher, view, dtype=self._dtype, logits=logits.float(), block_outputs=outputs)
 
     def _logits(self, view: View, scores: list[Tensor] | None) -> Tensor:
         """Return the teacher's logits [b, classes] of the patches alive, jittered."""

@@ -20,6 +20,7 @@ from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.foreign import describe_foreign
 from pipeline.models.containers import expanded_size, readable_kind
+from pipeline.models.layouts import TORCHVISION, source_names
 from pipeline.models.pickles import read_pickle
 from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, read_bytes
@@ -178,10 +179,17 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
 
 
 def _wrapper_prefix(uri: str, weights: Mapping[str, Tensor], model_keys: Collection[str], use_ema: bool) -> str:
-    """Return the prefix of the model's own names in a checkpoint: the one under which most of them are found."""
-    suffixes = sorted(model_keys)[:1]
-    prefixes = {name[: -len(s)] for s in suffixes for name in weights if name.endswith(s)}
-    found = {p: sum(p + key in weights for key in model_keys) for p in prefixes if p == "" or p.endswith(".")}
-    complete = sorted(p for p, count in found.items() if 2 * count > len(model_keys))
+    """Return the prefix of the model's own names in a checkpoint, or of torchvision's names for them."""
+    for keys in (model_keys, source_names(TORCHVISION, model_keys)):
+        if complete := _prefixes(weights, keys):
+            return choose_set(uri, complete, use_ema)
     # No prefix: another layout, such as the original DINOv2's, which timm's filter for the family may convert.
-    return choose_set(uri, complete, use_ema) if complete else ""
+    return ""
+
+
+def _prefixes(weights: Mapping[str, Tensor], keys: Collection[str]) -> list[str]:
+    """Return the prefixes under which most of some names are found."""
+    suffixes = sorted(keys)[:1]
+    prefixes = {name[: -len(s)] for s in suffixes for name in weights if name.endswith(s)}
+    found = {p: sum(p + key in weights for key in keys) for p in prefixes if p == "" or p.endswith(".")}
+    return sorted(p for p, count in found.items() if 2 * count > len(keys))

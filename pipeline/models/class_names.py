@@ -7,7 +7,7 @@ from typing import Any
 import timm.data
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.folders import read_model_config
 from pipeline.models.name_files import names_in_config, read_class_names
@@ -22,7 +22,8 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
         trained: whether its own names apply; a model that is yet to be trained may have had other classes.
 
     Returns:
-        The names, and a notice if a user's own weights get ImageNet's only because of the number of classes.
+        The names, and a notice if a user's own weights get ImageNet's only because of the number of classes, or if the
+        model's own repeat.
 
     Raises:
         ConfigError: the names cannot be read, their number is not that of the classes, one is blank, or two are equal.
@@ -30,11 +31,47 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
     count, given = int(model.num_classes), config.class_names  # type: ignore[arg-type]
     names, notices = read_class_names(given) if isinstance(given, str) else given, ()
     if names is None:
-        names = _own_names(config.name, model, count, trained)
+        stated = _own_names(config.name, model, count, trained)
+        names = None if stated is None else distinct_names(stated)
+        notices = _changed(config.name, stated or (), names or ())
     if names is None:
         names, notices = _assumed_names(config, model, count, trained)
     _check_names(names, count, config)
     return list(names), notices
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return names of which those that repeat are made different, as transformers' ImageNet has two of "crane".
+
+    They get the WordNet number of the class where it is ImageNet's of that name and number, else the class's number.
+    """
+    times = Counter(names)
+    if len(times) == len(names):
+        return list(names)
+    synsets = _imagenet_synsets(names)
+    return [
+        name if times[name] == 1 else f"{name} ({synsets.get(number, number)})" for number, name in enumerate(names)
+    ]
+
+
+def _imagenet_synsets(names: Sequence[str]) -> dict[int, str]:
+    """Return the WordNet numbers of those classes that ImageNet-1k calls by the same name at the same number."""
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    if len(names) != info.num_classes():
+        return {}
+    described = zip(names, info.label_descriptions(), info.label_names(), strict=True)
+    return {
+        number: synset
+        for number, (name, description, synset) in enumerate(described)
+        if name in (description, description.partition(", ")[0])
+    }
+
+
+def _changed(name: str, stated: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    changed = [new for old, new in zip(stated, names, strict=True) if old != new]
+    if not changed:
+        return ()
+    return (f"model {name!r}: class names that repeat got the number of their class: {first_few(map(repr, changed))}",)
 
 
 def _check_names(names: Sequence[str], count: int, config: ModelConfig) -> None:

@@ -1,5 +1,6 @@
 """Read the preprocessing of a transformers folder, in timm's terms."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -15,10 +16,10 @@ _INTERPOLATIONS = {int(Image.Resampling[name.upper()]): name for name in get_arg
 _FILE = "preprocessor_config.json"
 
 
-def read_processor(folder: str) -> dict[str, Any] | None:
+def read_processor(folder: str) -> tuple[dict[str, Any], int] | None:
     """Return timm's `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode` that a folder's file states.
 
-    None if there is no such file.
+    And the edge, in pixels, of the squares that it makes. None if there is no such file.
 
     Raises:
         DatasetError: it exists and cannot be read.
@@ -33,7 +34,8 @@ def read_processor(folder: str) -> dict[str, Any] | None:
         raise ValueError(f"{_FILE} is no JSON: {error}") from error
     if not isinstance(stated, Mapping):
         raise ValueError(f"{_FILE} is no JSON object")
-    return {**_normalization(stated), **_resizing(stated)}
+    resizing, edge = _resizing(stated)
+    return {**_normalization(stated), **resizing}, edge
 
 
 def _normalization(stated: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
@@ -50,21 +52,31 @@ def _normalization(stated: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     return {name: tuple(map(float, values or ())) for name, values in found.items()}
 
 
-def _resizing(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how images become squares: timm resizes to the model's size divided by `crop_pct`, then crops."""
+def _resizing(stated: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return how images become squares, and their edge: timm resizes to the model's edge / `crop_pct`, then crops."""
     if not stated.get("do_resize", True):
         raise ValueError(f"{_FILE} does not resize images (do_resize)")
     size = stated.get("size")
     crops = bool(stated.get("do_center_crop", False))
-    crop_mode = "center" if isinstance(size, Mapping) and "shortest_edge" in size else "squash"
-    edge = _edge(size, "size")
-    share = _edge(stated.get("crop_size"), "crop_size") / edge if crops else 1.0
+    given = {key for key, value in size.items() if value is not None} if isinstance(size, Mapping) else set()
+    if "longest_edge" in given:
+        raise ValueError(f"{_FILE} resizes the longer edge, so that images are no squares: {size!r:.60}")
+    crop_mode = "center" if "shortest_edge" in given else "squash"
+    resized = _edge(size, "size")
+    edge = _edge(stated.get("crop_size"), "crop_size") if crops else resized
     resample = stated.get("resample", 2)
     if not isinstance(resample, int) or resample not in _INTERPOLATIONS:
         raise ValueError(f"{_FILE} states the unknown resample {resample!r:.40}")
     if crop_mode == "center" and not crops:
         raise ValueError(f"{_FILE} resizes the shorter edge and does not crop, so that images are no squares")
-    return {"interpolation": _INTERPOLATIONS[resample], "crop_pct": share, "crop_mode": crop_mode}
+    share = _share(edge, resized)
+    return {"interpolation": _INTERPOLATIONS[resample], "crop_pct": share, "crop_mode": crop_mode}, edge
+
+
+def _share(edge: int, resized: int) -> float:
+    """Return the share by which timm divides an edge and rounds down, so that `resized` comes out."""
+    share = edge / resized
+    return share if int(edge / share) == resized else math.nextafter(share, 0)
 
 
 def _edge(size: Any, name: str) -> int:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.masking import patch_size
 from pipeline.models.loading import LoadedModel
+from pipeline.models.renormalize import Renormalize
 from pipeline.trial import try_out
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
@@ -28,19 +28,12 @@ class ImageReader(nn.Module):
         mean, std: as given.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, model: nn.Module, teacher: LoadedModel, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.mean, self.std = tuple(mean), tuple(std)
         self.vit = _as_reader_of_tokens(model, teacher)
-        # Converts from the teacher's normalization to the model's.
-        own, given = (torch.tensor(v).view(2, -1, 1, 1) for v in ((mean, std), (teacher.mean, teacher.std)))
-        self.register_buffer("scale", given[1] / own[1], persistent=False)
-        self.register_buffer("shift", (given[0] - own[0]) / own[1], persistent=False)
-        self.renormalizes = self.mean != teacher.mean or self.std != teacher.std
+        self.renormalize = Renormalize(mean=teacher.mean, std=teacher.std, to_mean=self.mean, to_std=self.std)
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Return logits [B, classes] of images [B, C, H, W] in the teacher's normalization.
@@ -49,13 +42,13 @@ class ImageReader(nn.Module):
             images: with stopped patches at the mean color.
             keep_indices: int64 [B, K], or None for all patches; ignored without `vit`, which reads the whole image.
         """
-        images = self._normalize(images)
+        images = self.renormalize(images)
         return self.model(images) if self.vit is None else self.vit(images, keep_indices)
 
     def forward_tokens(self, images: Tensor, keep_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return logits and the tokens after the final norm [B, P + K, D]; only with `vit`."""
         assert self.vit is not None
-        return self.vit.forward_tokens(self._normalize(images), keep_indices)
+        return self.vit.forward_tokens(self.renormalize(images), keep_indices)
 
     def try_out(self, teacher: LoadedModel) -> None:
         """Run the model on two images, so that an unsuitable one is refused before any work starts.
@@ -65,9 +58,6 @@ class ImageReader(nn.Module):
         """
         name = f"student {type(self.model).__name__}"
         try_out(self, name, image_shape=teacher.input_size, num_classes=len(teacher.class_names))
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.shift if self.renormalizes else images
 
 
 def num_patches(loaded: LoadedModel) -> int:

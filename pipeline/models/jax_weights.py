@@ -15,6 +15,9 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.creating import TIMM_ERRORS, create_model, reason_of
 from pipeline.models.weights import check_first_layer
 
+# Positions may be resampled; the layer before the classifier is refused where it matters (`check_representation`).
+_LEFT_OUT = re.compile(r"pos_embed|(^|/)pre_logits/")
+
 
 def jax_first_layer(weights: Mapping[str, Tensor]) -> Tensor | None:
     """Return the patch embedding [D, C, height, width] of weights in Google's JAX layout; None if there is none."""
@@ -40,6 +43,23 @@ def check_jax_head(uri: str, weights: Mapping[str, Tensor], model: nn.Module) ->
         )
 
 
+def _check_extent(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that the model reads all that was trained: timm's reader takes the first blocks of a deeper one.
+
+    Raises:
+        CheckpointError: the weights have other numbers of values than the model, positions apart.
+    """
+    prefix = next(name for name in weights if name.endswith("embedding/kernel")).removesuffix("embedding/kernel")
+    own = [value for name, value in weights.items() if name.startswith(prefix) and not _LEFT_OUT.search(name)]
+    given, wanted = (sum(value.numel() for value in values) for values in (own, _without_positions(model)))
+    if given > wanted:
+        raise CheckpointError(f"checkpoint {uri!r} has {given} values, the model reads {wanted}: it is of another")
+
+
+def _without_positions(model: nn.Module) -> list[Tensor]:
+    return [value for name, value in model.named_parameters() if "pos_embed" not in name]
+
+
 def load_jax_weights(config: ModelConfig, uri: str, weights: Mapping[str, Tensor]) -> nn.Module:
     """Make a model and load weights through the family's reader of Google's published `.npz` files.
 
@@ -54,6 +74,7 @@ def load_jax_weights(config: ModelConfig, uri: str, weights: Mapping[str, Tensor
         family = type(model).__name__
         raise CheckpointError(f"checkpoint {uri!r} has the layout of JAX, which timm does not read for {family}")
     check_jax_head(uri, weights, model)
+    _check_extent(uri, weights, model)
     first = {f"{layer}.weight": jax_first_layer(weights) for layer in (model.pretrained_cfg["first_conv"],)}
     check_first_layer(f"checkpoint {uri!r}", {k: v for k, v in first.items() if v is not None}, model)
     with torch.no_grad():

@@ -37,6 +37,7 @@ class LoadedModel:
         data_config: timm's resolved data config (interpolation, crop_pct, ...), with the settings of the config
             applied.
         notices: messages for the user, one line each; jobs print them on standard error at the start.
+        preset: whether mean and std are those that the layout of its file of weights has, unless they were set.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class LoadedModel:
     digest: str
     data_config: dict[str, Any]
     notices: tuple[str, ...] = ()
+    preset: bool = False
 
     @property
     def names_known(self) -> bool:
@@ -92,6 +94,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         digest=weight_digest(model),
         data_config=data_config,
         notices=(*made.notices, *name_notices),
+        preset=made.preset,
     )
 
 

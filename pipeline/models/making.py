@@ -23,16 +23,28 @@ from pipeline.models.layouts import (
 from pipeline.models.positions import resampling
 from pipeline.models.transformers_folder import is_transformers
 from pipeline.models.transformers_weights import describe_folder, folder_preprocessing, read_weights
-from pipeline.models.weights import check_amount, check_first_layer, check_floating, check_heads
+from pipeline.models.weights import (
+    check_amount,
+    check_first_layer,
+    check_floating,
+    check_heads,
+    check_representation,
+)
 from pipeline.storage import is_local
 
 
 @dataclasses.dataclass(frozen=True)
 class MadeModel:
-    """A model with its weights, and notices for the user about how they were fitted to it."""
+    """A model with its weights.
+
+    Attributes:
+        notices: for the user, about how the weights were fitted to it.
+        preset: whether its normalization is that of the layout of its file, as torchvision's has one.
+    """
 
     model: nn.Module
     notices: tuple[str, ...] = ()
+    preset: bool = False
 
 
 def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
@@ -67,6 +79,8 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
     """Load through timm, which knows the layouts of each family's published checkpoints."""
     outline, what = make_outline(config), f"checkpoint {uri!r}"
     weights, preprocessing = _read_weights(config, uri, outline)
+    if trained:
+        check_representation(what, weights, outline)
     if jax_first_layer(weights) is not None:
         model = load_jax_weights(config, uri, weights)
         return MadeModel(model, size_notices(config, what, model, resampling(weights, model), trained))
@@ -76,7 +90,8 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
     model = _fill_from_checkpoint(config, uri, weights, {**overlay, **preprocessing})
     notices = size_notices(config, what, model, resampling(weights, model), trained)
     notices = notices or unknown_size(config, what, model)
-    return MadeModel(model, (*notices, *_torchvision_notice(config, what, preprocessing)))
+    notices = (*notices, *_torchvision_notice(config, what, preprocessing))
+    return MadeModel(model, notices, preset=bool(preprocessing))
 
 
 def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
@@ -88,6 +103,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     if trained:
         _check_own_head(config, outline)
         check_first_layer(what, weights, outline)
+        check_representation(what, weights, outline)
     model = fill_model(config, uri, weights, {})
     change = resampling(weights, model) or asked_size(config, model)
     return MadeModel(model, size_notices(config, what, model, change, trained))
@@ -98,7 +114,6 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
     described = describe_folder(what := f"model {config.name!r}", stated)
     own = dataclasses.replace(config, **described.settings())
     outline = make_outline(own)
-    preprocessing, notices = folder_preprocessing(config, folder)
     uri, weights, left_out = read_weights(folder, described.layout, outline, use_ema=config.use_ema)
     asked = dataclasses.replace(
         own,
@@ -106,8 +121,9 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
         in_chans=config.in_chans or own.in_chans,
         model_args={**own.model_args, **config.model_args},
     )
+    wanted = make_outline(asked)
+    preprocessing, notices = folder_preprocessing(config, folder, size_of(wanted)[1])
     if trained:
-        wanted = make_outline(asked)
         check_heads(uri, weights, wanted)
         check_first_layer(what, weights, wanted)
     overlay = {"num_classes": own.num_classes, "input_size": size_of(outline), "label_offset": 0, **preprocessing}

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.documents import parse_json
@@ -11,8 +11,10 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import decode_text, read_bytes
 
 _HINT = 'give a JSON list of names, a JSON object such as {"0": "cat"} or {"cat": 0}, or one name per line'
-# Keys of the names in a JSON object that holds more. The value maps number → name or name → number, or is a list.
-_KEYS = ("id2label", "idx_to_class", "label_names", "label2id", "class_to_idx")
+# Keys of the names in a JSON object that holds more, and what their values map; each value may be a list as well.
+_NUMBER_TO_NAME = ("id2label", "idx_to_class")
+_NAME_TO_NUMBER = ("label2id", "class_to_idx")
+_KEYS = (*_NUMBER_TO_NAME, "label_names", *_NAME_TO_NUMBER)
 # Suffixes of other text files, whose lines would be taken for names.
 _OTHER_KINDS = {
     **dict.fromkeys((".yaml", ".yml"), "YAML"),
@@ -20,6 +22,8 @@ _OTHER_KINDS = {
     **dict.fromkeys((".toml", ".ini", ".cfg", ".xml", ".html", ".htm", ".md", ".py", ".jsonl"), "no list of names"),
     **dict.fromkeys((".pbtxt", ".parquet", ".pkl", ".npy", ".pth", ".mat"), "no list of names"),
 }
+# Of a name. Lines are matched with patterns that take the square of their length.
+_LONGEST_LINE = 1000
 _NUMBER_FIRST = re.compile(r"\s*\d+\s*[,;|:\t=]\s*\S")
 _NUMBER_LAST = re.compile(r".*\S\s*[,;|:\t=]\s*\d+\s*$")
 _NUMBER_SPACE_FIRST = re.compile(r"\s*(\d+)\s+(\S.*)")
@@ -81,8 +85,42 @@ def names_of(value: Any) -> list[str]:
         found = {key: value["pretrained_cfg"][key] for key in _KEYS if value["pretrained_cfg"].get(key)}
     if not found:
         return _names_of_mapping(value)
-    read = {key: names_of(names) for key, names in found.items()}
+    read = names_by_key(found)
     return agreed_names(read) or next(iter(read.values()))
+
+
+def names_by_key(entries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names that each entry gives, such as `id2label`, whose key says what it maps.
+
+    Where names repeat, a mapping of names to numbers holds each of them once, and is left out beside one of numbers to
+    names.
+
+    Raises:
+        ValueError: as `names_of`.
+    """
+    read = {key: _names_under(key, entries[key]) for key in entries if key not in _NAME_TO_NUMBER}
+    others = [entries[key] for key in _NAME_TO_NUMBER if key in entries]
+    lossy = [other for other in others if any(_is_lossy_inverse(other, names) for names in read.values())]
+    inverse = {key: entries[key] for key in _NAME_TO_NUMBER if key in entries and entries[key] not in lossy}
+    return read | {key: _names_under(key, value) for key, value in inverse.items()}
+
+
+def _names_under(key: str, value: Any) -> list[str]:
+    """Return the names in a value whose key may say what it maps; numbers may be written as text there."""
+    if isinstance(value, Mapping) and value:
+        if key in _NUMBER_TO_NAME and _are_numbers(value) and all(isinstance(name, str) for name in value.values()):
+            return _in_order([int(number) for number in value], list(value.values()))
+        if key in _NAME_TO_NUMBER and _are_numbers(value.values()):
+            return _in_order([int(number) for number in value.values()], list(value))
+    return names_of(value)
+
+
+def _is_lossy_inverse(value: Any, names: list[str]) -> bool:
+    """Return whether a mapping of names to numbers is that of names of which some repeat."""
+    if not isinstance(value, Mapping) or value.keys() != set(names) or len(value) == len(names):
+        return False
+    numbered = {str(number): name for number, name in enumerate(names)}
+    return all(numbered.get(str(number)) == name for name, number in value.items())
 
 
 def agreed_names(read: Mapping[str, list[str]]) -> list[str] | None:
@@ -124,7 +162,7 @@ def _filled_in(names: list[str]) -> bool:
 def _names_of_mapping(value: Mapping[Any, Any]) -> list[str]:
     if not value:
         raise ValueError("is an empty object")
-    keys_count = all(_is_number(key) or (isinstance(key, str) and key.isdecimal()) for key in value)
+    keys_count = _are_numbers(value)
     if all(_is_number(label) for label in value.values()):
         return _in_order(list(value.values()), list(value.keys()))
     if keys_count and all(isinstance(name, str) for name in value.values()):
@@ -162,6 +200,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Return whether all values are whole numbers, or texts of digits."""
+    return all(_is_number(value) or (isinstance(value, str) and value.isdecimal()) for value in values)
+
+
 def _parse_json(text: str) -> Any:
     try:
         return parse_json(text, object_pairs_hook=_without_repetition)
@@ -182,6 +225,8 @@ def _names_of_lines(text: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(f"has a blank line, line {number}: which class has no name?")
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"has {len(line)} characters in line {number}, which are no name")
         if line.startswith(("<", "#")):
             raise ValueError(f"has {line.strip()[:40]!r} in line {number}, which is no name")
     for message in _suspicions(lines):

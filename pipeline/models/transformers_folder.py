@@ -68,7 +68,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Described:
+class TransformersClassifier:
     """A classifier of transformers in timm's terms.
 
     Attributes:
@@ -102,7 +102,7 @@ def is_transformers(config: Mapping[str, Any]) -> bool:
     return "architecture" not in config and ("architectures" in config or "model_type" in config)
 
 
-def describe_classifier(config: Mapping[str, Any]) -> Described:
+def describe_classifier(config: Mapping[str, Any]) -> TransformersClassifier:
     """Return the timm model that a `config.json` of transformers describes.
 
     Raises:
@@ -125,7 +125,7 @@ def describe_classifier(config: Mapping[str, Any]) -> Described:
         **({"reg_tokens": stated["num_register_tokens"]} if kind.arguments.get("no_embed_class") else {}),
         **kind.arguments,
     }
-    return Described(
+    return TransformersClassifier(
         architecture=kind.architecture,
         arguments=arguments,
         num_classes=_num_classes(config),

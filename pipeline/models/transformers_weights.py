@@ -10,13 +10,13 @@ from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import ModelConfig
 from pipeline.models.image_processor import read_processor
 from pipeline.models.layouts import Layout, add_class_position, rename, source_names
-from pipeline.models.transformers_folder import Described, describe_classifier
+from pipeline.models.transformers_folder import TransformersClassifier, describe_classifier
 from pipeline.models.weights import check_floating
 
 _SAFE = (".safetensors", ".safetensors.index.json")
 
 
-def describe_folder(what: str, config: Mapping[str, Any]) -> Described:
+def describe_folder(what: str, config: Mapping[str, Any]) -> TransformersClassifier:
     """Return the timm model that a folder's config describes.
 
     Raises:
@@ -62,8 +62,13 @@ def read_weights(
     return uri, weights, (notice,) if left_out else ()
 
 
-def folder_preprocessing(config: ModelConfig, folder: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a folder's preprocessing in timm's terms; with a notice if timm's own is taken instead.
+def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a folder's preprocessing in timm's terms; with a notice if timm's own is taken instead, or another size.
+
+    Args:
+        config: of the model.
+        folder: of the model.
+        size: edge, in pixels, of the images that the model reads.
 
     Raises:
         ModelError: the folder states preprocessing that timm does not do, and the config does not give its own.
@@ -78,8 +83,16 @@ def folder_preprocessing(config: ModelConfig, folder: str) -> tuple[dict[str, An
         advice = "set mean, std, interpolation, crop_pct and crop_mode"
         raise ModelError(f"model {config.name!r}: its {error}; {advice}") from error
     if stated is not None:
-        return stated, ()
+        settings, edge = stated
+        return settings, () if edge == size else (_other_size(config, edge, size),)
     return {}, (
         f"model {config.name!r} has no preprocessor_config.json: mean, std, interpolation, crop_pct and crop_mode are "
         "timm's for this architecture where they are not set",
+    )
+
+
+def _other_size(config: ModelConfig, edge: int, size: int) -> str:
+    return (
+        f"model {config.name!r} reads {size}x{size} pixels, although its preprocessor_config.json makes {edge}x{edge}: "
+        f"images are resized and cropped to {size} in the same proportion; model_args.img_size: {edge} reads that size"
     )

@@ -71,6 +71,23 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
             )
 
 
+def check_representation(what: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse weights with a layer between features and classifier that the model lacks: timm drops it silently.
+
+    Google's first ViTs for ImageNet-21k have one, and the classifier that was trained on what it returns.
+
+    Raises:
+        CheckpointError: they have; the message names the tensor.
+    """
+    made = model.state_dict()
+    dropped = [name for name in weights if re.search(r"(^|[./])pre_logits[./]", name) and name not in made]
+    if dropped:
+        raise CheckpointError(
+            f"{what} was trained with a layer before the classifier, {dropped[0]!r}, which timm's model does not have, "
+            "so that its logits would be wrong: give weights without it, such as those fine-tuned to fewer classes"
+        )
+
+
 def named_layers(model: nn.Module, entry: str) -> list[str]:
     """Return the names that a model's config gives under an entry: one, several or none. It may be a stranger's."""
     stated: Any = model.pretrained_cfg.get(entry)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Data-free quantization: min-max calibration on Ray, torchao PT2E, `.pt2`, ONNX QDQ and AOTInductor artifacts."""
+"""Data-free quantization: calibration on Ray, torchao PT2E, `.pt2`, ONNX QDQ and AOTInductor artifacts."""
 
 import logging
 from importlib import import_module

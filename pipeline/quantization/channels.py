@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, first_few
+from pipeline.log import logger
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.observe import GraphReader, export_graph
 from pipeline.quantization.quantizer import ROOT
@@ -34,9 +35,9 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormReaders:
-    """A normalization, and the linear layers that read its output and nothing else does.
+    """A normalization, and the linear layers that are the only readers of its output.
 
-    So a factor of each channel can be moved from the one into the others.
+    A factor of each channel can then be moved from the normalization into these layers.
     """
 
     norm: Affine
@@ -53,13 +54,22 @@ def find_norm_readers(graph: fx.Graph) -> list[NormReaders]:
     return [readers for readers, _ in _find(graph)]
 
 
+def report_other_norms(graph: fx.Graph) -> None:
+    """Report on standard error which normalizations of a graph are not among `find_norm_readers`."""
+    found = {pair.norm.weight for pair in find_norm_readers(graph)}
+    norms = [affine_of(*_norm_parameters(node)) for node in graph.nodes if node.target in _NORMS]
+    if left := [norm.weight for norm in norms if norm is not None and norm.weight not in found]:
+        named = first_few(map(repr, left))
+        logger.info(f"note: {len(left)} normalizations are not smoothed, linear layers alone do not read them: {named}")
+
+
 def _find(graph: fx.Graph) -> Iterator[tuple[NormReaders, list[fx.Node]]]:
     for node in graph.nodes:
         if node.target not in _NORMS:
             continue
         linears = _linear_readers(node)
         norm = affine_of(*_norm_parameters(node))
-        affines = [affine_of(*linear.args[1:3]) for linear in linears or []]
+        affines = [_reader_of(*linear.args[1:3]) for linear in linears or []]
         if norm is not None and affines and all(affine is not None for affine in affines):
             yield NormReaders(norm, tuple(affine for affine in affines if affine is not None)), linears or []
 
@@ -68,6 +78,11 @@ def _norm_parameters(node: fx.Node) -> tuple[Any, Any]:
     arguments = [*node.args[2:4], None, None][:2]
     # The fourth argument of an RMSNorm is its epsilon.
     return (arguments[0], arguments[1] if node.target is _aten.layer_norm.default else None)
+
+
+def _reader_of(weight: Any, bias: Any = None) -> Affine | None:
+    """Return the names of a linear layer's parameters; a bias that is computed, as EVA's is, takes no shift up."""
+    return affine_of(weight, bias if bias is None or bias.op == "get_attr" else None)
 
 
 def affine_of(weight: Any = None, bias: Any = None) -> Affine | None:

@@ -30,7 +30,7 @@ RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    *("sensitivity", "tracking"),
+    *("sensitivity", "tracking", "qat.checkpoint_minutes"),
 )
 
 
@@ -78,7 +78,7 @@ class CalibrationConfig:
         sensitivity: number of images, drawn at random, on which each layer is quantized alone, and all but it, with the
             bit widths of `settings`, to see which hurt: `sensitivity.json`, `.md` and `.png` in the output. 0 for none.
         mixed: an artifact with bit widths chosen layer by layer.
-        qat: train each quantized model against the teacher on all of `images`, after it was calibrated; off by default.
+        qat: train each quantized model against the teacher on `images`, after it was calibrated; off by default.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
             the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
             saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer

@@ -18,8 +18,9 @@ from pipeline.cluster import own_errors
 from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.progress import Count, progress
-from pipeline.quantization.batches import Window, gather_batches, share_windows
+from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.moments import MomentObserver, Moments
@@ -72,15 +73,15 @@ class Calibration:
 def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
     """Read every planned image, on `workers.size` workers, and merge what they saw.
 
-    Images are read once; before that if the model is smoothed, to observe the ranges of each channel; and after that if
-    weights or biases are refined, to add up what the layers read.
+    One pass over the images observes the ranges. If the model is smoothed, a pass before it observes the range of each
+    channel; if weights or biases are refined, a pass after it adds up what the layers read.
 
     Each batch is planned from the dataset alone and read whole by one worker, so that the ranges are the same, bit for
     bit, for any number of workers. A worker reads its own images in its process, and holds a window of them at a time,
     decoded, with the rows that are read together from a file.
 
     Args:
-        plan: what to calibrate on what.
+        plan: of the calibration.
         fixed_size: no node can join the cluster any more.
 
     Raises:
@@ -112,6 +113,11 @@ def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
     return _pixels(_read(_share(plan.images, [window]), plan.loaded))
 
 
+def read_batches(plan: CalibrationPlan, window: Window) -> list[CalibrationBatch]:
+    """Read images in this process, at the patches that are calibrated on."""
+    return list(_gather_batches(plan.config, plan.loaded, _share(plan.images, [window])))
+
+
 def _pixels(rows: Iterable[dict[str, Any]]) -> Tensor:
     return torch.from_numpy(np.stack([row["pixels"] for row in rows]))
 
@@ -133,8 +139,9 @@ def _share(images: ImageCollection, windows: Sequence[Window]) -> _Share:
     return _Share(images.select([row for window in windows for row in window.rows]), _batches(windows))
 
 
-def _read(share: _Share, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
-    return iterate_inputs(share.images, loaded, {image_id for batch in share.batches for image_id in batch})
+def _read(share: _Share, loaded: LoadedModel, *, reads_kept: bool = False) -> Iterator[dict[str, Any]]:
+    wanted = {image_id for batch in share.batches for image_id in batch}
+    return iterate_inputs(share.images, loaded, wanted, reads_kept=reads_kept)
 
 
 def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserver:
@@ -143,7 +150,7 @@ def _range_observer(config: CalibrationConfig, model: nn.Module) -> RangeObserve
 
 @dataclass(frozen=True)
 class _Workers:
-    """How the workers of a calibration put together what each of them saw.
+    """Operations by which the workers of a calibration combine what each of them saw.
 
     Attributes:
         gather: returns what every worker gives it, in the order of their ranks.
@@ -196,8 +203,13 @@ def _moment_observer(config: CalibrationConfig, model: nn.Module, observers: dic
 def _observe(
     config: CalibrationConfig, loaded: LoadedModel, observer: GraphReader, share: _Share, count: Count
 ) -> list[str]:
+    with naming_batch_size("batch_size", config.batch_size):
+        return observer.observe(_gather_batches(config, loaded, share), count)
+
+
+def _gather_batches(config: CalibrationConfig, loaded: LoadedModel, share: _Share) -> Iterator[CalibrationBatch]:
     dense = whole_image(loaded) if config.mode == "dense" else None
-    return observer.observe(gather_batches(_read(share, loaded), share.batches, dense_patches=dense), count)
+    return gather_batches(_read(share, loaded, reads_kept=dense is None), share.batches, dense_patches=dense)
 
 
 def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:

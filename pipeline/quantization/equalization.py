@@ -1,8 +1,8 @@
 """Move scales of channels from one linear layer into the next, where nothing between them mixes channels.
 
-That is so between the values of an attention and its projection: each channel is averaged over the tokens by itself. It
-is so between two layers with a ReLU, too: that of a value times a factor is the factor times its ReLU. This does not
-hold for a GELU.
+That is so between the values of an attention and its projection, because each channel is averaged over the tokens by
+itself. It is also so between two layers with a ReLU between them: for a positive factor a, ReLU(a x) = a ReLU(x). This
+does not hold for a GELU.
 """
 
 import copy
@@ -134,7 +134,7 @@ def _path(linear: fx.Node) -> list[fx.Node]:
 
 
 def _passed_on(node: fx.Node) -> Any:
-    """Return what a node passes on with channels by themselves; None if it computes anything else."""
+    """Return the input that a node passes on without mixing its channels; None if it computes anything else."""
     if node.target in _MOVES | UNCHANGED or _selects(node):
         return node.args[0]
     if _mixes_tokens(node):
@@ -158,7 +158,7 @@ def _selects(node: fx.Node) -> bool:
 
 
 def _read_apart(node: fx.Node, user: fx.Node) -> bool:
-    """Whether no other user of a node reads what this one does."""
+    """Return whether no other user of a node reads the same part of its output as this one."""
     others = [other for other in node.users if other is not user and not _reads_type_alone(other, node)]
     if not others:
         return True

@@ -1,14 +1,14 @@
 """Export a model as graphs: for whole images, and for subsets of patches."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
-from torchao.quantization.pt2e.observer import MinMaxObserver
+from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.errors import ModelError
@@ -91,14 +91,23 @@ def prepare(
     return prepare_pt2e(copy.deepcopy(program).module(), MinMaxQuantizer(bits, placement, layers))
 
 
+def observer_nodes(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Any]]:
+    """Yield each node of a prepared graph that calls one of torchao's observers, the node observed, and the observer.
+
+    A module may be put in the place of an observer while iterating. Further nodes that call it are then left out.
+    """
+    for node in prepared.graph.nodes:
+        observer = prepared.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(observer, ObserverBase):
+            yield node, node.args[0], observer
+
+
 def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
     """Return the activation observers of a prepared graph by name, in the graph's order."""
     observers: dict[str, MinMaxObserver] = {}
-    for node in prepared.graph.nodes:
-        if node.op == "call_module":
-            observer: Any = prepared.get_submodule(node.target)
-            if hasattr(observer, "point"):
-                assert observers.setdefault(observer.point, observer) is observer, "two observers have one name"
+    for _, _, observer in observer_nodes(prepared):
+        if hasattr(observer, "point"):
+            assert observers.setdefault(observer.point, observer) is observer, "two observers have one name"
     return observers
 
 
@@ -148,10 +157,9 @@ def convert(
 
 
 def _set_scales(prepared: fx.GraphModule, weight: str, scales: Tensor) -> None:
-    """Let the observers of a weight have seen what gives these scales [out]."""
-    for node in prepared.graph.nodes:
-        if node.op == "call_module" and str(node.args[0].target) == weight:
-            observer: Any = prepared.get_submodule(node.target)
+    """Set the extremes that the observers of a weight have seen, so that they give these scales [out]."""
+    for _, source, observer in observer_nodes(prepared):
+        if str(source.target) == weight:
             largest = scales * (observer.quant_max - observer.quant_min) / 2
             observer.min_val.copy_(-largest)
             observer.max_val.copy_(largest)

@@ -15,7 +15,7 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.sensitivity import Sensitivity, disagreement, measure_sensitivity
 from pipeline.quantization.simulation import Simulation
-from pipeline.report.curve import bars
+from pipeline.report.curve import plot_bars
 from pipeline.report.page import Table, markdown_table, text_table
 
 
@@ -80,7 +80,7 @@ def write_layerwise(found: Layerwise, folder: Path) -> None:
     (folder / "sensitivity.md").write_text("\n".join([_explanation(found.num_images), *pages]))
     names = [row.layer for row in next(iter(found.tables.values()))]
     series = {label: [row.alone for row in table] for label, table in found.tables.items()}
-    picture = bars(names, series, title="Each layer quantized alone", label="divergence from float, nats")
+    picture = plot_bars(names, series, title="Each layer quantized alone", label="divergence from float, nats")
     (folder / "sensitivity.png").write_bytes(picture)
 
 

@@ -5,16 +5,14 @@ logarithm of each (TQT, Jain et al., MLSys 2020): with Adam, a step changes scal
 the factor that LSQ has for their gradients would have no effect. Zero points stay as they were calibrated.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e.observer import ObserverBase
 
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import prepare
+from pipeline.quantization.graphs import observer_nodes, prepare
 from pipeline.quantization.observe import export_graph
 from pipeline.quantization.prepared import tensor_of
 from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, scales_of, weight_spec
@@ -175,7 +173,7 @@ def _learn_scales(
     """
     weights: dict[str, LearnedWeights] = {}
     activations: dict[str, LearnedActivations] = {}
-    for node, source, observer in _observed(graph):
+    for node, source, observer in observer_nodes(graph):
         if source.op == "get_attr":
             name, bits = str(source.target), _bits(variant, layer_path(source)).weights
             learned: nn.Module = weights.setdefault(name, LearnedWeights(tensor_of(graph, name), bits))
@@ -185,14 +183,6 @@ def _learn_scales(
             learned = activations.setdefault(observer.point, new)
         graph.set_submodule(str(node.target), learned)
     return weights, activations
-
-
-def _observed(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Any]]:
-    """Yield the first node of each observer, where what it observes comes from, and the observer."""
-    for node in graph.graph.nodes:
-        observer = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(observer, ObserverBase):
-            yield node, node.args[0], observer
 
 
 def _bits(variant: Variant, layer: str) -> BitWidths:

@@ -1,7 +1,7 @@
 """Observe what layers with weights read: sums and products of their input channels, exactly over any split of images.
 
-Sums of floats depend on their order. So values are rounded to multiples of a power of two, at most 2^15 of which make
-the largest that was seen, and whole numbers are added up: the same for any number of workers.
+Sums of floats depend on their order. So each value is rounded to a whole multiple of a power of two, chosen so that the
+largest value seen is at most 2^15 of them, and these whole numbers are added up: the same for any number of workers.
 """
 
 import math
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e.observer import ObserverBase
 
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import prepare
+from pipeline.quantization.graphs import observer_nodes, prepare
 from pipeline.quantization.observe import GraphReader, export_graph
 from pipeline.quantization.prepared import PreparedLayer, point_of, prepared_layers, tensor_of
 from pipeline.quantization.quantizer import activation_spec, scales_of
@@ -83,10 +82,9 @@ class MomentObserver(GraphReader):
         device = next(model.parameters()).device
         layers = [layer for layer in prepared_layers(graph) if layer.groups == 1]
         points = {layer.observer.target: (point_of(graph, layer), layer) for layer in layers}
-        for node in list(graph.graph.nodes):
-            observes = node.op == "call_module" and isinstance(graph.get_submodule(node.target), ObserverBase)
-            if observes and node.target not in points:
-                graph.set_submodule(node.target, nn.Identity())
+        for node, _, _ in observer_nodes(graph):
+            if node.target not in points:
+                graph.set_submodule(str(node.target), nn.Identity())
         for target, (point, layer) in points.items():
             scales = {bits: _scale(by_point[point], bits) for bits, by_point in ranges.items()}
             sums = _Sums(_width(graph, layer), fixed_step(*extremes[point]), scales, _unfolding(layer), products)
@@ -106,7 +104,7 @@ class MomentObserver(GraphReader):
 
 
 def fixed_step(low: float, high: float) -> float:
-    """Return the power of two, multiples of which stand for values between two extremes."""
+    """Return the power of two whose multiples represent the values between two extremes."""
     _, exponent = math.frexp(max(abs(low), abs(high)))
     return 2.0 ** (exponent - _FIXED_BITS)
 

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import activation_observers, export_images, export_subset, prepare
+from pipeline.quantization.graphs import activation_observers, export_images, export_subset, observer_nodes, prepare
 from pipeline.quantization.observers import MinMax, Observer, extremes
 from pipeline.quantization.ranges import Ranges
 from pipeline.vit.families import refusal
@@ -105,12 +105,10 @@ class _Watched(nn.Module):
 
 def _watch(graph: fx.GraphModule, make: Callable[[], Observer]) -> dict[str, Observer]:
     """Put an observer of our own in the place of each of torchao's in a prepared graph, and return them by name."""
-    names = {id(module): name for name, module in activation_observers(graph).items()}
-    observers = {name: make() for name in names.values()}
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and id(graph.get_submodule(node.target)) in names:
-            observer = observers[names[id(graph.get_submodule(node.target))]]
-            graph.set_submodule(node.target, _Watched(observer))
+    observers = {name: make() for name in activation_observers(graph)}
+    for node, _, observer in observer_nodes(graph):
+        if hasattr(observer, "point"):
+            graph.set_submodule(str(node.target), _Watched(observers[observer.point]))
     return observers
 
 

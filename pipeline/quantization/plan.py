@@ -1,6 +1,8 @@
 """Check a calibration before it starts, and plan its batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -12,20 +14,25 @@ from pipeline.dataset.collection import ImageCollection, find_images, image_fact
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_place
 from pipeline.quantization.batches import Window, draw_window, plan_windows
+from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_index
+from pipeline.quantization.reading import read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import check_all_come, plan_images, planned_images
+from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
+
+# Part of all images that is held back from training at most: the others teach.
+_MOST_HELD_BACK = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class CalibrationPlan:
         images: what to calibrate on.
         windows: which of them, and which are read together.
         probe: those on which the sensitivity of layers is measured; None where it is not.
+        held_back: those that are not trained on; None where there are none.
         labeled: what to score on, where there is any.
         reference: ranges on real images, where there are any.
     """
@@ -51,6 +59,7 @@ class CalibrationPlan:
     images: ImageCollection
     windows: list[Window]
     probe: Window | None
+    held_back: Window | None
     labeled: Source | None
     reference: Ranges | None
 
@@ -63,76 +72,123 @@ class CalibrationPlan:
         return sum(len(window.rows) for window in self.windows)
 
 
-def plan_calibration(config: CalibrationConfig) -> CalibrationPlan:
+@dataclass(frozen=True)
+class CheckedSettings:
+    """What a calibration needs besides its images, as found by `check_settings`.
+
+    Attributes:
+        config: as given.
+        loaded: the teacher.
+        labeled: what to score on, where there is any.
+        reference: ranges to compare with, where there are any.
+    """
+
+    config: CalibrationConfig
+    loaded: LoadedModel
+    labeled: Source | None
+    reference: Ranges | None
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The model as a graph that can be prepared as the config asks, exported when first asked for."""
+        program = export_images(self.loaded.model, self.config.placement)
+        if self.config.equalization:
+            check_equalization(program)
+        if self.config.smoothing != "none":
+            report_other_norms(program.module().graph)
+        return program
+
+
+def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None = None) -> CalibrationPlan:
     """Check on the driver everything that can be checked without Ray; writes nothing, and reads only the first image.
+
+    Args:
+        config: of the calibration.
+        checked: what `check_settings` found of it, if it was asked already.
 
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
     """
-    loaded, labeled, reference = _check_settings(config)
+    checked = check_settings(config) if checked is None else checked
+    loaded = checked.loaded
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
-    check_inputs(images, loaded, ids=False)
-    index = read_index(images, loaded, dense=config.mode == "dense")
+    check_inputs(images, loaded, reads_kept=_reads_kept(config), ids=False)
+    index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
-    held_back = None if config.mixed is None else probe
-    windows = plan_windows(index, config.batch_size, config.max_images, config.seed, held_back)
-    program = _export(config, loaded)
+    not_calibrated_on = None if config.mixed is None else probe
+    windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    held_back = _hold_back(config, index)
+    program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, labeled, reference)
+    own = checked.labeled, checked.reference
+    return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
 
 
-def check_before_making(config: CalibrationConfig, path: str) -> None:
+def _hold_back(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
+    """Draw the images that are not trained on; None if nothing is trained, or nothing held back."""
+    wanted = 0 if config.qat is None else config.qat.held_back
+    number = min(wanted, len(index) // _MOST_HELD_BACK)
+    if wanted and not number:
+        logger.warning(
+            f"qat: of {len(index)} images none is held back: what is trained is kept, whether or not it helps"
+        )
+    return draw_window(index, number, config.seed) if number else None
+
+
+def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     """Check what can be checked of a calibration before its images are made, which may take hours.
 
     Args:
-        config: of the calibration.
+        checked: of the calibration.
         path: of the config of the images' synthesis.
+
+    Returns:
+        The images, to be made with `make_first`.
 
     Raises:
         PipelineError: see `calibrate` and `plan_images`.
     """
-    loaded, _, _ = _check_settings(config)
-    to_make = plan_images(path)
+    config, loaded = checked.config, checked.loaded
+    to_make = plan_images(path, (config.teacher, loaded))
     images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
-    check_planned(images, loaded)
-    _export(config, loaded)
+    check_planned(images, loaded, reads_kept=_reads_kept(config))
+    _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
     storage.check_writable(config.output)
+    return to_make
 
 
-def _check_settings(config: CalibrationConfig) -> tuple[LoadedModel, Source | None, Ranges | None]:
-    """Check all but the images; return the teacher, what to score on, and the ranges to compare with."""
+def check_settings(config: CalibrationConfig) -> CheckedSettings:
+    """Load the teacher, print its notices, and check all but the images and the exported graph.
+
+    Raises:
+        PipelineError: see `calibrate`.
+    """
     check_place(config.output, shared=config.workers.size > 0)
     for kind in config.formats:
         format_named(kind).check()
     loaded = load_model(config.teacher)
     announce(loaded.notices)
-    # Ranges can be calibrated for any output; only scoring and training read it as classes.
-    check_teacher(loaded, classes=config.labeled is not None or config.qat is not None)
+    # Ranges can be calibrated for any output; scoring, training, and measuring which layers suffer read it as classes.
+    reads_classes = config.labeled is not None or config.sensitivity > 0
+    check_teacher(loaded, classes=reads_classes or config.mixed is not None or config.qat is not None)
     _check_mode(config, loaded)
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     check_apart(config.output, () if labeled is None else (labeled,))
-    if config.reference is None:
-        return loaded, labeled, None
-    return loaded, labeled, read_reference(config.reference, loaded.digest, config.placement)
-
-
-def _export(config: CalibrationConfig, loaded: LoadedModel) -> ExportedProgram:
-    """Return the model as a graph that can be prepared as the config asks."""
-    program = export_images(loaded.model, config.placement)
-    if config.equalization:
-        check_equalization(program)
-    return program
+    reference = None
+    if config.reference is not None:
+        reference = read_reference(config.reference, loaded.digest, config.placement)
+    return CheckedSettings(config, loaded, labeled, reference)
 
 
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
@@ -166,6 +222,11 @@ def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
         raise ModelError(
             f"{family} cannot be calibrated on only the kept patches: {reason}; mode dense reads the filled images"
         )
+
+
+def _reads_kept(config: CalibrationConfig) -> bool | None:
+    """Return what `read_inputs` takes: whole images may lie on another grid."""
+    return None if config.mode == "sparse" or config.qat is not None else False
 
 
 def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> None:

@@ -1,117 +1,49 @@
 """Quantization-aware distillation: train each quantized model to answer as the float teacher does."""
 
-import copy
-import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
-from itertools import count, cycle, islice
-from statistics import fmean
+from itertools import cycle, islice
 
 import ray
-import torch
-from ray.train.torch import get_device
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from pipeline.cluster import connect, own_errors
-from pipeline.dataset.collection import ImageCollection
-from pipeline.distillation.answers import Answers, as_reader
-from pipeline.distillation.images import DistillationBatch, image_bytes, read_into_memory
-from pipeline.distillation.losses import soft_label_loss
-from pipeline.distillation.opening import as_views, open_images
-from pipeline.distillation.order import Share, even_sizes
-from pipeline.distillation.schedule import lr_factor
-from pipeline.errors import ConfigError, NonFiniteError, one_line
+from pipeline import storage
+from pipeline.cluster import own_errors
+from pipeline.distillation.images import image_bytes, read_into_memory
+from pipeline.distillation.order import even_sizes
+from pipeline.distillation.state import list_places
+from pipeline.errors import PipelineError
 from pipeline.log import logger
-from pipeline.models import LoadedModel
 from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
-from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.graphs import export_images
-from pipeline.quantization.learned import LearnedGraph
+from pipeline.quantization.distributed import read_batches
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.qat_config import QatConfig
-from pipeline.quantization.reading import whole_image
-from pipeline.quantization.transforms import model_to_quantize
+from pipeline.quantization.qat_loop import CRITERION, Trained
+from pipeline.quantization.qat_workers import CHECKPOINTS, Task, checkpoint_folder, train_here, train_on_worker
 from pipeline.quantization.variants import Values, Variant
-from pipeline.training import run_workers, worker_configs
-from pipeline.vit.families import refusal
-from pipeline.workers import load_again, pick_device, threads, with_absolute_paths
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained variant.
-
-    Attributes:
-        values: what it is quantized with.
-        losses: of each step, in nats.
-    """
-
-    values: Values
-    losses: list[float]
-
-    @property
-    def first_loss(self) -> float:
-        """Mean over the first tenth of the steps."""
-        return fmean(self.losses[: self._tenth])
-
-    @property
-    def last_loss(self) -> float:
-        """Mean over the last tenth of the steps."""
-        return fmean(self.losses[-self._tenth :])
-
-    @property
-    def _tenth(self) -> int:
-        return -(-len(self.losses) // 10)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Work for the process that trains.
-
-    Attributes:
-        config: with absolute local paths.
-        teacher_digest: of the weights, as the driver loaded them.
-        channels: by which the model is smoothed, where it is.
-        images: to train on: decoded, in Ray's object store, or where they are.
-        work: each variant and what its training starts from, in Ray's object store.
-        count: what to call with the number of images that were just read.
-    """
-
-    config: CalibrationConfig
-    teacher_digest: str
-    channels: ChannelRanges | None
-    images: ImageCollection | list[ray.ObjectRef]
-    work: list[ray.ObjectRef]
-    count: Count
+from pipeline.training import check_readers, run_workers, worker_configs
+from pipeline.workers import pick_device, with_absolute_paths
 
 
 def check_training(plan: CalibrationPlan) -> None:
     """Check that the training can run on the cluster that was joined, before the calibration that it follows.
 
     Raises:
-        ConfigError: this process has no GPU and one is demanded; or the worker would hold every core, and wait for ever
-            for the tasks that read its images.
+        ConfigError: this process has no GPU and one is demanded; or the workers would hold every core, and wait for
+            ever for the tasks that read their images.
     """
     config = plan.config
-    if config.qat is not None and not config.workers.size:
+    if config.qat is None:
+        return
+    if not config.workers.size:
         pick_device(config.workers.device, "workers.device")
-    cores, held = ray.cluster_resources().get("CPU", 0.0), config.workers.cpus_per_worker
-    # With fewer cores than that, nodes are yet to come.
-    if config.qat is not None and config.workers.size and not _fits(plan) and held <= cores < held + 1:
-        raise ConfigError(
-            f"qat: the worker would hold {held} of {cores:g} CPUs and leave none to read images: raise qat.cache_gb so "
-            "that the images fit in memory, or lower workers.cpus_per_worker"
-        )
+    elif not _fits(plan, config.qat):
+        check_readers(config.workers, "qat.cache_gb", config.qat.cache_gb)
 
 
-def _fits(plan: CalibrationPlan) -> bool:
+def _fits(plan: CalibrationPlan, qat: QatConfig) -> bool:
     """Whether all images are kept in memory, decoded."""
-    assert plan.config.qat is not None
-    return image_bytes(plan.images, plan.loaded, with_tokens=False) <= plan.config.qat.cache_gb * 2**30
+    return image_bytes(plan.images, plan.loaded, with_tokens=False) <= qat.cache_gb * 2**30
 
 
 def train_variants(
@@ -121,7 +53,7 @@ def train_variants(
     *,
     fixed_size: bool,
 ) -> dict[str, Trained]:
-    """Train variants one after another, and return each by its label.
+    """Train variants one after another, from their last checkpoints, and return each by its label.
 
     Args:
         plan: of the calibration; its config has settings of the training.
@@ -132,142 +64,75 @@ def train_variants(
     Raises:
         NonFiniteError: a loss became NaN or infinite.
         ConfigError: a step does not fit into the memory of the GPU.
-        PipelineError: an image cannot be read, or the worker was lost too often.
+        PipelineError: an image cannot be read, or the workers were lost too often.
     """
     config, qat = plan.config, plan.config.qat
     assert qat is not None
-    total = len(work) * sum(islice(cycle(even_sizes(plan.images.num_rows, qat.batch_size)), qat.steps))
-    with own_errors(), progress("qat", total, on_workers=config.workers.size > 0) as done:
-        images = [ray.put(read_into_memory(plan.images, plan.loaded, labels=False))] if _fits(plan) else plan.images
-        own = with_absolute_paths(config), plan.loaded.digest, channels
-        task = _Task(*own, images, [ray.put(list(work))], done)
-        trained = _train_on_one(task, plan.digest, fixed_size=fixed_size) if config.workers.size else _train_here(task)
+    left = _images_left(plan, qat, [variant for variant, _ in work])
+    try:
+        with own_errors(), progress("qat", left, on_workers=config.workers.size > 0) as done:
+            task = _task(plan, qat, channels, work, done)
+            trained = _train_on_workers(task, fixed_size=fixed_size) if config.workers.size else train_here(task)
+    except PipelineError as error:
+        if not error.is_transient:
+            # It would come again, and other settings do not go on from these checkpoints.
+            remove_checkpoints(plan)
+        raise
     for label, found in trained.items():
-        logger.info(f"qat {label}: loss {found.first_loss:.4g} at first, {found.last_loss:.4g} at the end")
+        logger.info(f"qat {label}: {_outcome(found, qat, len(task.left_out))}")
     return trained
 
 
-def _train_on_one(task: _Task, digest: str, *, fixed_size: bool) -> dict[str, Trained]:
-    # More would add up gradients in another order: the artifacts would depend on their number.
-    workers = replace(task.config.workers, size=1, min_size=None)
-    resources = worker_configs(workers, fixed_size=fixed_size)
-    output, name = task.config.output, f"qat-{digest[:8]}"
-    return run_workers(partial(_train_on_worker, task), workers, resources, output=output, name=name)
-
-
-def _train_on_worker(task: _Task) -> dict[str, Trained]:
-    connect()
-    return _train_all(task, get_device())
-
-
-def _train_here(task: _Task) -> dict[str, Trained]:
-    return _train_all(task, pick_device(task.config.workers.device, "workers.device"))
-
-
-def _train_all(task: _Task, device: torch.device) -> dict[str, Trained]:
-    config, qat = task.config, task.config.qat
-    assert qat is not None
-    with threads(config.workers.cpus_per_worker):
-        loaded = load_again(config.teacher, task.teacher_digest)
-        program = export_images(loaded.model, config.placement)
-        model = model_to_quantize(config, loaded.model, task.channels, program)
-        # Answers fill the slot of the model that they read; smoothing may have left the same one.
-        model = copy.deepcopy(model).to(device)
-        answers = Answers(as_reader(loaded.model).to(device), with_tokens=False, dtype=torch.float32)
-        found = {}
-        for variant, values in ray.get(task.work[0]):
-            with closing(_batches(task, loaded, device)) as batches:
-                found[variant.label] = _train_one(model, answers, variant, values, batches, task, device)
-    return found
-
-
-def _train_one(
-    model: nn.Module,
-    answers: Answers,
-    variant: Variant,
-    values: Values,
-    batches: Iterator[DistillationBatch],
-    task: _Task,
-    device: torch.device,
-) -> Trained:
-    """Train a variant; nothing of it stays on the device.
-
-    Raises:
-        ConfigError: a step does not fit into the memory of the GPU; it would not on another try.
-    """
-    config, qat = task.config, task.config.qat
-    assert qat is not None
-    try:
-        graph = LearnedGraph(model, config.placement, variant, values).to(device)
-        return train_graph(graph, answers, batches, qat, task.count, variant.label)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"qat.batch_size is {qat.batch_size}, and training {variant.label} takes more memory than the GPU has: "
-            f"lower it ({one_line(error)})"
-        ) from error
-
-
-def _batches(task: _Task, loaded: LoadedModel, device: torch.device) -> Generator[DistillationBatch, None, None]:
-    """Yield batches of views without end; they depend on seed, images, and whether these are kept in memory."""
-    config, qat = task.config, task.config.qat
-    assert qat is not None
-    share = Share(batch_size=qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
-    images = open_images(task.images, loaded, share, labels=False)
-    reads_kept = config.mode == "sparse" and refusal(loaded.model) is None
-    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=reads_kept, tell=True)
-    for epoch in count():
-        for batch in views.batches(epoch, device):
-            yield batch if reads_kept else _whole(batch, whole_image(loaded))
-
-
-def _whole(batch: DistillationBatch, num_patches: int) -> DistillationBatch:
-    """Let every patch of the images be read."""
-    patches = torch.arange(num_patches, device=batch.pixels.device)
-    keep = patches.expand(len(batch.pixels), -1)
-    return replace(batch, keep_indices=keep, num_kept=torch.full_like(batch.num_kept, num_patches))
-
-
-def train_graph(
-    graph: LearnedGraph,
-    answers: Answers,
-    batches: Iterator[DistillationBatch],
-    config: QatConfig,
+def _task(
+    plan: CalibrationPlan,
+    qat: QatConfig,
+    channels: ChannelRanges | None,
+    work: Sequence[tuple[Variant, Values]],
     done: Count,
-    label: str,
-) -> Trained:
-    """Train a quantized model to answer as the teacher does.
+) -> Task:
+    """Read the images that are kept in memory, and return what workers need to know."""
+    images = plan.images
+    where = [ray.put(read_into_memory(images, plan.loaded, labels=False))] if _fits(plan, qat) else images
+    held_back = [] if plan.held_back is None else read_batches(plan, plan.held_back)
+    left_out = frozenset(image_id for batch in held_back for image_id in batch.image_ids)
+    config, each = with_absolute_paths(plan.config), [ray.put((held_back, list(work)))]
+    return Task(config, plan.digest, plan.loaded.digest, channels, where, left_out, each, done)
 
-    Args:
-        graph: to train.
-        answers: of the teacher.
-        batches: at least as many as there are steps.
-        config: of the training.
-        done: what to call with the number of images of each step.
-        label: of the variant, for messages.
 
-    Raises:
-        NonFiniteError: the loss, or at the end a parameter, is NaN or infinite.
-    """
-    own, scales = graph.parameter_groups()
-    optimizer = torch.optim.AdamW(
-        [{"params": own, "lr": config.lr}, {"params": scales, "lr": config.scale_lr}], weight_decay=0.0
+def remove_checkpoints(plan: CalibrationPlan) -> None:
+    """Remove the checkpoints of a calibration's training."""
+    storage.remove_folder(storage.join(plan.config.output, CHECKPOINTS))
+
+
+def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
+    """Return how many images are to be read, all variants together, and say what earlier runs have done of it."""
+    held_back = 0 if plan.held_back is None else len(plan.held_back.rows)
+    sizes = even_sizes(plan.images.num_rows - held_back, qat.batch_size)
+    total = len(variants) * sum(islice(cycle(sizes), qat.steps))
+    done = 0
+    for variant in variants:
+        for epoch, step in list_places(checkpoint_folder(plan.config.output, variant))[-1:]:
+            done += epoch * sum(sizes) + sum(sizes[:step])
+    if done:
+        logger.info(f"qat: going on from a checkpoint, {done} of {total} images were read")
+    return max(total - done, 0)
+
+
+def _train_on_workers(task: Task, *, fixed_size: bool) -> dict[str, Trained]:
+    workers, output = task.config.workers, task.config.output
+    resources = worker_configs(workers, fixed_size=fixed_size)
+    # Checkpoints lie elsewhere, see `checkpoint_folder`.
+    return run_workers(partial(train_on_worker, task), workers, resources, output=output, name=f"qat-{task.digest[:8]}")
+
+
+def _outcome(found: Trained, qat: QatConfig, held_back: int) -> str:
+    """Say in a line how the loss fell, and what is kept."""
+    losses = f"loss {found.first_loss:.4g} at first, {found.last_loss:.4g} at the end"
+    if found.before is None:
+        return losses
+    before, best, step = found.before[CRITERION], found.best[CRITERION], found.best["step"]
+    kept = "the trained model" if found.kept_step else f"the calibrated model (qat.min_gain {qat.min_gain:g})"
+    return (
+        f"{losses}; divergence from the teacher on {held_back} held-back images {before:.4g} before and {best:.4g} "
+        f"after step {step:.0f}: keeping {kept}"
     )
-    schedule = LambdaLR(optimizer, lambda step: lr_factor(step / config.steps, warmup=0.0, shape="cosine"))
-    losses = []
-    for step, batch in enumerate(islice(batches, config.steps)):
-        optimizer.zero_grad()
-        loss = soft_label_loss(graph(batch), answers(batch)[0], config.temperature).mean()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise NonFiniteError(step, f"qat loss of {label}")
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        done(len(batch.pixels))
-    _check_finite([*own, *scales], config.steps, label)
-    return Trained(graph.values(), losses)
-
-
-def _check_finite(parameters: Sequence[nn.Parameter], steps: int, label: str) -> None:
-    if not all(parameter.isfinite().all() for parameter in parameters):
-        raise NonFiniteError(steps, f"qat parameter of {label}")

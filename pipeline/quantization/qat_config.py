@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.checks import check_finite, check_ranges
+from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.quantization.bit_widths import BitWidths
@@ -14,7 +14,8 @@ class QatConfig:
 
     Training starts from the calibrated model, smoothed and rounded as set. It changes weights, biases, and the scales
     of weights and activations, and the artifact stays an ordinary quantized graph. Bit widths are trained one after
-    another, by one worker however many there are, or in the job's own process without workers.
+    another, by all workers together. Where training brings the answers to held-back images too little nearer to the
+    teacher's, the calibrated model is kept.
 
     Args:
         settings: which of the calibration's bit widths are trained; by default all, and `mixed`.
@@ -29,6 +30,14 @@ class QatConfig:
         cache_gb: images that take up to this much memory, decoded, are read once and kept; more are read again at each
             epoch, in another order.
         shuffle_buffer: images that are shuffled together when they are read again at each epoch.
+        held_back: images that are not trained on, drawn at random, to measure the divergence from the teacher before
+            training and during it; at most a quarter of `images`. The step with the least is the best. With 0, the
+            model of the last step is kept.
+        min_gain: share of that divergence, from 0 to 1, that training has to take away by its best step; otherwise the
+            calibrated model is kept. Images like those trained on gain more than real ones do.
+        score_every: steps between two measurements on the held-back images; the last step is always measured.
+        checkpoint_minutes: minutes between checkpoints, from which a training that was cut off goes on. One is also
+            written when a bit width is done, and when a worker's node is about to be taken.
     """
 
     settings: list[BitWidths] | None = None
@@ -40,11 +49,16 @@ class QatConfig:
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     cache_gb: float = 1.0
     shuffle_buffer: int = 1024
+    held_back: int = 64
+    min_gain: float = 0.5
+    score_every: int = 100
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         if self.settings is not None and not self.settings:
             raise ConfigError("qat.settings is empty: name the bit widths to train, or leave it out for all")
         check_finite(self)
-        check_ranges(self, ("steps", "batch_size", "shuffle_buffer"), 1)
-        check_ranges(self, ("lr", "temperature"), 0, open_low=True)
-        check_ranges(self, ("scale_lr", "cache_gb"), 0)
+        check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1)
+        check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True)
+        check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0)
+        check_range("min_gain", self.min_gain, 0, 1)

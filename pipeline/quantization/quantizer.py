@@ -1,6 +1,6 @@
-"""Quantizer for PT2E: min-max observers on weights and activations, at any bit width."""
+"""Quantizer for PT2E: observers on weights and activations, at any bit width; ranges may come from anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -30,6 +30,12 @@ _NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention)
 # Operators that pass values on unchanged, and are skipped when the producer or consumer of a value is looked for.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
+# Between a product of query and key and its softmax there may also be a scale, masks of windows, which need another
+# shape, and layers that mix heads.
+_BEFORE_SOFTMAX = {
+    *(_aten.view.default, _aten.reshape.default, _aten.permute.default, _aten.transpose.int),
+    *(_aten.mul.Tensor, _aten.linear.default),
+}
 # Prefix of the exported model's modules (`graphs.Exportable.model`).
 ROOT = "model."
 # The smallest scale. The observers' default, 1.2e-7, is too large for weights: layers whose weights are smaller than
@@ -57,7 +63,8 @@ class MinMaxQuantizer(Quantizer):
     Args:
         bits: of all layers that have none of their own.
         placement: one of these.
-        layers: bit widths of single layers, see `layer_of`.
+        layers: bit widths of single layers, see `layer_of`. Layers that read the same values, as a query, key and value
+            that are computed apart do, share the width of activations of the first.
     """
 
     def __init__(self, bits: BitWidths, placement: Placement, layers: Mapping[str, BitWidths] | None = None) -> None:
@@ -73,8 +80,12 @@ class MinMaxQuantizer(Quantizer):
         for edge in weight_edges(model.graph):
             bits = self.layers.get(layer_path(edge[0]), self.bits)
             _annotation(edge[1]).input_qspec_map[edge[0]] = weight_spec(bits.weights)
+        # Edges that leave one node are one point with one range, whichever layers they lead to.
+        widths: dict[fx.Node, int] = {}
         for point, name in self._points.items():
-            activation = activation_spec(self.layers.get(layer_of(name), self.bits).activations)
+            producer = point if isinstance(point, fx.Node) else point[0]
+            own = self.layers.get(layer_of(name), self.bits).activations
+            activation = activation_spec(widths.setdefault(producer, own))
             if isinstance(point, fx.Node):
                 _annotation(point).output_qspec = activation
             else:
@@ -194,7 +205,7 @@ def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
 
 def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
     """Return both operands of an attention's matrix product: query @ key, or probability @ value."""
-    names = ("query", "key") if _leads_to(node, _SOFTMAX) else ("probability", "value")
+    names = ("query", "key") if _leads_to(node, _SOFTMAX, _BEFORE_SOFTMAX) else ("probability", "value")
     return {(node.args[i], node): f"{module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
 
 
@@ -202,7 +213,7 @@ def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) ->
     """Return the points of the `published` placement other than the inputs of layers with weights."""
     if node in weighted:
         return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
-    if node.target in _MATMUL and _leads_to(node, _SOFTMAX):
+    if node.target in _MATMUL and _leads_to(node, _SOFTMAX, _BEFORE_SOFTMAX):
         return {node: f"{module_path(node)}:logits"}
     if not _is_residual(node):
         return {}
@@ -225,11 +236,11 @@ def _is_residual(node: fx.Node) -> bool:
     return node.target in _ADD and index.isdigit() and parent == "blocks"
 
 
-def _leads_to(node: fx.Node, targets: set[Any]) -> bool:
-    """Return whether a node's output enters one of the targets, unchanged or with a mask added."""
+def _leads_to(node: fx.Node, targets: set[Any], through: Set[Any] = frozenset()) -> bool:
+    """Return whether a node's output enters one of the targets, unchanged, with a mask added, or through others."""
     for user in node.users:
-        passes = user.target in _PASSES_ON or user.target in _ADD or getattr(user.target, "__name__", "") == "getitem"
-        if user.target in targets or (passes and not _is_residual(user) and _leads_to(user, targets)):
+        passes = user.target in _PASSES_ON | _ADD | through or getattr(user.target, "__name__", "") == "getitem"
+        if user.target in targets or (passes and not _is_residual(user) and _leads_to(user, targets, through)):
             return True
     return False
 

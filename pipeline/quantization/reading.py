@@ -26,7 +26,7 @@ def whole_image(loaded: LoadedModel) -> int:
     return num_patches(loaded) or 1
 
 
-def read_index(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
+def read_patch_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:
     """Return the id of each image and the number of its patches to read, in reading order. No image is decoded.
 
     Args:
@@ -53,24 +53,28 @@ def _pairs(table: pa.Table, whole: int) -> Iterator[tuple[str, int]]:
     ids = table["image_id"].to_pylist()
     counts = [whole] * len(ids)
     if "keep_indices" in table.column_names:
-        counts = pc.list_value_length(table["keep_indices"]).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        lengths = pc.list_value_length(table["keep_indices"])  # pyright: ignore[reportAttributeAccessIssue]
+        counts = lengths.fill_null(whole).to_pylist()
     return zip(map(str, ids), counts, strict=True)
 
 
-def iterate_inputs(images: ImageCollection, loaded: LoadedModel, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+def iterate_inputs(
+    images: ImageCollection, loaded: LoadedModel, image_ids: Collection[str], *, reads_kept: bool | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield rows as `pipeline.inputs.read_inputs` does, in this process, decoding few images at a time.
 
     Args:
         images: the images found.
         loaded: the model that will read them.
-        wanted: ids of the images to yield; others are skipped without decoding them.
+        image_ids: of the images to yield; others are skipped without decoding them.
+        reads_kept: see `pipeline.inputs.read_inputs`.
 
     Raises:
         DatasetError: a file cannot be read, or an image cannot be decoded.
     """
-    for convert, tables in read_units(images, loaded, labels=False):
+    for convert, tables in read_units(images, loaded, labels=False, reads_kept=reads_kept):
         for table in tables:
-            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in wanted]
+            chosen = [row for row, image_id in enumerate(table["image_id"].to_pylist()) if str(image_id) in image_ids]
             if chosen:
                 yield from _convert(convert, table.take(chosen))
 

@@ -33,6 +33,11 @@ _ABOUT = (
     "distance of the logits from the float model's, on calibration images; deviation that from the quantized graph "
     "which the file was made of, which tells a faulty file."
 )
+_HELD_BACK = (
+    " On images that were not trained on, as they are: divergence of the answers from the float model's, in nats, and "
+    "the share of images put into another class, before the training and at its best step. The trained model is kept "
+    "if it has taken enough of the divergence away (`qat.min_gain`), otherwise the calibrated one."
+)
 _SCORED = " Agreement is the share of the labeled images that an artifact answers as the first fp32 model does."
 
 
@@ -123,10 +128,12 @@ def _trained(rows: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequenc
         "images: over the first and the last tenth of the steps. Ranges, sensitivities, and the disagreement of "
         "`mixed` on this page are those of before."
     )
-    table = [
-        [label, row["steps"], f"{row['first_loss']:.4g}", f"{row['last_loss']:.4g}"] for label, row in rows.items()
-    ]
+    measured = any("kept" in row for row in rows.values())
+    table = [[label, *_training_cells(row, measured=measured)] for label, row in rows.items()]
     header = ["model", "steps", "loss at first", "loss at the end"]
+    if measured:
+        note += _HELD_BACK
+        header += ["divergence before", "after", "disagreement before, %", "after", "of step", "kept"]
     points = {label: list(enumerate(of_steps, start=1)) for label, of_steps in losses.items()}
     plot = curves(points, x_label="step", y_label="loss")
     return Section(
@@ -135,6 +142,17 @@ def _trained(rows: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequenc
         tables=[Table(header=header, rows=table)],
         plots=[("loss of each step", plot)],
     )
+
+
+def _training_cells(row: Mapping[str, Any], *, measured: bool) -> Iterator[str | int | float | None]:
+    yield row["steps"]
+    for name in ("first_loss", "last_loss"):
+        yield f"{row[name]:.4g}"
+    if measured:
+        for name in ("divergence_before", "divergence", "disagreement_before", "disagreement"):
+            yield f"{row[name]:.4g}"
+        yield row["best_step"]
+        yield row["kept"]
 
 
 def _sensitivity(found: Layerwise) -> Section:

@@ -1,8 +1,6 @@
 """Run a calibration: observe ranges, convert, export and score."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +11,17 @@ from pipeline.cluster import check_cluster, connect
 from pipeline.credentials import redacted
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
 from pipeline.models import LoadedModel
+from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import CONFIG
+from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
-from pipeline.quantization.making import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.mixed import Mixture
-from pipeline.quantization.plan import CalibrationPlan, check_before_making, plan_calibration
-from pipeline.quantization.qat import Trained, check_training, train_variants
-from pipeline.quantization.qat_config import QatConfig
+from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
+from pipeline.quantization.qat import check_training, remove_checkpoints, train_variants
+from pipeline.quantization.qat_loop import FIGURES, Trained
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
@@ -54,13 +53,14 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """
     check_cluster()
     check_tracking(config.tracking)
+    checked = check_settings(config)
     if names_config(config.images):
-        check_before_making(config, config.images)
+        to_make = check_before_making(checked, config.images)
         # All of them: those to calibrate on are drawn at random, and read several times.
-        made = make_first(config.images, allow_incomplete=config.allow_incomplete)
+        made = make_first(to_make, allow_incomplete=config.allow_incomplete)
         config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
-    plan = plan_calibration(config)
+    plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
         report_uri = storage.join(config.output, REPORT)
         if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
@@ -68,8 +68,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
             fixed_size = connect()
             check_training(plan)
-            with storage.writing_to(config.output):
-                report = _calibrate(plan, tracker, fixed_size=fixed_size)
+            report = _calibrate(plan, tracker, fixed_size=fixed_size)
             tracker.set_result(figures(report))
             return report
 
@@ -86,33 +85,35 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
-    losses = {label: found.losses for label, found in trained.items()}
-    # All figures of a step at once: MLflow takes none of a step that it has passed.
-    for step, of_step in enumerate(zip(*losses.values(), strict=True), start=1):
-        tracker.add(step, {f"qat/{label}/loss": loss for label, loss in zip(losses, of_step, strict=True)})
-    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-        files = Path(folder, "made")
+    _track(tracker, trained)
+    with storage.scratch_folder("calibrate-") as folder:
+        files = folder / "made"
         files.mkdir()
         learned = {label: found.values for label, found in trained.items()}
         made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement, learned)
         if layerwise is not None:
             write_layerwise(layerwise, files)
-        baselines, missing = make_baselines(config, loaded, plan.program, Path(folder))
+        baselines, missing = make_baselines(config, loaded, plan.program, folder)
         rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
-        storage.write_json(storage.join(config.output, CONFIG), plan.document)
-        _write_ranges(config, calibration, ranges, trained)
-        storage.upload_folder(files, config.output)
-        _remove_refused(config.output, made.refused)
+        with storage.writing_to(config.output):
+            storage.write_json(storage.join(config.output, CONFIG), plan.document)
+            _write_ranges(config, calibration, ranges, trained)
+            storage.upload_folder(files, config.output)
+            _remove_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
     if config.qat is not None:
-        report["qat"] = {label: _training(config, config.qat, label, found) for label, found in trained.items()}
+        report["qat"] = {label: _training(plan, label, found) for label, found in trained.items()}
     if plan.reference is not None:
         report["range_error"] = range_error(calibration.ranges, plan.reference)
-    storage.write_json(storage.join(config.output, REPORT), redacted(report))
+    with storage.writing_to(config.output):
+        storage.write_json(storage.join(config.output, REPORT), redacted(report))
+    losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
+    if config.qat is not None:
+        remove_checkpoints(plan)
     return report
 
 
@@ -162,14 +163,36 @@ def _write_ranges(
         storage.write_json(storage.join(config.output, f"ranges_{label}.json"), found.values.ranges)
 
 
-def _training(config: CalibrationConfig, qat: QatConfig, label: str, found: Trained) -> dict[str, Any]:
+def _track(tracker: Tracker, trained: dict[str, Trained]) -> None:
+    # All figures of a step at once: MLflow takes none of a step that it has passed.
+    for rows in zip(*(found.history for found in trained.values()), strict=True):
+        named = zip(trained, rows, strict=True)
+        figures = {f"qat/{label}/{name}": row[name] for label, row in named for name in row if name != "step"}
+        tracker.add(round(rows[0]["step"]), figures)
+
+
+def _training(plan: CalibrationPlan, label: str, found: Trained) -> dict[str, Any]:
     """Return what the report says of the training of a variant."""
-    return {
-        "steps": qat.steps,
-        "first_loss": float(f"{found.first_loss:.4g}"),
-        "last_loss": float(f"{found.last_loss:.4g}"),
-        "ranges": storage.join(config.output, f"ranges_{label}.json"),
+    row: dict[str, Any] = {
+        "steps": len(found.losses),
+        "first_loss": _short(found.first_loss),
+        "last_loss": _short(found.last_loss),
+        "ranges": storage.join(plan.config.output, f"ranges_{label}.json"),
     }
+    if plan.held_back is None or found.before is None:
+        return row
+    best = found.best
+    return row | {
+        "held_back": len(plan.held_back.rows),
+        **{f"{name}_before": _short(found.before[name]) for name in FIGURES},
+        **{name: _short(best[name]) for name in FIGURES},
+        "best_step": round(best["step"]),
+        "kept": "trained" if found.kept_step else "calibrated",
+    }
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.4g}")
 
 
 def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
@@ -185,7 +208,8 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
     if plan.labeled is not None:
         predict = {str(number): artifact.predict for number, artifact in enumerate(artifacts)}
         batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
-        scores = measure_accuracy(predict, batches)
+        with naming_batch_size("score_batch_size", config.score_batch_size):
+            scores = measure_accuracy(predict, batches)
     rows = [
         _row(artifact, scores.get(str(number)), _latencies(artifact, plan.loaded, config.latency_batch_sizes))
         for number, artifact in enumerate(artifacts)

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torchao.quantization.pt2e.observer import ObserverBase
 
 from pipeline.quantization.bit_widths import BitWidths, Placement
-from pipeline.quantization.graphs import prepare
+from pipeline.quantization.graphs import observer_nodes, prepare
 from pipeline.quantization.prepared import prepared_layers, tensor_of
 from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, scales_of, weight_spec
 from pipeline.quantization.ranges import Ranges
@@ -59,7 +57,7 @@ class Simulation:
 
 
 class _Activations(nn.Module):
-    """Rounds what passes, or not."""
+    """Round activations while `widths` are set; pass them on unchanged otherwise."""
 
     num_weights = 0
 
@@ -80,7 +78,7 @@ class _Activations(nn.Module):
 
 
 class _Weights(nn.Module):
-    """Rounds a weight, or not."""
+    """Round a weight while `widths` are set; pass it on unchanged otherwise."""
 
     def __init__(self, num_weights: int, refined: Callable[[int], Tensor | None]) -> None:
         super().__init__()
@@ -101,7 +99,7 @@ class _Weights(nn.Module):
 
 
 class _Bias(nn.Module):
-    """Corrects a bias, or not."""
+    """Correct a bias while `widths` are set; pass it on unchanged otherwise."""
 
     num_weights = 0
 
@@ -142,19 +140,14 @@ def _replace_observers(
 ) -> dict[str, list[_Part]]:
     """Put rounding modules in the places of the observers of a prepared graph, and return them by layer."""
     layers: dict[str, list[_Part]] = {}
-    for node in graph.graph.nodes:
-        observer: Any = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(observer, ObserverBase):
-            continue
-        source: Any = node.args[0]
+    for node, source, observer in observer_nodes(graph):
         if source.op == "get_attr":
             layer = layer_path(source)
             refined = _nearest if refinement is None else partial(refinement.weight, layer)
             part = _Weights(tensor_of(graph, str(source.target)).numel(), refined)
         else:
-            point: str = observer.point  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-            layer = layer_of(point)
-            part = _Activations({bits: by_point[point] for bits, by_point in ranges.items()})
+            layer = layer_of(observer.point)
+            part = _Activations({bits: by_point[observer.point] for bits, by_point in ranges.items()})
         layers.setdefault(layer, []).append(part)
-        graph.set_submodule(node.target, part)
+        graph.set_submodule(str(node.target), part)
     return layers

@@ -20,14 +20,14 @@ ALPHA = 0.5
 
 
 @dataclass(frozen=True)
-class Change:
+class ChannelRescaling:
     """Shift and scale to take out of each channel of a normalization's output, float64 [D]: (x - shift) / scale."""
 
     scale: Tensor
     shift: Tensor
 
 
-def smooth_quant(low: Tensor, high: Tensor, weights: Sequence[Tensor], alpha: float = ALPHA) -> Change:
+def smooth_quant(low: Tensor, high: Tensor, weights: Sequence[Tensor], alpha: float = ALPHA) -> ChannelRescaling:
     """Divide each channel between activations and weights (SmoothQuant, Xiao et al., ICML 2023, equation 4).
 
     The scale is max|x|^alpha / max|w|^(1 - alpha). A channel that is always zero, or that no weight reads, stays.
@@ -40,10 +40,10 @@ def smooth_quant(low: Tensor, high: Tensor, weights: Sequence[Tensor], alpha: fl
     values = torch.maximum(low.abs(), high.abs()).double()
     columns = torch.cat([weight.double() for weight in weights]).abs().amax(dim=0)
     scale = values**alpha / columns ** (1 - alpha)
-    return Change(torch.where((values > 0) & (columns > 0), scale, 1.0), torch.zeros_like(scale))
+    return ChannelRescaling(torch.where((values > 0) & (columns > 0), scale, 1.0), torch.zeros_like(scale))
 
 
-def repq(low: Tensor, high: Tensor) -> Change:
+def repq(low: Tensor, high: Tensor) -> ChannelRescaling:
     """Give every channel the same range (RepQ-ViT, Li et al., ICCV 2023, section 3.2).
 
     The scale is the channel's range over the mean range, and the shift makes the ranges' ends meet at the mean zero
@@ -56,11 +56,11 @@ def repq(low: Tensor, high: Tensor) -> Change:
     spans = high - low
     varies = spans > 0
     if not varies.any():
-        return Change(torch.ones_like(spans), torch.zeros_like(spans))
+        return ChannelRescaling(torch.ones_like(spans), torch.zeros_like(spans))
     mean = spans[varies].mean()
     scale = torch.where(varies, spans / mean, 1.0)
     end = mean * (low[varies] / spans[varies]).mean()
-    return Change(scale, torch.where(varies, low - scale * end, 0.0))
+    return ChannelRescaling(scale, torch.where(varies, low - scale * end, 0.0))
 
 
 def smooth(
@@ -90,8 +90,8 @@ def smooth(
 
 
 @torch.no_grad()
-def move_scales(model: nn.Module, pair: NormReaders, change: Change) -> None:
-    """Take a change out of a normalization and put it into its readers, in place; the function stays the same.
+def move_scales(model: nn.Module, pair: NormReaders, change: ChannelRescaling) -> None:
+    """Move a shift and a scale from a normalization into its readers, in place; the function stays the same.
 
     A shift stays out if there is a bias missing that could take it up.
     """

@@ -13,14 +13,14 @@ from pipeline.quantization.smoothing import ALPHA, smooth
 
 
 def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
-    """Return the model whose channels are observed, in the place of the one that was loaded."""
+    """Return the loaded model, or an equalized copy if the config asks for that; smoothing observes its channels."""
     return equalize(model, find_pairs(export_images(model, config.placement))) if config.equalization else model
 
 
 def smoothed(
     config: CalibrationConfig, model: nn.Module, readers: Sequence[NormReaders], channels: ChannelRanges
 ) -> nn.Module:
-    """Return the model that is quantized in the place of one whose channels were observed."""
+    """Return a copy of a model that is smoothed by the observed ranges of its channels."""
     alpha = ALPHA if config.smoothing_alpha is None else config.smoothing_alpha
     return smooth(model, readers, channels, config.smoothing, alpha)
 

@@ -31,6 +31,11 @@ class Variant:
         """Bit widths of all layers, where they differ."""
         return None if self.mixture is None else self.mixture.layers
 
+    @property
+    def can_saturate(self) -> bool:
+        """Whether products of any layer can exceed 16 bits, see `BitWidths.can_saturate`."""
+        return any(bits.can_saturate for bits in (self.layers or {"": self.bits}).values())
+
 
 @dataclass(frozen=True)
 class Values:
@@ -56,7 +61,7 @@ def list_variants(config: CalibrationConfig, mixture: Mixture | None = None) -> 
 
 
 def calibrated_values(variant: Variant, ranges: Mapping[int, Ranges], refinement: Refinement | None = None) -> Values:
-    """Return what calibration found.
+    """Return what calibration found to quantize a model with.
 
     Args:
         variant: the model.

@@ -8,6 +8,7 @@ from pipeline.report.svg import (
     COLORS,
     FONT,
     GRAY,
+    LETTER_WIDTH,
     WIDTH,
     Plot,
     dot,
@@ -17,10 +18,10 @@ from pipeline.report.svg import (
     polyline,
     rectangle,
     scale,
-    spread,
     text,
     tick_text,
     ticks,
+    value_range,
 )
 
 _HEIGHT = 240
@@ -49,8 +50,8 @@ def curves(
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return _empty(f"{y_label} by {x_label}")
-    xs = spread([x for points in drawn.values() for x, _ in points])
-    ys = y_range or spread([y for points in drawn.values() for _, y in points])
+    xs = value_range([x for points in drawn.values() for x, _ in points])
+    ys = y_range or value_range([y for points in drawn.values() for _, y in points])
     shapes = [*_axes(xs, ys, x_label, y_label), *_legend(list(drawn))]
     for index, points in enumerate(drawn.values()):
         color = COLORS[index % len(COLORS)]
@@ -74,7 +75,7 @@ def histogram(
     kept = finite(values)
     if not kept:
         return _empty(x_label)
-    xs = x_range or spread(kept)
+    xs = x_range or value_range(kept)
     counts, edges = np.histogram(np.clip(kept, *xs), bins=num_bins, range=xs)
     ys = (0.0, float(counts.max()))
     shapes = _axes(xs, ys, x_label, "images")
@@ -134,7 +135,7 @@ def _rows_of(names: list[str]) -> list[list[str]]:
 
 def _legend_width(name: str) -> float:
     # A letter of the font is a little more than half as wide as it is high.
-    return 26 + 0.58 * FONT * len(name)
+    return 26 + LETTER_WIDTH * len(name)
 
 
 def _legend(names: list[str]) -> Iterator[str]:

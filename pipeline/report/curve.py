@@ -20,7 +20,7 @@ def curve(series: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_
     return _saved(figure)
 
 
-def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, label: str) -> bytes:
+def plot_bars(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, label: str) -> bytes:
     """Plot a row of horizontal bars for each name, one for each named series; return the bytes of a PNG file."""
     figure = Figure(figsize=(7.2, 1.2 + 0.22 * len(names)), dpi=110, layout="constrained")
     axes = figure.add_subplot()

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.report.svg import COLORS, FONT, WIDTH, Plot, plot, rectangle, text
+from pipeline.report.svg import COLORS, FONT, LETTER_WIDTH, WIDTH, Plot, plot, rectangle, text
 from pipeline.report.text import shortened
 
 _WIDEST_NAMES = 84
-_LETTER = 0.58 * FONT
 # Above this share of the darkest color, numbers are white.
 _DARK = 0.55
 # Of the width of a letter, what squares leave free around their number.
@@ -21,8 +20,8 @@ def heat(counts: Sequence[Sequence[int]], names: Sequence[str], *, rows: str, co
         names: of rows and columns alike.
         rows, columns: what they are.
     """
-    labels = [shortened(name, int(_WIDEST_NAMES / _LETTER)) for name in names]
-    left = max([14.0, *(_LETTER * len(label) + 8 for label in labels)])
+    labels = [shortened(name, int(_WIDEST_NAMES / LETTER_WIDTH)) for name in names]
+    left = max([14.0, *(LETTER_WIDTH * len(label) + 8 for label in labels)])
     side = (WIDTH - left - 2) / max(1, len(names))
     top = 18.0
     shapes = [text(2, FONT, f"{rows} ↓  {columns} →")]
@@ -33,7 +32,7 @@ def heat(counts: Sequence[Sequence[int]], names: Sequence[str], *, rows: str, co
             shapes += _square(left + column * side, top + row * side, side, share, str(count))
     bottom = top + len(names) * side
     for column, label in enumerate(labels):
-        fits = label if _LETTER * len(label) <= side else str(column)
+        fits = label if LETTER_WIDTH * len(label) <= side else str(column)
         shapes.append(text(left + (column + 0.5) * side, bottom + 14, fits, anchor="middle"))
     return plot(f"{rows} by {columns}", bottom + 20, shapes)
 
@@ -57,7 +56,7 @@ def grid(shares: Sequence[Sequence[float]], *, label: str) -> Plot:
 
 def _square(x: float, y: float, side: float, share: float, content: str) -> list[str]:
     shade = rectangle(x + 0.5, y + 0.5, side - 1, side - 1, color=COLORS[0], opacity=0.06 + 0.94 * share)
-    if content == "0" or _LETTER * len(content) * _ROOM > side:
+    if content == "0" or LETTER_WIDTH * len(content) * _ROOM > side:
         return [shade]
     color = "#fff" if share > _DARK else "#333"
     return [shade, text(x + side / 2, y + side / 2 + 4, content, anchor="middle", color=color)]

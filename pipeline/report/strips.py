@@ -7,9 +7,9 @@ import numpy as np
 
 from pipeline.report.svg import (
     COLORS,
-    FONT,
     GRAY,
     INK,
+    LETTER_WIDTH,
     WIDTH,
     Plot,
     dot,
@@ -18,10 +18,10 @@ from pipeline.report.svg import (
     plot,
     rectangle,
     scale,
-    spread,
     text,
     tick_text,
     ticks,
+    value_range,
 )
 from pipeline.report.text import shortened
 
@@ -29,27 +29,27 @@ _ROW = 16
 _TOP, _BOTTOM, _RIGHT = 6, 34, 12
 # Names take at most this much of the width.
 _WIDEST_NAMES = 150
-_LETTER = 0.58 * FONT
 
 
 def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float, float] | None = None) -> Plot:
-    """Draw a bar for each name, and its value beside it; a value that is not finite has none.
+    """Draw a bar from 0 for each name, and its value beside it; a value that is not finite has none.
 
     Args:
         rows: name → value.
         x_label: what the values are.
-        x_range: of the axis; by default from 0 to the largest value.
+        x_range: of the axis; by default from 0, or the least value below it, to the largest, or to 1 if none is above.
     """
     values = finite(rows.values())
-    low, high = x_range or spread([0.0, *values])
+    low, high = x_range or (min([0.0, *values]), max([0.0, *values]) or 1.0)
     frame = _Frame(list(rows), low, high - (low - high) * 0.12)
     shapes = frame.axis(x_label)
     for index, value in enumerate(rows.values()):
         y = frame.middle(index)
         shown = finite([value])
-        end = frame.x(shown[0]) if shown else frame.x(low)
-        shapes.append(rectangle(frame.x(low), y - 5, end - frame.x(low), 10, color=COLORS[0]))
-        shapes.append(text(end + 4, y + 4, tick_text(shown[0]) if shown else "–"))
+        # On an axis without 0, from its end.
+        start, end = frame.x(0.0), frame.x(shown[0] if shown else 0.0)
+        shapes.append(rectangle(min(start, end), y - 5, abs(end - start), 10, color=COLORS[0]))
+        shapes.append(text(max(start, end) + 4, y + 4, tick_text(shown[0]) if shown else "–"))
     return plot(f"{x_label} of {len(rows)}", frame.height, shapes)
 
 
@@ -63,7 +63,7 @@ def boxes(rows: Mapping[str, Sequence[float]], *, x_label: str, x_range: tuple[f
     """
     kept = {name: finite(values) for name, values in rows.items()}
     every = [value for values in kept.values() for value in values]
-    frame = _Frame(list(rows), *(x_range or spread(every or [0.0])))
+    frame = _Frame(list(rows), *(x_range or value_range(every or [0.0])))
     shapes = frame.axis(x_label)
     for index, values in enumerate(kept.values()):
         if not values:
@@ -85,7 +85,7 @@ def intervals(rows: Mapping[str, tuple[float, float]], *, x_label: str) -> Plot:
     """
     kept = finite(value for bounds in rows.values() for value in bounds)
     # The inverse hyperbolic sine is such an axis.
-    frame = _Frame(list(rows), *spread([math.asinh(value) for value in [0.0, *kept]]), bend=math.asinh)
+    frame = _Frame(list(rows), *value_range([math.asinh(value) for value in [0.0, *kept]]), bend=math.asinh)
     shapes = frame.axis(x_label)
     for index, (low, high) in enumerate(rows.values()):
         if len(finite((low, high))) == 2:
@@ -129,8 +129,8 @@ class _Frame:
         self, names: Sequence[str], low: float, high: float, *, bend: Callable[[float], float] = lambda value: value
     ) -> None:
         # A name that does not fit keeps its beginning.
-        self.names = [shortened(name, int(_WIDEST_NAMES / _LETTER)) for name in names]
-        self.left = max([20.0, *(8 + _LETTER * len(name) for name in self.names)])
+        self.names = [shortened(name, int(_WIDEST_NAMES / LETTER_WIDTH)) for name in names]
+        self.left = max([20.0, *(8 + LETTER_WIDTH * len(name) for name in self.names)])
         self.height = _TOP + _ROW * len(names) + _BOTTOM
         self._low, self._high, self._bend = low, high, bend
 

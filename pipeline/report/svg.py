@@ -12,6 +12,8 @@ Plot = NewType("Plot", str)
 # In units of a plot, which is 400 wide: about a pixel on a phone.
 WIDTH = 400
 FONT = 11
+# Of an average letter, by which texts are fitted.
+LETTER_WIDTH = 0.58 * FONT
 # Okabe and Ito's colors, which people with color blindness tell apart (https://jfly.uni-koeln.de/color/).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 GRAY, INK = "#d8d8d8", "#333"
@@ -70,7 +72,7 @@ def finite(values: Iterable[float | None]) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the least and largest value, moved apart where they are equal, so that a scale can be made."""
     low, high = min(values), max(values)
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):

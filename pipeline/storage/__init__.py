@@ -26,6 +26,8 @@ from pipeline.storage.folders import (
     new_folders,
     remove_empty,
     remove_folder,
+    remove_temporaries,
+    scratch_folder,
     upload_folder,
 )
 from pipeline.storage.large import new_file
@@ -62,6 +64,8 @@ __all__ = [
     "remove",
     "remove_empty",
     "remove_folder",
+    "remove_temporaries",
+    "scratch_folder",
     "upload_folder",
     "why_missing",
     "with_retries",

@@ -20,7 +20,7 @@ from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.storage.locations import filesystem, is_there, location_errors, reason, why_missing
-from pipeline.transient import driver_errors
+from pipeline.transient import driver_errors, is_forbidden
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
@@ -57,9 +57,7 @@ def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) ->
 @contextmanager
 def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
     """Write a temporary local file and flush it to the disk; at the end it is deleted unless it was moved."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_path(target, folder)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -68,6 +66,13 @@ def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(target: Path, folder: Path) -> Path:
+    """Return where to write a file that will be moved to `target`, by a name that `remove_temporaries` recognizes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
@@ -116,7 +121,7 @@ def _create_locally(target: Path, content: bytes) -> bool:
 
 
 def _create_exclusively(target: Path, content: bytes) -> bool:
-    """Create a file without hard links: one process wins too, but others may see the file before it is complete."""
+    """Create a file without hard links: here too only one process succeeds, but others may read an incomplete file."""
     try:
         with target.open("xb") as file:
             file.write(content)
@@ -166,7 +171,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors that reading from `open_file` may raise, apart from those of a reader about the content."""
+    """Return the errors of storage that reading from `open_file` may raise. A parser adds its own about the content."""
     return (OSError, *driver_errors())
 
 
@@ -267,14 +272,9 @@ def remove(uri: str) -> None:
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     except OSError as error:
-        if not _is_forbidden(error):
+        if not is_forbidden(error):
             raise
         warn_left(posixpath.dirname(uri))
-
-
-def _is_forbidden(error: OSError) -> bool:
-    # gcsfs raises a plain OSError for it.
-    return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
 @cache

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import posixpath
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from pipeline.transient import driver_errors
 _PROBE = ".probe"
 # Suffix of the empty file that Hadoop writes beside a folder `NAME` to mark that it exists.
 _HADOOP_MARKER = "_$folder$"
+# Names that `temporary_path` makes.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def is_file(uri: str) -> bool:
@@ -172,6 +176,21 @@ def remove_folder(uri: str) -> None:
         remove(join(uri, name.removeprefix(path).lstrip("/")))
 
 
+def remove_temporaries(uri: str) -> None:
+    """Delete the temporary files that killed local writes left in a folder, and the folder if nothing else is in it.
+
+    Raises:
+        OSError: they could not be deleted.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem) or not os.path.isdir(path):
+        return
+    for name in os.listdir(path):
+        if _TEMPORARY.fullmatch(name):
+            remove(join(uri, name))
+    remove_empty([Path(path)])
+
+
 def upload_folder(local: str | Path, uri: str) -> None:
     """Copy the files of a local folder and its subfolders to a location; each file appears atomically."""
     for file in sorted(Path(local).rglob("*")):
@@ -213,6 +232,23 @@ def check_writable(uri: str) -> None:
         remove_empty(made)
     except location_errors() as error:
         raise DatasetError(f"cannot write to {uri!r}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Yield a folder for temporary files on this machine, which is deleted at the end.
+
+    Raises:
+        DatasetError: it could not be made, or writing to it failed. Writes to other places within the context belong in
+            `writing_to`, so that their errors name those places.
+    """
+    folder = None
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield Path(folder)
+    except OSError as error:
+        where = "a temporary folder" if folder is None else f"the temporary folder {folder!r}"
+        raise DatasetError(f"cannot write to {where}: {reason(error)}; TMPDIR can name another disk") from error
 
 
 def _file_above(uri: str) -> Path | None:

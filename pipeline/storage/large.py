@@ -4,7 +4,6 @@ import inspect
 import os
 import posixpath
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.files import temporary_path
 from pipeline.storage.locations import filesystem, reason
 from pipeline.storage.retrying import with_retries
 from pipeline.transient import driver_errors
@@ -22,7 +22,7 @@ _PIECE_BYTES = 16 * 2**20
 
 @contextmanager
 def new_file(uri: str, *, temporary_in: str) -> Iterator[Path]:
-    """Yield a local path to write a file at; where the context ends well, the file appears at `uri`, whole.
+    """Yield a local path to write a file at; if the context ends without an error, the complete file appears at `uri`.
 
     A local file is moved into place. For an object store it is written to the machine's folder of temporary files, and
     uploaded. A process killed at any moment leaves no file at `uri`, or all of it; it may leave a local temporary file.
@@ -42,9 +42,7 @@ def new_file(uri: str, *, temporary_in: str) -> Iterator[Path]:
             with_retries(lambda: _upload(fs, local, path))
         return
     target, folder = Path(path), Path(filesystem(temporary_in)[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_path(target, folder)
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -4,6 +4,9 @@ A string is a URI only if it says so: `s3://bucket/key`, `file:///data`, or a ch
 `simplecache::s3://bucket/key`. Any other string is a local path and is taken literally (`::`, `*`, `[`, `#`, `%20` and
 `://` included), except that a leading `~` is the home folder. fsspec itself would cut a local path, or the key of an
 object, at `::`.
+
+The path of a `file:` URI is taken literally too: `%20` is no space, as in fsspec, so a folder `my set` is
+`file:///data/my set`, not what `Path.as_uri` returns. Between its slashes stands no host but `localhost` (RFC 8089).
 """
 
 import inspect
@@ -26,7 +29,7 @@ from pipeline.transient import driver_errors
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # RFC 8089 also allows a single slash.
-_LOCAL_URI = re.compile(r"(?:file|local)://|file:(?=/)", re.IGNORECASE)
+_LOCAL_URI = re.compile(r"(?:file|local)://(?:localhost(?=/))?|file:(?=/)", re.IGNORECASE)
 # Errors of the storage backends for a location that cannot be read or written. FileNotFoundError and PermissionError
 # are OSErrors; an unknown scheme is a ValueError, a missing driver an ImportError.
 _LOCATION_ERRORS = (OSError, ValueError, ImportError)
@@ -50,12 +53,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI or plain local path, and the path on it.
 
     Raises:
-        DatasetError: the scheme is unknown or its driver is not installed, or no path can be so.
+        DatasetError: the scheme is unknown or its driver is not installed; no path can be so; or a `file:` URI names
+            another machine.
     """
     if "\0" in uri:
         raise DatasetError(f"cannot open {uri!r}: no path has a null character")
     protocol = _protocol(uri)
     if protocol is None:
+        _check_host(uri)
         return fsspec.filesystem("file"), _local_path(uri)
     remember_credentials(uri)
     try:
@@ -95,6 +100,16 @@ def _chains(kind: type[fsspec.AbstractFileSystem]) -> bool:
     """Return whether a file system works on top of another one, named after `::`, as zip and the caches do."""
     takes = inspect.signature(kind.__init__).parameters.keys()
     return issubclass(kind, ChainedFileSystem) or not takes.isdisjoint({"fo", "target_protocol"})
+
+
+def _check_host(uri: str) -> None:
+    """Refuse a `file://HOST/...`, which would be read as a path from the working folder on."""
+    match = _LOCAL_URI.match(uri)
+    host = uri[match.end() :].partition("/")[0] if match and match[0].endswith("//") else ""
+    if host and not host.startswith((".", "~")):
+        raise DatasetError(
+            f"{uri!r} names the machine {host!r}: a location on this one has three slashes, file:///FOLDER"
+        )
 
 
 def _local_path(uri: str) -> str:
@@ -172,7 +187,7 @@ def in_job_package(uri: str) -> bool:
 
 
 def why_missing(uri: str) -> str:
-    """Return an addition to messages that nothing is at `uri`: where relative paths lead in a submitted job."""
+    """Return a hint for messages that nothing is at `uri`: where relative paths lead in a submitted job; else empty."""
     if not in_job_package(uri):
         return ""
     return (

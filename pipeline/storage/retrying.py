@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.transient import is_refusal
 
 T = TypeVar("T")
 
@@ -13,16 +14,18 @@ RETRY_DELAYS_S = (0.5, 2.0, 8.0)
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Read or write, and retry a few times, because the trouble may pass.
+    """Read or write, and try again a few times, because the trouble may pass.
 
     Raises:
-        OSError: it kept failing.
-        PipelineError: as the work, at once unless it is transient.
+        OSError: it kept failing, or storage refused, which is not tried again.
+        PipelineError: the work raised it; it is tried again only if it is transient.
     """
     for delay_s in RETRY_DELAYS_S:
         try:
             return work()
-        except OSError:
+        except OSError as error:
+            if is_refusal(error):
+                raise
             time.sleep(delay_s)
         except PipelineError as error:
             if not error.is_transient:

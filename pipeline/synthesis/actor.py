@@ -21,6 +21,7 @@ from pipeline.inversion import (
     frozen_copy,
     score,
 )
+from pipeline.out_of_memory import as_out_of_memory
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.forming import Forming
@@ -51,12 +52,12 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
 
 
 def memory_share(total: int, actors: int) -> int:
-    """Return the bytes of a GPU that each of its actors may allocate: all, or an equal share without its context."""
+    """Return the bytes of a GPU that an actor may allocate: all, or an equal share less the memory of its context."""
     return total if actors == 1 else total // actors - _CONTEXT_BYTES
 
 
 def limit_memory(device: torch.device, actors: int) -> None:
-    """Keep this process to its share of a GPU, as if that were all: out of memory, it splits its own batches.
+    """Limit this process to its share of a GPU's memory; when that is full, it splits its batches.
 
     Otherwise the batches of a shard, which decide how its pixels are rounded, would depend on the GPU's other actors.
 
@@ -174,6 +175,7 @@ class Inverter:
                 table = table.append_column(name, column)
             yield table
 
+    @as_out_of_memory()
     def invert_shard(
         self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str], *, watched: int = 0
     ) -> InvertedShard:
@@ -187,6 +189,7 @@ class Inverter:
 
         Raises:
             NonFiniteError: see `__call__`.
+            torch.OutOfMemoryError: not even one image fits into memory in a step, or the batch does not between two.
             ConfigError: rows that are to come of one start have different labels.
         """
         if self.device.type == "cuda":
@@ -243,7 +246,7 @@ class Inverter:
             raise NonFiniteError(error.step, error.term, shard_id) from error
 
     def _finish(self, harvest: Harvest, targets: Tensor, micro_batch: int) -> dict[str, list[Any]]:
-        """Columns of images as they are stored, scored as many at a time as the inversion could hold."""
+        """Return the columns of images as stored; they are scored in batches that the inversion could hold."""
         pixels = self.teacher.to_uint8(self.teacher.fill_stopped(harvest.images, harvest.keep_indices))
         pieces = zip(*(rows.split(micro_batch) for rows in (pixels, harvest.keep_indices, targets)), strict=True)
         parts = [score(self.teacher, *piece) for piece in pieces]

@@ -15,7 +15,7 @@ from pipeline.cluster import start_here
 from pipeline.dataset import store
 from pipeline.errors import MissingImagesError
 from pipeline.outputs import NOT_SHARED
-from pipeline.synthesis.ending import Ending
+from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import ImagesToMake
 
 _LOOK_EVERY_S = 1.0
@@ -31,7 +31,7 @@ class PartArrivals:
 
     Attributes:
         output: of the dataset.
-        ending: an actor, `Ending`.
+        ending: an `ExitCode` actor, which learns how the synthesis ended.
         failed_before: shard id → failure record that was there before the synthesis began, which tries them again.
     """
 
@@ -91,8 +91,8 @@ def _exists(uri: str) -> bool:
 
 
 @contextmanager
-def expecting(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
-    """Within it readers can wait for the missing parts of a dataset; the cluster must be joined.
+def expected_parts(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
+    """Let readers wait for the missing parts of a dataset within the context; the cluster must be joined.
 
     Args:
         to_make: the images, if any.
@@ -112,7 +112,7 @@ def expecting(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None]:
     if progress.complete:
         yield None
         return
-    arrivals = PartArrivals(plan.config.output, start_here(Ending), progress.failed)
+    arrivals = PartArrivals(plan.config.output, start_here(ExitCode), progress.failed)
     try:
         yield arrivals
     finally:

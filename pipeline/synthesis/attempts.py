@@ -1,79 +1,38 @@
 """Record of a run's workers and their attempts at shards, kept in an actor that survives the death of a worker.
 
-Ray silently restarts a worker that died and gives it the same shard, over and over. So each worker reports to one small
-actor on the driver's machine what it is about to do:
+Ray silently restarts a worker that died and repeats its call, over and over. So each worker asks one small actor on the
+driver's machine which shard to do, and reports how that went:
 
 - A shard that was begun and not ended has killed its worker. After `max_attempts` the shard is given up and recorded as
-  failed.
-- A device (a GPU, or a node's CPUs) on which one attempt after another fails is retired. Its worker stays alive and
-  idle, so that Ray does not give the GPU to anyone else. Shards that Ray has assigned to it are handed back once no
-  other worker has anything left to do.
+  failed. Until then the next worker that asks gets it.
+- So it is with a shard that a device (a GPU, or a node's CPUs) failed on; that device leaves it to others, if there are
+  any.
+- A device on which one attempt after another fails is retired. Its worker stays alive and idle, so that Ray does not
+  give the GPU to anyone else, until no other worker has anything left to do.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import ray
 
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.records import Begun, Running, ShardRecord
+from pipeline.synthesis.turns import Turns
 
 # A device is retired after this many errors, of each actor that shares it, without a finished shard between them.
 MAX_DEVICE_ERRORS = 2
-# Ray Data assigns each worker the shard that it works on and the next one.
-_SHARDS_PER_WORKER = 2
+# Ray Data gives each worker the turn that it has and the next one.
+_TURNS_PER_WORKER = 2
 # Longer than a worker takes between two shards. A restarted worker takes longer, and is waited for.
 _BETWEEN_SHARDS_S = 3.0
+# After this time a device does what it failed on itself, if nobody else is there: sooner than the pass is over.
+_ALONE_S = 1.0
 # Waited for another machine, if the cluster can grow.
 _GROWING_S = 60.0
-# A lost node takes innocent shards along, so it counts for less than a worker that dies alone.
-_LOST_NODES_PER_ATTEMPT = 3
-
-
-@dataclass
-class _Shard:
-    """Attempts at a shard that is not made yet.
-
-    Attributes:
-        num_begun: attempts that were begun.
-        history: how each attempt ended, in words.
-        unreported: those of them that the driver does not know yet.
-        lost_nodes: number of attempts that ended because their node was lost.
-    """
-
-    num_begun: int = 0
-    history: list[str] = field(default_factory=list)
-    unreported: list[str] = field(default_factory=list)
-    lost_nodes: int = 0
-
-
-@dataclass(frozen=True)
-class _Running:
-    """A shard that a worker's process works on, and whether it has inverted it and only writes it."""
-
-    worker: str
-    device: Device
-    name: str
-    inverted: bool = False
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The answer to a worker that wants to begin a shard.
-
-    Attributes:
-        history: how earlier attempts ended, as far as it was not reported to the driver yet.
-        refusal: why the shard is given up; empty if the worker may do it.
-        done: whether this run has made the shard already, and its worker died before Ray heard of it.
-        handed_back: whether the shard failed in this pass already, and is for another worker in the next.
-        attempt: number of this attempt at the shard, counted from 1; of one that is done, of the attempt that made it.
-    """
-
-    history: list[str] = field(default_factory=list)
-    refusal: str = ""
-    done: bool = False
-    handed_back: bool = False
-    attempt: int = 0
+# Between two looks at which nodes are there.
+_LOOK_S = 5.0
 
 
 class Attempts:
@@ -82,18 +41,19 @@ class Attempts:
     Args:
         max_attempts: attempts at a shard before it is given up.
         actors_per_gpu: actors that share a GPU, and fail together with it.
-        begun_before: shards that an earlier run began and did not finish. Its attempt is counted, and not held against
-            them.
+        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but it does not use
+            up one of `max_attempts`.
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
         self._max_attempts, self._actors_per_gpu = max_attempts, actors_per_gpu
-        self._shards = {shard_id: _Shard(num_begun=1) for shard_id in begun_before}
+        self._shards = {shard_id: ShardRecord(num_begun=1) for shard_id in begun_before}
         self._errors: dict[Device, int] = {}
         self._retired: dict[Device, str] = {}
         self._trace = ""
         # Shard id → attempts that it took.
         self._done: dict[int, int] = {}
+        self._next_turn, self._looked = 0, 0.0
         self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
     # Called by the driver.
@@ -105,23 +65,30 @@ class Attempts:
         *,
         fixed_size: bool,
         start_timeout_s: float,
-    ) -> None:
+        num_turns: int | None = None,
+    ) -> range:
         """Start a pass with a new pool of workers.
 
         Args:
-            shard_ids: shards to do in this pass.
+            shard_ids: shards to do in this pass, in order.
             seats: number of workers that the cluster has room for now.
             fixed_size: whether no more nodes can join the cluster.
             start_timeout_s: how long to wait for workers that Ray is still starting.
+            num_turns: of the pass; by default one for each shard.
+
+        Returns:
+            The numbers of its turns.
         """
-        self._left = set(shard_ids)
+        numbers = range(self._next_turn, self._next_turn + (len(shard_ids) if num_turns is None else num_turns))
+        self._next_turn = numbers.stop
+        self._turns, self._left = Turns(shard_ids, numbers), set(shard_ids)
         self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
         self._loading: dict[str, Device] = {}
-        self._running: dict[int, _Running] = {}
-        self._handed_back: set[int] = set()
+        self._running: dict[int, Running] = {}
         self._waiting: set[str] = set()
         self._over = False
         self._last_event = time.monotonic()
+        return numbers
 
     def retired(self) -> dict[Device, str]:
         """Return the devices that get no more work, and why."""
@@ -137,51 +104,74 @@ class Attempts:
 
     # Called by workers.
 
-    def enter(self, worker: str, device: Device, name: str, *, loaded: bool) -> bool:
-        """Ask for work.
+    def enter(self, worker: str, device: Device, name: str, *, loaded: bool, turn: int) -> bool:
+        """Ask whether there is work.
 
         Args:
             worker: id of its actor, which stays the same when Ray restarts it.
             device: the device it computes on.
             name: of its process.
             loaded: whether it has loaded the teacher; otherwise it does so next.
+            turn: that it has.
 
         Returns:
-            Whether it may work; if not, its device is retired.
+            Whether it may work; if not, its device is retired, or the turn's pass is over.
         """
-        self._last_event = time.monotonic()
+        if self._turns.is_past(turn):
+            return False
         died_at = self._loading.pop(worker, None)
         if died_at is not None:
             self._count(died_at, "its process died while it loaded the teacher")
-        # What they worked on may be handed back without being begun again.
         for earlier in {run.name for run in self._running.values() if run.worker == worker and run.name != name}:
             self._note_death(earlier)
         if device in self._retired:
             return False
         if not loaded:
+            self._last_event = time.monotonic()
             self._loading[worker] = device
         return True
 
-    def begin(self, worker: str, device: Device, shard_id: int, name: str) -> Begun:
+    def take(self, worker: str, device: Device, name: str, turn: int) -> Begun | None:
+        """Record that a process takes the shard that is next, and begins it; see `enter`.
+
+        Returns:
+            The shard; None if there is none for it now, and perhaps later.
+        """
+        self._loading.pop(worker, None)
+        if self._turns.is_past(turn):
+            return None
+        self._look_for_lost_nodes()
+        shard_id = self._turns.enter(worker, name, turn)
+        if shard_id is None:
+            shard_id = self._turns.take(device)
+        if shard_id is None and self._turns.any_back and self._is_quiet():
+            shard_id = self._turns.take(device, any_device=True)
+        if shard_id is None:
+            return None
+        begun = self.begin(worker, device, shard_id, name, turn)
+        if begun.done or begun.refusal:
+            self._turns.end(worker, turn, shard_id)
+        return begun
+
+    def begin(self, worker: str, device: Device, shard_id: int, name: str, turn: int = 0) -> Begun:
         """Record that the process `name` starts to work on a shard."""
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         if shard_id in self._done:
-            return Begun(done=True, attempt=self._done[shard_id])
-        if shard_id in self._handed_back:
-            return Begun(handed_back=True)
+            return Begun(shard_id, done=True, attempt=self._done[shard_id])
         before = self._running.get(shard_id)
         if before is not None:
             self._note_death(before.name)
-        shard = self._shards.setdefault(shard_id, _Shard())
-        refusal = self._given_up(shard_id)
+        self._turns.begin(shard_id)
+        shard = self._shards.setdefault(shard_id, ShardRecord())
+        refusal = shard.refusal(self._max_attempts)
         if refusal:
             self._left.discard(shard_id)
         else:
             shard.num_begun += 1
-            self._running[shard_id] = _Running(worker, device, name)
+            self._running[shard_id] = Running(worker, device, name, turn)
         deaths, shard.unreported = shard.unreported, []
-        return Begun(deaths, refusal, attempt=shard.num_begun)
+        return Begun(shard_id, deaths, refusal, attempt=shard.num_begun)
 
     def inverted(self, device: Device, shard_id: int) -> None:
         """Record that a shard is inverted, and what is left is to write it."""
@@ -194,6 +184,8 @@ class Attempts:
         """Record that a shard is done, made by this run or another, or failed for a reason that is not the device's."""
         self._last_event = time.monotonic()
         running = self._running.pop(shard_id, None)
+        if running is not None:
+            self._turns.end(running.worker, running.turn, shard_id)
         self._left.discard(shard_id)
         # One that was written after an error was inverted before it.
         if running is None or not running.inverted:
@@ -204,15 +196,14 @@ class Attempts:
             # One that was done, and whose part was gone, is made without being begun again.
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
-    def fail(self, worker: str, device: Device, reason: str, shard_id: int, *, loading: bool, trace: str = "") -> str:
+    def fail(self, worker: str, device: Device, reason: str, shard_id: int | None, *, trace: str = "") -> str:
         """Record that a device failed.
 
         Args:
             worker: id of the worker's actor.
             device: the device that failed.
             reason: in one line.
-            shard_id: the shard that the worker had, and now hands back or gives up.
-            loading: whether the teacher could not be loaded, so that the shard was not begun.
+            shard_id: the shard that the worker had begun, and now gives back or up; None if it was loading the teacher.
             trace: traceback of the error, if it helps to find the cause.
 
         Returns:
@@ -222,29 +213,47 @@ class Attempts:
         self._loading.pop(worker, None)
         self._trace = trace or self._trace
         self._count(device, reason)
-        # The shard is handed back, and belongs to another pass.
-        self._left.discard(shard_id)
-        if loading:
+        if shard_id is None:
             return ""
-        self._handed_back.add(shard_id)
-        self._running.pop(shard_id, None)
-        self._shards.setdefault(shard_id, _Shard()).history.append(f"{device} failed: {reason}")
-        return self._given_up(shard_id)
+        running = self._running.pop(shard_id, None)
+        shard = self._shards.setdefault(shard_id, ShardRecord())
+        shard.history.append(f"{device} failed: {reason}")
+        refusal = shard.refusal(self._max_attempts)
+        if not refusal:
+            self._turns.give_back(shard_id, failed_on=device)
+            return ""
+        self._left.discard(shard_id)
+        if running is not None:
+            self._turns.end(running.worker, running.turn, shard_id)
+        return refusal
 
-    def wait(self, worker: str) -> bool:
-        """Return whether the worker of a retired device, which asks again and again, should hand back its shards."""
+    def wait(self, worker: str, turn: int) -> bool:
+        """Return whether the worker of a retired device, which asks again and again, should return its turn.
+
+        Then the turn's pass is over: nobody is left who does what is left.
+        """
+        if self._turns.is_past(turn):
+            return True
         self._waiting.add(worker)
         if not self._over and not self._anyone_works():
-            idle_s = time.monotonic() - self._last_event
-            others_done = len(self._left) <= _SHARDS_PER_WORKER * len(self._waiting)
-            if others_done:
-                patience_s = _BETWEEN_SHARDS_S
-            elif len(self._waiting) >= self._seats:
-                patience_s = _BETWEEN_SHARDS_S if self._fixed else _GROWING_S
-            else:
-                patience_s = max(self._start_timeout_s, _BETWEEN_SHARDS_S)
-            self._over = idle_s >= patience_s
+            self._over = time.monotonic() - self._last_event >= self._patience_s()
         return self._over
+
+    def _patience_s(self) -> float:
+        """Return for how long nobody may do anything until a pass is over, seconds."""
+        if not self._left:
+            # The driver ends the pass, once it has heard of all.
+            return _GROWING_S
+        if self._turns.num_left <= _TURNS_PER_WORKER * len(self._waiting):
+            # Nobody else gets a turn.
+            return _BETWEEN_SHARDS_S
+        if len(self._waiting) >= self._seats:
+            return _BETWEEN_SHARDS_S if self._fixed else _GROWING_S
+        return max(self._start_timeout_s, _BETWEEN_SHARDS_S)
+
+    def _is_quiet(self) -> bool:
+        """Return whether nobody works, and nobody is about to."""
+        return time.monotonic() - self._last_event >= _ALONE_S and not self._anyone_works()
 
     def _anyone_works(self) -> bool:
         """Return whether a worker inverts, writes or loads, as far as is known; one on a lost node does not."""
@@ -258,28 +267,25 @@ class Attempts:
         if self._errors[device] >= MAX_DEVICE_ERRORS * together:
             self._retired.setdefault(device, reason)
 
+    def _look_for_lost_nodes(self) -> None:
+        """Give back what was begun on lost nodes: a worker that Ray cannot start elsewhere never asks again."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S and self._running:
+            self._looked, alive = now, self._alive_nodes()
+            for name in {run.name for run in self._running.values() if run.device.node_id not in alive}:
+                self._note_death(name)
+
     def _note_death(self, name: str) -> None:
         """Record the death of a process against the shard that it inverted, or else against that which it wrote."""
         found = {shard_id: running for shard_id, running in self._running.items() if running.name == name}
         inverting = {shard_id: running for shard_id, running in found.items() if not running.inverted}
         for shard_id in found:
             del self._running[shard_id]
+            self._turns.give_back(shard_id)
         for shard_id, running in (inverting or found).items():
             lost = running.device.node_id not in self._alive_nodes()
             line = f"worker {name} {'was lost with its node' if lost else 'died'} ({running.device})"
-            shard = self._shards.setdefault(shard_id, _Shard())
-            shard.lost_nodes += lost
-            shard.history.append(line)
-            shard.unreported.append(line)
-
-    def _given_up(self, shard_id: int) -> str:
-        shard = self._shards[shard_id]
-        lost, own = shard.lost_nodes, len(shard.history) - shard.lost_nodes
-        if own < self._max_attempts and lost < _LOST_NODES_PER_ATTEMPT * self._max_attempts:
-            return ""
-        cause = " (killed for using too much memory, or crashed?)" if "died" in shard.history[-1] else ""
-        last = "; ".join(shard.history[-self._max_attempts :])
-        return f"given up after {len(shard.history)} attempts{cause}: {last}"
+            self._shards.setdefault(shard_id, ShardRecord()).add_death(line, with_node=lost)
 
     def _alive_nodes(self) -> set[str]:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

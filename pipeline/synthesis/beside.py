@@ -39,8 +39,8 @@ class Synthesis:
     """A synthesis that runs in a process of its own.
 
     Attributes:
-        process: of it.
-        arrivals: of its parts.
+        process: that it runs in.
+        arrivals: what readers wait for its parts with.
     """
 
     process: subprocess.Popen[bytes]
@@ -63,14 +63,14 @@ class Synthesis:
 
 
 @contextmanager
-def making(
+def synthesis_beside(
     to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
 ) -> Iterator[Synthesis | None]:
-    """Within it the missing images of a dataset are made, in a process that ends with it; the cluster must be joined.
+    """Make the missing images of a dataset in a process that ends with the context; the cluster must be joined.
 
     Args:
         to_make: the images, if any.
-        arrivals: of them; None where all are there.
+        arrivals: what readers wait for them with, from `expected_parts`; None if all are there.
         fixed_size: whether no more nodes can join the cluster.
 
     Yields:
@@ -101,8 +101,8 @@ def making(
 def _start(path: str) -> subprocess.Popen[bytes]:
     """Start the synthesis on the cluster of this process. Its standard output, one line of results, is not ours.
 
-    It reads the end of its standard input when this process is gone, whatever ended it, and stops then. In a session of
-    its own it does not hear Ctrl-C, which this process passes on.
+    Its standard input ends when this process is gone, for whatever reason, and it stops then. It runs in a session of
+    its own, so that Ctrl-C reaches this process alone, which passes it on.
     """
     address = ray.get_runtime_context().gcs_address
     # Where this package lies, so does `jobs`.
@@ -159,7 +159,7 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
     there = _most(name, fixed_size=fixed_size)
     # No more than the nodes have room for, which `label_selector` may choose from.
-    reachable = present if fixed_size else reachable_seats(pool, present)
+    reachable = reachable_seats(pool, present, fixed_size=fixed_size)
     actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:
         return True
@@ -181,4 +181,4 @@ def _most(name: str, *, fixed_size: bool) -> float | None:
     coming = node_types()
     if coming is None:
         return None
-    return max(there, sum(kind.resources.get(name, 0.0) * kind.max_count for kind in coming))
+    return max(there, coming.most(lambda kind: kind.resources.get(name, 0.0)))

@@ -41,14 +41,16 @@ class _File:
     Attributes:
         uri: where it lies.
         there: whether it may exist.
-        notes: lines.
+        notes: lines for the driver.
         reported: whether one of them says that it could not be written, which may be so again and again.
+        seconds: that the work took which was found in it.
     """
 
     uri: str
     there: bool = False
     notes: list[str] = field(default_factory=list)
     reported: bool = False
+    seconds: float = 0.0
 
 
 class Checkpoints:
@@ -89,9 +91,19 @@ class Checkpoints:
         facts |= {"device": device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
-            file.notes.append(_go_on(run, file.uri, facts, forming))
+            note, file.seconds = _go_on(run, file.uri, facts, forming)
+            file.notes.append(note)
         when = WhenToSave(self._every_s, self._noticed)
-        return _Follower(run, facts, forming, when, lambda state: self._writing.submit(self._write, file, state)).step
+
+        def write(state: dict[str, Any]) -> Future[None]:
+            return self._writing.submit(self._write, file, state)
+
+        return _Follower(run, facts, forming, when, write, file.seconds).step
+
+    def seconds_before(self, shard_id: int) -> float:
+        """Return how long the work took with which a shard went on from its checkpoint; 0 if it was begun anew."""
+        file = self._files.get(shard_id)
+        return 0.0 if file is None else file.seconds
 
     def end(self, shard_id: int) -> list[str]:
         """Delete the checkpoint of a shard, if it has one; return notes for the driver, one line each."""
@@ -103,7 +115,7 @@ class Checkpoints:
         return file.notes
 
     def _find(self, name: str) -> bool:
-        """Return whether a checkpoint was there when last looked, which is not long ago."""
+        """Return whether there was a checkpoint at the last listing, which is recent."""
         if time.monotonic() - self._listed_at > _LIST_EVERY_S:
             try:
                 self._listed = storage.list_files(storage.join(self._output, FOLDER))
@@ -134,7 +146,10 @@ class _Follower:
         forming: Forming | None,
         when: WhenToSave,
         write: Callable[[dict[str, Any]], Future[None]],
+        seconds: float,
     ) -> None:
+        # As if all attempts had been one.
+        self._began = time.monotonic() - seconds
         self._run, self._facts, self._forming, self._when, self._write = run, facts, forming, when, write
         self._written: Future[None] | None = None
 
@@ -150,13 +165,14 @@ class _Follower:
         # Storage that is slower than the interval is not given a queue.
         if self._when.is_due() and not self._run.finished and (self._written is None or self._written.done()):
             forming = None if self._forming is None else self._forming.state()
-            state = {**self._facts, "run": self._run.state(), "forming": forming}
+            seconds = time.monotonic() - self._began
+            state = {**self._facts, "run": self._run.state(), "forming": forming, "seconds": seconds}
             self._written = self._write(state)
             self._when.saved()
 
 
-def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> str:
-    """Load a checkpoint into a run, unless it cannot be used; say which, in a line."""
+def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> tuple[str, float]:
+    """Load a checkpoint into a run, unless it cannot be used; say which, in a line, and how long its work took."""
     shard = f"shard {facts['shard_id']}"
     try:
         state = _from_bytes(uri, storage.read_bytes(uri))
@@ -164,10 +180,12 @@ def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | N
             raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
         run.load_state(state["run"])
     except (DatasetError, CheckpointError) as error:
-        return f"{shard} was begun anew: {error}"
+        return f"{shard} was begun anew: {error}", 0.0
     if forming is not None:
         forming.load_state(state["forming"])
-    return f"{shard} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
+    note = f"{shard} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
+    # Earlier versions did not note them.
+    return note, state.get("seconds", 0.0)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -62,7 +62,7 @@ def _uuid(gpu: str) -> str:
 def is_node_leaving() -> bool:
     """Return whether Ray was told (`ray drain-node`) that this process's node will be taken, such as a spot instance.
 
-    Ray Train asks in the same way; there is no public one. Without an answer of Ray's head it is False.
+    Ray Train asks in the same way; Ray has no public function for it. Returns False if Ray's head does not answer.
     """
     if not ray.is_initialized():
         return False

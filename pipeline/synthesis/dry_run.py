@@ -1,20 +1,24 @@
 """Dry run: print the plan, time a few steps where the actors would run, and write nothing."""
 
 import math
+import time
 from typing import Any
 
 import ray
+import ray.actor
 import ray.exceptions
 
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.errors import IncompleteError
 from pipeline.precision import announce_dtype
-from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.config import PoolConfig, SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
-from pipeline.synthesis.room import actors_per_machine, describe_choice
+from pipeline.synthesis.room import actors_per_machine, describe_choice, reachable_seats, seats
+
+_REPORT_EVERY_S = 60.0
 
 
 def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
@@ -47,22 +51,51 @@ def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool
         on_gpu = bool(options.get("num_gpus"))
         report_plan(describe_choice(config.pool))
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
-        actors = options.pop("compute").max_size
-        trial = ray.remote(**options)(probe).remote(config, labels, actors_per_machine(config.pool, actors))
-        # The steps, with compiling them, may take as long as a shard may.
-        patience_s = config.pool.no_progress_timeout_s
-        limit_s = None if patience_s == -1 else config.pool.start_timeout_s + patience_s
-        return _wait_for(trial, limit_s), actors, on_gpu
+        actors = _most_actors(options.pop("compute").max_size, config.pool, fixed_size=fixed_size)
+        # Typed by Ray as a class with another interface than a handle.
+        prober: Any = ray.remote(**options)(_Prober).remote()
+        try:
+            _wait_for_start(prober, config.pool.start_timeout_s)
+            trial = prober.probe.remote(config, labels, actors_per_machine(config.pool, actors))
+            return _wait_for(trial, config.pool.no_progress_timeout_s), actors, on_gpu
+        finally:
+            ray.kill(prober)
 
 
-def _wait_for(trial: ray.ObjectRef, limit_s: float | None) -> Probe:
+class _Prober:
+    """Actor that tries a few steps: unlike a task, it can be asked whether it has started."""
+
+    def probe(self, config: SynthesisConfig, labels: list[int], actors_per_machine: int) -> Probe:
+        return probe(config, labels, actors_per_machine)
+
+
+def _most_actors(max_size: int, pool: PoolConfig, *, fixed_size: bool) -> int:
+    """Return how many actors there can be at once; and say so, if they are fewer than the pool would take."""
+    reachable = reachable_seats(pool, seats(pool), fixed_size=fixed_size)
+    if reachable >= max_size:
+        return max_size
+    actors = max(1, int(reachable))
+    report_plan(f"the cluster has room for {actors} of {max_size} actors (pool.max_size)")
+    return actors
+
+
+def _wait_for_start(prober: ray.actor.ActorHandle, limit_s: float) -> None:
+    """Wait until an actor runs, and say once a minute what may keep it waiting."""
+    ready, deadline = prober.__ray_ready__.remote(), time.monotonic() + limit_s
+    while not ray.wait([ready], timeout=min(_REPORT_EVERY_S, max(0.0, deadline - time.monotonic())))[0]:
+        if time.monotonic() >= deadline:
+            raise IncompleteError(f"no actor started in {limit_s:g} s (pool.start_timeout_s): {free_resources()}")
+        report_plan(f"waiting for an actor to start: {free_resources()}")
+    ray.get(ready)
+
+
+def _wait_for(trial: ray.ObjectRef, limit_s: float) -> Probe:
+    """Wait for the steps. With compiling them, they may take as long as a shard may; -1 is no limit."""
     try:
-        return ray.get(trial, timeout=limit_s)
+        return ray.get(trial, timeout=None if limit_s == -1 else limit_s)
     except ray.exceptions.GetTimeoutError as error:
-        ray.cancel(trial, force=True)
         raise IncompleteError(
-            f"the dry run did not end within {limit_s:g} s (pool.start_timeout_s + pool.no_progress_timeout_s): "
-            f"{free_resources()}"
+            f"the steps of the dry run did not end within {limit_s:g} s (pool.no_progress_timeout_s)"
         ) from error
 
 
@@ -81,7 +114,8 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         report_plan("actors share GPUs, and this one had its to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {hours / at_once:.3g} hours with {actors} actors")
-    priced = config.pool.cost(hours)
+    # The price is an actor's, and each of those that share a GPU takes so much longer.
+    priced = config.pool.cost(hours * actors / at_once)
     if priced:
         report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")
     key = f"estimated_{unit.lower().replace('-', '_')}"

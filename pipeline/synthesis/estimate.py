@@ -147,13 +147,20 @@ def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:
     if inversion.rebirth is not None:
         return dataclasses.replace(inversion, iterations=phase * inversion.rebirth, adaptive_end=None)
     num_stops = len(inversion.stop_steps)
-    return dataclasses.replace(
-        inversion,
-        iterations=phase * (num_stops + 1),
-        stop_steps=[phase * (stop + 1) for stop in range(num_stops)],
-        stop_formula=None,
-        adaptive_end=None,
-    )
+    iterations = phase * (num_stops + 1)
+    if (formula := inversion.stop_formula) is not None:
+        # It rounds the numbers of patches in its own way.
+        formula = dataclasses.replace(formula, by_step=phase * num_stops)
+        return dataclasses.replace(
+            inversion,
+            iterations=iterations,
+            stop_formula=formula,
+            stop_steps=[],
+            stop_fractions=[],
+            adaptive_end=None,
+        )
+    stop_steps = [phase * (stop + 1) for stop in range(num_stops)]
+    return dataclasses.replace(inversion, iterations=iterations, stop_steps=stop_steps, adaptive_end=None)
 
 
 def _timed_step(run: Inversion, device: torch.device) -> float:

@@ -85,7 +85,8 @@ class Forming:
             labels: of the starts.
             result: of the inversion.
         """
-        stride = -(-max(len(values) for values in result.losses.values()) // _MOST_LOSSES)
+        # Without a step there are no losses.
+        stride = max(1, math.ceil(max(len(values) for values in result.losses.values()) / _MOST_LOSSES))
         return {
             "steps": self.steps,
             "labels": list(labels[: self.count]),

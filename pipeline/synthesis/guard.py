@@ -5,31 +5,34 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.exceptions
 from ray.actor import ActorHandle
 
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import DatasetError, IncompleteError, OtherModelError, PipelineError, one_line
 from pipeline.outputs import NOT_SHARED
-from pipeline.synthesis.attempts import Begun
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
+from pipeline.synthesis.records import Begun
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import is_made
-from pipeline.synthesis.writer import OUTCOME, Made, PartWriter, outcome, record_failure, worker_name
+from pipeline.synthesis.writer import OUTCOME, PartWriter, UnwrittenShard, outcome, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
 _NUM_FRAMES = 4
 _WAIT_S = 1.0
+# A worker that finds nothing to do asks again so often in a turn.
+_LOOKS_PER_TURN = 4
 # Longer than writing a part takes, with all attempts at it; and longer than Ray takes to hear of the end of a call.
 _LEAVE_S, _HEAR_S = 60.0, 1.0
 
@@ -39,7 +42,7 @@ class _Inverted:
     """A shard that is to be stored, by the writer that made it, in an attempt that was begun."""
 
     writer: PartWriter
-    made: Made
+    made: UnwrittenShard
     begun: Begun
 
 
@@ -48,15 +51,17 @@ class GuardedWriter:
 
     Its constructor must not fail, because Ray Data ends the whole run if the constructor of one actor does.
 
-    Where Ray calls it for two shards at once, the second is inverted while the first is encoded and written. All that
+    Where Ray calls it for two turns at once, a shard is inverted while the last one is encoded and written. All that
     uses the GPU happens in one thread: CUDA graphs belong to the thread that made them.
 
     Args:
         config: of the dataset.
         digest: the driver's digest of the config.
         schema_version: of the dataset, from its manifest.
-        shards: of the dataset; batches hold their numbers alone.
+        shards: of the dataset; batches hold the numbers of turns alone.
         attempts: the run's `Attempts`.
+        turn_s: seconds for which a turn takes one shard after another. The first one takes one, so that the driver soon
+            hears of each worker.
 
     Raises:
         OtherModelError: on the first shard; this actor sees another teacher.
@@ -64,56 +69,90 @@ class GuardedWriter:
     """
 
     def __init__(
-        self, config: SynthesisConfig, digest: str, schema_version: int, shards: ShardPlan, attempts: ActorHandle
+        self,
+        config: SynthesisConfig,
+        digest: str,
+        schema_version: int,
+        shards: ShardPlan,
+        attempts: ActorHandle,
+        turn_s: float = 0.0,
     ) -> None:
-        self._config, self._shards, self._attempts = config, shards, attempts
+        self._config, self._shards, self._attempts, self._turn_s = config, shards, attempts, turn_s
         self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
         self._device, self._name = this_device(), worker_name()
         self._writer: PartWriter | None = None
-        self._poisoned = False
+        self._poisoned, self._reported = False, False
         self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._calls, self._returned = 0, threading.Condition()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
-        """Yield a row of `OUTCOME` for each shard."""
+        """Yield a table of `OUTCOME` for each turn, with a row for each shard."""
         with self._returned:
             self._calls += 1
         try:
-            for shard_id in batch["shard_id"].tolist():
-                shard = self._shards[shard_id]
-                yield pa.Table.from_pylist([self._do(shard_id, shard["labels"], shard["image_ids"])], schema=OUTCOME)
+            for turn in batch["turn"].tolist():
+                yield pa.Table.from_pylist(self._rows(turn), schema=OUTCOME)
+                self._reported = True
         finally:
             with self._returned:
                 self._calls -= 1
                 self._returned.notify()
 
+    def _rows(self, turn: int) -> list[dict[str, Any]]:
+        """Do shards in a turn until its time is over, or there is none to do; return their rows."""
+        rows: list[dict[str, Any]] = []
+        end = time.monotonic() + (self._turn_s if self._reported else 0.0)
+        while True:
+            row = self._do(turn, first=not rows)
+            if row is not None:
+                rows.append(row)
+            elif not rows:
+                time.sleep(self._turn_s / _LOOKS_PER_TURN)
+            # After an error the process is to end, once what it did is reported.
+            if self._poisoned or time.monotonic() >= end or (rows and (row is None or row["over"])):
+                return rows
+
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
 
-    def _do(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
-        inverted = self._inverting.submit(self._invert, shard_id, labels, image_ids).result()
-        return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
+    def _do(self, turn: int, *, first: bool) -> dict[str, Any] | None:
+        try:
+            inverted = self._inverting.submit(self._invert, turn, first=first).result()
+            return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
+        except ray.exceptions.RayActorError:
+            # The driver has ended the run, and its record with it; or that was lost, as the driver finds out then.
+            return outcome(None, self._name, over=True)
 
-    def _invert(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> _Inverted | dict[str, Any]:
-        """Return an inverted shard, or the row of one that is not to be stored."""
+    def _invert(self, turn: int, *, first: bool) -> _Inverted | dict[str, Any] | None:
+        """Return an inverted shard, or the row of one that is not to be stored; None if there is none to do.
+
+        Args:
+            turn: number of the turn.
+            first: whether the turn has no rows yet, so that it may wait, and the process end.
+        """
         if self._poisoned and not self._ask("is_retired", self._device):
-            # A CUDA context is unusable after an error. Ray starts another process, and gives it this shard.
+            if not first:
+                return None
+            # A CUDA context is unusable after an error. Ray starts another process, and repeats this call.
             self._leave()
-        if not self._ask("enter", self._actor, self._device, self._name, loaded=self._writer is not None):
-            return self._wait(shard_id)
+        loaded = self._writer is not None
+        if not self._ask("enter", self._actor, self._device, self._name, loaded=loaded, turn=turn):
+            return self._wait(turn) if first else None
         try:
             writer = self._loaded()
         except (OtherModelError, IncompleteError):
             raise
         # The driver has loaded the same teacher, so any failure here is this machine's, even a library's KeyError.
         except Exception as error:  # noqa: BLE001
-            return self._failed(shard_id, labels, error, loading=True)
-        begun: Begun = self._ask("begin", self._actor, self._device, shard_id, self._name)
+            return self._failed(None, error)
+        begun: Begun | None = self._ask("take", self._actor, self._device, self._name, turn)
+        return None if begun is None else self._make(writer, begun)
+
+    def _make(self, writer: PartWriter, begun: Begun) -> _Inverted | dict[str, Any]:
+        shard_id = begun.shard_id
         if begun.refusal:
-            return self._given_up(shard_id, labels, "WorkerDied", begun.refusal)
-        if begun.handed_back:
-            return outcome(shard_id, self._name, handed_back=True)
+            return self._given_up(shard_id, "WorkerDied", begun.refusal)
         # If the part cannot be read, `make` finds out why, and makes it if it is gone.
         with contextlib.suppress(DatasetError):
             if begun.done:
@@ -121,12 +160,13 @@ class GuardedWriter:
         if begun.done:
             begun = replace(begun, attempt=begun.attempt + 1)
         try:
-            made = writer.make(shard_id, labels, image_ids)
+            shard = self._shards[shard_id]
+            made = writer.make(shard_id, shard["labels"], shard["image_ids"])
         except RuntimeError as error:
             if not is_device_error(error):
                 raise
-            return self._failed(shard_id, labels, error, loading=False)
-        if not isinstance(made, Made):
+            return self._failed(shard_id, error)
+        if not isinstance(made, UnwrittenShard):
             return self._end(made, begun)
         self._ask("inverted", self._device, shard_id)
         return _Inverted(writer, made, begun)
@@ -134,7 +174,7 @@ class GuardedWriter:
     def _leave(self) -> None:
         """End the process once the other calls have returned, and Ray has had time to hear of it.
 
-        What it has not heard of it would do again.
+        Ray would repeat a call whose result has not reached it.
         """
         with self._returned:
             self._returned.wait_for(lambda: self._calls <= 1, timeout=_LEAVE_S)
@@ -166,27 +206,33 @@ class GuardedWriter:
                 f"{NOT_SHARED}"
             )
 
-    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception, *, loading: bool) -> dict[str, Any]:
-        """Hand the shard back to be done elsewhere, or give it up if it has failed too often."""
+    def _failed(self, shard_id: int | None, error: Exception) -> dict[str, Any]:
+        """Hand a shard back to be done elsewhere, or give it up if it has failed too often.
+
+        Args:
+            shard_id: of the shard; None if the teacher could not be loaded.
+            error: that the device is blamed for.
+        """
         self._poisoned, self._writer = True, None
         reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._device, reason, shard_id, loading=loading, trace=_trace(error))
-        doing = "loading the teacher" if loading else f"inverting shard {shard_id}"
+        refusal = self._ask("fail", self._actor, self._device, reason, shard_id, trace=_trace(error))
+        doing = "loading the teacher" if shard_id is None else f"inverting shard {shard_id}"
         note = f"worker {self._name} failed on {self._device} while {doing}, another worker will do it: {reason}"
-        if refusal:
-            return self._given_up(shard_id, labels, "DeviceError", refusal)
+        if shard_id is not None and refusal:
+            return self._given_up(shard_id, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])
 
-    def _given_up(self, shard_id: int, labels: Sequence[int], error: str, reason: str) -> dict[str, Any]:
+    def _given_up(self, shard_id: int, error: str, reason: str) -> dict[str, Any]:
+        labels = self._shards[shard_id]["labels"]
         reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
-        return outcome(shard_id, self._name, error=error, reason=reason)
+        return outcome(shard_id, self._name, error=error, reason=reason, num_images=len(labels))
 
-    def _wait(self, shard_id: int) -> dict[str, Any]:
-        """Keep the GPU occupied until the other workers have done what they can."""
+    def _wait(self, turn: int) -> dict[str, Any]:
+        """Keep the GPU occupied until the other workers have done what they can; return the row that ends the pass."""
         self._writer = None
-        while not self._ask("wait", self._actor):
+        while not self._ask("wait", self._actor, turn):
             time.sleep(_WAIT_S)
-        return outcome(shard_id, self._name, handed_back=True)
+        return outcome(None, self._name, over=True)
 
 
 def _trace(error: Exception) -> str:

@@ -1,9 +1,11 @@
 """Load the networks of a synthesis: the teacher, and those of loss terms."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from pipeline.artifacts.facts import check_class_order
 from pipeline.errors import ModelError
@@ -18,6 +20,7 @@ from pipeline.inversion import (
 )
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import ImageReader
+from pipeline.models.renormalize import Renormalize
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.vetting import check_teacher
 
@@ -37,7 +40,7 @@ class Networks:
     student: LoadedModel | None = None
 
     def make_teacher(self, inversion: InversionConfig) -> AnyTeacher:
-        """The teacher as an inversion reads it.
+        """Return the teacher as an inversion reads it.
 
         Raises:
             ModelError: see `pipeline.inversion.make_teacher`.
@@ -49,15 +52,30 @@ class Networks:
         """Build the loss terms of an inversion, with these networks on a device."""
         prior = disagreement = None
         if self.feature_model is not None:
-            network = self.feature_model.model.to(device)
-            prior = FeaturePrior(network, batch_statistics=inversion.scope == "published")
+            prior = FeaturePrior(self.feature_network.to(device), batch_statistics=inversion.scope == "published")
         if self.student_reader is not None:
             student = self.student_reader.to(device)
             disagreement = Disagreement(student, reads_kept=student.vit is not None)
         return build_terms(inversion, feature_prior=prior, disagreement=disagreement)
 
+    @property
+    def feature_model_renormalizes(self) -> bool:
+        """Whether the feature model is normalized otherwise than the teacher."""
+        other = self.feature_model
+        return other is not None and (other.mean, other.std) != (self.teacher.mean, self.teacher.std)
+
+    @property
+    def feature_network(self) -> nn.Module:
+        """The feature model as it reads the teacher's images; only where there is one."""
+        other, teacher = self.feature_model, self.teacher
+        assert other is not None
+        if not self.feature_model_renormalizes:
+            return other.model
+        renormalize = Renormalize(mean=teacher.mean, std=teacher.std, to_mean=other.mean, to_std=other.std)
+        return nn.Sequential(renormalize, other.model)
+
     def notices(self) -> list[str]:
-        """Return what a user should know at once of how they were loaded."""
+        """Return messages for the user about how the networks were loaded."""
         networks = (self.teacher, self.feature_model, self.student)
         return [notice for loaded in networks if loaded is not None for notice in loaded.notices]
 
@@ -75,13 +93,21 @@ class Networks:
         return reader
 
 
-def load_networks(config: SynthesisConfig) -> Networks:
-    """Load them all, and check that they go together and that a dataset can be made of the teacher.
+def load_networks(config: SynthesisConfig, teacher: LoadedModel | None = None) -> Networks:
+    """Load the networks, and check that they go together and that a dataset can be made of the teacher.
+
+    Args:
+        config: of the synthesis.
+        teacher: the config's teacher, if the caller has loaded it and printed its notices. It is copied, because an
+            inversion freezes its teacher.
 
     Raises:
         ConfigError, ModelError, CheckpointError: one cannot be loaded, or does not fit the teacher.
     """
-    teacher = load_model(config.teacher)
+    if teacher is None:
+        teacher = load_model(config.teacher)
+    else:
+        teacher = replace(teacher, model=copy.deepcopy(teacher.model), notices=())
     check_teacher(teacher, stored=True)
     networks = Networks(
         teacher=teacher,

@@ -1,4 +1,4 @@
-"""Run the actor pool over missing shards, and again over shards that broken workers handed back."""
+"""Run the actor pool over missing shards, and again over those that its workers could not do."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.plan import SynthesisPlan
-from pipeline.synthesis.pool import pool_options
+from pipeline.synthesis.pool import pool_options, turn_s
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.room import needs, seats
 from pipeline.synthesis.starting import set_timeouts
@@ -35,6 +35,8 @@ from pipeline.tracking.tracker import Tracker
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
+# Turns of each worker beyond one for each shard: those that failed, and those that a retired worker holds.
+_SPARE_TURNS = 2
 # Delays before each look at a new file, for stores that show it only after a moment.
 _LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
@@ -44,8 +46,9 @@ def invert_missing(
 ) -> Tally:
     """Run the pool over the missing shards.
 
-    Ray Data retries a shard on the actor that failed on it. So a shard that another worker should do is returned to
-    this process, and submitted again with the next pass.
+    Ray Data repeats a call on the actor that failed in it. So calls name no shard: workers take shards from `Attempts`,
+    and one that a worker gives back is the next that another takes. Only what no worker of a pass can do is left to the
+    next pass, with a pool that avoids retired devices.
 
     Args:
         plan: of the run.
@@ -69,13 +72,15 @@ def invert_missing(
         num_images=plan.shards.count_images(to_do),
         stream=sys.stderr,
         why_silent=free_resources,
+        num_failed=len(set(plan.progress.failed).difference(to_do)),
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
     tally = Tally()
     metrics = RunMetrics(plan.digest, len(to_do))
     tracked = TrackedShards(tracker, plan)
     held: dict[Device, ActorHandle] = {}
-    left, barren = to_do, 0
+    # In the order in which to do them.
+    left, barren = dict.fromkeys(to_do), 0
     try:
         with report:
             while left:
@@ -84,9 +89,8 @@ def invert_missing(
                 held |= hold_gpus([device for device in retired if device not in held])
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
-                with closing(_one_pass(plan, left, attempts, retired, fixed_size=fixed_size)) as rows:
-                    handed_back = _collect(plan, rows, tally, index, metrics, tracked, report)
-                left = [shard_id for shard_id in left if shard_id in handed_back]
+                with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as rows:
+                    _collect(plan, rows, left, tally, index, metrics, tracked, report)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
@@ -100,20 +104,23 @@ def invert_missing(
 def _collect(
     plan: SynthesisPlan,
     rows: Iterable[dict[str, Any]],
+    left: dict[int, None],
     tally: Tally,
     index: RunningIndex,
     metrics: RunMetrics,
     tracked: TrackedShards,
     report: ProgressReport,
-) -> set[int]:
-    """Count the rows of a pass as shards end, and return the ids of those that are to be tried again."""
-    handed_back: set[int] = set()
+) -> None:
+    """Count the rows of a pass as shards end, and take these out of `left`, until none is left or the pass is over."""
     for row in rows:
         for note in row["notes"]:
             report.note(note)
-        if row["handed_back"]:
-            handed_back.add(row["shard_id"])
+        if row["over"]:
+            return
+        # A turn that Ray repeated may report a shard again.
+        if row["handed_back"] or row["shard_id"] not in left:
             continue
+        del left[row["shard_id"]]
         report.shard_finished(row)
         tally.add(row)
         index.add(row)
@@ -121,7 +128,8 @@ def _collect(
         tracked.add(tally)
         if tally.is_first_of_worker(row):
             check_found(plan, row)
-    return handed_back
+        if not left:
+            return
 
 
 def _start(plan: SynthesisPlan) -> ActorHandle:
@@ -139,24 +147,26 @@ def _one_pass(
 ) -> Generator[dict[str, Any], None, None]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
+    workers = options["compute"]
     opening = attempts.open_pass.remote(
         shard_ids,
-        min(options["compute"].max_size, seats(pool, without=list(retired))),
+        min(workers.max_size, seats(pool, without=list(retired))),
         fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
+        num_turns=len(shard_ids) + _SPARE_TURNS * workers.initial_size,
     )
-    ray.get(opening)
-    numbers = [{"shard_id": shard_id} for shard_id in shard_ids]
-    rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+    turns = [{"turn": number} for number in cast(range, ray.get(opening))]
+    own = (plan.config, plan.digest, plan.manifest["schema_version"], plan.shards, attempts, turn_s(workers.max_size))
+    rows = ray.data.from_items(turns, override_num_blocks=len(turns)).map_batches(
         GuardedWriter,
-        fn_constructor_args=(plan.config, plan.digest, plan.manifest["schema_version"], plan.shards, attempts),
+        fn_constructor_args=own,
         batch_size=1,
         **options,
     )
     set_timeouts(rows.context, pool)
-    # An actor is busy with the two shards that it is called for; by default Ray would never add actors to such a pool.
+    # An actor is busy with the two turns that it is called for; by default Ray would never add actors to such a pool.
     rows.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    # Without prefetching, so that a shard is reported when it is done, not when the next one is.
+    # Without prefetching, so that a turn is reported when it is over, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from cast(pa.Table, finished).to_pylist()
 

@@ -15,7 +15,7 @@ from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
-from pipeline.runs import check_same
+from pipeline.runs import check_same_settings
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
@@ -70,26 +70,30 @@ class SynthesisPlan:
         return f"{count}, and are left as they are (`--retry_failed true` tries them again)"
 
 
-def plan_synthesis(config: SynthesisConfig) -> SynthesisPlan:
+def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None = None) -> SynthesisPlan:
     """Check on the driver everything that can be checked before the work, and find out what is left to do.
+
+    Args:
+        config: of the synthesis.
+        loaded_teacher: see `teacher` of `load_networks`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings or teacher are impossible.
         DatasetError: the output holds another dataset, or cannot be read.
     """
-    networks = load_networks(config)
+    networks = load_networks(config, loaded_teacher)
     announce(networks.notices())
     loaded = networks.teacher
     shards = make_plan(config, len(loaded.class_names))
-    teacher = networks.make_teacher(config.inversion)
-    config.inversion.check(teacher.num_patches)
-    announce(config.inversion.notices(teacher.num_patches))
+    inverted = networks.make_teacher(config.inversion)
+    config.inversion.check(inverted.num_patches)
+    announce(config.inversion.notices(inverted.num_patches))
     facts = identity(config, networks)
-    manifest = _same_dataset(config.output, _manifest(config, loaded, teacher, facts, shards))
+    manifest = _same_dataset(config.output, _manifest(config, loaded, inverted, facts, shards))
     progress = store.read_progress(config.output, len(shards), manifest["digest"])
     _check_parts(config.output, manifest["digest"], progress)
     return SynthesisPlan(
-        located(config), manifest["digest"], manifest, shards, teacher.num_patches, teacher.notice, progress
+        located(config), manifest["digest"], manifest, shards, inverted.num_patches, inverted.notice, progress
     )
 
 
@@ -145,5 +149,5 @@ def _same_dataset(output: str, manifest: dict[str, Any]) -> dict[str, Any]:
     if not storage.exists(store.manifest_uri(output)):
         return manifest
     there = store.read_manifest(output)
-    check_same(output, "synthesize", there, manifest)
+    check_same_settings(output, "synthesize", there, manifest)
     return there

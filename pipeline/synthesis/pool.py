@@ -10,6 +10,11 @@ from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.room import needs, reachable_seats, seats
 
+# The driver handles some 70 turns a second, and a worker has two at a time. With turns this long for each worker it is
+# not in their way, and short shards share a turn; a shard that takes longer has one for itself.
+_TURN_S_PER_WORKER = 0.06
+_MIN_TURN_S = 2.0
+
 
 def pool_options(
     config: SynthesisConfig,
@@ -41,9 +46,14 @@ def pool_options(
     if without:
         min_size = max(1, min(min_size, room))
     if fixed_size and room < min_size:
-        raise ConfigError(f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}")
+        without_gpus = (
+            "; without GPUs, set pool.device to cpu" if actor.on_gpu and not ray.cluster_resources().get("GPU") else ""
+        )
+        raise ConfigError(
+            f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}{without_gpus}"
+        )
     overlaps = overlapping and actor.on_gpu
-    reachable = room if fixed_size else reachable_seats(pool, room)
+    reachable = reachable_seats(pool, room, fixed_size=fixed_size)
     compute = ray.data.ActorPoolStrategy(
         min_size=min_size,
         max_size=max_size,
@@ -54,3 +64,12 @@ def pool_options(
     )
     avoided = sorted({device.node_id for device in without if device.gpu is None})
     return {"compute": compute, **actor.options(avoided)}
+
+
+def turn_s(num_workers: int) -> float:
+    """Return the seconds for which a worker does shards before it reports them.
+
+    Args:
+        num_workers: of the pool, at most.
+    """
+    return max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers)

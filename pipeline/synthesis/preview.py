@@ -20,7 +20,7 @@ COLUMNS_SHOWN = ("image", "label", "keep_indices", "teacher_confidence")
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewImage:
     """An image to show.
 
     Attributes:
@@ -36,7 +36,7 @@ class Shown:
     confidence: float
 
 
-def read_shown(output: str, digest: str, shards: ShardPlan, done: set[int]) -> list[Shown]:
+def read_preview(output: str, digest: str, shards: ShardPlan, done: set[int]) -> list[PreviewImage]:
     """Read the images that `choose` picks of the finished shards, in its order.
 
     Raises:
@@ -52,20 +52,20 @@ def read_shown(output: str, digest: str, shards: ShardPlan, done: set[int]) -> l
     places = [(shard_id, row) for shard_id, rows in rows_of_shard.items() for row in rows]
     position = {place: number for number, place in enumerate(places)}
     order = [position[shard_id, row] for _, shard_id, row in chosen]
-    return [as_shown(row) for row in table.take(order).to_pylist()]
+    return [decode_preview(row) for row in table.take(order).to_pylist()]
 
 
-def as_shown(row: dict[str, Any]) -> Shown:
+def decode_preview(row: dict[str, Any]) -> PreviewImage:
     """Decode an image's row of `COLUMNS_SHOWN`.
 
     Raises:
         DatasetError: it cannot be decoded.
     """
     pixels = schema.decode_image(row["image"]["bytes"], row["image"]["path"])
-    return Shown(pixels, row["label"], row["keep_indices"], row["teacher_confidence"])
+    return PreviewImage(pixels, row["label"], row["keep_indices"], row["teacher_confidence"])
 
 
-def draw_contact_sheet(shown: Sequence[Shown], class_names: Sequence[str]) -> bytes:
+def draw_contact_sheet(shown: Sequence[PreviewImage], class_names: Sequence[str]) -> bytes:
     """Return a PNG file with one or more images, each with the name of its class."""
     per_class = sum(image.label == shown[0].label for image in shown)
     # A multiple of `per_class`, so that no class is split over two rows.

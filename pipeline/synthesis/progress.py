@@ -49,6 +49,7 @@ class ProgressReport:
         num_images: images to make in this run.
         stream: stream to write to; a terminal gets a single line that is rewritten.
         why_silent: returns what may be holding the run up.
+        num_failed: shards that failed before, and are left as they are.
         whole_run: steps of a start that does not end early, if others may.
     """
 
@@ -60,14 +61,16 @@ class ProgressReport:
         num_images: int,
         stream: TextIO,
         why_silent: Callable[[], str],
+        num_failed: int = 0,
         whole_run: int | None = None,
     ) -> None:
         self._whole_run = whole_run
-        self._num_shards, self._done, self._failed = num_shards, num_done, 0
+        self._num_shards, self._done, self._failed = num_shards, num_done, num_failed
         self._images_to_do, self._images, self._loss_sum = num_images, 0, 0.0
         self._stream, self._why_silent = stream, why_silent
         self._rewrites = stream.isatty()
         self._started = self._last_shard = time.monotonic()
+        self._began: float | None = None
         self._last_line = -math.inf
         self._printed_counts: tuple[int, int] | None = None
         self._lock = threading.Lock()
@@ -85,10 +88,9 @@ class ProgressReport:
             self._print_status(last=True)
 
     def note(self, line: str) -> None:
-        """Print a line between those of the progress."""
-        if logger.isEnabledFor(logging.INFO):
-            with self._lock:
-                self._print(f"synthesis: {line}")
+        """Print a line between those of the progress; it tells of a fault, and is printed even if INFO is not."""
+        with self._lock:
+            self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: dict[str, Any]) -> None:
         """Count a shard, given the row that its actor sent."""
@@ -96,6 +98,7 @@ class ProgressReport:
             self._last_shard = time.monotonic()
             if outcome["error"]:
                 self._failed += 1
+                self._images_to_do -= outcome["num_images"]
                 self._print(f"synthesis: shard {outcome['shard_id']} failed: {outcome['error']}: {outcome['reason']}")
             elif outcome["by_another"]:
                 self._done += 1
@@ -105,16 +108,18 @@ class ProgressReport:
                 self._images += outcome["num_images"]
                 self._loss_sum += outcome["class_loss"] * outcome["num_images"]
                 waited = slowest(outcome["num_steps"], self._whole_run)
-                if waited:
+                if waited and logger.isEnabledFor(logging.INFO):
                     self._print(f"synthesis: shard {outcome['shard_id']} {waited}")
+                if self._began is None:
+                    # Before it, nodes were started and models loaded, which tells nothing of the images to come.
+                    self._began = max(self._started, time.monotonic() - outcome["seconds"] - outcome["store_s"])
             self._print_status()
 
     def status(self) -> str:
         """Return the current line."""
-        elapsed = time.monotonic() - self._started
         parts = [f"{self._done} of {self._num_shards} shards done, {self._failed} failed"]
         if self._images:
-            rate = self._images / elapsed
+            rate = self._images / max(time.monotonic() - (self._began or self._started), 1e-9)
             left = timedelta(seconds=round(max(0, self._images_to_do - self._images) / rate))
             parts += [f"{rate:.3g} images/s, {left} left", f"class loss {self._loss_sum / self._images:.4f}"]
         return "synthesis: " + "; ".join(parts)
@@ -138,7 +143,7 @@ class ProgressReport:
     def _report_silence(self) -> None:
         while not self._ended.wait(_SILENCE_S):
             silent_s = time.monotonic() - self._last_shard
-            if silent_s >= _SILENCE_S:
+            if silent_s >= _SILENCE_S and logger.isEnabledFor(logging.INFO):
                 reason = self._why_silent()
                 with self._lock:
                     self._print(f"synthesis: no shard finished for {silent_s:.0f} s; {reason}")

@@ -23,7 +23,7 @@ from pipeline.report.writing import settings_section, write_extra, write_page
 from pipeline.synthesis.forming import FORMING
 from pipeline.synthesis.forming_report import forming_section
 from pipeline.synthesis.plan import SynthesisPlan
-from pipeline.synthesis.preview import COLUMNS_SHOWN, Shown, as_shown, draw_contact_sheet, read_shown
+from pipeline.synthesis.preview import COLUMNS_SHOWN, PreviewImage, decode_preview, draw_contact_sheet, read_preview
 
 SHEET = "contact_sheet.png"
 _FIGURES = ("label", "keep_indices", "class_loss", "teacher_confidence", "teacher_prediction")
@@ -40,10 +40,10 @@ def write_pictures(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
     """Write `contact_sheet.png` and `report.html` beside the dataset.
 
     Returns:
-        `contact_sheet` and `report`: their URIs; None for what no image is there to show of, or could not be written.
+        `contact_sheet` and `report`: their URIs; None for one that has no images to show or could not be written.
     """
     output, names = plan.config.output, plan.manifest["class_names"]
-    shown = cache(lambda: read_shown(output, plan.digest, plan.shards, set(done)))
+    shown = cache(lambda: read_preview(output, plan.digest, plan.shards, set(done)))
     sheet = storage.join(output, SHEET)
     return {
         "contact_sheet": write_extra(sheet, lambda: draw_contact_sheet(shown(), names)) if done else None,
@@ -51,7 +51,9 @@ def write_pictures(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
     }
 
 
-def synthesis_page(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[int], shown: Sequence[Shown]) -> str:
+def synthesis_page(
+    plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[int], shown: Sequence[PreviewImage]
+) -> str:
     """Return the page.
 
     Args:
@@ -109,7 +111,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
     return Section(heading="What was made", tables=tables)
 
 
-def _gallery(shown: Sequence[Shown], names: Sequence[str], grid_size: int, num_images: int | None) -> Section:
+def _gallery(shown: Sequence[PreviewImage], names: Sequence[str], grid_size: int, num_images: int | None) -> Section:
     tiles = within([show(image, names, grid_size) for image in shown], _GALLERY_BYTES)
     of = "" if num_images is None else f" of {num_images}"
     note = (
@@ -119,7 +121,7 @@ def _gallery(shown: Sequence[Shown], names: Sequence[str], grid_size: int, num_i
     return Section(heading="Images", text=note, tiles=tiles)
 
 
-def show(image: Shown, names: Sequence[str], grid_size: int) -> Tile:
+def show(image: PreviewImage, names: Sequence[str], grid_size: int) -> Tile:
     """Return an image with its class, the teacher's confidence, and the outline of its kept patches."""
     caption = f"{shortened(names[image.label], 24)} · {100 * image.confidence:.0f}%"
     return tile(image.pixels, caption, kept=image.keep_indices, grid_size=grid_size)
@@ -181,7 +183,9 @@ def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -
     parts = evenly(done, _MOST_PARTS_WITH_IMAGES)
     per_part = max(2, _MOST_COMPARED // len(parts))
     rows = {part: range(min(per_part, plan.shards.size_of(part))) for part in parts}
-    images = [as_shown(row) for row in read_parts(plan.config.output, plan.digest, rows, COLUMNS_SHOWN).to_pylist()]
+    images = [
+        decode_preview(row) for row in read_parts(plan.config.output, plan.digest, rows, COLUMNS_SHOWN).to_pylist()
+    ]
     distances, others = nearest_within(
         pixel_vectors([image.pixels for image in images]), np.array([image.label for image in images])
     )
@@ -196,7 +200,7 @@ def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -
 
 
 def _pairs(
-    images: Sequence[Shown], distances: np.ndarray, others: np.ndarray, names: Sequence[str]
+    images: Sequence[PreviewImage], distances: np.ndarray, others: np.ndarray, names: Sequence[str]
 ) -> tuple[list[Tile], int]:
     """Return both images of each of the closest pairs in turn, and the number of pairs."""
     closest: dict[frozenset[int], int] = {}

@@ -34,7 +34,7 @@ class Needs:
         return self.num_gpus > 0
 
     def room(self, resources: Mapping[str, float], labels: Mapping[str, str] | None) -> int:
-        """Return how many actors fit on a node if nothing else runs on it, and if it is chosen where that is unknown.
+        """Return how many actors fit on an idle node; one whose labels are not known is taken to be selected.
 
         Args:
             resources: of the node, by Ray's names.
@@ -87,12 +87,12 @@ def _choose(pool: PoolConfig) -> tuple[Needs, str]:
     if coming is None:
         why = "and what its autoscaler can bring is not known: pool.device cuda waits for one"
         return on_cpus, f"the cluster has no GPU{_chosen(selectors)}, {why}"
-    brought = sum(on_gpu.room(kind.resources, kind.labels) * kind.max_count for kind in coming) // pool.actors_per_gpu
+    brought = int(coming.most(lambda kind: on_gpu.room(kind.resources, kind.labels))) // pool.actors_per_gpu
     if brought:
-        unsure = selectors and any(kind.labels is None for kind in coming)
+        unsure = selectors and any(kind.labels is None for kind in coming.types)
         unknown = ", if their labels, which are not known, are those that are chosen" if unsure else ""
         return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}{unknown}"
-    more = ", and its autoscaler brings none" if coming else ""
+    more = ", and its autoscaler brings none" if coming.types else ""
     return on_cpus, f"the cluster has no GPU{_chosen(selectors)}{more}"
 
 
@@ -116,17 +116,20 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     return total
 
 
-def reachable_seats(pool: PoolConfig, present: int) -> float:
+def reachable_seats(pool: PoolConfig, present: int, *, fixed_size: bool) -> float:
     """Return how many actors there will be room for once the autoscaler has brought all it can.
 
     Args:
         pool: settings.
         present: seats on the present nodes.
+        fixed_size: whether no more nodes can join the cluster.
     """
+    if fixed_size:
+        return present
     coming, actor = node_types(), needs(pool)
     if coming is None:
         return float("inf")
-    return max(present, sum(actor.room(kind.resources, kind.labels) * kind.max_count for kind in coming))
+    return max(present, coming.most(lambda kind: actor.room(kind.resources, kind.labels)))
 
 
 def actors_per_machine(pool: PoolConfig, actors: int) -> int:

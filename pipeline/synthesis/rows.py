@@ -57,7 +57,7 @@ class RowReader:
             DatasetError: a column is missing, a value is impossible, or an id comes twice.
         """
         columns = _columns(batch)
-        check_names(list(columns))
+        check_columns(list(columns))
         needed = {name: plain(columns[name]) for name in NEEDED}
         further = {name: arrow_column(name, values) for name, values in columns.items() if name not in NEEDED}
         rows = []
@@ -106,7 +106,7 @@ class RowReader:
                 raise DatasetError(f"image id {image_id!r} is in {shards}: ids must differ")
 
 
-def check_names(names: list[str]) -> None:
+def check_columns(names: list[str]) -> None:
     """Check that rows have the columns that shards need, and none of those that images get.
 
     Raises:

@@ -46,7 +46,20 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     check_place(config.output, shared=True)
     check_cluster()
     check_tracking(config.tracking)
-    plan = plan_synthesis(config)
+    return run_plan(config, plan_synthesis(config), started)
+
+
+def run_plan(config: SynthesisConfig, plan: SynthesisPlan, started: float) -> dict[str, Any]:
+    """Carry out a synthesis; see `synthesize`.
+
+    Args:
+        config: as given.
+        plan: of it, made a moment ago.
+        started: when its planning began, by the monotonic clock.
+
+    Raises:
+        DatasetError, IncompleteError: as `synthesize`.
+    """
     for line in (plan.notice, plan.about_failed()):
         if line is not None:
             report_plan(line)

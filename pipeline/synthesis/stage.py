@@ -76,7 +76,7 @@ def _from_list(shards: Sequence[Mapping[str, Any]]) -> ray.data.Dataset:
 
 
 def _from_dataset(shards: ray.data.Dataset) -> ray.data.Dataset:
-    """Do the same for a dataset, in which the blocks of a column may differ in type."""
+    """Return a dataset with one row per block and one type per column, which may differ between the blocks given."""
     shards.context.raise_original_map_exception = True
     blocks = shards.map_batches(plain_table, batch_size=None, batch_format="pyarrow").materialize()
     if not blocks.count():

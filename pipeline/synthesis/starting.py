@@ -16,8 +16,8 @@ _TIMEOUT = "sparse_inversion.start_timeout_s"
 def set_timeouts(context: DataContext, pool: PoolConfig) -> None:
     """Let a dataset begin with `min_size` actors, and end with an error if it gets fewer in time, or stalls.
 
-    Ray Data could wait for actors by itself, but for all that the pool starts with. Where a spot market gives fewer, it
-    would hold those it has idle and then give up.
+    Ray Data's own setting waits for every actor that the pool starts with. Where a spot market gives fewer, it would
+    leave those that are there idle, and then give up.
 
     Args:
         context: of the dataset.

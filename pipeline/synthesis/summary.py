@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.dataset import store
+from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import SynthesisPlan
@@ -63,8 +64,7 @@ def reasons_of_lost(missing: Iterable[int], tally: Tally, index: RunningIndex, o
     makers = {} if not tally.made_by else index.makers()
     for shard_id in missing:
         if shard_id not in reasons and makers.get(shard_id) in tally.made_by:
-            place = f"it is not in {output!r}: another folder of that name on that machine?"
-            reasons[shard_id] = f"{makers[shard_id]} wrote it, and {place}"
+            reasons[shard_id] = f"{makers[shard_id]} wrote it, and it is not in {output!r}: {NOT_SHARED}"
     return reasons
 
 

@@ -22,6 +22,7 @@ class Tally:
         num_by_another: shards that another run made in the meantime.
         num_retried: shards made by this run in more than one attempt.
         num_images: made by this run.
+        num_images_by_another: made by another run in the meantime.
         loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
         steps: steps taken → number of starts.
         seconds: of inverting, of all workers.
@@ -36,6 +37,7 @@ class Tally:
     num_by_another: int = 0
     num_retried: int = 0
     num_images: int = 0
+    num_images_by_another: int = 0
     loss_sum: float = 0.0
     confidence_sum: float = 0.0
     steps: Counter[int] = field(default_factory=Counter)
@@ -66,6 +68,7 @@ class Tally:
             self.failures[row["shard_id"]] = row["reason"]
         elif row["by_another"]:
             self.num_by_another += 1
+            self.num_images_by_another += row["num_images"]
         else:
             self._add_made(row)
         if self.num_unwritten >= _MAX_UNWRITTEN:

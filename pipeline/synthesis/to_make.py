@@ -1,5 +1,6 @@
 """Images of a job that are given by the config of their synthesis instead of a dataset."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -14,10 +15,12 @@ from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import RowRange, Unit
 from pipeline.errors import ConfigError, IncompleteError, first_few
+from pipeline.models import LoadedModel, ModelConfig
 from pipeline.outputs import check_place
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
-from pipeline.synthesis.run import synthesize
+from pipeline.synthesis.run import run_plan
+from pipeline.tracking.tracker import check_tracking
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 
@@ -52,15 +55,15 @@ def read_config(path: str) -> SynthesisConfig:
     return config
 
 
-def make_first(path: str, *, allow_incomplete: bool) -> str:
-    """Make the whole dataset of a config in this process; return its URI.
+def make_first(to_make: "ImagesToMake", *, allow_incomplete: bool) -> str:
+    """Make the whole dataset in this process; return its URI.
 
     Raises:
         IncompleteError: shards failed.
         PipelineError: as `synthesize`.
     """
-    config = read_config(path)
-    summary = synthesize(config)
+    config = to_make.config
+    summary = run_plan(config, to_make.plan, time.monotonic())
     if not summary["complete"] and not allow_incomplete:
         raise IncompleteError(
             f"images: {len(summary['failed'])} shards of {config.output!r} failed; run it again to try them again, or "
@@ -71,31 +74,40 @@ def make_first(path: str, *, allow_incomplete: bool) -> str:
 
 @dataclass(frozen=True)
 class ImagesToMake:
-    """Images of a training that are given by the config of their synthesis.
+    """Images of a job that are given by the config of their synthesis.
 
     Attributes:
         path: of the config.
+        config: as read.
         plan: of the synthesis.
     """
 
     path: str
+    config: SynthesisConfig
     plan: SynthesisPlan
 
 
-def plan_images(path: str) -> ImagesToMake:
+def plan_images(path: str, loaded: tuple[ModelConfig, LoadedModel] | None = None) -> ImagesToMake:
     """Check the synthesis of a job's images, before either begins.
+
+    Args:
+        path: of the config.
+        loaded: the job's own teacher, which is not loaded again where the images are of it too.
 
     Raises:
         PipelineError: as `plan_synthesis` and `read_config`.
     """
-    return ImagesToMake(path, plan_synthesis(read_config(path)))
+    config = read_config(path)
+    check_tracking(config.tracking)
+    teacher = loaded[1] if loaded is not None and loaded[0] == config.teacher else None
+    return ImagesToMake(path, config, plan_synthesis(config, teacher))
 
 
 def check_all_come(to_make: ImagesToMake) -> None:
-    """Check that no images are left out which failed before.
+    """Refuse a config that leaves out images which failed before.
 
     Raises:
-        ConfigError: some are.
+        ConfigError: it does.
     """
     plan = to_make.plan
     if plan.progress.failed and not plan.config.retry_failed:

@@ -1,4 +1,4 @@
-"""Report a synthesis to TensorBoard and MLflow, by the number of its shards that are done."""
+"""Report a synthesis to TensorBoard and MLflow, by the number of its shards that ended: are done, or failed."""
 
 import time
 
@@ -20,6 +20,8 @@ class TrackedShards:
 
     def __init__(self, tracker: Tracker | None, plan: SynthesisPlan) -> None:
         self._tracker, self._num_before = tracker, len(plan.progress.parts)
+        # They were tried before, and count in the steps: those of a run that tries them again come after.
+        self._failed_before = len(plan.progress.failed)
         self._images_before = plan.shards.count_images(sorted(plan.progress.parts)) if tracker is not None else 0
         self._started, self._last = time.monotonic(), 0.0
 
@@ -37,10 +39,10 @@ class TrackedShards:
         figures = {
             "shards_done": done,
             "shards_failed": len(tally.failures),
-            "images": self._images_before + tally.num_images,
+            "images": self._images_before + tally.num_images + tally.num_images_by_another,
             "images_per_s": tally.num_images / (self._last - self._started),
             "actor_hours": tally.seconds / 3600,
             "class_loss": tally.class_loss,
             "teacher_confidence": tally.teacher_confidence,
         }
-        self._tracker.add(done, figures)
+        self._tracker.add(self._num_before + self._failed_before + tally.num_ended, figures)

@@ -24,17 +24,19 @@ from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
 from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
-from pipeline.workers import check_same, device_name
+from pipeline.workers import check_same_digest, device_name
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
 OUTCOME = pa.schema(
     {
+        # Null in a row of no shard: its worker could not load the teacher, or nobody is left who works in the pass.
         "shard_id": pa.int64(),
         "error": pa.string(),
         "reason": pa.string(),
         "unwritten": pa.bool_(),
         "by_another": pa.bool_(),
         "handed_back": pa.bool_(),
+        "over": pa.bool_(),
         "notes": pa.list_(pa.string()),
         "worker": pa.string(),
         "num_images": pa.int64(),
@@ -59,7 +61,7 @@ OUTCOME = pa.schema(
 
 
 @dataclass(frozen=True)
-class Made:
+class UnwrittenShard:
     """A shard that is inverted and not yet written, and the seconds that its inversion took."""
 
     shard_id: int
@@ -84,7 +86,7 @@ class PartWriter(Inverter):
         super().__init__(config)
         self.schema_version = schema_version
         # The digest of a dataset covers more of a teacher than its weights.
-        check_same(f"teacher {config.teacher.name!r}", self.digest, digest)
+        check_same_digest(f"teacher {config.teacher.name!r}", self.digest, digest)
         self.worker = worker_name()
         if config.checkpoint_minutes is not None:
             every_s = 60 * config.checkpoint_minutes
@@ -97,10 +99,13 @@ class PartWriter(Inverter):
     def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
         """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
         made = self.make(shard_id, labels, image_ids)
-        return self.store(made) if isinstance(made, Made) else made
+        return self.store(made) if isinstance(made, UnwrittenShard) else made
 
-    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "Made | dict[str, Any]":
-        """Invert a shard for `store`; or return its row, if another run has made it or it failed, which is recorded."""
+    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "UnwrittenShard | dict[str, Any]":
+        """Invert a shard and return it for `store`, or its row if another run made it or it failed.
+
+        A failure is recorded.
+        """
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         started = time.monotonic()
@@ -110,9 +115,11 @@ class PartWriter(Inverter):
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
-        return Made(shard_id, labels, shard, time.monotonic() - started)
+        # Of the attempts before, as far as a checkpoint kept what they did.
+        before = 0.0 if self.checkpoints is None else self.checkpoints.seconds_before(shard_id)
+        return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started)
 
-    def store(self, made: "Made") -> dict[str, Any]:
+    def store(self, made: "UnwrittenShard") -> dict[str, Any]:
         """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
         shard_id, labels, shard = made.shard_id, made.labels, made.shard
         started = time.monotonic()
@@ -137,7 +144,7 @@ class PartWriter(Inverter):
         )
 
     def read_back(self, shard_id: int) -> dict[str, Any]:
-        """Return the row of a part that this run made, if the row may be lost; from the part itself.
+        """Return the row of a part that this run made, read from the part itself, where the first row may be lost.
 
         Raises:
             DatasetError: the part cannot be read.
@@ -183,7 +190,13 @@ class PartWriter(Inverter):
         # What could not be written is made again from its checkpoint, what failed by itself from the start.
         notes = [] if unwritten else self._end_checkpoints(shard_id)
         return outcome(
-            shard_id, self.worker, error=type(error).__name__, reason=reason, unwritten=unwritten, notes=notes
+            shard_id,
+            self.worker,
+            error=type(error).__name__,
+            reason=reason,
+            num_images=len(labels),
+            unwritten=unwritten,
+            notes=notes,
         )
 
 
@@ -192,7 +205,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
 
 
-def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
+def outcome(shard_id: int | None, worker: str, **facts: Any) -> dict[str, Any]:
     """Return the driver's row for a shard; the defaults mean that nothing was made and there was no error."""
     nothing = {
         "error": "",
@@ -200,6 +213,7 @@ def outcome(shard_id: int, worker: str, **facts: Any) -> dict[str, Any]:
         "unwritten": False,
         "by_another": False,
         "handed_back": False,
+        "over": False,
         "notes": [],
         "num_images": 0,
         "labels": [],

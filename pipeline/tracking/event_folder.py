@@ -55,7 +55,9 @@ class EventFolder:
         from tensorboardX import summary
 
         for event in _read_all(self._folder):
-            self._last |= {value.tag: event.step for value in event.summary.value}
+            for value in event.summary.value:
+                # Files come in the order of their names: the tenth is before the second.
+                self._last[value.tag] = max(event.step, self._last.get(value.tag, event.step))
         if not self._last:
             rows = "".join(f"| {name} | `{value}` |\n" for name, value in settings.items())
             self._write(_event(0, summary.text("settings", f"| setting | value |\n| --- | --- |\n{rows}")))
@@ -128,7 +130,7 @@ def _record(event: Any) -> bytes:
 
 
 def _read_all(folder: str) -> Iterator[Any]:
-    """Yield the events in a folder, in the order of their files."""
+    """Yield the events in a folder, file after file."""
     for name in storage.list_files(folder):
         if name.startswith(_PREFIX):
             yield from _read(storage.read_bytes(storage.join(folder, name)))

@@ -14,22 +14,22 @@ import torch
 from torch.export import ExportedProgram
 
 from pipeline.artifacts import aoti, load_quantized
-from pipeline.artifacts.aoti import check_aoti, has_exact_integers, open_aoti
+from pipeline.artifacts.aoti import check_aoti, has_exact_integers, list_instruction_sets, open_aoti
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName
 from pipeline.artifacts.opened import Opened
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import BitWidths
 from pipeline.quantization import load_quantized as load_from_quantization
 from pipeline.quantization.agreement import relative_error
+from pipeline.quantization.artifact_files import Artifact, make_artifacts
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.learned import LearnedGraph
-from pipeline.quantization.making import Artifact, make_artifacts
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.variants import Values, Variant
 
@@ -184,6 +184,7 @@ def test_a_package_holds_no_sources_and_names_no_files_of_the_machine(package: P
         ({"images": None}, "does not say which images it reads, and compiled code does not check them"),
         ({"images": "[null, 3]"}, "does not say which images it reads"),
         ({"instruction_sets": '["avx9_vnni"]'}, "was compiled on a processor with avx9_vnni, which this one lacks"),
+        ({"instruction_sets": '["sve_max_length=7"]'}, "processor with sve_max_length=7, which this one lacks"),
         ({"AOTI_MACHINE": "riscv128"}, "was compiled for linux riscv128"),
         ({"class_names": '["a", "b"'}, "has metadata that cannot be read"),
     ],
@@ -194,6 +195,12 @@ def test_a_package_that_cannot_be_run_here_is_refused_before_it_is_loaded(
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(CheckpointError, match=message):
         open_aoti(changed(package, tmp_path / "x.aoti.pt2", **metadata))
+
+
+def test_the_length_of_vectors_is_compared_as_well() -> None:
+    graviton3 = {"architecture": "aarch64", "sve": True, "sve2": False, "sve_max_length": 256, "num_l1d": 64}
+    assert list_instruction_sets(graviton3) == ["sve", "sve_max_length=256"]
+    assert list_instruction_sets({"neon": True, "sve": False, "sve_max_length": 0}) == ["neon"]
 
 
 def test_another_torch_is_told(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,10 @@ from pipeline.artifacts.formats import FORMATS, Format, FormatName, format_named
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import ModelConfig, load_model
+from pipeline.quantization.artifact_files import make_artifacts, make_baselines
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.quantization.making import make_artifacts, make_baselines
 from pipeline.quantization.observe import RangeObserver
 from tests.extending import PAGE, ROOT, python_blocks
 

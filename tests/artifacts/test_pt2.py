@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from pipeline.artifacts.pt2 import open_pt2
+from pipeline.artifacts.pt2_documents import find_code
 from pipeline.errors import CheckpointError
 from pipeline.quantization import BitWidths
 from tests.conftest import make_tiny_model
@@ -104,7 +105,17 @@ def test_pickled_constants_are_refused(content: bytes, read: Read) -> None:
         read(edit_json(content, "model_constants_config.json", opaque))
 
 
-@pytest.mark.parametrize("target", ["torch.ops.load_library", "torch.hub.load", "torch.ops.aten.x.y.z", "#extension"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("torch.ops.load_library", "torch.hub.load", "torch.ops.aten.x.y.z", "#extension"),
+        # They write and read files, take foreign memory, or read it without a check.
+        *("torch.ops.aten.from_file.default", "torch.ops.aten.save.default", "torch.ops.aten._unsafe_index.Tensor"),
+        *("torch.ops.aten.set_.source_Storage", "torch.ops.aten.resize_.default", "torch.ops.aten.empty.memory_format"),
+        # They call, import, or have the names of their inputs printed into code.
+        *("_operator.call", "_operator.attrgetter", "_operator.getitem", "torch.sym_sum", "torch.sym_fresh_size"),
+    ],
+)
 def test_operators_that_do_not_compute_are_refused(target: str, content: bytes, read: Read) -> None:
     def retarget(program: Any) -> None:
         program["graph_module"]["graph"]["nodes"][0]["target"] = target
@@ -120,6 +131,67 @@ def test_expressions_other_than_sizes_are_refused(content: bytes, read: Read) ->
 
     with pytest.raises(CheckpointError, match="could run code: 'expr_str'"):
         read(edit_json(content, "/models/model.json", evaluate))
+
+
+@pytest.mark.parametrize("name", ["images", "p_model_cls_token"])
+def test_names_that_would_be_python_code_are_refused(
+    name: str, content: bytes, read: Read, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch writes the names of inputs into the code that it makes of a graph."""
+    evil = json.dumps(f"{name}=print('ran')").encode()
+    renamed = edit(content, "/models/model.json", lambda data: data.replace(f'"{name}"'.encode(), evil))
+    assert renamed != content
+    with pytest.raises(CheckpointError, match=r"could run code: 'name' is .*print"):
+        read(renamed)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["x=print('ran')", 'x"), print("ran', "x.__class__.forward", "x\ny", "é"])
+def test_only_names_are_names(name: str) -> None:
+    for document in ({"forward_arg_names": ["images", name]}, {"tensor_values": {name: {}}}, {"parameter_name": name}):
+        assert find_code(document) is not None
+    assert find_code({"names": ["images", "blocks.0.attn.qkv.weight", "blocks.0@1", "L__self___blocks", ""]}) is None
+
+
+def test_what_names_a_tensor_like_metadata_is_checked_all_the_same() -> None:
+    hidden = {"expr_str": "__import__('os')"}
+    for name in ("metadata", "as_string", "as_strings", "torch_version", "in_spec"):
+        assert find_code({"tensor_values": {name: {"sizes": [{"as_expr": hidden}]}}}) is not None
+        assert find_code({"sym_int_values": {name: hidden}}) is not None
+    assert find_code({"metadata": {"stack_trace": "File '/a b.py', line 1", "torch_fn": "a;b"}}) is None
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"type": "collections.defaultdict", "context": '{"default_factory_module": "os"}', "children_spec": []},
+        {"type": "builtins.dict", "context": '["x=print()"]', "children_spec": []},
+        {"type": "builtins.tuple", "context": '{"__enum__": true, "fqn": "os:x", "name": "y"}', "children_spec": []},
+        {"type": None, "context": "{}", "children_spec": []},
+    ],
+)
+def test_inputs_that_are_no_plain_containers_are_refused(kind: dict[str, Any]) -> None:
+    for spec in (kind, {"type": "builtins.tuple", "context": "null", "children_spec": [kind]}):
+        assert find_code({"in_spec": json.dumps([1, spec])}) is not None
+
+
+def test_expressions_take_no_time() -> None:
+    """Once, a text of 30 sizes without a space took as many steps as there are ways to read it."""
+    assert find_code({"expr_str": "s11" * 1000 + "!"}) is not None
+    assert find_code({"expr_str": "9**9**9**9"}) is not None
+    assert find_code({"expr_str": "Pow(Integer(999), Integer(999999999))"}) is not None
+    assert find_code({"expr_str": "Mul(Integer(2364), Symbol('s77', positive=True, integer=True))"}) is None
+    assert find_code({"expr_str": "12*s0**2 + 1"}) is None
+
+
+def test_a_program_that_breaks_the_rules_of_its_own_kind_is_refused(content: bytes, read: Read) -> None:
+    def in_place(program: Any) -> None:
+        program["verifiers"] = ["ATEN"]
+        add = next(node for node in program["graph_module"]["graph"]["nodes"] if ".add.Tensor" in node["target"])
+        add["target"] = "torch.ops.aten.add_.Tensor"
+
+    with pytest.raises(CheckpointError, match=r"cannot read '.*x\.pt2' as a .pt2 program: .*not functional"):
+        read(edit_json(content, "/models/model.json", in_place))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from benchmarks.cifar import CLASS_NAMES, MEAN, STD, augment, build_teacher, load_photos, main, mix
+from benchmarks.cifar import CLASS_NAMES, MEAN, STD, augment, build_teacher, load_photos, main, mixup
 from pipeline.models import ModelConfig, load_model
 
 TEACHER = Path(__file__).parents[1] / "data" / "cifar_teacher"
@@ -84,7 +84,7 @@ def test_views_without_strengths_are_only_moved_and_flipped() -> None:
 def test_targets_mix_as_images_do() -> None:
     np.random.seed(0)
     images = torch.eye(3).view(3, 3, 1, 1)
-    mixed, targets = mix(images, torch.eye(3), alpha=1.0)
+    mixed, targets = mixup(images, torch.eye(3), alpha=1.0)
     assert torch.allclose(mixed.view(3, 3), targets)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import curves, testbeds
+from benchmarks.bench import Bench, synthesis_config
 from benchmarks.curves import Point, draw, page, points, synthesis_settings
-from benchmarks.making import Bench, synthesis_config
 from benchmarks.testbeds import CIFAR, CIFAR_STAGES, DIGITS
 from pipeline import storage
 from tests.examples.digits.test_demo import write_small_stages

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks import efficacy, testbeds
+from benchmarks.bench import Bench
 from benchmarks.cifar import CLASS_NAMES, Photos
 from benchmarks.efficacy import QUANTIZED, RANGES, measure
 from benchmarks.efficacy_report import goals, page
-from benchmarks.making import Bench
 from benchmarks.testbeds import CIFAR, DIGITS, TESTBEDS, make_inputs
 from pipeline.dataset.sources import find_source
 from pipeline.models import ModelConfig, load_model

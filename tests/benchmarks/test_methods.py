@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.making import Bench, shortened
-from benchmarks.methods import METHODS, Figures, Method, _make_images, measure, report
+from benchmarks.bench import Bench, first_phases
+from benchmarks.methods import METHODS, Method, MethodFigures, _make_images, measure, report
 from examples.digits.teacher import DigitsConfig, make_digits
 from pipeline.config import parse_config
 from tests.examples.digits.test_demo import write_small_stages
@@ -22,7 +22,7 @@ FACTS = {
     "torch": "t",
     "timm": "m",
 }
-ONE = Figures(
+ONE = MethodFigures(
     seconds=0.1,
     work=8.0,
     mean_steps=200.0,
@@ -36,9 +36,9 @@ ONE = Figures(
 
 def test_phases_up_to_a_step() -> None:
     phases = [(50, 196), (50, 137), (300, 95)]
-    assert shortened(phases, 400) == phases
-    assert shortened(phases, 120) == [(50, 196), (50, 137), (20, 95)]
-    assert shortened(phases, 30) == [(30, 196), (0, 137), (0, 95)]
+    assert first_phases(phases, 400) == phases
+    assert first_phases(phases, 120) == [(50, 196), (50, 137), (20, 95)]
+    assert first_phases(phases, 30) == [(30, 196), (0, 137), (0, 95)]
 
 
 def test_page_tells_differences_from_noise() -> None:
@@ -51,6 +51,7 @@ def test_page_tells_differences_from_noise() -> None:
     }
     page = report(figures, {**FACTS, "seeds": [0, 1, 2], "minutes": 3})
     assert "on 2 × d, with avx2, torch t," in page
+    assert "| images | CPU s per image | work | steps | confidence | W4A4 top-1 | W4A3 top-1 | student top-1 |" in page
     assert "| better | 0.100 ± 0.000 | 0.12 | 200 ± 0 | 0.900 ± 0.000 | 98.0 ± 0.0 | 88.0 ± 0.0 | 93.0 ± 1.0 |" in page
     assert (
         "| better | +3.0 ± 1.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | student better; W4A4 no different; W4A3 no different |"

@@ -8,7 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.privacy import Described, Describer, PrivacyConfig, balanced, compare, measure, pixel_distances, wilson
+from benchmarks.privacy import (
+    DescribedImages,
+    Describer,
+    PrivacyConfig,
+    balanced,
+    compare,
+    measure,
+    pixel_distances,
+    wilson,
+)
 from pipeline.config import from_dict
 from pipeline.dataset import schema, write_images
 from pipeline.errors import ConfigError
@@ -78,14 +87,16 @@ def test_features_are_those_that_enter_the_classifier(tiny_folder: Path) -> None
 
 def test_distances_count_kept_pixels_alone() -> None:
     labels = np.zeros(1, np.int64)
-    image = Described(np.array([[0.5, 1.0]]), np.array([[1.0, 0.0]]), np.zeros((1, 1)), labels)
-    real = Described(np.array([[0.25, 0.0], [1.0, 1.0]]), np.ones((2, 2)), np.zeros((2, 1)), np.zeros(2, np.int64))
+    image = DescribedImages(np.array([[0.5, 1.0]]), np.array([[1.0, 0.0]]), np.zeros((1, 1)), labels)
+    real = DescribedImages(
+        np.array([[0.25, 0.0], [1.0, 1.0]]), np.ones((2, 2)), np.zeros((2, 1)), np.zeros(2, np.int64)
+    )
     assert pixel_distances(image, real).tolist() == [0.25]
 
 
 def test_both_sides_have_equally_many_images_of_each_class() -> None:
-    def of(labels: list[int]) -> Described:
-        return Described(*(np.zeros((len(labels), 1)),) * 3, np.array(labels))  # type: ignore[arg-type]
+    def of(labels: list[int]) -> DescribedImages:
+        return DescribedImages(*(np.zeros((len(labels), 1)),) * 3, np.array(labels))  # type: ignore[arg-type]
 
     config = PrivacyConfig(teacher=ModelConfig(name="x"), images="i")
     sides = balanced(of([0, 0, 0, 1, 2]), of([0, 1, 1, 1, 3]), config)

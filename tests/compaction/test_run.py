@@ -21,7 +21,7 @@ from pipeline.dataset import read_images, store
 from pipeline.dataset.collection import find_images, image_facts
 from pipeline.dataset.index import INDEX, read_index
 from pipeline.dataset.open_files import OpenFiles
-from pipeline.dataset.rows import read_column, read_unit
+from pipeline.dataset.rows import read_columns, read_unit
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.outputs import check_output
@@ -308,7 +308,7 @@ def test_a_reader_opens_a_file_once_for_all_of_its_parts(
     opened: list[str] = []
     whole = storage.open_file
     monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(Path(uri).name) or whole(uri))
-    tables = list(read_column(source, "label"))
+    tables = list(read_columns(source, "label"))
     assert [len(table) for table in tables] == [3] * NUM_SHARDS
     assert sorted(opened) == FILES
     opened.clear()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import schema
-from pipeline.dataset.columns import cast_column, column_types
+from pipeline.dataset.columns import cast_column, column_types, likely_labels
 from pipeline.errors import DatasetError
 
 CODES = [schema.encode_image(np.full((8, 8, 3), value, np.uint8)) for value in range(3)]
@@ -89,7 +89,6 @@ def test_lists_of_other_kinds_are_read(tmp_path: Path, kind: pa.DataType) -> Non
     [
         ({"label": [0.5, 1.0, 2.0]}, r"x\.parquet': column 'label' is not all int64: Float value 0.5"),
         ({"label": pa.array([2**63] * 3, pa.uint64())}, "column 'label' is not all int64"),
-        ({"label": ["a", "b", "c"]}, "column 'label' is string, it must be int64"),
         ({"keep_indices": [[40000]] * 3}, "column 'keep_indices' is not all list"),
         ({"image_id": [0.5, 1.5, 2.5]}, "column 'image_id' is double, it must be string"),
     ],
@@ -104,3 +103,19 @@ def test_a_column_that_comes_twice_is_refused() -> None:
     twice = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("label", pa.int64()), ("x", pa.int8())])
     with pytest.raises(DatasetError, match=r"'f' has several columns 'label'"):
         column_types("f", twice)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": ENCODED, "labels": [0, 1, 2], "y": [0, 1, 2]}, "'labels' (int64)"),
+        ({"Class": ["a", "b", "c"]}, "'Class' (string)"),
+        ({"Label": [0, 1, 2]}, "'Label' (int64)"),
+        ({"label": [0, 1, 2], "target": [0, 1, 2]}, None),
+        ({"label": ["a", "b", "c"], "target": [0, 1, 2]}, "'label' (string)"),
+        ({"label": [[0], [1], [2]]}, f"'label' ({pa.list_(pa.int64())})"),
+        ({"image": ENCODED, "width": [1, 2, 3]}, None),
+    ],
+)
+def test_a_column_that_may_hold_labels_is_known_by_its_name(columns: dict[str, Any], expected: str | None) -> None:
+    assert likely_labels(pa.table(columns).schema) == expected

@@ -166,6 +166,11 @@ def test_colors_of_16_bits_keep_their_high_byte_and_are_refused_where_12_bits_wo
     assert decode_image(make(0, 0), "x").max() == 0
 
 
+def test_gray_with_alpha_is_gray_in_16_bits_as_in_8() -> None:
+    pixels = decode_image(COLORS_OF_16_BITS["gray png with alpha"](0, 0x8080, 65535), "x")
+    np.testing.assert_array_equal(pixels, [[[0], [0x80], [255]]])
+
+
 def test_little_ink_in_16_bits_is_refused_and_none_is_white() -> None:
     ink = [[[0, 0, 0, 200]]]
     with pytest.raises(DatasetError, match="its largest value needs 12 or fewer"):

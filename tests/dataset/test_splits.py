@@ -256,3 +256,30 @@ def test_a_card_that_is_not_as_documented_is_named() -> None:
     assert card_splits("u", {"config_name": "default"}, ["x"]) is None
     assert card_splits("u", {"data_dir": "d"}, ["d/x", "e/x"]) == Splits({"train": ["d/x"]}, [])
     assert card_class_names({"dataset_info": {"features": [{"name": "label", "dtype": "int64"}]}}, None) is None
+
+
+def test_files_in_the_folder_that_a_card_names_are_split_by_their_names_as_hugging_face_splits_them() -> None:
+    config = {"config_name": "default", "data_dir": "data"}
+    names = [f"{folder}/{split}-00000-of-00001.parquet" for folder in ("data", "other") for split in ("test", "train")]
+    assert card_splits("u", config, names) == Splits({"test": [names[0]], "train": [names[1]]}, [])
+    # Names count from the folder on.
+    assert card_splits("u", {"data_dir": "test/"}, ["test/0.parquet"]) == Splits({"train": ["test/0.parquet"]}, [])
+    with pytest.raises(DatasetError, match="are named like different splits"):
+        card_splits("u", config, ["data/trainset/0.parquet", "data/testset/0.parquet"])
+    assert card_splits("u", config, ["other/0.parquet"]) is None
+
+
+def test_names_of_the_classes_of_another_configuration_are_not_read() -> None:
+    features = [{"name": "label", "dtype": {"class_label": {"names": ["ant", "bee"]}}}]
+    configs = [{"config_name": "a", "default": True, "data_dir": "a"}, {"config_name": "b", "data_dir": "b"}]
+    card = {"configs": configs, "dataset_info": {"config_name": "b", "features": features}}
+    assert card_class_names(card, card_config("u", card)) is None
+    assert card_class_names(card, configs[1]) == ["ant", "bee"]
+    # One that says nothing, and one of the only configuration, whose name the card leaves out.
+    assert card_class_names({"configs": configs, "dataset_info": {"features": features}}, configs[0]) == ["ant", "bee"]
+    assert card_class_names(card, None) == ["ant", "bee"]
+
+
+def test_a_pattern_of_a_card_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(DatasetError, match=r"'u': its README.md has the pattern 'data/\*\*.parquet', which cannot be"):
+        card_splits("u", {"data_files": "data/**.parquet"}, ["data/0.parquet"])

@@ -76,9 +76,20 @@ def test_nothing_but_parts_lies_under_data_even_during_a_write(tmp_path: Path, m
     monkeypatch.setattr(Path, "replace", looked_at)
     store.write_part(str(tmp_path), 0, DIGEST, b"part")
     assert [name.startswith(".tmp/") for name in seen[0]] == [True]
-    (tmp_path / ".tmp" / ".killed.tmp").write_bytes(b"half")
+    assert seen[0]
+    (tmp_path / seen[0][0]).write_bytes(b"half, of a process that was killed")
     store.clear_temporaries(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_only_temporary_files_of_our_writes_are_deleted(tmp_path: Path) -> None:
+    (tmp_path / ".tmp" / "photos").mkdir(parents=True)
+    for name in ("notes.tmp", ".notes.tmp", "photos/.a.01234567.tmp"):
+        (tmp_path / ".tmp" / name).write_bytes(b"mine")
+    (tmp_path / ".tmp" / ".part-0.parquet.01234567.tmp").write_bytes(b"half")
+    store.clear_temporaries(str(tmp_path))
+    left = [str(path.relative_to(tmp_path / ".tmp")) for path in (tmp_path / ".tmp").rglob("*") if path.is_file()]
+    assert sorted(left) == [".notes.tmp", "notes.tmp", "photos/.a.01234567.tmp"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "part-00001-ffffffff.parquet", "part-00009-01234567.parquet"])

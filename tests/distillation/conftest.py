@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import schema
-from pipeline.distillation.images import Images
+from pipeline.distillation.batches import Images
 from pipeline.models import LoadedModel, ModelConfig, load_model
 
 NAMES = [f"class {letter}" for letter in "abcdefghij"]

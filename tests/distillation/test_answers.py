@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.distillation.answers import Answers, as_reader, read_kept
-from pipeline.distillation.images import Images, to_batch
+from pipeline.distillation.batches import Images, to_batch
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.vit.subset import SubsetViT
 from tests.distillation.conftest import kept_patches, make_images

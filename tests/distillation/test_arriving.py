@@ -17,12 +17,12 @@ import ray
 import torch
 import yaml
 
-from pipeline.autoscaler import NodeType
+from pipeline.autoscaler import NodeType, NodeTypes
 from pipeline.dataset import rows, store
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.part_files import part_name
 from pipeline.distillation import DistillationConfig, StudentConfig, WeightedImages, distill
-from pipeline.distillation.arriving import Arriving, ArrivingImages, mix
+from pipeline.distillation.arriving import Arriving, ArrivingImages, mix_in_buffer
 from pipeline.distillation.images import concatenate
 from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.order import Share
@@ -34,9 +34,9 @@ from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
 from pipeline.synthesis import beside, room, synthesize
-from pipeline.synthesis.arrivals import PartArrivals, expecting
-from pipeline.synthesis.beside import Synthesis, has_room, making
-from pipeline.synthesis.ending import Ending
+from pipeline.synthesis.arrivals import PartArrivals, expected_parts
+from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
+from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
 from pipeline.training import resources_of
@@ -152,10 +152,12 @@ def test_a_shard_that_fails_ends_the_training(
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_images_of_a_calibration_are_made_first(
-    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path
+    synthesis: dict[str, Any], tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # A size of its own, of which a note tells.
+    synthesis["teacher"]["model_args"] = {"img_size": 24}
     config = CalibrationConfig(
-        teacher=ModelConfig(name=f"local-dir:{tiny_folder}"),
+        teacher=ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 24}),
         images=write(synthesis, tmp_path),
         output=str(tmp_path / "out"),
         formats=["pt2"],
@@ -169,7 +171,11 @@ def test_the_images_of_a_calibration_are_made_first(
     with pytest.raises(DatasetError, match="cannot write to"):
         calibrate(replace(config, output=str(tmp_path / "file" / "out")))
     assert not Path(synthesis["output"]).exists()
-    assert calibrate(config)["images"] == NUM_IMAGES
+    caplog.clear()
+    with caplog.at_level("INFO", logger="sparse_inversion"):
+        assert calibrate(config)["images"] == NUM_IMAGES
+    (note,) = [line for line in caplog.messages if line.startswith("note: ")]
+    assert "24" in note
     # Another calibration is refused before the images of its own are made.
     synthesis["output"] = str(tmp_path / "others")
     with pytest.raises(DatasetError, match="holds"):
@@ -189,12 +195,16 @@ def test_the_process_that_makes_images_ends_with_the_training(
 
     monkeypatch.setattr(beside, "_start", start)
     to_make = plan_images(write(synthesis, tmp_path))
-    with pytest.raises(KeyboardInterrupt), expecting(to_make) as arrivals, making(to_make, arrivals, fixed_size=True):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        expected_parts(to_make) as arrivals,
+        synthesis_beside(to_make, arrivals, fixed_size=True),
+    ):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
     to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
     too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
-    with too_small, expecting(to_make) as arrivals, making(to_make, arrivals, fixed_size=True):
+    with too_small, expected_parts(to_make) as arrivals, synthesis_beside(to_make, arrivals, fixed_size=True):
         pass
     assert len(started) == 1
 
@@ -234,7 +244,7 @@ def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_
 def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals_module, "_LAST_LOOK_S", 0.1)
     monkeypatch.setattr(arrivals_module, "_LIST_EVERY_S", 0.1)
-    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(ExitCode).remote()
     part, other = (tmp_path / part_name(shard_id, "0" * 64) for shard_id in (3, 4))
     store.write_failure(str(tmp_path), 3, {"reason": "a full disk, of an earlier run"})
     arrivals = PartArrivals(str(tmp_path), ending, {3: {"shard_id": 3, "reason": "a full disk, of an earlier run"}})
@@ -272,10 +282,12 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
     to_make = plan_images(write(synthesis, tmp_path))
     for brought, others, expected in (
         (None, 100, True),
-        ([], 0, True),
-        ([], 1, False),
-        ([NodeType({"CPU": 2.0}, 3)], 1, True),
-        ([NodeType({"CPU": 2.0}, 3)], 2, False),
+        (NodeTypes(), 0, True),
+        (NodeTypes(), 1, False),
+        (NodeTypes([NodeType({"CPU": 2.0}, 3)]), 1, True),
+        (NodeTypes([NodeType({"CPU": 2.0}, 3)]), 2, False),
+        # Two types of which the launcher allows three nodes in all.
+        (NodeTypes([NodeType({"CPU": 2.0}, 3), NodeType({"CPU": 2.0}, 3)], max_nodes=3), 2, False),
     ):
         for module in (beside, room):
             monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
@@ -286,7 +298,7 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
 def test_a_training_that_cannot_start_beside_its_synthesis_begins_again_when_that_has_ended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(ExitCode).remote()
     arrivals, tried = PartArrivals(str(tmp_path), ending, {}), []
 
     def train() -> list[str]:
@@ -317,7 +329,7 @@ def test_what_failed_since_the_plan_is_tried_again_and_does_not_end_the_training
     """A run that waited for another of the same output was planned before that one failed."""
     to_make = plan_images(write(synthesis, tmp_path))
     store.write_failure(synthesis["output"], 2, {"error": "NonFiniteError", "reason": "NaN"})
-    with expecting(to_make) as arrivals:
+    with expected_parts(to_make) as arrivals:
         assert arrivals is not None
         arrivals.check_failed()
 
@@ -370,7 +382,7 @@ def test_a_buffer_mixes_neighbors_and_loses_none(sizes: list[int], buffer: int) 
         part, start = whole.take(np.arange(start, start + size)), start + size
         # Parts keep different numbers of patches at most.
         parts.append(replace(part, keep_indices=part.keep_indices[:, : part.num_kept.max()]))
-    given = [part.take(np.arange(len(part))) for part in mix(parts, buffer, np.random.default_rng(0))]
+    given = [part.take(np.arange(len(part))) for part in mix_in_buffer(parts, buffer, np.random.default_rng(0))]
     mixed = concatenate(given)
     assert sorted(mixed.image_ids) == whole.image_ids
     if buffer > 1 and len(mixed) > 3:
@@ -408,7 +420,7 @@ def test_a_training_that_stopped_while_images_were_made_goes_on_within_its_epoch
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("*step*")]
     assert make(tmp_path / "stopped").train() == digests
     # One that goes on after its first epoch waits for a part that is made again.
-    ending: Any = ray.remote(num_cpus=0)(Ending).remote()
+    ending: Any = ray.remote(num_cpus=0)(ExitCode).remote()
     arrivals = PartArrivals(to_make.plan.config.output, ending, {})
     Path(store.part_uri(to_make.plan.config.output, 3, to_make.plan.digest)).unlink()
     planned = ImageCollection.of(replace(planned_images(to_make).sources[0], arrivals=arrivals))

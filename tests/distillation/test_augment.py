@@ -15,8 +15,10 @@ from torchvision.transforms.v2 import functional as transforms
 from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, augment, plan
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
-from pipeline.distillation.images import DistillationBatch, Images, MemoryImages, to_batch
-from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.batches import DistillationBatch, Images, to_batch
+from pipeline.distillation.descent import Group
+from pipeline.distillation.images import MemoryImages
+from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.losses import hard_label_loss
 from pipeline.distillation.order import Share
 from pipeline.distillation.students import build_student

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.units import RowRange, Unit
-from pipeline.distillation.images import MemoryImages, rebatch, to_batch
+from pipeline.dataset.units import RowRange, Unit, split_units
+from pipeline.distillation.batches import to_batch
+from pipeline.distillation.images import MemoryImages, rebatch
 from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
 from tests.distillation.conftest import kept_patches, make_images
 
@@ -75,6 +77,23 @@ def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
         for row in range(unit.start, unit.stop)
     ]
     assert sorted(rows) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_large_row_group_is_fetched_once_by_each_worker(world_size: int) -> None:
+    """Each of 32 pieces fetched all of it, at every epoch."""
+    unit = RowRange("file", "file", 0, 0, 0, 8192, 49 * 2**20)
+    shares = [
+        share_units([(0, unit)], Share(batch_size=1, seed=0, rank=rank, world_size=world_size), epoch=2)
+        for rank in range(world_size)
+    ]
+    assert [len(share) for share in shares] == [1] * world_size
+    for share in shares:
+        assert split_units(share, [32 // world_size]) == share
+    # Of a small one that is cheap.
+    small = replace(unit, size=2**20)
+    assert sum(piece.num_rows for _, piece in split_units([(0, small)], [32])) == 8192
+    assert len(split_units([(0, small)], [32])) == 32
 
 
 def test_row_groups_come_in_another_order_at_each_epoch() -> None:

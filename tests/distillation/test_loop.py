@@ -10,8 +10,10 @@ from torch import Tensor
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.arriving import ArrivingImages
-from pipeline.distillation.images import DistillationBatch, Images, MemoryImages
-from pipeline.distillation.loop import Group, StudentTrainer
+from pipeline.distillation.batches import DistillationBatch, Images
+from pipeline.distillation.descent import Group
+from pipeline.distillation.images import MemoryImages
+from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState, load_state

@@ -16,7 +16,7 @@ from pipeline.config import from_dict, to_dict
 from pipeline.dataset import write_images
 from pipeline.dataset.rows import read_first
 from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, WeightedImages, distill
-from pipeline.distillation.loop import Group
+from pipeline.distillation.descent import Group
 from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.workers import Task, train_on
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, OtherModelError, PipelineError
@@ -87,7 +87,7 @@ def check_exact(result: dict[str, Any], num_workers: int) -> None:
     assert len(set(result["weights_sha256"])) == 1
     saved = load_model(ModelConfig(name=f"local-dir:{result['last']}"))
     assert weight_digest(saved.model) == result["weights_sha256"][0]
-    assert not Path(output, "train").exists()
+    assert not list(Path(output).glob(".*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -229,6 +229,15 @@ def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
     assert distill(config) == first
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == before
+
+
+def test_a_result_of_another_tool_is_not_taken_for_that_of_a_training(make_config: MakeConfig) -> None:
+    config = make_config("out", epochs=1)
+    Path(config.output).mkdir()
+    Path(config.output, "result.json").write_text('{"accuracy": 0.9}')
+    with pytest.raises(DatasetError, match=r"out' holds a result.json of no distillation: give it a folder of its own"):
+        distill(config)
+    assert [path.name for path in Path(config.output).iterdir()] == ["result.json"]
 
 
 def test_a_run_of_the_time_before_settings_were_renamed_is_gone_on_with(make_config: MakeConfig) -> None:

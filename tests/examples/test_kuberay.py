@@ -41,7 +41,7 @@ def test_rays_autoscaler_can_bring_gpus_and_leaves_the_head_without_work() -> No
     config = _derive_autoscaling_config_from_ray_cr(resource)
     assert config["available_node_types"]["headgroup"]["resources"]["CPU"] == 0
     assert config["available_node_types"]["spot"]["priority"] == 1
-    kinds = [(kind.labels, kind.resources["GPU"], kind.max_count) for kind in from_launcher(config)]
+    kinds = [(kind.labels, kind.resources["GPU"], kind.max_count) for kind in from_launcher(config).types]
     assert kinds == [({"market": "spot"}, 1, 8), ({"market": "on-demand"}, 1, 8)]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.inversion import AdaptiveEnd, Inversion, InversionConfig, InversionResult, Teacher, invert
-from pipeline.inversion.ending import Ending
+from pipeline.inversion.ending import ConfidenceTracker
 from tests.conftest import HALF, make_tiny_model
 
 TARGETS = torch.tensor([3, 1, 4, 1, 5])
@@ -31,9 +31,9 @@ def whole() -> InversionResult:
     return invert(teacher, TARGETS, InversionConfig(**LONG, adaptive_end=END), seeds=SEEDS)
 
 
-def make_ending(**changes: int) -> Ending:
+def make_ending(**changes: int) -> ConfidenceTracker:
     sizes = {"first_step": 2, "num_steps": 20, "batch": 2, **changes}
-    return Ending(AdaptiveEnd(confidence=0.5, hold_steps=4), **sizes, device=torch.device("cpu"))
+    return ConfidenceTracker(AdaptiveEnd(confidence=0.5, hold_steps=4), **sizes, device=torch.device("cpu"))
 
 
 def losses(*confidences: float) -> torch.Tensor:

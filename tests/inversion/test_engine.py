@@ -14,9 +14,9 @@ from pipeline.inversion import (
     Inversion,
     InversionConfig,
     InversionResult,
-    Shown,
     Teacher,
     Term,
+    ViewOutput,
     build_terms,
     invert,
     score,
@@ -163,7 +163,7 @@ def test_with_the_published_scope_it_does(tiny_teacher: Teacher) -> None:
 
 
 class ShortOfMemory(nn.Module):
-    """Stands in the teacher's first block and runs out of memory above a number of images."""
+    """Stands in the teacher's first block and asks for more memory than there is, above a number of images."""
 
     def __init__(self, block: nn.Module, max_rows: int) -> None:
         super().__init__()
@@ -171,7 +171,8 @@ class ShortOfMemory(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if tokens.shape[0] > self.max_rows:
-            raise torch.OutOfMemoryError(f"{tokens.shape[0]} images")
+            # No machine has 2^60 bytes: PyTorch's own error.
+            torch.empty(2**60, dtype=torch.uint8)
         return self.block(tokens)
 
 
@@ -214,7 +215,7 @@ def test_as_patches_are_stopped_more_images_go_together(tiny_teacher: Teacher) -
 
 def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:
     tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match="you tried to allocate 1152921504606846976 bytes"):
         invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
 
 
@@ -428,7 +429,7 @@ def test_terms_of_ones_own_beside_those_of_the_config(tiny_teacher: Teacher) -> 
     def darkness(images: torch.Tensor) -> torch.Tensor:
         return images.mean(dim=(1, 2, 3))
 
-    def confidence(shown: Shown) -> torch.Tensor:
+    def confidence(shown: ViewOutput) -> torch.Tensor:
         assert shown.filled.shape == shown.jittered.shape
         return -shown.logits.softmax(dim=1).gather(1, shown.targets.unsqueeze(1)).squeeze(1)
 

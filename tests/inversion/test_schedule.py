@@ -6,7 +6,7 @@ from pipeline.config import from_dict, to_dict
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig, StopFormula
 from pipeline.inversion.schedule import (
-    Change,
+    PatchChange,
     alive_phases,
     check_stops,
     rebirth_changes,
@@ -26,7 +26,7 @@ def test_recorded_schedule_on_49_patches() -> None:
 
 def test_phases() -> None:
     changes = stop_changes(196, [50, 100], [0.3, 0.3])
-    assert changes == {50: Change(137), 100: Change(95)}
+    assert changes == {50: PatchChange(137), 100: PatchChange(95)}
     assert alive_phases(196, changes, 400) == [(50, 196), (50, 137), (300, 95)]
     assert alive_phases(196, {}, 400) == [(400, 196)]
 

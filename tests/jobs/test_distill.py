@@ -100,7 +100,11 @@ def saved_digests(result: dict[str, Any]) -> list[str]:
         ({"student": {"model": {"name": "resnet99"}}}, [], "ModelError: cannot make model 'resnet99'"),
         ({}, ["--images", "/nowhere"], "DatasetError: no dataset at '/nowhere'"),
         ({"labeled": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
-        ({"images": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
+        (
+            {"images": "{tmp}/beyond.parquet"},
+            ["--label_weight", "1"],
+            "beyond.parquet' has label 10, there are 10 classes",
+        ),
         ({}, ["--output", "/proc/nowhere"], "DatasetError: cannot write to '/proc/nowhere'"),
         ({}, ["--teacher.checkpoint", "/nowhere.pth"], "CheckpointError"),
     ],

@@ -144,6 +144,23 @@ def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (code, line["complete"], line["missing"]) == (0, True, [])
 
 
+@pytest.mark.parametrize(
+    "line", ["-q OUT", "--watch OUT", "OUT -q --watch", "--every_s 5 OUT --watch false", "-v --uri OUT"]
+)
+def test_the_uri_may_stand_anywhere(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(str(tmp_path))
+    for shard_id in range(3):
+        store.write_part(str(tmp_path), shard_id, DIGEST, part(shard_id))
+    assert status.main(line.replace("OUT", str(tmp_path)).split()) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path)
+
+
+def test_two_uris_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(str(tmp_path))
+    assert status.main([str(tmp_path), "other"]) == 1
+    assert "other" in capsys.readouterr().err
+
+
 def test_usage_without_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([]) == 1
     assert "uri" in capsys.readouterr().err

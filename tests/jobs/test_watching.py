@@ -11,6 +11,7 @@ import pytest
 from jobs import status
 from jobs.watching import describe, watch
 from pipeline.dataset import store
+from pipeline.errors import DatasetError
 from tests.jobs.test_status import DIGEST, begin, part
 
 
@@ -61,6 +62,39 @@ def test_ctrl_c_ends_it_with_the_last_state(tmp_path: Path) -> None:
 
     found = watch(looks(tmp_path), every_s=10, stream=io.StringIO(), pause=pause)
     assert (found["complete"], found["num_done"]) == (False, 0)
+
+
+def test_so_it_does_in_the_middle_of_a_look(tmp_path: Path) -> None:
+    whole, looked = looks(tmp_path), 0
+
+    def look() -> dict[str, Any]:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            raise KeyboardInterrupt
+        return whole()
+
+    found = watch(look, every_s=0, stream=io.StringIO(), pause=lambda seconds: None)
+    assert (found["complete"], found["num_done"]) == (False, 1)
+
+
+def test_storage_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
+    whole, looked, stream = looks(tmp_path), 0, io.StringIO()
+
+    def look() -> dict[str, Any]:
+        nonlocal looked
+        looked += 1
+        if looked == 2:
+            raise DatasetError("cannot list 'out'") from ConnectionError("reset")
+        if looked > 10:
+            raise DatasetError("foreign files")
+        return whole()
+
+    assert watch(look, every_s=0, stream=stream, pause=lambda seconds: None)["complete"] is True
+    assert [line for line in stream.getvalue().splitlines() if "; not seen cannot list 'out'" in line]
+    looked = 10
+    with pytest.raises(DatasetError, match="foreign files"):
+        watch(look, every_s=0, stream=stream, pause=lambda seconds: None)
 
 
 def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:

@@ -400,10 +400,26 @@ def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: 
         load_model(config(tmp_path / "a.npz", model_args={k: v for k, v in SIZES.items() if k != "img_size"}))
     with pytest.raises(CheckpointError, match=r"lacks 12 tensors of the model, as 'blocks\.1|cannot|does not fit"):
         load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 3}))
+    with pytest.raises(CheckpointError, match=r"has \d+ values, the model reads \d+: it is of another"):
+        load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 1}))
     del arrays["head/kernel"], arrays["head/bias"]
     np.savez(tmp_path / "b.npz", **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckpointError, match="has no classifier"):
         load_model(config(tmp_path / "b.npz"))
+
+
+def test_a_layer_before_the_classifier_is_refused_and_not_left_out(tmp_path: Path, tiny_model: nn.Module) -> None:
+    """As in Google's first ViTs for ImageNet-21k: timm's readers skip it, so that the classifier reads other values."""
+    weights = tiny_model.state_dict()
+    width = weights["cls_token"].shape[-1]
+    layer = {"pre_logits/kernel": np.zeros((width, width), np.float32), "pre_logits/bias": np.zeros(width, np.float32)}
+    np.savez(tmp_path / "a.npz", **jax_layout(weights), **layer)  # pyright: ignore[reportArgumentType]
+    torch.save({**weights, "pre_logits.fc.weight": torch.zeros(width, width)}, tmp_path / "a.pth")
+    for name in ("a.npz", "a.pth"):
+        with pytest.raises(CheckpointError, match=rf"{name}' was trained with a layer before the classifier, 'pre_log"):
+            load_model(config(tmp_path / name))
+    # A student starts from such weights all the same.
+    assert load_model(config(tmp_path / "a.npz"), trained=False).digest == weight_digest(tiny_model)
 
 
 def jax_layout(weights: dict[str, torch.Tensor], *, heads: int = 2) -> dict[str, np.ndarray]:

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import timm.data
 
 from pipeline.errors import ConfigError
+from pipeline.models.class_names import distinct_names
 from pipeline.models.name_files import parse_class_names, read_class_names
 
 
@@ -31,6 +33,13 @@ from pipeline.models.name_files import parse_class_names, read_class_names
             '{"model_type": "vit", "id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}',
             ["cat", "dog"],
         ),
+        # The key says what is mapped, so that numbers may be text, as Hugging Face's training scripts write them.
+        ('{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": "0", "dog": "1"}}', ["cat", "dog"]),
+        ('{"id2label": {"0": "5", "1": "3"}, "label2id": {"5": 0, "3": 1}}', ["5", "3"]),
+        ('{"label2id": {"5": "0", "3": "1"}}', ["5", "3"]),
+        ('{"class_to_idx": {"dog": "1", "cat": "0"}}', ["cat", "dog"]),
+        # The inverse of names that repeat has lost one of them.
+        ('{"id2label": {"0": "a", "1": "b", "2": "a"}, "label2id": {"a": 2, "b": 1}}', ["a", "b", "a"]),
         ('{"classes": 2, "class_to_idx": {"dog": 1, "cat": 0}}', ["cat", "dog"]),
         ('{"architecture": "x", "label_names": ["cat", "dog"], "pretrained_cfg": {}}', ["cat", "dog"]),
         ('{"pretrained_cfg": {"label_names": ["cat", "dog"]}}', ["cat", "dog"]),
@@ -57,6 +66,8 @@ def test_names_in_the_order_of_their_numbers(text: str, names: list[str]) -> Non
             '{"id2label": {"0": "x", "1": "y"}, "label2id": {"x": 1, "y": 0}}',
             "other names in label2id than in id2label",
         ),
+        ('{"id2label": {"0": "x", "1": "y", "2": "x"}, "label2id": {"x": 1, "y": 0}}', "names in label2id"),
+        ('{"id2label": {"0": "x", "2": "y"}}', "1 is missing"),
         ('{"architecture": "x", "num_classes": 2}', "has none of id2label"),
         ("{0: 'tench', 1: 'goldfish'}", "looks like JSON and is not"),
         ('{"a": 0}\n{"b": 1}', "looks like JSON and is not"),
@@ -88,6 +99,17 @@ def test_names_in_the_order_of_their_numbers(text: str, names: list[str]) -> Non
 def test_what_could_be_read_in_two_ways_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_class_names(text)
+
+
+def test_names_that_repeat_are_made_different() -> None:
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    names = [text.partition(", ")[0] for text in info.label_descriptions()]
+    distinct = distinct_names(names)
+    assert (distinct[134], distinct[517]) == ("crane (n02012849)", "crane (n03126707)")
+    assert len(set(distinct)) == 1000
+    assert distinct_names(["a", "b", "a"]) == ["a (0)", "b", "a (2)"]
+    # As many classes as ImageNet's, which are others: the numbers of WordNet would be wrong.
+    assert distinct_names(["x", *map(str, range(998)), "x"])[::999] == ["x (0)", "x (999)"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -1,6 +1,7 @@
 """Folders of transformers' image classifiers, loaded as timm models."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.transforms._presets import ImageClassification
 
 from jobs import synthesize
+from pipeline.artifacts.facts import Facts
 from pipeline.distillation.students import prune_depth
-from pipeline.errors import CheckpointError, ModelError
+from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.models.epsilon import copy_notice
+from pipeline.models.image_processor import read_processor
 from pipeline.models.loading import RealImageTransform
 from pipeline.vit.subset import SubsetViT
 
@@ -213,6 +217,30 @@ def test_placeholders_are_no_class_names(vit: Path, tmp_path: Path) -> None:
     assert load(folder).class_names == list("01234")
 
 
+def test_class_names_as_hugging_faces_own_training_script_writes_them(vit: Path, tmp_path: Path) -> None:
+    """It writes numbers as text in both directions; names may be numbers too."""
+    for names in (["ant", "bee", "cow", "dog", "elk"], ["5", "3", "1", "0", "8"]):
+        labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
+        inverse = {"label2id": {name: str(i) for i, name in enumerate(names)}}
+        loaded = load(copied(vit, tmp_path / names[0], **labels, **inverse))
+        assert loaded.class_names == names
+
+
+def test_class_names_that_repeat_get_the_number_of_their_class(vit: Path, tmp_path: Path) -> None:
+    names = ["crane", "bee", "crane", "dog", "elk"]
+    labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
+    inverse = {"label2id": {name: i for i, name in enumerate(names)}}
+    for folder, more in (("both", inverse), ("one", {"label2id": None})):
+        loaded = load(copied(vit, tmp_path / folder, **labels, **more))
+        assert loaded.class_names == ["crane (0)", "bee", "crane (2)", "dog", "elk"]
+        assert loaded.notices[-1].endswith("that repeat got the number of their class: 'crane (0)', 'crane (2)'")
+        assert Facts.beside(f"{tmp_path / folder}/model.safetensors").class_names == loaded.class_names
+    with pytest.raises(
+        ConfigError, match=r"has other names in label2id than in id2label|does not number its 4 classes"
+    ):
+        load(copied(vit, tmp_path / "wrong", **labels, label2id={"crane": 1, "bee": 1, "dog": 3, "elk": 4}))
+
+
 def test_another_size_or_class_count_is_handled_as_for_folders_of_timm(vit: Path) -> None:
     loaded = load(vit, model_args={"img_size": 64})
     assert loaded.input_size == (3, 64, 64)
@@ -254,6 +282,35 @@ def test_real_images_are_prepared_as_transformers_does(
     assert loaded.notices == ()
 
 
+def test_another_size_than_transformers_would_read_is_told(vit: Path, tmp_path: Path) -> None:
+    """As a DINOv2 of 518 pixels whose processor crops to 224: transformers reads those, with resampled positions."""
+    folder = copied(vit, tmp_path / "m")
+    processor = {"do_normalize": False, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (notice,) = load(folder).notices
+    assert "reads 32x32 pixels, although its preprocessor_config.json makes 16x16" in notice
+    assert all("makes" not in notice for notice in load(folder, model_args={"img_size": 16}).notices)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": 24}))
+    assert "makes 24x24" in load(folder).notices[0]
+
+
+def test_entries_of_a_processor_that_are_null_say_nothing(vit: Path, tmp_path: Path) -> None:
+    folder = copied(vit, tmp_path / "m")
+    size = {"height": 32, "width": 32, "shortest_edge": None, "longest_edge": None}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": size}))
+    loaded = load(folder)
+    assert (loaded.data_config["crop_mode"], loaded.notices) == ("squash", ())
+
+
+@pytest.mark.parametrize(("crop", "edge"), [(384, 450), (448, 491), (336, 475), (224, 256), (224, 224), (518, 592)])
+def test_images_are_resized_to_the_pixel(crop: int, edge: int, tmp_path: Path) -> None:
+    """timm divides by the share and rounds down, which could lose a pixel."""
+    processor = {"do_normalize": False, "size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": crop}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    stated, made = read_processor(str(tmp_path)) or ({}, 0)
+    assert (math.floor(crop / stated["crop_pct"]), made) == (edge, crop)
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
@@ -264,6 +321,7 @@ def test_real_images_are_prepared_as_transformers_does(
         ('{"image_mean": [0.5]}', "states no image_mean and image_std"),
         ('{"do_normalize": false, "size": {"height": 32, "width": 16}}', "states a size that is no square"),
         ('{"do_normalize": false, "size": {"shortest_edge": 32}}', "does not crop"),
+        ('{"do_normalize": false, "size": {"longest_edge": 32}}', "resizes the longer edge"),
         ('{"do_normalize": false, "size": 32, "resample": 9}', "unknown resample 9"),
         ('{"do_normalize": false, "size": 32, "resample": [2]}', r"unknown resample \[2\]"),
         ('{"do_normalize": false, "do_resize": false}', "does not resize"),
@@ -290,7 +348,7 @@ def test_a_job_takes_such_a_folder(vit: Path, tmp_path: Path, capsys: pytest.Cap
     assert synthesize.main([*flags, "--dry-run"]) == 0, capsys.readouterr().err
 
 
-def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
+def make_torchvision() -> Any:
     torch.manual_seed(0)
     theirs = TorchvisionViT(
         image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=48, num_classes=5
@@ -298,7 +356,41 @@ def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.3)
-    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2}
+    return theirs
+
+
+TORCHVISION_SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2}
+
+
+def test_torchvisions_weights_are_an_artifact_with_torchvisions_normalization(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = make_torchvision()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    settings = {"name": "vit_base_patch16_224", "num_classes": 5, "model_args": TORCHVISION_SHAPE}
+    weights = load_model(ModelConfig(checkpoint=str(tmp_path / "theirs.pth"), **settings)).model.state_dict()
+    torch.save(weights, tmp_path / "ours.pth")
+    config = ModelConfig(checkpoint=str(tmp_path / "ours.pth"), **settings)
+    teacher = load_model(config)
+    assert teacher.mean == (0.5, 0.5, 0.5)
+    pixels = torch.rand(3, 3, 32, 32)
+    preset = ImageClassification(crop_size=224)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preset.mean, preset.std))
+    predict = open_artifact(str(tmp_path / "theirs.pth"), config, teacher)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(2 * pixels - 1), theirs((pixels - mean) / std), rtol=0, atol=1e-3)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "layout" in line]
+    assert f"note: checkpoint {str(tmp_path / 'theirs.pth')!r} has the layout of torchvision" in line
+    # Weights in the teacher's own layout state no normalization: they get the teacher's.
+    capsys.readouterr()
+    predict = open_artifact(str(tmp_path / "ours.pth"), config, teacher)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(2 * pixels - 1), theirs(2 * pixels - 1), rtol=0, atol=1e-3)
+    assert "note" not in capsys.readouterr().err
+
+
+def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
+    theirs = make_torchvision()
     images = torch.randn(3, 3, 32, 32)
     for name, older in (("new", ("mlp.0", "mlp.3")), ("published", ("mlp.linear_1", "mlp.linear_2"))):
         weights = {
@@ -306,7 +398,7 @@ def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
             for key, value in theirs.state_dict().items()
         }
         torch.save(weights, tmp_path / f"{name}.pth")
-        settings = {"name": "vit_base_patch16_224", "num_classes": 5, "model_args": shape}
+        settings = {"name": "vit_base_patch16_224", "num_classes": 5, "model_args": TORCHVISION_SHAPE}
         loaded = load_model(ModelConfig(checkpoint=str(tmp_path / f"{name}.pth"), **settings))
         with torch.no_grad():
             torch.testing.assert_close(loaded.model(images), theirs(images), rtol=0, atol=1e-4)
@@ -319,6 +411,15 @@ def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
     loaded = load_model(ModelConfig(checkpoint=str(tmp_path / "new.pth"), mean=half, std=half, **settings))
     assert list(loaded.mean) == half
     assert loaded.notices[-1].endswith("unless set: interpolation bilinear, crop_pct 0.875, crop_mode center")
+    # As DistributedDataParallel and torchvision's own training code save it.
+    wrapped = {f"module.{key}": value for key, value in weights.items()}
+    torch.save(wrapped, tmp_path / "ddp.pth")
+    averaged = {"n_averaged": torch.tensor(3), **{key: value + 1 for key, value in wrapped.items()}}
+    torch.save({"model": weights, "model_ema": averaged, "epoch": 3}, tmp_path / "run.pth")
+    for name, use_ema, more in (("ddp", True, 0), ("run", False, 0), ("run", True, 1)):
+        checkpoint = str(tmp_path / f"{name}.pth")
+        loaded = load_model(ModelConfig(checkpoint=checkpoint, use_ema=use_ema, **settings))
+        assert torch.equal(loaded.model.state_dict()["head.weight"], weights["heads.head.weight"] + more)
     torch.save({**weights, "heads.pre_logits.weight": torch.zeros(24, 24)}, tmp_path / "more.pth")
     with pytest.raises(CheckpointError, match=r"has 1 tensors that the model does not read: 'heads\.pre_logits"):
         load_model(ModelConfig(checkpoint=str(tmp_path / "more.pth"), **settings))

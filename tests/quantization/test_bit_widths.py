@@ -7,7 +7,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization import BitWidths, CalibrationConfig
-from pipeline.quantization.making import _save_options
+from pipeline.quantization.artifact_files import _save_options
+from pipeline.quantization.variants import Variant
 
 
 def test_bit_widths_are_named() -> None:
@@ -46,8 +47,8 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) 
 def test_weights_are_packed_in_four_bits_where_that_is_asked_for_and_they_fit(
     weights: int, activations: int, stored: str, packed: str
 ) -> None:
-    bits = BitWidths(weights=weights, activations=activations)
+    variant = Variant("w", BitWidths(weights=weights, activations=activations))
     for onnx_int4, expected in ((False, stored), (True, packed)):
         config = CalibrationConfig(teacher=ModelConfig(name="x"), images="x", output="x", onnx_int4=onnx_int4)
-        assert _save_options(config, "onnx", bits) == {"weights": expected}
-        assert _save_options(config, "aoti", bits) == {}
+        assert _save_options(config, "onnx", variant) == {"weights": expected}
+        assert _save_options(config, "aoti", variant) == {}

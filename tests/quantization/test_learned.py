@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from pipeline.artifacts.formats import ending_of, load, save
 from pipeline.distillation.answers import Answers, as_reader
-from pipeline.distillation.images import DistillationBatch
+from pipeline.distillation.batches import DistillationBatch
+from pipeline.distillation.descent import Group
 from pipeline.distillation.losses import soft_label_loss
 from pipeline.errors import NonFiniteError
 from pipeline.quantization.agreement import relative_error
@@ -23,8 +24,8 @@ from pipeline.quantization.graphs import convert, export_images, reexport
 from pipeline.quantization.learned import LearnedGraph, round_learned
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.qat import Trained, train_graph
 from pipeline.quantization.qat_config import QatConfig
+from pipeline.quantization.qat_loop import Checkpoints, QatTrainer, Trained
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.variants import Values, Variant, calibrated_values
 from tests.conftest import make_tiny_model, make_whole
@@ -86,16 +87,39 @@ def views(model: nn.Module, *, seed: int, num_kept: int = 16) -> Iterator[Distil
         yield DistillationBatch(pixels, -torch.ones(16), keep, kept, [f"{number}-{row}" for row in range(16)])
 
 
-def train(model: nn.Module, graph: LearnedGraph, **settings: float) -> Trained:
-    config = QatConfig(**{"steps": 60, "lr": 1e-3, "scale_lr": 1e-2, **settings})  # type: ignore[arg-type]
-    answers = Answers(as_reader(model), with_tokens=False, dtype=torch.float32)
-    return train_graph(graph, answers, views(model, seed=1), config, lambda _: None, "w3a4")
+class Views:
+    """Training images whose first epoch has no end."""
+
+    order = ""
+
+    def __init__(self, batches: Iterator[DistillationBatch]) -> None:
+        self._batches = batches
+
+    def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        yield from self._batches
+
+
+def train_on(
+    images: Iterator[DistillationBatch], reader: nn.Module, graph: LearnedGraph, folder: Path, **settings: float
+) -> Trained:
+    config = QatConfig(**{"lr": 1e-3, "scale_lr": 1e-2, **settings})  # type: ignore[arg-type]
+    answers = Answers(reader, with_tokens=False, dtype=torch.float32)
+    shown: Any = Views(images)
+    checkpoints, alone = Checkpoints(str(folder), "d" * 64), Group(0, 1, torch.device("cpu"))
+    trainer = QatTrainer(config, "w3a4", graph, answers, shown, None, alone, checkpoints, lambda _: None)
+    return trainer.train(Values({}))
+
+
+def train(model: nn.Module, graph: LearnedGraph, folder: Path, **settings: float) -> Trained:
+    return train_on(views(model, seed=1), as_reader(model), graph, folder, **{"steps": 60, **settings})
 
 
 @pytest.fixture(scope="module")
-def trained(model: nn.Module, ranges: dict[int, Ranges]) -> tuple[LearnedGraph, Trained]:
+def trained(
+    model: nn.Module, ranges: dict[int, Ranges], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LearnedGraph, Trained]:
     graph = LearnedGraph(model, "matmul", W3A4, calibrated_values(W3A4, ranges))
-    return graph, train(make_tiny_model(), graph)
+    return graph, train(make_tiny_model(), graph, tmp_path_factory.mktemp("trained"))
 
 
 def divergence(found: Tensor, exact: Tensor) -> Tensor:
@@ -203,9 +227,12 @@ def test_everything_is_learned_and_the_model_is_left_as_it_is(
         assert levels.abs().max() <= 4.001
 
 
-def test_equal_seeds_train_the_same_bits(model: nn.Module, ranges: dict[int, Ranges]) -> None:
+def test_equal_seeds_train_the_same_bits(model: nn.Module, ranges: dict[int, Ranges], tmp_path: Path) -> None:
     start = calibrated_values(W3A4, ranges)
-    first, second = (train(make_tiny_model(), LearnedGraph(model, "matmul", W3A4, start), steps=3) for _ in range(2))
+    first, second = (
+        train(make_tiny_model(), LearnedGraph(model, "matmul", W3A4, start), tmp_path / name, steps=3)
+        for name in ("first", "second")
+    )
     assert first.values.ranges == second.values.ranges
     assert first.values.parameters is not None
     assert second.values.parameters is not None
@@ -231,7 +258,7 @@ def test_images_that_keep_different_numbers_of_patches_are_read_at_those(
         torch.testing.assert_close(graph(both), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_reads_whole_images_is_trained_as_well() -> None:
+def test_a_model_that_reads_whole_images_is_trained_as_well(tmp_path: Path) -> None:
     model = make_whole("swin_tiny_patch4_window7_224")
     generator = torch.Generator().manual_seed(0)
     observer = RangeObserver(model, "linear")
@@ -240,16 +267,16 @@ def test_a_model_that_reads_whole_images_is_trained_as_well() -> None:
     observer.observe([CalibrationBatch(pixels, keep, list("abcd"))])
     graph = LearnedGraph(model, "linear", W3A4, calibrated_values(W3A4, {4: observer.ranges()}))
     batch = DistillationBatch(pixels, torch.zeros(4), keep, torch.ones(4, dtype=torch.int64), list("abcd"))
-    answers = Answers(model, with_tokens=False, dtype=torch.float32)
-    config = QatConfig(steps=6, lr=1e-3, scale_lr=1e-2)
-    found = train_graph(graph, answers, (batch for _ in count()), config, lambda _: None, "w3a4")
+    found = train_on((batch for _ in count()), model, graph, tmp_path, steps=6)
     assert found.last_loss < found.first_loss
     program = quantize(export_images(model, "linear"), "linear", W3A4, found.values)
     with torch.no_grad():
         assert relative_error(answer(program.module(), batch), graph(batch)) < 1e-3
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(model: nn.Module, ranges: dict[int, Ranges]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training(
+    model: nn.Module, ranges: dict[int, Ranges], tmp_path: Path
+) -> None:
     graph = LearnedGraph(model, "matmul", W3A4, calibrated_values(W3A4, ranges))
     with pytest.raises(NonFiniteError, match="qat loss of w3a4 is not finite at step 1"):
-        train(make_tiny_model(), graph, lr=1e30)
+        train(make_tiny_model(), graph, tmp_path, lr=1e30)

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.quantization.bit_widths import BitWidths
-from pipeline.quantization.mixed import choose_widths
+from pipeline.quantization.mixed import Mixture, choose_widths
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.sensitivity import Sensitivity
+from pipeline.quantization.variants import Variant
 
 # Divergence per weight: b, then d, a and c.
 ROWS = [Sensitivity("a", 100, 0.1, 0.0), Sensitivity("b", 100, 0.4, 0.0), Sensitivity("c", 700, 0.2, 0.0)]
@@ -45,6 +46,15 @@ def test_layers_are_raised_until_the_drop_is_small_enough(drop: float, layers: s
 def test_a_drop_that_cannot_be_met_is_told() -> None:
     chosen = choose_widths(MixedConfig(max_drop=5), ROWS, lambda widths: 7.0)
     assert (chosen.met, chosen.weight_bits, chosen.disagreement) == (False, 8, 7)
+
+
+def test_a_mixture_saturates_where_one_of_its_layers_does() -> None:
+    """Its largest widths do not, of 12 bits, but those of a layer with 8 do."""
+    full, wide, narrow = BitWidths(), BitWidths(weights=12), BitWidths(weights=4)
+    assert Variant("mixed", wide, Mixture({"a": full, "b": wide}, 10.0, 0.0)).can_saturate
+    assert not Variant("mixed", wide, Mixture({"a": narrow, "b": wide}, 10.0, 0.0)).can_saturate
+    assert Variant("w8a8", full).can_saturate
+    assert not Variant("w4a8", narrow).can_saturate
 
 
 def test_what_has_no_weights_costs_no_bits() -> None:

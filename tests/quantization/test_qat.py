@@ -1,31 +1,45 @@
-"""Quantization-aware distillation in a calibration: off by default, and the same for any number of workers."""
+"""Quantization-aware distillation in a calibration: off by default, and as good on any number of workers."""
 
 import json
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from pipeline.artifacts import load_quantized
 from pipeline.config import from_dict
+from pipeline.dataset.collection import find_images
+from pipeline.distillation.images import read_into_memory
+from pipeline.distillation.opening import open_images
+from pipeline.distillation.order import Share
+from pipeline.distillation.state import TrainingState
 from pipeline.errors import ConfigError, ModelError, NonFiniteError
-from pipeline.models import save_model
+from pipeline.models import ModelConfig, load_model, save_model
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration
 from pipeline.quantization.qat_config import QatConfig
+from pipeline.quantization.qat_loop import QatTrainer
+from pipeline.quantization.qat_workers import CHECKPOINTS
+from pipeline.quantization.reading import read_patch_counts
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
 from tests.quantization.test_run import make_config, read_ranges, write_masked, write_ten
+from tests.report.page_check import check_page
 from tests.tracking.reading import read_scalars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 W4A4 = BitWidths(weights=4, activations=4)
 FEW = QatConfig(steps=3, batch_size=4)
+# What is trained is kept, whether or not it helps.
+TRAINED = replace(FEW, held_back=0)
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +61,117 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_artifacts_are_the_same_bytes_on_any_number_of_workers_and_others_with_another_seed(
+def test_a_worker_makes_the_same_bytes_as_this_process_and_another_seed_makes_others(
     tiny_folder: Path, sparse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(tiny_folder, sparse, tmp_path / "here", qat=FEW)
+    report = run(tiny_folder, sparse, tmp_path / "here", qat=TRAINED)
     printed = capsys.readouterr().err
     assert "qat: 10 images to read" in printed
     assert "qat w4a4: loss " in printed
+    assert report["qat"]["w4a4"].keys() == {"steps", "first_loss", "last_loss", "ranges"}
     assert report["complete"] is True
     assert report["images"] == 4
     own = content(tmp_path / "here")
     assert own.keys() == {"ranges.json", "ranges_w4a4.json", "w4a4.onnx"}
-    run(tiny_folder, sparse, tmp_path / "two", qat=FEW, workers=WorkersConfig(size=2, device="cpu"))
-    assert content(tmp_path / "two") == own
+    run(tiny_folder, sparse, tmp_path / "one", qat=TRAINED, workers=WorkersConfig(size=1, device="cpu"))
+    assert content(tmp_path / "one") == own
     # Calibrated on all images, in whatever order, and trained in another.
     for seed in (0, 1):
-        run(tiny_folder, sparse, tmp_path / f"seed-{seed}", qat=FEW, seed=seed, max_images=None)
+        run(tiny_folder, sparse, tmp_path / f"seed-{seed}", qat=TRAINED, seed=seed, max_images=None)
     first, second = (content(tmp_path / f"seed-{seed}") for seed in (0, 1))
     assert first["ranges.json"] == second["ranges.json"]
     assert first["w4a4.onnx"] != second["w4a4.onnx"]
 
 
+def test_several_workers_descend_the_loss_of_one(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
+    # Batches of three: one worker has more to read than the other, which raises if they end with different weights.
+    qat = replace(TRAINED, batch_size=3)
+    one = run(tiny_folder, sparse, tmp_path / "one", qat=qat)["qat"]["w4a4"]
+    workers = WorkersConfig(size=2, device="cpu")
+    two = run(tiny_folder, sparse, tmp_path / "two", qat=qat, workers=workers)["qat"]["w4a4"]
+    figures = ("first_loss", "last_loss")
+    assert [two[name] for name in figures] == pytest.approx([one[name] for name in figures], rel=1e-2)
+    ranges = [json.loads((tmp_path / name / "ranges_w4a4.json").read_text()) for name in ("one", "two")]
+    for point, bounds in ranges[0].items():
+        assert ranges[1][point] == pytest.approx(bounds, rel=1e-2)
+
+
+def test_where_training_does_not_help_the_calibrated_model_is_kept(
+    tiny_folder: Path, sparse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_folder, sparse, tmp_path / "calibrated")
+    # Far too fast.
+    report = run(tiny_folder, sparse, tmp_path / "out", qat=replace(FEW, lr=0.3, steps=2))["qat"]["w4a4"]
+    printed = capsys.readouterr().err
+    # Of ten, two are held back; four are read at each of two steps.
+    assert "qat: 8 images to read" in printed
+    assert re.search(
+        r"qat w4a4: loss \S+ at first, \S+ at the end; divergence from the teacher on 2 held-back images \S+ before "
+        r"and \S+ after step 2: keeping the calibrated model \(qat\.min_gain 0\.5\)",
+        printed,
+    )
+    assert report["divergence"] > report["divergence_before"]
+    assert (report["kept"], report["held_back"], report["best_step"]) == ("calibrated", 2, 2)
+    names = [tmp_path / name / "w4a4.onnx" for name in ("calibrated", "out")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+    used = json.loads((tmp_path / "out" / "ranges_w4a4.json").read_text())
+    assert used == read_ranges(tmp_path / "out")
+    page = check_page((tmp_path / "out" / "report.html").read_text())
+    shown = {f"{report[name]:.4g}" for name in ("divergence_before", "divergence", "disagreement")}
+    assert shown | {"kept", "calibrated"} <= set(page.texts)
+
+
+def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same_bytes(
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = {"settings": [W4A4, BitWidths(weights=3)], "qat": replace(TRAINED, checkpoint_minutes=1e-9)}
+    run(tiny_folder, sparse, tmp_path / "untouched", **changes)
+    step = QatTrainer._step
+
+    def stop_in_the_second_variant(self: QatTrainer, batch: Any, state: TrainingState) -> bool:
+        if self.label == "w3a8" and state.steps == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, state)
+
+    monkeypatch.setattr(QatTrainer, "_step", stop_in_the_second_variant)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_folder, sparse, tmp_path / "out", **changes)
+    written = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / CHECKPOINTS).rglob("*.pt")]
+    # The first variant is done.
+    assert sorted(written) == [
+        "qat/w3a8/checkpoints/epoch-00000-step-00000002.pt",
+        "qat/w4a4/checkpoints/epoch-00000-step-00000003.pt",
+    ]
+    monkeypatch.setattr(QatTrainer, "_step", step)
+    capsys.readouterr()
+    run(tiny_folder, sparse, tmp_path / "out", **changes)
+    printed = capsys.readouterr().err
+    assert "qat: going on from a checkpoint, 17 of 20 images were read" in printed
+    assert "qat: 3 images to read" in printed
+    assert content(tmp_path / "out") == content(tmp_path / "untouched")
+    assert not (tmp_path / "out" / CHECKPOINTS).exists()
+
+
+def test_images_that_are_held_back_are_streamed_to_no_worker(tiny_folder: Path, sparse: str) -> None:
+    images, loaded = find_images(sparse), load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    names = {image_id for image_id, _ in read_patch_counts(images, loaded, dense=True)}
+    left_out = set(sorted(names)[3:6])
+    for where in (images, [ray.put(read_into_memory(images, loaded, labels=False))]):
+        opened = open_images(where, loaded, Share(batch_size=4, seed=0), labels=False, left_out=left_out)
+        assert opened.num_images == 7
+        read = [name for batch in opened.batches(0, torch.device("cpu")) for name in batch.image_ids]
+        assert len(read) == 7
+        assert set(read) == names - left_out
+
+
 def test_what_is_written_says_what_was_trained(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
     mixed = MixedConfig(low=BitWidths(weights=3), weight_bits=5, held_back=4)
     changes = {"formats": ["pt2"], "mixed": mixed, "smoothing": "repq", "rounding": "gptq", "bias_correction": True}
-    report = run(tiny_folder, sparse, tmp_path, qat=FEW, **changes)
+    report = run(tiny_folder, sparse, tmp_path, qat=TRAINED, **changes)
     assert report["qat"].keys() == {"w4a4", "mixed"}
     for label, row in report["qat"].items():
         assert row["ranges"] == str(tmp_path / f"ranges_{label}.json")
@@ -108,14 +208,10 @@ def test_images_that_do_not_fit_in_memory_are_streamed(tiny_folder: Path, sparse
     qat = QatConfig(steps=4, batch_size=4, cache_gb=0, shuffle_buffer=8, augment=None)
     report = run(tiny_folder, sparse, tmp_path / "out", qat=qat)
     assert report["complete"] is True
-    with pytest.raises(ConfigError, match=r"qat: the worker would hold 4 of 4 CPUs and leave none to read images"):
-        run(
-            tiny_folder,
-            sparse,
-            tmp_path / "full",
-            qat=qat,
-            workers=WorkersConfig(size=1, cpus_per_worker=4, device="cpu"),
-        )
+    held = r"1 workers would hold 4 of 4 CPUs and leave none to read images: take fewer, or raise qat\.cache_gb \(0\)"
+    workers = WorkersConfig(size=1, cpus_per_worker=4, device="cpu")
+    with pytest.raises(ConfigError, match=held):
+        run(tiny_folder, sparse, tmp_path / "full", qat=qat, workers=workers)
     assert not (tmp_path / "full").exists()
 
 
@@ -139,8 +235,9 @@ def test_a_device_or_a_teacher_that_cannot_train_is_refused_before_the_calibrati
             run(tiny_folder, sparse, tmp_path / "out", qat=FEW, workers=WorkersConfig(size=0, device="cuda"))
     model = make_tiny_model(num_classes=1)
     save_model(model, tmp_path / "one", class_names=["it"], mean=HALF, std=HALF)
-    with pytest.raises(ModelError, match="has one logit"):
-        run(tmp_path / "one", sparse, tmp_path / "out", qat=FEW, allow_other_teacher=True)
+    for reading in ({"qat": FEW}, {"sensitivity": 2}, {"mixed": MixedConfig(weight_bits=6)}):
+        with pytest.raises(ModelError, match="has one logit"):
+            run(tmp_path / "one", sparse, tmp_path / "out", allow_other_teacher=True, **reading)
     assert not (tmp_path / "out").exists()
 
 
@@ -153,6 +250,9 @@ def test_only_a_calibration_that_trains_has_it_in_its_identity(tiny_folder: Path
     # Streamed, images come in another order.
     assert identity(qat=QatConfig(augment=None, cache_gb=4.0))["qat"] == {"augment": None, "cache_gb": 4.0}
     assert identity(qat=QatConfig(augment=None, steps=9))["qat"] == {"augment": None, "steps": 9}
+    # Which model is kept; not how often the training is saved.
+    assert identity(qat=QatConfig(augment=None, held_back=9))["qat"] == {"augment": None, "held_back": 9}
+    assert identity(qat=QatConfig(augment=None, checkpoint_minutes=1.0))["qat"] == {"augment": None}
 
 
 @pytest.mark.parametrize(
@@ -162,6 +262,10 @@ def test_only_a_calibration_that_trains_has_it_in_its_identity(tiny_folder: Path
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"lr": 0.0}, "lr must be positive, not 0"),
         ({"scale_lr": -1.0}, "scale_lr must not be negative, not -1"),
+        ({"held_back": -1}, "held_back must not be negative, not -1"),
+        ({"min_gain": 1.5}, r"min_gain must lie in \[0, 1\], not 1\.5"),
+        ({"score_every": 0}, "score_every must be at least 1, not 0"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes must be positive, not 0"),
         ({"temperature": float("nan")}, "temperature must be finite, not nan"),
     ],
 )

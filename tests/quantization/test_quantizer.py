@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import timm
 import torch
 from torch.export import ExportedProgram
 from torch.nn.utils.parametrizations import weight_norm
@@ -16,6 +18,7 @@ from pipeline.quantization.quantizer import (
     MinMaxQuantizer,
     activation_spec,
     find_float_layers,
+    find_points,
     report_float_layers,
     weight_spec,
 )
@@ -82,6 +85,46 @@ def test_a_module_that_is_called_twice_is_quantized_as_two_equal_ones(placement:
     assert list(ranges[0].values()) == list(ranges[1].values())
     assert sum(name.endswith(".attn.qkv:input#2") for name in ranges[0]) == 1
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "attention"),
+    [
+        # Its second block has windows that are shifted: their mask is added in another shape.
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 32, "window_size": 4, "depths": (2,), "num_heads": (2,)},
+            "layers.0.blocks.1.attn",
+        ),
+        ("cait_xxs24_224", {"img_size": 32, "patch_size": 8, "depth": 1, "num_heads": 2}, "blocks.0.attn"),
+    ],
+)
+def test_operands_have_their_names_whatever_stands_before_softmax(
+    name: str, sizes: dict[str, Any], attention: str
+) -> None:
+    model = timm.create_model(name, embed_dim=24, num_classes=10, **sizes).eval()
+    names = {
+        placement: set(find_points(export_images(model, placement).module().graph, placement).values())
+        for placement in ("matmul", "published")
+    }
+    own = {point for point in names["matmul"] if point.startswith(f"{attention}:")}
+    assert own == {f"{attention}:{operand}" for operand in ("query", "key", "probability", "value")}
+    assert f"{attention}:logits" in names["published"]
+
+
+def test_layers_that_read_the_same_values_share_the_width_of_the_first() -> None:
+    """As query, key and value of EVA02 do where they are computed apart, and the halves of its gated MLP."""
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    program = export_images(timm.create_model("eva02_base_patch14_224", **sizes).eval(), "linear")
+    uniform = activation_observers(prepare(program, BitWidths(), "linear"))
+    narrow = {f"blocks.0.{layer}": BitWidths(activations=4) for layer in ("attn.k_proj", "attn.v_proj", "mlp.fc1_g")}
+    mixed = activation_observers(prepare(program, BitWidths(activations=8), "linear", narrow))
+    assert list(mixed) == list(uniform)
+    widths = {point: observer.quant_max for point, observer in mixed.items()}
+    assert widths["blocks.0.attn.q_proj:input"] == 255
+    assert widths["blocks.0.mlp.fc1_g:input"] == 15
+    assert not {"blocks.0.attn.k_proj:input", "blocks.0.mlp.fc1_x:input"} & widths.keys()
+    convert(program, BitWidths(), "linear", dict.fromkeys(uniform, (-1.0, 1.0)), narrow)
 
 
 def test_weights_and_activations_of_any_size_are_quantized_alike() -> None:

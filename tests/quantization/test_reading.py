@@ -9,7 +9,7 @@ from pipeline.errors import DatasetError
 from pipeline.inputs import Convert
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization.batches import plan_windows
-from pipeline.quantization.reading import iterate_inputs, read_index
+from pipeline.quantization.reading import iterate_inputs, read_patch_counts
 from tests.dataset.test_collection import write_folder
 from tests.distillation.conftest import kept_patches, write_ragged
 
@@ -25,15 +25,15 @@ def test_an_index_names_images_and_counts_patches_without_reading_them(tmp_path:
     (tmp_path / "images.parquet").write_bytes(content.replace(b"IHDR", b"XHDR"))
     images = find_images(str(tmp_path))
     sizes = [len(kept_patches(row)) for row in range(7)]
-    assert read_index(images, loaded, dense=False) == list(zip(ids, sizes, strict=True))
-    assert read_index(images, loaded, dense=True) == [(image_id, 16) for image_id in ids]
+    assert read_patch_counts(images, loaded, dense=False) == list(zip(ids, sizes, strict=True))
+    assert read_patch_counts(images, loaded, dense=True) == [(image_id, 16) for image_id in ids]
     with pytest.raises(DatasetError, match="images-00000"):
         next(iterate_inputs(images, loaded, ids))
 
 
 def test_images_in_folders_are_indexed_by_name(tmp_path: Path, loaded: LoadedModel) -> None:
     images = find_images(write_folder(tmp_path / "images", 10))
-    assert read_index(images, loaded, dense=False) == [("ant/0.bmp", 16), ("bee/0.bmp", 16)]
+    assert read_patch_counts(images, loaded, dense=False) == [("ant/0.bmp", 16), ("bee/0.bmp", 16)]
     assert [row["image_id"] for row in iterate_inputs(images, loaded, ["bee/0.bmp"])] == ["bee/0.bmp"]
 
 
@@ -41,7 +41,7 @@ def test_images_in_folders_are_indexed_by_name(tmp_path: Path, loaded: LoadedMod
 def test_a_selection_holds_its_rows_and_few_others(tmp_path: Path, loaded: LoadedModel, rows: list[int]) -> None:
     write_ragged(tmp_path / "images.parquet", 23)
     selected = find_images(str(tmp_path)).select(rows)
-    ids = [image_id for image_id, _ in read_index(selected, loaded, dense=True)]
+    ids = [image_id for image_id, _ in read_patch_counts(selected, loaded, dense=True)]
     assert {f"images-{row:05d}" for row in rows} <= set(ids)
     # Of each row group, of 5 rows, at most what lies between the first and the last.
     assert len(selected.units) == len({row // 5 for row in rows})
@@ -71,7 +71,7 @@ def test_several_datasets_are_calibrated_on_together(tmp_path: Path, loaded: Loa
         (tmp_path / name).mkdir()
         write_ragged(tmp_path / name / "images.parquet", count)
     images: ImageCollection = find_images([str(tmp_path / "a"), str(tmp_path / "b")])
-    index = read_index(images, loaded, dense=False)
+    index = read_patch_counts(images, loaded, dense=False)
     windows = plan_windows(index, 2, None, seed=0)
     assert [window.rows for window in windows] == [[0, 1], [2, 3], [4]]
     read = [row["image_id"] for row in iterate_inputs(images, loaded, [image_id for image_id, _ in index])]

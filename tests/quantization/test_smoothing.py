@@ -15,7 +15,13 @@ from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, SmoothingName
-from pipeline.quantization.channels import ChannelObserver, ChannelRanges, find_norm_readers, merge_channels
+from pipeline.quantization.channels import (
+    ChannelObserver,
+    ChannelRanges,
+    find_norm_readers,
+    merge_channels,
+    report_other_norms,
+)
 from pipeline.quantization.graphs import convert, export_images
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.smoothing import repq, smooth, smooth_quant
@@ -85,8 +91,10 @@ def test_every_normalization_of_a_vit_is_found_with_what_reads_it(model: nn.Modu
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-        # Query, key and value apart, without biases of their own; two layers in a gated MLP.
-        ("eva02_tiny_patch14_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}, 2),
+        # Query, key and value in one layer, whose bias is computed; two layers in a gated MLP.
+        ("eva02_tiny_patch14_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}, 3),
+        # Query, key and value apart; a normalization within the MLP.
+        ("eva02_base_patch14_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}, 4),
         # The mean of the patches goes through a normalization of its own.
         ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2, "global_pool": "avg"}, 3),
         # RMSNorm has no bias, which could take a shift up.
@@ -103,6 +111,19 @@ def test_the_function_stays_the_same_in_other_families(
         nn.init.normal_(parameter, std=0.3)
     assert len(find_norm_readers(export_images(other, "linear").module().graph)) == count
     torch.testing.assert_close(logits(smoothed(other, smoothing)), logits(other), rtol=1e-3, atol=1e-3)
+
+
+def test_normalizations_that_are_left_out_are_told(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    report_other_norms(export_images(model, "linear").module().graph)
+    assert capsys.readouterr().err == ""
+    # Query and key are normalized for their product alone.
+    sizes: dict[str, Any] = {**SMALL, "depth": 1, "embed_dim": 32, "num_heads": 2}
+    other = timm.create_model("vit_tiny_patch16_224", **sizes, qk_norm=True)
+    report_other_norms(export_images(other.eval(), "linear").module().graph)
+    named = "'blocks.0.attn.q_norm.weight', 'blocks.0.attn.k_norm.weight'"
+    assert f"note: 2 normalizations are not smoothed, linear layers alone do not read them: {named}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

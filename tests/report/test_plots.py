@@ -9,7 +9,7 @@ from pipeline.report.charts import curves, histogram
 from pipeline.report.heat import grid, heat
 from pipeline.report.page import Section, html_page
 from pipeline.report.strips import bars, boxes, intervals, relative_intervals
-from pipeline.report.svg import Plot, number, spread, ticks
+from pipeline.report.svg import Plot, number, ticks, value_range
 from tests.report.page_check import check_page
 
 
@@ -32,8 +32,8 @@ def test_ticks_are_round_and_within(low: float, high: float, expected: list[floa
 
 def test_numbers_are_brief() -> None:
     assert [number(value) for value in (1.0, 1.25, 1.256, -0.001, 10, 100)] == ["1", "1.25", "1.26", "0", "10", "100"]
-    assert spread([3.0, 3.0]) == (1.5, 4.5)
-    assert spread([0.0]) == (-0.5, 0.5)
+    assert value_range([3.0, 3.0]) == (1.5, 4.5)
+    assert value_range([0.0]) == (-0.5, 0.5)
 
 
 def test_a_curve_goes_from_corner_to_corner() -> None:
@@ -70,6 +70,15 @@ def test_a_bar_is_as_long_as_its_value_and_a_missing_one_has_none() -> None:
     assert half == pytest.approx(full / 2, abs=0.01)
     assert none == 0
     assert ">–</text>" in plot
+
+
+def test_bars_of_zeros_have_no_length_and_those_below_zero_end_there() -> None:
+    assert numbers(bars({"a": 0.0, "b": 0.0}, x_label="nats"), "rect", "width") == [0, 0]
+    plot = bars({"a": -1.0, "b": 1.0}, x_label="nats")
+    starts, widths = numbers(plot, "rect", "x"), numbers(plot, "rect", "width")
+    assert widths[0] == pytest.approx(widths[1], abs=0.02)
+    assert widths[0] > 50
+    assert starts[0] + widths[0] == pytest.approx(starts[1], abs=0.02)
 
 
 def test_a_box_spans_the_middle_half() -> None:

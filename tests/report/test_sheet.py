@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.report.curve import bars, curve
+from pipeline.report.curve import curve, plot_bars
 from pipeline.report.sheet import contact_sheet
 
 
@@ -49,7 +49,9 @@ def test_curve_is_a_png_and_the_same_each_time() -> None:
 def test_bars_are_a_png_that_grows_with_the_names() -> None:
     heights = []
     for names in (["a"], ["a", "b", "c"]):
-        content = bars(names, {"w4a4": [1.0] * len(names), "w8a8": [0.5] * len(names)}, title="Layers", label="nats")
+        content = plot_bars(
+            names, {"w4a4": [1.0] * len(names), "w8a8": [0.5] * len(names)}, title="Layers", label="nats"
+        )
         with Image.open(io.BytesIO(content)) as image:
             heights.append(image.height)
     assert heights[0] < heights[1]

@@ -1,5 +1,7 @@
 """Folders on stores that have none: markers are not files, and a forbidden delete does no harm."""
 
+import contextlib
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
+from pipeline.errors import DatasetError
 
 
 class NoDelete(MemoryFileSystem):
@@ -122,3 +125,31 @@ def test_an_empty_file_is_a_file(s3_bucket: Any, tmp_path: Path) -> None:
         storage.write_bytes(f"{folder}/a", b"")
         storage.write_bytes(f"{folder}/ab/c", b"1")
         assert storage.is_file(f"{folder}/a")
+
+
+def write_to_full_disk(uri: str | None) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with storage.scratch_folder("made-") as folder:
+        (folder / "a").write_bytes(b"1")
+        with contextlib.nullcontext() if uri is None else storage.writing_to(uri):
+            raise full
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (None, r"^cannot write to the temporary folder '.*made-\w+': OSError: \[Errno 28\].*; TMPDIR"),
+        ("s3://made/out", r"^cannot write to 's3://made/out': OSError: \[Errno 28\]"),
+    ],
+)
+def test_a_full_disk_of_temporary_files_is_not_said_to_be_of_the_output(uri: str | None, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        write_to_full_disk(uri)
+
+
+def test_where_there_is_no_place_for_temporary_files_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="cannot write to a temporary folder: FileNotFoundError"):
+        write_to_full_disk(None)

@@ -63,10 +63,28 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert storage.absolute("./~/data") == str(tmp_path / "~" / "data")
 
 
-@pytest.mark.parametrize(("uri", "path"), [("file:/x/y", "/x/y"), ("./", "{here}"), (".", "{here}"), ("/", "/")])
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:/x/y", "/x/y"),
+        ("file://localhost/x/y", "/x/y"),
+        ("FILE://LOCALHOST/x", "/x"),
+        ("file:///localhost/x%20y", "/localhost/x%20y"),
+        ("file://./x", "{here}/x"),
+        ("./", "{here}"),
+        (".", "{here}"),
+        ("/", "/"),
+    ],
+)
 def test_other_forms_of_local_paths(uri: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute(uri) == path.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["file://data/x", "file://nas.example.com/x", "file://localhost", "file://data"])
+def test_a_file_on_another_machine_is_no_path_from_the_working_folder_on(uri: str) -> None:
+    with pytest.raises(DatasetError, match=rf"'{uri}' names the machine '.*': .* three slashes, file:///FOLDER"):
+        storage.exists(uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a::b/c", "s3://bucket/b::file.zip"])

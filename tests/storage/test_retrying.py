@@ -1,5 +1,8 @@
 """Trying again what failed because of the storage."""
 
+import errno
+
+import aiohttp
 import pytest
 
 from pipeline.errors import DatasetError, PipelineError
@@ -11,6 +14,12 @@ from pipeline.storage import with_retries
     [
         (OSError("no answer"), 3),
         (ConnectionResetError("reset"), 3),
+        (OSError(errno.ENOSPC, "the disk is full"), 3),
+        # Another run cleared temporary files while this one was writing.
+        (FileNotFoundError(errno.ENOENT, "gone"), 3),
+        (PermissionError(errno.EACCES, "denied"), 1),
+        (OSError(errno.EROFS, "a disk that is only read"), 1),
+        (OSError("Forbidden: as gcsfs says it"), 1),
         (DatasetError("damaged"), 1),
     ],
 )
@@ -25,6 +34,22 @@ def test_what_may_pass_is_tried_again_and_what_would_come_again_is_not(
         raise error
 
     with pytest.raises(type(error)):
+        with_retries(work)
+    assert len(called) == calls
+
+
+@pytest.mark.parametrize(("status", "calls"), [(403, 1), (503, 3)])
+def test_the_answer_of_a_store_that_led_to_an_error_decides(
+    monkeypatch: pytest.MonkeyPatch, status: int, calls: int
+) -> None:
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0, 0.0))
+    called: list[int] = []
+
+    def work() -> None:
+        called.append(1)
+        raise OSError("refused") from aiohttp.ClientResponseError(None, (), status=status)  # type: ignore[arg-type]
+
+    with pytest.raises(OSError, match="refused"):
         with_retries(work)
     assert len(called) == calls
 

@@ -16,10 +16,11 @@ import torch
 
 from pipeline.dataset import schema, store
 from pipeline.errors import ConfigError, ModelError, NonFiniteError, OtherModelError
-from pipeline.inversion import Teacher, score, start_images
+from pipeline.inversion import FeaturePrior, Teacher, score, start_images
 from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
-from pipeline.synthesis.identity import image_seed
+from pipeline.synthesis.identity import identity, image_seed
+from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import ROOT, make_config
@@ -118,6 +119,30 @@ def test_feature_prior_takes_part(tiny_folder: Path, tmp_path: Path) -> None:
     shard = batch_of(plan_shards(plain)[:1])
     assert Inverter(plain).digest != Inverter(guided).digest
     assert next(iter(Inverter(guided)(shard)))["image"] != next(iter(Inverter(plain)(shard)))["image"]
+
+
+def test_the_feature_model_reads_images_in_its_own_normalization(tiny_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cnn = timm.create_model("resnet10t", num_classes=4).eval()
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    digests = []
+    for name, its_own in (("other", (mean, std)), ("same", (HALF, HALF))):
+        save_model(cnn, tmp_path / name, class_names=list("abcd"), mean=its_own[0], std=its_own[1])
+        model = {"name": f"local-dir:{tmp_path / name}"}
+        inversion = {"iterations": 3, "stop_steps": [], "stop_fractions": [], "feature_prior": 1.0}
+        config = make_config(tiny_folder, "unused", inversion=inversion, feature_model=model)
+        networks = load_networks(config)
+        digests.append(identity(config, networks))
+        pixels = torch.rand(2, 3, 32, 32)
+        of_teacher, own = (
+            (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+            for mean, std in ((HALF, HALF), its_own)
+        )
+        torch.testing.assert_close(networks.feature_network(of_teacher), cnn(own))
+        FeaturePrior(networks.feature_network)
+    # Where both are the same, datasets of earlier versions stay what they are.
+    assert digests[0]["feature_model_renormalizes"] is True
+    assert "feature_model_renormalizes" not in digests[1]
 
 
 def test_feature_model_without_batchnorm_is_refused(tiny_folder: Path) -> None:

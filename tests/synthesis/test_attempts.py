@@ -54,7 +54,7 @@ def test_a_gpu_is_retired_after_errors_of_all_the_actors_that_share_it() -> None
     attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
     for number in range(4):
         assert attempts.retired() == {}
-        attempts.fail(f"actor {number % 2}", GPU_0, "CUDA error", 4, loading=True)
+        attempts.fail(f"actor {number % 2}", GPU_0, "CUDA error", None)
     assert attempts.retired() == {GPU_0: "CUDA error"}
 
 
@@ -62,7 +62,7 @@ def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> Non
     attempts = make([4, 5])
     for device, given_up in ((GPU_0, False), (GPU_1, False), (GPU_0, True)):
         attempts.begin("a", device, 4, "pid 7")
-        assert bool(attempts.fail("a", device, "CUDA error", 4, loading=False)) is given_up
+        assert bool(attempts.fail("a", device, "CUDA error", 4)) is given_up
         attempts.begin("a", device, 5, "pid 7")
         attempts.end(device, 5)
     assert attempts.retired() == {}
@@ -71,19 +71,19 @@ def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> Non
 def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
     attempts = make([1, 2])
     for shard_id in (1, 2):
-        assert attempts.enter("a", GPU_0, "pid 7", loaded=True)
+        assert attempts.enter("a", GPU_0, "pid 7", loaded=True, turn=0)
         attempts.begin("a", GPU_0, shard_id, "pid 7")
-        attempts.fail("a", GPU_0, f"ECC error {shard_id}", shard_id, loading=False)
+        attempts.fail("a", GPU_0, f"ECC error {shard_id}", shard_id)
     assert attempts.retired() == {GPU_0: "ECC error 2"}
-    assert not attempts.enter("a", GPU_0, "pid 7", loaded=True)
-    assert attempts.enter("b", GPU_1, "pid 7", loaded=True)
+    assert not attempts.enter("a", GPU_0, "pid 7", loaded=True, turn=0)
+    assert attempts.enter("b", GPU_1, "pid 7", loaded=True, turn=0)
 
 
 def test_a_process_that_dies_while_it_loads_is_its_devices_fault() -> None:
     attempts = make([1])
-    assert attempts.enter("a", GPU_0, "pid 7", loaded=False)
-    assert attempts.enter("a", GPU_0, "pid 7", loaded=False)
-    assert not attempts.enter("a", GPU_0, "pid 7", loaded=False)
+    assert attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=0)
+    assert attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=0)
+    assert not attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=0)
     assert attempts.retired() == {GPU_0: "its process died while it loaded the teacher"}
     assert attempts.begin("b", GPU_1, 1, "pid 7").history == []
 
@@ -91,43 +91,43 @@ def test_a_process_that_dies_while_it_loads_is_its_devices_fault() -> None:
 @pytest.mark.parametrize(
     ("left", "waiting", "released"),
     [
-        (2, ["a"], True),  # all that is left was assigned to the one that waits
+        (2, ["a"], True),  # all turns that are left were given to the one that waits
         (3, ["a"], False),  # another worker is still to come for the third
         (9, ["a", "b"], True),  # nobody else can come
     ],
 )
-def test_what_a_retired_worker_holds_is_handed_back_when_nobody_else_works(
+def test_the_worker_of_a_retired_device_waits_until_nobody_else_works(
     left: int, waiting: list[str], released: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = HereOnly(3)
     attempts.open_pass(list(range(left)), 2, fixed_size=True, start_timeout_s=900)
-    assert [attempts.wait(worker) for worker in waiting] == [False] * len(waiting)
+    assert [attempts.wait(worker, 0) for worker in waiting] == [False] * len(waiting)
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert attempts.wait("a") is released
+    assert attempts.wait("a", 0) is released
 
 
-def test_it_is_not_handed_back_while_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_while_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = make([1, 2])
     attempts.begin("b", GPU_1, 1, "pid 7")
     later = time.monotonic() + 5000
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert not attempts.wait("a")
+    assert not attempts.wait("a", 0)
     attempts.end(GPU_1, 1)
-    assert not attempts.wait("a")  # it may begin another at once
+    assert not attempts.wait("a", 0)  # it may begin another at once
 
 
 def test_what_a_dead_process_worked_on_does_not_keep_retired_workers_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen in `benchmarks.chaos`: its next process cannot load the teacher, and hands the shard back unbegun."""
+    """Seen in `benchmarks.chaos`: its next process cannot load the teacher, and takes no shard."""
     attempts = make([4, 5, 6])
-    attempts.enter("b", GPU_1, "pid 7", loaded=True)
+    attempts.enter("b", GPU_1, "pid 7", loaded=True, turn=0)
     attempts.begin("b", GPU_1, 4, "pid 7")
-    attempts.enter("b", GPU_1, "pid 8", loaded=False)
-    attempts.fail("b", GPU_1, "the disk did not answer", 4, loading=True)
-    assert not attempts.wait("a")
+    attempts.enter("b", GPU_1, "pid 8", loaded=False, turn=0)
+    attempts.fail("b", GPU_1, "the disk did not answer", None)
+    assert not attempts.wait("a", 0)
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert attempts.wait("a")
+    assert attempts.wait("a", 0)
     # The death counts, though the shard was not begun again in its pass.
     attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
     assert attempts.begin("a", GPU_0, 4, "pid 9").history == ["worker pid 7 died (GPU 1 of node here (here))"]
@@ -135,24 +135,15 @@ def test_what_a_dead_process_worked_on_does_not_keep_retired_workers_waiting(mon
 
 def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = make([4, 5])
-    attempts.enter("b", FAR, "pid 7", loaded=False)
-    attempts.enter("c", FAR, "pid 8", loaded=True)
+    attempts.enter("b", FAR, "pid 7", loaded=False, turn=0)
+    attempts.enter("c", FAR, "pid 8", loaded=True, turn=0)
     attempts.begin("c", FAR, 4, "pid 8")
     later = time.monotonic() + 5
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert attempts.wait("a")
+    assert attempts.wait("a", 0)
 
 
-def test_what_was_handed_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = make([1, 2, 3, 4])
-    for shard_id, worker, device in ((1, "a", GPU_0), (2, "a", GPU_0), (3, "b", GPU_1)):
-        attempts.fail(worker, device, "no teacher", shard_id, loading=True)
-    later = time.monotonic() + 5
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert attempts.wait("a")
-
-
-@pytest.mark.parametrize("module", ["attempts", "columns", "ending", "holders"])
+@pytest.mark.parametrize("module", ["attempts", "columns", "ending", "holders", "records", "turns"])
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -171,14 +162,87 @@ def test_of_two_shards_of_a_dead_worker_the_one_it_inverted_is_blamed() -> None:
     assert attempts.begin("a", GPU_0, 4, "pid 9").history == ["worker pid 8 died (GPU 0 of node here (here))"]
 
 
-def test_a_shard_that_was_handed_back_is_not_tried_again_in_its_pass() -> None:
-    """Ray repeats the call if its worker ends before Ray has heard of the row."""
-    attempts = make([4])
-    attempts.begin("a", GPU_0, 4, "pid 7")
-    assert attempts.fail("a", GPU_0, "CUDA error", 4, loading=False) == ""
-    assert attempts.begin("a", GPU_0, 4, "pid 8").handed_back
-    attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
-    assert not attempts.begin("b", GPU_1, 4, "pid 9").handed_back
+def taken(attempts: Attempts, worker: str, device: Device, turn: int, name: str = "") -> int | None:
+    """The shard that a worker gets when it asks for one."""
+    begun = attempts.take(worker, device, name or f"process of {worker}", turn)
+    return begun.shard_id if begun else None
+
+
+def test_shards_are_taken_in_order_whoever_has_the_turn() -> None:
+    attempts = make([7, 4, 5])
+    assert [taken(attempts, "ab"[turn % 2], GPU_0, turn) for turn in (2, 0, 1)] == [7, 4, 5]
+    assert taken(attempts, "a", GPU_0, 2) is None
+
+
+def test_a_shard_that_a_gpu_failed_on_is_the_next_that_another_takes() -> None:
+    attempts = make([4, 5, 6, 7])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    assert attempts.fail("a", GPU_0, "CUDA error", 4) == ""
+    # Ray repeats the call if its worker ends before Ray has heard of the row.
+    assert taken(attempts, "a", GPU_0, 0, "next process") == 5
+    again = attempts.take("b", GPU_1, "pid 9", 1)
+    assert again
+    assert (again.shard_id, again.attempt) == (4, 2)
+    assert taken(attempts, "b", GPU_1, 1) == 6
+
+
+def test_a_gpu_does_what_it_failed_on_itself_if_nobody_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([4, 5])
+    assert [taken(attempts, "a", GPU_0, 0), taken(attempts, "b", GPU_1, 1)] == [4, 5]
+    attempts.fail("a", GPU_0, "CUDA error", 4)
+    later = time.monotonic() + 2
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert taken(attempts, "a", GPU_0, 2) is None  # the other may take it, once it is done with its own
+    attempts.end(GPU_1, 5, made=True)
+    even_later = later + 2
+    monkeypatch.setattr(time, "monotonic", lambda: even_later)
+    assert taken(attempts, "a", GPU_0, 2) == 4
+
+
+def test_a_shard_of_a_worker_that_died_is_the_next_that_anyone_takes() -> None:
+    attempts = make([4, 5, 6])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    assert attempts.enter("a", GPU_0, "next process", loaded=False, turn=0)
+    begun = attempts.take("b", GPU_1, "pid 9", 1)
+    assert begun
+    assert (begun.shard_id, begun.history) == (4, ["worker process of a died (GPU 0 of node here (here))"])
+    assert taken(attempts, "a", GPU_0, 0, "next process") == 5
+
+
+def test_a_shard_on_a_lost_node_is_given_to_another_though_its_worker_never_comes_back() -> None:
+    attempts = make([4, 5])
+    assert taken(attempts, "c", FAR, 0) == 4
+    later = attempts.take("b", GPU_1, "pid 9", 1)
+    assert later
+    assert (later.shard_id, later.history) == (
+        4,
+        ["worker process of c was lost with its node (GPU 0 of node far (far))"],
+    )
+
+
+def test_a_turn_that_ray_repeats_reports_again_what_ended_in_it() -> None:
+    """Rows are lost with a worker that dies before Ray has heard of the turn's end."""
+    attempts = make([4, 5, 6, 7])
+    assert [taken(attempts, "a", GPU_0, 0) for _ in range(3)] == [4, 5, 6]
+    attempts.end(GPU_0, 4, made=True)
+    attempts.end(GPU_0, 5, made=False)  # failed, as with NaN: it is tried again, and fails again
+    attempts.enter("a", GPU_0, "next process", loaded=False, turn=0)
+    begun = [attempts.take("a", GPU_0, "next process", 0) for _ in range(4)]
+    assert [(each.shard_id, each.done, each.attempt) for each in begun if each] == [
+        *((4, True, 1), (5, False, 2), (6, False, 2), (7, False, 1))
+    ]
+    # Its next turn has nothing to do with them.
+    assert taken(attempts, "a", GPU_0, 1, "next process") is None
+
+
+def test_a_turn_of_an_earlier_pass_gets_no_shard_and_does_not_wait() -> None:
+    attempts = make([4, 5])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    assert list(attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=900, num_turns=3)) == [2, 3, 4]
+    assert not attempts.enter("a", GPU_0, "pid 7", loaded=True, turn=1)
+    assert taken(attempts, "a", GPU_0, 1) is None
+    assert attempts.wait("a", 1)
+    assert taken(attempts, "a", GPU_0, 2) == 4
 
 
 def test_a_shard_that_was_made_is_not_made_again() -> None:
@@ -193,9 +257,9 @@ def test_attempts_are_counted_over_workers_and_passes() -> None:
     assert attempts.begin("a", GPU_0, 4, "pid 7").attempt == 1
     # Process 7 died.
     assert attempts.begin("a", GPU_0, 4, "pid 8").attempt == 2
-    attempts.fail("a", GPU_0, "CUDA error", 4, loading=False)
+    attempts.fail("a", GPU_0, "CUDA error", 4)
     # A worker that cannot load the teacher has not tried its shard.
-    attempts.fail("b", GPU_1, "no teacher", 5, loading=True)
+    attempts.fail("b", GPU_1, "no teacher", None)
     attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
     assert [attempts.begin("b", GPU_1, shard_id, "pid 9").attempt for shard_id in (4, 5)] == [3, 1]
     attempts.end(GPU_1, 4, made=True)
@@ -215,7 +279,7 @@ def test_what_was_inverted_before_an_error_does_not_excuse_it() -> None:
     attempts = make([4, 5, 6])
     attempts.begin("a", GPU_0, 4, "pid 7")
     attempts.inverted(GPU_0, 4)
-    attempts.fail("a", GPU_0, "CUDA error", 5, loading=False)
+    attempts.fail("a", GPU_0, "CUDA error", 5)
     attempts.end(GPU_0, 4, made=True)
-    attempts.fail("a", GPU_0, "CUDA error", 6, loading=False)
+    attempts.fail("a", GPU_0, "CUDA error", 6)
     assert list(attempts.retired()) == [GPU_0]

@@ -92,7 +92,11 @@ def test_a_shard_goes_on_where_its_worker_was_cut_off(
     # The write that was under way when step 10 was done may have been the last.
     state = checkpoints._from_bytes(str(file), file.read_bytes())
     done = state["run"]["num_steps"]
+    assert 0 < state["seconds"] < 60
+    # As if the steps before had taken so long.
+    file.write_bytes(changed(file.read_bytes(), seconds=5000.0))
     row = write(plan)
+    assert 5000 < row["seconds"] < 5060
     assert 0 < done <= 11
     assert steps == list(range(done, ITERATIONS))
     assert row["notes"] == [f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"]

@@ -4,8 +4,9 @@ import pytest
 import timm
 from torch import nn
 
-from pipeline.inversion import InversionConfig
+from pipeline.inversion import Inversion, InversionConfig
 from pipeline.models import save_model
+from pipeline.synthesis import Inverter, estimate
 from pipeline.synthesis.estimate import probe, shard_seconds
 from tests.conftest import HALF, TINY, enlarge_weights
 from tests.synthesis.conftest import make_config
@@ -63,6 +64,25 @@ def test_what_fits_does_not_depend_on_how_the_shard_was_split(tmp_path: Path) ->
         for micro_batch in (None, 2)
     ]
     assert 0.5 < largest[1] / largest[0] < 1.5
+
+
+def test_a_formulas_phases_are_timed_with_its_own_numbers_of_patches(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rounding down, as lists of fractions do, would leave no patch.
+    inversion = {"iterations": 20, "stop_formula": {"keep_ratio": 0.06, "by_step": 12, "num_stops": 4}}
+    config = make_config(tiny_folder, "unused", inversion=inversion)
+    assert [patches for _, patches in config.inversion.phases(16)] == [16, 8, 4, 2, 1]
+    tried: list[InversionConfig] = []
+    made = estimate._make_run
+
+    def noting(inverter: Inverter, starts: list[int], inversion: InversionConfig) -> Inversion:
+        tried.append(inversion)
+        return made(inverter, starts, inversion)
+
+    monkeypatch.setattr(estimate, "_make_run", noting)
+    assert len(probe(config, [0, 1, 2], actors_per_machine=1).step_seconds) == 5
+    assert [[patches for _, patches in short.phases(16)] for short in tried] == [[16, 8, 4, 2, 1]] * 2
 
 
 def test_each_phase_of_a_rebirth_is_timed(tiny_folder: Path) -> None:

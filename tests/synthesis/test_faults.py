@@ -45,6 +45,30 @@ def set_up():
     Inverter.invert_shard = invert_shard
 """
 
+# GPU 0 fails once, with its first shard; what each GPU begins is written down.
+ONCE_FAULTY = """
+import os, time
+from pathlib import Path
+
+def set_up():
+    import torch
+    from pipeline.synthesis.actor import Inverter
+
+    whole = Inverter.invert_shard
+
+    def invert_shard(self, shard_id, *rest):
+        gpu, log = os.environ.get("CUDA_VISIBLE_DEVICES"), Path(os.environ["BEGUN"])
+        with log.open("a") as file:
+            file.write(f"{gpu} {shard_id}\\n")
+        if gpu == "0" and not log.with_suffix(".failed").exists():
+            log.with_suffix(".failed").touch()
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        time.sleep(0.3)
+        return whole(self, shard_id, *rest)
+
+    Inverter.invert_shard = invert_shard
+"""
+
 
 @pytest.mark.parametrize(
     ("error", "expected"),
@@ -91,6 +115,28 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     assert "failed on GPU 0 of node " in reported
     assert "uncorrectable ECC error" in reported
     assert "Traceback" not in reported
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_session")
+def test_a_shard_that_a_gpu_failed_on_is_made_by_the_other_before_those_that_nobody_began(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "once_faulty.py").write_text(ONCE_FAULTY)
+    file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=TWO_ACTORS, images_per_class=20)
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "BEGUN": str(tmp_path / "begun")}
+    job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="once_faulty.set_up")
+    out, reported = job.communicate(timeout=500)
+    assert job.returncode == 0, reported
+    assert json.loads(out)["num_done"] == 40
+    begun = [(gpu, int(shard)) for gpu, shard in map(str.split, (tmp_path / "begun").read_text().splitlines())]
+    assert len(begun) == 41
+    assert {gpu for gpu, _ in begun} == {"0", "1"}
+    failed = next(place for place, (gpu, _) in enumerate(begun) if gpu == "0")
+    by_other = [shard_id for gpu, shard_id in begun[failed:] if gpu == "1"]
+    # The other GPU may have taken one, or begun one of two that it is called for, by then.
+    assert begun[failed][1] in by_other[:3]
+    assert reported.count("failed on GPU 0") == 1
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -53,6 +53,15 @@ def test_a_part_is_the_same_whether_anybody_looked(tiny_folder: Path, tmp_path: 
     assert set(document["losses"]) == {"class_loss", "tv_l2"}
 
 
+def test_images_that_take_no_step_are_shown_as_they_start(tiny_folder: Path, tmp_path: Path) -> None:
+    inversion = {"iterations": 0, "stop_steps": [], "stop_fractions": []}
+    _, notes = write_part(tiny_folder, tmp_path, inversion=inversion, snapshots=2)
+    document = storage.read_json(str(tmp_path / FORMING))
+    assert (notes, document["steps"], document["losses"]) == ([], [0], {"class_loss": [], "tv_l2": []})
+    section = forming_section("How images form", document, NAMES, 4)
+    check_page(html_page("x", [section]))
+
+
 def test_the_page_has_a_row_for_each_image_and_a_curve_for_each_loss(tiny_folder: Path, tmp_path: Path) -> None:
     write_part(tiny_folder, tmp_path, snapshots=3)
     document = storage.read_json(str(tmp_path / FORMING))

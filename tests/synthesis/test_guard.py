@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.exceptions
 import torch
 
 from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
@@ -17,20 +18,28 @@ from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.shards import ShardPlan
-from pipeline.synthesis.writer import Made, outcome
+from pipeline.synthesis.writer import UnwrittenShard, outcome
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
-SHARD = {"shard_id": np.array([4])}
 
 
 class Exited(Exception):
     """The process ended."""
 
 
+class HereOnly(Attempts):
+    """Attempts on a cluster of one node."""
+
+    def _alive_nodes(self) -> set[str]:
+        return {"here"}
+
+
 @pytest.fixture
 def attempts() -> Attempts:
-    return Attempts(3)
+    attempts = HereOnly(3)
+    attempts.open_pass([4], 1, fixed_size=True, start_timeout_s=0, num_turns=9)
+    return attempts
 
 
 @pytest.fixture
@@ -50,9 +59,15 @@ def start(attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     return lambda: GuardedWriter(make_config(tmp_path, tmp_path / "out"), "digest", 1, ShardPlan([1], 5, 1), handle)
 
 
-def do(writer: GuardedWriter) -> dict[str, Any]:
-    (table,) = writer(SHARD)
-    return table.to_pylist()[0]
+def do(writer: GuardedWriter, turn: int = 0) -> dict[str, Any]:
+    """The only row of a turn."""
+    (row,) = do_all(writer, turn)
+    return row
+
+
+def do_all(writer: GuardedWriter, turn: int) -> list[dict[str, Any]]:
+    (table,) = writer({"turn": np.array([turn])})
+    return table.to_pylist()
 
 
 class Broken:
@@ -120,14 +135,14 @@ class Slow:
         self.stored: list[int] = []
         self.during: list[str] = []
 
-    def make(self, shard_id: int, *_: Any) -> Made:
+    def make(self, shard_id: int, *_: Any) -> UnwrittenShard:
         self.during.append(f"invert {shard_id}")
         if shard_id == 1:
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         shard: Any = None
-        return Made(shard_id, [1], shard, 1.0)
+        return UnwrittenShard(shard_id, [1], shard, 1.0)
 
-    def store(self, made: Made) -> dict[str, Any]:
+    def store(self, made: UnwrittenShard) -> dict[str, Any]:
         time.sleep(0.3)
         self.during.append(f"stored {made.shard_id}")
         return outcome(made.shard_id, "here")
@@ -139,21 +154,20 @@ def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
     slow = Slow()
     monkeypatch.setattr(guard, "PartWriter", lambda *_: slow)
     monkeypatch.setattr(guard, "_HEAR_S", 0.0)
-    attempts.open_pass([0, 1, 2], 1, fixed_size=True, start_timeout_s=0)
+    first, *_ = attempts.open_pass([0, 1, 2], 1, fixed_size=True, start_timeout_s=0)
     writer = start()
     rows: dict[int, Any] = {}
 
-    def call(shard_id: int) -> None:
+    def call(turn: int) -> None:
         try:
-            (table,) = writer({"shard_id": np.array([shard_id])})
-            rows[shard_id] = table.to_pylist()[0]
+            rows[turn] = do(writer, first + turn)
         except Exited as exited:
-            rows[shard_id] = exited
+            rows[turn] = exited
             slow.during.append("exit")
 
     with ThreadPoolExecutor(3) as calls:
-        for shard_id in range(3):
-            calls.submit(call, shard_id)
+        for turn in range(3):
+            calls.submit(call, turn)
             time.sleep(0.05)
     # The next shard is inverted while the last is written, and the process ends when both are reported.
     assert slow.during == ["invert 0", "invert 1", "stored 0", "exit"]
@@ -161,3 +175,60 @@ def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
     assert rows[1]["handed_back"]
     assert isinstance(rows[2], Exited)
     assert attempts.begin("a", GPU, 0, "another process").done
+
+
+class Quick(Slow):
+    """A writer that makes any shard but the second in a moment."""
+
+    def store(self, made: UnwrittenShard) -> dict[str, Any]:
+        time.sleep(0.01)
+        return outcome(made.shard_id, "here")
+
+
+def make_quick(
+    writer: GuardedWriter, attempts: Attempts, shard_ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[dict[str, Any]]]:
+    monkeypatch.setattr(guard, "PartWriter", Quick)
+    monkeypatch.setattr(guard, "_HEAR_S", 0.0)
+    writer._turn_s = 0.5
+    turns = iter(attempts.open_pass(shard_ids, 1, fixed_size=True, start_timeout_s=0, num_turns=9))
+    return lambda: do_all(writer, next(turns))
+
+
+def test_short_shards_share_a_turn_after_the_first(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_turn = make_quick(start(), attempts, [2, 0, 4, 3], monkeypatch)
+    assert [row["shard_id"] for row in take_turn()] == [2]
+    assert [row["shard_id"] for row in take_turn()] == [0, 4, 3]
+    began = time.monotonic()
+    assert take_turn() == []
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_turn_ends_with_an_error_of_its_device_and_reports_what_was_made_before(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_turn = make_quick(start(), attempts, [3, 0, 1, 4], monkeypatch)
+    take_turn()
+    assert [(row["shard_id"], row["handed_back"]) for row in take_turn()] == [(0, False), (1, True)]
+    with pytest.raises(Exited):
+        take_turn()
+    assert attempts.begin("a", GPU, 0, "next process").done
+    another = attempts.take("b", Device("here", "here", "1"), "another", 99)
+    assert another
+    assert another.shard_id == 1
+
+
+def test_a_turn_that_outlives_the_run_ends_without_an_error(
+    start: Callable[[], GuardedWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would print that it repeats the call, on the standard output of the job."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ray.exceptions.RayActorError
+
+    writer = start()
+    writer._turn_s = 60.0
+    monkeypatch.setattr(GuardedWriter, "_ask", gone)
+    assert do(writer)["over"]

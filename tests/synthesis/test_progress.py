@@ -1,4 +1,5 @@
 import io
+import logging
 import re
 import time
 
@@ -17,6 +18,8 @@ def done(images: int, loss: float, num_steps: list[int] | None = None) -> dict:
         "num_images": images,
         "class_loss": loss,
         "num_steps": steps,
+        "seconds": 0.5,
+        "store_s": 0.0,
     }
 
 
@@ -35,13 +38,17 @@ def test_plain_lines() -> None:
     stream = io.StringIO()
     with report_on(stream) as report:
         report.shard_finished(done(10, 1.0))
-        report.shard_finished({"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite"})
+        report.shard_finished(
+            {"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite", "num_images": 10}
+        )
         report.shard_finished(done(10, 2.0))
     lines = stream.getvalue().splitlines()
     assert "synthesis: shard 3 failed: NonFiniteError: tv_l2 is not finite" in lines
     assert re.fullmatch(
         r"synthesis: 3 of 5 shards done, 1 failed; \S+ images/s, \d+:\d\d:\d\d left; class loss 1\.5000", lines[-1]
     )
+    # Of 40 images 10 failed with their shard.
+    assert report._images_to_do - report._images == 10
     assert "\r" not in stream.getvalue()
 
 
@@ -84,6 +91,30 @@ def test_many_small_shards_do_not_fill_a_log() -> None:
         for _ in range(100):
             report.shard_finished(done(1, 0.0))
     assert len(stream.getvalue().splitlines()) <= 3
+
+
+def test_time_spent_waiting_for_nodes_is_not_counted_into_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = io.StringIO(), [100.0]
+    monkeypatch.setattr("pipeline.synthesis.progress.time.monotonic", lambda: clock[0])
+    report = report_on(stream)
+    # Ten minutes for a node, then ten images in two seconds.
+    clock[0] += 602
+    report.shard_finished(done(10, 1.0) | {"seconds": 2.0})
+    assert "5 images/s, 0:00:06 left" in report.status()
+
+
+def test_quiet_runs_print_faults_alone(caplog: pytest.LogCaptureFixture) -> None:
+    stream = io.StringIO()
+    with caplog.at_level(logging.WARNING, logger="sparse_inversion"), report_on(stream) as report:
+        report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
+        report.note("worker on GPU 0 failed")
+        report.shard_finished(
+            {"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite", "num_images": 10}
+        )
+    assert stream.getvalue().splitlines() == [
+        "synthesis: worker on GPU 0 failed",
+        "synthesis: shard 3 failed: NonFiniteError: tv_l2 is not finite",
+    ]
 
 
 def test_silence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

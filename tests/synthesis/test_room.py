@@ -10,7 +10,7 @@ import ray
 import torch
 from ray._private.label_utils import validate_fallback_strategy, validate_label_selector
 
-from pipeline.autoscaler import node_types
+from pipeline.autoscaler import NodeTypes, node_types
 from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.errors import ConfigError
 from pipeline.synthesis import PoolConfig, SynthesisConfig, synthesize
@@ -118,14 +118,14 @@ def test_an_actor_cannot_take_the_memory_of_another() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for() -> None:
+def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def sizes(num_shards: int, *, fixed_size: bool = True, **pool: Any) -> tuple[int, int, int]:
         config = make_config(Path("t"), "out", pool=pool)
         compute = pool_options(config, num_shards, fixed_size=fixed_size)["compute"]
         return compute.min_size, compute.initial_size, compute.max_size
 
     # 2 logical GPUs; the cluster that the tests start has no autoscaler.
-    assert node_types() == []
+    assert node_types() == NodeTypes()
     assert sizes(6, max_size=5) == sizes(6, max_size=5, fixed_size=False) == (1, 2, 5)
     assert sizes(1, max_size=5) == (1, 1, 1)
     assert sizes(6, max_size=5, initial_size=1) == (1, 1, 5)
@@ -133,8 +133,12 @@ def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for() -> None:
     assert sizes(6, max_size=5, device="cpu", min_size=2) == (2, 4, 5)
     with pytest.raises(ConfigError, match=r"min_size 5 with 0\.5 GPU per actor: this machine has room for 4"):
         sizes(6, min_size=5, max_size=5, gpus_per_actor=0.5)
-    with pytest.raises(ConfigError, match=r"min_size 1 with 1 GPU per actor: this machine has room for 0"):
+    with pytest.raises(ConfigError, match=r"min_size 1 with 1 GPU per actor: this machine has room for 0$"):
         sizes(6, device="cuda", label_selector=SPOT)
+    monkeypatch.setattr("pipeline.synthesis.room._nodes", lambda: [])
+    monkeypatch.setattr("pipeline.synthesis.pool.ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(ConfigError, match=r"has room for 0; without GPUs, set pool\.device to cpu$"):
+        sizes(6, device="cuda")
 
 
 @pytest.mark.usefixtures("ray_session")

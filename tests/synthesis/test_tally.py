@@ -1,6 +1,8 @@
 """Counts, index and plan of a run: how much it remembers of its shards."""
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,15 @@ import pytest
 
 from pipeline.dataset import store
 from pipeline.dataset.index import read_index
+from pipeline.dataset.store import Progress
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import Tally
+from pipeline.synthesis.tracked import TrackedShards
 from pipeline.synthesis.writer import PartWriter, outcome
+from pipeline.tracking.tracker import Tracker
 from tests.synthesis.conftest import make_config
 
 
@@ -25,6 +30,43 @@ def test_what_workers_report_is_counted_and_not_kept() -> None:
     assert (tally.num_ended, tally.num_images, tally.made_by.total()) == (1000, 4000, 1000)
     assert (tally.loss_sum / tally.num_images, tally.steps) == (0.5, {8: 2000})
     assert (tally.failures, tally.num_retried) == ({}, 2)
+
+
+class Reported(Tracker):
+    """What was reported, by step."""
+
+    def __init__(self) -> None:
+        super().__init__([], {})
+        self.figures: dict[int, Mapping[str, Any]] = {}
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        self.figures[step] = values
+
+
+def test_images_that_another_run_made_are_tracked_as_their_shards_are(tiny_folder: Path, tmp_path: Path) -> None:
+    plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
+    reported, tally = Reported(), Tally()
+    made: dict[str, Any] = {"num_images": 5, "class_loss": 0.5, "teacher_confidence": 0.25}
+    for row in (outcome(0, "a", **made), outcome(1, "a", by_another=True, num_images=5), outcome(2, "a", error="x")):
+        tally.add(row)
+    TrackedShards(reported, plan).report(tally)
+    ((step, figures),) = reported.figures.items()
+    # The failed one counts in the step: none would come after it until another is done.
+    assert (step, figures["shards_done"], figures["shards_failed"], figures["images"]) == (3, 2, 1, 10)
+    # Those of this run alone.
+    assert (tally.num_images, tally.class_loss) == (5, 0.5)
+
+
+def test_a_run_that_tries_failed_shards_again_is_tracked_after_the_one_before(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
+    reported, tally = Reported(), Tally()
+    before = Progress({0: 100, 1: 100}, {2: {"reason": "x"}}, [3])
+    tally.add(outcome(2, "a", num_images=5, class_loss=0.5, teacher_confidence=0.25))
+    TrackedShards(reported, replace(plan, progress=before)).report(tally)
+    ((step, figures),) = reported.figures.items()
+    assert (step, figures["shards_done"], figures["shards_failed"]) == (4, 3, 0)
 
 
 def test_a_plan_of_millions_of_images_takes_no_memory() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, IncompleteError
+from pipeline.tracking import event_folder
 from pipeline.tracking import tracker as tracker_module
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import check_tracking, tracking
@@ -126,6 +127,20 @@ def test_mlflow_has_settings_figures_and_result_and_a_killed_run_goes_on(
     with pytest.raises(IncompleteError), reporting(config, {}):
         raise IncompleteError("x")
     assert client.get_run(run.info.run_id).info.status == "FAILED"
+
+
+def test_steps_go_on_after_the_last_one_whatever_the_order_of_the_files(tmp_path: Path) -> None:
+    from tensorboardX import summary
+
+    (tmp_path / "run").mkdir()
+    for number, step in ((2, 5), (10, 40), (3, 8)):
+        file = tmp_path / "run" / f"events.out.tfevents.0000000001.host.1.{number}"
+        file.write_bytes(event_folder._event(step, summary.scalar("loss", float(step))))
+    folder = event_folder.EventFolder(str(tmp_path), "run")
+    folder.begin({})
+    for step in (6, 40, 41):
+        folder.add(step, {"loss": 0.0})
+    assert sorted(event.step for event in event_folder._read_all(str(tmp_path / "run")) if event.step) == [5, 8, 40, 41]
 
 
 @needs_mlflow

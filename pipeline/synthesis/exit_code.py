@@ -1,8 +1,8 @@
-"""How a synthesis beside a training ended. Imports no torch, because a small Ray actor imports this module."""
+"""The exit code of a synthesis beside a training. Imports no torch, because a small Ray actor imports this module."""
 
 
-class Ending:
-    """How a synthesis ended, for those who wait for its parts; an actor."""
+class ExitCode:
+    """Hold the exit code of a synthesis, for processes that wait for its parts; runs as a Ray actor."""
 
     def __init__(self) -> None:
         self._exit_code: int | None = None

@@ -47,7 +47,7 @@ class Artifact:
         uri: where it will lie; None where it is only measured.
         errors: relative errors of its logits on calibration images: `fp32_error` against the float model, `deviation`
             from the quantized graph that was calibrated.
-        note: anything that a user would otherwise wonder about.
+        note: explains figures that would surprise a user.
         mixture: the widths of each layer, where they differ; `bits` are the largest then.
     """
 
@@ -62,8 +62,8 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Artifacts that compute what was calibrated, and a row of reasons for each that does not."""
+class MadeArtifacts:
+    """Artifacts that compute what was calibrated, and for each that does not a row that says why."""
 
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
@@ -74,14 +74,12 @@ class _Calibrated:
     """A quantized program, which files are made of and compared with.
 
     Attributes:
-        bits: the largest of any layer.
-        mixture: the widths of each layer, where they differ.
+        variant: its bit widths.
         images: to compare on.
         floating, quantized: logits [B, classes] of the float model and of the program.
     """
 
-    bits: BitWidths
-    mixture: Mixture | None
+    variant: Variant
     program: ExportedProgram
     images: Tensor
     floating: Tensor
@@ -109,7 +107,7 @@ def make_artifacts(
     mixture: Mixture | None = None,
     refinement: Refinement | None = None,
     trained: Mapping[str, Values] | None = None,
-) -> Made:
+) -> MadeArtifacts:
     """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
 
     A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
@@ -124,15 +122,15 @@ def make_artifacts(
         folder: on this machine, for the files.
         mixture: widths of each layer for an artifact `mixed`.
         refinement: of weights and biases, where there is one.
-        trained: what takes the place of what calibration found, by the label of a variant.
+        trained: values that replace those of the calibration, by the label of a variant.
     """
-    made, floating = Made([], []), model_predictor(loaded.model)(images)
+    made, floating = MadeArtifacts([], []), model_predictor(loaded.model)(images)
     for variant in list_variants(config, mixture):
         values = (trained or {}).get(variant.label) or calibrated_values(variant, ranges, refinement)
         quantized = _quantize(config, program, variant, values)
         with torch.inference_mode():
             logits = quantized.module()(images)
-        calibrated = _Calibrated(variant.bits, variant.mixture, quantized, images, floating, logits)
+        calibrated = _Calibrated(variant, quantized, images, floating, logits)
         for kind in config.formats:
             result = _make(config, loaded, calibrated, kind, folder / f"{variant.label}{ending_of(kind)}")
             if isinstance(result, Artifact):
@@ -150,8 +148,8 @@ def _quantize(config: CalibrationConfig, program: ExportedProgram, variant: Vari
 def _make(
     config: CalibrationConfig, loaded: LoadedModel, calibrated: _Calibrated, kind: FormatName, path: Path
 ) -> Artifact | dict[str, Any]:
-    """Return what computes what was calibrated, or the row of the report that says why nothing does."""
-    bits, bound, options = calibrated.bits, calibrated.bound, _save_options(config, kind, calibrated.bits)
+    """Write a file and open it; return the artifact, or the row of the report that says why it is refused."""
+    variant, bound, options = calibrated.variant, calibrated.bound, _save_options(config, kind, calibrated.variant)
     try:
         files = save(calibrated.program, path, Facts.of(loaded), **options)
         # Compiled from this process's own program a moment ago.
@@ -165,7 +163,7 @@ def _make(
     elif not errors["deviation"] <= bound:
         return _refuse_deviation(path, errors["deviation"], bound)
     uri = storage.join(config.output, path.name)
-    return Artifact(kind, _total_size(files), predict, bits, uri, errors, note, calibrated.mixture)
+    return Artifact(kind, _total_size(files), predict, variant.bits, uri, errors, note, variant.mixture)
 
 
 def make_baselines(
@@ -205,21 +203,21 @@ def _total_size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _save_options(config: CalibrationConfig, kind: FormatName, bits: BitWidths) -> dict[str, WeightType]:
+def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant) -> dict[str, WeightType]:
     """Return how weights are stored, of a format that has a choice."""
     if format_named(kind).open_exact is None:
         return {}
-    if bits.activations > 8:
+    if variant.bits.activations > 8:
         return {"weights": "int16"}
-    if config.onnx_int4 and bits.weights <= 4:
+    if config.onnx_int4 and variant.bits.weights <= 4:
         return {"weights": "int4"}
-    return {"weights": config.onnx_weights if bits.can_saturate else "int8"}
+    return {"weights": config.onnx_weights if variant.can_saturate else "int8"}
 
 
 def _saturates(config: CalibrationConfig, calibrated: _Calibrated, kind: FormatName, path: Path) -> bool:
-    """Whether a file is right and only this processor's products are not, as int8 weights were asked for."""
+    """Return whether a file is right, and only products of its int8 weights saturate on this processor."""
     open_exact = format_named(kind).open_exact
-    if open_exact is None or config.onnx_weights != "int8" or not calibrated.bits.can_saturate:
+    if open_exact is None or config.onnx_weights != "int8" or not calibrated.variant.can_saturate:
         return False
     exact = open_exact(str(path)).predict(calibrated.images)
     return relative_error(exact, calibrated.quantized) <= calibrated.bound

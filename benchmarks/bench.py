@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from examples.digits.demo import STAGES
@@ -16,6 +17,8 @@ from pipeline.inversion.flops import TeacherShape, run_flops
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +110,13 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     return {
         "number": num_images,
         "seconds": seconds / num_images,
-        "work": sum(run_flops(shape, shortened(phases, steps)).total for steps in taken) / num_images,
+        "work": sum(run_flops(shape, first_phases(phases, steps)).total for steps in taken) / num_images,
         "mean_steps": statistics.fmean(taken) if taken else 0.0,
         "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
     }
 
 
-def shortened(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:
+def first_phases(phases: Iterable[tuple[int, int]], num_steps: int) -> list[tuple[int, int]]:
     """The first steps of phases (number of steps, patches alive)."""
     short, left = [], num_steps
     for count, alive in phases:

@@ -1,0 +1,167 @@
+"""Set up a worker of quantization-aware distillation, and train on it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import get_device
+from torch import nn
+
+from pipeline import storage
+from pipeline.cluster import connect
+from pipeline.config import digest as digest_of
+from pipeline.dataset.collection import ImageCollection
+from pipeline.distillation.answers import Answers, as_reader
+from pipeline.distillation.descent import Group
+from pipeline.distillation.opening import as_views, open_images
+from pipeline.distillation.order import Share
+from pipeline.models import LoadedModel
+from pipeline.out_of_memory import naming_batch_size
+from pipeline.progress import Count
+from pipeline.quantization.channels import ChannelRanges
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.quantization.graphs import export_images
+from pipeline.quantization.held_back import HeldBack, hold_back
+from pipeline.quantization.learned import LearnedGraph
+from pipeline.quantization.qat_config import QatConfig
+from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, Trained, WholeImages
+from pipeline.quantization.reading import whole_image
+from pipeline.quantization.transforms import model_to_quantize
+from pipeline.quantization.variants import Values, Variant
+from pipeline.training import is_node_leaving, parallelize
+from pipeline.vit.families import refusal
+from pipeline.workers import load_again, pick_device, threads
+
+# Under a calibration's output, until it is done. It is removed whole: no folder of the user has the name.
+CHECKPOINTS = ".qat-checkpoints"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work for each worker.
+
+    Attributes:
+        config: with absolute local paths.
+        digest: of the run.
+        teacher_digest: of the weights, as the driver loaded them.
+        channels: by which the model is smoothed, where it is.
+        images: to train on: decoded, in Ray's object store, or where they are.
+        left_out: ids of those of them that are held back.
+        work: those that are held back, decoded, and each variant with what its training starts from, in Ray's object
+            store.
+        count: what to call with the number of images that were just read.
+    """
+
+    config: CalibrationConfig
+    digest: str
+    teacher_digest: str
+    channels: ChannelRanges | None
+    images: ImageCollection | list[ray.ObjectRef]
+    left_out: frozenset[str]
+    work: list[ray.ObjectRef]
+    count: Count
+
+    @property
+    def qat(self) -> QatConfig:
+        assert self.config.qat is not None
+        return self.config.qat
+
+
+def checkpoint_folder(output: str, variant: Variant) -> str:
+    """Return the folder of a variant's checkpoints: another one for other widths by layer, which the digest lacks."""
+    name = variant.label
+    if variant.layers is not None:
+        name += f"-{digest_of({layer: bits.label for layer, bits in variant.layers.items()})[:8]}"
+    return storage.join(output, CHECKPOINTS, name)
+
+
+def train_on_worker(task: Task) -> dict[str, Trained]:
+    """Train as one of Ray Train's workers; see `train_all`."""
+    connect()
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size(), get_device())
+    return train_all(task, group, parallelize, is_node_leaving)
+
+
+def train_here(task: Task) -> dict[str, Trained]:
+    """Train in this process; see `train_all`."""
+    return train_all(task, Group(0, 1, pick_device(task.config.workers.device, "workers.device")))
+
+
+def train_all(
+    task: Task,
+    group: Group,
+    parallelize: Callable[[nn.Module], nn.Module] | None = None,
+    noticed: Callable[[], bool] | None = None,
+) -> dict[str, Trained]:
+    """Train one variant after another, and return each by its label.
+
+    Args:
+        task: see `Task`.
+        group: the workers.
+        parallelize, noticed: see `StudentTrainer`.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+        ConfigError: a step does not fit into the memory of the GPU.
+        PipelineError: an image or a checkpoint cannot be read.
+    """
+    config = task.config
+    with threads(config.workers.cpus_per_worker):
+        loaded = load_again(config.teacher, task.teacher_digest)
+        program = export_images(loaded.model, config.placement)
+        model = model_to_quantize(config, loaded.model, task.channels, program)
+        # Answers fill the slot of the model that they read; smoothing may have left the same one.
+        model = copy.deepcopy(model).to(group.device)
+        answers = Answers(as_reader(loaded.model).to(group.device), with_tokens=False, dtype=torch.float32)
+        images, held_back, work = _open(task, loaded, answers, group)
+        train = partial(_train_one, task, model, answers, images, held_back, group, parallelize, noticed)
+        return {variant.label: train(variant, values) for variant, values in work}
+
+
+def _open(
+    task: Task, loaded: LoadedModel, answers: Answers, group: Group
+) -> tuple[QatImages, HeldBack | None, list[tuple[Variant, Values]]]:
+    """Return a worker's images to train on, those that are held back, and what to train."""
+    config, qat = task.config, task.qat
+    share = Share(
+        batch_size=qat.batch_size,
+        seed=config.seed,
+        rank=group.rank,
+        world_size=group.world_size,
+        shuffle_buffer=qat.shuffle_buffer,
+    )
+    images = open_images(task.images, loaded, share, labels=False, left_out=task.left_out)
+    reads_kept = config.mode == "sparse" and refusal(loaded.model) is None
+    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=reads_kept, tell=group.rank == 0)
+    read, work = ray.get(task.work[0])
+    held_back = hold_back(read, answers, group, batch_size=qat.batch_size) if read else None
+    return views if reads_kept else WholeImages(views, whole_image(loaded)), held_back, work
+
+
+def _train_one(
+    task: Task,
+    model: nn.Module,
+    answers: Answers,
+    images: QatImages,
+    held_back: HeldBack | None,
+    group: Group,
+    parallelize: Callable[[nn.Module], nn.Module] | None,
+    noticed: Callable[[], bool] | None,
+    variant: Variant,
+    values: Values,
+) -> Trained:
+    """Train a variant; nothing of it stays on the device.
+
+    Raises:
+        ConfigError: a step does not fit into memory; it would not on another try.
+    """
+    checkpoints = Checkpoints(checkpoint_folder(task.config.output, variant), task.digest, noticed)
+    with naming_batch_size("qat.batch_size", task.qat.batch_size):
+        graph = LearnedGraph(model, task.config.placement, variant, values).to(group.device)
+        own = answers, images, held_back, group, checkpoints, task.count, parallelize
+        return QatTrainer(task.qat, variant.label, graph, *own).train(values)

@@ -1,0 +1,70 @@
+"""What is remembered of a shard that is not made yet, and of one that a process works on. Imports no torch."""
+
+from dataclasses import dataclass, field
+
+from pipeline.synthesis.devices import Device
+
+# A lost node takes innocent shards along, so it counts for less than a worker that dies alone.
+_LOST_NODES_PER_ATTEMPT = 3
+
+
+@dataclass
+class ShardRecord:
+    """Attempts at a shard that is not made yet.
+
+    Attributes:
+        num_begun: attempts that were begun.
+        history: how each attempt ended, in words.
+        unreported: those of them that the driver does not know yet.
+        lost_nodes: number of attempts that ended because their node was lost.
+    """
+
+    num_begun: int = 0
+    history: list[str] = field(default_factory=list)
+    unreported: list[str] = field(default_factory=list)
+    lost_nodes: int = 0
+
+    def add_death(self, line: str, *, with_node: bool) -> None:
+        """Add that the process that worked on it died, alone or with its node."""
+        self.lost_nodes += with_node
+        self.history.append(line)
+        self.unreported.append(line)
+
+    def refusal(self, max_attempts: int) -> str:
+        """Return why the shard is given up; empty if it may be tried again."""
+        lost, own = self.lost_nodes, len(self.history) - self.lost_nodes
+        if own < max_attempts and lost < _LOST_NODES_PER_ATTEMPT * max_attempts:
+            return ""
+        cause = " (killed for using too much memory, or crashed?)" if "died" in self.history[-1] else ""
+        last = "; ".join(self.history[-max_attempts:])
+        return f"given up after {len(self.history)} attempts{cause}: {last}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A shard that a worker's process works on, in which turn, and whether it has inverted it and only writes it."""
+
+    worker: str
+    device: Device
+    name: str
+    turn: int
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The answer to a worker that takes a shard.
+
+    Attributes:
+        shard_id: of the shard.
+        history: how earlier attempts ended, as far as it was not reported to the driver yet.
+        refusal: why the shard is given up; empty if the worker may do it.
+        done: whether this run has made the shard already, and its worker died before Ray heard of it.
+        attempt: number of this attempt at the shard, counted from 1; of one that is done, of the attempt that made it.
+    """
+
+    shard_id: int
+    history: list[str] = field(default_factory=list)
+    refusal: str = ""
+    done: bool = False
+    attempt: int = 0

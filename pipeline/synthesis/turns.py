@@ -1,0 +1,108 @@
+"""The shards of a pass in the order in which workers take them, and what ended in each worker's last turns.
+
+Ray Data hands out turns, and a turn names no shard: whoever has one takes the shard that is next. So a shard that a
+worker gave back is soon taken by another, and short shards share a turn. Imports no torch.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline.synthesis.devices import Device
+
+# Ray Data gives a worker two turns at a time, and the second only when it has heard of the one before.
+_KEPT_TURNS = 4
+
+
+@dataclass
+class _Turn:
+    """A turn of a worker.
+
+    Attributes:
+        name: of the process that has it.
+        ended: shards that ended in it. The driver gets their rows when the turn ends.
+        lost: shards that ended in it in an earlier process, whose rows may be lost with that.
+    """
+
+    name: str
+    ended: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+
+
+class Turns:
+    """The turns of one pass.
+
+    Args:
+        shard_ids: shards to do, in order.
+        numbers: of the turns; those of an earlier pass are smaller.
+    """
+
+    def __init__(self, shard_ids: Iterable[int], numbers: range) -> None:
+        self._ahead = deque(shard_ids)
+        # Given back, in order. The values mean nothing.
+        self._back: dict[int, None] = {}
+        self._failed_on: dict[int, set[Device]] = {}
+        self._first, self.num_left = numbers.start, len(numbers)
+        self._by_worker: dict[str, dict[int, _Turn]] = {}
+
+    @property
+    def any_back(self) -> bool:
+        """Whether a shard was given back that nobody has taken since."""
+        return bool(self._back)
+
+    def is_past(self, number: int) -> bool:
+        """Return whether a turn is of an earlier pass, of which nobody reads the rows any more."""
+        return number < self._first
+
+    def enter(self, worker: str, name: str, number: int) -> int | None:
+        """Begin a turn or go on with it; return a shard that ended in it and is to be reported again, if there is one.
+
+        Args:
+            worker: id of the actor. Ray repeats a turn on the same one, if it died before Ray heard of the turn's end.
+            name: of the actor's process.
+            number: of the turn.
+        """
+        turns = self._by_worker.setdefault(worker, {})
+        if number not in turns:
+            turns[number] = _Turn(name)
+            self.num_left -= 1
+            for old in list(turns)[:-_KEPT_TURNS]:
+                del turns[old]
+        turn = turns[number]
+        if turn.name != name:
+            turn.name, turn.lost, turn.ended = name, turn.lost + turn.ended, []
+        return turn.lost.pop(0) if turn.lost else None
+
+    def take(self, device: Device, *, any_device: bool = False) -> int | None:
+        """Return the shard that is next, one that was given back before others; None if there is none for this device.
+
+        Args:
+            device: that will do it.
+            any_device: whether it may be one on which this device failed.
+        """
+        for shard_id in self._back:
+            if any_device or device not in self._failed_on.get(shard_id, ()):
+                del self._back[shard_id]
+                return shard_id
+        return self._ahead.popleft() if self._ahead else None
+
+    def give_back(self, shard_id: int, failed_on: Device | None = None) -> None:
+        """Put a shard that was taken before those that were not.
+
+        Args:
+            shard_id: of the shard.
+            failed_on: a device that is to leave it to others in this pass.
+        """
+        self._back[shard_id] = None
+        if failed_on is not None:
+            self._failed_on.setdefault(shard_id, set()).add(failed_on)
+
+    def begin(self, shard_id: int) -> None:
+        """Note that a shard is being done, so that nobody else takes it."""
+        self._back.pop(shard_id, None)
+
+    def end(self, worker: str, number: int, shard_id: int) -> None:
+        """Note that a shard ended in a turn."""
+        turn = self._by_worker.get(worker, {}).get(number)
+        if turn is not None:
+            turn.ended.append(shard_id)
