@@ -34,8 +34,8 @@ def read_processor(folder: str) -> tuple[dict[str, Any], int] | None:
         raise ValueError(f"{_FILE} is no JSON: {error}") from error
     if not isinstance(stated, Mapping):
         raise ValueError(f"{_FILE} is no JSON object")
-    resizing, edge = _resizing(stated)
-    return {**_normalization(stated), **resizing}, edge
+    normalization, (resizing, edge) = _normalization(stated), _resizing(stated)
+    return {**normalization, **resizing}, edge
 
 
 def _normalization(stated: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:

@@ -84,7 +84,9 @@ def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[d
         raise ModelError(f"model {config.name!r}: its {error}; {advice}") from error
     if stated is not None:
         settings, edge = stated
-        return settings, () if edge == size else (_other_size(config, edge, size),)
+        # A size that was asked for has a notice of its own.
+        unexpected = edge != size and "img_size" not in (config.model_args or {})
+        return settings, (_other_size(config, edge, size),) if unexpected else ()
     return {}, (
         f"model {config.name!r} has no preprocessor_config.json: mean, std, interpolation, crop_pct and crop_mode are "
         "timm's for this architecture where they are not set",
