@@ -143,8 +143,8 @@ def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same
     written = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / CHECKPOINTS).rglob("*.pt")]
     # The first variant is done.
     assert sorted(written) == [
-        "qat/w3a8/checkpoints/epoch-00000-step-00000002.pt",
-        "qat/w4a4/checkpoints/epoch-00000-step-00000003.pt",
+        f"{CHECKPOINTS}/w3a8/checkpoints/epoch-00000-step-00000002.pt",
+        f"{CHECKPOINTS}/w4a4/checkpoints/epoch-00000-step-00000003.pt",
     ]
     monkeypatch.setattr(QatTrainer, "_step", step)
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """The actor's classes called directly, without Ray."""
 
+import errno
 import io
 import json
 import subprocess
@@ -300,15 +301,17 @@ def test_output_that_vanished_is_reported_in_the_row(tiny_folder: Path, tmp_path
 
 
 def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = make_writer(tiny_folder, tmp_path / "file" / "out")
-    (tmp_path / "file").touch()
+    writer, write_part = make_writer(tiny_folder, tmp_path / "out"), store.write_part
+    errors = [OSError(errno.ENOSPC, "No space left on device"), ConnectionResetError("reset by peer")]
 
-    def repair(_: float) -> None:
-        (tmp_path / "file").unlink(missing_ok=True)
+    def write(*arguments: Any) -> None:
+        if errors:
+            raise errors.pop()
+        write_part(*arguments)
 
-    monkeypatch.setattr("pipeline.synthesis.writer.time.sleep", repair)
+    monkeypatch.setattr(store, "write_part", write)
     (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
-    assert outcome["error"] == ""
+    assert (outcome["error"], errors) == ("", [])
 
 
 def test_another_teacher_than_the_drivers(tiny_folder: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pyte
     assert attempts.wait("a", 0)
 
 
-@pytest.mark.parametrize("module", ["attempts", "columns", "ending", "holders", "records", "turns"])
+@pytest.mark.parametrize("module", ["attempts", "columns", "exit_code", "holders", "records", "turns"])
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -232,7 +232,7 @@ def test_only_what_is_missing_is_done_and_what_fails_is_reported(
     for shard_id in (0, 4):
         store.write_failure(str(output), shard_id, {"reason": "an earlier try"})
     (output / ".tmp").mkdir(exist_ok=True)
-    (output / ".tmp" / ".part.tmp").write_bytes(b"half")
+    (output / ".tmp" / ".part-00004.parquet.0123abcd.tmp").write_bytes(b"half")
     times = {name: (output / name).stat().st_mtime_ns for name in parts_of(output)}
 
     summary = synthesize(config)
