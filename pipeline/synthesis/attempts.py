@@ -119,6 +119,7 @@ class Attempts:
         """
         if self._turns.is_past(turn):
             return False
+        self._turns.enter(worker, device, name, turn)
         died_at = self._loading.pop(worker, None)
         if died_at is not None:
             self._count(died_at, "its process died while it loaded the teacher")
@@ -134,6 +135,8 @@ class Attempts:
     def take(self, worker: str, device: Device, name: str, turn: int) -> Begun | None:
         """Record that a process takes the shard that is next, and begins it; see `enter`.
 
+        A process that asks again, because it did not get the answer, gets the same shard.
+
         Returns:
             The shard; None if there is none for it now, and perhaps later.
         """
@@ -141,9 +144,12 @@ class Attempts:
         if self._turns.is_past(turn):
             return None
         self._look_for_lost_nodes()
-        shard_id = self._turns.enter(worker, name, turn)
-        if shard_id is None:
-            shard_id = self._turns.take(device)
+        self._turns.enter(worker, device, name, turn)
+        for shard_id, running in self._running.items():
+            # It inverts one at a time.
+            if running.name == name and not running.inverted:
+                return Begun(shard_id, attempt=self._shards[shard_id].num_begun)
+        shard_id = self._turns.take(device)
         if shard_id is None and self._turns.any_back and self._is_quiet():
             shard_id = self._turns.take(device, any_device=True)
         if shard_id is None:
@@ -158,6 +164,7 @@ class Attempts:
         self._last_event = time.monotonic()
         self._loading.pop(worker, None)
         if shard_id in self._done:
+            self._left.discard(shard_id)
             return Begun(shard_id, done=True, attempt=self._done[shard_id])
         before = self._running.get(shard_id)
         if before is not None:
@@ -239,6 +246,16 @@ class Attempts:
             self._over = time.monotonic() - self._last_event >= self._patience_s()
         return self._over
 
+    def may_come(self, turn: int) -> bool:
+        """Return whether a worker that found nothing to do should keep its turn.
+
+        So it does while others work, whose shards may be given back, and many turns are left, as where shards are short
+        and share them: turns that go by without work look to Ray Data like progress. Where few are left it gives up its
+        turn, so that Ray Data can release its GPU.
+        """
+        many = self._turns.num_left > _TURNS_PER_WORKER * self._seats
+        return many and not self._turns.is_past(turn) and bool(self._running or self._loading)
+
     def _patience_s(self) -> float:
         """Return for how long nobody may do anything until a pass is over, seconds."""
         if not self._left:
@@ -270,8 +287,9 @@ class Attempts:
     def _look_for_lost_nodes(self) -> None:
         """Give back what was begun on lost nodes: a worker that Ray cannot start elsewhere never asks again."""
         now = time.monotonic()
-        if now - self._looked >= _LOOK_S and self._running:
+        if now - self._looked >= _LOOK_S and self._turns.any_begun:
             self._looked, alive = now, self._alive_nodes()
+            self._turns.lose_nodes(alive)
             for name in {run.name for run in self._running.values() if run.device.node_id not in alive}:
                 self._note_death(name)
 

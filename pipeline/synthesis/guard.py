@@ -84,19 +84,20 @@ class GuardedWriter:
         self._writer: PartWriter | None = None
         self._poisoned, self._reported = False, False
         self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._calls, self._returned = 0, threading.Condition()
+        # Turns that have a shard or rows.
+        self._holding: set[int] = set()
+        self._returned = threading.Condition()
+        self._shard_s = 0.0
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Yield a table of `OUTCOME` for each turn, with a row for each shard."""
-        with self._returned:
-            self._calls += 1
         try:
             for turn in batch["turn"].tolist():
                 yield pa.Table.from_pylist(self._rows(turn), schema=OUTCOME)
                 self._reported = True
         finally:
             with self._returned:
-                self._calls -= 1
+                self._holding.difference_update(batch["turn"].tolist())
                 self._returned.notify()
 
     def _rows(self, turn: int) -> list[dict[str, Any]]:
@@ -107,14 +108,32 @@ class GuardedWriter:
             row = self._do(turn, first=not rows)
             if row is not None:
                 rows.append(row)
-            elif not rows:
+                # Not in a row where one machine cannot write, which says nothing of the others.
+                if row["over"] or row["unwritten"]:
+                    return rows
+            elif rows:
+                return rows
+            else:
                 time.sleep(self._turn_s / _LOOKS_PER_TURN)
-            # After an error the process is to end, once what it did is reported.
-            if self._poisoned or time.monotonic() >= end or (rows and (row is None or row["over"])):
+                if self._ask_if_more_may_come(turn):
+                    continue
+            # After an error the process is to end, once what it did is reported. What is done waits for no long shard.
+            if self._poisoned or time.monotonic() + (self._shard_s if rows else 0.0) >= end:
                 return rows
 
+    def _ask_if_more_may_come(self, turn: int) -> bool:
+        try:
+            return self._ask("may_come", turn)
+        except ray.exceptions.RayActorError:
+            return False
+
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
-        return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
+        while True:
+            try:
+                return ray.get(getattr(self._attempts, method).remote(*arguments, **named))
+            # The network between the machines, which is no reason to end the pass for all.
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(_WAIT_S)
 
     def _do(self, turn: int, *, first: bool) -> dict[str, Any] | None:
         try:
@@ -136,6 +155,7 @@ class GuardedWriter:
                 return None
             # A CUDA context is unusable after an error. Ray starts another process, and repeats this call.
             self._leave()
+        started = time.monotonic()
         loaded = self._writer is not None
         if not self._ask("enter", self._actor, self._device, self._name, loaded=loaded, turn=turn):
             return self._wait(turn) if first else None
@@ -147,7 +167,15 @@ class GuardedWriter:
         except Exception as error:  # noqa: BLE001
             return self._failed(None, error)
         begun: Begun | None = self._ask("take", self._actor, self._device, self._name, turn)
-        return None if begun is None else self._make(writer, begun)
+        if begun is None:
+            return None
+        # In this thread, so that `_leave`, which runs here too, knows of it.
+        with self._returned:
+            self._holding.add(turn)
+        made = self._make(writer, begun)
+        if isinstance(made, _Inverted):
+            self._shard_s = time.monotonic() - started
+        return made
 
     def _make(self, writer: PartWriter, begun: Begun) -> _Inverted | dict[str, Any]:
         shard_id = begun.shard_id
@@ -172,12 +200,12 @@ class GuardedWriter:
         return _Inverted(writer, made, begun)
 
     def _leave(self) -> None:
-        """End the process once the other calls have returned, and Ray has had time to hear of it.
+        """End the process once calls that have rows have returned them, and Ray has had time to hear of it.
 
         Ray would repeat a call whose result has not reached it.
         """
         with self._returned:
-            self._returned.wait_for(lambda: self._calls <= 1, timeout=_LEAVE_S)
+            self._returned.wait_for(lambda: not self._holding, timeout=_LEAVE_S)
         time.sleep(_HEAR_S)
         os._exit(1)
 

@@ -153,10 +153,17 @@ def _one_pass(
         min(workers.max_size, seats(pool, without=list(retired))),
         fixed_size=fixed_size,
         start_timeout_s=pool.start_timeout_s,
-        num_turns=len(shard_ids) + _SPARE_TURNS * workers.initial_size,
+        num_turns=len(shard_ids) + _SPARE_TURNS * workers.max_size,
     )
     turns = [{"turn": number} for number in cast(range, ray.get(opening))]
-    own = (plan.config, plan.digest, plan.manifest["schema_version"], plan.shards, attempts, turn_s(workers.max_size))
+    own = (
+        plan.config,
+        plan.digest,
+        plan.manifest["schema_version"],
+        plan.shards,
+        attempts,
+        turn_s(pool, workers.max_size),
+    )
     rows = ray.data.from_items(turns, override_num_blocks=len(turns)).map_batches(
         GuardedWriter,
         fn_constructor_args=own,

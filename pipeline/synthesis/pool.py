@@ -6,14 +6,14 @@ from typing import Any
 import ray.data
 
 from pipeline.errors import ConfigError
-from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.config import PoolConfig, SynthesisConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.room import needs, reachable_seats, seats
 
 # The driver handles some 70 turns a second, and a worker has two at a time. With turns this long for each worker it is
 # not in their way, and short shards share a turn; a shard that takes longer has one for itself.
 _TURN_S_PER_WORKER = 0.06
-_MIN_TURN_S = 2.0
+_MIN_TURN_S, _MOST_TURN_S = 2.0, 20.0
 
 
 def pool_options(
@@ -66,10 +66,13 @@ def pool_options(
     return {"compute": compute, **actor.options(avoided)}
 
 
-def turn_s(num_workers: int) -> float:
+def turn_s(pool: PoolConfig, num_workers: int) -> float:
     """Return the seconds for which a worker does shards before it reports them.
 
     Args:
+        pool: settings.
         num_workers: of the pool, at most.
     """
-    return max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers)
+    wanted = min(_MOST_TURN_S, max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers))
+    # Within a turn Ray Data sees no progress.
+    return wanted if pool.no_progress_timeout_s == -1 else min(wanted, pool.no_progress_timeout_s / 4)

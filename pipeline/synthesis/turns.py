@@ -5,7 +5,7 @@ worker gave back is soon taken by another, and short shards share a turn. Import
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from pipeline.synthesis.devices import Device
@@ -20,13 +20,13 @@ class _Turn:
 
     Attributes:
         name: of the process that has it.
+        node_id: of the node on which that runs.
         ended: shards that ended in it. The driver gets their rows when the turn ends.
-        lost: shards that ended in it in an earlier process, whose rows may be lost with that.
     """
 
     name: str
+    node_id: str
     ended: list[int] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
 
 
 class Turns:
@@ -50,28 +50,50 @@ class Turns:
         """Whether a shard was given back that nobody has taken since."""
         return bool(self._back)
 
+    @property
+    def any_begun(self) -> bool:
+        """Return whether a worker had a turn in this pass."""
+        return bool(self._by_worker)
+
     def is_past(self, number: int) -> bool:
         """Return whether a turn is of an earlier pass, of which nobody reads the rows any more."""
         return number < self._first
 
-    def enter(self, worker: str, name: str, number: int) -> int | None:
-        """Begin a turn or go on with it; return a shard that ended in it and is to be reported again, if there is one.
+    def enter(self, worker: str, device: Device, name: str, number: int) -> None:
+        """Begin a turn or go on with it; what ended in it in an earlier process is given back, to be reported again.
 
         Args:
             worker: id of the actor. Ray repeats a turn on the same one, if it died before Ray heard of the turn's end.
+            device: that it computes on.
             name: of the actor's process.
             number: of the turn.
         """
         turns = self._by_worker.setdefault(worker, {})
         if number not in turns:
-            turns[number] = _Turn(name)
+            turns[number] = _Turn(name, device.node_id)
             self.num_left -= 1
             for old in list(turns)[:-_KEPT_TURNS]:
                 del turns[old]
         turn = turns[number]
         if turn.name != name:
-            turn.name, turn.lost, turn.ended = name, turn.lost + turn.ended, []
-        return turn.lost.pop(0) if turn.lost else None
+            self._give_back_rows(turn)
+            turn.name, turn.node_id = name, device.node_id
+
+    def lose_nodes(self, alive: Container[str]) -> None:
+        """Give back what ended in turns of nodes that are lost: their workers may never repeat them.
+
+        Args:
+            alive: ids of the nodes that are not.
+        """
+        for turns in self._by_worker.values():
+            for turn in turns.values():
+                if turn.node_id not in alive:
+                    self._give_back_rows(turn)
+
+    def _give_back_rows(self, turn: _Turn) -> None:
+        """Let others report shards whose rows may be lost; the driver ignores a row that it has already."""
+        self._back.update(dict.fromkeys(turn.ended))
+        turn.ended = []
 
     def take(self, device: Device, *, any_device: bool = False) -> int | None:
         """Return the shard that is next, one that was given back before others; None if there is none for this device.

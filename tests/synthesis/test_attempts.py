@@ -170,7 +170,9 @@ def taken(attempts: Attempts, worker: str, device: Device, turn: int, name: str 
 
 def test_shards_are_taken_in_order_whoever_has_the_turn() -> None:
     attempts = make([7, 4, 5])
-    assert [taken(attempts, "ab"[turn % 2], GPU_0, turn) for turn in (2, 0, 1)] == [7, 4, 5]
+    for turn, shard_id in ((2, 7), (0, 4), (1, 5)):
+        assert taken(attempts, "ab"[turn % 2], GPU_0, turn) == shard_id
+        attempts.inverted(GPU_0, shard_id)
     assert taken(attempts, "a", GPU_0, 2) is None
 
 
@@ -223,16 +225,54 @@ def test_a_shard_on_a_lost_node_is_given_to_another_though_its_worker_never_come
 def test_a_turn_that_ray_repeats_reports_again_what_ended_in_it() -> None:
     """Rows are lost with a worker that dies before Ray has heard of the turn's end."""
     attempts = make([4, 5, 6, 7])
-    assert [taken(attempts, "a", GPU_0, 0) for _ in range(3)] == [4, 5, 6]
-    attempts.end(GPU_0, 4, made=True)
-    attempts.end(GPU_0, 5, made=False)  # failed, as with NaN: it is tried again, and fails again
+    for shard_id, made in ((4, True), (5, False)):  # 5 failed, as with NaN: it is tried again, and fails again
+        assert taken(attempts, "a", GPU_0, 0) == shard_id
+        attempts.end(GPU_0, shard_id, made=made)
+    assert taken(attempts, "a", GPU_0, 0) == 6
     attempts.enter("a", GPU_0, "next process", loaded=False, turn=0)
-    begun = [attempts.take("a", GPU_0, "next process", 0) for _ in range(4)]
-    assert [(each.shard_id, each.done, each.attempt) for each in begun if each] == [
+    # Whoever takes them, in whatever turn: the repeated one may end after its first row.
+    begun = []
+    for turn in (0, 0, 1, 1):
+        begun.append(attempts.take("a", GPU_0, "next process", turn))
+        attempts.inverted(GPU_0, begun[-1].shard_id if begun[-1] else -1)
+    assert sorted((each.shard_id, each.done, each.attempt) for each in begun if each) == [
         *((4, True, 1), (5, False, 2), (6, False, 2), (7, False, 1))
     ]
     # Its next turn has nothing to do with them.
     assert taken(attempts, "a", GPU_0, 1, "next process") is None
+
+
+def test_what_ended_in_a_turn_on_a_lost_node_is_reported_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([4, 5])
+    assert taken(attempts, "c", FAR, 0) == 4
+    attempts.end(FAR, 4, made=True)
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    begun = attempts.take("b", GPU_1, "pid 9", 1)
+    assert begun
+    assert (begun.shard_id, begun.done) == (4, True)
+
+
+def test_a_process_that_did_not_get_the_answer_gets_the_same_shard_again() -> None:
+    attempts = make([4, 5])
+    assert [taken(attempts, "a", GPU_0, 0) for _ in range(2)] == [4, 4]
+    attempts.inverted(GPU_0, 4)
+    assert taken(attempts, "a", GPU_0, 0) == 5
+
+
+def test_a_turn_is_kept_while_others_work_and_many_turns_are_left() -> None:
+    attempts = make([4, 5])
+    attempts.open_pass([4], 1, fixed_size=True, start_timeout_s=0, num_turns=9)
+    first = attempts._next_turn - 9
+    assert taken(attempts, "a", GPU_0, first) == 4
+    assert taken(attempts, "b", GPU_1, first + 1) is None
+    assert attempts.may_come(first + 1)
+    attempts.end(GPU_0, 4, made=True)
+    assert not attempts.may_come(first + 1)
+    # Of a pass with a turn for each shard, so that Ray Data can release the worker.
+    attempts.open_pass([4, 5], 1, fixed_size=True, start_timeout_s=0)
+    assert taken(attempts, "a", GPU_0, first + 9) == 4
+    assert not attempts.may_come(first + 10)
 
 
 def test_a_turn_of_an_earlier_pass_gets_no_shard_and_does_not_wait() -> None:
