@@ -56,8 +56,6 @@ class Attempts:
         self._next_turn, self._looked = 0, 0.0
         self.open_pass([], 1, fixed_size=True, start_timeout_s=0)
 
-    # Called by the driver.
-
     def open_pass(
         self,
         shard_ids: list[int],
@@ -102,8 +100,6 @@ class Attempts:
         """Return whether a device gets no more work."""
         return device in self._retired
 
-    # Called by workers.
-
     def enter(self, worker: str, device: Device, name: str, *, loaded: bool, turn: int) -> bool:
         """Ask whether there is work.
 
@@ -133,9 +129,7 @@ class Attempts:
         return True
 
     def take(self, worker: str, device: Device, name: str, turn: int) -> Begun | None:
-        """Record that a process takes the shard that is next, and begins it; see `enter`.
-
-        A process that asks again, because it did not get the answer, gets the same shard.
+        """Record that a process takes the shard that is next, or takes it again for want of an answer; see `enter`.
 
         Returns:
             The shard; None if there is none for it now, and perhaps later.
@@ -235,10 +229,7 @@ class Attempts:
         return refusal
 
     def wait(self, worker: str, turn: int) -> bool:
-        """Return whether the worker of a retired device, which asks again and again, should return its turn.
-
-        Then the turn's pass is over: nobody is left who does what is left.
-        """
+        """Return whether a turn's pass is over, so that the worker of a retired device returns it."""
         if self._turns.is_past(turn):
             return True
         self._waiting.add(worker)
@@ -247,11 +238,9 @@ class Attempts:
         return self._over
 
     def may_come(self, turn: int) -> bool:
-        """Return whether a worker that found nothing to do should keep its turn.
+        """Return whether a worker that found nothing to do should keep its turn: others work, and many turns are left.
 
-        So it does while others work, whose shards may be given back, and many turns are left, as where shards are short
-        and share them: turns that go by without work look to Ray Data like progress. Where few are left it gives up its
-        turn, so that Ray Data can release its GPU.
+        Turns without work look to Ray Data like progress. Where few are left, Ray Data can then release its GPU.
         """
         many = self._turns.num_left > _TURNS_PER_WORKER * self._seats
         return many and not self._turns.is_past(turn) and bool(self._running or self._loading)
