@@ -48,7 +48,8 @@ def is_refusal(error: BaseException) -> bool:
     Other errors of storage are worth another attempt, more of them than `is_transient` names: a file is gone where
     another run cleared temporary files, and a driver's OSError may have no errno.
     """
-    return any(map(_is_refused, _causes(error)))
+    # What was damaged on its way to S3 is an invalid argument, too.
+    return any(_is_refused(each) and getattr(each, "errno", None) != errno.EINVAL for each in _causes(error))
 
 
 def is_forbidden(error: OSError) -> bool:

@@ -34,6 +34,7 @@ conv2d conv3d conv_transpose2d convolution cosine_similarity dot dropout einsum 
 feature_dropout _fused_rms_norm gelu glu grid_sampler grid_sampler_2d group_norm hardsigmoid hardswish hardtanh inner
 instance_norm layer_norm leaky_relu linear log_sigmoid _log_softmax log_softmax matmul max_pool1d max_pool2d
 max_pool2d_with_indices mish mm mv native_batch_norm _native_batch_norm_legit_no_training native_dropout
+_native_batch_norm_legit lstm gru rnn_tanh rnn_relu
 native_group_norm native_layer_norm outer prelu _prelu_kernel relu relu6 rms_norm _safe_softmax
 scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu selu silu
 _softmax softmax softplus softsign tensordot upsample_bicubic2d _upsample_bicubic2d_aa upsample_bilinear2d

@@ -11,7 +11,7 @@ from pipeline.cluster import own_errors
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.order import even_sizes
 from pipeline.distillation.state import list_places
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, NonFiniteError, PipelineError
 from pipeline.log import logger
 from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
@@ -74,7 +74,7 @@ def train_variants(
             task = _task(plan, qat, channels, work, done)
             trained = _train_on_workers(task, fixed_size=fixed_size) if config.workers.size else train_here(task)
     except PipelineError as error:
-        if not error.is_transient:
+        if isinstance(error, NonFiniteError | ConfigError):
             # It would come again, and other settings do not go on from these checkpoints.
             remove_checkpoints(plan)
         raise
