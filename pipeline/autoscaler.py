@@ -109,9 +109,9 @@ def read_on_head(port: str) -> NodeTypes | None:
             arguments = dict(part.split("=", 1) for part in command if "=" in part)
             if arguments.get("--gcs-address", "").endswith(f":{port}"):
                 file = arguments.get("--autoscaling-config")
-                return (
-                    NodeTypes() if file is None else _read(Path(process.info["cwd"] or "/") / Path(file).expanduser())
-                )
+                if file is None:
+                    return NodeTypes()
+                return _read(Path(process.info["cwd"] or "/") / Path(file).expanduser())
     return None
 
 

@@ -22,8 +22,10 @@ _REFUSALS = {
     errno.EROFS,
     errno.ENAMETOOLONG,
     errno.ELOOP,
-    errno.EINVAL,
 }
+# Come again as a rule, and yet are worth another attempt: what is not there, errors about content, of pyarrow and
+# Pillow, that have no number, and an invalid argument, which is also what was damaged on its way to S3.
+_LASTING = {None, errno.ENOENT, errno.EINVAL}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 # Answers of a web server to a request that is all right.
 _BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
@@ -48,8 +50,7 @@ def is_refusal(error: BaseException) -> bool:
     Other errors of storage are worth another attempt, more of them than `is_transient` names: a file is gone where
     another run cleared temporary files, and a driver's OSError may have no errno.
     """
-    # What was damaged on its way to S3 is an invalid argument, too.
-    return any(_is_refused(each) and getattr(each, "errno", None) != errno.EINVAL for each in _causes(error))
+    return any(map(_is_refused, _causes(error)))
 
 
 def is_forbidden(error: OSError) -> bool:
@@ -72,8 +73,7 @@ def _may_pass(error: BaseException) -> bool:
         return _is_answer_of_busy_server(error)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    # Those about content, of pyarrow and Pillow, have no errno.
-    lasting = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in {None, errno.ENOENT}
+    lasting = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _LASTING
     return isinstance(error, OSError) and not lasting and not _is_refused(error)
 
 

@@ -54,6 +54,15 @@ class WorkersConfig:
             check_range(f"workers.{name}", getattr(self, name), least)
         check_range("workers.min_size", self.min_size, 1, self.size)
 
+    def check_batch_size(self, setting: str, size: int) -> None:
+        """Check that each worker gets an image of a batch.
+
+        Raises:
+            ConfigError: the batch is smaller; it names the setting.
+        """
+        if size < self.size:
+            raise ConfigError(f"{setting} {size} is less than an image for each of {self.size} workers")
+
     @property
     def fewest(self) -> int:
         """The number of workers that must be there."""

@@ -191,10 +191,7 @@ class DistillationConfig:
         check_range("momentum", self.momentum, 0, 1, open_high=True)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         _check_labels(self)
-        if self.batch_size < self.workers.size:
-            raise ConfigError(
-                f"batch_size {self.batch_size} is less than an image for each of {self.workers.size} workers"
-            )
+        self.workers.check_batch_size("batch_size", self.batch_size)
 
 
 def list_images(config: DistillationConfig) -> list[WeightedImages]:

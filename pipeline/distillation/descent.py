@@ -1,4 +1,4 @@
-"""What the workers of a training do together at each step: add up gradients, and find out whether to save."""
+"""Steps of the workers of a training: sum gradients over them, and agree on when to save."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.distillation.batches import DistillationBatch
+from pipeline.distillation.order import Share
 from pipeline.errors import IncompleteError
 from pipeline.saving import WhenToSave
 
@@ -19,6 +20,16 @@ class Group:
     rank: int
     world_size: int
     device: torch.device
+
+    def share(self, batch_size: int, *, seed: int, shuffle_buffer: int) -> Share:
+        """Return which images this worker reads; see `Share`."""
+        return Share(
+            batch_size=batch_size,
+            seed=seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            shuffle_buffer=shuffle_buffer,
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over all workers, in place."""

@@ -154,13 +154,7 @@ def _train(
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
-    share = Share(
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=group.rank,
-        world_size=group.world_size,
-        shuffle_buffer=config.shuffle_buffer,
-    )
+    share = group.share(config.batch_size, seed=config.seed, shuffle_buffer=config.shuffle_buffer)
     images = _open_share(task.images, teacher, share, labels=config.label_weight > 0)
     labeled = None if task.labeled is None else open_images(task.labeled, teacher, share, labels=True)
     reads_kept = refusal(teacher.model) is None or student.vit is not None

@@ -194,10 +194,8 @@ class CalibrationConfig:
 
 def _check_trained(config: CalibrationConfig) -> None:
     """Check that the bit widths to train are among those that are made."""
-    if config.qat is not None and config.qat.batch_size < config.workers.size:
-        raise ConfigError(
-            f"qat.batch_size {config.qat.batch_size} is less than an image for each of {config.workers.size} workers"
-        )
+    if config.qat is not None:
+        config.workers.check_batch_size("qat.batch_size", config.qat.batch_size)
     wanted = [] if config.qat is None else config.qat.settings or []
     if unknown := [bits.label for bits in wanted if bits not in config.settings]:
         raise ConfigError(f"qat.settings has {', '.join(unknown)}, which settings does not have")

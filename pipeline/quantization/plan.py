@@ -74,7 +74,7 @@ class CalibrationPlan:
 
 @dataclass(frozen=True)
 class CheckedSettings:
-    """What a calibration needs besides its images, as found by `check_settings`.
+    """Inputs of a calibration besides its images, as `check_settings` returns them.
 
     Attributes:
         config: as given.

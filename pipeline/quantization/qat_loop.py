@@ -33,7 +33,7 @@ CRITERION = FIGURES[0]
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of training a variant.
+    """Result of training a variant.
 
     Attributes:
         values: what it is quantized with: of the best step, or as they were calibrated if that is too little better.

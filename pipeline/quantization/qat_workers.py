@@ -18,7 +18,6 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.descent import Group
 from pipeline.distillation.opening import as_views, open_images
-from pipeline.distillation.order import Share
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.progress import Count
@@ -128,13 +127,7 @@ def _open(
 ) -> tuple[QatImages, HeldBack | None, list[tuple[Variant, Values]]]:
     """Return a worker's images to train on, those that are held back, and what to train."""
     config, qat = task.config, task.qat
-    share = Share(
-        batch_size=qat.batch_size,
-        seed=config.seed,
-        rank=group.rank,
-        world_size=group.world_size,
-        shuffle_buffer=qat.shuffle_buffer,
-    )
+    share = group.share(qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
     images = open_images(task.images, loaded, share, labels=False, left_out=task.left_out)
     reads_kept = config.mode == "sparse" and refusal(loaded.model) is None
     views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=reads_kept, tell=group.rank == 0)

@@ -69,8 +69,6 @@ class Networks:
         """The feature model as it reads the teacher's images; only where there is one."""
         other, teacher = self.feature_model, self.teacher
         assert other is not None
-        if not self.feature_model_renormalizes:
-            return other.model
         renormalize = Renormalize(mean=teacher.mean, std=teacher.std, to_mean=other.mean, to_std=other.std)
         return nn.Sequential(renormalize, other.model)
 

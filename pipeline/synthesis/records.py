@@ -1,4 +1,4 @@
-"""What is remembered of a shard that is not made yet, and of one that a process works on. Imports no torch."""
+"""Records of shards: attempts at one that is not made yet, and the process that works on one. Imports no torch."""
 
 from dataclasses import dataclass, field
 

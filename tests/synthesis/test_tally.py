@@ -33,7 +33,7 @@ def test_what_workers_report_is_counted_and_not_kept() -> None:
 
 
 class Reported(Tracker):
-    """What was reported, by step."""
+    """Tracker that keeps the figures reported, by step."""
 
     def __init__(self) -> None:
         super().__init__([], {})
