@@ -99,7 +99,7 @@ def _report(job: str, counter: "_Counter | ActorHandle", num_images: int, ticks:
         if read > printed:
             printed = read
             if read > num_images:
-                logger.info(f"{job}: {read} images read, some of them again after a worker was lost")
+                logger.info(f"{job}: {read} images read, some of them again")
                 continue
             rate = read / (time.monotonic() - started)
             left = (num_images - read) / rate

@@ -22,4 +22,4 @@ def test_images_that_are_read_again_after_a_worker_was_lost_are_not_counted_as_p
         _report("calibrate", counter, 40, ticks())
     first, second = caplog.messages
     assert first.startswith("calibrate: 30 of 40 images, ")
-    assert second == "calibrate: 80 images read, some of them again after a worker was lost"
+    assert second == "calibrate: 80 images read, some of them again"

@@ -149,12 +149,10 @@ def _parquet_folder(
 ) -> Source:
     card = _card(uri, listing)
     config = card_config(uri, card)
-    splits = None if config is None else card_splits(uri, config, names)
-    # A card may also name only the folder of the files.
-    listed = config is not None and "data_files" in config
-    splits = splits or parquet_splits(names)
+    listed = None if config is None else card_splits(uri, config, names)
+    splits = listed or parquet_splits(names)
     chosen, files = choose_split(uri, splits, split)
-    if not listed:
+    if listed is None:
         check_one_dataset(uri, chosen, files)
         if chosen is None:
             check_no_hidden_splits(uri, files)

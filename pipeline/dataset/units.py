@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-# Row groups that hold more than this, together and with each as often as it has pieces, are not cut.
+# Row groups are not cut if readers of their pieces would fetch more than this in total.
 MOST_BYTES_IN_PIECES = 64 * 2**20
 
 
@@ -89,25 +89,24 @@ class ImageFiles:
 Unit = RowRange | ImageFiles
 
 
-def split_units(units: Sequence[tuple[int, Unit]], pieces: Sequence[int], *, fewest: int = 1) -> list[tuple[int, Unit]]:
+def split_units(units: Sequence[tuple[int, Unit]], pieces: Sequence[int]) -> list[tuple[int, Unit]]:
     """Cut units of a collection into pieces.
 
-    A reader of some rows of a row group fetches all of it. So row groups are cut into `fewest` pieces if more would
-    fetch too many bytes: pandas may write gigabytes as one.
+    A reader of some rows of a row group fetches all of it. So no row group is cut if that would fetch too many bytes
+    in total: pandas may write gigabytes as one.
 
     Args:
         units: each with the index of its source.
         pieces: number of pieces of each unit.
-        fewest: number of pieces of a row group that are needed in any case.
     """
     fetched = sum(
         unit.fetched_bytes * count
         for (_, unit), count in zip(units, pieces, strict=True)
-        if isinstance(unit, RowRange) and count > fewest
+        if isinstance(unit, RowRange) and count > 1
     )
-    most = fewest if fetched > MOST_BYTES_IN_PIECES else max(pieces, default=fewest)
+    whole = fetched > MOST_BYTES_IN_PIECES
     return [
         (number, piece)
         for (number, unit), count in zip(units, pieces, strict=True)
-        for piece in unit.split(min(count, most) if isinstance(unit, RowRange) else count)
+        for piece in unit.split(1 if whole and isinstance(unit, RowRange) else count)
     ]

@@ -18,7 +18,7 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.units import RowRange
 from pipeline.distillation.batches import DistillationBatch, Images, to_batch
 from pipeline.distillation.images import MemoryImages, StreamedImages, concatenate, gather, rebatch, to_images
-from pipeline.distillation.order import Share, even_sizes
+from pipeline.distillation.order import Share, even_sizes, streamed_order
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 
@@ -57,7 +57,7 @@ class ArrivingImages:
     def __init__(self, arriving: Arriving, loaded: LoadedModel, share: Share, *, labels: bool) -> None:
         self.num_images = arriving.planned.num_rows
         later = "in memory" if arriving.in_memory else "streamed"
-        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}, as made, then {later}"
+        self.order = f"{streamed_order(share)}, as made, then {later}"
         self._planned, self._in_memory = arriving.planned, arriving.in_memory
         self._loaded, self._labels = loaded, labels
         self._share = share

@@ -3,7 +3,7 @@
 In memory, an epoch is a permutation of all images, seeded by (seed, epoch) and cut into batches; each worker takes its
 share of every batch, so that any number of workers takes the same steps.
 
-Streamed, an epoch is a permutation of the files' row groups, which are divided among the workers. Each worker reads its
+Streamed, an epoch is a permutation of the files' row groups, which is cut into equal shares. Each worker reads its
 own as a Ray Dataset through a shuffle buffer: the dataset is not copied, and images mix within the row groups that the
 buffer holds. If each part holds a single class, the buffer must hold several parts. A large row group is read by one
 task, from its start to its end. The order depends on the number of workers.
@@ -18,9 +18,8 @@ import ray.data
 import torch
 
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.units import RowRange
 from pipeline.distillation.batches import DistillationBatch, Images, to_batch
-from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units
+from pipeline.distillation.order import Share, even_sizes, plan_epoch, share_units, streamed_order
 from pipeline.errors import DatasetError
 from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
@@ -110,7 +109,7 @@ class StreamedImages:
         source: images of all workers.
         loaded: the model that will read them.
         share: of the worker.
-        labels: whether labels are needed.
+        labels, reads_kept: see `read_inputs`.
         left_out: ids of images of the source that nobody reads.
 
     Attributes:
@@ -124,15 +123,15 @@ class StreamedImages:
         share: Share,
         *,
         labels: bool,
+        reads_kept: bool | None = None,
         left_out: Collection[str] = (),
     ) -> None:
         self.num_images = source.num_rows - len(left_out)
         self._left_out = left_out
-        self._source, self._loaded, self._labels = source, loaded, labels
+        self._source, self._loaded = source, loaded
+        self._needed = {"labels": labels, "reads_kept": reads_kept}
         self._share = share
-        # Large row groups came in pieces before.
-        whole = any(isinstance(unit, RowRange) and unit.num_rows > _ROWS_PER_BLOCK for _, unit in source.units)
-        self.order = f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}{', whole' if whole else ''}"
+        self.order = streamed_order(share)
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's batches of an epoch; other workers may have more or fewer."""
@@ -154,7 +153,7 @@ class StreamedImages:
         source = replace(self._source, units=units)
         # The bounds of blocks decide the order, and Ray would choose them by the cores of the cluster.
         num_blocks = -(-source.num_rows // _ROWS_PER_BLOCK)
-        dataset = open_inputs(source, self._loaded, labels=self._labels, num_blocks=num_blocks)
+        dataset = open_inputs(source, self._loaded, **self._needed, num_blocks=num_blocks)
         # Without more rows in the buffer than in a batch, nothing would be shuffled.
         size = max(batch_size, shuffled.pop("local_shuffle_buffer_size", 0))
         options: dict[str, Any] = {"local_shuffle_buffer_size": size, **shuffled} if shuffled else {}
@@ -170,18 +169,23 @@ class StreamedImages:
 
 
 def open_inputs(
-    source: ImageCollection, loaded: LoadedModel, *, labels: bool, num_blocks: int | None = None
+    source: ImageCollection,
+    loaded: LoadedModel,
+    *,
+    labels: bool,
+    reads_kept: bool | None = None,
+    num_blocks: int | None = None,
 ) -> ray.data.Dataset:
     """Return the rows of `read_inputs`, in the order of the source.
 
     Args:
-        source, loaded, labels: see `read_inputs`.
+        source, loaded, labels, reads_kept: see `read_inputs`.
         num_blocks: number of blocks to read; Ray's choice by default.
 
     Raises:
         DatasetError: as `read_inputs`.
     """
-    dataset = read_inputs(source, loaded, labels=labels, override_num_blocks=num_blocks)
+    dataset = read_inputs(source, loaded, labels=labels, reads_kept=reads_kept, override_num_blocks=num_blocks)
     dataset.context.execution_options.preserve_order = True
     return dataset
 
@@ -192,13 +196,15 @@ def image_bytes(source: ImageCollection, loaded: LoadedModel, *, with_tokens: bo
     return source.num_rows * (int(np.prod(loaded.input_size)) + tokens) * np.dtype(np.float32).itemsize
 
 
-def read_into_memory(source: ImageCollection, loaded: LoadedModel, *, labels: bool) -> Images:
-    """Read all images of a source into memory.
+def read_into_memory(
+    source: ImageCollection, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None = None
+) -> Images:
+    """Read all images of a source into memory; arguments as of `read_inputs`.
 
     Raises:
         DatasetError: as `read_inputs`.
     """
-    dataset = open_inputs(source, loaded, labels=labels)
+    dataset = open_inputs(source, loaded, labels=labels, reads_kept=reads_kept)
     return gather(map(to_images, dataset.iter_batches(batch_size=None, batch_format="numpy")), source, loaded)
 
 

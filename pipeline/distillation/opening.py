@@ -23,6 +23,7 @@ def open_images(
     share: Share,
     *,
     labels: bool,
+    reads_kept: bool | None = None,
     left_out: Collection[str] = (),
 ) -> ImageSource:
     """Return a worker's share of images.
@@ -31,11 +32,11 @@ def open_images(
         where: files to stream images from, or one reference to all images in Ray's object store.
         loaded: the model that will read them.
         share: of the worker.
-        labels: whether labels are needed.
+        labels, reads_kept: see `read_inputs`.
         left_out: ids of images that nobody reads.
     """
     if isinstance(where, ImageCollection):
-        return StreamedImages(where, loaded, share, labels=labels, left_out=left_out)
+        return StreamedImages(where, loaded, share, labels=labels, reads_kept=reads_kept, left_out=left_out)
     images: Images = ray.get(where[0])
     return MemoryImages(images, share, left_out)
 

@@ -1,14 +1,14 @@
 """Order in which training images are read: another at each epoch, and the same after a restart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.dataset.units import Unit, split_units
 
-# Row groups per worker, so that the workers' shares are about equal and mix.
-_UNITS_PER_WORKER = 4
+# Pieces of row groups per worker, at least, so that each reads images of several groups where that is cheap.
+_PIECES_PER_WORKER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,12 @@ class Share:
         return len(range(self.rank, self.batch_size, self.world_size))
 
 
+def streamed_order(share: Share) -> str:
+    """Return what the order of streamed images depends on, besides seed and epoch."""
+    # Earlier versions divided row groups otherwise, and called it otherwise.
+    return f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}, equal shares"
+
+
 def plan_epoch(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
     """Return the rows of every batch of an epoch: each row once, in batches of about equal size, up to `batch_size`."""
     order = np.random.default_rng((seed, epoch)).permutation(num_images)
@@ -52,12 +58,31 @@ def even_sizes(num_images: int, batch_size: int) -> list[int]:
 def share_units(units: Sequence[tuple[int, Unit]], share: Share, *, epoch: int) -> list[tuple[int, Unit]]:
     """Return the units that a worker reads in an epoch, in order; together, the workers read all units.
 
+    Units are permuted, laid end to end, and cut where a worker's rows end. So numbers of rows differ by one at most,
+    and only row groups in which a cut lies are fetched twice.
+
     Args:
         units: of an `ImageCollection`, each with the index of its source.
         share: of the worker.
         epoch: with the share's seed, it decides the order.
     """
-    pieces, fewest = (-(-count * share.world_size // max(1, len(units))) for count in (_UNITS_PER_WORKER, 1))
-    split = split_units(units, [min(pieces, unit.num_rows) for _, unit in units], fewest=fewest)
+    pieces = -(-_PIECES_PER_WORKER * share.world_size // max(1, len(units)))
+    split = split_units(units, [min(pieces, unit.num_rows) for _, unit in units])
     order = np.random.default_rng((share.seed, epoch)).permutation(len(split))
-    return [split[index] for index in order[share.rank :: share.world_size]]
+    num_rows = sum(unit.num_rows for _, unit in split)
+    start, stop = (num_rows * rank // share.world_size for rank in (share.rank, share.rank + 1))
+    return _cut([split[index] for index in order], start, stop)
+
+
+def _cut(units: Iterable[tuple[int, Unit]], start: int, stop: int) -> list[tuple[int, Unit]]:
+    """Return rows `start` to `stop` of units that are laid end to end."""
+    cut: list[tuple[int, Unit]] = []
+    begin = 0
+    for number, unit in units:
+        first, last = max(start - begin, 0), min(stop - begin, unit.num_rows)
+        if first == 0 and last == unit.num_rows:
+            cut.append((number, unit))
+        elif first < last:
+            cut.append((number, unit.select(range(first, last))))
+        begin += unit.num_rows
+    return cut

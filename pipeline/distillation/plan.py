@@ -17,7 +17,7 @@ from pipeline.distillation.config import (
     DistillationConfig,
     list_images,
 )
-from pipeline.distillation.students import Student, build_student
+from pipeline.distillation.students import Student, build_student, reads_kept
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.models import LoadedModel, load_model, weight_digest
@@ -71,15 +71,14 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     _check_tokens(config, as_reader(teacher.model), student)
     _check_colors(config, teacher)
     to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
-    # A student may read kept patches where the teacher reads whole images.
-    reads_kept = refusal(teacher.model) is None or student.vit is not None
+    kept = reads_kept(teacher, student)
     if to_make is None:
-        images = _find_images(config, teacher, reads_kept=reads_kept)
+        images = _find_images(config, teacher, reads_kept=kept)
     else:
-        images = _plan_images(config, teacher, to_make, reads_kept=reads_kept)
+        images = _plan_images(config, teacher, to_make, reads_kept=kept)
     labeled = None
     if config.labeled is not None:
-        found = find_labeled(config.labeled, teacher, config.labeled_split, reads_kept=reads_kept)
+        found = find_labeled(config.labeled, teacher, config.labeled_split, reads_kept=kept)
         labeled = ImageCollection.of(found)
     check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)

@@ -19,6 +19,7 @@ from pipeline.distillation.plan import DistillationPlan, plan_distillation
 from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, list_epochs, load_state
+from pipeline.distillation.students import reads_kept
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
@@ -143,7 +144,7 @@ def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside:
 def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
     """Read the images into memory if they are there and fit; otherwise the workers read them."""
     config = plan.config
-    left = config.cache_gb * 2**30
+    left, kept = config.cache_gb * 2**30, reads_kept(plan.teacher, plan.student)
     # Of views, no answers are kept.
     with_tokens = config.token_weight > 0 and config.augment is None
 
@@ -153,7 +154,7 @@ def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
         if size > left:
             return source
         left -= size
-        return [ray.put(read_into_memory(source, plan.teacher, labels=labels))]
+        return [ray.put(read_into_memory(source, plan.teacher, labels=labels, reads_kept=kept))]
 
     if arriving is not None and arriving.in_memory:
         left -= image_bytes(arriving.planned, plan.teacher, with_tokens=False)

@@ -98,7 +98,7 @@ def try_to_save(output: str, state: TrainingState, where: str) -> None:
         logger.warning(f"no checkpoint was written {where}: {one_line(error)}")
 
 
-def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | None:
+def load_state(output: str, digest: str, *, order: str = "", tell: bool = False) -> TrainingState | None:
     """Load the latest checkpoint, with tensors on the CPU; None if there is none.
 
     Args:
@@ -106,6 +106,7 @@ def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | 
         digest: of the run.
         order: what the order of the images depends on now. A checkpoint within an epoch of another order does not
             count, and the epoch begins anew.
+        tell: whether to say so.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.
@@ -114,6 +115,11 @@ def load_state(output: str, digest: str, *, order: str = "") -> TrainingState | 
         state = _load(storage.join(output, FOLDER, _name(*place)), digest)
         if not state.epoch_steps or state.order == order:
             return state
+        if tell:
+            logger.info(
+                f"checkpoint {_name(*place)} does not count: with other workers or another shuffle buffer, streamed "
+                f"images are read in another order; epoch {state.epoch + 1} begins anew"
+            )
     return None
 
 

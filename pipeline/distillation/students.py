@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, ModelError, one_line
 from pipeline.models import LOCAL_DIR, LoadedModel, ModelConfig, load_model
 from pipeline.models.epsilon import copy_notice
 from pipeline.models.image_reader import ImageReader
+from pipeline.vit.families import refusal
 
 
 class Student(ImageReader):
@@ -97,6 +98,11 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
         )
     student.try_out(teacher)
     return student
+
+
+def reads_kept(teacher: LoadedModel, student: Student) -> bool:
+    """Return whether teacher or student reads the kept patches alone, so that their grid must be the teacher's."""
+    return refusal(teacher.model) is None or student.vit is not None
 
 
 def prune_depth(model: nn.Module, blocks: Sequence[int]) -> nn.Module:

@@ -23,12 +23,11 @@ from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.opening import ImageSource, as_views, open_images
 from pipeline.distillation.order import Share
-from pipeline.distillation.students import Student, build_student
+from pipeline.distillation.students import Student, build_student, reads_kept
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.precision import announce_dtype
 from pipeline.training import check_readers, is_node_leaving, parallelize, run_workers, worker_configs
-from pipeline.vit.families import refusal
 from pipeline.workers import check_same_digest, load_again, pick_device, threads
 
 
@@ -155,10 +154,11 @@ def _train(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
     share = group.share(config.batch_size, seed=config.seed, shuffle_buffer=config.shuffle_buffer)
-    images = _open_share(task.images, teacher, share, labels=config.label_weight > 0)
-    labeled = None if task.labeled is None else open_images(task.labeled, teacher, share, labels=True)
-    reads_kept = refusal(teacher.model) is None or student.vit is not None
-    shown = as_views(images, config.augment, teacher, seed=config.seed, reads_kept=reads_kept, tell=group.rank == 0)
+    kept, labeled = reads_kept(teacher, student), None
+    images = _open_share(task.images, teacher, share, labels=config.label_weight > 0, reads_kept=kept)
+    if task.labeled is not None:
+        labeled = open_images(task.labeled, teacher, share, labels=True, reads_kept=kept)
+    shown = as_views(images, config.augment, teacher, seed=config.seed, reads_kept=kept, tell=group.rank == 0)
     if isinstance(shown, MemoryImages):
         answers.keep(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
@@ -168,8 +168,13 @@ def _train(
 
 
 def _open_share(
-    where: ImageCollection | list[ray.ObjectRef] | Arriving, teacher: LoadedModel, share: Share, *, labels: bool
+    where: ImageCollection | list[ray.ObjectRef] | Arriving,
+    teacher: LoadedModel,
+    share: Share,
+    *,
+    labels: bool,
+    reads_kept: bool,
 ) -> ImageSource | ArrivingImages:
     if isinstance(where, Arriving):
         return ArrivingImages(where, teacher, share, labels=labels)
-    return open_images(where, teacher, share, labels=labels)
+    return open_images(where, teacher, share, labels=labels, reads_kept=reads_kept)

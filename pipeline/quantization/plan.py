@@ -24,7 +24,7 @@ from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_patch_counts
+from pipeline.quantization.reading import read_patch_counts, reads_kept
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
@@ -114,7 +114,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
-    check_inputs(images, loaded, reads_kept=_reads_kept(config), ids=False)
+    check_inputs(images, loaded, reads_kept=reads_kept(config, loaded), ids=False)
     index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
     probe = draw_window(index, num_probed, config.seed) if num_probed else None
@@ -158,7 +158,7 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     to_make = plan_images(path, (config.teacher, loaded))
     images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
-    check_planned(images, loaded, reads_kept=_reads_kept(config))
+    check_planned(images, loaded, reads_kept=reads_kept(config, loaded))
     _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)
@@ -222,11 +222,6 @@ def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
         raise ModelError(
             f"{family} cannot be calibrated on only the kept patches: {reason}; mode dense reads the filled images"
         )
-
-
-def _reads_kept(config: CalibrationConfig) -> bool | None:
-    """Return what `read_inputs` takes: whole images may lie on another grid."""
-    return None if config.mode == "sparse" or config.qat is not None else False
 
 
 def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> None:

@@ -11,7 +11,7 @@ from pipeline.cluster import own_errors
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.order import even_sizes
 from pipeline.distillation.state import list_places
-from pipeline.errors import ConfigError, NonFiniteError, PipelineError
+from pipeline.errors import ConfigError, NonFiniteError, PipelineError, one_line
 from pipeline.log import logger
 from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
@@ -20,6 +20,7 @@ from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import CRITERION, Trained
 from pipeline.quantization.qat_workers import CHECKPOINTS, Task, checkpoint_folder, train_here, train_on_worker
+from pipeline.quantization.reading import reads_kept
 from pipeline.quantization.variants import Values, Variant
 from pipeline.training import check_readers, run_workers, worker_configs
 from pipeline.workers import pick_device, with_absolute_paths
@@ -91,8 +92,10 @@ def _task(
     done: Count,
 ) -> Task:
     """Read the images that are kept in memory, and return what workers need to know."""
-    images = plan.images
-    where = [ray.put(read_into_memory(images, plan.loaded, labels=False))] if _fits(plan, qat) else images
+    where = plan.images
+    if _fits(plan, qat):
+        kept = reads_kept(plan.config, plan.loaded)
+        where = [ray.put(read_into_memory(plan.images, plan.loaded, labels=False, reads_kept=kept))]
     held_back = [] if plan.held_back is None else read_batches(plan, plan.held_back)
     left_out = frozenset(image_id for batch in held_back for image_id in batch.image_ids)
     config, each = with_absolute_paths(plan.config), [ray.put((held_back, list(work)))]
@@ -100,22 +103,27 @@ def _task(
 
 
 def remove_checkpoints(plan: CalibrationPlan) -> None:
-    """Remove the checkpoints of a calibration's training."""
-    storage.remove_folder(storage.join(plan.config.output, CHECKPOINTS))
+    """Remove the checkpoints of a calibration's training, or say that they are still there."""
+    folder = storage.join(plan.config.output, CHECKPOINTS)
+    try:
+        storage.remove_folder(folder)
+    except OSError as error:
+        logger.warning(f"checkpoints of qat were not removed, and can be by hand: {one_line(error)}")
 
 
 def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
     """Return how many images are to be read, all variants together, and say what earlier runs have done of it."""
     held_back = 0 if plan.held_back is None else len(plan.held_back.rows)
     sizes = even_sizes(plan.images.num_rows - held_back, qat.batch_size)
-    total = len(variants) * sum(islice(cycle(sizes), qat.steps))
-    done = 0
+    each = sum(islice(cycle(sizes), qat.steps))
+    total, done = len(variants) * each, 0
     for variant in variants:
         for epoch, step in list_places(checkpoint_folder(plan.config.output, variant))[-1:]:
-            done += epoch * sum(sizes) + sum(sizes[:step])
+            # The last epoch counts as done where the steps end within it.
+            done += min(epoch * sum(sizes) + sum(sizes[:step]), each)
     if done:
         logger.info(f"qat: going on from a checkpoint, {done} of {total} images were read")
-    return max(total - done, 0)
+    return total - done
 
 
 def _train_on_workers(task: Task, *, fixed_size: bool) -> dict[str, Trained]:

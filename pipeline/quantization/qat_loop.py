@@ -196,7 +196,10 @@ class QatTrainer:
         if not all(parameter.isfinite().all() for parameter in self.graph.parameters()):
             raise NonFiniteError(state.steps, f"qat parameter of {self.label}")
         self.group.gather_equal(weight_digest(self.graph))
-        self._save(state)
+        if state.epoch_steps:
+            # As the end of an epoch it counts with any order of the images.
+            state.epoch, state.epoch_steps = state.epoch + 1, 0
+            self._save(state)
         if self.held_back is None:
             return Trained(self.graph.values(), state.history, state.steps)
         if not self._helped(state):
@@ -210,7 +213,7 @@ class QatTrainer:
 
     def _resume(self) -> TrainingState:
         where = self._checkpoints
-        state = load_state(where.folder, where.digest, order=self.images.order)
+        state = load_state(where.folder, where.digest, order=self.images.order, tell=self.group.rank == 0)
         if state is None:
             state = TrainingState(digest=where.digest, student={})
             if self.held_back is not None:

@@ -28,11 +28,10 @@ from pipeline.quantization.held_back import HeldBack, hold_back
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, Trained, WholeImages
-from pipeline.quantization.reading import whole_image
+from pipeline.quantization.reading import reads_kept, whole_image
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
 from pipeline.training import is_node_leaving, parallelize
-from pipeline.vit.families import refusal
 from pipeline.workers import load_again, pick_device, threads
 
 # Under a calibration's output, until it is done. It is removed whole: no folder of the user has the name.
@@ -128,12 +127,12 @@ def _open(
     """Return a worker's images to train on, those that are held back, and what to train."""
     config, qat = task.config, task.qat
     share = group.share(qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
-    images = open_images(task.images, loaded, share, labels=False, left_out=task.left_out)
-    reads_kept = config.mode == "sparse" and refusal(loaded.model) is None
-    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=reads_kept, tell=group.rank == 0)
+    kept = reads_kept(config, loaded)
+    images = open_images(task.images, loaded, share, labels=False, reads_kept=kept, left_out=task.left_out)
+    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=kept, tell=group.rank == 0)
     read, work = ray.get(task.work[0])
     held_back = hold_back(read, answers, group, batch_size=qat.batch_size) if read else None
-    return views if reads_kept else WholeImages(views, whole_image(loaded)), held_back, work
+    return views if kept else WholeImages(views, whole_image(loaded)), held_back, work
 
 
 def _train_one(

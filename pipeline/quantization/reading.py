@@ -16,6 +16,8 @@ from pipeline.dataset.units import Unit
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.vit.families import refusal
 
 # Ids are small, and each file takes a round trip to the store: read many files at a time.
 _INDEX_THREADS = 32
@@ -24,6 +26,11 @@ _INDEX_THREADS = 32
 def whole_image(loaded: LoadedModel) -> int:
     """Return the number of patches in an image; a model without patches counts as one."""
     return num_patches(loaded) or 1
+
+
+def reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
+    """Return whether kept patches are read alone; whole images may lie on another grid than the model's."""
+    return config.mode == "sparse" and refusal(loaded.model) is None
 
 
 def read_patch_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bool) -> list[tuple[str, int]]:

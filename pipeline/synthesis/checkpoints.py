@@ -41,13 +41,15 @@ class _File:
     Attributes:
         uri: where it lies.
         there: whether it may exist.
-        notes: lines for the driver.
+        resumed: a line that says where the shard went on from it; empty if it did not.
+        notes: lines for the driver about what went wrong.
         reported: whether one of them says that it could not be written, which may be so again and again.
         seconds: that the work took which was found in it.
     """
 
     uri: str
     there: bool = False
+    resumed: str = ""
     notes: list[str] = field(default_factory=list)
     reported: bool = False
     seconds: float = 0.0
@@ -91,8 +93,10 @@ class Checkpoints:
         facts |= {"device": device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
-            note, file.seconds = _go_on(run, file.uri, facts, forming)
-            file.notes.append(note)
+            try:
+                file.resumed, file.seconds = _go_on(run, file.uri, facts, forming)
+            except (DatasetError, CheckpointError) as error:
+                file.notes.append(f"shard {shard_id} was begun anew: {error}")
         when = WhenToSave(self._every_s, self._noticed)
 
         def write(state: dict[str, Any]) -> Future[None]:
@@ -100,10 +104,13 @@ class Checkpoints:
 
         return _Follower(run, facts, forming, when, write, file.seconds).step
 
-    def seconds_before(self, shard_id: int) -> float:
-        """Return how long the work took with which a shard went on from its checkpoint; 0 if it was begun anew."""
+    def before(self, shard_id: int) -> tuple[str, float]:
+        """Return a line about where a shard went on from its checkpoint, and how long its work until then took.
+
+        Of a shard that was begun anew, the line is empty.
+        """
         file = self._files.get(shard_id)
-        return 0.0 if file is None else file.seconds
+        return ("", 0.0) if file is None else (file.resumed, file.seconds)
 
     def end(self, shard_id: int) -> list[str]:
         """Delete the checkpoint of a shard, if it has one; return notes for the driver, one line each."""
@@ -172,20 +179,21 @@ class _Follower:
 
 
 def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> tuple[str, float]:
-    """Load a checkpoint into a run, unless it cannot be used; say which, in a line, and how long its work took."""
-    shard = f"shard {facts['shard_id']}"
-    try:
-        state = _from_bytes(uri, storage.read_bytes(uri))
-        if any(state.get(name) != fact for name, fact in facts.items()):
-            raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
-        run.load_state(state["run"])
-    except (DatasetError, CheckpointError) as error:
-        return f"{shard} was begun anew: {error}", 0.0
+    """Load a checkpoint into a run; return a line that says so, and how long its work took.
+
+    Raises:
+        DatasetError: it cannot be read.
+        CheckpointError: it is damaged, or of something else.
+    """
+    state = _from_bytes(uri, storage.read_bytes(uri))
+    if any(state.get(name) != fact for name, fact in facts.items()):
+        raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
+    run.load_state(state["run"])
     if forming is not None:
         forming.load_state(state["forming"])
-    note = f"{shard} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
-    # Earlier versions did not note them.
-    return note, state.get("seconds", 0.0)
+    line = f"shard {facts['shard_id']} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
+    # Earlier versions did not note the seconds.
+    return line, state.get("seconds", 0.0)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -107,6 +107,8 @@ class ProgressReport:
                 self._done += 1
                 self._images += outcome["num_images"]
                 self._loss_sum += outcome["class_loss"] * outcome["num_images"]
+                if outcome["resumed"] and logger.isEnabledFor(logging.INFO):
+                    self._print(f"synthesis: {outcome['resumed']}")
                 waited = slowest(outcome["num_steps"], self._whole_run)
                 if waited and logger.isEnabledFor(logging.INFO):
                     self._print(f"synthesis: shard {outcome['shard_id']} {waited}")

@@ -1,7 +1,7 @@
 """Images of a job that are given by the config of their synthesis instead of a dataset."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -129,7 +129,10 @@ def planned_images(to_make: ImagesToMake, *, split: str | None = None) -> ImageC
     if split is not None:
         raise ConfigError(f"images_split is {split!r}, and images that are made have no splits")
     plan = to_make.plan
-    source = find_source(plan.config.output) if plan.progress.complete else _planned_source(plan)
+    source = _planned_source(plan)
+    if plan.progress.complete:
+        # Sizes decide which row groups are cut, and with that the order of streamed images: it must stay as planned.
+        source = replace(find_source(plan.config.output), units=source.units)
     return ImageCollection((source,), [(0, source.units[number]) for number in plan.shards.shuffled(plan.config.seed)])
 
 

@@ -37,7 +37,9 @@ OUTCOME = pa.schema(
         "by_another": pa.bool_(),
         "handed_back": pa.bool_(),
         "over": pa.bool_(),
+        # Lines about what went wrong, and about a checkpoint that the shard went on from.
         "notes": pa.list_(pa.string()),
+        "resumed": pa.string(),
         "worker": pa.string(),
         "num_images": pa.int64(),
         "labels": pa.list_(pa.int64()),
@@ -62,12 +64,20 @@ OUTCOME = pa.schema(
 
 @dataclass(frozen=True)
 class UnwrittenShard:
-    """A shard that is inverted and not yet written, and the seconds that its inversion took."""
+    """A shard that is inverted and not yet written.
+
+    Attributes:
+        shard_id, labels: of the shard.
+        shard: its images.
+        seconds: that its inversion took.
+        resumed: a line about the checkpoint that it went on from; empty if it did not.
+    """
 
     shard_id: int
     labels: Sequence[int]
     shard: InvertedShard
     seconds: float
+    resumed: str = ""
 
 
 class PartWriter(Inverter):
@@ -116,8 +126,8 @@ class PartWriter(Inverter):
         except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
         # Of the attempts before, as far as a checkpoint kept what they did.
-        before = 0.0 if self.checkpoints is None else self.checkpoints.seconds_before(shard_id)
-        return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started)
+        resumed, before = ("", 0.0) if self.checkpoints is None else self.checkpoints.before(shard_id)
+        return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started, resumed)
 
     def store(self, made: "UnwrittenShard") -> dict[str, Any]:
         """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
@@ -132,6 +142,7 @@ class PartWriter(Inverter):
             shard_id,
             self.worker,
             notes=[*([] if fault is None else [fault]), *self._end_checkpoints(shard_id)],
+            resumed=made.resumed,
             num_images=len(labels),
             **written,
             **summary_of(shard.table),
@@ -215,6 +226,7 @@ def outcome(shard_id: int | None, worker: str, **facts: Any) -> dict[str, Any]:
         "handed_back": False,
         "over": False,
         "notes": [],
+        "resumed": "",
         "num_images": 0,
         "labels": [],
         "bytes": 0,

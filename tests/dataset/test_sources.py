@@ -191,6 +191,15 @@ def test_the_card_of_a_dataset_decides_its_splits_and_names(tmp_path: Path) -> N
         find_source(str(tmp_path))
 
 
+def test_all_files_below_the_folder_that_a_card_names_are_read_as_hugging_face_reads_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        parquet(tmp_path / "d" / name / "train.parquet", count=3)
+    with pytest.raises(DatasetError, match="'train' in several folders, 'd/a' and 'd/b' among them"):
+        find_source(str(tmp_path), split="train")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: default, data_dir: d}\n---\n")
+    assert find_source(str(tmp_path), split="train").num_rows == 6
+
+
 def test_a_card_beside_a_folder_of_images_tells_the_order_of_its_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,25 @@ def test_workers_share_row_groups(world_size: int, sizes: list[int]) -> None:
     assert sorted(rows) == list(range(sum(sizes)))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "world_size"), [([1000] * 9, 8), ([128] * 20, 16), ([8192], 8), ([5, 5, 1], 3), ([3], 5), ([7, 300], 4)]
+)
+@pytest.mark.parametrize("group_bytes", [1, 2**30])
+def test_shares_of_workers_differ_by_one_image_at_most(sizes: list[int], world_size: int, group_bytes: int) -> None:
+    """Shares that differed by up to a whole row group let the other workers take steps without an image."""
+    units: list[tuple[int, Unit]] = [(0, replace(unit, size=group_bytes)) for _, unit in row_groups(sizes)]
+    shares = [
+        share_units(units, Share(batch_size=1, seed=0, rank=rank, world_size=world_size), epoch=3)
+        for rank in range(world_size)
+    ]
+    rows = [sum(unit.num_rows for _, unit in share) for share in shares]
+    assert sum(rows) == sum(sizes)
+    assert max(rows) - min(rows) <= 1
+    if group_bytes > 1:
+        # Each cut between two workers makes one group be fetched twice.
+        assert sum(map(len, shares)) <= len(sizes) + world_size - 1
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_large_row_group_is_fetched_once_by_each_worker(world_size: int) -> None:
     """Each of 32 pieces fetched all of it, at every epoch."""

@@ -32,6 +32,7 @@ from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
 from tests.quantization.test_run import make_config, read_ranges, write_masked, write_ten
 from tests.report.page_check import check_page
+from tests.test_conversion import write_kept
 from tests.tracking.reading import read_scalars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -85,13 +86,17 @@ def test_a_worker_makes_the_same_bytes_as_this_process_and_another_seed_makes_ot
 
 def test_several_workers_descend_the_loss_of_one(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
     # Batches of three: one worker has more to read than the other, which raises if they end with different weights.
-    qat = replace(TRAINED, batch_size=3)
+    # Scales that move by half of themselves, since two workers' sums round otherwise than one's.
+    qat = replace(TRAINED, batch_size=3, scale_lr=0.1)
     one = run(tiny_folder, sparse, tmp_path / "one", qat=qat)["qat"]["w4a4"]
     workers = WorkersConfig(size=2, device="cpu")
     two = run(tiny_folder, sparse, tmp_path / "two", qat=qat, workers=workers)["qat"]["w4a4"]
     figures = ("first_loss", "last_loss")
     assert [two[name] for name in figures] == pytest.approx([one[name] for name in figures], rel=1e-2)
     ranges = [json.loads((tmp_path / name / "ranges_w4a4.json").read_text()) for name in ("one", "two")]
+    calibrated = read_ranges(tmp_path / "one")
+    moved = [abs(bounds[1] / calibrated[point][1] - 1) for point, bounds in ranges[0].items()]
+    assert max(moved) > 0.1
     for point, bounds in ranges[0].items():
         assert ranges[1][point] == pytest.approx(bounds, rel=1e-2)
 
@@ -144,7 +149,7 @@ def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same
     # The first variant is done.
     assert sorted(written) == [
         f"{CHECKPOINTS}/w3a8/checkpoints/epoch-00000-step-00000002.pt",
-        f"{CHECKPOINTS}/w4a4/checkpoints/epoch-00000-step-00000003.pt",
+        f"{CHECKPOINTS}/w4a4/checkpoints/epoch-00001.pt",
     ]
     monkeypatch.setattr(QatTrainer, "_step", step)
     capsys.readouterr()
@@ -219,6 +224,15 @@ def test_a_model_that_reads_whole_images_is_trained_densely(whole_folder: Path, 
     images = write_masked(whole_folder, str(tmp_path / "images"))
     report = run(whole_folder, images, tmp_path / "out", mode="dense", qat=FEW, formats=["pt2"])
     assert report["complete"] is True
+
+
+def test_patches_of_another_grid_do_not_matter_where_whole_images_are_read(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    images = write_kept(tmp_path / "images", [[3], [2, 16], [20], [0]])
+    for cache_gb in (0, 1):
+        qat = replace(TRAINED, steps=1, cache_gb=cache_gb)
+        output = tmp_path / f"out-{cache_gb}"
+        assert run(tiny_folder, images, output, mode="dense", qat=qat, formats=["pt2"])["complete"] is True
 
 
 def test_a_training_that_diverges_leaves_no_output(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:

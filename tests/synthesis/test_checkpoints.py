@@ -99,7 +99,8 @@ def test_a_shard_goes_on_where_its_worker_was_cut_off(
     assert 5000 < row["seconds"] < 5060
     assert 0 < done <= 11
     assert steps == list(range(done, ITERATIONS))
-    assert row["notes"] == [f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"]
+    assert row["resumed"] == f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"
+    assert row["notes"] == []
     assert parts_of(tmp_path) == parts_of(undisturbed)
     assert (tmp_path / FORMING).read_text() == (undisturbed / FORMING).read_text()
     assert not list((tmp_path / FOLDER).iterdir())
@@ -141,7 +142,9 @@ def test_a_checkpoint_that_cannot_be_used_costs_the_time_alone(
     cut_off(plan, steps, before=3)
     (file,) = (tmp_path / FOLDER).iterdir()
     file.write_bytes(harm(file.read_bytes()))
-    (note,) = write(plan)["notes"]
+    row = write(plan)
+    (note,), resumed = row["notes"], row["resumed"]
+    assert resumed == ""
     assert note.startswith("shard 0 was begun anew: ")
     assert said in note
     assert "\n" not in note

@@ -14,6 +14,7 @@ def done(images: int, loss: float, num_steps: list[int] | None = None) -> dict:
         "shard_id": 0,
         "error": "",
         "reason": "",
+        "resumed": "",
         "by_another": False,
         "num_images": images,
         "class_loss": loss,
@@ -68,12 +69,13 @@ def test_a_batch_that_waited_for_its_slowest_images_says_so() -> None:
     with report_on(stream) as report:
         report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
         report.shard_finished(done(2, 1.0, [50, 50]))
-        report.shard_finished(done(2, 1.0, [200, 200]))
+        report.shard_finished(done(2, 1.0, [200, 200]) | {"resumed": "shard 0 went on from a checkpoint"})
     reported = [line for line in stream.getvalue().splitlines() if " ran " in line]
     assert reported == [
         "synthesis: shard 0 ran 200 steps for 1 of 4 images, the others took 30 on average",
         "synthesis: shard 0 ran all 200 steps, none of its 2 images ended early",
     ]
+    assert "\nsynthesis: shard 0 went on from a checkpoint\n" in stream.getvalue()
 
 
 def test_a_terminal_has_one_line_that_is_rewritten() -> None:
@@ -106,7 +108,7 @@ def test_time_spent_waiting_for_nodes_is_not_counted_into_the_rate(monkeypatch: 
 def test_quiet_runs_print_faults_alone(caplog: pytest.LogCaptureFixture) -> None:
     stream = io.StringIO()
     with caplog.at_level(logging.WARNING, logger="sparse_inversion"), report_on(stream) as report:
-        report.shard_finished(done(4, 1.0, [20, 200, 40, 30]))
+        report.shard_finished(done(4, 1.0, [20, 200, 40, 30]) | {"resumed": "shard 0 went on from a checkpoint"})
         report.note("worker on GPU 0 failed")
         report.shard_finished(
             {"shard_id": 3, "error": "NonFiniteError", "reason": "tv_l2 is not finite", "num_images": 10}
