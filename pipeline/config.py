@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from pipeline.credentials import without_credentials
-from pipeline.errors import ConfigError
-from pipeline.former_names import FormerNames, check_no_classes
+from pipeline.errors import ConfigError, shown
+from pipeline.former_names import FormerNames
+from pipeline.sections import check_no_classes, read_settings, resolve, resolve_flags, write_settings
 
 C = TypeVar("C")
 
@@ -38,7 +39,7 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
     parser = make_parser(config_class, prog=prog)
     try:
         flags = _files_first(parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv))
-        return _build(parser, lambda: parser.parse_args(flags), config_class)
+        return _build(parser, lambda: parser.parse_args(resolve_flags(config_class, flags)), config_class)
     finally:
         parser.former_names.warn()
 
@@ -56,17 +57,28 @@ def _files_first(arguments: Sequence[str]) -> list[str]:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose config files may hold settings under their former names.
+    """A parser whose config files hold data alone, and may hold settings under their former names.
 
     Attributes:
-        former_names: those of the config to be parsed; of none until they are set.
+        config_class: the config to be parsed; `object` until it is set.
+        former_names: those of its settings; of none until they are set.
     """
 
+    config_class: type = object
     former_names = FormerNames(object)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        # Files and text after `--config` come by here, too.
-        return super().parse_string(self.former_names.rename_yaml(content), *args, **kwargs)
+        # Files and text after `--config` come by here, too. The folder is that of the file.
+        return super().parse_string(write_settings(self._resolved(content)), *args, **kwargs)
+
+    def _resolved(self, content: str) -> dict[str, Any]:
+        values = read_settings(content, "the config file")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a config file holds settings, `name: value`, not {shown(values)}")
+        # A file may name another, which comes by here as well.
+        other = {"config": values["config"]} if "config" in values else {}
+        renamed = self.former_names.rename_keys({key: values[key] for key in values if key not in other})
+        return other | resolve(self.config_class, renamed)
 
 
 def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
@@ -74,7 +86,7 @@ def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
     parser = Parser(
         prog=prog, description=_summary(config_class), epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
     )
-    parser.former_names = FormerNames(config_class)
+    parser.config_class, parser.former_names = config_class, FormerNames(config_class)
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_class_arguments(config_class, fail_untyped=True)
     return parser
@@ -94,16 +106,14 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
     former_names = FormerNames(config_class)
-    check_no_classes(values)
     renamed = former_names.rename_keys(values)
     former_names.warn()
-    return _build(parser, lambda: parser.parse_object(dict(renamed)), config_class)
+    return _build(parser, lambda: parser.parse_object(resolve(config_class, renamed)), config_class)
 
 
 def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C]) -> C:
     try:
         parsed = parse()
-        # A section may be the path of a file, which the parser reads by itself.
         check_no_classes(parsed)
         # Older versions have it under the old name alone, of which newer ones warn.
         instantiate: Any = getattr(parser, "instantiate", None) or parser.instantiate_classes

@@ -1,21 +1,12 @@
 """Accept settings under the names that they had in earlier versions, and say what they are called now."""
 
 import copy
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jsonargparse
-import yaml
-
-from pipeline.documents import check_keys_differ, parse_yaml
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError
 from pipeline.log import logger
 
-# By this key jsonargparse finds classes; in a text, as YAML or JSON write it.
-_CLASS_PATH = "class_path"
-_HOLDS_CLASS_PATH = re.compile(r"""(?:^|[{\[,\s"'])class_path["']?\s*:""")
 # British spelling gave way to American. For the configs of all jobs that score on labeled images.
 LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
 
@@ -66,24 +57,6 @@ class FormerNames:
             _put(renamed, name, _take(renamed, former))
         return renamed
 
-    def rename_yaml(self, content: str) -> str:
-        """Return a config file with today's names; as it is where it has no former ones, or cannot be read.
-
-        Raises:
-            ConfigError: a setting is given under both names, or twice under one.
-        """
-        try:
-            # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
-            values = parse_yaml(content, jsonargparse.get_loader("yaml"))
-            check_keys_differ(content)
-        except yaml.YAMLError:
-            return content
-        except ValueError as error:
-            raise ConfigError(f"the config file cannot be read: {error}") from error
-        check_no_classes(values)
-        renamed = self.rename_keys(values) if isinstance(values, dict) else values
-        return content if renamed is values else json.dumps(renamed)
-
     def warn(self) -> None:
         """Warn of the former names that were met, in one line."""
         if self._met:
@@ -93,37 +66,6 @@ class FormerNames:
         if both:
             raise ConfigError(f"{former} is now {name}: give it once, not under both names")
         self._met[former] = name
-
-
-def check_no_classes(value: Any) -> None:
-    """Refuse `class_path` in settings that take any value: the parser would import the module that it names.
-
-    Raises:
-        ConfigError: there is one, as a key or in a text, which the parser may read as YAML.
-    """
-    if isinstance(value, str):
-        if _HOLDS_CLASS_PATH.search(value):
-            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(value)}")
-        value = _respelled(value)
-    if isinstance(value, jsonargparse.Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        if _CLASS_PATH in value:
-            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(value)}")
-        value = list(value.values())
-    for entry in value if isinstance(value, list | tuple) else ():
-        check_no_classes(entry)
-
-
-def _respelled(text: str) -> Any:
-    """Return the data in a text whose keys YAML may spell otherwise, with escapes or aliases; None if there is none."""
-    if ":" not in text or not ("\\" in text or "*" in text):
-        return None
-    try:
-        read = parse_yaml(text, jsonargparse.get_loader("yaml"))
-    except (yaml.YAMLError, ValueError):
-        return None
-    return None if isinstance(read, str) else read
 
 
 def _with_sections(name: str) -> set[str]:

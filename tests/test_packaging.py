@@ -73,8 +73,9 @@ ALLOWED = {
     "pipeline.foreign": set(),
     "pipeline.pictures": set(),
     "pipeline.checks": {"pipeline.errors"},
-    "pipeline.config": {"pipeline.credentials", "pipeline.errors", "pipeline.former_names"},
-    "pipeline.former_names": {"pipeline.documents", "pipeline.errors", "pipeline.log"},
+    "pipeline.config": {"pipeline.credentials", "pipeline.errors", "pipeline.former_names", "pipeline.sections"},
+    "pipeline.former_names": {"pipeline.errors", "pipeline.log"},
+    "pipeline.sections": {"pipeline.documents", "pipeline.errors"},
     "pipeline.workers": {"pipeline.checks", "pipeline.errors", "pipeline.models", "pipeline.storage"},
     "pipeline.storage": {
         "pipeline.credentials",
