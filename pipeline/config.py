@@ -14,7 +14,8 @@ import jsonargparse
 from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, shown
 from pipeline.former_names import FormerNames
-from pipeline.sections import check_no_classes, read_settings, resolve, resolve_flags, write_settings
+from pipeline.plain_data import check_no_classes, read_settings, write_settings
+from pipeline.sections import resolve, resolve_flags
 
 C = TypeVar("C")
 
@@ -69,12 +70,15 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
         # Files and text after `--config` come by here, too. The folder is that of the file.
-        return super().parse_string(write_settings(self._resolved(content)), *args, **kwargs)
+        path = kwargs.get("path")
+        values = self._resolved(content, f"the config file {path!r}" if path else "the text of --config")
+        return super().parse_string(write_settings(values), *args, **kwargs)
 
-    def _resolved(self, content: str) -> dict[str, Any]:
-        values = read_settings(content, "the config file")
+    def _resolved(self, content: str, what: str) -> dict[str, Any]:
+        values = read_settings(content, what)
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a config file holds settings, `name: value`, not {shown(values)}")
+            held = "is empty" if values is None else f"holds {shown(values)}"
+            raise ConfigError(f"{what} {held}: write settings into it, as `name: value`")
         # A file may name another, which comes by here as well.
         other = {"config": values["config"]} if "config" in values else {}
         renamed = self.former_names.rename_keys({key: values[key] for key in values if key not in other})

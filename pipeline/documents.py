@@ -1,6 +1,7 @@
 """Parse JSON and YAML that strangers may have written, without running code or using much memory."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 # Aliases of YAML let a few lines stand for billions of entries. A config or a dataset card has thousands at most.
 _MOST_ENTRIES = 1_000_000
 _DEEPEST = 100
+_OCTAL = re.compile("[-+]?0[0-7_]+")
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -66,6 +68,23 @@ def check_keys_differ(text: str) -> None:
                 raise ValueError(f"{key.value!r} comes twice, again in line {key.start_mark.line + 1}: give it once")
             keys.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
             nodes.append(value)
+
+
+def check_numbers(text: str) -> None:
+    """Refuse YAML with zero-padded numbers, which are octal: `010` is 8, and as a flag it is 10.
+
+    Args:
+        text: that `parse_yaml` reads.
+
+    Raises:
+        ValueError: there is one; the message gives its line.
+    """
+    for event in yaml.parse(text, Loader=_EVENTS):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _OCTAL.fullmatch(event.value):
+            line, plain = event.start_mark.line + 1, re.sub(r"^([-+]?)[0_]+(?=.)", r"\1", event.value)
+            raise ValueError(
+                f"{event.value} in line {line} is octal in YAML: write {plain}, or '{event.value}' for text"
+            )
 
 
 def _check_depth(text: str) -> None:

@@ -14,14 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-import yaml
-
-from pipeline.documents import check_keys_differ, parse_yaml
 from pipeline.errors import ConfigError, shown
+from pipeline.plain_data import check_no_classes, names_class, read_settings, refuse_class, write_settings
 
-# By this key jsonargparse finds classes.
-_CLASS_PATH = "class_path"
 _FLAG = re.compile(r"--[\w.+-]+")
 
 
@@ -50,73 +45,6 @@ def resolve_flags(config: type, flags: Sequence[str]) -> list[str]:
     return [part for flag in _split(flags) for part in _resolve_flag(config, *flag)]
 
 
-def read_settings(text: str, what: str) -> Any:
-    """Return the plain data that a YAML text holds.
-
-    Args:
-        text: of a file, or of a flag.
-        what: it is, for the message.
-
-    Raises:
-        ConfigError: it cannot be read, or has a key twice.
-    """
-    try:
-        # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
-        values = parse_yaml(text, jsonargparse.get_loader("yaml"))
-        check_keys_differ(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
-    check_no_classes(values)
-    return values
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes all text: `1e-3` is a number for the parser, and none for YAML's own dumper."""
-
-
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
-
-
-def write_settings(values: Any) -> str:
-    """Return plain data as YAML of one line, which the parser reads as it is."""
-    return yaml.dump(values, Dumper=_Dumper, default_flow_style=True, width=float("inf"), sort_keys=False).strip()
-
-
-def check_no_classes(value: Any) -> None:
-    """Refuse `class_path` in settings that take any value: the parser would import the module that it names.
-
-    Raises:
-        ConfigError: there is one, as a key or in a text, which the parser may read as YAML.
-    """
-    if isinstance(value, str):
-        value = _within(value)
-    if isinstance(value, jsonargparse.Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        if any(_names_class(key) for key in value):
-            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(value)}")
-        value = list(value.values())
-    for entry in value if isinstance(value, list | tuple) else ():
-        check_no_classes(entry)
-
-
-def _within(text: str) -> Any:
-    """Return the data that the parser may find in a text; None if there is none."""
-    if ":" not in text:
-        return None
-    try:
-        read = parse_yaml(text, jsonargparse.get_loader("yaml"))
-    except yaml.YAMLError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{shown(text)} cannot be read: {error}") from error
-    return None if isinstance(read, str) else read
-
-
-def _names_class(key: Any) -> bool:
-    return isinstance(key, str) and _CLASS_PATH in key.rstrip("+").split(".")
-
-
 def _resolve_key(config: type, key: Any, value: Any, name: str, folder: str) -> Any:
     first, dot, rest = key.rstrip("+").partition(".") if isinstance(key, str) else (key, "", "")
     hint = _hints(config).get(first)
@@ -133,16 +61,36 @@ def _resolve_key(config: type, key: Any, value: Any, name: str, folder: str) -> 
 
 def _resolve(hint: Any, value: Any, name: str, folder: str) -> Any:
     """Return the value of a setting with its sections resolved; as it is where it can have none."""
-    section, entry = _section(hint), _entry(hint)
-    if value is None or (section is None and entry is None) or _is_text(hint, value):
+    members, section, entry = _members(hint), _section(hint), _entry(hint)
+    if value is None:
+        return _resolve_null(hint, name)
+    if str in members and not isinstance(value, Mapping | list | tuple):
         return value
     if section is not None:
-        return _resolve_section(section, value, name, folder)
+        return _resolve_section(hint, value, name, folder)
+    if entry is None:
+        return value
     if not isinstance(value, list | tuple):
-        raise ConfigError(
-            f"`{name}` is a list of sections, {_example(f'{name}[]', _section(entry))}, not {shown(value)}"
-        )
-    return [_resolve(entry, each, f"{name}[{number}]", folder) for number, each in enumerate(value)]
+        below = _section(entry)
+        kind = "a list of texts" if below is None else f"a list of sections, {_example(f'{name}[]', below)}"
+        raise ConfigError(f"`{name}` is {'text or ' if str in members else ''}{kind}, not {shown(value)}")
+    return [_resolve_entry(entry, each, f"{name}[{number}]", folder) for number, each in enumerate(value)]
+
+
+def _resolve_null(hint: Any, name: str) -> Any:
+    """Return what null stands for: nothing, where a setting may be that, and else an empty section."""
+    if {type(None), Any} & set(_members(hint)):
+        return None
+    if _section(hint) is None or name.endswith("]"):
+        raise ConfigError(f"`{name}` is null: give a value or leave it out")
+    return {}
+
+
+def _resolve_entry(entry: Any, value: Any, name: str, folder: str) -> Any:
+    if str in _members(entry) and not isinstance(value, str if _section(entry) is None else str | Mapping):
+        advice = ": put it in quotes" if isinstance(value, int | float) else ""
+        raise ConfigError(f"`{name}` is text, not {shown(value)}{advice}")
+    return _resolve(entry, value, name, folder)
 
 
 def _resolve_added(hint: Any, value: Any, name: str, folder: str) -> Any:
@@ -150,25 +98,41 @@ def _resolve_added(hint: Any, value: Any, name: str, folder: str) -> Any:
     entry = _entry(hint)
     if entry is None:
         return _resolve(hint, value, name, folder)
-    return _resolve(hint if isinstance(value, list | tuple) else entry, value, f"{name}[]", folder)
+    if isinstance(value, list | tuple):
+        return _resolve(hint, value, name, folder)
+    return _resolve_entry(entry, value, f"{name}[]", folder)
 
 
-def _resolve_section(section: type, value: Any, name: str, folder: str) -> Any:
+def _resolve_section(hint: Any, value: Any, name: str, folder: str) -> Any:
+    section = _section(hint)
     if isinstance(value, str):
         file = os.path.join(folder, os.path.expanduser(value))
         if os.path.isfile(file):
-            try:
-                text = Path(file).read_text(encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"`{name}` is in {value!r}, which cannot be read: {error}") from error
-            folder, value = os.path.dirname(file), read_settings(text, f"`{name}` in {value!r}")
+            folder, value = os.path.dirname(file), _read(file, f"`{name}` in {value!r}")
     if isinstance(value, section):
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"`{name}` is a section, {_example(name, section)}, or the path of a YAML file with one, not {shown(value)}"
         )
+    # The parser takes an empty mapping for nothing where there may be none.
+    if not value and (name.endswith("]") or hint is not section):
+        return _defaults(section, name)
     return resolve(section, value, name, folder)
+
+
+def _read(file: str, what: str) -> Any:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error}") from error
+    return read_settings(text, what)
+
+
+def _defaults(section: Any, name: str) -> dict[str, Any]:
+    if needed := [field.name for field in dataclasses.fields(section) if _is_needed(field)]:
+        raise ConfigError(f"`{name}` is empty: give its {' and '.join(needed)}")
+    return dataclasses.asdict(section())
 
 
 def _split(flags: Sequence[str]) -> Iterator[tuple[list[str], str, str | None]]:
@@ -188,20 +152,33 @@ def _split(flags: Sequence[str]) -> Iterator[tuple[list[str], str, str | None]]:
 
 
 def _resolve_flag(config: type, parts: list[str], name: str, text: str | None) -> list[str]:
-    if _names_class(name):
-        raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: --{name}")
+    if names_class(name):
+        refuse_class(f"--{name}")
     check_no_classes(text)
     hint = _hint(config, name)
-    if hint is None or text is None or (_section(hint) is None and _entry(hint) is None):
+    if hint is None or text is None or set(_members(hint)) <= {str, type(None)}:
+        return parts
+    takes_text = str in _members(hint) or (_section(hint) is None and _section(_entry(hint)) is None)
+    if takes_text and not text.lstrip().startswith(("[", "{")):
         return parts
     value = read_settings(text, f"--{name}") if text.strip() else text
     resolve_value = _resolve_added if name.endswith("+") else _resolve
     resolved = resolve_value(hint, value, name.rstrip("+"), "")
-    return [f"--{name}={write_settings(resolved)}"] if isinstance(resolved, Mapping | list) else parts
+    if not isinstance(resolved, Mapping | list):
+        return parts
+    if str in _members(hint):
+        # Given as a flag, a list that does not fit is text for the parser.
+        return [f"--config={write_settings(_nested(name, resolved))}"]
+    return [f"--{name}={write_settings(resolved)}"]
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    first, dot, rest = name.partition(".")
+    return {first: _nested(rest, value) if dot else value}
 
 
 def _hint(config: type, name: str) -> Any:
-    """Return the type of the setting that a flag is for; None if it is for none, or for an entry of a free mapping.
+    """Return the type of the setting that a flag is for, any for an entry of a mapping; None if it is for none.
 
     Raises:
         ConfigError: it is below a setting, and there is none of that name.
@@ -210,7 +187,9 @@ def _hint(config: type, name: str) -> Any:
     first, dot, rest = name.rstrip("+").partition(".")
     while (hint := _hints(section).get(first)) is not None and dot:
         below = _section(hint) or _section(_entry(hint))
-        if below is None or rest == "help":
+        if below is None:
+            return Any
+        if rest == "help":
             return None
         section, within = below, f"{within}.{first}" if within else first
         first, dot, rest = rest.partition(".")
@@ -229,8 +208,10 @@ def _unknown(config: type, key: str, name: str) -> ConfigError:
 def _example(name: str, section: Any) -> str:
     """Return how a section begins: with the first setting that it needs, or with its first."""
     fields = dataclasses.fields(section)
-    needed = (field for field in fields if field.default is field.default_factory is dataclasses.MISSING)
-    text, (leaf, bracket, _) = f"{{{next(needed, fields[0]).name}: ...}}", name.rpartition(".")[2].partition("[")
+    text, (leaf, bracket, _) = (
+        f"{{{next(filter(_is_needed, fields), fields[0]).name}: ...}}",
+        name.rpartition(".")[2].partition("["),
+    )
     return f"`{leaf}: [{text}]`" if bracket else f"`{leaf}: {text}`"
 
 
@@ -243,8 +224,8 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _is_text(hint: Any, value: Any) -> bool:
-    return str in _members(hint) and not isinstance(value, Mapping | list | tuple)
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _section(hint: Any) -> Any:
@@ -253,6 +234,12 @@ def _section(hint: Any) -> Any:
 
 
 def _entry(hint: Any) -> Any:
-    """Return the type of the entries of a setting that may be a list of sections; None if it may not."""
-    lists = (typing.get_args(member)[0] for member in _members(hint) if typing.get_origin(member) in (list, tuple))
-    return next((entry for entry in lists if _section(entry) is not None), None)
+    """Return the type of the entries of a list that needs a look: of sections, or of texts where it may be text itself.
+
+    None for any other setting.
+    """
+    members = _members(hint)
+    entries = [typing.get_args(member)[0] for member in members if typing.get_origin(member) in (list, tuple)]
+    return next(
+        (each for each in entries if _section(each) is not None or {str} <= {*members} & {*_members(each)}), None
+    )

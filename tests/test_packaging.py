@@ -73,9 +73,16 @@ ALLOWED = {
     "pipeline.foreign": set(),
     "pipeline.pictures": set(),
     "pipeline.checks": {"pipeline.errors"},
-    "pipeline.config": {"pipeline.credentials", "pipeline.errors", "pipeline.former_names", "pipeline.sections"},
+    "pipeline.config": {
+        "pipeline.credentials",
+        "pipeline.errors",
+        "pipeline.former_names",
+        "pipeline.plain_data",
+        "pipeline.sections",
+    },
     "pipeline.former_names": {"pipeline.errors", "pipeline.log"},
-    "pipeline.sections": {"pipeline.documents", "pipeline.errors"},
+    "pipeline.plain_data": {"pipeline.documents", "pipeline.errors"},
+    "pipeline.sections": {"pipeline.errors", "pipeline.plain_data"},
     "pipeline.workers": {"pipeline.checks", "pipeline.errors", "pipeline.models", "pipeline.storage"},
     "pipeline.storage": {
         "pipeline.credentials",

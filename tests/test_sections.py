@@ -1,5 +1,6 @@
 """A config is data: no text in it, wherever it stands, makes the parser import and so run a module."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,14 @@ import yaml
 
 from pipeline.config import from_dict, parse_config
 from pipeline.distillation import DistillationConfig
+from pipeline.distillation.config import WeightedImages
 from pipeline.errors import ConfigError
-from pipeline.quantization import CalibrationConfig
+from pipeline.inversion.config import AdaptiveEnd, InversionConfig
+from pipeline.quantization import BitWidths, CalibrationConfig
+from pipeline.quantization.mixed_config import MixedConfig
+from pipeline.quantization.qat_config import QatConfig
 from pipeline.synthesis.config import SynthesisConfig
+from pipeline.workers import WorkersConfig
 
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "synthesize": (SynthesisConfig, {"images_per_class": 1}),
@@ -154,6 +160,14 @@ def test_a_section_may_be_the_path_of_a_file_beside_the_one_that_names_it(
         ),
         ("distill", "images: [{uri: a, weigth: 3}]", "'images[0].weigth' is no setting: did you mean `weight`?"),
         ("distill", "student: {modle: 3}", "'student.modle' is no setting: did you mean `model`?"),
+        (
+            "distill",
+            "images: {uri: a}",
+            "`images` is text or a list of sections, `images: [{uri: ...}]`, not {'uri': 'a'}",
+        ),
+        ("distill", "images: [a, 3]", "`images[1]` is text, not 3: put it in quotes"),
+        ("calibrate", "images: {a: b}", "`images` is text or a list of texts, not {'a': 'b'}"),
+        ("synthesize", "feature_model: {}", "`feature_model` is empty: give its name"),
         ("distill", "images: [{zzz: 3}]", "'images[0].zzz' is no setting: there are uri, weight"),
     ],
 )
@@ -161,3 +175,117 @@ def test_what_is_no_section_is_named(job: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_dict(CONFIGS[job][0], settings(job) | yaml.safe_load(text))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("read", ["file", "data", "flag"])
+@pytest.mark.parametrize(
+    ("job", "name", "empty", "expected"),
+    [
+        ("calibrate", "settings", [{}], [BitWidths()]),
+        ("calibrate", "settings", [{"weights": 4}, {}], [BitWidths(weights=4), BitWidths()]),
+        ("calibrate", "qat", {}, QatConfig()),
+        ("calibrate", "mixed", {"weight_bits": 6, "low": {}}, MixedConfig(weight_bits=6)),
+        ("calibrate", "mixed", {"weight_bits": 6, "low": None}, MixedConfig(weight_bits=6)),
+        ("calibrate", "workers", None, WorkersConfig()),
+        ("synthesize", "inversion", None, InversionConfig()),
+        ("synthesize", "inversion", {"adaptive_end": {}}, InversionConfig(adaptive_end=AdaptiveEnd())),
+        ("synthesize", "feature_model", None, None),
+        ("synthesize", "checkpoint_minutes", None, None),
+    ],
+)
+def test_an_empty_section_is_its_default(
+    read: str, job: str, name: str, empty: Any, expected: Any, tmp_path: Path
+) -> None:
+    config_class, values, file = CONFIGS[job][0], settings(job), tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(values if read == "flag" else values | {name: empty}))
+    flags = [f"--{name}={json.dumps(empty)}"] if read == "flag" else []
+    if read == "data":
+        config = from_dict(config_class, values | {name: empty})
+    else:
+        config = parse_config(config_class, ["--config", str(file), *flags])
+    assert getattr(config, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [
+        *(
+            ("synthesize", name)
+            for name in ("inversion.tv_l2", "retry_failed", "teacher.use_ema", "teacher.model_args")
+        ),
+        *(("synthesize", name) for name in ("pool.label_selector", "shard_size", "seed")),
+        *(("calibrate", name) for name in ("qat.augment.erase", "qat.held_back", "batch_size", "settings")),
+        *(("distill", name) for name in ("lr", "cache_gb", "score_every", "augment.erase")),
+    ],
+)
+def test_null_is_refused_where_it_means_nothing(job: str, name: str, tmp_path: Path) -> None:
+    """It turned the total variation off, or took raw weights, without a word."""
+    values = settings(job)
+    *sections, last = name.split(".")
+    inner = values
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[last] = None
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    for read in (
+        lambda: parse_config(CONFIGS[job][0], ["--config", str(tmp_path / "job.yaml")]),
+        lambda: from_dict(CONFIGS[job][0], values),
+    ):
+        with pytest.raises(ConfigError, match=f"^`{name}` is null: give a value or leave it out$"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the config file 'job.yaml' is empty: write settings into it, as `name: value`"),
+        ("# later\n", "the config file 'job.yaml' is empty: write settings into it, as `name: value`"),
+        ("deit", "the config file 'job.yaml' holds 'deit': write settings into it, as `name: value`"),
+        ("shard_size: 0123\n", "octal in YAML: write 123, or '0123' for text"),
+        ("shard_size: 1\nclasses: [1, -010]\n", "-010 in line 2 is octal in YAML: write -10, or '-010' for text"),
+    ],
+)
+def test_a_file_without_settings_or_with_octal_numbers_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(SynthesisConfig, ["--config", str(tmp_path / "job.yaml")])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", "[b, {uri: c, weigth: 3}]"], "'images[1].weigth' is no setting: did you mean `weight`?"),
+        (["--images", "[b, {uri: c, weight: many}]"], "Expected a <class 'int'>. Got value: many"),
+        (["--images", "[b, 3]"], "`images[1]` is text, not 3: put it in quotes"),
+        (["--images", "[b"], "--images cannot be read"),
+        (["--teacher.class_names", "[0, 1]"], "`teacher.class_names[0]` is text, not 0: put it in quotes"),
+        (["--teacher.model_args", "{a: 1, a: 2}"], "'a' comes twice"),
+        (["--teacher.model_args.b", "{a: 1, a: 2}"], "'a' comes twice"),
+        (["--student.depth_pruned", "[010]"], "010 in line 1 is octal in YAML"),
+    ],
+)
+def test_a_list_in_a_flag_never_falls_back_to_text(flags: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings("distill")))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(DistillationConfig, ["--config", str(tmp_path / "job.yaml"), *flags])
+    assert message in str(caught.value)
+
+
+def test_lists_in_flags_replace_and_add_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings("distill")))
+
+    def images(*flags: str) -> Any:
+        return parse_config(DistillationConfig, [*flags, "--config", str(tmp_path / "job.yaml")]).images
+
+    assert images("--images", "[b]", "--images=c") == "c"
+    assert images("--images=c", "--images", "[b]") == ["b"]
+    assert images("--images+", "b") == ["i", "b"]
+    assert images("--images", "*.parquet") == "*.parquet"
+    assert images("--images", "[b]", "--images+", "{uri: c, weight: 4}") == ["b", WeightedImages(uri="c", weight=4)]
+
+
+def test_a_zero_before_a_number_is_only_a_zero_in_text_and_flags() -> None:
+    flags = ["--teacher.name=t", "--output=010", "--images_per_class", "010", "--classes", "010"]
+    config = parse_config(SynthesisConfig, flags)
+    assert (config.output, config.images_per_class, config.classes) == ("010", 10, "010")
