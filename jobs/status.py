@@ -21,6 +21,10 @@ from pipeline.outputs import CONFIG, job_of
 _WITHOUT_VALUE = ("--help", "--print_config")
 
 
+# What a process may sleep is bounded, and nobody looks less often.
+_DAY_S = 86_400
+
+
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
     """The output to look at.
@@ -39,7 +43,7 @@ class StatusConfig:
     def __post_init__(self) -> None:
         if not self.uri:
             raise ConfigError("uri must name the output of a job, it is empty")
-        check_range("every_s", self.every_s, 0.1)
+        check_range("every_s", self.every_s, 0.1, _DAY_S)
 
 
 def status(config: StatusConfig) -> dict[str, Any]:

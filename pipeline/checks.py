@@ -1,4 +1,4 @@
-"""Checks of numbers in configs. Standard library only, because the engine uses it."""
+"""Checks of numbers and locations in configs. Standard library only, because the engine uses it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,11 +8,17 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
+_MOST_SEED = 2**64 - 1
 
-def check_finite(config: Any) -> None:
+
+def check_finite(config: Any, section: str = "") -> None:
     """Refuse NaN and infinity in the fields of a dataclass, including those in lists and mappings.
 
     Nested configs have checked themselves when they were made.
+
+    Args:
+        config: the dataclass.
+        section: what stands before the names of its fields in the message, such as `pool.`.
 
     Raises:
         ConfigError: a field is not finite; the message names it.
@@ -20,7 +26,7 @@ def check_finite(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if not all(map(math.isfinite, _floats(value))):
-            raise ConfigError(f"{field.name} must be finite, not {value}")
+            raise ConfigError(f"{section}{field.name} must be finite, not {value}")
 
 
 def check_range(
@@ -63,6 +69,31 @@ def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: boo
     """Refuse settings of a dataclass below their range, see `check_range`."""
     for name in names:
         check_range(name, getattr(config, name), low, open_low=open_low)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a `seed` that torch cannot take, which has 64 bits.
+
+    Raises:
+        ConfigError: it is negative or larger.
+    """
+    check_range("seed", seed, 0)
+    if seed > _MOST_SEED:
+        raise ConfigError(f"seed must be at most 2^64 - 1, not {seed}")
+
+
+def check_located(name: str, uris: str | Iterable[str] | None) -> None:
+    """Refuse an empty location, which an unset variable of a shell leaves; None is not given.
+
+    Args:
+        name: of the setting, for the message.
+        uris: one, or several.
+
+    Raises:
+        ConfigError: one is empty.
+    """
+    if uris is not None and "" in ([uris] if isinstance(uris, str) else uris):
+        raise ConfigError(f"{name} is empty: name a file or a folder, `.` for the working folder")
 
 
 def describe_normalization_fault(values: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.artifacts.formats import format_of, load
 from pipeline.artifacts.opened import Predictor, fit_to_teacher
 from pipeline.artifacts.weights import model_predictor, open_weights
-from pipeline.checks import check_range
+from pipeline.checks import check_located, check_range
 from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.config import to_dict
 from pipeline.credentials import redacted
@@ -62,6 +62,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, 1)
+        check_located("labeled", self.labeled)
         if self.artifacts is not None and len(set(self.artifacts)) != len(self.artifacts):
             raise ConfigError(f"artifacts must differ: {self.artifacts}")
 

@@ -11,6 +11,8 @@ from pipeline.errors import ConfigError, shown
 
 # By this key jsonargparse finds classes.
 _CLASS_PATH = "class_path"
+# Of a line of YAML, in characters; that of a flag has no break in it.
+_WIDTH = 2**31 - 1
 
 
 def read_settings(text: str, what: str) -> Any:
@@ -34,7 +36,7 @@ def read_settings(text: str, what: str) -> Any:
     return values
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Quotes all text: `1e-3` is a number for the parser, and none for YAML's own dumper."""
 
 
@@ -43,7 +45,7 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:y
 
 def write_settings(values: Any) -> str:
     """Return plain data as YAML of one line, which the parser reads as it is."""
-    return yaml.dump(values, Dumper=_Dumper, default_flow_style=True, width=float("inf"), sort_keys=False).strip()
+    return yaml.dump(values, Dumper=_Dumper, default_flow_style=True, width=_WIDTH, sort_keys=False).strip()
 
 
 def check_no_classes(value: Any) -> None:

@@ -52,6 +52,8 @@ class WorkersConfig:
     def __post_init__(self) -> None:
         for name, least in (("size", 0), ("cpus_per_worker", 1), ("start_timeout_s", 1), ("max_failures", 0)):
             check_range(f"workers.{name}", getattr(self, name), least)
+        if self.min_size is not None and not self.size:
+            raise ConfigError(f"workers.min_size is {self.min_size}, and workers.size is 0: leave workers.min_size out")
         check_range("workers.min_size", self.min_size, 1, self.size)
 
     def check_batch_size(self, setting: str, size: int) -> None:

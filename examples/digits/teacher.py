@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from jobs.entry import run_job
-from pipeline.checks import check_finite, check_ranges
+from pipeline.checks import check_finite, check_ranges, check_seed
 from pipeline.config import to_dict
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
@@ -72,7 +72,8 @@ class DigitsConfig:
         check_finite(self)
         positive = ("epochs", "batch_size", "lr", "held_out", "images_per_class", "threads")
         check_ranges(self, positive, 0, open_low=True)
-        check_ranges(self, ("weight_decay", "noise", "seed"), 0)
+        check_ranges(self, ("weight_decay", "noise"), 0)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.checks import check_finite, check_located, check_range, check_ranges, check_seed
 from pipeline.config import former_default
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
@@ -65,7 +65,7 @@ _POSITIVE = (
     "checkpoint_minutes",
     "shuffle_buffer",
 )
-_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb", "seed")
+_NOT_NEGATIVE = ("weight_decay", "token_weight", "label_weight", "cache_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,7 @@ class WeightedImages:
     weight: int = 1
 
     def __post_init__(self) -> None:
+        check_located("images", self.uri)
         check_range("images.weight", self.weight, 1)
 
 
@@ -188,6 +189,9 @@ class DistillationConfig:
         check_finite(self)
         check_ranges(self, _POSITIVE, 0, open_low=True)
         check_ranges(self, _NOT_NEGATIVE, 0)
+        check_seed(self.seed)
+        check_located("images", [each.uri for each in list_images(self)])
+        check_located("labeled", self.labeled)
         check_range("momentum", self.momentum, 0, 1, open_high=True)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         _check_labels(self)

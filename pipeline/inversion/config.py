@@ -186,8 +186,14 @@ class InversionConfig:
             raise ConfigError("compile needs a teacher that reads single patches, and mask_only is for the others")
         if self.compile and self.patch_similarity:
             raise ConfigError("compile and patch_similarity exclude each other: hooks on the blocks do not compile")
+        if not self.stop_steps and self.stop_fractions == _STOP_FRACTIONS:
+            self._set_stops(([], []))
         if self.stop_formula is not None:
             formula = self.stop_formula
+            if formula.by_step >= self.iterations:
+                raise ConfigError(
+                    f"stop_formula.by_step must lie before the end, {self.iterations} iterations, not {formula.by_step}"
+                )
             self._fill_in_stops("stop_formula", spread_stops(formula.keep_ratio, formula.by_step, formula.num_stops))
         if self.rebirth is not None:
             self._check_rebirth(self.rebirth)
@@ -213,6 +219,9 @@ class InversionConfig:
                 f"{name} gives stop_steps and stop_fractions: leave them out or set both to [], "
                 f"not to {self.stop_steps} and {self.stop_fractions}"
             )
+        self._set_stops(lists)
+
+    def _set_stops(self, lists: tuple[list[int], list[float]]) -> None:
         # The dataclass is frozen; here alone it is changed, so that the config that is stored and digested is the one
         # run.
         object.__setattr__(self, "stop_steps", lists[0])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
-from pipeline.checks import check_range, check_ranges
+from pipeline.checks import check_located, check_range, check_ranges, check_seed
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
@@ -180,7 +180,10 @@ class CalibrationConfig:
             raise ConfigError(f"latency_batch_size must be one or more different numbers, not {sizes}")
         for size in sizes:
             check_range("latency_batch_size", size, 1)
-        check_ranges(self, ("seed", "sensitivity"), 0)
+        check_seed(self.seed)
+        check_range("sensitivity", self.sensitivity, 0)
+        check_located("images", self.images)
+        check_located("labeled", self.labeled)
         if self.mixed is not None and self.sensitivity:
             raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")
         _check_trained(self)

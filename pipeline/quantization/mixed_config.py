@@ -34,7 +34,10 @@ class MixedConfig:
         if (self.weight_bits is None) == (self.max_drop is None):
             raise ConfigError("mixed needs either weight_bits or max_drop")
         if self.low.weights >= self.high.weights or self.low.activations > self.high.activations:
-            raise ConfigError(f"mixed.low must have fewer bits than mixed.high: {self.low.label}, {self.high.label}")
+            raise ConfigError(
+                "mixed.low must have fewer bits per weight than mixed.high, and no more per activation: "
+                f"{self.low.label}, {self.high.label}"
+            )
         check_range("mixed.weight_bits", self.weight_bits, self.low.weights, self.high.weights)
         check_range("mixed.max_drop", self.max_drop, 0, 100)
         check_range("mixed.held_back", self.held_back, 1)

@@ -1,10 +1,11 @@
 """Settings of a synthesis."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.checks import check_range, check_ranges
+from pipeline.checks import check_finite, check_range, check_ranges, check_seed
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
@@ -58,6 +59,7 @@ class PoolConfig:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
+        check_finite(self, "pool.")
         for name in ("min_size", "cpus_per_actor", "max_attempts", "start_timeout_s"):
             check_range(f"pool.{name}", getattr(self, name), 1)
         if self.max_size < self.min_size:
@@ -130,8 +132,11 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         if not self.output:
             raise ConfigError("output must name a folder, it is empty")
+        if self.checkpoint_minutes == math.inf:
+            raise ConfigError("checkpoint_minutes must be finite, not inf: null is for no checkpoints")
+        check_finite(self)
         check_ranges(self, ("images_per_class", "shard_size"), 1)
-        check_range("seed", self.seed, 0)
+        check_seed(self.seed)
         check_range("snapshots", self.snapshots, 0, MOST_SNAPSHOTS)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0, open_low=True)
         if self.classes is not None and not names_file(self.classes):

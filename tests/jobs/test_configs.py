@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from examples.digits.demo import DemoConfig
 from examples.digits.teacher import DigitsConfig
+from jobs.status import StatusConfig
 from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.distillation import DistillationConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig
+from pipeline.inversion import InversionConfig
 from pipeline.inversion.schedule import survivors
 from pipeline.quantization import CalibrationConfig
 from pipeline.synthesis import SynthesisConfig
@@ -22,6 +26,7 @@ JOBS: dict[str, Any] = {
     "jobs.calibrate": CalibrationConfig,
     "jobs.distill": DistillationConfig,
     "jobs.evaluate": EvaluationConfig,
+    "jobs.status": StatusConfig,
     "jobs.synthesize": SynthesisConfig,
     "examples.digits.demo": DemoConfig,
     "examples.digits.teacher": DigitsConfig,
@@ -101,3 +106,71 @@ def test_images_are_one_uri_or_a_list(given: str, read: Any, monkeypatch: pytest
     config = parse_config(DistillationConfig, ["--config", "examples/digits/configs/distill.yaml", "--images", given])
     assert config.images == read
     assert from_dict(DistillationConfig, to_dict(config)) == config
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "jobs.synthesize": {"teacher": {"name": "t"}, "output": "o", "images_per_class": 1},
+    "jobs.calibrate": {"teacher": {"name": "t"}, "images": "i", "output": "o"},
+    "jobs.distill": {"teacher": {"name": "t"}, "images": "i", "output": "o", "student": {"depth_pruned": [0]}},
+    "jobs.evaluate": {"teacher": {"name": "t"}, "labeled": "l"},
+    "jobs.status": {"uri": "u"},
+    "examples.digits.teacher": {"output": "o"},
+}
+INFINITE, LARGE = float("inf"), 2**64
+EMPTY = "is empty: name a file or a folder, `.` for the working folder"
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "message"),
+    [
+        (
+            "jobs.synthesize",
+            {"checkpoint_minutes": INFINITE},
+            "checkpoint_minutes must be finite, not inf: null is for no checkpoints",
+        ),
+        ("jobs.synthesize", {"pool": {"price_per_hour": INFINITE}}, "pool.price_per_hour must be finite, not inf"),
+        *(
+            (job, {"seed": LARGE}, f"seed must be at most 2^64 - 1, not {LARGE}")
+            for job in ("jobs.synthesize", "jobs.calibrate", "jobs.distill", "examples.digits.teacher")
+        ),
+        *((job, {"seed": -1}, "seed must not be negative, not -1") for job in ("jobs.synthesize", "jobs.distill")),
+        *((job, {"labeled": ""}, f"labeled {EMPTY}") for job in ("jobs.calibrate", "jobs.distill", "jobs.evaluate")),
+        *((job, {"images": ""}, f"images {EMPTY}") for job in ("jobs.calibrate", "jobs.distill")),
+        *((job, {"images": ["a", ""]}, f"images {EMPTY}") for job in ("jobs.calibrate", "jobs.distill")),
+        ("jobs.distill", {"images": [{"uri": ""}]}, f"images {EMPTY}"),
+        (
+            "jobs.calibrate",
+            {"workers": {"size": 0, "min_size": 1}},
+            "workers.min_size is 1, and workers.size is 0: leave workers.min_size out",
+        ),
+        (
+            "jobs.calibrate",
+            {"mixed": {"weight_bits": 8, "low": {"weights": 8, "activations": 4}, "high": {"weights": 8}}},
+            "mixed.low must have fewer bits per weight than mixed.high, and no more per activation: w8a4, w8a8",
+        ),
+        (
+            "jobs.synthesize",
+            {"inversion": {"iterations": 100, "stop_formula": {"keep_ratio": 0.25, "by_step": 100}}},
+            "stop_formula.by_step must lie before the end, 100 iterations, not 100",
+        ),
+        ("jobs.status", {"every_s": INFINITE}, "every_s must lie in [0.1, 86400], not inf"),
+        ("jobs.status", {"every_s": 1e10}, "every_s must lie in [0.1, 86400], not 10000000000.0"),
+    ],
+)
+def test_what_no_job_can_use_is_refused_by_name(job: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(JOBS[job], NEEDED[job] | settings)
+    assert message in str(caught.value)
+
+
+def test_the_largest_seed_is_one_that_torch_takes() -> None:
+    config = from_dict(DistillationConfig, NEEDED["jobs.distill"] | {"seed": LARGE - 1})
+    assert torch.Generator().manual_seed(config.seed).initial_seed() == LARGE - 1
+
+
+def test_stops_that_are_emptied_alone_make_a_dense_inversion() -> None:
+    dense = InversionConfig(stop_steps=[], stop_fractions=[])
+    assert InversionConfig(stop_steps=[]) == dense
+    assert InversionConfig(stop_steps=[], rebirth=2) == InversionConfig(rebirth=2)
+    with pytest.raises(ConfigError, match="stop_steps has 0 entries, stop_fractions has 1"):
+        InversionConfig(stop_steps=[], stop_fractions=[0.5])

@@ -71,7 +71,10 @@ def test_what_has_no_weights_costs_no_bits() -> None:
         ({"weight_bits": 5, "max_drop": 1}, "mixed needs either weight_bits or max_drop"),
         ({"weight_bits": 9}, r"mixed.weight_bits must lie in \[4, 8\], not 9"),
         ({"max_drop": 1, "held_back": 0}, "mixed.held_back must be at least 1, not 0"),
-        ({"max_drop": 1, "low": BitWidths()}, "mixed.low must have fewer bits than mixed.high: w8a8, w8a8"),
+        (
+            {"max_drop": 1, "low": BitWidths()},
+            "mixed.low must have fewer bits per weight than mixed.high, and no more per activation: w8a8, w8a8",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
