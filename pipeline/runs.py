@@ -24,7 +24,7 @@ from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
-from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest
+from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest, qat_checkpoints
 
 _CLAIMS: dict[JobName, str] = {
     "synthesize": store.MANIFEST,
@@ -175,7 +175,8 @@ def _how_to_clear(output: str, job: JobName) -> str:
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
         return ""
-    return f"; nothing is made yet: if that run is no longer at work, delete {storage.join(output, name)!r}"
+    but, anew = (" but checkpoints of a training", " to begin anew") if qat_checkpoints(output) else ("", "")
+    return f"; nothing is made yet{but}: if that run is no longer at work, delete {storage.join(output, name)!r}{anew}"
 
 
 def without_locations(value: Any) -> Any:
@@ -253,9 +254,9 @@ def _read(uri: str) -> dict[str, Any]:
 
 
 def _withdraw(output: str, job: JobName, document: dict[str, Any]) -> None:
-    """Withdraw a claim without results."""
+    """Withdraw a claim without results; a training goes on from its checkpoints only where it is not withdrawn."""
     uri = storage.join(output, _CLAIMS[job])
-    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
+    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values()) or qat_checkpoints(output)
     if not made and storage.exists(uri) and storage.read_json(uri) == document:
         with storage.writing_to(output):
             storage.remove(uri)
@@ -283,7 +284,7 @@ def hold(output: str, job: JobName, document: dict[str, Any]) -> Iterator[tuple[
             claimed = claim(output, job, document)
             new = new or claimed.new
             try:
-                yield claimed, waited
+                yield Claim(claimed.document, new), waited
                 done = True
             finally:
                 if new and not done:

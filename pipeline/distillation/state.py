@@ -134,7 +134,9 @@ def _load(uri: str, digest: str) -> TrainingState:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_GO_BACK}") from error
     if state.digest != digest:
-        raise CheckpointError(f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}")
+        raise CheckpointError(
+            f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}: give another output"
+        )
     return state
 
 

@@ -68,6 +68,11 @@ class MadeArtifacts:
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
 
+    @property
+    def not_made(self) -> list[str]:
+        """Names of those that could not be made, for want of memory or disk space for example."""
+        return [row["artifact"] for row in self.refused if "deviation" not in row]
+
 
 @dataclass(frozen=True)
 class _Calibrated:

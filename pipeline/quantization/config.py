@@ -24,13 +24,13 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
-# are those that a fact stands for (weights, images), those of what follows after the ranges, and those that decide
-# where and how fast they are calibrated.
+# are those that a fact stands for (weights, images, what is trained), those of what follows after the ranges, and those
+# that decide where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    *("sensitivity", "tracking", "qat.checkpoint_minutes"),
+    *("sensitivity", "tracking", "qat.checkpoint_minutes", "qat.cache_gb", "qat.settings"),
 )
 
 
@@ -142,6 +142,15 @@ class CalibrationConfig:
         """All bit widths of activations, ascending."""
         mixed = [] if self.mixed is None else [self.mixed.low, self.mixed.high]
         return sorted({bits.activations for bits in (*self.settings, *mixed)})
+
+    @property
+    def trained(self) -> list[str]:
+        """Labels of the models that `qat` trains, sorted; empty without it."""
+        if self.qat is None:
+            return []
+        if self.qat.settings is not None:
+            return sorted(bits.label for bits in self.qat.settings)
+        return sorted([*(bits.label for bits in self.settings), *([] if self.mixed is None else ["mixed"])])
 
     @property
     def num_passes(self) -> int:

@@ -16,7 +16,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_apart, check_place
+from pipeline.outputs import check_apart, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
@@ -27,7 +27,13 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_patch_counts, reads_kept
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
+from pipeline.synthesis.to_make import (
+    ImagesToMake,
+    check_all_come,
+    leaving_failed,
+    plan_images,
+    planned_images,
+)
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
@@ -164,6 +170,8 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
+    elif job_of(config.output) == "calibrate":
+        to_make = leaving_failed(to_make, config.output)
     storage.check_writable(config.output)
     return to_make
 
@@ -194,8 +202,8 @@ def check_settings(config: CalibrationConfig) -> CheckedSettings:
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
     """Return the content of `config.json`: what decides the ranges, and with them every artifact, and its digest.
 
-    Bit widths and workers do not decide ranges, so further bit widths can be added to an output; those that are trained
-    (`qat`) are named at once.
+    Bit widths and workers do not decide ranges, so further bit widths can be added to an output; not those that are
+    trained (`qat`), or the others would be trained again.
     """
     facts = {
         "teacher": loaded.digest,
@@ -204,6 +212,8 @@ def _document(config: CalibrationConfig, images: ImageCollection, loaded: Loaded
         **image_facts(images),
         **identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS),
     }
+    if config.qat is not None:
+        facts["qat"]["settings"] = config.trained
     preprocessing = config.teacher.preprocessing()
     if preprocessing and not all(source.synthetic for source in images.sources):
         facts["preprocessing"] = preprocessing

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from jobs.status import look
 from pipeline import storage
 from pipeline.config import from_dict
 from pipeline.dataset import store, write_images
@@ -233,6 +235,49 @@ def test_an_output_of_the_time_before_settings_were_renamed_takes_further_bit_wi
     (tmp_path / "config.json").write_text(json.dumps(document))
     calibrate(from_dict(CalibrationConfig, settings | {"settings": [{"weights": 6}]}))
     assert {"w8a8.pt2", "w6a8.pt2"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_run_that_is_killed_while_it_replaces_files_leaves_no_report_of_an_earlier_one(
+    tiny_folder: Path, real: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(make_config(tiny_folder, real, tmp_path))
+    assert look(str(tmp_path))["complete"] is True
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "upload_folder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(make_config(tiny_folder, real, tmp_path, settings=[BitWidths(weights=6, activations=6)]))
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["settings"][0]["weights"] == 6
+    found = look(str(tmp_path))
+    assert (found["complete"], found["missing"]) == (False, ["report.json"])
+
+
+def test_a_calibration_without_images_that_failed_is_run_again_without_them(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "teacher": {"name": f"local-dir:{tiny_folder}"},
+        "output": str(tmp_path / "images"),
+        "images_per_class": 1,
+        "shard_size": 5,
+        "inversion": {"iterations": 2, "stop_steps": [], "stop_fractions": []},
+    }
+    write_dataset(values)
+    (lost, _) = sorted((tmp_path / "images" / "data").glob("*.parquet"))
+    lost.unlink()
+    store.write_failure(str(tmp_path / "images"), 0, {"error": "OSError", "reason": "the disk was full"})
+    changes = {"allow_incomplete": True}
+    report = calibrate(make_config(tiny_folder, str(tmp_path / "images"), tmp_path / "out", **changes))
+    path = tmp_path / "synthesis.yaml"
+    path.write_text(yaml.safe_dump(values))
+    capsys.readouterr()
+    again = calibrate(make_config(tiny_folder, str(path), tmp_path / "out", **changes))
+    assert (again["images"], report["images"]) == (5, 5)
+    assert "1 shards of '" in (printed := capsys.readouterr().err)
+    assert "was begun without them: give another output to have them tried" in printed
+    assert not lost.exists()
 
 
 def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tmp_path: Path) -> None:
