@@ -244,9 +244,16 @@ def test_a_finished_training_is_not_done_again_unless_a_file_of_it_is_gone(
     assert run(tiny_folder, sparse, out, qat=TRAINED) == report
     again = f"calibrate: '{out}' is done with these settings; to train and measure again, delete '{out}/report.json'"
     assert again in capsys.readouterr().err
-    (out / "w4a4.onnx").unlink()
+    # Moved, and asked for with other settings that decide nothing.
+    moved = out.rename(tmp_path / "moved")
+    elsewhere = run(tiny_folder, sparse, moved, qat=replace(TRAINED, cache_gb=0), score_batch_size=1)
+    assert elsewhere == json.loads(json.dumps(report).replace(str(out), str(moved)))
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_folder, sparse, out, qat=TRAINED)
+        run(tiny_folder, sparse, moved, qat=TRAINED, latency_batch_size=2)
+    (moved / "w4a4.onnx").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_folder, sparse, moved, qat=TRAINED)
+    assert f"'{moved}/w4a4.onnx' of a finished calibration is missing: it is trained" in capsys.readouterr().err
 
 
 def test_an_artifact_that_could_not_be_made_is_made_later_without_training_again(
