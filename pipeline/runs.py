@@ -38,6 +38,8 @@ _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # Settings that only say where something is; its content is another fact.
 _LOCATIONS = ("images", "output", "checkpoint")
 _LOCAL_DIR = "local-dir:"
+# Facts as people know them; settings are recorded under the names that they had first.
+_CALLED = {**LABELED, "as_made": "images as the config of a synthesis"}
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,8 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
-        # Recorded under the names that settings had first.
         first, dot, rest = name.removeprefix("config.").partition(".")
-        yield f"{LABELED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
+        yield f"{_CALLED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
 
 
 def check_same_settings(output: str, job: JobName, existing: dict[str, Any], document: dict[str, Any]) -> None:
@@ -171,10 +172,10 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
 
 
 def _how_to_clear(output: str, job: JobName) -> str:
-    """Say what to do about a claim without results, whose run has just started or was killed."""
+    """Say what to do about a claim of other settings; one without results is of a run that began just now or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
-        return ""
+        return "; give this run another output"
     but, anew = (" but checkpoints of a training", " to begin anew") if qat_checkpoints(output) else ("", "")
     return f"; nothing is made yet{but}: if that run is no longer at work, delete {storage.join(output, name)!r}{anew}"
 

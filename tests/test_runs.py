@@ -33,6 +33,8 @@ def test_differences_are_reported_by_name() -> None:
     seed, epochs, classes = sorted(differences(there, here), key=lambda line: ("s", "e", "c").index(line[0]))
     assert seed == "seed is 0 there, 1 here"
     assert epochs == "epochs is 3 there, None here"
+    (made,) = differences({"as_made": True}, {})
+    assert made == "images as the config of a synthesis is True there, None here"
     assert len(classes) < 150
     assert list(differences(there, json.loads(json.dumps(there)))) == []
 
