@@ -144,6 +144,14 @@ def test_ranges_are_compared_with_those_of_real_images(
     page = check_page((tmp_path / "out" / "report.html").read_text())
     assert "Ranges against the reference" in page.texts
     assert f"{report['range_error']:.4f}" in page.texts
+    # Those of one activation are left out, as where no image passes a ReLU.
+    constant = next(iter(ranges[1]))
+    storage.write_json(str(tmp_path / "real" / "ranges.json"), ranges[1] | {constant: [0.5, 0.5]})
+    again = calibrate(make_config(tiny_folder, synthetic, tmp_path / "out", reference=reference.output))
+    left = [{name: found[name] for name in found if name != constant} for found in ranges]
+    assert again["range_error"] == pytest.approx(range_error(*left))
+    table = check_page((tmp_path / "out" / "report.html").read_text()).texts
+    assert f"of {len(ranges[1]) - 1} layers" in " ".join(table)
     with pytest.raises(DatasetError, match="has the placement 'linear', this calibration 'matmul'"):
         calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=reference.output, placement="matmul"))
     with pytest.raises(DatasetError, match="is not the output of a calibration"):
@@ -289,7 +297,8 @@ def test_widths_by_layer_are_chosen_on_images_that_are_not_calibrated_on(
     page = (tmp_path / "report.html").read_text()
     assert "Sensitivity of the layers" in page
     assert "W2A4, each layer alone" in page
-    assert (report["images"], report["observer"]) == (13 - 4, "mse")
+    # A quarter at most.
+    assert (report["images"], report["observer"]) == (13 - 3, "mse")
     row = report["artifacts"][1]
     assert 4 < row["weights"] <= 5
     assert row["activations"] == [4, 8]
@@ -297,9 +306,9 @@ def test_widths_by_layer_are_chosen_on_images_that_are_not_calibrated_on(
     assert row["uri"].endswith("mixed.pt2")
     assert row["images"] == 13
     table = json.loads((tmp_path / "sensitivity.json").read_text())
-    assert table["images"] == 4
+    assert table["images"] == 3
     assert {layer["layer"] for layer in table["layers"]["w2a4"]} == set(row["layers"])
     assert "| blocks.0.attn.qkv | 3072 |" in (tmp_path / "sensitivity.md").read_text()
-    assert "divergence from float, w2a4:" in capsys.readouterr().err
-    with pytest.raises(DatasetError, match="all 13 images are held back"):
-        calibrate(make_config(tiny_folder, real, tmp_path / "none", mixed=MixedConfig(max_drop=1)))
+    told = capsys.readouterr().err
+    assert "divergence from float, w2a4:" in told
+    assert "mixed.held_back is 4: of 13 images a quarter is held back, 3" in told
