@@ -1,16 +1,19 @@
-"""How long an artifact takes for an image, at each batch size that fits into memory."""
+"""How long an artifact takes for an image, at each batch size that it can read."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, one_line
 from pipeline.evaluation import measure_latency
 from pipeline.log import logger
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.quantization.artifact_files import Artifact
 from pipeline.quantization.report import latency_columns
+
+# Runtimes say in many ways that memory ran out, or that a tensor has more elements than they count.
+_NOT_READ = (PipelineError, MemoryError, RuntimeError)
 
 
 def measure_latencies(
@@ -22,7 +25,7 @@ def measure_latencies(
     is worth more than a figure.
 
     Args:
-        artifact: to run.
+        artifact: to run; it has read other images before.
         input_size: of an image, [C, H, W].
         batch_sizes: images per forward pass.
     """
@@ -31,9 +34,10 @@ def measure_latencies(
         try:
             with naming_batch_size("latency_batch_size", size):
                 latency = measure_latency(artifact.predict, torch.zeros(size, *input_size))
-        except (PipelineError, MemoryError) as error:
+        except _NOT_READ as error:
             name = f"fp32 as {artifact.format}" if artifact.uri is None else PurePosixPath(artifact.uri).name
-            logger.warning(f"{name}: latency at batch {size} is not measured: {str(error) or 'memory ran out'}")
+            reason = str(error) if isinstance(error, PipelineError) else f"latency_batch_size: {one_line(error)}"
+            logger.warning(f"{name}: latency at batch {size} is not measured: {reason}")
         else:
             measured[column] = round(latency, 4)
     return measured

@@ -20,7 +20,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_not_measured_and_told(capsys: 
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), CheckpointError("cannot be run"), MemoryError()])
+OUT_OF_MEMORY = [torch.OutOfMemoryError("full"), CheckpointError("cannot be run"), MemoryError(), RuntimeError("a\nb")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_so_is_one_that_an_artifact_cannot_read(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def predict(images: Tensor) -> Tensor:
         if len(images) > 4:

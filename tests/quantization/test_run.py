@@ -252,8 +252,19 @@ def test_images_of_another_teacher_are_taken_if_that_is_meant(synthetic: str, tm
     assert ranges_of(make_config(other, synthetic, tmp_path / "out", allow_other_teacher=True)).num_images == 10
 
 
-def test_any_location_can_be_written_to(tiny_folder: Path, real: str) -> None:
-    report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", labeled=real))
+def test_any_location_can_be_written_to_whatever_batch_is_too_large_to_time(
+    tiny_folder: Path, real: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    too_many = 2**31 - 1
+    changes = {"labeled": real, "latency_batch_size": [1, too_many]}
+    report = calibrate(make_config(tiny_folder, real, "memory://calibration/out", **changes))
+    told = capsys.readouterr().err
+    for name, row in (("fp32 as torch", report["fp32"][0]), ("w8a8.pt2", report["artifacts"][0])):
+        assert [column for column in row if "latency" in column] == ["latency_ms"]
+        assert f"{name}: latency at batch {too_many} is not measured" in told
+    assert report["complete"] is True
+    page = check_page(storage.read_bytes("memory://calibration/out/report.html").decode())
+    assert "ms per image, batch 1" in page.texts
     assert report["artifacts"][0]["uri"] == "memory://calibration/out/w8a8.pt2"
     assert report["artifacts"][0]["images"] == 13
 
