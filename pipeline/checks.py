@@ -65,6 +65,18 @@ def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: boo
         check_range(name, getattr(config, name), low, open_low=open_low)
 
 
+def check_labeled_split(labeled: str | None, split: str | None) -> None:
+    """Refuse a split of labeled images where there are none: nothing would be scored.
+
+    Raises:
+        ConfigError: a split is given alone.
+    """
+    if split is not None and labeled is None:
+        raise ConfigError(
+            f"labeled_split is {split!r}, and labeled is not set: name the images there, or leave labeled_split out"
+        )
+
+
 def describe_normalization_fault(values: Mapping[str, Any]) -> str | None:
     """Say what is wrong with a `mean` or `std`; None if both are possible.
 

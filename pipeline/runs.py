@@ -172,7 +172,7 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
 
 
 def _how_to_clear(output: str, job: JobName) -> str:
-    """Say what to do about a claim of other settings; one without results is of a run that began just now or was killed."""
+    """Say what to do about a claim of other settings; one without results has just begun, or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
         return "; give this run another output"

@@ -1,6 +1,7 @@
 """Run a calibration: observe ranges, convert, export and score."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,8 @@ from pipeline import storage
 from pipeline.cluster import check_cluster, connect
 from pipeline.credentials import redacted
 from pipeline.errors import first_few
-from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
+from pipeline.evaluation import Score, labeled_batches, measure_accuracy
 from pipeline.log import logger
-from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import CONFIG
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
@@ -20,6 +20,7 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
 from pipeline.quantization.earlier import REPORT, finished_report, settle_refused
 from pipeline.quantization.graphs import export_images
+from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
@@ -84,6 +85,8 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
+    # Before the work that a reference of other activations would end.
+    error = None if plan.reference is None else range_error(calibration.ranges, plan.reference)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
     program, layerwise = _quantized_program(plan, calibration), None
     refinement = _refinement(config, program, calibration)
@@ -115,8 +118,8 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     report = _report(config, calibration, fp32, rows[len(baselines) :], refused, sensitivity=measured)
     if config.qat is not None:
         report["qat"] = {label: _training(plan, label, found) for label, found in trained.items()}
-    if plan.reference is not None:
-        report["range_error"] = range_error(calibration.ranges, plan.reference)
+    if error is not None:
+        report["range_error"] = error
     with storage.writing_to(config.output):
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
     losses = {label: found.losses for label, found in trained.items()}
@@ -211,18 +214,10 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
         batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
         with naming_batch_size("score_batch_size", config.score_batch_size):
             scores = measure_accuracy(predict, batches)
-    rows = [
-        _row(artifact, scores.get(str(number)), _latencies(artifact, plan.loaded, config.latency_batch_sizes))
-        for number, artifact in enumerate(artifacts)
-    ]
+    timed = partial(measure_latencies, input_size=plan.loaded.input_size, batch_sizes=config.latency_batch_sizes)
+    rows = [_row(artifact, scores.get(str(number)), timed(artifact)) for number, artifact in enumerate(artifacts)]
     # Without a float model first, there is nothing to agree with.
     return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
-
-
-def _latencies(artifact: Artifact, loaded: LoadedModel, batch_sizes: list[int]) -> dict[str, float]:
-    """Return ms per image by the name of its column."""
-    images = {name: torch.zeros(size, *loaded.input_size) for size, name in latency_columns(batch_sizes).items()}
-    return {name: round(measure_latency(artifact.predict, batch), 4) for name, batch in images.items()}
 
 
 def _row(artifact: Artifact, scored: Score | None, latencies: dict[str, float]) -> dict[str, Any]:
