@@ -4,10 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from jobs.entry import run_job
+from pipeline.outputs import qat_checkpoints
 from pipeline.quantization import CalibrationConfig, calibrate
 
 
-def _left(_: CalibrationConfig) -> str:
+def _left(config: CalibrationConfig) -> str:
+    if config.qat is not None and qat_checkpoints(config.output):
+        return "run it again: it calibrates anew, and its training goes on from the last checkpoint"
     return "run it again: a calibration starts anew"
 
 

@@ -16,7 +16,7 @@ from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, shown
-from pipeline.outputs import CONFIG, job_of
+from pipeline.outputs import CONFIG, job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
 
@@ -79,6 +79,8 @@ def _why_no_output(uri: str) -> str:
     if storage.exists(storage.join(uri, "evaluation.json")):
         return "is the output of jobs.evaluate, which is complete once it has its evaluation.json"
     holds = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
+    if qat_checkpoints(uri):
+        return f"{holds}, but checkpoints of a calibration that was stopped: run it again, and it goes on from them"
     return holds if storage.find_files(uri) else f"{holds}: it is empty, no job has begun there"
 
 

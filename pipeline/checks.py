@@ -96,6 +96,18 @@ def check_located(name: str, uris: str | Iterable[str] | None) -> None:
         raise ConfigError(f"{name} is empty: name a file or a folder, `.` for the working folder")
 
 
+def check_labeled_split(labeled: str | None, split: str | None) -> None:
+    """Refuse a split of labeled images where there are none: nothing would be scored.
+
+    Raises:
+        ConfigError: a split is given alone.
+    """
+    if split is not None and labeled is None:
+        raise ConfigError(
+            f"labeled_split is {split!r}, and labeled is not set: name the images there, or leave labeled_split out"
+        )
+
+
 def describe_normalization_fault(values: Mapping[str, Any]) -> str | None:
     """Say what is wrong with a `mean` or `std`; None if both are possible.
 

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError, DatasetError
 JobName = Literal["synthesize", "compact", "calibrate", "distill"]
 # A file in the outputs of calibrate and distill, whose key `job` names the job.
 CONFIG = "config.json"
+# A folder in the output of a calibration, until its trainings are done.
+QAT_CHECKPOINTS = ".qat-checkpoints"
 WHAT: dict[JobName, str] = {
     "synthesize": "a synthetic dataset",
     "compact": "a compacted dataset",
@@ -52,6 +54,15 @@ def job_of_config(config: dict[str, Any]) -> JobName | None:
         if config.get("job") == job or ("job" not in config and keys <= config.keys()):
             return job
     return None
+
+
+def qat_checkpoints(output: str) -> list[str]:
+    """Return the checkpoints of trainings in the output of a calibration, from which it can go on.
+
+    Raises:
+        DatasetError: they cannot be listed.
+    """
+    return [name for name, _ in storage.find_files(storage.join(output, QAT_CHECKPOINTS)) if name.endswith(".pt")]
 
 
 def check_output(output: str, job: JobName) -> None:

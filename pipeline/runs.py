@@ -24,7 +24,7 @@ from pipeline.errors import DatasetError, shown
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
-from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest
+from pipeline.outputs import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest, qat_checkpoints
 
 _CLAIMS: dict[JobName, str] = {
     "synthesize": store.MANIFEST,
@@ -38,6 +38,8 @@ _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # Settings that only say where something is; its content is another fact.
 _LOCATIONS = ("images", "output", "checkpoint")
 _LOCAL_DIR = "local-dir:"
+# Facts as people know them; settings are recorded under the names that they had first.
+_CALLED = {**LABELED, "as_made": "images as the config of a synthesis"}
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,8 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
-        # Recorded under the names that settings had first.
         first, dot, rest = name.removeprefix("config.").partition(".")
-        yield f"{LABELED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
+        yield f"{_CALLED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
 
 
 def check_same_settings(output: str, job: JobName, existing: dict[str, Any], document: dict[str, Any]) -> None:
@@ -171,11 +172,12 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
 
 
 def _how_to_clear(output: str, job: JobName) -> str:
-    """Say what to do about a claim without results, whose run has just started or was killed."""
+    """Say what to do about a claim of other settings; one without results has just begun, or was killed."""
     name = _CLAIMS[job]
     if {found for found, _ in storage.find_files(output)} - {CARD} != {name}:
-        return ""
-    return f"; nothing is made yet: if that run is no longer at work, delete {storage.join(output, name)!r}"
+        return "; give this run another output"
+    but, anew = (" but checkpoints of a training", " to begin anew") if qat_checkpoints(output) else ("", "")
+    return f"; nothing is made yet{but}: if that run is no longer at work, delete {storage.join(output, name)!r}{anew}"
 
 
 def without_locations(value: Any) -> Any:
@@ -253,9 +255,9 @@ def _read(uri: str) -> dict[str, Any]:
 
 
 def _withdraw(output: str, job: JobName, document: dict[str, Any]) -> None:
-    """Withdraw a claim without results."""
+    """Withdraw a claim without results; a training goes on from its checkpoints only where it is not withdrawn."""
     uri = storage.join(output, _CLAIMS[job])
-    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values())
+    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values()) or qat_checkpoints(output)
     if not made and storage.exists(uri) and storage.read_json(uri) == document:
         with storage.writing_to(output):
             storage.remove(uri)
@@ -283,7 +285,7 @@ def hold(output: str, job: JobName, document: dict[str, Any]) -> Iterator[tuple[
             claimed = claim(output, job, document)
             new = new or claimed.new
             try:
-                yield claimed, waited
+                yield Claim(claimed.document, new), waited
                 done = True
             finally:
                 if new and not done:

@@ -33,6 +33,8 @@ def test_differences_are_reported_by_name() -> None:
     seed, epochs, classes = sorted(differences(there, here), key=lambda line: ("s", "e", "c").index(line[0]))
     assert seed == "seed is 0 there, 1 here"
     assert epochs == "epochs is 3 there, None here"
+    (made,) = differences({"as_made": True}, {})
+    assert made == "images as the config of a synthesis is True there, None here"
     assert len(classes) < 150
     assert list(differences(there, json.loads(json.dumps(there)))) == []
 
@@ -96,6 +98,24 @@ def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
     with hold(str(output), "distill", mine) as (claimed, waited):
         assert (claimed.new, waited) == (False, False)
     assert sorted(os.listdir(output)) == ["checkpoint", "config.json"]
+
+
+def test_a_run_that_has_checkpoints_of_qat_keeps_its_claim_and_others_are_told_what_to_do(tmp_path: Path) -> None:
+    mine, other = (make_document("calibrate", {"seed": seed}, {}) for seed in (0, 1))
+    folder = tmp_path / ".qat-checkpoints" / "w4a4-01234567" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt), hold(str(tmp_path), "calibrate", mine):  # noqa: PT012
+        folder.mkdir(parents=True)
+        (folder / "epoch-00001.pt").write_text("")
+        raise KeyboardInterrupt
+    assert sorted(os.listdir(tmp_path)) == [".qat-checkpoints", "config.json"]
+    told = (
+        r"seed is 0 there, 1 here; nothing is made yet but checkpoints of a training: if that run is no longer at "
+        r"work, delete '.*config\.json' to begin anew"
+    )
+    with pytest.raises(DatasetError, match=told):
+        claim(str(tmp_path), "calibrate", other)
+    (tmp_path / "config.json").unlink()
+    assert claim(str(tmp_path), "calibrate", other).new
 
 
 OLD_TEACHER = {"name": "local-dir:/old/t", "std": None}

@@ -158,10 +158,18 @@ def _begin(config: DemoConfig) -> None:
     folder = Path(storage.absolute(config.output))
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
-            raise ConfigError(f"output {config.output!r} is not empty and holds no earlier demo")
-        shutil.rmtree(folder)
-    storage.check_writable(config.output)
-    storage.write_json(storage.join(config.output, MARKER), to_dict(config))
+            raise ConfigError(
+                f"output {config.output!r} is not empty and holds no {MARKER} of an earlier demo: give another output, "
+                "or delete the folder"
+            )
+        # The marker goes last: without it, what is left of an interrupted deletion could not be begun anew.
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARKER:
+                path.unlink()
+    with storage.writing_to(config.output):
+        storage.write_json(storage.join(config.output, MARKER), to_dict(config))
 
 
 def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) -> dict[str, Any]:

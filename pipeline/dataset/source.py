@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pipeline.dataset import store
 from pipeline.dataset.units import ImageFiles, Unit
 from pipeline.errors import DatasetError
 
@@ -75,9 +76,11 @@ class Source:
         Raises:
             DatasetError: shards are missing.
         """
-        wanted = (self.manifest or {}).get("num_images", self.num_rows)
+        manifest = self.manifest or {}
+        wanted = manifest.get("num_images", self.num_rows)
         if self.num_rows < wanted:
+            maker = "synthesis" if manifest.get(store.COMPACTION) is None else "compaction"
             raise DatasetError(
                 f"synthetic dataset {self.uri!r} is incomplete: it holds {self.num_rows} of {wanted} images; "
-                "run its synthesis again, or set allow_incomplete to take what there is"
+                f"run its {maker} again, or set allow_incomplete to take what there is"
             )

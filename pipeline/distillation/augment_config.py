@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.checks import check_finite, check_range, check_ranges
 from pipeline.config import former_default
+from pipeline.errors import ConfigError
 
 _SHARES = ("translate", "flip", "brightness", "contrast", "saturation", "mixup", "cutmix", "erase")
 # These need the pixels between the kept patches.
@@ -56,3 +57,19 @@ class AugmentConfig:
         check_range("scale", self.scale, 0, 1, open_high=True)
         for name in _SHARES:
             check_range(name, getattr(self, name), 0, 1)
+
+    def check_channels(self, setting: str, channels: int) -> None:
+        """Check that images of so many channels can be changed so.
+
+        Args:
+            setting: that holds these settings, for the message.
+            channels: of the images.
+
+        Raises:
+            ConfigError: the saturation of images without colors was to be changed.
+        """
+        if self.saturation and channels != 3:
+            raise ConfigError(
+                f"{setting}.saturation is {self.saturation:g}, but the teacher's images have {channels} channels, not "
+                "red, green and blue: set it to 0"
+            )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pipeline.checks import check_finite, check_located, check_range, check_ranges, check_seed
+from pipeline.checks import check_finite, check_labeled_split, check_located, check_range, check_ranges, check_seed
 from pipeline.config import former_default
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
@@ -76,8 +76,8 @@ class StudentConfig:
         model: any timm model, with or without weights. What it leaves open (channels, classes, and without weights of
             its own the normalization) is the teacher's.
         depth_pruned: the teacher's blocks to keep, counted from 0; the rest of the copy is the teacher's.
-        linear_head: freeze the backbone, in evaluation mode, and train a new linear head alone, as published (SMI,
-            Hu et al., ICML 2024, section 4.2, on an ImageNet backbone).
+        linear_head: freeze the backbone, which must have weights, in evaluation mode, and train a new linear head
+            alone, as published (SMI, Hu et al., ICML 2024, section 4.2, on an ImageNet backbone).
     """
 
     model: ModelConfig | None = None
@@ -134,7 +134,8 @@ class DistillationConfig:
         schedule: learning rate after the warm-up; `cosine` falls to zero.
         warmup_epochs: epochs over which the learning rate rises linearly from zero.
         temperature: divisor of the logits before they are compared.
-        token_weight: weight of the squared difference of the final tokens; 0 turns it off.
+        token_weight: weight of the squared difference of the final tokens; 0 turns it off, as `student.linear_head`
+            needs.
         label_weight: weight of the cross-entropy with the images' labels; 0 turns it off. Mixtures of several images
             have no label and do not take part.
         augment: random views that teacher and student read, another of each image at each epoch; with `null`, every
@@ -194,7 +195,9 @@ class DistillationConfig:
         check_located("labeled", self.labeled)
         check_range("momentum", self.momentum, 0, 1, open_high=True)
         check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        check_labeled_split(self.labeled, self.labeled_split)
         _check_labels(self)
+        _check_frozen(self)
         self.workers.check_batch_size("batch_size", self.batch_size)
 
 
@@ -212,6 +215,15 @@ def _check_labels(config: DistillationConfig) -> None:
             f"label_weight is {config.label_weight:g}, but augment mixes every image with others (mixup "
             f"{augment.mixup:g}, cutmix {augment.cutmix:g}), and a mixture has no label: lower the two, or set "
             "label_weight to 0"
+        )
+
+
+def _check_frozen(config: DistillationConfig) -> None:
+    """Check that what is trained can change every term of the loss; its value chooses the best epoch."""
+    if config.token_weight and config.student.linear_head:
+        raise ConfigError(
+            f"token_weight is {config.token_weight:g}, and student.linear_head trains the head alone, which changes no "
+            "token: set token_weight to 0, or linear_head to false"
         )
 
 

@@ -69,7 +69,8 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     student = build_student(config.student, teacher, seed=config.seed)
     announce(student.notices)
     _check_tokens(config, as_reader(teacher.model), student)
-    _check_colors(config, teacher)
+    if config.augment is not None:
+        config.augment.check_channels("augment", teacher.input_size[0])
     to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
     kept = reads_kept(teacher, student)
     if to_make is None:
@@ -149,14 +150,6 @@ def _check_batch_norm(config: DistillationConfig, student: Student, num_images: 
         raise ConfigError(
             f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "
             f"{smallest} of {num_images} images per step and worker"
-        )
-
-
-def _check_colors(config: DistillationConfig, teacher: LoadedModel) -> None:
-    if config.augment is not None and config.augment.saturation and teacher.input_size[0] != 3:
-        raise ConfigError(
-            f"augment.saturation is {config.augment.saturation:g}, but the teacher's images have "
-            f"{teacher.input_size[0]} channels, not red, green and blue"
         )
 
 

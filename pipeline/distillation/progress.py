@@ -17,19 +17,32 @@ _NO_FIGURES = ("epoch", "image_ids_checksum")
 
 
 @contextmanager
-def report_epochs(output: str, epochs: int, done_before: int, tracker: Tracker) -> Iterator[None]:
+def report_epochs(output: str, epochs: int, place: tuple[int, int], tracker: Tracker) -> Iterator[None]:
     """Report each new epoch while the workers train, from the metrics that they write.
 
     Args:
         output: folder of the run.
         epochs: of the whole training.
-        done_before: epochs of earlier runs.
+        place: of the checkpoint to go on from, (epochs done, steps of the next one).
         tracker: is given the figures of every epoch, also those that an earlier run may have failed to report.
     """
-    if done_before:
-        logger.info(f"distill: going on from epoch {done_before} of {epochs}")
+    done_before, steps = place
+    if done_before or steps:
+        within = f", step {steps} of the next one" if steps else ""
+        logger.info(f"distill: going on from epoch {done_before} of {epochs}{within}")
+    _drop_rows_after(output, done_before)
     with reporting(partial(_report, output, epochs, done_before, tracker)):
         yield
+
+
+def _drop_rows_after(output: str, epoch: int) -> None:
+    """Drop metrics of epochs that come again, because a run ended after them and before their checkpoint."""
+    uri = storage.join(output, METRICS)
+    lines = storage.read_bytes(uri).splitlines(keepends=True) if storage.exists(uri) else []
+    kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+    if len(kept) < len(lines):
+        with storage.writing_to(output):
+            storage.write_bytes(uri, b"".join(kept))
 
 
 def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: Iterator[None]) -> None:

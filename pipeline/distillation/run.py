@@ -18,7 +18,7 @@ from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.plan import DistillationPlan, plan_distillation
 from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
-from pipeline.distillation.state import TrainingState, list_epochs, load_state
+from pipeline.distillation.state import TrainingState, last_place, load_state
 from pipeline.distillation.students import reads_kept
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
@@ -59,16 +59,12 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     check_tracking(config.tracking)
     plan = plan_distillation(config)
     output = plan.config.output
-    result_uri = storage.join(output, RESULT)
-    if storage.exists(result_uri):
-        # Another tool's file may have that name.
-        if find_config(output, "distill", plan.document) is None:
-            raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
-        return storage.read_json(result_uri)
+    if (result := _find_result(plan)) is not None:
+        return result
     storage.check_writable(output)
     with hold(output, "distill", plan.document) as (_, waited):
-        if waited and storage.exists(result_uri):
-            return storage.read_json(result_uri)
+        if waited and (result := _find_result(plan)) is not None:
+            return result
         with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
             return _run(plan, tracker, fixed_size=connect())
 
@@ -79,13 +75,39 @@ def epochs_left(config: DistillationConfig) -> str:
     Raises:
         DatasetError: the output cannot be read.
     """
-    done = max(list_epochs(config.output), default=0)
-    return f"{done} of {config.epochs} epochs done, run it again for the rest"
+    epochs, steps = last_place(config.output)
+    return f"{epochs} of {config.epochs} epochs{f' and {steps} steps' if steps else ''} done, run it again for the rest"
+
+
+def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
+    """Return the result of a finished run, with its students where they lie now; None if it has to be run.
+
+    Raises:
+        DatasetError: the output is another run's or another tool's.
+    """
+    output = plan.config.output
+    if not storage.exists(storage.join(output, RESULT)):
+        return None
+    # Another tool's file may have that name.
+    if find_config(output, "distill", plan.document) is None:
+        raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
+    students = _students(output)
+    absent = [uri for uri in students.values() if not storage.exists(storage.join(uri, "config.json"))]
+    if absent:
+        logger.warning(f"{absent[0]!r} of a finished training is missing, and is made again from the last checkpoint")
+        return None
+    # The folder may have been moved since.
+    return storage.read_json(storage.join(output, RESULT)) | students
+
+
+def _students(output: str) -> dict[str, str]:
+    """Return where the students of a run lie, by their names in its result."""
+    return {"student": storage.join(output, "student", "best"), "last": storage.join(output, "student", "last")}
 
 
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
-    done_before = max(list_epochs(output), default=0)
+    done_before, steps_before = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
         # What the training itself lacks must come out before images are made for hours.
         task = _read(plan, _arriving(plan, arrivals))
@@ -93,7 +115,7 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
             synthesis_beside(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
-            report_epochs(output, plan.config.epochs, done_before, tracker),
+            report_epochs(output, plan.config.epochs, (done_before, steps_before), tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
     result = _finish(plan, digests, done_before, time.monotonic() - started)
@@ -169,15 +191,15 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
     state = load_state(output, plan.digest)
     if state is None or state.epoch < plan.config.epochs:
         raise IncompleteError(f"{output!r} has no checkpoint of epoch {plan.config.epochs}")
-    for name, weights in (("best", state.best), ("last", state.student)):
-        _write_student(plan, weights, storage.join(output, "student", name))
+    students = _students(output)
+    for weights, uri in zip((state.best, state.student), students.values(), strict=True):
+        _write_student(plan, weights, uri)
     curve = _curve(plan, state)
     with storage.writing_to(output):
         storage.write_bytes(storage.join(output, CURVE), curve)
     tops = [row["top1"] for row in state.history if "top1" in row]
     result = {
-        "student": storage.join(output, "student", "best"),
-        "last": storage.join(output, "student", "last"),
+        **students,
         "before_top1": state.before_top1,
         "top1": tops[-1] if tops else None,
         "best_top1": state.best_score if tops else None,
@@ -189,9 +211,9 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "weights_sha256": digests,
         "seconds": round(seconds, 2),
     }
+    write_page(output, lambda: distillation_page(plan, result, state.history))
     with storage.writing_to(output):
         storage.write_json(storage.join(output, RESULT), redacted(result))
-    write_page(output, lambda: distillation_page(plan, result, state.history))
     return result
 
 

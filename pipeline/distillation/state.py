@@ -22,8 +22,9 @@ from pipeline.log import logger
 from pipeline.models.pickles import read_own
 
 FOLDER = "checkpoints"
-# The one before the latest is kept for people who want to go back; nothing reads it.
+# The one before the latest is kept for people who want to go back, or whose latest one was damaged.
 _KEPT = 2
+_GO_BACK = "delete it to go on from the one before it, or from the start"
 
 
 @dataclass(kw_only=True)
@@ -83,6 +84,8 @@ def save_state(output: str, state: TrainingState) -> None:
         within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
         for place in old + within:
             storage.remove(storage.join(folder, _name(*place)))
+        # Of writes during which a process was killed; nobody else writes there.
+        storage.remove_temporaries(folder)
 
 
 def try_to_save(output: str, state: TrainingState, where: str) -> None:
@@ -124,19 +127,22 @@ def load_state(output: str, digest: str, *, order: str = "", tell: bool = False)
 
 
 def _load(uri: str, digest: str) -> TrainingState:
-    values = read_own(uri, storage.read_bytes(uri))
     try:
-        state = TrainingState(**values)
+        state = TrainingState(**read_own(uri, storage.read_bytes(uri)))
     except TypeError as error:
-        raise CheckpointError(f"checkpoint {uri!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"checkpoint {uri!r} cannot be read: {one_line(error)}; {_GO_BACK}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_GO_BACK}") from error
     if state.digest != digest:
-        raise CheckpointError(f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}")
+        raise CheckpointError(
+            f"checkpoint {uri!r} is of run {state.digest[:8]}, not of {digest[:8]}: give another output"
+        )
     return state
 
 
-def list_epochs(output: str) -> list[int]:
-    """Return the epochs that have a checkpoint at their end, ascending."""
-    return [epoch for epoch, steps in list_places(output) if not steps]
+def last_place(output: str) -> tuple[int, int]:
+    """Return (epochs done, steps of the next one) of the last checkpoint; zeros if there is none."""
+    return max(list_places(output), default=(0, 0))
 
 
 def list_places(output: str) -> list[tuple[int, int]]:

@@ -66,8 +66,8 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     """Make a student, on the CPU, in evaluation mode; new weights depend only on the seed.
 
     Raises:
-        ConfigError: the teacher does not have one of the blocks, the class count is not the teacher's, or an argument
-            of the model would have no effect.
+        ConfigError: the teacher does not have one of the blocks, the class count is not the teacher's, an argument of
+            the model would have no effect, or a backbone without weights was to be frozen.
         ModelError, CheckpointError: as `load_model`; or the model does not take the teacher's images.
     """
     with torch.random.fork_rng(devices=[]):
@@ -146,6 +146,11 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
     if config.in_chans not in (None, channels):
         raise ConfigError(f"student.model.in_chans is {config.in_chans}, the teacher's images have {channels} channels")
     has_weights = config.pretrained or config.checkpoint is not None or config.name.startswith(LOCAL_DIR)
+    if linear_head and not has_weights:
+        raise ConfigError(
+            f"student.linear_head trains a head alone, and student.model {config.name!r} has no weights to freeze: set "
+            "student.model.pretrained or checkpoint, or linear_head to false"
+        )
     # timm adapts the first layer of its own pretrained weights, but not that of a given checkpoint.
     adapts = config.checkpoint is None and not config.name.startswith(LOCAL_DIR)
     config = replace(

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
+
 # Brightness, red against blue, green against magenta (Ohta, Kanade & Sakai, 1980), and how much of each there is.
 _OPPONENTS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 _SHARES = (1.0, 0.45, 0.27)
@@ -25,9 +27,13 @@ class CosineBasis:
         size: height and width in pixels.
         falloff: exponent α; a coefficient of frequency f counts f^-α.
         device: of the images.
+
+    Raises:
+        ConfigError: as `check_falloff`.
     """
 
     def __init__(self, in_chans: int, size: int, *, falloff: float, device: torch.device) -> None:
+        check_falloff(size, falloff)
         self._waves = _cosines(size).to(device)
         self._scales = _scales(size, falloff).to(device)
         self._colors = _color_basis(in_chans).to(device)
@@ -46,6 +52,25 @@ class CosineBasis:
         """Return the gradient with respect to the coefficients, given that with respect to the images."""
         colors = torch.einsum("bchw,kc->bkhw", gradient, self._colors)
         return self._waves @ colors @ self._waves.mT * self._scales
+
+
+def check_falloff(size: int, falloff: float) -> None:
+    """Refuse an exponent with which float32 cannot hold the scales of the finest waves: images would not be finite.
+
+    Args:
+        size: height and width of the images in pixels.
+        falloff: exponent α of `CosineBasis`.
+
+    Raises:
+        ConfigError: it is too large for images of this size.
+    """
+    smallest = _scales(size, falloff).min().item()
+    # NaN, of powers that were not finite, is not less than anything.
+    if not smallest >= torch.finfo(torch.float32).tiny:
+        raise ConfigError(
+            f"falloff is {falloff:g}: the finest waves of {size} x {size} pixels count {smallest:g} then, too little "
+            "for float32, and images would not be finite; lower it (the default is 1.2)"
+        )
 
 
 def _cosines(size: int) -> Tensor:

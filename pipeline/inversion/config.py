@@ -180,8 +180,7 @@ class InversionConfig:
             check_range(name, value, 0, 1, open_high=True)
         check_range("flip", self.flip, 0, 1)
         check_range("micro_batch", self.micro_batch, 1)
-        weights = (setting.name for setting in fields(self) if "weight" in setting.metadata)
-        check_ranges(self, ("iterations", *weights), 0)
+        check_ranges(self, ("iterations", *self.weights), 0)
         if self.compile and self.mask_only:
             raise ConfigError("compile needs a teacher that reads single patches, and mask_only is for the others")
         if self.compile and self.patch_similarity:
@@ -228,6 +227,11 @@ class InversionConfig:
         object.__setattr__(self, "stop_fractions", lists[1])
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the loss terms, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if "weight" in each.metadata}
+
+    @property
     def num_steps(self) -> int:
         """Number of iterations that are run."""
         return self.iterations if self.rebirth is None else self.iterations // self.rebirth * self.rebirth
@@ -271,8 +275,14 @@ class InversionConfig:
 
         Raises:
             ConfigError: fewer than one patch would survive, or fewer than 3 with `patch_similarity`; or `adaptive_end`
-                is set and no image could ever end early.
+                is set and no image could ever end early; or `views` would never be shown.
         """
+        views, changes = self.views, self.changes(num_patches)
+        if views.moves and min(changes, default=self.num_steps + 1) == 1:
+            raise ConfigError(
+                f"views.degrees {views.degrees:g}, scale {views.scale:g} and blur {views.blur:g} are of whole images, "
+                "and patches go at step 1, before one is shown: let stops or rebirth begin later, or set all to 0"
+            )
         steps, left = self.phases(num_patches)[-1]
         if self.adaptive_end is not None and self.adaptive_end.hold_steps > steps:
             raise ConfigError(

@@ -122,7 +122,8 @@ def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionCon
     """Refuse a list of terms that cannot be run.
 
     Raises:
-        ConfigError: two have one name, none is of a view, or the class loss is missing that an adaptive end reads.
+        ConfigError: two have one name, none is of a view, none has a weight, or the class loss is missing that an
+            adaptive end reads.
         ModelError: one sees the blocks of a teacher that does not show them.
     """
     names = [term.name for term in terms]
@@ -131,6 +132,11 @@ def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionCon
         raise ConfigError(f"terms: more than one is named {repeated!r}")
     if all(term.sees == "pixels" for term in terms):
         raise ConfigError(f"terms: {names} see pixels alone, and the teacher is never asked; add the class loss")
+    if config.iterations and not any(term.weight for term in terms):
+        raise ConfigError(
+            f"every term of the loss has the weight 0 ({', '.join(names)}), and {config.iterations} iterations would "
+            "leave the images as they start: give one a weight"
+        )
     if config.adaptive_end is not None and "class_loss" not in names:
         raise ConfigError("terms: adaptive_end reads the term class_loss, which is missing")
     for term in terms:

@@ -68,6 +68,11 @@ class MadeArtifacts:
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
 
+    @property
+    def not_made(self) -> list[str]:
+        """Names of those that could not be made, for want of memory or disk space for example."""
+        return [row["artifact"] for row in self.refused if "deviation" not in row]
+
 
 @dataclass(frozen=True)
 class _Calibrated:
@@ -157,7 +162,7 @@ def _make(
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
         return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
-    note = _INT4_NOTE if options.get("weights") == "int4" else format_named(kind).note(calibrated.program)
+    note = _int4_note(config, variant, path.name, options.get("weights")) or format_named(kind).note(calibrated.program)
     if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
         note = _saturation_note(path.name, errors["deviation"])
     elif not errors["deviation"] <= bound:
@@ -209,9 +214,22 @@ def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant)
         return {}
     if variant.bits.activations > 8:
         return {"weights": "int16"}
-    if config.onnx_int4 and variant.bits.weights <= 4:
+    if config.onnx_int4 and variant.bits.fits_int4:
         return {"weights": "int4"}
     return {"weights": config.onnx_weights if variant.can_saturate else "int8"}
+
+
+def _int4_note(config: CalibrationConfig, variant: Variant, name: str, stored: WeightType | None) -> str | None:
+    """Say what `onnx_int4` does to a file, and of one that it leaves as it is although layers have so few bits, why."""
+    widths = (variant.layers or {"": variant.bits}).values()
+    if stored == "int4":
+        return _INT4_NOTE
+    if stored is None or not config.onnx_int4 or all(bits.weights > 4 for bits in widths):
+        return None
+    kept = "neither smaller nor faster than 8 bits on a CPU runtime" if stored != "int16" else "computed in float"
+    note = f"not packed, as some layers have more than 4 bits per weight or 8 per activation: kept in {stored}, {kept}"
+    logger.warning(f"{name}: onnx_int4: {note}")
+    return note
 
 
 def _saturates(config: CalibrationConfig, calibrated: _Calibrated, kind: FormatName, path: Path) -> bool:

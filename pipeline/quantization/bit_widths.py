@@ -43,6 +43,11 @@ class BitWidths:
         return 2 * (2**self.activations - 1) * 2 ** (self.weights - 1) > 2**15 - 1 and max(vars(self).values()) <= 8
 
     @property
+    def fits_int4(self) -> bool:
+        """Whether ONNX files can hold the weights two to a byte; beside wide activations they are stored in 16 bits."""
+        return self.weights <= 4 and self.activations <= 8
+
+    @property
     def label(self) -> str:
         """Short name of files and table rows, such as `w4a8`."""
         return f"w{self.weights}a{self.activations}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
-from pipeline.checks import check_located, check_range, check_ranges, check_seed
+from pipeline.checks import check_labeled_split, check_located, check_range, check_ranges, check_seed
 from pipeline.errors import ConfigError
 from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
@@ -24,14 +24,16 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
 # Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
-# are those that a fact stands for (weights, images), those of what follows after the ranges, and those that decide
-# where and how fast they are calibrated.
+# are those that a fact stands for (weights, images, what is trained), those of what follows after the ranges, and those
+# that decide where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
 EXCLUDED_SETTINGS = (
     *("teacher", "images", "output", "labeled", "labeled_split", "reference", "settings", "formats", "onnx_weights"),
     *("onnx_int4", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size", "latency_batch_size"),
-    *("sensitivity", "tracking", "qat.checkpoint_minutes"),
+    *("sensitivity", "tracking", "qat.checkpoint_minutes", "qat.cache_gb", "qat.settings"),
 )
+# Tensors of more images than this have sizes that torch cannot count.
+_MOST_IMAGES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,9 @@ class CalibrationConfig:
             the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
             saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer
             (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
-        onnx_int4: pack weights of 4 bits or fewer two to a byte in ONNX files, which have half the size of int8 then.
-            ONNX Runtime unpacks them in every forward on a CPU, which is slower than fp32.
+        onnx_int4: pack weights two to a byte in ONNX files of models whose layers all have 4 bits or fewer per weight,
+            and 8 or fewer per activation; they have half the size of int8 then. So `mixed` is packed only where its
+            `high` has so few. ONNX Runtime unpacks them in every forward on a CPU, which is slower than fp32.
         batch_size: images per forward pass in calibration.
         max_images: number of images to calibrate on, drawn at random; all by default.
         seed: seed of that draw.
@@ -92,7 +95,8 @@ class CalibrationConfig:
         allow_incomplete: accept a synthetic dataset with missing shards.
         allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.
         score_batch_size: images per forward pass in scoring.
-        latency_batch_size: images per forward pass when latency is measured; with a list, it is measured for each.
+        latency_batch_size: images per forward pass when latency is measured; with a list, it is measured for each that
+            fits into memory.
         tracking: TensorBoard and MLflow, to report to.
     """
 
@@ -144,6 +148,15 @@ class CalibrationConfig:
         return sorted({bits.activations for bits in (*self.settings, *mixed)})
 
     @property
+    def trained(self) -> list[str]:
+        """Labels of the models that `qat` trains, sorted; empty without it."""
+        if self.qat is None:
+            return []
+        if self.qat.settings is not None:
+            return sorted(bits.label for bits in self.qat.settings)
+        return sorted([*(bits.label for bits in self.settings), *([] if self.mixed is None else ["mixed"])])
+
+    @property
     def num_passes(self) -> int:
         """How often all images are read."""
         return 1 + (self.smoothing != "none") + self.refines
@@ -179,20 +192,37 @@ class CalibrationConfig:
         if not sizes or len(set(sizes)) != len(sizes):
             raise ConfigError(f"latency_batch_size must be one or more different numbers, not {sizes}")
         for size in sizes:
-            check_range("latency_batch_size", size, 1)
+            check_range("latency_batch_size", size, 1, _MOST_IMAGES)
         check_seed(self.seed)
         check_range("sensitivity", self.sensitivity, 0)
         check_located("images", self.images)
         check_located("labeled", self.labeled)
         if self.mixed is not None and self.sensitivity:
             raise ConfigError("mixed measures the sensitivity on its held_back images: leave sensitivity out")
+        check_labeled_split(self.labeled, self.labeled_split)
         _check_trained(self)
+        _check_onnx(self)
         if self.onnx_weights not in ("uint8", "int8"):
             raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ConfigError(f"formats must be one or more of {' and '.join(FORMATS)}, each once, not {self.formats}")
+
+
+def _check_onnx(config: CalibrationConfig) -> None:
+    """Check that settings of ONNX files apply to one of them."""
+    given = {"onnx_int4: true": config.onnx_int4, "onnx_weights: int8": config.onnx_weights == "int8"}
+    for setting in (name for name, is_given in given.items() if is_given and "onnx" not in config.formats):
+        raise ConfigError(f"{setting} is for ONNX files, and formats is {config.formats}: add onnx, or leave it out")
+    largest = [*config.settings, *(() if config.mixed is None else (config.mixed.high,))]
+    if config.onnx_int4 and not any(bits.fits_int4 for bits in largest):
+        labels = ", ".join(bits.label for bits in config.settings)
+        mixed = "" if config.mixed is None else f", and mixed.high {config.mixed.high.label}"
+        raise ConfigError(
+            f"onnx_int4 packs models of 4 bits or fewer per weight and 8 or fewer per activation, and settings has "
+            f"{labels}{mixed}: add one such as w4a8, or leave onnx_int4 out"
+        )
 
 
 def _check_trained(config: CalibrationConfig) -> None:

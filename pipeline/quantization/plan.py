@@ -16,7 +16,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.log import logger
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_apart, check_place
+from pipeline.outputs import check_apart, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
@@ -27,11 +27,17 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import read_patch_counts, reads_kept
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import ImagesToMake, check_all_come, plan_images, planned_images
+from pipeline.synthesis.to_make import (
+    ImagesToMake,
+    check_all_come,
+    leaving_failed,
+    plan_images,
+    planned_images,
+)
 from pipeline.vetting import announce, check_teacher
 from pipeline.vit.families import refusal
 
-# Part of all images that is held back from training at most: the others teach.
+# Part of all images that is held back at most: the others are calibrated on, and teach.
 _MOST_HELD_BACK = 4
 
 
@@ -116,8 +122,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     # `plan_windows` sees all ids.
     check_inputs(images, loaded, reads_kept=reads_kept(config, loaded), ids=False)
     index = read_patch_counts(images, loaded, dense=config.mode == "dense")
-    num_probed = config.sensitivity if config.mixed is None else config.mixed.held_back
-    probe = draw_window(index, num_probed, config.seed) if num_probed else None
+    probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
     held_back = _hold_back(config, index)
@@ -130,10 +135,35 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
 
 
+def _probe(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
+    """Draw the images on which the sensitivity of layers is measured; None where it is not.
+
+    Raises:
+        DatasetError: there are too few images to leave some out of the calibration.
+    """
+    if config.mixed is None:
+        return draw_window(index, config.sensitivity, config.seed) if config.sensitivity else None
+    number = _num_held_back("mixed.held_back", config.mixed.held_back, len(index))
+    if not number:
+        raise DatasetError(
+            f"mixed.held_back is {config.mixed.held_back}, at most a quarter of images, and there are {len(index)}: "
+            f"give {_MOST_HELD_BACK} or more, or leave mixed out"
+        )
+    return draw_window(index, number, config.seed)
+
+
+def _num_held_back(setting: str, wanted: int, num_images: int) -> int:
+    """Return how many images are held back; a line says where it is not the number that is wanted."""
+    number = min(wanted, num_images // _MOST_HELD_BACK)
+    if 0 < number < wanted:
+        logger.warning(f"{setting} is {wanted}: of {num_images} images a quarter is held back, {number}")
+    return number
+
+
 def _hold_back(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
     """Draw the images that are not trained on; None if nothing is trained, or nothing held back."""
     wanted = 0 if config.qat is None else config.qat.held_back
-    number = min(wanted, len(index) // _MOST_HELD_BACK)
+    number = _num_held_back("qat.held_back", wanted, len(index))
     if wanted and not number:
         logger.warning(
             f"qat: of {len(index)} images none is held back: what is trained is kept, whether or not it helps"
@@ -164,6 +194,8 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
+    elif job_of(config.output) == "calibrate":
+        to_make = leaving_failed(to_make, config.output)
     storage.check_writable(config.output)
     return to_make
 
@@ -183,6 +215,8 @@ def check_settings(config: CalibrationConfig) -> CheckedSettings:
     reads_classes = config.labeled is not None or config.sensitivity > 0
     check_teacher(loaded, classes=reads_classes or config.mixed is not None or config.qat is not None)
     _check_mode(config, loaded)
+    if config.qat is not None and config.qat.augment is not None:
+        config.qat.augment.check_channels("qat.augment", loaded.input_size[0])
     labeled = None if config.labeled is None else find_labeled(config.labeled, loaded, config.labeled_split)
     check_apart(config.output, () if labeled is None else (labeled,))
     reference = None
@@ -194,8 +228,8 @@ def check_settings(config: CalibrationConfig) -> CheckedSettings:
 def _document(config: CalibrationConfig, images: ImageCollection, loaded: LoadedModel) -> dict[str, Any]:
     """Return the content of `config.json`: what decides the ranges, and with them every artifact, and its digest.
 
-    Bit widths and workers do not decide ranges, so further bit widths can be added to an output; those that are trained
-    (`qat`) are named at once.
+    Bit widths and workers do not decide ranges, so further bit widths can be added to an output; not those that are
+    trained (`qat`), or the others would be trained again.
     """
     facts = {
         "teacher": loaded.digest,
@@ -204,6 +238,8 @@ def _document(config: CalibrationConfig, images: ImageCollection, loaded: Loaded
         **image_facts(images),
         **identifying_settings(config, recorded=RECORDED_SETTINGS, excluded=EXCLUDED_SETTINGS),
     }
+    if config.qat is not None:
+        facts["qat"]["settings"] = config.trained
     preprocessing = config.teacher.preprocessing()
     if preprocessing and not all(source.synthetic for source in images.sources):
         facts["preprocessing"] = preprocessing

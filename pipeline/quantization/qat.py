@@ -6,20 +6,19 @@ from itertools import cycle, islice
 
 import ray
 
-from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.order import even_sizes
 from pipeline.distillation.state import list_places
-from pipeline.errors import ConfigError, NonFiniteError, PipelineError, one_line
 from pipeline.log import logger
 from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
 from pipeline.quantization.distributed import read_batches
 from pipeline.quantization.plan import CalibrationPlan
+from pipeline.quantization.qat_checkpoints import checkpoint_folder
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import CRITERION, Trained
-from pipeline.quantization.qat_workers import CHECKPOINTS, Task, checkpoint_folder, train_here, train_on_worker
+from pipeline.quantization.qat_workers import Task, train_here, train_on_worker
 from pipeline.quantization.reading import reads_kept
 from pipeline.quantization.variants import Values, Variant
 from pipeline.training import check_readers, run_workers, worker_configs
@@ -63,22 +62,16 @@ def train_variants(
         fixed_size: no node can join the cluster any more.
 
     Raises:
-        NonFiniteError: a loss became NaN or infinite.
-        ConfigError: a step does not fit into the memory of the GPU.
+        NonFiniteError: a loss became NaN or infinite. Checkpoints of variants that were trained before are kept.
+        ConfigError: a step does not fit into the memory of the GPU. All checkpoints are kept.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
     config, qat = plan.config, plan.config.qat
     assert qat is not None
     left = _images_left(plan, qat, [variant for variant, _ in work])
-    try:
-        with own_errors(), progress("qat", left, on_workers=config.workers.size > 0) as done:
-            task = _task(plan, qat, channels, work, done)
-            trained = _train_on_workers(task, fixed_size=fixed_size) if config.workers.size else train_here(task)
-    except PipelineError as error:
-        if isinstance(error, NonFiniteError | ConfigError):
-            # It would come again, and other settings do not go on from these checkpoints.
-            remove_checkpoints(plan)
-        raise
+    with own_errors(), progress("qat", left, on_workers=config.workers.size > 0) as done:
+        task = _task(plan, qat, channels, work, done)
+        trained = _train_on_workers(task, fixed_size=fixed_size) if config.workers.size else train_here(task)
     for label, found in trained.items():
         logger.info(f"qat {label}: {_outcome(found, qat, len(task.left_out))}")
     return trained
@@ -102,15 +95,6 @@ def _task(
     return Task(config, plan.digest, plan.loaded.digest, channels, where, left_out, each, done)
 
 
-def remove_checkpoints(plan: CalibrationPlan) -> None:
-    """Remove the checkpoints of a calibration's training, or say that they are still there."""
-    folder = storage.join(plan.config.output, CHECKPOINTS)
-    try:
-        storage.remove_folder(folder)
-    except OSError as error:
-        logger.warning(f"checkpoints of qat were not removed, and can be by hand: {one_line(error)}")
-
-
 def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
     """Return how many images are to be read, all variants together, and say what earlier runs have done of it."""
     held_back = 0 if plan.held_back is None else len(plan.held_back.rows)
@@ -118,7 +102,7 @@ def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Varia
     each = sum(islice(cycle(sizes), qat.steps))
     total, done = len(variants) * each, 0
     for variant in variants:
-        for epoch, step in list_places(checkpoint_folder(plan.config.output, variant))[-1:]:
+        for epoch, step in list_places(checkpoint_folder(plan.config.output, variant, plan.digest))[-1:]:
             # The last epoch counts as done where the steps end within it.
             done += min(epoch * sum(sizes) + sum(sizes[:step]), each)
     if done:

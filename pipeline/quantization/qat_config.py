@@ -33,7 +33,7 @@ class QatConfig:
         held_back: images that are not trained on, drawn at random, to measure the divergence from the teacher before
             training and during it; at most a quarter of `images`. The step with the least is the best. With 0, the
             model of the last step is kept.
-        min_gain: share of that divergence, from 0 to 1, that training has to take away by its best step; otherwise the
+        min_gain: share of that divergence, in [0, 1), that training has to take away by its best step; otherwise the
             calibrated model is kept. Images like those trained on gain more than real ones do.
         score_every: steps between two measurements on the held-back images; the last step is always measured.
         checkpoint_minutes: minutes between checkpoints, from which a training that was cut off goes on. One is also
@@ -61,4 +61,4 @@ class QatConfig:
         check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1)
         check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True)
         check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0)
-        check_range("min_gain", self.min_gain, 0, 1)
+        check_range("min_gain", self.min_gain, 0, 1, open_high=True)

@@ -11,13 +11,12 @@ import torch
 from ray.train.torch import get_device
 from torch import nn
 
-from pipeline import storage
 from pipeline.cluster import connect
-from pipeline.config import digest as digest_of
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.descent import Group
 from pipeline.distillation.opening import as_views, open_images
+from pipeline.errors import NonFiniteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.progress import Count
@@ -26,6 +25,7 @@ from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.held_back import HeldBack, hold_back
 from pipeline.quantization.learned import LearnedGraph
+from pipeline.quantization.qat_checkpoints import checkpoint_folder, remove_variant
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, Trained, WholeImages
 from pipeline.quantization.reading import reads_kept, whole_image
@@ -33,9 +33,6 @@ from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
 from pipeline.training import is_node_leaving, parallelize
 from pipeline.workers import load_again, pick_device, threads
-
-# Under a calibration's output, until it is done. It is removed whole: no folder of the user has the name.
-CHECKPOINTS = ".qat-checkpoints"
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,6 @@ class Task:
     def qat(self) -> QatConfig:
         assert self.config.qat is not None
         return self.config.qat
-
-
-def checkpoint_folder(output: str, variant: Variant) -> str:
-    """Return the folder of a variant's checkpoints: another one for other widths by layer, which the digest lacks."""
-    name = variant.label
-    if variant.layers is not None:
-        name += f"-{digest_of({layer: bits.label for layer, bits in variant.layers.items()})[:8]}"
-    return storage.join(output, CHECKPOINTS, name)
 
 
 def train_on_worker(task: Task) -> dict[str, Trained]:
@@ -150,10 +139,17 @@ def _train_one(
     """Train a variant; nothing of it stays on the device.
 
     Raises:
+        NonFiniteError: a loss or parameter became NaN or infinite.
         ConfigError: a step does not fit into memory; it would not on another try.
     """
-    checkpoints = Checkpoints(checkpoint_folder(task.config.output, variant), task.digest, noticed)
+    checkpoints = Checkpoints(checkpoint_folder(task.config.output, variant, task.digest), task.digest, noticed)
     with naming_batch_size("qat.batch_size", task.qat.batch_size):
         graph = LearnedGraph(model, task.config.placement, variant, values).to(group.device)
         own = answers, images, held_back, group, checkpoints, task.count, parallelize
-        return QatTrainer(task.qat, variant.label, graph, *own).train(values)
+        try:
+            return QatTrainer(task.qat, variant.label, graph, *own).train(values)
+        except NonFiniteError:
+            if group.rank == 0:
+                # They may hold what is not finite; those of other variants are good.
+                remove_variant(task.config.output, variant, task.digest)
+            raise

@@ -6,7 +6,7 @@ from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.outputs import CONFIG, job_of
 from pipeline.quantization.bit_widths import Placement
-from pipeline.quantization.ranges import Ranges
+from pipeline.quantization.ranges import Ranges, tell_constant
 
 RANGES = "ranges.json"
 
@@ -14,13 +14,16 @@ RANGES = "ranges.json"
 def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Ranges:
     """Return the ranges of another calibration of the same teacher at the same places.
 
+    A line says which of its activations are constant, and cannot be compared with.
+
     Args:
         uri: its output.
         teacher_digest: SHA-256 of the teacher's weights.
         placement: of this calibration.
 
     Raises:
-        DatasetError: it is no calibration, of another teacher or placement, of a changed model, or not finished.
+        DatasetError: it is no calibration, of another teacher or placement, of a changed model, or not finished, or all
+            of its activations are constant.
     """
     if job_of(uri) != "calibrate":
         raise DatasetError(f"reference {uri!r} is not the output of a calibration")
@@ -34,4 +37,6 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     if changed := [name for name in ("smoothing", "equalization") if name in facts]:
         raise DatasetError(f"reference {uri!r} has ranges of a model that its {changed[0]} has changed")
     ranges = storage.read_json(storage.join(uri, RANGES))
-    return {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    found = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    tell_constant(uri, found)
+    return found

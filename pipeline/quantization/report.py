@@ -63,7 +63,7 @@ def calibration_page(
         losses: of each step of the training, by the model's label; empty without `qat`.
 
     Raises:
-        DatasetError: the reference has other observers, or an empty range.
+        DatasetError: the reference has other observers, or no range to compare with.
     """
     compared = [] if plan.reference is None else [_compared(ranges, plan.reference)]
     layers = [] if layerwise is None else [_sensitivity(layerwise)]
@@ -183,12 +183,13 @@ def _compared(ranges: Ranges, reference: Ranges) -> Section:
     errors = range_errors(ranges, reference)
     worst = sorted(errors, key=lambda name: -errors[name])[:_WORST]
     rows = [[name, f"{errors[name]:.3f}", _range(ranges[name]), _range(reference[name])] for name in worst]
-    shares = {name: _relative(ranges[name], reference[name]) for name in list(ranges)[:_MOST_ROWS]}
+    # Without those that are constant in the reference.
+    shares = {name: _relative(ranges[name], reference[name]) for name in list(errors)[:_MOST_ROWS]}
     note = (
         "Each layer's range on these images in blue; the band is its range on the reference's images. A range that "
         "sticks out wastes steps of the scale, and one that falls short clips real activations. An orange dot stands "
         f"for a value beyond the plot. The error of a layer is (|Δmin| + |Δmax|) / reference range; {len(worst)} of "
-        f"{len(errors)} layers are listed, the worst first.{_left_out(len(ranges))}"
+        f"{len(errors)} layers are listed, the worst first.{_left_out(len(errors))}"
     )
     header = ["observer", "error", "these images", "reference"]
     plot = relative_intervals(shares, x_label="0 and 1: the ends of the reference's range")

@@ -1,6 +1,7 @@
 """Run a calibration: observe ranges, convert, export and score."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,18 +10,22 @@ from torch.export import ExportedProgram
 from pipeline import storage
 from pipeline.cluster import check_cluster, connect
 from pipeline.credentials import redacted
-from pipeline.evaluation import Score, labeled_batches, measure_accuracy, measure_latency
-from pipeline.models import LoadedModel
+from pipeline.errors import first_few
+from pipeline.evaluation import Score, labeled_batches, measure_accuracy
+from pipeline.log import logger
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import CONFIG
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
+from pipeline.quantization.earlier import REPORT, finished_report, settle_refused
 from pipeline.quantization.graphs import export_images
+from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
-from pipeline.quantization.qat import check_training, remove_checkpoints, train_variants
+from pipeline.quantization.qat import check_training, train_variants
+from pipeline.quantization.qat_checkpoints import remove_checkpoints, remove_others
 from pipeline.quantization.qat_loop import FIGURES, Trained
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.reference import RANGES
@@ -33,7 +38,6 @@ from pipeline.runs import hold
 from pipeline.synthesis.to_make import make_first, names_config
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
-REPORT = "report.json"
 _MEGABYTE = 1e6
 _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bits on a CPU runtime"
 _WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
@@ -44,12 +48,13 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
 
     Each artifact is opened from its file and compared with the calibrated graph, on calibration images. An artifact
     that computes other logits is not written; `failed` in the report names it with its error, and `complete` is false.
-    If a run with equal settings is at work on the output, this one waits for it.
+    If a run with equal settings is at work on the output, this one waits for it. With `qat`, a finished run is not done
+    again, and one that was stopped goes on from the last checkpoint of its training.
 
     Raises:
         PipelineError: a model, dataset or setting is wrong, the output cannot be written or is of another config, or
-            workers were lost too often. The output is then empty, unless measuring or writing the artifacts failed; it
-            never holds incomplete files.
+            workers were lost too often. The output is then empty, unless training had begun, or measuring or writing
+            the artifacts failed; it never holds incomplete files.
     """
     check_cluster()
     check_tracking(config.tracking)
@@ -62,9 +67,12 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     # Errors should come out before a cluster is joined or anything is written.
     plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
-        report_uri = storage.join(config.output, REPORT)
-        if waited and redacted(claimed.document["config"]) == plan.document["config"] and storage.exists(report_uri):
-            return storage.read_json(report_uri)  # the other run was asked for the same artifacts
+        remove_others(config.output, plan.digest)
+        done = finished_report(plan, claimed, waited=waited)
+        if done is not None:
+            if done.get("complete"):
+                remove_checkpoints(config.output)
+            return done
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
             fixed_size = connect()
             check_training(plan)
@@ -77,6 +85,8 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
+    # Before the work that a reference of other activations would end.
+    error = None if plan.reference is None else range_error(calibration.ranges, plan.reference)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
     program, layerwise = _quantized_program(plan, calibration), None
     refinement = _refinement(config, program, calibration)
@@ -97,23 +107,27 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         with storage.writing_to(config.output):
+            # That of an earlier run is of its artifacts; killed from here on, this run has none.
+            storage.remove(storage.join(config.output, REPORT))
             storage.write_json(storage.join(config.output, CONFIG), plan.document)
             _write_ranges(config, calibration, ranges, trained)
             storage.upload_folder(files, config.output)
-            _remove_refused(config.output, made.refused)
+            refused = settle_refused(config.output, made)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
-    report = _report(config, calibration, fp32, rows[len(baselines) :], made.refused, sensitivity=measured)
+    report = _report(config, calibration, fp32, rows[len(baselines) :], refused, sensitivity=measured)
     if config.qat is not None:
         report["qat"] = {label: _training(plan, label, found) for label, found in trained.items()}
-    if plan.reference is not None:
-        report["range_error"] = range_error(calibration.ranges, plan.reference)
+    if error is not None:
+        report["range_error"] = error
     with storage.writing_to(config.output):
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
     losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
-    if config.qat is not None:
-        remove_checkpoints(plan)
+    if config.qat is not None and made.not_made:
+        logger.info(f"qat: checkpoints are kept, so that {first_few(made.not_made)} can be made without training again")
+    elif config.qat is not None:
+        remove_checkpoints(config.output)
     return report
 
 
@@ -141,12 +155,9 @@ def _train(
     fixed_size: bool,
 ) -> dict[str, Trained]:
     """Return what training makes of each variant, by its label, if that was asked for."""
-    qat = plan.config.qat
-    if qat is None:
+    if plan.config.qat is None:
         return {}
-    variants = list_variants(plan.config, mixture)
-    if qat.settings is not None:
-        variants = [variant for variant in variants if variant.mixture is None and variant.bits in qat.settings]
+    variants = [variant for variant in list_variants(plan.config, mixture) if variant.label in plan.config.trained]
     work = [(variant, calibrated_values(variant, ranges, refinement)) for variant in variants]
     return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
 
@@ -195,13 +206,6 @@ def _short(figure: float) -> float:
     return float(f"{figure:.4g}")
 
 
-def _remove_refused(output: str, refused: list[dict[str, Any]]) -> None:
-    """Delete files of an earlier run under the names of artifacts that were refused."""
-    for row in refused:
-        for name in (row["artifact"], f"{row['artifact']}.data"):
-            storage.remove(storage.join(output, name))
-
-
 def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifact]) -> list[dict[str, Any]]:
     """Return a row of figures for each artifact; if there are labeled images, all are scored in one pass."""
     config, scores, artifacts = plan.config, {}, baselines + made
@@ -210,18 +214,10 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
         batches = labeled_batches(plan.labeled, plan.loaded, config.score_batch_size)
         with naming_batch_size("score_batch_size", config.score_batch_size):
             scores = measure_accuracy(predict, batches)
-    rows = [
-        _row(artifact, scores.get(str(number)), _latencies(artifact, plan.loaded, config.latency_batch_sizes))
-        for number, artifact in enumerate(artifacts)
-    ]
+    timed = partial(measure_latencies, input_size=plan.loaded.input_size, batch_sizes=config.latency_batch_sizes)
+    rows = [_row(artifact, scores.get(str(number)), timed(artifact)) for number, artifact in enumerate(artifacts)]
     # Without a float model first, there is nothing to agree with.
     return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
-
-
-def _latencies(artifact: Artifact, loaded: LoadedModel, batch_sizes: list[int]) -> dict[str, float]:
-    """Return ms per image by the name of its column."""
-    images = {name: torch.zeros(size, *loaded.input_size) for size, name in latency_columns(batch_sizes).items()}
-    return {name: round(measure_latency(artifact.predict, batch), 4) for name, batch in images.items()}
 
 
 def _row(artifact: Artifact, scored: Score | None, latencies: dict[str, float]) -> dict[str, Any]:

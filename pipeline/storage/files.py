@@ -125,6 +125,8 @@ def _create_exclusively(target: Path, content: bytes) -> bool:
     try:
         with target.open("xb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
     return True

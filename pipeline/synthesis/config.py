@@ -153,6 +153,13 @@ class SynthesisConfig:
                 f"inversion.micro_batch {micro_batch} splits shards of {self.shard_size}, and with scope published the "
                 "feature prior is defined on the whole shard"
             )
+        weights = self.inversion.weights
+        if self.inversion.iterations and not any(weights.values()):
+            raise ConfigError(
+                f"inversion.{', '.join(weights)} are 0, and {self.inversion.iterations} iterations would leave the "
+                "images as they start: give one of them a weight, or set iterations to 0 and stop_steps and "
+                "stop_fractions to []"
+            )
         self._check_together("feature_prior", "feature_model")
         self._check_together("adversarial", "student")
 

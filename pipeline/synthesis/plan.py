@@ -13,6 +13,7 @@ from pipeline.dataset import schema, store
 from pipeline.dataset.index import unindexed
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
+from pipeline.inversion.basis import check_falloff
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
 from pipeline.runs import check_same_settings
@@ -87,6 +88,8 @@ def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None =
     shards = make_plan(config, len(loaded.class_names))
     inverted = networks.make_teacher(config.inversion)
     config.inversion.check(inverted.num_patches)
+    if config.inversion.basis == "cosine":
+        check_falloff(inverted.image_size, config.inversion.falloff)
     announce(config.inversion.notices(inverted.num_patches))
     facts = identity(config, networks)
     manifest = _same_dataset(config.output, _manifest(config, loaded, inverted, facts, shards))

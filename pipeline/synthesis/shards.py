@@ -6,9 +6,13 @@ from typing import TypedDict
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.models import load_model
 from pipeline.synthesis.classes import list_classes
 from pipeline.synthesis.config import SynthesisConfig
+
+# A shard's id is an int32 in every part.
+_MOST_SHARDS = 2**31
 
 
 class Shard(TypedDict):
@@ -95,9 +99,17 @@ def make_plan(config: SynthesisConfig, num_classes: int) -> ShardPlan:
         num_classes: of the teacher.
 
     Raises:
-        ConfigError: the teacher does not have one of the classes.
+        ConfigError: the teacher does not have one of the classes, or there are more shards than ids.
     """
-    return ShardPlan(list_classes(config.classes, num_classes), config.images_per_class, config.shard_size)
+    classes = list_classes(config.classes, num_classes)
+    num_shards = -(-len(classes) * config.images_per_class // config.shard_size)
+    if num_shards > _MOST_SHARDS:
+        raise ConfigError(
+            f"images_per_class {config.images_per_class} of {len(classes)} classes in shards of shard_size "
+            f"{config.shard_size} are {num_shards} shards, and at most {_MOST_SHARDS} can be numbered: make fewer "
+            "images, or larger shards"
+        )
+    return ShardPlan(classes, config.images_per_class, config.shard_size)
 
 
 def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> list[Shard]:
@@ -110,7 +122,7 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
         num_classes: of the teacher; by default the teacher is loaded to find out.
 
     Raises:
-        ConfigError: the teacher does not have one of the classes.
+        ConfigError: as `make_plan`.
         ModelError, CheckpointError: the teacher cannot be loaded.
     """
     if num_classes is None:

@@ -15,6 +15,7 @@ from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import RowRange, Unit
 from pipeline.errors import ConfigError, IncompleteError, first_few
+from pipeline.log import logger
 from pipeline.models import LoadedModel, ModelConfig
 from pipeline.outputs import check_place
 from pipeline.synthesis.config import SynthesisConfig
@@ -116,6 +117,25 @@ def check_all_come(to_make: ImagesToMake) -> None:
             f"before ({first_few(map(str, plan.progress.failed))}): set it to true, or give that dataset as images "
             "with allow_incomplete"
         )
+
+
+def leaving_failed(to_make: ImagesToMake, output: str) -> ImagesToMake:
+    """Leave shards that failed before as they are, for a job that was begun without their images, and say so.
+
+    With more images than it was begun with, it would be another one.
+
+    Args:
+        to_make: images of the job.
+        output: of the job.
+    """
+    plan, config = to_make.plan, to_make.config
+    if plan.progress.failed and config.retry_failed:
+        logger.info(
+            f"images: {len(plan.progress.failed)} shards of {config.output!r} that failed before are not tried again, "
+            f"because {output!r} was begun without them: give another output to have them tried"
+        )
+    config, planned = (replace(each, retry_failed=False) for each in (config, plan.config))
+    return replace(to_make, config=config, plan=replace(plan, config=planned))
 
 
 def planned_images(to_make: ImagesToMake, *, split: str | None = None) -> ImageCollection:

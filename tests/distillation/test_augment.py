@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, augment, plan
+from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, augment
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.augmented import AugmentedImages, Augmenter
 from pipeline.distillation.batches import DistillationBatch, Images, to_batch
@@ -21,10 +21,13 @@ from pipeline.distillation.images import MemoryImages
 from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.losses import hard_label_loss
 from pipeline.distillation.order import Share
+from pipeline.distillation.plan import plan_distillation
 from pipeline.distillation.students import build_student
 from pipeline.errors import ConfigError
-from pipeline.models import LoadedModel, ModelConfig, load_model
+from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
 from pipeline.vit.subset import SubsetViT
+from pipeline.workers import WorkersConfig
+from tests.conftest import make_tiny_model
 from tests.distillation.conftest import KEPT, NUM_PATCHES, kept_patches, make_images
 
 CPU = torch.device("cpu")
@@ -377,11 +380,20 @@ def test_strengths_out_of_range_are_refused(settings: dict[str, float], message:
         AugmentConfig(**settings)
 
 
-def test_saturation_of_images_without_three_channels_is_refused(teacher: LoadedModel) -> None:
-    config = DistillationConfig(**UNUSED, augment=AugmentConfig(saturation=0.2))
-    plan._check_colors(config, teacher)
-    with pytest.raises(ConfigError, match=r"saturation is 0\.2, but the teacher's images have 1 channels, not red"):
-        plan._check_colors(config, replace(teacher, input_size=(1, 32, 32)))
+def test_saturation_of_images_without_three_channels_is_refused(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(10)]
+    save_model(make_tiny_model(in_chans=1), tmp_path / "gray", class_names=names, mean=(0.5,), std=(0.5,))
+    changes = {"teacher": ModelConfig(name=f"local-dir:{tmp_path / 'gray'}"), "output": str(tmp_path / "out")}
+    changes |= {"workers": WorkersConfig(size=0)}
+    views = AugmentConfig(saturation=0.2)
+    views.check_channels("augment", 3)
+    AugmentConfig().check_channels("augment", 1)
+    with pytest.raises(
+        ConfigError, match=r"^augment\.saturation is 0\.2, but the teacher's images have 1 channels, not"
+    ):
+        views.check_channels("augment", 1)
+    with pytest.raises(ConfigError, match=r"^augment\.saturation is 0\.2"):
+        plan_distillation(DistillationConfig(**(UNUSED | changes), augment=views))
 
 
 def test_a_label_weight_is_refused_where_every_image_is_a_mixture() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -229,6 +230,30 @@ def test_a_finished_run_is_not_trained_again(make_config: MakeConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
     assert distill(config) == first
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == before
+
+
+def test_a_finished_run_that_was_moved_or_lost_a_student_says_where_they_are(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("out", epochs=2)
+    first = distill(config)
+    moved = replace(config, output=f"{config.output}-moved")
+    Path(config.output).rename(moved.output)
+    result = distill(moved)
+    assert result == first | {name: first[name].replace("/out/", "/out-moved/") for name in ("student", "last")}
+    weights = Path(result["student"], "model.safetensors").read_bytes()
+    shutil.rmtree(result["student"])
+    # As if it had been killed between the row of an epoch and its checkpoint.
+    Path(moved.output, "checkpoints", "epoch-00002.pt").unlink()
+    capsys.readouterr()
+    again = distill(moved)
+    printed = capsys.readouterr().err
+    assert "student/best' of a finished training is missing, and is made again from the last checkpoint" in printed
+    assert "distill: going on from epoch 1 of 2\n" in printed
+    assert (again["continued_from_epoch"], again["top1"]) == (1, first["top1"])
+    assert Path(result["student"], "model.safetensors").read_bytes() == weights
+    rows = [json.loads(line)["epoch"] for line in Path(moved.output, "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2]
 
 
 def test_a_result_of_another_tool_is_not_taken_for_that_of_a_training(make_config: MakeConfig) -> None:

@@ -48,6 +48,11 @@ def test_optimizers() -> None:
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"token_weight": -1.0}, "token_weight must not be negative, not -1.0"),
+        (
+            {"token_weight": 0.5, "student": StudentConfig(depth_pruned=[0], linear_head=True)},
+            "token_weight is 0.5, and student.linear_head trains the head alone",
+        ),
+        ({"labeled_split": "test"}, "labeled_split is 'test', and labeled is not set"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"epochs": 2, "warmup_epochs": 3.0}, r"warmup_epochs must lie in \[0, 2\], not 3.0"),
         (

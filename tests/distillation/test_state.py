@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.distillation.state import TrainingState, list_epochs, load_state, save_state
+from pipeline.distillation.state import TrainingState, last_place, list_places, load_state, save_state
 from pipeline.errors import CheckpointError
 
 
@@ -45,7 +45,8 @@ def test_the_latest_two_are_kept_and_the_latest_counts(tmp_path: Path) -> None:
     assert load_state(str(tmp_path), "d" * 64) is None
     for epoch in (8, 9, 10, 11):
         save_state(str(tmp_path), make_state(epoch))
-    assert list_epochs(str(tmp_path)) == [10, 11]
+    assert list_places(str(tmp_path)) == [(10, 0), (11, 0)]
+    assert last_place(str(tmp_path)) == (11, 0)
     state = load_state(str(tmp_path), "d" * 64)
     assert state is not None
     assert state.epoch == 11
@@ -96,6 +97,9 @@ def test_one_checkpoint_within_an_epoch_is_kept_until_the_next(tmp_path: Path) -
     for steps in (3, 7, 0):
         state = make_state(4 if steps else 5)
         state.epoch_steps = steps
+        if not steps:
+            # A process was killed while it wrote.
+            (tmp_path / "checkpoints" / ".epoch-00005.pt.0123abcd.tmp").write_bytes(b"half")
         save_state(str(tmp_path), state)
         expected = [f"epoch-00004-step-{steps:08d}.pt"] if steps else ["epoch-00005.pt"]
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == expected

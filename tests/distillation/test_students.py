@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -150,8 +151,11 @@ def test_a_trained_student_has_the_teachers_order_of_classes(teacher: LoadedMode
         build_student(StudentConfig(model=ModelConfig(name=f"local-dir:{tmp_path / name}")), teacher, seed=0)
 
 
-def test_distilled_models_have_two_heads(teacher: LoadedModel) -> None:
-    model = ModelConfig(name="deit_tiny_distilled_patch16_224", model_args=TINY_ARGS)
+def test_distilled_models_have_two_heads(teacher: LoadedModel, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {**TINY_ARGS, "num_classes": 10}
+    backbone = timm.create_model("deit_tiny_distilled_patch16_224", **arguments)
+    save_model(backbone, tmp_path, class_names=teacher.class_names, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = ModelConfig(name=f"local-dir:{tmp_path}")
     student = build_student(StudentConfig(model=model, linear_head=True), teacher, seed=0)
     assert len(student.trained_parameters()) == 4
 
@@ -171,6 +175,11 @@ def test_a_student_with_its_own_normalization_sees_the_same_colors(teacher: Load
     [
         (StudentConfig(depth_pruned=[0, 7]), ConfigError, r"no block 7, the teacher has 2 \(0 to 1\)"),
         (StudentConfig(model=ModelConfig(name="resnet10t", num_classes=7)), ConfigError, "7, the teacher has 10"),
+        (
+            StudentConfig(model=ModelConfig(name="resnet10t"), linear_head=True),
+            ConfigError,
+            "student.model 'resnet10t' has no weights to freeze: set student.model.pretrained or checkpoint",
+        ),
         (StudentConfig(model=ModelConfig(name="no_such_model")), ModelError, "no_such_model"),
         (tiny_student(img_size=64), ModelError, r"student VisionTransformer cannot read images \[3, 32, 32\]"),
         (

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.inversion.basis import CosineBasis
+from pipeline.errors import ConfigError
+from pipeline.inversion.basis import CosineBasis, check_falloff
 
 CPU = torch.device("cpu")
 
@@ -42,3 +43,13 @@ def test_noise_has_a_variance_of_1_and_more_brightness_than_color() -> None:
     assert images.square().mean().item() == pytest.approx(1, abs=0.1)
     gray = images.mean(dim=1, keepdim=True)
     assert gray.square().mean() > 2 * (images - gray).square().mean()
+
+
+def test_a_falloff_whose_scales_float32_cannot_hold_is_refused() -> None:
+    for size, falloff in ((224, 20.0), (32, 60.0), (16, 1e4)):
+        with pytest.raises(ConfigError, match=f"^falloff is {falloff:g}: the finest waves of {size} x {size} pixels"):
+            check_falloff(size, falloff)
+    with pytest.raises(ConfigError, match="falloff is 60"):
+        CosineBasis(3, 32, falloff=60.0, device=CPU)
+    for size, falloff in ((224, 1.2), (1024, 4.0), (16, 0.0)):
+        check_falloff(size, falloff)

@@ -455,3 +455,14 @@ def test_impossible_terms(tiny_teacher: Teacher, names: list[str], changes: dict
     terms = [Term(name, 1.0, lambda shown: shown.logits.sum(dim=1), sees="view") for name in names]
     with pytest.raises(ConfigError, match=message):
         Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=terms)
+
+
+def test_a_loss_without_any_weight_is_refused(tiny_teacher: Teacher) -> None:
+    unweighted: dict[str, Any] = {"class_weight": 0.0, "tv_l2": 0.0}
+    config = InversionConfig(**SPARSE, **unweighted)
+    with pytest.raises(ConfigError, match=r"has the weight 0 \(class_loss\), and 40 iterations would leave the images"):
+        Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS)
+    own = [Term("own", 1.0, lambda shown: shown.logits.sum(dim=1), sees="view")]
+    Inversion(tiny_teacher, TARGETS, config, seeds=SEEDS, terms=own)
+    baseline = InversionConfig(**{**DENSE, "iterations": 0}, **unweighted)
+    assert invert(tiny_teacher, TARGETS, baseline, seeds=SEEDS).images.isfinite().all()

@@ -170,3 +170,14 @@ def test_what_ends_with_the_first_stop_is_told() -> None:
     assert told == ["views.degrees, scale and blur need whole images: they change those of the first 3 steps alone"]
     assert InversionConfig(**SPARSE, views=ViewConfig(noise=0.3)).notices(16) == []
     assert InversionConfig(**DENSE, views=ALL).notices(16) == []
+
+
+def test_moves_that_no_step_would_show_are_refused() -> None:
+    schedules: list[dict[str, Any]] = [{"stop_steps": [1, 8], "stop_fractions": [0.5, 0.5]}, {"rebirth": 12}]
+    for schedule in schedules:
+        config = InversionConfig(iterations=12, **schedule, views=ViewConfig(degrees=10, noise=0.3))
+        with pytest.raises(
+            ConfigError, match=r"^views.degrees 10, scale 0 and blur 0 are of whole images, and patches go"
+        ):
+            config.check(16)
+        InversionConfig(iterations=12, **schedule, views=ViewConfig(noise=0.3)).check(16)

@@ -12,8 +12,10 @@ import yaml
 from PIL import Image
 
 from jobs import calibrate
+from pipeline.config import from_dict
 from pipeline.dataset import write_images
 from pipeline.dataset.schema import encode_image
+from pipeline.quantization import CalibrationConfig
 
 
 @pytest.fixture
@@ -123,6 +125,18 @@ def test_a_truncated_image_is_reported_in_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: DatasetError: image 'b.png' of '{folder}' cannot be decoded")
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_who_stops_a_calibration_is_told_whether_it_goes_on(tmp_path: Path) -> None:
+    values = {"teacher": {"name": "x"}, "images": "x", "output": str(tmp_path)}
+    plain, trained = (from_dict(CalibrationConfig, {**values, **more}) for more in ({}, {"qat": {}}))
+    assert calibrate._left(trained) == "run it again: a calibration starts anew"
+    folder = tmp_path / ".qat-checkpoints" / "w4a4-01234567" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "epoch-00001.pt").write_text("")
+    goes_on = "run it again: it calibrates anew, and its training goes on from the last checkpoint"
+    assert calibrate._left(trained) == goes_on
+    assert calibrate._left(plain) == "run it again: a calibration starts anew"
 
 
 def test_the_config_is_printed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

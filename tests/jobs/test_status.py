@@ -65,6 +65,8 @@ def test_a_file_of_another_origin_is_reported(tmp_path: Path, capsys: pytest.Cap
 
 NEITHER = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
 
+GOES_ON = "run it again, and it goes on from them"
+
 
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -74,6 +76,7 @@ NEITHER = "holds neither a synthetic dataset nor the output of a calibration or 
         ("empty", f"{NEITHER}: it is empty, no job has begun there"),
         ("file.parquet", "is a file: give the folder that a job wrote it into"),
         ("model", NEITHER),
+        ("stopped", f"{NEITHER}, but checkpoints of a calibration that was stopped: {GOES_ON}"),
         ("scores", "is the output of jobs.evaluate, which is complete once it has its evaluation.json"),
     ],
 )
@@ -82,6 +85,7 @@ def test_nothing_of_ours_there(name: str, message: str, tmp_path: Path, capsys: 
     (tmp_path / "empty").mkdir()
     write(tmp_path / "model" / "config.json", {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
     write(tmp_path / "scores" / "evaluation.json", {})
+    write(tmp_path / "stopped" / ".qat-checkpoints" / "w4a4-01234567" / "checkpoints" / "epoch-00001.pt", {})
     assert status.main([str(tmp_path / name)]) == 1
     streams = capsys.readouterr()
     assert streams.out == ""

@@ -93,6 +93,24 @@ def test_a_file_that_cannot_be_made_leaves_the_others(
     assert names == ["config.json", "ranges.json", "report.html", "report.json", "w8a8.pt2"]
 
 
+def test_a_file_of_an_earlier_run_is_left_where_it_cannot_be_made_again(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save_nothing(*_: Any, **__: Any) -> list[Path]:
+        raise MemoryError
+
+    assert calibrate.main([*flags, "--formats", "[onnx]"]) == 0
+    capsys.readouterr()
+    made = (tmp_path / "out" / "w8a8.onnx").read_bytes()
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
+    assert calibrate.main([*flags, "--formats", "[onnx]"]) == 1
+    printed = capsys.readouterr()
+    reason = "could not be made: MemoryError: ; the file of an earlier run is left"
+    assert json.loads(printed.out)["failed"] == [{"artifact": "w8a8.onnx", "reason": reason}]
+    assert f"warning: w8a8.onnx of an earlier run is left in '{tmp_path / 'out'}'" in printed.err
+    assert (tmp_path / "out" / "w8a8.onnx").read_bytes() == made
+
+
 def test_a_baseline_that_cannot_be_made_is_a_note(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,16 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
 from pipeline.quantization import BitWidths, CalibrationConfig
-from pipeline.quantization.artifact_files import _save_options
+from pipeline.quantization.artifact_files import _int4_note, _save_options
+from pipeline.quantization.mixed import Mixture
+from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.variants import Variant
+
+W4A8 = BitWidths(weights=4)
+
+
+def make_config(**changes: Any) -> CalibrationConfig:
+    return CalibrationConfig(teacher=ModelConfig(name="x"), images="i", output="o", **changes)
 
 
 def test_bit_widths_are_named() -> None:
@@ -32,12 +40,22 @@ def test_impossible_bit_widths_are_refused(bits: int) -> None:
         ({"max_images": 0}, "max_images must be at least 1, not 0"),
         ({"settings": []}, "settings must be one or more different bit widths"),
         ({"settings": [BitWidths(), BitWidths()]}, "settings must be one or more different bit widths"),
+        ({"latency_batch_size": [1, 2**31]}, "latency_batch_size must lie in "),
+        ({"labeled_split": "test"}, "labeled_split is 'test', and labeled is not set"),
+        (
+            {"onnx_weights": "int8", "formats": ["pt2"]},
+            r"onnx_weights: int8 is for ONNX files, and formats is \['pt2'\]",
+        ),
+        ({"onnx_int4": True, "settings": [W4A8], "formats": ["pt2"]}, "onnx_int4: true is for ONNX files"),
+        ({"onnx_int4": True}, "settings has w8a8: add one such as w4a8, or leave onnx_int4 out"),
+        ({"onnx_int4": True, "settings": [BitWidths(weights=4, activations=16)]}, "settings has w4a16: add"),
+        ({"onnx_int4": True, "mixed": MixedConfig(weight_bits=5)}, "settings has w8a8, and mixed.high w8a8: add"),
         ({"formats": []}, "formats must be one or more of pt2 and onnx"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        CalibrationConfig(teacher=ModelConfig(name="x"), images="i", output="o", **changes)
+        make_config(**changes)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +67,28 @@ def test_weights_are_packed_in_four_bits_where_that_is_asked_for_and_they_fit(
 ) -> None:
     variant = Variant("w", BitWidths(weights=weights, activations=activations))
     for onnx_int4, expected in ((False, stored), (True, packed)):
-        config = CalibrationConfig(teacher=ModelConfig(name="x"), images="x", output="x", onnx_int4=onnx_int4)
+        settings = list(dict.fromkeys((variant.bits, W4A8)))
+        config = make_config(settings=settings, onnx_int4=onnx_int4)
         assert _save_options(config, "onnx", variant) == {"weights": expected}
         assert _save_options(config, "aoti", variant) == {}
+
+
+def test_a_mixture_that_is_not_packed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(settings=[W4A8], onnx_int4=True, mixed=MixedConfig(weight_bits=5))
+    full = BitWidths()
+    mixed = Variant("mixed", full, Mixture({"a": W4A8, "b": full}, 6.0, 0.0))
+    stored = _save_options(config, "onnx", mixed)["weights"]
+    note = _int4_note(config, mixed, "mixed.onnx", stored)
+    assert note is not None
+    assert note.startswith("not packed, as some layers have more than 4 bits per weight")
+    assert f"mixed.onnx: onnx_int4: {note}" in capsys.readouterr().err
+    # Nobody expects it of these.
+    assert _int4_note(config, Variant("w8a8", full), "w8a8.onnx", "uint8") is None
+    assert _int4_note(make_config(), mixed, "mixed.onnx", stored) is None
+
+
+def test_a_mixture_of_few_bits_alone_is_packed() -> None:
+    narrow = MixedConfig(low=BitWidths(weights=2), high=W4A8, weight_bits=3)
+    config = make_config(onnx_int4=True, mixed=narrow)
+    mixed = Variant("mixed", W4A8, Mixture({"a": narrow.low, "b": W4A8}, 3.0, 0.0))
+    assert _save_options(config, "onnx", mixed) == {"weights": "int4"}

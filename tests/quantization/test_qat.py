@@ -1,6 +1,8 @@
 """Quantization-aware distillation in a calibration: off by default, and as good on any number of workers."""
 
+import errno
 import json
+import os
 import re
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,22 +13,24 @@ import pytest
 import ray
 import torch
 
-from pipeline.artifacts import load_quantized
+from jobs.status import look
+from pipeline.artifacts import load_quantized, onnx
 from pipeline.config import from_dict
 from pipeline.dataset.collection import find_images
 from pipeline.distillation.images import read_into_memory
 from pipeline.distillation.opening import open_images
 from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState
-from pipeline.errors import ConfigError, ModelError, NonFiniteError
+from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model
+from pipeline.outputs import QAT_CHECKPOINTS
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import QatTrainer
-from pipeline.quantization.qat_workers import CHECKPOINTS
 from pipeline.quantization.reading import read_patch_counts
+from pipeline.runs import check_same_settings
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
@@ -145,11 +149,12 @@ def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same
     monkeypatch.setattr(QatTrainer, "_step", stop_in_the_second_variant)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_folder, sparse, tmp_path / "out", **changes)
-    written = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / CHECKPOINTS).rglob("*.pt")]
+    written = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / QAT_CHECKPOINTS).rglob("*.pt")]
+    digest = json.loads((tmp_path / "out" / "config.json").read_text())["digest"][:8]
     # The first variant is done.
     assert sorted(written) == [
-        f"{CHECKPOINTS}/w3a8/checkpoints/epoch-00000-step-00000002.pt",
-        f"{CHECKPOINTS}/w4a4/checkpoints/epoch-00001.pt",
+        f"{QAT_CHECKPOINTS}/w3a8-{digest}/checkpoints/epoch-00000-step-00000002.pt",
+        f"{QAT_CHECKPOINTS}/w4a4-{digest}/checkpoints/epoch-00001.pt",
     ]
     monkeypatch.setattr(QatTrainer, "_step", step)
     capsys.readouterr()
@@ -158,7 +163,119 @@ def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same
     assert "qat: going on from a checkpoint, 17 of 20 images were read" in printed
     assert "qat: 3 images to read" in printed
     assert content(tmp_path / "out") == content(tmp_path / "untouched")
-    assert not (tmp_path / "out" / CHECKPOINTS).exists()
+    assert not (tmp_path / "out" / QAT_CHECKPOINTS).exists()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, label: str, steps: int, error: BaseException) -> None:
+    """Have the training of a variant end with an error after some steps."""
+    step = QatTrainer._step
+
+    def stop(self: QatTrainer, batch: Any, state: TrainingState) -> bool:
+        if self.label == label and state.steps == steps:
+            raise error
+        return step(self, batch, state)
+
+    monkeypatch.setattr(QatTrainer, "_step", stop)
+
+
+def trained_so_far(output: Path) -> list[str]:
+    """Return the labels of variants that have checkpoints."""
+    return sorted({path.parts[-3].partition("-")[0] for path in (output / QAT_CHECKPOINTS).rglob("*.pt")})
+
+
+def test_other_settings_begin_anew_where_a_training_was_stopped(
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        stop_at(patch, "w4a4", 2, KeyboardInterrupt())
+        run(tiny_folder, sparse, out, qat=replace(TRAINED, checkpoint_minutes=1e-9))
+    assert trained_so_far(out) == ["w4a4"]
+    assert look(str(out))["missing"] == ["ranges.json", "report.json"]
+    other = replace(TRAINED, lr=1e-3)
+    told = r"qat\.lr is None there, 0\.001 here; nothing is made yet but checkpoints of a training: .* to begin anew"
+    with pytest.raises(DatasetError, match=told):
+        run(tiny_folder, sparse, out, qat=other)
+    (out / "config.json").unlink()
+    (folder,) = (out / QAT_CHECKPOINTS).iterdir()
+    # As earlier versions named it, and what is no checkpoint.
+    folder.rename(folder.with_name("w4a4"))
+    (out / QAT_CHECKPOINTS / "notes").mkdir()
+    capsys.readouterr()
+    assert run(tiny_folder, sparse, out, qat=other)["complete"] is True
+    assert f"qat: removing checkpoints of other settings from '{out}': w4a4" in capsys.readouterr().err
+    assert [path.name for path in (out / QAT_CHECKPOINTS).iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(NonFiniteError(2, "qat loss of w3a8"), ["w4a4"]), (ConfigError("out of memory"), ["w3a8", "w4a4"])],
+)
+def test_a_variant_that_fails_leaves_the_checkpoints_of_others(
+    error: PipelineError,
+    kept: list[str],
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {"settings": [W4A4, BitWidths(weights=3)], "qat": replace(TRAINED, checkpoint_minutes=1e-9)}
+    stop_at(monkeypatch, "w3a8", 2, error)
+    with pytest.raises(type(error)):
+        run(tiny_folder, sparse, tmp_path / "out", **changes)
+    assert trained_so_far(tmp_path / "out") == kept
+
+
+def test_a_finished_training_is_not_done_again_unless_a_file_of_it_is_gone(
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    report = run(tiny_folder, sparse, out, qat=TRAINED)
+    stop_at(monkeypatch, "w4a4", 0, KeyboardInterrupt())
+    capsys.readouterr()
+    assert run(tiny_folder, sparse, out, qat=TRAINED) == report
+    again = f"calibrate: '{out}' is done with these settings; to train and measure again, delete '{out}/report.json'"
+    assert again in capsys.readouterr().err
+    # Moved, and asked for with other settings that decide nothing.
+    moved = out.rename(tmp_path / "moved")
+    elsewhere = run(tiny_folder, sparse, moved, qat=replace(TRAINED, cache_gb=0), score_batch_size=1)
+    assert elsewhere == json.loads(json.dumps(report).replace(str(out), str(moved)))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_folder, sparse, moved, qat=TRAINED, latency_batch_size=2)
+    (moved / "w4a4.onnx").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_folder, sparse, moved, qat=TRAINED)
+    assert f"'{moved}/w4a4.onnx' of a finished calibration is missing: it is trained" in capsys.readouterr().err
+
+
+def test_an_artifact_that_could_not_be_made_is_made_later_without_training_again(
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def save_nothing(*_: Any, **__: Any) -> list[Path]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
+        assert run(tiny_folder, sparse, out, qat=TRAINED)["complete"] is False
+    told = "qat: checkpoints are kept, so that w4a4.onnx can be made without training again"
+    assert told in capsys.readouterr().err
+    stop_at(monkeypatch, "w4a4", 0, AssertionError("it is trained again"))
+    assert run(tiny_folder, sparse, out, qat=TRAINED)["complete"] is True
+    assert (out / "w4a4.onnx").exists()
+    assert not (out / QAT_CHECKPOINTS).exists()
 
 
 def test_images_that_are_held_back_are_streamed_to_no_worker(tiny_folder: Path, sparse: str) -> None:
@@ -174,7 +291,7 @@ def test_images_that_are_held_back_are_streamed_to_no_worker(tiny_folder: Path, 
 
 
 def test_what_is_written_says_what_was_trained(tiny_folder: Path, sparse: str, tmp_path: Path) -> None:
-    mixed = MixedConfig(low=BitWidths(weights=3), weight_bits=5, held_back=4)
+    mixed = MixedConfig(low=BitWidths(weights=3), weight_bits=5, held_back=2)
     changes = {"formats": ["pt2"], "mixed": mixed, "smoothing": "repq", "rounding": "gptq", "bias_correction": True}
     report = run(tiny_folder, sparse, tmp_path, qat=TRAINED, **changes)
     assert report["qat"].keys() == {"w4a4", "mixed"}
@@ -260,13 +377,30 @@ def test_only_a_calibration_that_trains_has_it_in_its_identity(tiny_folder: Path
         return plan_calibration(make_config(tiny_folder, sparse, tmp_path / "out", **changes)).document["identity"]
 
     assert "qat" not in identity()
-    assert identity(qat=QatConfig(augment=None))["qat"] == {"augment": None}
-    # Streamed, images come in another order.
-    assert identity(qat=QatConfig(augment=None, cache_gb=4.0))["qat"] == {"augment": None, "cache_gb": 4.0}
-    assert identity(qat=QatConfig(augment=None, steps=9))["qat"] == {"augment": None, "steps": 9}
-    # Which model is kept; not how often the training is saved.
-    assert identity(qat=QatConfig(augment=None, held_back=9))["qat"] == {"augment": None, "held_back": 9}
-    assert identity(qat=QatConfig(augment=None, checkpoint_minutes=1.0))["qat"] == {"augment": None}
+    plain = {"augment": None, "settings": ["w8a8"]}
+    assert identity(qat=QatConfig(augment=None))["qat"] == plain
+    assert identity(qat=QatConfig(augment=None, steps=9))["qat"] == plain | {"steps": 9}
+    # Which model is kept; not how often the training is saved, nor what fits in memory.
+    assert identity(qat=QatConfig(augment=None, held_back=9))["qat"] == plain | {"held_back": 9}
+    assert identity(qat=QatConfig(augment=None, checkpoint_minutes=1.0, cache_gb=4.0))["qat"] == plain
+
+
+def test_widths_are_added_to_an_output_only_where_they_are_not_trained(
+    tiny_folder: Path, sparse: str, tmp_path: Path
+) -> None:
+    def document(*widths: BitWidths, named: list[BitWidths] | None = None, **changes: Any) -> dict[str, Any]:
+        qat = QatConfig(settings=named)
+        return plan_calibration(
+            make_config(tiny_folder, sparse, tmp_path / "out", settings=list(widths), qat=qat, **changes)
+        ).document
+
+    one = document(W4A4)
+    with pytest.raises(DatasetError, match=r"qat\.settings is \['w4a4'\] there, \['w4a4', 'w8a8'\] here"):
+        check_same_settings("out", "calibrate", one, document(W4A4, BitWidths()))
+    assert document(W4A4, BitWidths(), named=[W4A4])["digest"] == one["digest"]
+    mixed = MixedConfig(weight_bits=6, held_back=2)
+    assert document(W4A4, mixed=mixed)["identity"]["qat"]["settings"] == ["mixed", "w4a4"]
+    assert document(W4A4, mixed=mixed, named=[W4A4])["identity"]["qat"]["settings"] == ["w4a4"]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +411,8 @@ def test_only_a_calibration_that_trains_has_it_in_its_identity(tiny_folder: Path
         ({"lr": 0.0}, "lr must be positive, not 0"),
         ({"scale_lr": -1.0}, "scale_lr must not be negative, not -1"),
         ({"held_back": -1}, "held_back must not be negative, not -1"),
-        ({"min_gain": 1.5}, r"min_gain must lie in \[0, 1\], not 1\.5"),
+        # No training takes all of a divergence away.
+        ({"min_gain": 1.0}, r"min_gain must lie in \[0, 1\), not 1\.0"),
         ({"score_every": 0}, "score_every must be at least 1, not 0"),
         ({"checkpoint_minutes": 0.0}, "checkpoint_minutes must be positive, not 0"),
         ({"temperature": float("nan")}, "temperature must be finite, not nan"),

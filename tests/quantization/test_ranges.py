@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import DatasetError
 from pipeline.quantization import range_error
-from pipeline.quantization.ranges import check_observed_ranges
+from pipeline.quantization.ranges import check_observed_ranges, tell_constant
 
 
 def test_range_error_is_the_mean_share_of_the_real_range() -> None:
@@ -21,9 +21,23 @@ def test_ranges_of_different_observers_are_not_compared() -> None:
         range_error({"a": (0, 1)}, {"a": (0, 1), "b": (0, 1)})
 
 
-def test_an_empty_reference_range_is_refused() -> None:
-    with pytest.raises(DatasetError, match="reference range of 'a' is empty"):
+def test_an_activation_that_is_constant_in_the_reference_is_left_out() -> None:
+    reference = {"a": (2.0, 2.0), "b": (0.0, 10.0)}
+    assert range_error({"a": (0.0, 1.0), "b": (0.0, 8.0)}, reference) == pytest.approx(0.2)
+    with pytest.raises(DatasetError, match="all 1 activations are constant in the reference"):
         range_error({"a": (0, 1)}, {"a": (2, 2)})
+    with pytest.raises(DatasetError, match="reference range of 'a' is empty: 3 to 2"):
+        range_error({"a": (0, 1)}, {"a": (3, 2)})
+
+
+def test_constant_activations_of_a_reference_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_constant("there", {"a": (0.0, 1.0)})
+    assert capsys.readouterr().err == ""
+    tell_constant("there", {"a": (0.0, 0.0), "b": (0.0, 1.0)})
+    line = "reference 'there': 1 of 2 activations are constant there, and are left out of the comparison (a)"
+    assert line in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"^reference 'there': all 1 activations are constant there"):
+        tell_constant("there", {"a": (0.0, 0.0)})
 
 
 @pytest.mark.parametrize("bounds", [(math.inf, -math.inf), (0.0, math.nan), (-math.inf, 1.0)])

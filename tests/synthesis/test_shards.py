@@ -10,6 +10,8 @@ from pipeline.synthesis import SynthesisConfig, plan_shards
 from pipeline.synthesis.config import located
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.shards import ShardPlan, make_plan
 from tests.synthesis.conftest import make_config
 
 
@@ -114,6 +116,10 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
         ({"pool": {"start_timeout_s": 0}}, "start_timeout_s"),
         ({"pool": {"no_progress_timeout_s": 0}}, "no_progress_timeout_s"),
         ({"inversion": {"stop_steps": [5], "stop_fractions": [1.0]}}, "fractions"),
+        (
+            {"inversion": {"class_weight": 0, "tv_l2": 0}},
+            "inversion.class_weight, .* are 0, and 4000 iterations would leave the images as they start",
+        ),
         ({"inversion": {"feature_prior": 0.1}}, "feature_model"),
         ({"inversion": {"adversarial": 0.1}}, "inversion.adversarial 0.1 and student None go together"),
         ({"student": {"name": "x"}}, "inversion.adversarial 0.0 and student 'x' go together"),
@@ -137,6 +143,31 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
 def test_impossible_configs_name_the_thing_and_the_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(Path("teacher"), "out", **changes)
+
+
+def test_starting_images_need_no_loss() -> None:
+    unweighted = {"class_weight": 0, "tv_l2": 0}
+    start = {"iterations": 0, "stop_steps": [], "stop_fractions": []}
+    make_config(Path("teacher"), "out", inversion=unweighted | start)
+
+
+def test_more_shards_than_can_be_numbered_are_refused() -> None:
+    def plan(images_per_class: int, shard_size: int) -> ShardPlan:
+        sizes = {"images_per_class": images_per_class, "shard_size": shard_size}
+        return make_plan(make_config(Path("teacher"), "out", **sizes), num_classes=8)
+
+    for images_per_class, shard_size in ((10**19, 1), (2**28 + 1, 1), (10**11, 32)):
+        message = f"^images_per_class {images_per_class} of 8 classes in shards of shard_size {shard_size} are "
+        with pytest.raises(ConfigError, match=message):
+            plan(images_per_class, shard_size)
+    assert len(plan(2**28, 1)) == 2**31
+
+
+def test_a_falloff_that_makes_no_finite_images_is_refused_before_the_work(tiny_folder: Path, tmp_path: Path) -> None:
+    inversion = {"iterations": 8, "stop_steps": [], "stop_fractions": [], "falloff": 60}
+    plan_synthesis(make_config(tiny_folder, tmp_path / "out", inversion=inversion))
+    with pytest.raises(ConfigError, match="falloff is 60: the finest waves of 32 x 32 pixels"):
+        plan_synthesis(make_config(tiny_folder, tmp_path / "out", inversion=inversion | {"basis": "cosine"}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from examples.digits.demo import ARMS, STAGES, Demo, DemoConfig, main, run_demo
+from examples.digits.demo import ARMS, STAGES, Demo, DemoConfig, _begin, main, run_demo
 from examples.digits.report import check_claims, draw_images, render, results, summary_tables
 from examples.digits.teacher import CLASS_NAMES
 from pipeline import storage
@@ -212,8 +212,29 @@ def test_what_is_not_the_demos_own_stays(tmp_path: Path, capfd: pytest.CaptureFi
     (tmp_path / "thesis.tex").write_text("years of work")
     assert main(["--output", str(tmp_path)]) == 1
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert line == f"error: ConfigError: output {str(tmp_path)!r} is not empty and holds no earlier demo"
+    assert line == (
+        f"error: ConfigError: output {str(tmp_path)!r} is not empty and holds no demo.json of an earlier demo: give "
+        "another output, or delete the folder"
+    )
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_earlier_demo_whose_deletion_was_interrupted_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("demo.json", "report.html", "zebra/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("examples.digits.demo.shutil.rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _begin(DemoConfig(output=str(tmp_path)))
+    monkeypatch.undo()
+    _begin(DemoConfig(output=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
 def test_remote_output_is_refused() -> None:

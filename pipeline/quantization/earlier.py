@@ -1,0 +1,96 @@
+"""What an earlier run left in the output of a calibration: its report, and files of artifacts."""
+
+from typing import Any
+
+from pipeline import storage
+from pipeline.credentials import redacted
+from pipeline.log import logger
+from pipeline.quantization.artifact_files import MadeArtifacts
+from pipeline.quantization.plan import CalibrationPlan
+from pipeline.runs import Claim
+
+# Written last, and removed before anything is replaced: it belongs to the `config.json` beside it.
+REPORT = "report.json"
+# Settings of a calibration and of its `qat`; the contents of teacher and images are in the digest.
+_WHERE_AND_HOW = (
+    *("teacher", "images", "output", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size"),
+    *("tracking", "cache_gb", "checkpoint_minutes"),
+)
+
+
+def finished_report(plan: CalibrationPlan, claimed: Claim, *, waited: bool) -> dict[str, Any] | None:
+    """Return the report of a run that was asked for the same, where it need not be done again; else None.
+
+    One that was waited for need not be. One of an earlier time is done again, which takes minutes, and measures and
+    scores anew; but not if it trained (`qat`), which takes hours and ends with the same models.
+
+    Args:
+        plan: of this run.
+        claimed: its claim.
+        waited: whether another run worked on the output in the meantime.
+    """
+    output = plan.config.output
+    uri = storage.join(output, REPORT)
+    if not waited and (plan.config.qat is None or claimed.new):
+        return None
+    asked = [_asked(document.get("config") or {}) for document in (claimed.document, plan.document)]
+    if asked[0] != asked[1] or not storage.exists(uri):
+        return None
+    report = storage.read_json(uri)
+    if waited:
+        return report
+    if report.get("complete") is not True or not _all_there(report, output):
+        return None
+    logger.info(f"calibrate: {output!r} is done with these settings; to train and measure again, delete {uri!r}")
+    return _located(report, output)
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what is made, of those of an equal digest: not where and how fast."""
+    kept = {name: value for name, value in redacted(config).items() if name not in _WHERE_AND_HOW}
+    qat = {name: value for name, value in (config.get("qat") or {}).items() if name not in _WHERE_AND_HOW}
+    return kept | {"qat": qat}
+
+
+def _all_there(report: dict[str, Any], output: str) -> bool:
+    there = storage.list_files(output)
+    gone = [row["uri"] for row in _located(report, output)["artifacts"] if row["uri"].rpartition("/")[2] not in there]
+    if gone:
+        logger.warning(f"{gone[0]!r} of a finished calibration is missing: it is trained and made again")
+    return not gone
+
+
+def _located(report: dict[str, Any], output: str) -> dict[str, Any]:
+    """Return a report with files where they lie now: the folder may have been moved."""
+
+    def here(row: dict[str, Any]) -> dict[str, Any]:
+        found = {name: row[name] for name in ("uri", "ranges", "sensitivity") if name in row}
+        return row | {name: storage.join(output, uri.rpartition("/")[2]) for name, uri in found.items()}
+
+    trained = {label: here(row) for label, row in report.get("qat", {}).items()}
+    return here(report) | {"artifacts": [here(row) for row in report["artifacts"]], "qat": trained}
+
+
+def settle_refused(output: str, made: MadeArtifacts) -> list[dict[str, Any]]:
+    """Delete files of an earlier run where this one's compute other logits, and leave them where it could make none.
+
+    Returns:
+        Rows of the report on what was refused; they say which files were left.
+
+    Raises:
+        OSError, DatasetError: a file could not be deleted, or looked for.
+    """
+    return [_leave(output, row) if row["artifact"] in made.not_made else _delete(output, row) for row in made.refused]
+
+
+def _delete(output: str, row: dict[str, Any]) -> dict[str, Any]:
+    for name in (row["artifact"], f"{row['artifact']}.data"):
+        storage.remove(storage.join(output, name))
+    return row
+
+
+def _leave(output: str, row: dict[str, Any]) -> dict[str, Any]:
+    if not storage.exists(storage.join(output, row["artifact"])):
+        return row
+    logger.warning(f"{row['artifact']} of an earlier run is left in {output!r}")
+    return row | {"reason": f"{row['reason']}; the file of an earlier run is left"}

@@ -1,0 +1,73 @@
+"""Where checkpoints of a calibration's trainings lie, and which of them are removed when."""
+
+import re
+from collections.abc import Iterable
+
+from pipeline import storage
+from pipeline.config import digest as digest_of
+from pipeline.errors import DatasetError, first_few, one_line
+from pipeline.log import logger
+from pipeline.outputs import QAT_CHECKPOINTS
+from pipeline.quantization.variants import Variant
+
+# As `checkpoint_folder` names them; earlier versions left the digest of the run out.
+_NAME = re.compile(r"(?:w\d+a\d+|mixed)(?:-([0-9a-f]{8}))?(?:-[0-9a-f]{8})?")
+
+
+def checkpoint_folder(output: str, variant: Variant, digest: str) -> str:
+    """Return the folder of a variant's checkpoints.
+
+    Args:
+        output: of the calibration.
+        variant: that is trained. Other widths by layer, which the digest lacks, have another folder.
+        digest: of the run, so that one with other settings has another folder too.
+    """
+    name = f"{variant.label}-{digest[:8]}"
+    if variant.layers is not None:
+        name += f"-{digest_of({layer: bits.label for layer, bits in variant.layers.items()})[:8]}"
+    return storage.join(output, QAT_CHECKPOINTS, name)
+
+
+def remove_others(output: str, digest: str) -> None:
+    """Remove checkpoints of other settings than those of a digest, which nothing goes on from, and say so."""
+    others = [name for name in _list_folders(output) if _digest_in(name) != digest[:8]]
+    if others:
+        logger.info(f"qat: removing checkpoints of other settings from {output!r}: {first_few(others)}")
+        _remove(output, others)
+
+
+def remove_checkpoints(output: str) -> None:
+    """Remove all checkpoints of a calibration's trainings, or say that they are still there."""
+    _remove(output, _list_folders(output))
+
+
+def remove_variant(output: str, variant: Variant, digest: str) -> None:
+    """Remove the checkpoints of one variant, or say that they are still there."""
+    _remove(output, [checkpoint_folder(output, variant, digest).rpartition("/")[2]])
+
+
+def _list_folders(output: str) -> list[str]:
+    """Return the names of folders with checkpoints; a user's own files beside them are none."""
+    try:
+        files, folders = storage.find_tree(storage.join(output, QAT_CHECKPOINTS))
+    except DatasetError as error:
+        logger.warning(f"qat: {one_line(error)}")
+        return []
+    names = {name.partition("/")[0] for name in (*folders, *(name for name, _ in files if "/" in name))}
+    return sorted(name for name in names if _NAME.fullmatch(name))
+
+
+def _digest_in(name: str) -> str | None:
+    match = _NAME.fullmatch(name)
+    return None if match is None else match[1]
+
+
+def _remove(output: str, names: Iterable[str]) -> None:
+    folder = storage.join(output, QAT_CHECKPOINTS)
+    try:
+        for name in names:
+            storage.remove_folder(storage.join(folder, name))
+        # The folder itself, once nothing is in it.
+        storage.remove_temporaries(folder)
+    except OSError as error:
+        logger.warning(f"checkpoints of qat were not removed, and can be by hand: {one_line(error)}")
