@@ -131,6 +131,8 @@ DIGITS = Testbed(
                 "model_args": {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
             },
             "epochs": 300,
+            # Of 1e-3 and 2e-3, the one with the better top-1 on sparse images of one seed: 90.4 and 94.2%.
+            "lr": 2.0e-3,
         },
     },
     recovery=0.95,
