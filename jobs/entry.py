@@ -83,7 +83,7 @@ def _print_result(line: str) -> bool:
     try:
         print(line, flush=True)
     except OSError as error:
-        logger.error(f"the job is done, but standard output did not take its result: {type(error).__name__}: {error}")
+        logger.error(f"the job is done, but its result could not be printed: {type(error).__name__}: {error}")
         # What Python still holds of the line would be tried again when it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return False

@@ -23,7 +23,7 @@ _WITHOUT_VALUE = ("--help", "--print_config")
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """The output to look at.
+    """Show what of an output is done, missing and failed.
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.

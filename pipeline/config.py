@@ -19,9 +19,7 @@ C = TypeVar("C")
 
 _LONGEST_MESSAGE = 2000
 _FORMER_DEFAULT = "former_default"
-_EPILOG = (
-    "Every job also takes --quiet (-q), to print warnings alone, and --verbose (-v), to print where an error came from."
-)
+_EPILOG = "Every job also takes --quiet (-q), to print only warnings and errors, and --verbose (-v), to add tracebacks."
 
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:

@@ -32,7 +32,7 @@ from pipeline.vetting import announce, check_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Artifacts to score, and the labeled images to score them on.
+    """Score artifacts, or the teacher itself, on labeled images.
 
     Args:
         teacher: the model that defines normalization, image size and class names; it is scored itself if no artifact is

@@ -140,7 +140,7 @@ def check_same_settings(output: str, job: JobName, existing: dict[str, Any], doc
     if changed:
         more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
         raise DatasetError(
-            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
+            f"output {output!r} holds {WHAT[job]} made with other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
 

@@ -108,7 +108,7 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
     """
     if card.get("configs"):
         logger.warning(
-            f"{uri!r}: the configs of its {CARD} are not read; splits of an image folder are folders (train, test)"
+            f"{uri!r}: the configs in its {CARD} are ignored: an image folder has its splits in folders (train, test)"
         )
     stated = card_class_names(card, None)
     if not names or stated is None:

@@ -228,8 +228,8 @@ def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
     names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
     if schema.names_digest(names) == part.names_digest:
         return names
-    reason = "parts of a synthetic dataset without its class names, which its manifest.json has: labels go by number"
-    logger.warning(f"{uri!r} holds {reason}")
+    missing = "but not the manifest.json with their class names: labels go by number"
+    logger.warning(f"{uri!r} holds parts of a synthetic dataset, {missing}")
     return None
 
 

@@ -32,9 +32,9 @@ class AugmentConfig:
         mixup: probability of a weighted mean with another image of the batch.
         cutmix: probability of pasting a block of another image's patches; on kept patches, of adding the patches that
             two other images keep.
-        erase: probability of making patches one random gray: a block, or patches here and there, of a whole image
-            (Random Erasing, Zhong et al., AAAI 2020); of an image on kept patches, those that it does not keep, after
-            which it is read, moved and blurred as a whole image.
+        erase: probability of painting patches in one random gray. On a whole image: a block, or scattered patches
+            (Random Erasing, Zhong et al., AAAI 2020). On an image with stopped patches: all of these, which makes it a
+            whole image that takes every other change.
     """
 
     degrees: float = 10.0

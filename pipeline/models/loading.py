@@ -149,7 +149,7 @@ def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channel
     given: list[float] | None = getattr(config, name)
     whose = name if given is not None else f"model {config.name!r}: its own {name}"
     if given is None and (fault := describe_normalization_fault({name: own})):
-        raise ConfigError(f"model {config.name!r}: its own {fault}; {name} may give others")
+        raise ConfigError(f"model {config.name!r}: its own {fault}; set {name} to override it")
     values = tuple(float(v) for v in (own if given is None else given))
     if len(values) == channels:
         return values

@@ -186,7 +186,7 @@ def make_baselines(
             baselines.append(_float_file(kind, loaded, program, folder))
         except _NOT_MADE as error:
             note = f"not measured: {type(error).__name__}: {error}"
-            logger.warning(f"fp32 as {kind.upper()}, to compare with, was {note}")
+            logger.warning(f"the fp32 baseline as {kind.upper()} was {note}")
             missing.append({"artifact": kind, "note": note})
     return baselines, missing
 
@@ -251,8 +251,8 @@ def _saturation_note(name: str, deviation: float) -> str:
 
 
 def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, Any]:
-    message = f"relative error {deviation:.3g}, at most {bound:.3g} is expected"
-    return _refuse(path, f"computes other logits than were calibrated: {message}", deviation=deviation, bound=bound)
+    message = f"its logits have a relative error of {deviation:.3g}, {bound:.3g} is allowed"
+    return _refuse(path, f"differs from the calibrated model: {message}", deviation=deviation, bound=bound)
 
 
 def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:

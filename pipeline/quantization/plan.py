@@ -166,7 +166,8 @@ def _hold_back(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> W
     number = _num_held_back("qat.held_back", wanted, len(index))
     if wanted and not number:
         logger.warning(
-            f"qat: of {len(index)} images none is held back: what is trained is kept, whether or not it helps"
+            f"qat: {len(index)} images are too few to hold any back: the trained model is kept whether or not it is "
+            "better"
         )
     return draw_window(index, number, config.seed) if number else None
 

@@ -33,8 +33,8 @@ class QatConfig:
         held_back: images that are not trained on, drawn at random, to measure the divergence from the teacher before
             training and during it; at most a quarter of `images`. The step with the least is the best. With 0, the
             model of the last step is kept.
-        min_gain: share of that divergence, in [0, 1), that training has to take away by its best step; otherwise the
-            calibrated model is kept. Images like those trained on gain more than real ones do.
+        min_gain: how much of that divergence training must remove by its best step, in [0, 1), for the trained model to
+            be kept; otherwise the calibrated model is. Images like the training images improve more than real ones.
         score_every: steps between two measurements on the held-back images; the last step is always measured.
         checkpoint_minutes: minutes between checkpoints, from which a training that was cut off goes on. One is also
             written when a bit width is done, and when a worker's node is about to be taken.

@@ -164,11 +164,11 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     if there is None or actors * each + taken <= there:
         return True
     fitting = int((there - taken) // each)
-    advice = f": with pool.max_size {fitting} both run at once" if fitting >= pool.min_size else ""
+    advice = f" (with pool.max_size {fitting} both run at once)" if fitting >= pool.min_size else ""
     those = "1 actor" if actors == 1 else f"{actors} actors"
     logger.info(
-        f"{those} of the synthesis and the workers of the training need {actors * each + taken:g} {name}s, and there "
-        f"are {there:g}: the training begins when all images are made{advice}"
+        f"{those} of the synthesis and the training workers need {actors * each + taken:g} {name}s, the cluster has at "
+        f"most {there:g}: the training starts once all images are made{advice}"
     )
     return False
 

@@ -245,7 +245,8 @@ class GuardedWriter:
         reason = one_line(error)
         refusal = self._ask("fail", self._actor, self._device, reason, shard_id, trace=_trace(error))
         doing = "loading the teacher" if shard_id is None else f"inverting shard {shard_id}"
-        note = f"worker {self._name} failed on {self._device} while {doing}, another worker will do it: {reason}"
+        returned = "" if shard_id is None else "; the shard goes back to the queue"
+        note = f"worker {self._name} failed on {self._device} while {doing}{returned}: {reason}"
         if shard_id is not None and refusal:
             return self._given_up(shard_id, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])

@@ -190,7 +190,7 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         print(printed_lines(str(ray.get(attempts.last_trace.remote()))), end="", file=sys.stderr, flush=True)
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
+        raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
 def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:

@@ -85,14 +85,14 @@ def _choose(pool: PoolConfig) -> tuple[Needs, str]:
         return on_gpu, f"the cluster has {there}{_chosen(selectors)}"
     coming = node_types()
     if coming is None:
-        why = "and what its autoscaler can bring is not known: pool.device cuda waits for one"
+        why = "and what its autoscaler can add is unknown; set pool.device to cuda to wait for one"
         return on_cpus, f"the cluster has no GPU{_chosen(selectors)}, {why}"
     brought = int(coming.most(lambda kind: on_gpu.room(kind.resources, kind.labels))) // pool.actors_per_gpu
     if brought:
         unsure = selectors and any(kind.labels is None for kind in coming.types)
-        unknown = ", if their labels, which are not known, are those that are chosen" if unsure else ""
-        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}{unknown}"
-    more = ", and its autoscaler brings none" if coming.types else ""
+        unknown = " (their labels are unknown, so they may not match)" if unsure else ""
+        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can add {brought}{unknown}"
+    more = ", and its autoscaler adds none" if coming.types else ""
     return on_cpus, f"the cluster has no GPU{_chosen(selectors)}{more}"
 
 

@@ -120,8 +120,8 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
     with caplog.at_level("INFO", logger="sparse_inversion"):
         first = distill(training(path, tiny_folder, tmp_path / "first"))
     expected = (
-        "4 actors of the synthesis and the workers of the training need 5 CPUs, and there are 4: the training begins "
-        "when all images are made: with pool.max_size 3 both run at once"
+        "4 actors of the synthesis and the training workers need 5 CPUs, the cluster has at most 4: the training "
+        "starts once all images are made (with pool.max_size 3 both run at once)"
     )
     assert expected in caplog.text
     check_epochs(tmp_path / "first")
@@ -141,7 +141,7 @@ def test_a_shard_that_fails_ends_the_training(
     # For five and the worker there is no room: the images are made first.
     synthesis["pool"]["max_size"] = actors
     config = training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out")
-    expected = r"shard 4 of '.*images' failed: .*class_loss is not finite.*give the dataset as images with allow_incomp"
+    expected = r"shard 4 of '.*images' failed: .*class_loss is not finite.*\. Run this job again to retry it, or make"
     with (
         caplog.at_level("INFO", logger="sparse_inversion"),
         pytest.raises(MissingImagesError, match=expected),
@@ -312,7 +312,7 @@ def test_a_training_that_cannot_start_beside_its_synthesis_begins_again_when_tha
     assert tried == [True, False]
     assert "the training begins again when all images are made" in caplog.text
     synthesis = Synthesis(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), arrivals)
-    with pytest.raises(MissingImagesError, match=r"ended with exit code 3; its own lines say why"):
+    with pytest.raises(MissingImagesError, match=r"ended with exit code 3; its log lines say why"):
         _train_with(synthesis, train, beside=False)
     assert len(tried) == 2
     ray.kill(ending)

@@ -278,9 +278,7 @@ def test_images_on_kept_patches_are_not_moved_and_that_is_said_once(caplog: pyte
     for epoch in (0, 1):
         list(shown.batches(epoch, CPU))
     logger.removeHandler(caplog.handler)
-    assert caplog.messages == [
-        "augment: images read on kept patches alone do not take degrees, translate, flip, blur, mixup"
-    ]
+    assert caplog.messages == ["augment: images with stopped patches do not get degrees, translate, flip, blur, mixup"]
 
 
 def test_filled_images_move_where_nobody_reads_kept_patches() -> None:

@@ -145,7 +145,7 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out", pool=TWO_ACTORS))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
-    expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "
+    expected = r"no working worker is left: GPU \d of node .*: .*; GPU \d of node "
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
     check_gpus_come_free(kept)
