@@ -181,7 +181,7 @@ def _quiet_core() -> None:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Within it Ray may set handlers of SIGINT and SIGTERM; after it those from before are in force again.
+    """Let Ray set its handlers of SIGINT and SIGTERM inside the context, and restore the previous ones after it.
 
     Ray's handlers leave the process with exit code 15 or 0, and stay when Ray's work is over.
     """

@@ -20,7 +20,7 @@ class PipelineError(Exception):
     them are left out at once, so that they reach no other process, file or log.
     """
 
-    # What may pass whatever led to it, or did so in the process that raised it: a pickle keeps no causes.
+    # Set on classes whose errors are always worth a retry, and on unpickled errors, whose causes the pickle loses.
     _transient = False
 
     def __init__(self, *made_of: Any) -> None:

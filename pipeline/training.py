@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, IncompleteError, PipelineError
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
-# Under a job's output, while its workers run. It is deleted whole, so its name with that of the run is nobody else's.
+# Folder under a job's output while its workers run. It is deleted recursively, so its name must be unique to the run.
 _TRAIN_FOLDER = ".ray-train-"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
@@ -172,8 +172,8 @@ def run_workers(
 ) -> Any:
     """Run a function on every worker, and return its result on rank 0.
 
-    Ray Train's own state holds nothing to continue from. It lies in a hidden folder of the output while workers run,
-    and nothing else is deleted.
+    Nothing is resumed from Ray Train's own state, which is kept in a hidden folder of the output and deleted at the
+    end.
 
     Args:
         work: to do on each.

@@ -44,9 +44,9 @@ class Format:
         check: raises ConfigError, before any work, where a package or a compiler is missing.
         open_exact: opens without the optimizations of a runtime whose products of int8 weights may saturate, so that
             none does. `save` takes `weights` then, see `save_onnx`. None for other formats.
-        in_torch: torch runs it, so that the float model itself is what to compare it with.
+        in_torch: files run in torch, so the float model itself is their baseline; other formats export one.
         runs_code: opening a file runs machine code that it holds, so that `load` opens it only where that is allowed.
-        note: takes a program, and returns what the figures of its file in a report need said, or None.
+        note: returns a remark on a program's figures for the report, or None.
     """
 
     save: "Callable[..., list[Path]]"

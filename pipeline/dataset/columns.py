@@ -51,7 +51,7 @@ def likely_labels(file_schema: pa.Schema) -> str | None:
     """Return name and type of a column that may be meant as `label`, by its name; None if there is none, or a `label`.
 
     Args:
-        file_schema: of a file. Its `label` is meant where it is no number and thus not read.
+        file_schema: of a file. A `label` that is not numeric, and so is not read, is returned too.
     """
     label = next((field.type for field in file_schema if field.name == _LABEL), None)
     if label is not None:

@@ -77,7 +77,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return partial(_train_here, task, device)
-    # Images that workers read each for itself come in another order to more workers: the epoch would begin anew.
+    # Streamed images come in another order to more workers, so growing would restart the epoch.
     arriving = task.images if isinstance(task.images, Arriving) else None
     grows = not task.streams and arriving is None
     resources = worker_configs(

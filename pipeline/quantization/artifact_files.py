@@ -176,7 +176,7 @@ def make_baselines(
 ) -> tuple[list[Artifact], list[dict[str, Any]]]:
     """Return the float model in the runtimes of the artifacts, to compare with, and a row for each that has none.
 
-    Nobody ships a baseline: one that cannot be made is a note in the report.
+    Baselines are only for comparison: one that cannot be made becomes a note in the report.
     """
     in_files: list[FormatName] = [kind for kind in config.formats if not format_named(kind).in_torch]
     baselines = [_float_model(loaded)] if len(in_files) < len(config.formats) else []

@@ -125,7 +125,7 @@ QatImages = TrainingImages | WholeImages
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where those of a variant's training lie.
+    """Location of the checkpoints of one variant's training.
 
     Attributes:
         folder: URI.
@@ -208,7 +208,7 @@ class QatTrainer:
         return Trained(self.graph.values(), state.history, state.best_epoch)
 
     def _helped(self, state: TrainingState) -> bool:
-        """Return whether the best step is so much nearer to the teacher than the calibrated model as is asked for."""
+        """Return whether training reduced the divergence by at least `min_gain`."""
         return -state.best_score < (1 - self.config.min_gain) * state.history[0][CRITERION]
 
     def _resume(self) -> TrainingState:

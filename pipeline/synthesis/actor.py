@@ -82,7 +82,7 @@ def limit_memory(device: torch.device, actors: int) -> None:
 
 @dataclass(frozen=True)
 class InvertedShard:
-    """A shard's images as made.
+    """The images of one shard after inversion, before they are encoded.
 
     Attributes:
         shard_id: of the shard.

@@ -43,8 +43,8 @@ class _File:
         there: whether it may exist.
         resumed: a line that says where the shard went on from it; empty if it did not.
         notes: lines for the driver about what went wrong.
-        reported: whether one of them says that it could not be written, which may be so again and again.
-        seconds: that the work took which was found in it.
+        reported: whether a failed write is among the notes already.
+        seconds: that earlier attempts spent, read from the checkpoint.
     """
 
     uri: str
@@ -89,7 +89,8 @@ class Checkpoints:
         file = self._files[shard_id] = _File(storage.join(self._output, FOLDER, name))
         watched = 0 if forming is None else forming.count
         facts = {"format": _FORMAT, "digest": self._digest, "shard_id": shard_id, "seeds": [*seeds], "watched": watched}
-        # Another device or version rounds otherwise, and no one machine could make the part again.
+        # Rounding depends on device and torch version: a part made on two kinds of machine could not be reproduced on
+        # one.
         facts |= {"device": device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
@@ -105,10 +106,7 @@ class Checkpoints:
         return _Follower(run, facts, forming, when, write, file.seconds).step
 
     def before(self, shard_id: int) -> tuple[str, float]:
-        """Return a line about where a shard went on from its checkpoint, and how long its work until then took.
-
-        Of a shard that was begun anew, the line is empty.
-        """
+        """Return a line saying from which step a shard was resumed, empty if it was not, and the seconds spent before."""
         file = self._files.get(shard_id)
         return ("", 0.0) if file is None else (file.resumed, file.seconds)
 
