@@ -106,7 +106,7 @@ class Checkpoints:
         return _Follower(run, facts, forming, when, write, file.seconds).step
 
     def before(self, shard_id: int) -> tuple[str, float]:
-        """Return a line saying from which step a shard was resumed, empty if it was not, and the seconds spent before."""
+        """Return a line saying from which step a shard was resumed, empty if it was not, and the seconds before."""
         file = self._files.get(shard_id)
         return ("", 0.0) if file is None else (file.resumed, file.seconds)
 
