@@ -11,6 +11,8 @@ from pipeline.credentials import without_credentials
 from pipeline.transient import is_transient
 
 _LONGEST_SHOWN = 60
+# Names in a message.
+_FEW = 3
 
 
 class PipelineError(Exception):
@@ -98,9 +100,14 @@ class MissingImagesError(IncompleteError):
     _transient = False
 
 
+def as_line(text: object) -> str:
+    """Return a text, or that of an error, on one line: runs of white space become one space."""
+    return " ".join(str(text).split())
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return type and text of a library's error on one line, without credentials, cut to `limit` characters."""
-    return without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:limit]
+    return without_credentials(as_line(f"{type(error).__name__}: {error}"))[:limit]
 
 
 def shown(value: Any) -> str:
@@ -110,7 +117,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def first_few(names: Iterable[str], limit: int = 3) -> str:
+def first_few(names: Iterable[str]) -> str:
     """Return names for a message, the first of them with an ellipsis if there are more."""
     names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")

@@ -37,6 +37,7 @@ _MAX_NAMED = 5
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # Settings that only say where something is; its content is another fact.
 _LOCATIONS = ("images", "output", "checkpoint")
+# As `LOCAL_DIR` of pipeline.models, which imports torch: jobs that need none import this module.
 _LOCAL_DIR = "local-dir:"
 # Facts as people know them; settings are recorded under the names that they had first.
 _CALLED = {**LABELED, "as_made": "images as the config of a synthesis"}

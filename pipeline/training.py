@@ -21,7 +21,7 @@ from torch import nn
 from pipeline import storage
 from pipeline.cluster import free_resources, own_errors, own_signals
 from pipeline.credentials import without_credentials
-from pipeline.errors import ConfigError, IncompleteError, PipelineError
+from pipeline.errors import ConfigError, IncompleteError, PipelineError, as_line
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
@@ -265,5 +265,5 @@ def _cause(error: Exception) -> PipelineError:
         return min(ours, key=lambda failure: failure.is_transient)
     first = failures[0]
     # Masked before it is cut: half of an address is not recognized.
-    reason = without_credentials(" ".join(str(first).split()))[-400:]
+    reason = without_credentials(as_line(first))[-400:]
     return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

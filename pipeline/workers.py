@@ -121,20 +121,19 @@ def with_absolute_paths(config: C) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def load_again(config: ModelConfig, digest: str, role: str = "teacher") -> LoadedModel:
-    """Load a model on a worker as the driver did.
+def load_again(config: ModelConfig, digest: str) -> LoadedModel:
+    """Load a teacher on a worker as the driver did.
 
     Args:
         config: with absolute local paths.
         digest: of the weights that the driver loaded.
-        role: of the model, for the message.
 
     Raises:
         OtherModelError: the weights are others.
         PipelineError: as `load_model`.
     """
     loaded = load_model(config)
-    check_same_digest(f"{role} {config.name!r}", loaded.digest, digest)
+    check_same_digest(f"teacher {config.name!r}", loaded.digest, digest)
     return loaded
 
 

@@ -80,12 +80,19 @@ ALLOWED = {
         "pipeline.credentials",
         "pipeline.documents",
         "pipeline.errors",
+        "pipeline.foreign",
         "pipeline.log",
         "pipeline.transient",
     },
     "pipeline.tracking": {"pipeline.credentials", "pipeline.errors", "pipeline.log", "pipeline.storage"},
-    "pipeline.report": {"pipeline.credentials", "pipeline.errors", "pipeline.log", "pipeline.storage"},
-    "pipeline.neighbors": set(),
+    "pipeline.report": {
+        "pipeline.credentials",
+        "pipeline.errors",
+        "pipeline.log",
+        "pipeline.pictures",
+        "pipeline.storage",
+    },
+    "pipeline.neighbors": {"pipeline.pictures"},
 }
 
 

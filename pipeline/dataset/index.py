@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset.footers import FOOTER_THREADS, MOST_ROWS_PER_BYTE
+from pipeline.dataset.footers import MOST_ROWS_PER_BYTE
 from pipeline.dataset.part_files import part_uri
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
@@ -186,7 +186,7 @@ def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int
     """
     rows = valid_rows(known, sizes)
     absent = parts_without_row(rows, sizes)
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         read = threads.map(lambda shard_id: _row_of_part(output, digest, shard_id, sizes[shard_id]), absent)
         return last_rows(pa.concat_tables([rows, index_table(row for row in read if row is not None)]))
 

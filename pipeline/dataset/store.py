@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.footers import FOOTER_THREADS, read_footer
+from pipeline.dataset.footers import read_footer
 from pipeline.dataset.part_files import PartFile, holds_parts, list_part_files, part_name, part_uri
 from pipeline.errors import DatasetError, shown
 
@@ -135,7 +135,7 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
         return {}
     wanted = set(shard_ids)
     files = [file for file in list_part_files(output, digest) if not wanted.isdisjoint(file.shard_ids)]
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         reasons = list(threads.map(lambda file: _damage(output, digest, file), files))
     return {
         shard_id: reason

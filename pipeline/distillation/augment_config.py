@@ -51,12 +51,12 @@ class AugmentConfig:
     erase: float = field(default=0.5, metadata=former_default(0.0))
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        check_ranges(self, ("blur", "noise"), 0)
-        check_range("degrees", self.degrees, 0, 180)
-        check_range("scale", self.scale, 0, 1, open_high=True)
+        check_finite(self, "augment.")
+        check_ranges(self, ("blur", "noise"), 0, prefix="augment.")
+        check_range("augment.degrees", self.degrees, 0, 180)
+        check_range("augment.scale", self.scale, 0, 1, open_high=True)
         for name in _SHARES:
-            check_range(name, getattr(self, name), 0, 1)
+            check_range(f"augment.{name}", getattr(self, name), 0, 1)
 
     def check_channels(self, setting: str, channels: int) -> None:
         """Check that images of so many channels can be changed so.

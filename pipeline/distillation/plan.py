@@ -20,11 +20,12 @@ from pipeline.distillation.config import (
 from pipeline.distillation.students import Student, build_student, reads_kept
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.log import announce
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_apart, check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, names_config, plan_images, planned_images
-from pipeline.vetting import announce, check_teacher
+from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 from pipeline.workers import with_absolute_paths

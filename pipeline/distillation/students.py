@@ -166,7 +166,7 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
             f"student {config.name!r} reads {loaded.input_size[0]} channels, the teacher's images have {channels}"
         )
     if not linear_head:
-        check_class_order(loaded, teacher, "student")
+        check_class_order(loaded, teacher)
     return _Made(loaded.model, loaded.mean, loaded.std, loaded.notices)
 
 

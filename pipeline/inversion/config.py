@@ -81,7 +81,7 @@ class ViewConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_finite(self, "views.")
         check_range("views.degrees", self.degrees, 0, 45)
         check_range("views.scale", self.scale, 0, 1, open_high=True)
         check_range("views.blur", self.blur, 0)

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FormatName, ending_of, format_named, load, save
+from pipeline.artifacts.formats import FormatName, ending_of, format_named, load_quantized, save
 from pipeline.artifacts.onnx import WeightType
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
@@ -158,7 +158,7 @@ def _make(
     try:
         files = save(calibrated.program, path, Facts.of(loaded), **options)
         # Compiled from this process's own program a moment ago.
-        predict = load(path, allow_compiled=True).predict
+        predict = load_quantized(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
         return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
@@ -199,7 +199,7 @@ def _float_model(loaded: LoadedModel) -> Artifact:
 def _float_file(kind: FormatName, loaded: LoadedModel, program: ExportedProgram, folder: Path) -> Artifact:
     path = folder / f"fp32{ending_of(kind)}"
     files = save(program, path, Facts.of(loaded))
-    predict = load(path, allow_compiled=True).predict
+    predict = load_quantized(path, allow_compiled=True).predict
     predict(torch.zeros(1, *loaded.input_size))
     return Artifact(kind, _total_size(files), predict)
 
@@ -210,7 +210,7 @@ def _total_size(files: Iterable[Path]) -> int:
 
 def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant) -> dict[str, WeightType]:
     """Return how weights are stored, of a format that has a choice."""
-    if format_named(kind).open_exact is None:
+    if not format_named(kind).takes_weights:
         return {}
     if variant.bits.activations > 8:
         return {"weights": "int16"}

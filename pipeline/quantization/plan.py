@@ -14,7 +14,7 @@ from pipeline.dataset.collection import ImageCollection, find_images, image_fact
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
-from pipeline.log import logger
+from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
@@ -34,7 +34,7 @@ from pipeline.synthesis.to_make import (
     plan_images,
     planned_images,
 )
-from pipeline.vetting import announce, check_teacher
+from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.

@@ -57,8 +57,9 @@ class QatConfig:
     def __post_init__(self) -> None:
         if self.settings is not None and not self.settings:
             raise ConfigError("qat.settings is empty: name the bit widths to train, or leave it out for all")
-        check_finite(self)
-        check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1)
-        check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True)
-        check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0)
-        check_range("min_gain", self.min_gain, 0, 1, open_high=True)
+        # Some names are also those of settings of the calibration.
+        check_finite(self, "qat.")
+        check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1, prefix="qat.")
+        check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True, prefix="qat.")
+        check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0, prefix="qat.")
+        check_range("qat.min_gain", self.min_gain, 0, 1, open_high=True)

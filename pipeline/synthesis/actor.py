@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -265,9 +265,3 @@ def _peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux counts KiB, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def shard_rows(batch: Mapping[str, Any]) -> Iterator[tuple[int, list[int], list[str]]]:
-    """Shard id, labels and image ids of each row of a batch, as Ray Data hands it over."""
-    for shard_id, labels, image_ids in zip(batch["shard_id"], batch["labels"], batch["image_ids"], strict=True):
-        yield int(shard_id), [int(label) for label in labels], [str(image_id) for image_id in image_ids]

@@ -18,7 +18,7 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.errors import CheckpointError, DatasetError
+from pipeline.errors import CheckpointError, DatasetError, as_line
 from pipeline.inversion import Inversion
 from pipeline.models.pickles import read_own
 from pipeline.saving import WhenToSave
@@ -137,7 +137,7 @@ class Checkpoints:
             storage.write_bytes(file.uri, _to_bytes(state), temporary_in=store.temporary_folder(self._output))
         except OSError as error:
             if not file.reported:
-                file.notes.append(f"{file.uri!r} was not written: {' '.join(str(error).split())}")
+                file.notes.append(f"{file.uri!r} was not written: {as_line(error)}")
             file.reported = True
 
 
@@ -222,7 +222,7 @@ def _delete(file: _File) -> None:
         if file.there:
             storage.remove(file.uri)
     except OSError as error:
-        file.notes.append(f"{file.uri!r} was not deleted: {' '.join(str(error).split())}")
+        file.notes.append(f"{file.uri!r} was not deleted: {as_line(error)}")
 
 
 def shards_with_checkpoint(output: str, digest: str) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import storage
+from pipeline.errors import as_line
 from pipeline.inversion import Inversion, InversionResult
 from pipeline.report.sheet import png, shrunk
 
@@ -110,5 +111,5 @@ def write_forming(output: str, document: dict[str, Any]) -> str | None:
     try:
         storage.write_json(uri, document)
     except OSError as error:
-        return f"{uri!r}, which shows how images form, was not written: {' '.join(str(error).split())}"
+        return f"{uri!r}, which shows how images form, was not written: {as_line(error)}"
     return None

@@ -308,7 +308,7 @@ OWN: dict[str, tuple[Any, str]] = {
 def test_what_a_folder_says_of_real_images_is_checked(tmp_path: Path, tiny_folder: Path, name: str) -> None:
     value, message = OWN[name]
     folder = edit_own_config(tiny_folder, tmp_path / "m", **{name: value})
-    with pytest.raises(ConfigError, match=f"^model 'local-dir:.*: its own {message}.*; set .* to override it"):
+    with pytest.raises(ConfigError, match=f"^model 'local-dir:.*: its own {message}.*; (set|use) .* to override it"):
         load_model(ModelConfig(name=folder))
     good: dict[str, Any] = {
         "interpolation": "bicubic",

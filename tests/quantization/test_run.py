@@ -39,7 +39,7 @@ def write_dataset(values: dict[str, Any]) -> None:
     plan = plan_synthesis(from_dict(SynthesisConfig, values))
     writer = PartWriter(plan.config, plan.digest)
     for shard in plan.shards:
-        list(writer({name: [value] for name, value in shard.items()}))
+        writer.write_shard(**shard)
     store.write_manifest(plan.config.output, plan.manifest)
 
 
