@@ -109,7 +109,7 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
     output, started = plan.config.output, time.monotonic()
     done_before, steps_before = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
-        # What the training itself lacks must come out before images are made for hours.
+        # Report problems of the training before hours are spent on images.
         task = _read(plan, _arriving(plan, arrivals))
         train = prepare_training(task, fixed_size=fixed_size)
         beside = _has_room(plan, task, fixed_size=fixed_size)
@@ -167,7 +167,7 @@ def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
     """Read the images into memory if they are there and fit; otherwise the workers read them."""
     config = plan.config
     left, kept = config.cache_gb * 2**30, reads_kept(plan.teacher, plan.student)
-    # Of views, no answers are kept.
+    # The teacher's answers are kept only without augmentation.
     with_tokens = config.token_weight > 0 and config.augment is None
 
     def read(source: ImageCollection, *, labels: bool) -> ImageCollection | list[ray.ObjectRef]:

@@ -45,9 +45,8 @@ class Task:
         teacher_digest: of the weights, as the driver loaded them.
         channels: by which the model is smoothed, where it is.
         images: to train on: decoded, in Ray's object store, or where they are.
-        left_out: ids of those of them that are held back.
-        work: those that are held back, decoded, and each variant with what its training starts from, in Ray's object
-            store.
+        left_out: ids of the held-back images among them.
+        work: reference to the held-back images, decoded, and to each variant with its starting values.
         count: what to call with the number of images that were just read.
     """
 
