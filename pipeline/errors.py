@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.credentials import without_credentials
 from pipeline.transient import is_transient
 
-_LONGEST_SHOWN = 60
+_LONGEST_QUOTED = 60
 # Names in a message.
 _FEW = 3
 
@@ -110,11 +110,11 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return without_credentials(as_line(f"{type(error).__name__}: {error}"))[:limit]
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a value's text for a message, on one line, without credentials, and cut if it is long."""
     # Credentials are left out before the cut, which may go through one.
     text = without_credentials(" ".join(line.strip() for line in repr(value).splitlines()))
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= _LONGEST_QUOTED else f"{text[: _LONGEST_QUOTED - 3]}..."
 
 
 def first_few(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import jsonargparse
 import yaml
 
 from pipeline.documents import check_keys_differ, parse_yaml
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, quoted
 from pipeline.log import logger
 
 # By this key jsonargparse finds classes; in a text, as YAML or JSON write it.
@@ -103,13 +103,13 @@ def check_no_classes(value: Any) -> None:
     """
     if isinstance(value, str):
         if _HOLDS_CLASS_PATH.search(value):
-            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(value)}")
+            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {quoted(value)}")
         value = _respelled(value)
     if isinstance(value, jsonargparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
         if _CLASS_PATH in value:
-            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(value)}")
+            raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {quoted(value)}")
         value = list(value.values())
     for entry in value if isinstance(value, list | tuple) else ():
         check_no_classes(entry)

@@ -20,7 +20,7 @@ from pipeline.config import first_default
 from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.errors import DatasetError, shown
+from pipeline.errors import DatasetError, quoted
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
@@ -113,7 +113,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
         first, dot, rest = name.removeprefix("config.").partition(".")
-        yield f"{_CALLED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
+        yield f"{_CALLED.get(first, first)}{dot}{rest} is {quoted(there)} there, {quoted(here)} here"
 
 
 def check_same_settings(output: str, job: JobName, existing: dict[str, Any], document: dict[str, Any]) -> None:

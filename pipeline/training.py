@@ -48,7 +48,7 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         failure_config=FailureConfig(
-            # It cannot tell which errors would come again; `fit_again` can.
+            # It cannot tell which errors would come again; `fit_with_retries` can.
             max_failures=0,
             controller_failure_limit=math.ceil(workers.start_timeout_s / _START_ATTEMPT_S) - 1,
         ),
@@ -151,7 +151,7 @@ def check_readers(workers: WorkersConfig, setting: str, cache_gb: float) -> None
         )
 
 
-def is_node_leaving() -> bool:
+def is_any_node_leaving() -> bool:
     """Return whether Ray knows that a worker's node will be taken, such as a spot instance; waits for all workers."""
     return ray.train.get_preemption_info() is not None
 
@@ -200,7 +200,7 @@ def run_workers(
         )
 
     try:
-        return fit_again(trainer, workers.max_failures)
+        return fit_with_retries(trainer, workers.max_failures)
     finally:
         with storage.writing_to(output):
             storage.remove_folder(folder)
@@ -212,7 +212,7 @@ def _with_own_errors(work: Callable[[], Any]) -> Any:
         return work()
 
 
-def fit_again(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
+def fit_with_retries(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
     """Run the workers, and run them again after a failure that may not repeat; see `fit`.
 
     Args:

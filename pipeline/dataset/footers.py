@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.columns import column_types, likely_labels
 from pipeline.errors import DatasetError, as_line, one_line
-from pipeline.foreign import recognize_foreign
+from pipeline.file_kinds import recognize_foreign
 
 # Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024

@@ -17,7 +17,7 @@ from pipeline.distillation.config import (
     DistillationConfig,
     list_images,
 )
-from pipeline.distillation.students import Student, build_student, reads_kept
+from pipeline.distillation.students import Student, build_student, student_or_teacher_reads_kept
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.log import announce
@@ -73,7 +73,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     if config.augment is not None:
         config.augment.check_channels("augment", teacher.input_size[0])
     to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
-    kept = reads_kept(teacher, student)
+    kept = student_or_teacher_reads_kept(teacher, student)
     if to_make is None:
         images = _find_images(config, teacher, reads_kept=kept)
     else:

@@ -100,7 +100,7 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     return student
 
 
-def reads_kept(teacher: LoadedModel, student: Student) -> bool:
+def student_or_teacher_reads_kept(teacher: LoadedModel, student: Student) -> bool:
     """Return whether teacher or student reads the kept patches alone, so that their grid must be the teacher's."""
     return refusal(teacher.model) is None or student.vit is not None
 

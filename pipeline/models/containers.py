@@ -5,7 +5,7 @@ import struct
 import zipfile
 from typing import Literal
 
-from pipeline.foreign import is_torchscript, zip_members
+from pipeline.file_kinds import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 

@@ -24,7 +24,7 @@ from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_patch_counts, reads_kept
+from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.synthesis.to_make import (
@@ -120,7 +120,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
-    check_inputs(images, loaded, reads_kept=reads_kept(config, loaded), ids=False)
+    check_inputs(images, loaded, reads_kept=calibration_reads_kept(config, loaded), ids=False)
     index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
@@ -189,7 +189,7 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     to_make = plan_images(path, (config.teacher, loaded))
     images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
-    check_planned(images, loaded, reads_kept=reads_kept(config, loaded))
+    check_planned(images, loaded, reads_kept=calibration_reads_kept(config, loaded))
     _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)

@@ -10,6 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group, backpropagate, touch
@@ -24,7 +25,6 @@ from pipeline.quantization.held_back import HeldBack
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.variants import Values
-from pipeline.saving import WhenToSave
 
 # What is measured on the held-back images; the best step has the least of the first.
 FIGURES = ("divergence", "disagreement")
@@ -130,7 +130,7 @@ class Checkpoints:
     Attributes:
         folder: URI.
         digest: of the run.
-        noticed: whether a worker's node is about to be taken, see `WhenToSave`.
+        noticed: whether a worker's node is about to be taken, see `CheckpointTimer`.
     """
 
     folder: str
@@ -178,7 +178,7 @@ class QatTrainer:
         )
         objective = QatObjective(graph, answers, config.temperature)
         self.parallel = objective if parallelize is None else parallelize(objective)
-        self._when = WhenToSave(60 * config.checkpoint_minutes, checkpoints.noticed)
+        self._when = CheckpointTimer(60 * config.checkpoint_minutes, checkpoints.noticed)
 
     def train(self, start: Values) -> Trained:
         """Train from the last checkpoint to the last step.

@@ -26,7 +26,7 @@ def whole_image(loaded: LoadedModel) -> int:
     return num_patches(loaded) or 1
 
 
-def reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
+def calibration_reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
     """Return whether kept patches are read alone; whole images may lie on another grid than the model's."""
     return config.mode == "sparse" and refusal(loaded.model) is None
 

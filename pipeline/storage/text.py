@@ -1,6 +1,6 @@
 """Decode text files that users give."""
 
-from pipeline.foreign import is_lfs_pointer
+from pipeline.file_kinds import is_lfs_pointer
 
 
 def decode_text(content: bytes) -> str:

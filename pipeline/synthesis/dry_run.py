@@ -11,12 +11,12 @@ import ray.exceptions
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.errors import IncompleteError
 from pipeline.precision import announce_dtype
+from pipeline.synthesis.capacity import actors_per_machine, describe_choice, reachable_seats, seats
 from pipeline.synthesis.config import PoolConfig, SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
-from pipeline.synthesis.room import actors_per_machine, describe_choice, reachable_seats, seats
 
 _REPORT_EVERY_S = 60.0
 

@@ -18,6 +18,7 @@ from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.capacity import needs, seats
 from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
@@ -27,7 +28,6 @@ from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
 from pipeline.synthesis.progress import ProgressReport
-from pipeline.synthesis.room import needs, seats
 from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.tracked import TrackedShards

@@ -23,7 +23,7 @@ from pipeline.synthesis.actor import InvertedShard, Inverter
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
-from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
+from pipeline.synthesis.snapshots import WATCHED_SHARD, write_snapshots
 from pipeline.workers import check_same_digest, device_name
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
@@ -131,7 +131,7 @@ class PartWriter(Inverter):
         started = time.monotonic()
         try:
             written = self._write(shard_id, shard)
-            fault = None if shard.forming is None else write_forming(self.config.output, shard.forming)
+            fault = None if shard.snapshots is None else write_snapshots(self.config.output, shard.snapshots)
         except OSError as error:
             return self._failed(shard_id, labels, error)
         return outcome(

@@ -33,9 +33,9 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, MissingI
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
-from pipeline.synthesis import beside, room, synthesize
+from pipeline.synthesis import background, capacity, synthesize
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
-from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
+from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
@@ -193,18 +193,18 @@ def test_the_process_that_makes_images_ends_with_the_training(
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         return started[0]
 
-    monkeypatch.setattr(beside, "_start", start)
+    monkeypatch.setattr(background, "_start", start)
     to_make = plan_images(write(synthesis, tmp_path))
     with (
         pytest.raises(KeyboardInterrupt),
         expected_parts(to_make) as arrivals,
-        synthesis_beside(to_make, arrivals, fixed_size=True),
+        background_synthesis(to_make, arrivals, fixed_size=True),
     ):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
     to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
     too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
-    with too_small, expected_parts(to_make) as arrivals, synthesis_beside(to_make, arrivals, fixed_size=True):
+    with too_small, expected_parts(to_make) as arrivals, background_synthesis(to_make, arrivals, fixed_size=True):
         pass
     assert len(started) == 1
 
@@ -212,13 +212,13 @@ def test_the_process_that_makes_images_ends_with_the_training(
 def test_a_process_that_does_not_stop_is_killed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(beside, "_STOP_S", 0.2)
+    monkeypatch.setattr(background, "_STOP_S", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
         process.stdout.readline()
-        beside._stop(process)
+        background._stop(process)
     assert process.returncode == -signal.SIGKILL
     assert "the synthesis did not stop within 0.2 s: it is killed" in caplog.text
 
@@ -231,7 +231,7 @@ def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_
     (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit(7)")
     path = write(synthesis, tmp_path)
     monkeypatch.chdir(tmp_path)
-    process = beside._start(path)
+    process = background._start(path)
     assert os.getpgid(process.pid) == process.pid
     # As the system does where this process is killed.
     assert process.stdin is not None
@@ -289,7 +289,7 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
         # Two types of which the launcher allows three nodes in all.
         (NodeTypes([NodeType({"CPU": 2.0}, 3), NodeType({"CPU": 2.0}, 3)], max_nodes=3), 2, False),
     ):
-        for module in (beside, room):
+        for module in (background, capacity):
             monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
         assert has_room(to_make, {"CPU": others}, fixed_size=False) is expected
 

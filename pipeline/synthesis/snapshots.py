@@ -17,7 +17,7 @@ from pipeline.errors import as_line
 from pipeline.inversion import Inversion, InversionResult
 from pipeline.report.sheet import png, shrunk
 
-FORMING = "forming.json"
+SNAPSHOTS = "forming.json"
 # Of the shards, the one that is watched.
 WATCHED_SHARD = 0
 # Shares of all steps after which the images are looked at.
@@ -28,7 +28,7 @@ _MOST_LOSSES = 200
 
 
 @dataclass
-class Forming:
+class Snapshots:
     """Snapshots of the first images of a shard, taken while they form.
 
     Args:
@@ -105,9 +105,9 @@ def _points(values: Sequence[float], stride: int) -> list[tuple[int, float]]:
     return [(step, values[step]) for step in range(0, len(values), stride) if math.isfinite(values[step])]
 
 
-def write_forming(output: str, document: dict[str, Any]) -> str | None:
+def write_snapshots(output: str, document: dict[str, Any]) -> str | None:
     """Write `<output>/forming.json`; return why it could not be written, if so. The shard does not depend on it."""
-    uri = storage.join(output, FORMING)
+    uri = storage.join(output, SNAPSHOTS)
     try:
         storage.write_json(uri, document)
     except OSError as error:

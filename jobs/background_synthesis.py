@@ -1,4 +1,4 @@
-"""Make a training's images in the background. Internal: started by `pipeline.synthesis.beside`."""
+"""Make a training's images in the background. Internal: started by `pipeline.synthesis.background`."""
 
 import os
 import signal

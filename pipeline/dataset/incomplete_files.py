@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.foreign import is_lfs_pointer
+from pipeline.file_kinds import is_lfs_pointer
 
 # Git LFS keeps its pointers below this size; most images are above it, and are not looked into.
 _POINTER_BYTES = 200
