@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from benchmarks.circumstances import circumstances
 from benchmarks.rounds import latencies, observe_ranges, random_images, random_model, short
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FormatName, ending_of, format_named, load, save
+from pipeline.artifacts.formats import FormatName, ending_of, format_named, load_quantized, save
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -103,7 +103,7 @@ def _file(kind: FormatName, program: ExportedProgram, folder: Path, **how: Any) 
     note = format_named(kind).note(program)
     row: dict[str, Any] = {"runtime": kind, "size_mb": short(size / 1e6)}
     # Compiled by this process a moment ago.
-    return load(path, allow_compiled=True).predict, row if note is None else {**row, "note": note}
+    return load_quantized(path, allow_compiled=True).predict, row if note is None else {**row, "note": note}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

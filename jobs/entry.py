@@ -40,7 +40,7 @@ def run_job(
         job: does the work and returns what the one JSON line on standard output says; `"complete": False` in it
             makes the exit code 1.
         argv: the flags, by default those of the process; `--quiet` and `-v` say how much is printed.
-        left: says of a job that was stopped what is done and what to do next, in one line.
+        left: returns one line for a stopped job: what is done, and how to continue.
     """
     level, flags = read_level(sys.argv[1:] if argv is None else argv)
     logger.setLevel(level)
@@ -60,7 +60,7 @@ def run_job(
                 try:
                     result = job(config)
                 finally:
-                    # After Ray has registered its own, and so before it: then it prints what it held back.
+                    # Exit handlers run in reverse order, so this one runs before Ray's, which prints what it held back.
                     atexit.register(_leave_stdout)
     except PipelineError as raised:
         # Ray gives an error of ours from a worker its own traceback as a message.
@@ -83,7 +83,7 @@ def _print_result(line: str) -> bool:
     try:
         print(line, flush=True)
     except OSError as error:
-        logger.error(f"the job is done, but standard output did not take its result: {type(error).__name__}: {error}")
+        logger.error(f"the job is done, but its result could not be printed: {type(error).__name__}: {error}")
         # What Python still holds of the line would be tried again when it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return False
@@ -134,7 +134,7 @@ class _Briefly:
 
 @contextlib.contextmanager
 def _exits_as_interrupts(stop: Stop) -> Any:
-    """A job ends by returning or raising: where the process is being left, a signal handler of Ray's does it."""
+    """Turn SystemExit into KeyboardInterrupt: inside a job only Ray's signal handlers exit the process."""
     try:
         yield
     except SystemExit as exited:

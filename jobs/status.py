@@ -15,7 +15,7 @@ from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
-from pipeline.errors import ConfigError, DatasetError, shown
+from pipeline.errors import ConfigError, DatasetError, quoted
 from pipeline.outputs import CONFIG, job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
@@ -27,7 +27,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """The output to look at.
+    """Show what of an output is done, missing and failed.
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.
@@ -151,13 +151,13 @@ def _read_object(uri: str) -> dict[str, Any]:
 
 def _artifact_names(uri: str, rows: Any) -> list[str]:
     if not isinstance(rows, list):
-        raise DatasetError(f"report.json of {uri!r} has {shown(rows)} for its artifacts, which is no list")
+        raise DatasetError(f"report.json of {uri!r} has {quoted(rows)} for its artifacts, which is no list")
     return [_artifact_name(uri, row) for row in rows]
 
 
 def _artifact_name(uri: str, row: Any) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("uri"), str):
-        raise DatasetError(f"report.json of {uri!r} lists {shown(row)}, which is no artifact")
+        raise DatasetError(f"report.json of {uri!r} lists {quoted(row)}, which is no artifact")
     return row["uri"].rpartition("/")[2]
 
 
@@ -165,7 +165,7 @@ def _epoch(uri: str, line: bytes) -> Any:
     try:
         return parse_json(line)["epoch"]
     except (ValueError, LookupError, TypeError) as error:
-        raise DatasetError(f"{uri!r} does not end with the metrics of an epoch: {shown(line)}") from error
+        raise DatasetError(f"{uri!r} does not end with the metrics of an epoch: {quoted(line)}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def _stop_importing(number: int, frame: FrameType | None) -> None:
 
 def _set_again(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
-        # What runs after a job is Ray's cleaning up, for a second or two: it is not to be cut off.
+        # After a job Ray cleans up for a second or two, which must not be interrupted.
         signal.signal(number, signal.SIG_IGN if handler is _stop_importing else handler)
 
 

@@ -96,10 +96,10 @@ def _node_types_of(gcs_address: str) -> NodeTypes | None:
 
 
 def read_on_head(port: str) -> NodeTypes | None:
-    """Return what `node_types` does, on the head itself.
+    """Find the node types from the autoscaler process on this machine, the head; see `node_types`.
 
     Args:
-        port: of the head, by which its autoscaler is told from those of other clusters on the machine.
+        port: of the head, which tells its autoscaler apart from those of other clusters on this machine.
     """
     import psutil  # type: ignore[reportMissingModuleSource]  # Ray brings it, and it is found once Ray is imported
 

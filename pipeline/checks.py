@@ -11,14 +11,14 @@ from pipeline.errors import ConfigError
 _MOST_SEED = 2**64 - 1
 
 
-def check_finite(config: Any, section: str = "") -> None:
+def check_finite(config: Any, prefix: str = "") -> None:
     """Refuse NaN and infinity in the fields of a dataclass, including those in lists and mappings.
 
     Nested configs have checked themselves when they were made.
 
     Args:
         config: the dataclass.
-        section: what stands before the names of its fields in the message, such as `pool.`.
+        prefix: of its settings' names in messages, such as `qat.`.
 
     Raises:
         ConfigError: a field is not finite; the message names it.
@@ -26,7 +26,7 @@ def check_finite(config: Any, section: str = "") -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if not all(map(math.isfinite, _floats(value))):
-            raise ConfigError(f"{section}{field.name} must be finite, not {value}")
+            raise ConfigError(f"{prefix}{field.name} must be finite, not {value}")
 
 
 def check_range(
@@ -65,10 +65,10 @@ def check_range(
     raise ConfigError(f"{name} must {wanted}, not {value}")
 
 
-def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: bool = False) -> None:
-    """Refuse settings of a dataclass below their range, see `check_range`."""
+def check_ranges(config: Any, names: Iterable[str], low: float, *, open_low: bool = False, prefix: str = "") -> None:
+    """Refuse settings of a dataclass below their range, see `check_range` and `check_finite`."""
     for name in names:
-        check_range(name, getattr(config, name), low, open_low=open_low)
+        check_range(prefix + name, getattr(config, name), low, open_low=open_low)
 
 
 def check_seed(seed: int) -> None:

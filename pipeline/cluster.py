@@ -104,7 +104,7 @@ def check_cluster() -> None:
     try:
         open_connection(address, timeout_s=_CONNECT_TIMEOUT_S)
     except ValueError as error:
-        raise ClusterError(f"{_named_by()}, which is no HOST:PORT") from error
+        raise ClusterError(f"{_named_by()}, which is not of the form HOST:PORT") from error
     except OSError as error:
         raise ClusterError(f"nothing answers at {where}: {one_line(error)}; if it is gone, {_LOCAL}") from error
     check_answer(address, where)
@@ -116,19 +116,19 @@ def _address() -> str | None:
     if given.startswith("ray://"):
         raise ClusterError(f"RAY_ADDRESS {given!r} is for Ray Client: {_NO_CLIENT}")
     if "://" in given:
-        raise ClusterError(f"RAY_ADDRESS {given!r} is no address of a cluster: give HOST:PORT of its head, or 'local'")
+        raise ClusterError(f"RAY_ADDRESS {given!r} is not a cluster's address: give HOST:PORT of its head, or 'local'")
     try:
         return services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
     except ConnectionError as error:
         raise ClusterError(f"{_named_by()}, and no Ray runs on this machine: {_LOCAL}") from error
     except (ValueError, OSError) as error:
-        raise ClusterError(f"{_named_by()}, which is no HOST:PORT: {one_line(error)}") from error
+        raise ClusterError(f"{_named_by()}, which is not of the form HOST:PORT: {one_line(error)}") from error
 
 
 def _named_by() -> str:
     """Say where the address of a cluster comes from."""
     given = os.environ.get("RAY_ADDRESS")
-    return f"RAY_ADDRESS is {given!r}" if given else "this machine's last one, in its file ray_current_cluster"
+    return f"RAY_ADDRESS is {given!r}" if given else "the address is in Ray's file ray_current_cluster on this machine"
 
 
 def _joining() -> str:
@@ -181,7 +181,7 @@ def _quiet_core() -> None:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Within it Ray may set handlers of SIGINT and SIGTERM; after it those from before are in force again.
+    """Let Ray set its handlers of SIGINT and SIGTERM inside the context, and restore the previous ones after it.
 
     Ray's handlers leave the process with exit code 15 or 0, and stay when Ray's work is over.
     """

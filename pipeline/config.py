@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from pipeline.credentials import without_credentials
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, quoted
 from pipeline.former_names import FormerNames
 from pipeline.plain_data import check_no_classes, read_settings, write_settings
 from pipeline.sections import resolve, resolve_flags
@@ -21,9 +21,7 @@ C = TypeVar("C")
 
 _LONGEST_MESSAGE = 2000
 _FORMER_DEFAULT = "former_default"
-_EPILOG = (
-    "Every job also takes --quiet (-q), to print warnings alone, and --verbose (-v), to print where an error came from."
-)
+_EPILOG = "Every job also takes --quiet (-q), to print only warnings and errors, and --verbose (-v), to add tracebacks."
 
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
@@ -77,7 +75,7 @@ class Parser(jsonargparse.ArgumentParser):
     def _resolved(self, content: str, what: str) -> dict[str, Any]:
         values = read_settings(content, what)
         if not isinstance(values, Mapping):
-            held = "is empty" if values is None else f"holds {shown(values)}"
+            held = "is empty" if values is None else f"holds {quoted(values)}"
             raise ConfigError(f"{what} {held}: write settings into it, as `name: value`")
         # A file may name another, which comes by here as well.
         other = {"config": values["config"]} if "config" in values else {}

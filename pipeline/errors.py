@@ -10,7 +10,9 @@ from typing import Any
 from pipeline.credentials import without_credentials
 from pipeline.transient import is_transient
 
-_LONGEST_SHOWN = 60
+_LONGEST_QUOTED = 60
+# Names in a message.
+_FEW = 3
 
 
 class PipelineError(Exception):
@@ -20,7 +22,7 @@ class PipelineError(Exception):
     them are left out at once, so that they reach no other process, file or log.
     """
 
-    # What may pass whatever led to it, or did so in the process that raised it: a pickle keeps no causes.
+    # Set on classes whose errors are always worth a retry, and on unpickled errors, whose causes the pickle loses.
     _transient = False
 
     def __init__(self, *made_of: Any) -> None:
@@ -98,19 +100,24 @@ class MissingImagesError(IncompleteError):
     _transient = False
 
 
+def as_line(text: object) -> str:
+    """Return a text, or that of an error, on one line: runs of white space become one space."""
+    return " ".join(str(text).split())
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return type and text of a library's error on one line, without credentials, cut to `limit` characters."""
-    return without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:limit]
+    return without_credentials(as_line(f"{type(error).__name__}: {error}"))[:limit]
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a value's text for a message, on one line, without credentials, and cut if it is long."""
     # Credentials are left out before the cut, which may go through one.
     text = without_credentials(" ".join(line.strip() for line in repr(value).splitlines()))
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= _LONGEST_QUOTED else f"{text[: _LONGEST_QUOTED - 3]}..."
 
 
-def first_few(names: Iterable[str], limit: int = 3) -> str:
+def first_few(names: Iterable[str]) -> str:
     """Return names for a message, the first of them with an ellipsis if there are more."""
     names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")

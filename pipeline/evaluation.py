@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.artifacts.formats import format_of, load
+from pipeline.artifacts.formats import format_of, load_quantized
 from pipeline.artifacts.opened import Predictor, fit_to_teacher
 from pipeline.artifacts.weights import model_predictor, open_weights
 from pipeline.checks import check_located, check_range
@@ -22,17 +22,18 @@ from pipeline.errors import CheckpointError, ConfigError, DatasetError
 from pipeline.evaluation_report import evaluation_page
 from pipeline.former_names import LABELED
 from pipeline.inputs import find_labeled, read_inputs
+from pipeline.log import announce
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
 from pipeline.scores import Score, ScoreCounts
-from pipeline.vetting import announce, check_teacher
+from pipeline.vetting import check_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Artifacts to score, and the labeled images to score them on.
+    """Score artifacts, or the teacher itself, on labeled images.
 
     Args:
         teacher: the model that defines normalization, image size and class names; it is scored itself if no artifact is
@@ -188,7 +189,7 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel, *, allow_
         CheckpointError: it is corrupt, of another kind than its name says, reads images of another size, or has other
             classes than the teacher.
     """
-    opened = load(uri, allow_compiled=allow_compiled) if format_of(uri) else open_weights(uri, config)
+    opened = load_quantized(uri, allow_compiled=allow_compiled) if format_of(uri) else open_weights(uri, config)
     return fit_to_teacher(opened, uri, teacher)
 
 

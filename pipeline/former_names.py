@@ -12,7 +12,7 @@ LABELED = {"labelled": "labeled", "labelled_split": "labeled_split"}
 
 
 class FormerNames:
-    """Settings of a config that once had other names, and which of those a user still gives.
+    """Renames a config's former settings to today's names, and remembers which of them the user still uses.
 
     Whatever is read of one command line goes through one of these, so that `warn` prints one line.
 
@@ -82,7 +82,7 @@ def _has(values: Any, name: str) -> bool:
 
 
 def _blocks(values: Mapping[str, Any], name: str) -> bool:
-    """Whether a setting is given, or what should be a section that it lies in is no mapping."""
+    """Return whether a setting cannot be moved to `name`: it is given already, or one of its sections is no mapping."""
     if name in values:
         return True
     first, _, rest = name.partition(".")

@@ -29,7 +29,7 @@ def watch_head(address: str) -> None:
 
 
 def watch_while(address: str, joined: Callable[[], bool], *, look_s: float = _LOOK_S) -> None:
-    """Do so in this thread, while `joined` says that there is anything to watch."""
+    """Watch the head from this thread while `joined` returns true; see `watch_head`."""
     silent = 0
     while joined():
         if answers(address, timeout_s=look_s):

@@ -12,6 +12,7 @@ import logging
 import sys
 import traceback
 import unicodedata
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +45,12 @@ class _Formatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         return printed_lines(super().formatException(ei))
+
+
+def announce(notices: Iterable[str]) -> None:
+    """Print notices for the user on standard error, one per line."""
+    for notice in notices:
+        logger.info(f"note: {notice}")
 
 
 def one_printed_line(text: str) -> str:

@@ -3,8 +3,12 @@
 import numpy as np
 from PIL import Image
 
+from pipeline.pictures import as_picture
+
 # Queries at a time: distances to 10,000 references then take 40 MB.
 _CHUNK = 512
+# Sides of the squares that images are shrunk to.
+_SIDE = 32
 
 
 def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,22 +55,22 @@ def nearest_within(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     return distances, indices
 
 
-def pixel_vectors(images: list[np.ndarray], side: int = 32) -> np.ndarray:
+def pixel_vectors(images: list[np.ndarray]) -> np.ndarray:
     """Return images as vectors whose Euclidean distance is the root mean square difference of their pixels.
 
     Args:
-        images: uint8 [H, W, C] with 1 or 3 channels, which may differ in size but not in channels.
-        side: images are shrunk to squares of so many pixels if they are larger, or of different sizes.
+        images: uint8 [H, W, C] with 1 or 3 channels, which may differ in size but not in channels. They are shrunk to
+            32x32 pixels if any is larger, or if their sizes differ.
 
     Returns:
         float32 [N, D]; pixels are in [0, 1] before the division by √D.
     """
-    same = len({image.shape for image in images}) <= 1 and all(max(image.shape[:2]) <= side for image in images)
-    arrays = images if same else [_square(image, side) for image in images]
+    same = len({image.shape for image in images}) <= 1 and all(max(image.shape[:2]) <= _SIDE for image in images)
+    arrays = images if same else [_square(image) for image in images]
     flat = np.stack([array.reshape(-1) for array in arrays]).astype(np.float32)
     return flat / (255 * np.sqrt(flat.shape[1], dtype=np.float32))
 
 
-def _square(image: np.ndarray, side: int) -> np.ndarray:
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return np.asarray(picture.resize((side, side), Image.Resampling.BOX)).reshape(side, side, image.shape[2])
+def _square(image: np.ndarray) -> np.ndarray:
+    square = as_picture(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return np.asarray(square).reshape(_SIDE, _SIDE, image.shape[2])

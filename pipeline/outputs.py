@@ -116,12 +116,12 @@ def check_apart(output: str, images: Iterable[Source]) -> None:
         folder = source.uri if source.manifest is None else storage.join(source.uri, "data")
         if place.startswith(whole_path(folder)):
             raise ConfigError(
-                f"output {output!r} lies in the images {folder!r}, and what is written there would be read as theirs: "
-                "give the output a folder of its own"
+                f"output {output!r} is inside the images {folder!r}, where its files would be read as images: give it "
+                "a folder of its own"
             )
         # That may not be there yet.
         if place == whole_path(source.uri):
-            raise ConfigError(f"output {output!r} is that of the images: give it a folder of its own")
+            raise ConfigError(f"output {output!r} is the folder of the images: give it a folder of its own")
 
 
 def whole_path(uri: str) -> str:

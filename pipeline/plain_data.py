@@ -7,7 +7,7 @@ import jsonargparse
 import yaml
 
 from pipeline.documents import check_keys_differ, check_numbers, parse_yaml
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, quoted
 
 # By this key jsonargparse finds classes.
 _CLASS_PATH = "class_path"
@@ -75,7 +75,7 @@ def _within(text: str) -> Any:
     except yaml.YAMLError:
         return None
     except ValueError as error:
-        raise ConfigError(f"{shown(text)} cannot be read: {error}") from error
+        raise ConfigError(f"{quoted(text)} cannot be read: {error}") from error
     return None if isinstance(read, str) else read
 
 
@@ -86,4 +86,4 @@ def names_class(key: Any) -> bool:
 
 def refuse_class(found: Any) -> NoReturn:
     """Raise the error that says that there are no classes in a config."""
-    raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {shown(found)}")
+    raise ConfigError(f"a config holds settings, and no {_CLASS_PATH} of Python code: {quoted(found)}")

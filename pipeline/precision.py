@@ -37,8 +37,8 @@ def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
     slow = sorted(name for name, fast in has.items() if not fast)
     if slow:
         logger.warning(
-            f"plan: dtype bfloat16 is emulated on processors without instructions for it, and takes many times as "
-            f"long as float32: {len(slow)} of {len(has)} machines ({first_few(slow)})"
+            f"plan: bfloat16 is emulated on processors without instructions for it, and is many times slower than "
+            f"float32: {len(slow)} of {len(has)} machines ({first_few(slow)})"
         )
 
 

@@ -20,7 +20,7 @@ from pipeline.config import first_default
 from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.errors import DatasetError, shown
+from pipeline.errors import DatasetError, quoted
 from pipeline.former_names import LABELED
 from pipeline.lease import lease
 from pipeline.log import logger
@@ -37,6 +37,7 @@ _MAX_NAMED = 5
 _READ_ATTEMPTS, _READ_PAUSE_S = 6, 0.3
 # Settings that only say where something is; its content is another fact.
 _LOCATIONS = ("images", "output", "checkpoint")
+# As `LOCAL_DIR` of pipeline.models, which imports torch: jobs that need none import this module.
 _LOCAL_DIR = "local-dir:"
 # Facts as people know them; settings are recorded under the names that they had first.
 _CALLED = {**LABELED, "as_made": "images as the config of a synthesis"}
@@ -112,7 +113,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
         first, dot, rest = name.removeprefix("config.").partition(".")
-        yield f"{_CALLED.get(first, first)}{dot}{rest} is {shown(there)} there, {shown(here)} here"
+        yield f"{_CALLED.get(first, first)}{dot}{rest} is {quoted(there)} there, {quoted(here)} here"
 
 
 def check_same_settings(output: str, job: JobName, existing: dict[str, Any], document: dict[str, Any]) -> None:
@@ -140,7 +141,7 @@ def check_same_settings(output: str, job: JobName, existing: dict[str, Any], doc
     if changed:
         more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
         raise DatasetError(
-            f"output {output!r} holds {WHAT[job]} of other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
+            f"output {output!r} holds {WHAT[job]} made with other settings: {'; '.join(changed[:_MAX_NAMED])}{more}"
             f"{_how_to_clear(output, job)}"
         )
 

@@ -29,7 +29,7 @@ class Score:
 
 @dataclass
 class ScoreCounts:
-    """Counts of one predictor: labels among the first one and five, answers as the first predictor's, and all pairs."""
+    """Running counts of one predictor: top-1 and top-5 hits, agreement with the first predictor, and confusion."""
 
     correct: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
     agreed: int = 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, quoted
 from pipeline.plain_data import check_no_classes, names_class, read_settings, refuse_class, write_settings
 
 _FLAG = re.compile(r"--[\w.+-]+")
@@ -73,7 +73,7 @@ def _resolve(hint: Any, value: Any, name: str, folder: str) -> Any:
     if not isinstance(value, list | tuple):
         below = _section(entry)
         kind = "a list of texts" if below is None else f"a list of sections, {_example(f'{name}[]', below)}"
-        raise ConfigError(f"`{name}` is {'text or ' if str in members else ''}{kind}, not {shown(value)}")
+        raise ConfigError(f"`{name}` is {'text or ' if str in members else ''}{kind}, not {quoted(value)}")
     return [_resolve_entry(entry, each, f"{name}[{number}]", folder) for number, each in enumerate(value)]
 
 
@@ -89,7 +89,7 @@ def _resolve_null(hint: Any, name: str) -> Any:
 def _resolve_entry(entry: Any, value: Any, name: str, folder: str) -> Any:
     if str in _members(entry) and not isinstance(value, str if _section(entry) is None else str | Mapping):
         advice = ": put it in quotes" if isinstance(value, int | float) else ""
-        raise ConfigError(f"`{name}` is text, not {shown(value)}{advice}")
+        raise ConfigError(f"`{name}` is text, not {quoted(value)}{advice}")
     return _resolve(entry, value, name, folder)
 
 
@@ -113,7 +113,8 @@ def _resolve_section(hint: Any, value: Any, name: str, folder: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"`{name}` is a section, {_example(name, section)}, or the path of a YAML file with one, not {shown(value)}"
+            f"`{name}` is a section, {_example(name, section)}, or the path of a YAML file with one, not "
+            f"{quoted(value)}"
         )
     # The parser takes an empty mapping for nothing where there may be none.
     if not value and (name.endswith("]") or hint is not section):
@@ -145,7 +146,7 @@ def _split(flags: Sequence[str]) -> Iterator[tuple[list[str], str, str | None]]:
             yield parts, "", parts[0]
             continue
         if not _FLAG.fullmatch(name):
-            raise ConfigError(f"{shown(parts[0])} is no flag, which is as `--name value`")
+            raise ConfigError(f"{quoted(parts[0])} is no flag, which is as `--name value`")
         if not equals and rest and not rest[0].startswith("--"):
             parts.append(value := rest.pop(0))
         yield parts, name[2:], value if equals or len(parts) > 1 else None
@@ -202,7 +203,7 @@ def _unknown(config: type, key: str, name: str) -> ConfigError:
     known = list(_hints(config))
     near = difflib.get_close_matches(key, known, n=1)
     advice = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
-    return ConfigError(f"{shown(f'{name}.{key}' if name else key)} is no setting: {advice}")
+    return ConfigError(f"{quoted(f'{name}.{key}' if name else key)} is no setting: {advice}")
 
 
 def _example(name: str, section: Any) -> str:

@@ -21,11 +21,11 @@ from torch import nn
 from pipeline import storage
 from pipeline.cluster import free_resources, own_errors, own_signals
 from pipeline.credentials import without_credentials
-from pipeline.errors import ConfigError, IncompleteError, PipelineError
+from pipeline.errors import ConfigError, IncompleteError, PipelineError, as_line
 from pipeline.log import logger
 from pipeline.workers import WorkersConfig
 
-# Under a job's output, while its workers run. It is deleted whole, so its name with that of the run is nobody else's.
+# Folder under a job's output while its workers run. It is deleted recursively, so its name must be unique to the run.
 _TRAIN_FOLDER = ".ray-train-"
 # Ray Train waits as long for its workers to start, and then again.
 _START_ATTEMPT_S = 60
@@ -48,7 +48,7 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         failure_config=FailureConfig(
-            # It cannot tell which errors would come again; `fit_again` can.
+            # It cannot tell which errors would come again; `fit_with_retries` can.
             max_failures=0,
             controller_failure_limit=math.ceil(workers.start_timeout_s / _START_ATTEMPT_S) - 1,
         ),
@@ -151,7 +151,7 @@ def check_readers(workers: WorkersConfig, setting: str, cache_gb: float) -> None
         )
 
 
-def is_node_leaving() -> bool:
+def is_any_node_leaving() -> bool:
     """Return whether Ray knows that a worker's node will be taken, such as a spot instance; waits for all workers."""
     return ray.train.get_preemption_info() is not None
 
@@ -172,8 +172,8 @@ def run_workers(
 ) -> Any:
     """Run a function on every worker, and return its result on rank 0.
 
-    Ray Train's own state holds nothing to continue from. It lies in a hidden folder of the output while workers run,
-    and nothing else is deleted.
+    Nothing is resumed from Ray Train's own state, which is kept in a hidden folder of the output and deleted at the
+    end.
 
     Args:
         work: to do on each.
@@ -200,7 +200,7 @@ def run_workers(
         )
 
     try:
-        return fit_again(trainer, workers.max_failures)
+        return fit_with_retries(trainer, workers.max_failures)
     finally:
         with storage.writing_to(output):
             storage.remove_folder(folder)
@@ -212,7 +212,7 @@ def _with_own_errors(work: Callable[[], Any]) -> Any:
         return work()
 
 
-def fit_again(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
+def fit_with_retries(make_trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
     """Run the workers, and run them again after a failure that may not repeat; see `fit`.
 
     Args:
@@ -265,5 +265,5 @@ def _cause(error: Exception) -> PipelineError:
         return min(ours, key=lambda failure: failure.is_transient)
     first = failures[0]
     # Masked before it is cut: half of an address is not recognized.
-    reason = without_credentials(" ".join(str(first).split()))[-400:]
+    reason = without_credentials(as_line(first))[-400:]
     return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

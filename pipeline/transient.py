@@ -23,8 +23,8 @@ _REFUSALS = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
-# Come again as a rule, and yet are worth another attempt: what is not there, errors about content, of pyarrow and
-# Pillow, that have no number, and an invalid argument, which is also what was damaged on its way to S3.
+# Errors that usually repeat but may still be retried on storage: missing files, errors of pyarrow and Pillow without an
+# errno, and EINVAL, which S3 also reports for data damaged on its way.
 _LASTING = {None, errno.ENOENT, errno.EINVAL}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 # Answers of a web server to a request that is all right.

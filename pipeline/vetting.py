@@ -1,10 +1,7 @@
 """Check on the driver that a teacher is an image classifier, before any work."""
 
-from collections.abc import Iterable
-
 from pipeline.dataset.schema import MAX_PATCHES
 from pipeline.errors import ModelError
-from pipeline.log import logger
 from pipeline.models import LOCAL_DIR, LoadedModel
 from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
@@ -55,12 +52,6 @@ def check_stored(loaded: LoadedModel) -> None:
     patches = num_patches(loaded)
     if patches > MAX_PATCHES:
         raise ModelError(f"model {loaded.name!r} has {patches} patches, a dataset can number {MAX_PATCHES}")
-
-
-def announce(notices: Iterable[str]) -> None:
-    """Print notices for the user on standard error, one per line."""
-    for notice in notices:
-        logger.info(f"note: {notice}")
 
 
 def _check_softmax(loaded: LoadedModel) -> None:

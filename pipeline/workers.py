@@ -32,9 +32,9 @@ class WorkersConfig:
 
     Args:
         size: number of workers; 0 does the work in the job's own process.
-        min_size: the fewest workers to start and go on with: where the cluster has no room for `size`, or when nodes
-            are lost. A training adds workers when there is room again. By default all `size` must be there. Ray waits
-            for these few without a limit, whatever `start_timeout_s` is.
+        min_size: the fewest workers to run with when the cluster cannot provide `size`, or loses nodes; by default
+            `size`. A training adds workers when there is room again. Ray waits for these few without a time limit,
+            whatever `start_timeout_s` is.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
@@ -63,7 +63,7 @@ class WorkersConfig:
             ConfigError: the batch is smaller; it names the setting.
         """
         if size < self.size:
-            raise ConfigError(f"{setting} {size} is less than an image for each of {self.size} workers")
+            raise ConfigError(f"{setting} is {size}, which is less than one image for each of {self.size} workers")
 
     @property
     def fewest(self) -> int:
@@ -123,20 +123,19 @@ def with_absolute_paths(config: C) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def load_again(config: ModelConfig, digest: str, role: str = "teacher") -> LoadedModel:
-    """Load a model on a worker as the driver did.
+def load_again(config: ModelConfig, digest: str) -> LoadedModel:
+    """Load a teacher on a worker as the driver did.
 
     Args:
         config: with absolute local paths.
         digest: of the weights that the driver loaded.
-        role: of the model, for the message.
 
     Raises:
         OtherModelError: the weights are others.
         PipelineError: as `load_model`.
     """
     loaded = load_model(config)
-    check_same_digest(f"{role} {config.name!r}", loaded.digest, digest)
+    check_same_digest(f"teacher {config.name!r}", loaded.digest, digest)
     return loaded
 
 

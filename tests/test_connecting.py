@@ -46,10 +46,10 @@ def test_addresses_of_nothing_are_reported_at_once_and_in_a_line(tmp_path: Path)
     said = {
         f"127.0.0.1:{port}": "nothing answers at the Ray cluster",
         "ray://127.0.0.1:10001": "is for Ray Client: jobs run on the cluster itself: submit them with `ray job submit`",
-        "http://127.0.0.1:8265": "is no address of a cluster: give HOST:PORT of its head",
-        "nonsense": "RAY_ADDRESS is 'nonsense', which is no HOST:PORT",
-        "host:port": "RAY_ADDRESS is 'host:port', which is no HOST:PORT",
-        "": "(this machine's last one, in its file ray_current_cluster): ConnectionRefusedError",
+        "http://127.0.0.1:8265": "is not a cluster's address: give HOST:PORT of its head",
+        "nonsense": "RAY_ADDRESS is 'nonsense', which is not of the form HOST:PORT",
+        "host:port": "RAY_ADDRESS is 'host:port', which is not of the form HOST:PORT",
+        "": "(the address is in Ray's file ray_current_cluster on this machine): ConnectionRefusedError",
         "local": "joins",
     }
     started = time.monotonic()

@@ -12,7 +12,7 @@ import pytest
 from pipeline import credentials, storage
 from pipeline.config import parse_config
 from pipeline.credentials import redacted, remember_credentials, without_credentials
-from pipeline.errors import ConfigError, DatasetError, one_line, shown
+from pipeline.errors import ConfigError, DatasetError, one_line, quoted
 from pipeline.log import logger, one_printed_line, print_safely
 from pipeline.report.text import short_name, shortened
 from pipeline.report.writing import settings_section
@@ -163,7 +163,12 @@ def test_text_that_is_made_to_be_slow_is_not() -> None:
 
 def test_errors_and_cut_texts_hold_no_credentials() -> None:
     uri = f"https://user:{SECRET * 9}@host/x"
-    for text in (str(DatasetError(f"no {uri}")), repr(DatasetError(uri)), one_line(OSError(uri), limit=50), shown(uri)):
+    for text in (
+        str(DatasetError(f"no {uri}")),
+        repr(DatasetError(uri)),
+        one_line(OSError(uri), limit=50),
+        quoted(uri),
+    ):
         assert "wJal" not in text
     assert b"wJal" not in pickle.dumps(DatasetError(uri))
     for text in (shortened(uri), short_name(uri), str(settings_section({"images": uri}).tables[0].rows)):

@@ -124,7 +124,7 @@ import sys
 import torch
 
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import load, save
+from pipeline.artifacts.formats import load_quantized, save
 from pipeline.config import parse_config
 from pipeline.quantization import BitWidths, CalibrationConfig
 from pipeline.quantization.batches import CalibrationBatch
@@ -155,7 +155,8 @@ with torch.no_grad():
     # As calibration writes them: with weights as int8 the sums of some processors saturate.
     for name, options in (("x.pt2", {}), ("x.onnx", {"weights": "uint8"})):
         save(quantized, f"{sys.argv[1]}/{name}", facts, **options)
-        torch.testing.assert_close(load(f"{sys.argv[1]}/{name}").predict(images), fine, atol=0.05, rtol=0, msg=name)
+        logits = load_quantized(f"{sys.argv[1]}/{name}").predict(images)
+        torch.testing.assert_close(logits, fine, atol=0.05, rtol=0, msg=name)
 """
 
 OBSERVER = """

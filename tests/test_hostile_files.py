@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from jobs.status import StatusConfig, status
-from pipeline.artifacts.formats import load
+from pipeline.artifacts.formats import load_quantized
 from pipeline.dataset import schema
 from pipeline.dataset.card import read_card
 from pipeline.dataset.own_card import dataset_card
@@ -92,7 +92,7 @@ def test_a_pickle_under_any_name_runs_no_code(name: str, make: Callable[[Bomb], 
     file, ran = tmp_path / name, tmp_path / "ran"
     file.write_bytes(make(Bomb(ran)))
     with pytest.raises(CheckpointError):
-        _ = load(file) if file.suffix in (".pt2", ".onnx") else read_state_dict(str(file), ["w"])
+        _ = load_quantized(file) if file.suffix in (".pt2", ".onnx") else read_state_dict(str(file), ["w"])
     assert not ran.exists()
 
 
@@ -164,10 +164,10 @@ def test_weights_without_values_are_refused(tiny_folder: Path, tmp_path: Path) -
 def test_artifacts_that_unpack_to_too_much_or_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(zipped({"m/extra/facts.json": b"{}"}, stated_size=2**33))
     with pytest.raises(CheckpointError, match="would unpack"):
-        load(tmp_path / name, allow_compiled=True)
+        load_quantized(tmp_path / name, allow_compiled=True)
     (tmp_path / name).write_bytes(zipped({"m/models/model.json": b"{}", "m/extra/../../../escaped": b"x"}))
     with pytest.raises(CheckpointError):
-        load(tmp_path / name, allow_compiled=True)
+        load_quantized(tmp_path / name, allow_compiled=True)
     assert not list(tmp_path.parent.rglob("escaped"))
 
 

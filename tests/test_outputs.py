@@ -109,7 +109,7 @@ def test_an_output_among_images_is_refused_before_anything_is_written(
     folder = tmp_path / "images"
     (folder / "class a").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(folder / "class a" / "0.png")
-    message = "lies in the images '.*', and what is written there would be read as theirs: give the output a folder of"
+    message = "is inside the images '.*', where its files would be read as images: give it a folder of its own"
     with pytest.raises(ConfigError, match=message):
         run(job, tiny_folder, str(folder), output.format(folder))
     assert [path.name for path in folder.rglob("*")] == ["class a", "0.png"]
@@ -122,9 +122,9 @@ def test_an_output_beside_images_or_the_parts_of_a_dataset_is_taken(images: str,
     for name in ("made/report", "made-too", "data", ""):
         check_apart(str(tmp_path / name), [made])
     for name in ("made/data", "made/data/out"):
-        with pytest.raises(ConfigError, match=r"lies in the images '.*/made/data'"):
+        with pytest.raises(ConfigError, match=r"is inside the images '.*/made/data'"):
             check_apart(str(tmp_path / name), [made])
-    with pytest.raises(ConfigError, match="is that of the images: give it a folder of its own"):
+    with pytest.raises(ConfigError, match="is the folder of the images: give it a folder of its own"):
         check_apart(str(tmp_path / "made"), [made])
 
 

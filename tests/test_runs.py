@@ -66,7 +66,7 @@ def test_of_many_that_claim_an_output_at_once_one_has_it(
     winner = claims[0].document["identity"]["seed"]
     refused = [reported for reported in ended if isinstance(reported, str)]
     for reported in refused:
-        assert "of other settings: seed is " in reported
+        assert "made with other settings: seed is " in reported
         assert f"seed is {winner} there" in reported
         assert "nothing is made yet: if that run is no longer at work, delete" in reported
 
@@ -161,7 +161,7 @@ def test_an_output_of_an_earlier_version_is_known_again_wherever_its_project_lie
     check_same_settings(str(tmp_path), job, OLD[job], make_document(job, FACTS[job], {}))
     for change in ({"num_images": 14}, {"teacher": "u" * 64}):
         (name, value), *_ = change.items()
-        with pytest.raises(DatasetError, match=f"of other settings: {name} is .* there, {value!r:.10}"):
+        with pytest.raises(DatasetError, match=f"made with other settings: {name} is .* there, {value!r:.10}"):
             check_same_settings(str(tmp_path), job, OLD[job], make_document(job, FACTS[job] | change, {}))
 
 

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, IncompleteError, OtherModelError, PipelineError
-from pipeline.training import fit, fit_again, run_config, run_workers, worker_configs
+from pipeline.training import fit, fit_with_retries, run_config, run_workers, worker_configs
 from pipeline.workers import WorkersConfig
 
 
@@ -77,7 +77,7 @@ def test_only_failures_that_may_not_repeat_are_tried_again(
         return made[-1]
 
     with pytest.raises(PipelineError):
-        fit_again(make, 2)
+        fit_with_retries(make, 2)
     assert len(made) == attempts
     assert capsys.readouterr().err.count("; trying again, ") == attempts - 1
 

@@ -85,7 +85,7 @@ def check_aoti() -> None:
 
 
 def open_aoti(uri: str) -> Opened:
-    """Open a package, which runs the machine code that it holds: `formats.load` does so only where that is allowed.
+    """Open a package, which runs the machine code that it holds: `load_quantized` does so only where that is allowed.
 
     Raises:
         DatasetError: there is no such file.

@@ -124,25 +124,24 @@ def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_c
     raise CheckpointError(f"{uri!r} has other classes than the teacher: {'; '.join([*filter(None, parts), *repeated])}")
 
 
-def check_class_order(loaded: LoadedModel, teacher: LoadedModel, role: str) -> None:
+def check_class_order(student: LoadedModel, teacher: LoadedModel) -> None:
     """Refuse a trained model that has classes of the teacher's at other numbers: their logits would be compared.
 
     Names that the teacher does not have are left alone: the model may have been trained on other classes.
 
     Args:
-        loaded: the model, with the classifier that it was trained with.
+        student: the model, with the classifier that it was trained with.
         teacher: whose answers are compared with its own.
-        role: what the model is, for the message: `student`.
 
     Raises:
         ModelError: with a class and its two numbers.
     """
-    own, wanted = (Facts.of(model).class_names or [] for model in (loaded, teacher))
+    own, wanted = (Facts.of(model).class_names or [] for model in (student, teacher))
     numbers = {name: number for number, name in enumerate(wanted)}
     for number, name in enumerate(own):
         if numbers.get(name, number) != number:
             raise ModelError(
-                f"{role} {loaded.name!r} has the teacher's classes in another order: class {name!r} is its number "
+                f"student {student.name!r} has the teacher's classes in another order: class {name!r} is its number "
                 f"{number}, and {numbers[name]} of the teacher; put the rows of its classifier into the teacher's order"
             )
 

@@ -39,20 +39,23 @@ class Format:
     Attributes:
         save: takes a program with images as its one input, the file to write, and the `Facts` that it is to state, as
             `save` does. It returns the files that it wrote: what does not fit into the file lies in `<path>.data`.
-        open: takes a URI, as `load` does. What could run code is refused, unless files of the format are code
+        open: takes a URI, as `load_quantized` does. What could run code is refused, unless files of the format are code
             (`runs_code`), and so is what takes other than one batch of images.
         check: raises ConfigError, before any work, where a package or a compiler is missing.
         open_exact: opens without the optimizations of a runtime whose products of int8 weights may saturate, so that
-            none does. `save` takes `weights` then, see `save_onnx`. None for other formats.
-        in_torch: torch runs it, so that the float model itself is what to compare it with.
-        runs_code: opening a file runs machine code that it holds, so that `load` opens it only where that is allowed.
-        note: takes a program, and returns what the figures of its file in a report need said, or None.
+            none does; None for other formats.
+        takes_weights: whether `save` takes `weights`, how they are stored, see `save_onnx`.
+        in_torch: files run in torch, so the float model itself is their baseline; other formats export one.
+        runs_code: opening a file runs machine code that it holds, so `load_quantized` opens it only where that is
+            allowed.
+        note: returns a remark on a program's figures for the report, or None.
     """
 
     save: "Callable[..., list[Path]]"
     open: "Callable[[str], Opened]"
     check: Callable[[], None] = _nothing
     open_exact: "Callable[[str], Opened] | None" = None
+    takes_weights: bool = False
     in_torch: bool = False
     runs_code: bool = False
     note: "Callable[[ExportedProgram], str | None]" = _no_note
@@ -97,7 +100,7 @@ def save(program: "ExportedProgram", path: Path, facts: "Facts", **how: Any) -> 
     return _find(path).save(program, path, facts, **how)
 
 
-def load(uri: str | Path, *, allow_compiled: bool = False) -> "Opened":
+def load_quantized(uri: str | Path, *, allow_compiled: bool = False) -> "Opened":
     """Open a file in the format that its name states.
 
     What is returned is called with normalized images, float32 [B, C, H, W], and returns logits, float32 [B, classes].

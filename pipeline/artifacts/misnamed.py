@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
-from pipeline.foreign import recognize_foreign
+from pipeline.file_kinds import recognize_foreign
 from pipeline.models.containers import excessive_size, readable_kind
 
 # Larger files are judged by their beginning.

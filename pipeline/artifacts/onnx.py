@@ -210,4 +210,10 @@ def _forget_origins(model: Any) -> None:
         holder.metadata_props.clear()
 
 
-FORMAT = Format(save=save_onnx, open=open_onnx, check=check_onnx, open_exact=partial(open_onnx, exact=True))
+FORMAT = Format(
+    save=save_onnx,
+    open=open_onnx,
+    check=check_onnx,
+    open_exact=partial(open_onnx, exact=True),
+    takes_weights=True,
+)

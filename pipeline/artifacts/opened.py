@@ -72,12 +72,12 @@ def fit_to_teacher(opened: Opened, uri: str, teacher: LoadedModel) -> Predictor:
     if count != num_classes:
         raise CheckpointError(f"{uri!r} has {count} classes, the teacher has {num_classes}")
     if wanted is None and own is not None:
-        logger.warning(f"{uri}: its class names are not compared, the teacher has none")
+        logger.warning(f"{uri}: its class names were not checked, because the teacher has none")
     if wanted is not None and own is None:
-        logger.warning(f"{uri}: it names no classes, they are taken to be in the teacher's order")
+        logger.warning(f"{uri}: it has no class names; its classes are assumed to be in the teacher's order")
     if columns == list(range(num_classes)):
         return predict
-    logger.info(f"{uri}: its classes are put in the teacher's order, by their names")
+    logger.info(f"{uri}: its classes were reordered by name to match the teacher's")
     order = torch.tensor(columns)
     return lambda images: predict(images)[:, order]
 

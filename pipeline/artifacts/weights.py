@@ -1,7 +1,6 @@
 """Open weights, and folders as timm saves them, as artifacts."""
 
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FORMATS, ending_of
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError
-from pipeline.log import logger
+from pipeline.log import announce
 from pipeline.models import LOCAL_DIR, ModelConfig, load_model
 from pipeline.models.class_names import class_names
 from pipeline.models.folders import describe_problem, read_model_config
@@ -37,7 +36,7 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
         own = replace(config, checkpoint=uri, pretrained=False)
         loaded = load_model(own)
         _, about_names = class_names(own, loaded.model)
-        _announce([notice for notice in loaded.notices if notice not in about_names])
+        announce([notice for notice in loaded.notices if notice not in about_names])
         if loaded.preset:
             facts = replace(facts, mean=loaded.mean, std=loaded.std)
         return Opened(model_predictor(loaded.model), facts, loaded.input_size)
@@ -53,13 +52,8 @@ def _open_folder(folder: str, uri: str) -> Opened:
     with tempfile.TemporaryDirectory(prefix="artifact-") as copy:
         storage.download_folder(folder, copy)
         loaded = load_model(ModelConfig(name=f"{LOCAL_DIR}{copy}"))
-    _announce([notice.replace(f"{LOCAL_DIR}{copy}", uri) for notice in loaded.notices])
+    announce([notice.replace(f"{LOCAL_DIR}{copy}", uri) for notice in loaded.notices])
     return Opened(model_predictor(loaded.model), Facts.of(loaded), loaded.input_size)
-
-
-def _announce(notices: Iterable[str]) -> None:
-    for notice in notices:
-        logger.info(f"note: {notice}")
 
 
 def model_predictor(model: nn.Module) -> Predictor:

@@ -17,7 +17,7 @@ from pipeline.compaction.plan import CompactionPlan, plan_compaction
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
 from pipeline.dataset.index import read_index, valid_rows, write_index
-from pipeline.dataset.listing import count
+from pipeline.dataset.listing import counted
 from pipeline.dataset.own_card import card_of_merged, write_card
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.errors import DatasetError, IncompleteError
@@ -115,7 +115,7 @@ def _merge_all(plan: CompactionPlan) -> list[MergedFile]:
 def _describe_plan(plan: CompactionPlan) -> str:
     megabytes = sum(plan.progress.parts.values()) / 10**6
     without = f"; shards without a part: {plan.num_missing}" if plan.num_missing else ""
-    return f"{count(plan.progress.parts, 'part')} of {megabytes:.1f} MB into {count(plan.files, 'file')}{without}"
+    return f"{counted(plan.progress.parts, 'part')} of {megabytes:.1f} MB into {counted(plan.files, 'file')}{without}"
 
 
 def _merge_on_cluster(merger: Merger, files: list[range]) -> Iterator[MergedFile]:

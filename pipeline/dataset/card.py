@@ -10,7 +10,7 @@ from fsspec.utils import glob_translate
 from pipeline import storage
 from pipeline.dataset.splits import Splits, check_no_hidden_splits, parquet_splits
 from pipeline.documents import parse_yaml
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, as_line
 from pipeline.log import logger
 
 CARD = "README.md"
@@ -30,7 +30,7 @@ def read_card(uri: str) -> dict[str, Any]:
     try:
         values = parse_yaml("\n".join(lines[1:end]))
     except (yaml.YAMLError, ValueError) as error:
-        raise DatasetError(f"{card!r} has a header that is not YAML: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{card!r} has a header that is not YAML: {as_line(error)}") from error
     return values if isinstance(values, dict) else {}
 
 
@@ -108,7 +108,7 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
     """
     if card.get("configs"):
         logger.warning(
-            f"{uri!r}: the configs of its {CARD} are not read; splits of an image folder are folders (train, test)"
+            f"{uri!r}: the configs in its {CARD} are ignored: an image folder has its splits in folders (train, test)"
         )
     stated = card_class_names(card, None)
     if not names or stated is None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import schema
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, as_line
 
 _IMAGE, _IMAGE_ID, _LABEL = "image", "image_id", "label"
 # Names that others give to the column of labels, in lower case.
@@ -51,7 +51,7 @@ def likely_labels(file_schema: pa.Schema) -> str | None:
     """Return name and type of a column that may be meant as `label`, by its name; None if there is none, or a `label`.
 
     Args:
-        file_schema: of a file. Its `label` is meant where it is no number and thus not read.
+        file_schema: of a file. A `label` that is not numeric, and so is not read, is returned too.
     """
     label = next((field.type for field in file_schema if field.name == _LABEL), None)
     if label is not None:
@@ -152,4 +152,4 @@ def cast_column(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)  # pyright: ignore[reportAttributeAccessIssue]
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DatasetError(f"{uri!r}: column {name!r} is not all {kind}: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{uri!r}: column {name!r} is not all {kind}: {as_line(error)}") from error

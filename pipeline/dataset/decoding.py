@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.foreign import recognize_foreign
+from pipeline.file_kinds import recognize_foreign
 
 # Pillow's name of a format → suffixes of its files. Left out of Pillow's formats are those for which it starts other
 # programs (EPS), and those without a signature, which any bytes may pass for (TGA).

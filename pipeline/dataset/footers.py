@@ -11,11 +11,9 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.columns import column_types, likely_labels
-from pipeline.errors import DatasetError, one_line
-from pipeline.foreign import recognize_foreign
+from pipeline.errors import DatasetError, as_line, one_line
+from pipeline.file_kinds import recognize_foreign
 
-# Footers are small and each takes a round trip to the store: read many at a time.
-FOOTER_THREADS = 32
 # Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
 # Even equal rows take space for their pages. Plans list rows, so a number without any would take all memory.
@@ -33,7 +31,6 @@ class FileFacts:
         columns: name → Arrow type as it will be read, `image` being encoded bytes; empty if there are no rows.
         class_names: of labels 0, 1, 2, ..., if the file holds them.
         names_digest: of the class names, if the file holds either.
-        dataset_digest: of the synthetic dataset, if the file is a part of one.
         row_groups: rows and bytes of each.
         likely_labels: name and type of a column that may be meant as `label`, if there is none of that name.
     """
@@ -42,7 +39,6 @@ class FileFacts:
     columns: dict[str, pa.DataType]
     class_names: tuple[str, ...] | None
     names_digest: str | None
-    dataset_digest: str | None
     row_groups: tuple[tuple[int, int], ...]
     likely_labels: str | None
 
@@ -66,14 +62,13 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
         facts = _read_one(uri, extra_columns)
         return replace(facts, columns=first.columns) if facts.columns == first.columns else facts
 
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         yield from threads.map(read, uris[1:])
 
 
 def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
     footer, file_schema = read_footer(uri)
     metadata = footer.metadata or {}
-    digest = metadata.get(b"digest")
     _check_no_nulls(uri, footer)
     groups = (footer.row_group(index) for index in range(footer.num_row_groups))
     return FileFacts(
@@ -82,7 +77,6 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
         column_types(uri, file_schema, extra_columns) if footer.num_rows else {},
         schema.class_names_of(metadata),
         schema.names_digest_of(metadata),
-        None if digest is None else digest.decode(errors="replace"),
         tuple((group.num_rows, group.total_byte_size) for group in groups),
         likely_labels(file_schema),
     )
@@ -129,7 +123,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
         # and stores have an errno, or are of a subclass.
         if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
             foreign = _foreign(uri)
-            whole = f"is not a whole Parquet file: {' '.join(str(error).split())}"
+            whole = f"is not a whole Parquet file: {as_line(error)}"
             raise DatasetError(f"{uri!r} {foreign or whole}") from error
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
     if footer.num_rows > size * MOST_ROWS_PER_BYTE:

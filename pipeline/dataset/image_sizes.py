@@ -56,4 +56,7 @@ def report_gaps(uri: str, folders: Iterable[str]) -> None:
     numbers = sorted({int(folder) for folder in folders if folder.isdecimal()})
     gap = next((pair for pair in pairwise(numbers) if pair[1] - pair[0] > 1), None)
     if gap is not None:
-        logger.warning(f"{uri!r}: the folders {gap[0]} and {gap[1]} are read as parts of one set")
+        logger.warning(
+            f"{uri!r}: the folders {gap[0]} and {gap[1]} are not numbered consecutively, and are read as one set; if "
+            "they are sizes of the same images, give the URI of one"
+        )

@@ -1,7 +1,7 @@
 """The index of a synthetic dataset: one file with a row for each part, so that nobody has to open every part.
 
-A part is what its file is, and the index repeats it: a row counts where `data/` lists a file of the size that the row
-states. A part without such a row is opened, so an index that is old, incomplete or absent costs time and nothing else.
+The part files are authoritative. A row of the index is used only if `data/` lists the part's file at the stated size;
+other parts are opened, so an old, incomplete or missing index costs only time.
 """
 
 import io
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset.footers import FOOTER_THREADS, MOST_ROWS_PER_BYTE
+from pipeline.dataset.footers import MOST_ROWS_PER_BYTE
 from pipeline.dataset.part_files import part_uri
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
@@ -158,7 +158,7 @@ def indexed_parts(output: str, digest: str, sizes: Mapping[int, int]) -> dict[in
 
 
 def unindexed(output: str, digest: str, sizes: Mapping[int, int]) -> list[int]:
-    """Return the ids of the parts for which the index does not vouch, and which have to be opened."""
+    """Return the ids of the parts without a valid row in the index, which must be opened."""
     return parts_without_row(valid_rows(read_index(output, digest, _FOR_READERS), sizes), sizes)
 
 
@@ -186,7 +186,7 @@ def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int
     """
     rows = valid_rows(known, sizes)
     absent = parts_without_row(rows, sizes)
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         read = threads.map(lambda shard_id: _row_of_part(output, digest, shard_id, sizes[shard_id]), absent)
         return last_rows(pa.concat_tables([rows, index_table(row for row in read if row is not None)]))
 

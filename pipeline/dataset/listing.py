@@ -151,7 +151,7 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
     skipped = sorted({name for name, _ in listing.files} - used) + listing.special
     parts = []
     if skipped:
-        parts.append(f"{count(skipped, 'other file')} ({by_suffix(skipped)}), such as {skipped[0]!r}")
+        parts.append(f"{counted(skipped, 'other file')} ({by_suffix(skipped)}), such as {skipped[0]!r}")
     if listing.hidden:
         parts.append(f"{listing.hidden} hidden")
     if listing.loops:
@@ -160,7 +160,7 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
         logger.warning(f"{uri!r}: only {kind} are read; skipped: {'; '.join(parts)}")
 
 
-def count(names: Collection[object], noun: str) -> str:
+def counted(names: Collection[object], noun: str) -> str:
     """Return `3 files`, and `1 file` without the s."""
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 

@@ -1,4 +1,4 @@
-"""Names of the files under `data/`, each of which says the shards that it holds, and their listing.
+"""List the files under `data/`; the name of each says which shards it holds.
 
 - `part-NNNNN-<digest8>.parquet`: the part of shard NNNNN, as a synthesis writes it.
 - `part-NNNNN-MMMMM-<digest8>.parquet`: the parts of the shards NNNNN to MMMMM, one row group each, as
@@ -97,7 +97,7 @@ def _part_file(data: str, name: str, size: int, digest: str) -> PartFile:
 
 
 def merged_metadata(facts: Mapping[int, Mapping[str, str]]) -> dict[bytes, bytes]:
-    """Return what the metadata of a merged file says of its parts.
+    """Return the metadata of a merged file: what was particular to each of its parts.
 
     Args:
         facts: shard id → what the part's own metadata said of it alone, such as how its micro-batches were split.
@@ -106,7 +106,7 @@ def merged_metadata(facts: Mapping[int, Mapping[str, str]]) -> dict[bytes, bytes
 
 
 def holds_parts(metadata: Mapping[bytes, bytes] | None, num_row_groups: int, shard_ids: range, digest: str) -> bool:
-    """Return whether a file is, according to its footer, what its name says.
+    """Return whether a file's footer matches its name: the digest and the shards that it should hold.
 
     Args:
         metadata: of the file.

@@ -25,8 +25,6 @@ _ROWS_AT_ONCE = 64
 _BYTES_AT_ONCE = 16 * 2**20
 # Number of rows without images that are read at once.
 _SMALL_ROWS_AT_ONCE = 2**16
-# A column of labels is small, and each read takes a round trip to the store: read many row groups at a time.
-_COLUMN_THREADS = 32
 # Row groups of a file that one thread reads, so that they share the cost of its footer.
 _NEIGHBORS = 16
 # What to do about ids that repeat.
@@ -54,7 +52,7 @@ def read_columns(source: Source, *names: str) -> Iterator[pa.Table]:
         with OpenFiles() as files:
             return [pa.concat_tables(read_unit(source, unit, names, files)) for _, unit in neighbors]
 
-    with ThreadPoolExecutor(_COLUMN_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         for tables in threads.map(read, neighbors_in_files(units)):
             yield from tables
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
-from pipeline.pictures import PICTURE_CHANNELS
+from pipeline.pictures import PICTURE_CHANNELS, as_picture
 
 SCHEMA_VERSION = 2
 # Version 1 has the class names in every part. A dataset keeps the version that it was started with.
@@ -159,7 +159,7 @@ def encode_image(pixels: np.ndarray) -> bytes:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PICTURE_CHANNELS or not pixels.size:
         raise DatasetError(f"an image must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    as_picture(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -16,8 +16,9 @@ from pipeline.dataset.card import CARD, card_class_names, card_config, card_spli
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
+from pipeline.dataset.incomplete_files import check_not_empty, check_pulled
 from pipeline.dataset.index import IndexedPart, indexed_parts
-from pipeline.dataset.listing import Listing, by_suffix, check_utf8_names, count, list_tree, report_skipped
+from pipeline.dataset.listing import Listing, by_suffix, check_utf8_names, counted, list_tree, report_skipped
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
@@ -31,7 +32,6 @@ from pipeline.dataset.splits import (
 )
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
-from pipeline.dataset.whole import check_not_empty, check_pulled
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
@@ -79,7 +79,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     if parquet:
         return _parquet_folder(uri, listing, parquet, extra_columns, split)
     if not images:
-        there = f": it holds {count(names, 'file')}, {by_suffix(names)}" if names else ": it is empty"
+        there = f": it holds {counted(names, 'file')}, {by_suffix(names)}" if names else ": it is empty"
         raise DatasetError(f"no dataset at {uri!r}: neither Parquet files nor images are in it{there}")
     if extra_columns:
         raise DatasetError(f"{uri!r} is a folder of images: it has no column {extra_columns[0]!r}")
@@ -228,8 +228,8 @@ def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
     names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
     if schema.names_digest(names) == part.names_digest:
         return names
-    reason = "parts of a synthetic dataset without its class names, which its manifest.json has: labels go by number"
-    logger.warning(f"{uri!r} holds {reason}")
+    missing = "but not the manifest.json with their class names: labels go by number"
+    logger.warning(f"{uri!r} holds parts of a synthetic dataset, {missing}")
     return None
 
 

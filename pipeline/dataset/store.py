@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.footers import FOOTER_THREADS, read_footer
+from pipeline.dataset.footers import read_footer
 from pipeline.dataset.part_files import PartFile, holds_parts, list_part_files, part_name, part_uri
-from pipeline.errors import DatasetError, shown
+from pipeline.errors import DatasetError, quoted
 
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _TEMPORARY = ".tmp"
@@ -135,7 +135,7 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
         return {}
     wanted = set(shard_ids)
     files = [file for file in list_part_files(output, digest) if not wanted.isdisjoint(file.shard_ids)]
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         reasons = list(threads.map(lambda file: _damage(output, digest, file), files))
     return {
         shard_id: reason
@@ -210,14 +210,14 @@ def read_manifest(output: str) -> dict[str, Any]:
     _check_keys(uri, manifest, _MANIFEST)
     _check_keys(uri, manifest["teacher"], _TEACHER, "teacher.")
     if [type(side) for side in manifest["image_size"]] != [int] * 3 or min(manifest["image_size"]) < 1:
-        raise DatasetError(f"{uri!r} has {shown(manifest['image_size'])} as 'image_size', it must be [C, H, W]")
+        raise DatasetError(f"{uri!r} has {quoted(manifest['image_size'])} as 'image_size', it must be [C, H, W]")
     for name in ("num_shards", "num_images"):
         if isinstance(manifest[name], bool) or not 0 <= manifest[name] <= _MOST[name]:
             raise DatasetError(f"{uri!r} has {manifest[name]!r:.40} as {name!r}, it must lie in 0 to {_MOST[name]}")
     if _DIGEST.fullmatch(manifest["digest"]) is None:
-        raise DatasetError(f"{uri!r} has {shown(manifest['digest'])} as 'digest', it must be 64 hexadecimal digits")
+        raise DatasetError(f"{uri!r} has {quoted(manifest['digest'])} as 'digest', it must be 64 hexadecimal digits")
     if not all(isinstance(name, str) for name in manifest["class_names"]):
-        raise DatasetError(f"{uri!r} has class names that are not texts: {shown(manifest['class_names'])}")
+        raise DatasetError(f"{uri!r} has class names that are not texts: {quoted(manifest['class_names'])}")
     return manifest
 
 
@@ -226,7 +226,7 @@ def _check_keys(uri: str, values: Mapping[str, Any], kinds: Mapping[str, type], 
         if name not in values:
             raise DatasetError(f"{uri!r} is an incomplete manifest: it has no {prefix + name!r}")
         if not isinstance(values[name], kind):
-            raise DatasetError(f"{uri!r} has {shown(values[name])} as {prefix + name!r}, it must be {kind.__name__}")
+            raise DatasetError(f"{uri!r} has {quoted(values[name])} as {prefix + name!r}, it must be {kind.__name__}")
 
 
 def write_manifest(output: str, manifest: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ _NAMES = (
     *("angle", "down", "right", "size", "flip", "blur", "brightness", "contrast", "saturation", "noise", "partner"),
     *("mixup", "mixup_share", "cutmix", "cutmix_area", "cutmix_row", "cutmix_column"),
 )
-# Drawn after all others, so that these stay as they were before erasing was known.
+# Drawn last, so that adding them did not change the draws above.
 _ERASED_NAMES = ("erase", "erase_gray", "erase_block", "erase_area", "erase_row", "erase_column")
 # Share of an image.
 _LARGEST_ERASED = 0.8

@@ -32,9 +32,9 @@ class AugmentConfig:
         mixup: probability of a weighted mean with another image of the batch.
         cutmix: probability of pasting a block of another image's patches; on kept patches, of adding the patches that
             two other images keep.
-        erase: probability of making patches one random gray: a block, or patches here and there, of a whole image
-            (Random Erasing, Zhong et al., AAAI 2020); of an image on kept patches, those that it does not keep, after
-            which it is read, moved and blurred as a whole image.
+        erase: probability of painting patches in one random gray. On a whole image: a block, or scattered patches
+            (Random Erasing, Zhong et al., AAAI 2020). On an image with stopped patches: all of these, which makes it a
+            whole image that takes every other change.
     """
 
     degrees: float = 10.0
@@ -51,12 +51,12 @@ class AugmentConfig:
     erase: float = field(default=0.5, metadata=former_default(0.0))
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        check_ranges(self, ("blur", "noise"), 0)
-        check_range("degrees", self.degrees, 0, 180)
-        check_range("scale", self.scale, 0, 1, open_high=True)
+        check_finite(self, "augment.")
+        check_ranges(self, ("blur", "noise"), 0, prefix="augment.")
+        check_range("augment.degrees", self.degrees, 0, 180)
+        check_range("augment.scale", self.scale, 0, 1, open_high=True)
         for name in _SHARES:
-            check_range(name, getattr(self, name), 0, 1)
+            check_range(f"augment.{name}", getattr(self, name), 0, 1)
 
     def check_channels(self, setting: str, channels: int) -> None:
         """Check that images of so many channels can be changed so.

@@ -213,8 +213,8 @@ class AugmentedImages:
         if not skipped or self._augmenter.find_whole(batch).all():
             return
         self._tell = False
-        erased = "; those that erase makes whole do" if self._augmenter.config.erase else ""
-        logger.info(f"augment: images read on kept patches alone do not take {', '.join(skipped)}{erased}")
+        erased = " (images that erase turns into whole images get all changes)" if self._augmenter.config.erase else ""
+        logger.info(f"augment: images with stopped patches do not get {', '.join(skipped)}{erased}")
 
 
 def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:

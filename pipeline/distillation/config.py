@@ -73,8 +73,8 @@ class StudentConfig:
     """The student to train: a model, or a copy of the teacher with fewer blocks.
 
     Args:
-        model: any timm model, with or without weights. What it leaves open (channels, classes, and without weights of
-            its own the normalization) is the teacher's.
+        model: any timm model, with or without weights. Channels and classes default to the teacher's, and so does the
+            normalization if it has no weights of its own.
         depth_pruned: the teacher's blocks to keep, counted from 0; the rest of the copy is the teacher's.
         linear_head: freeze the backbone, which must have weights, in evaluation mode, and train a new linear head
             alone, as published (SMI, Hu et al., ICML 2024, section 4.2, on an ImageNet backbone).
@@ -119,8 +119,8 @@ class DistillationConfig:
         images: URI of a synthetic dataset, Parquet files or an image folder, or a list of URIs, which are shuffled
             together. `{uri: URI, weight: 10}` in the list is read ten times per epoch. Or the file of a synthesis
             config, such as `synthesize.yaml`: its images are made while the student is trained on them.
-        images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
-            synthetic.
+        images_split: split to read, such as `train`, if there are several; with a list, it applies to every dataset
+            that is not synthetic.
         output: folder that everything is written to, at any fsspec URI.
         labeled: labeled images to score the student on. The best epoch is the one with the highest top-1; without
             labeled images, the one with the lowest training loss.
@@ -151,7 +151,7 @@ class DistillationConfig:
         shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.
         workers: number and resources of the Ray Train workers.
         allow_incomplete: accept a synthetic dataset with missing shards.
-        tracking: TensorBoard and MLflow, to report to.
+        tracking: where to report the run: TensorBoard, MLflow, both or neither.
     """
 
     FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES

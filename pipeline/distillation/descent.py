@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.order import Share
 from pipeline.errors import IncompleteError
-from pipeline.saving import WhenToSave
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def backpropagate(
     batch: DistillationBatch | None,
     parameters: Iterable[nn.Parameter],
     group: Group,
-    when: WhenToSave,
+    when: CheckpointTimer,
     *,
     loss: int,
 ) -> Tensor:

@@ -62,7 +62,7 @@ class MemoryImages:
         left_out: ids of images that nobody reads.
 
     Attributes:
-        order: what the order of the images depends on, besides seed and epoch: nothing.
+        order: empty: the order depends on nothing but seed and epoch.
     """
 
     order = ""

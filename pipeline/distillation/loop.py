@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.config import DistillationConfig
@@ -23,7 +24,6 @@ from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
-from pipeline.saving import WhenToSave
 
 METRICS = "metrics.jsonl"
 
@@ -45,7 +45,7 @@ class StudentTrainer:
         group: the workers.
         parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
             backward pass then averages gradients over the workers.
-        noticed: whether a worker's node is about to be taken, see `WhenToSave`.
+        noticed: whether a worker's node is about to be taken, see `CheckpointTimer`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StudentTrainer:
         self.optimizer = make_optimizer(student.trained_parameters(), config)
         self.objective = DistillationObjective(config, self.student, answers)
         self.parallel = self.objective if parallelize is None else parallelize(self.objective)
-        self._mid_epoch = WhenToSave(60 * config.checkpoint_minutes, noticed)
+        self._mid_epoch = CheckpointTimer(60 * config.checkpoint_minutes, noticed)
 
     def train(self) -> list[str]:
         """Train from the last checkpoint to the last epoch.

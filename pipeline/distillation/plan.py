@@ -17,14 +17,15 @@ from pipeline.distillation.config import (
     DistillationConfig,
     list_images,
 )
-from pipeline.distillation.students import Student, build_student, reads_kept
+from pipeline.distillation.students import Student, build_student, student_or_teacher_reads_kept
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.log import announce
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_apart, check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, names_config, plan_images, planned_images
-from pipeline.vetting import announce, check_teacher
+from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT
 from pipeline.workers import with_absolute_paths
@@ -72,7 +73,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     if config.augment is not None:
         config.augment.check_channels("augment", teacher.input_size[0])
     to_make = plan_images(config.images, (config.teacher, teacher)) if names_config(config.images) else None
-    kept = reads_kept(teacher, student)
+    kept = student_or_teacher_reads_kept(teacher, student)
     if to_make is None:
         images = _find_images(config, teacher, reads_kept=kept)
     else:

@@ -19,7 +19,7 @@ from pipeline.distillation.plan import DistillationPlan, plan_distillation
 from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, last_place, load_state
-from pipeline.distillation.students import reads_kept
+from pipeline.distillation.students import student_or_teacher_reads_kept
 from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
@@ -27,7 +27,7 @@ from pipeline.models import save_model
 from pipeline.report.writing import write_page
 from pipeline.runs import find_config, hold
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
-from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
+from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.training import resources_of
 
@@ -109,12 +109,12 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
     output, started = plan.config.output, time.monotonic()
     done_before, steps_before = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
-        # What the training itself lacks must come out before images are made for hours.
+        # Report problems of the training before hours are spent on images.
         task = _read(plan, _arriving(plan, arrivals))
         train = prepare_training(task, fixed_size=fixed_size)
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
-            synthesis_beside(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
+            background_synthesis(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
             report_epochs(output, plan.config.epochs, (done_before, steps_before), tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
@@ -166,8 +166,8 @@ def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside:
 def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
     """Read the images into memory if they are there and fit; otherwise the workers read them."""
     config = plan.config
-    left, kept = config.cache_gb * 2**30, reads_kept(plan.teacher, plan.student)
-    # Of views, no answers are kept.
+    left, kept = config.cache_gb * 2**30, student_or_teacher_reads_kept(plan.teacher, plan.student)
+    # The teacher's answers are kept only without augmentation.
     with_tokens = config.token_weight > 0 and config.augment is None
 
     def read(source: ImageCollection, *, labels: bool) -> ImageCollection | list[ray.ObjectRef]:

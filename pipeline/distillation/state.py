@@ -48,7 +48,7 @@ class TrainingState:
         history: one row of metrics per epoch. With `qat`, one per step, and one of before the training.
         epoch_steps: steps done of the next epoch.
         epoch_totals: sums of the loss terms and number of images over these steps.
-        order: what the order of the images depended on, see `StreamedImages`; steps count in that order alone.
+        order: what the order of the images depended on, see `StreamedImages`; `epoch_steps` counts in that order only.
     """
 
     digest: str
@@ -120,8 +120,8 @@ def load_state(output: str, digest: str, *, order: str = "", tell: bool = False)
             return state
         if tell:
             logger.info(
-                f"checkpoint {_name(*place)} does not count: with other workers or another shuffle buffer, streamed "
-                f"images are read in another order; epoch {state.epoch + 1} begins anew"
+                f"checkpoint {_name(*place)} is not used: its images were read in another order (other workers, "
+                f"another shuffle buffer or cache_gb, or an earlier version); epoch {state.epoch + 1} starts over"
             )
     return None
 

@@ -100,7 +100,7 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
     return student
 
 
-def reads_kept(teacher: LoadedModel, student: Student) -> bool:
+def student_or_teacher_reads_kept(teacher: LoadedModel, student: Student) -> bool:
     """Return whether teacher or student reads the kept patches alone, so that their grid must be the teacher's."""
     return refusal(teacher.model) is None or student.vit is not None
 
@@ -166,7 +166,7 @@ def _make(config: ModelConfig, teacher: LoadedModel, *, linear_head: bool) -> _M
             f"student {config.name!r} reads {loaded.input_size[0]} channels, the teacher's images have {channels}"
         )
     if not linear_head:
-        check_class_order(loaded, teacher, "student")
+        check_class_order(loaded, teacher)
     return _Made(loaded.model, loaded.mean, loaded.std, loaded.notices)
 
 

@@ -23,11 +23,11 @@ from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.opening import ImageSource, as_views, open_images
 from pipeline.distillation.order import Share
-from pipeline.distillation.students import Student, build_student, reads_kept
+from pipeline.distillation.students import Student, build_student, student_or_teacher_reads_kept
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.precision import announce_dtype
-from pipeline.training import check_readers, is_node_leaving, parallelize, run_workers, worker_configs
+from pipeline.training import check_readers, is_any_node_leaving, parallelize, run_workers, worker_configs
 from pipeline.workers import check_same_digest, load_again, pick_device, threads
 
 
@@ -77,7 +77,7 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
         device = pick_device(config.workers.device, "workers.device")
         announce_dtype(config.dtype, on_gpu=device.type == "cuda")
         return partial(_train_here, task, device)
-    # Images that workers read each for itself come in another order to more workers: the epoch would begin anew.
+    # Streamed images come in another order to more workers, so growing would restart the epoch.
     arriving = task.images if isinstance(task.images, Arriving) else None
     grows = not task.streams and arriving is None
     resources = worker_configs(
@@ -103,7 +103,7 @@ def _train_on_worker(task: Task) -> list[str]:
     connect()
     with threads(task.config.workers.cpus_per_worker):
         group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-        return train_on(task, group, parallelize, is_node_leaving)
+        return train_on(task, group, parallelize, is_any_node_leaving)
 
 
 def _train_here(task: Task, device: torch.device) -> list[str]:
@@ -154,7 +154,7 @@ def _train(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
     )
     share = group.share(config.batch_size, seed=config.seed, shuffle_buffer=config.shuffle_buffer)
-    kept, labeled = reads_kept(teacher, student), None
+    kept, labeled = student_or_teacher_reads_kept(teacher, student), None
     images = _open_share(task.images, teacher, share, labels=config.label_weight > 0, reads_kept=kept)
     if task.labeled is not None:
         labeled = open_images(task.labeled, teacher, share, labels=True, reads_kept=kept)

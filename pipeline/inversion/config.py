@@ -48,7 +48,7 @@ class AdaptiveEnd:
 
     Args:
         confidence: probability of the target class that the teacher must reach.
-        hold_steps: consecutive steps for which it must hold; the last step shows the image without jitter.
+        hold_steps: consecutive steps that must reach it; the last of them shows the image without jitter.
     """
 
     confidence: float = 0.9
@@ -62,11 +62,11 @@ class AdaptiveEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """Changes of the images that the networks see, another one at each step and image; 0 is no change.
+    """Random changes of the images before the networks see them, redrawn for each image and step; 0 turns one off.
 
-    How strong a change is, is drawn uniformly, from none to the value set here. All but the noise need whole images:
-    they end with the first patch that is stopped. The steps that rank or stop patches, or end images, show images as
-    they are.
+    The strength of each change is drawn uniformly, from none to the value set here. All but the noise need whole
+    images: they end with the first patch that is stopped. The steps that rank or stop patches, or end images, show
+    images as they are.
 
     Args:
         degrees: largest rotation either way.
@@ -81,7 +81,7 @@ class ViewConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_finite(self, "views.")
         check_range("views.degrees", self.degrees, 0, 45)
         check_range("views.scale", self.scale, 0, 1, open_high=True)
         check_range("views.blur", self.blur, 0)
@@ -182,7 +182,7 @@ class InversionConfig:
         check_range("micro_batch", self.micro_batch, 1)
         check_ranges(self, ("iterations", *self.weights), 0)
         if self.compile and self.mask_only:
-            raise ConfigError("compile needs a teacher that reads single patches, and mask_only is for the others")
+            raise ConfigError("compile needs a teacher that runs on a subset of patches; mask_only is for the others")
         if self.compile and self.patch_similarity:
             raise ConfigError("compile and patch_similarity exclude each other: hooks on the blocks do not compile")
         if not self.stop_steps and self.stop_fractions == _STOP_FRACTIONS:
@@ -266,9 +266,8 @@ class InversionConfig:
         first = min(self.changes(num_patches), default=self.num_steps)
         if not self.views.moves or first == self.num_steps:
             return []
-        return [
-            f"views.degrees, scale and blur need whole images: they change those of the first {first - 1} steps alone"
-        ]
+        where = f"apply to the first {first - 1} steps only" if first > 1 else "have no effect"
+        return [f"views.degrees, scale and blur need whole images: they {where}"]
 
     def check(self, num_patches: int) -> None:
         """Check that the schedule suits a teacher with that many patches.

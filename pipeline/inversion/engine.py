@@ -35,7 +35,7 @@ CHECK_EVERY = 25
 
 
 class Inversion:
-    """One inversion under way, of what `invert` takes; `step` it, look at it, take its `result`.
+    """A running inversion, with the arguments of `invert`: call `step` until it is `finished`, then `result`.
 
     Attributes:
         images: float32 [b, C, H, W], of those that have not ended; `.grad` holds the last step's gradient.
@@ -179,7 +179,7 @@ class Inversion:
         self._objective.show_at_most(self.micro_batch)
 
     def _put_aside(self, ending: ConfidenceTracker) -> Tensor | None:
-        """Keep images of which the teacher is sure by now, as just seen; the rows that go on, if any end."""
+        """Save images that the teacher is now sure of; return the rows that continue, or None if no image ended."""
         ended = ending.watch(self.num_steps, self._class_losses)
         if ended is None or not bool(ended.any()):
             return None
@@ -195,7 +195,7 @@ class Inversion:
         self._draw_for(rows)
 
     def _draw_for(self, rows: Tensor) -> None:
-        """Keep what is given or drawn for the given rows of the batch, int64 [b]."""
+        """Narrow targets, jitter and views to the given rows of the batch, int64 [b]."""
         self.targets, self._jitter = self.targets[rows], self._jitter[:, rows]
         self._views = self._views and self._views.keep(rows)
 
@@ -221,7 +221,7 @@ class Inversion:
 
     @property
     def _going(self) -> Harvest:
-        """Those that have not ended, as they are now."""
+        """The images that have not ended, as they are now."""
         return Harvest(self.images.detach(), self.keep_indices)
 
     def state(self) -> dict[str, Any]:

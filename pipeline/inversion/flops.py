@@ -87,15 +87,14 @@ def step_flops(shape: TeacherShape, num_kept: int) -> Flops:
     return Flops(linear + attention, linear + 2 * attention)
 
 
-def run_flops(shape: TeacherShape, phases: Iterable[tuple[int, int]], num_images: int = 1) -> Flops:
-    """Count a whole run of a batch.
+def run_flops(shape: TeacherShape, phases: Iterable[tuple[int, int]]) -> Flops:
+    """Count a whole run of one image.
 
     Args:
         shape: of the teacher.
         phases: (number of steps, patches alive), as `schedule.alive_phases` gives them.
-        num_images: in the batch.
     """
     total = Flops(0, 0)
     for num_steps, num_kept in phases:
-        total = total + step_flops(shape, num_kept) * (num_steps * num_images)
+        total = total + step_flops(shape, num_kept) * num_steps
     return total

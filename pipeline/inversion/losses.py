@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 # The norm of a zero difference gets the subgradient 0 instead of 0/0.
 _SMALLEST = 1e-12
+# Of the estimate of the similarities' density, as published.
+_BANDWIDTH, _POINTS = 0.01, 10
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
 # Each pixel and its neighbor to the right, below, and on the two diagonals.
 _NEIGHBORS = (
@@ -93,37 +95,37 @@ def _norm(rows: Tensor) -> Tensor:
     return rows.square().sum(dim=1).clamp_min(_SMALLEST**2).sqrt()
 
 
-def patch_similarity_entropy(outputs: Sequence[Tensor], *, bandwidth: float = 0.01, points: int = 10) -> Tensor:
+def patch_similarity_entropy(outputs: Sequence[Tensor]) -> Tensor:
     """Differential entropy [B] of the patches' pairwise cosine similarities, mean over blocks; to be maximized.
 
     The patches of noise all look alike; those of a picture are partly alike and partly not. The density is a Gaussian
-    kernel estimate at `points` values between the smallest and the largest similarity, normalized to integrate to 1
+    kernel estimate at ten values between the smallest and the largest similarity, normalized to integrate to 1
     (PSAQ-ViT; Li et al., ECCV 2022, section 3.2).
 
     Args:
         outputs: attention @ value of each block [B, K, d], mean over heads, without prefix tokens; K must be 2 or more.
     """
-    return torch.stack([_similarity_entropy(output, bandwidth, points) for output in outputs]).mean(dim=0)
+    return torch.stack([_similarity_entropy(output) for output in outputs]).mean(dim=0)
 
 
-def _similarity_entropy(output: Tensor, bandwidth: float, points: int) -> Tensor:
+def _similarity_entropy(output: Tensor) -> Tensor:
     vectors = F.normalize(output.float(), dim=-1)
     row, column = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
     similarities = (vectors @ vectors.transpose(1, 2))[:, row, column]
     low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
-    grid = low + (high - low) * torch.linspace(0, 1, points, dtype=torch.float32, device=vectors.device)
+    grid = low + (high - low) * torch.linspace(0, 1, _POINTS, dtype=torch.float32, device=vectors.device)
     # Summed point by point, because [B, points, pairs] would be the largest tensor of the run.
-    density = torch.stack([_kernel(point, similarities, bandwidth) for point in grid.split(1, dim=1)], dim=1)
+    density = torch.stack([_kernel(point, similarities) for point in grid.split(1, dim=1)], dim=1)
     # Ten points miss or double-count much of a narrow kernel's mass. Without normalization, patches that are all alike
     # would get a high entropy.
     density = density / torch.trapezoid(density, grid, dim=1).clamp_min(_SMALLEST).unsqueeze(1)
     return torch.trapezoid(-density * density.clamp_min(_SMALLEST).log(), grid, dim=1)
 
 
-def _kernel(point: Tensor, similarities: Tensor, bandwidth: float) -> Tensor:
+def _kernel(point: Tensor, similarities: Tensor) -> Tensor:
     """Gaussian kernel density [B] at one point per image [B, 1]."""
-    scaled = (point - similarities) / bandwidth
-    return torch.exp(-0.5 * scaled.square()).mean(dim=1) / (bandwidth * (2 * torch.pi) ** 0.5)
+    scaled = (point - similarities) / _BANDWIDTH
+    return torch.exp(-0.5 * scaled.square()).mean(dim=1) / (_BANDWIDTH * (2 * torch.pi) ** 0.5)
 
 
 class FeaturePrior:

@@ -47,7 +47,7 @@ class InversionObjective:
         return sum(piece.compile_s for piece in self._compiled)
 
     def compile(self, device: torch.device, *, batch: int, max_rows: int) -> None:
-        """Put compiled pieces in the place of those that every step runs.
+        """Compile the parts that run in every step.
 
         Args:
             device: of the run.
@@ -64,7 +64,7 @@ class InversionObjective:
         self._compiled = [self._look, *pieces]
 
     def show_at_most(self, max_rows: int) -> None:
-        """Expect views of at most that many images from now on."""
+        """Limit later views to that many images."""
         if self._look is not None:
             self._look.max_rows = max_rows
 

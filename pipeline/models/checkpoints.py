@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
-from pipeline.foreign import describe_foreign
+from pipeline.file_kinds import describe_foreign
 from pipeline.models.containers import expanded_size, readable_kind
 from pipeline.models.layouts import TORCHVISION, source_names
 from pipeline.models.pickles import read_pickle

@@ -87,7 +87,7 @@ def _check_names(names: Sequence[str], count: int, config: ModelConfig) -> None:
             )
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise ConfigError(f"{where} must differ; repeated: {repeated[:5]}; class_names may give others")
+        raise ConfigError(f"{where} must differ; repeated: {repeated[:5]}; set class_names to override them")
 
 
 def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequence[str] | None:
@@ -100,7 +100,7 @@ def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequen
     try:
         names = names_in_config({**stated, **({"label_names": labels} if labels else {})})
     except ValueError as error:
-        raise ConfigError(f"model {name!r}: its own {what} {error}; class_names may give others") from error
+        raise ConfigError(f"model {name!r}: its own {what} {error}; set class_names to override them") from error
     if names is None or len(names) == count:
         return names
     if trained:
@@ -118,8 +118,8 @@ def _assumed_names(
     if not trained or (config.checkpoint is None and not config.name.startswith(LOCAL_DIR)):
         return names, ()
     return names, (
-        f"model {config.name!r} has {count} classes without names: they get those of ImageNet, in ImageNet's order; "
-        "class_names may give others",
+        f"model {config.name!r} has {count} classes without names: ImageNet's names, in ImageNet's order, are used; "
+        "set class_names to override them",
     )
 
 

@@ -5,7 +5,7 @@ import struct
 import zipfile
 from typing import Literal
 
-from pipeline.foreign import is_torchscript, zip_members
+from pipeline.file_kinds import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 
@@ -46,7 +46,7 @@ def expanded_size(content: bytes) -> int | None:
 
 
 def excessive_size(archive: zipfile.ZipFile, stored: int) -> int | None:
-    """Return what `expanded_size` does of an open archive of `stored` bytes."""
+    """Return the unpacked size of an archive of `stored` bytes if it is out of proportion, otherwise None."""
     size = sum(entry.file_size for entry in archive.infolist())
     return size if size > max(_LEAST_LARGE_BYTES, _MOST_EXPANSION * stored) else None
 

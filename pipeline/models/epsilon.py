@@ -34,5 +34,5 @@ def _norms(model: nn.Module) -> list[nn.LayerNorm]:
 
 
 def _notice(what: str, own: float, epsilon: float) -> str:
-    added = f"its LayerNorms add {own:g} to the variance as timm's do"
-    return f"{what}: {added}, not {epsilon:g} as transformers' did, so that it loads as it was trained"
+    why = "a saved timm model cannot record another one"
+    return f"{what}: its LayerNorms use timm's epsilon {own:g}, not transformers' {epsilon:g}, because {why}"

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import timm.data
 import timm.models
 import torch
 from torch import nn
@@ -22,9 +23,9 @@ def input_size_of(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, i
     return int(getattr(model, "in_chans", None) or made_with.get("in_chans") or channels), int(height), int(width)
 
 
-def size_of(model: nn.Module) -> tuple[int, int, int]:
-    """Return channels, height and width that a model of timm was made for."""
-    return input_size_of(model, dict(model.pretrained_cfg))  # type: ignore[arg-type]
+def model_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Return channels, height and width in pixels of the images that a timm model was made for."""
+    return input_size_of(model, timm.data.resolve_data_config({}, model=model))
 
 
 def size_notices(
@@ -41,7 +42,7 @@ def size_notices(
     """
     if change is None:
         return ()
-    _, height, width = size_of(model)
+    _, height, width = model_input_size(model)
     message = f"{what} was trained on {change}, the model reads {height}x{width} pixels"
     if trained and "img_size" not in config.model_args:
         raise CheckpointError(
@@ -65,14 +66,14 @@ def unknown_size(config: ModelConfig, what: str, model: nn.Module) -> tuple[str,
     size = _other_size(named, model)
     if size is None or _shapes(named) != _shapes(model):
         return ()
-    _, height, width = size_of(model)
+    _, height, width = model_input_size(model)
     message = f"{what} does not state the image size it was trained at: {config.name!r} is made for {size}"
     return (f"{message}, the model reads {height}x{width} as model_args.img_size says",)
 
 
 def _other_size(trained: nn.Module, model: nn.Module) -> str | None:
     """Return the image size that a model was trained at if it reads another; None if it is the same."""
-    (_, height, width), (_, *made) = (size_of(each) for each in (trained, model))
+    (_, height, width), (_, *made) = (model_input_size(each) for each in (trained, model))
     return None if [height, width] == made else f"{height}x{width} pixels"
 
 

@@ -15,7 +15,7 @@ from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
 from pipeline.models.config import ModelConfig
-from pipeline.models.image_size import input_size_of
+from pipeline.models.image_size import input_size_of, model_input_size
 from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
     PREPROCESSING,
@@ -82,7 +82,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     data_config |= {"input_size": (channels, height, width), "mean": mean, "std": std, **config.preprocessing()}
     # Settings of the config were checked when it was made; these are the model's own.
     if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
-        raise ConfigError(f"model {config.name!r}: its own {fault}; the setting of that name may give another")
+        raise ConfigError(f"model {config.name!r}: its own {fault}; use the setting of that name to override it")
     names, name_notices = class_names(config, model, trained=trained)
     return LoadedModel(
         model=model,
@@ -125,11 +125,6 @@ def save_model(
     shutil.copymode(Path(folder, "config.json"), Path(folder, "model.safetensors"))
 
 
-def model_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """Return channels, height and width in pixels of the images that a timm model was made for."""
-    return input_size_of(model, timm.data.resolve_data_config({}, model=model))
-
-
 class RealImageTransform:
     """timm's evaluation transform of a model's own config, for images of any size and mode."""
 
@@ -149,7 +144,7 @@ def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channel
     given: list[float] | None = getattr(config, name)
     whose = name if given is not None else f"model {config.name!r}: its own {name}"
     if given is None and (fault := describe_normalization_fault({name: own})):
-        raise ConfigError(f"model {config.name!r}: its own {fault}; {name} may give others")
+        raise ConfigError(f"model {config.name!r}: its own {fault}; set {name} to override it")
     values = tuple(float(v) for v in (own if given is None else given))
     if len(values) == channels:
         return values

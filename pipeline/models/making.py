@@ -12,7 +12,7 @@ from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.creating import as_trained, create_model, fill_model, make_outline
 from pipeline.models.epsilon import set_epsilon
 from pipeline.models.folders import read_model_config
-from pipeline.models.image_size import asked_size, size_notices, size_of, unknown_size
+from pipeline.models.image_size import asked_size, model_input_size, size_notices, unknown_size
 from pipeline.models.jax_weights import jax_first_layer, load_jax_weights
 from pipeline.models.layouts import (
     TORCHVISION_PREPROCESSING,
@@ -86,7 +86,7 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
         return MadeModel(model, size_notices(config, what, model, resampling(weights, model), trained))
     check_heads(uri, weights, outline)
     check_first_layer(what, weights, outline)
-    overlay = {"num_classes": outline.num_classes, "input_size": size_of(outline), "label_offset": 0}
+    overlay = {"num_classes": outline.num_classes, "input_size": model_input_size(outline), "label_offset": 0}
     model = _fill_from_checkpoint(config, uri, weights, {**overlay, **preprocessing})
     notices = size_notices(config, what, model, resampling(weights, model), trained)
     notices = notices or unknown_size(config, what, model)
@@ -122,11 +122,16 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
         model_args={**own.model_args, **config.model_args},
     )
     wanted = make_outline(asked)
-    preprocessing, notices = folder_preprocessing(config, folder, size_of(wanted)[1])
+    preprocessing, notices = folder_preprocessing(config, folder, model_input_size(wanted)[1])
     if trained:
         check_heads(uri, weights, wanted)
         check_first_layer(what, weights, wanted)
-    overlay = {"num_classes": own.num_classes, "input_size": size_of(outline), "label_offset": 0, **preprocessing}
+    overlay = {
+        "num_classes": own.num_classes,
+        "input_size": model_input_size(outline),
+        "label_offset": 0,
+        **preprocessing,
+    }
     model = fill_model(asked, uri, weights, overlay)
     notices += (*left_out, *set_epsilon(what, model, described.epsilon, trained=trained))
     return MadeModel(model, (*notices, *size_notices(config, what, model, resampling(weights, model), trained)))

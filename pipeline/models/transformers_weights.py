@@ -95,6 +95,7 @@ def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[d
 
 def _other_size(config: ModelConfig, edge: int, size: int) -> str:
     return (
-        f"model {config.name!r} reads {size}x{size} pixels, although its preprocessor_config.json makes {edge}x{edge}: "
-        f"images are resized and cropped to {size} in the same proportion; model_args.img_size: {edge} reads that size"
+        f"model {config.name!r} reads {size}x{size} pixels, but its preprocessor_config.json produces {edge}x{edge}: "
+        f"images are resized and cropped to {size} at the same ratio; set model_args.img_size to {edge} to use that "
+        "size"
     )

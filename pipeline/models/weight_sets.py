@@ -16,7 +16,6 @@ _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|(ema|swa)(?![a-z])|averaged")
 # Keys of an optimizer's averages, which have the names of the weights too.
 _OPTIMIZER = re.compile(r"optim|sched|exp_avg|momentum|grad")
 _MAX_LEVELS, _MAX_LIST_LENGTH = 4, 16
-Sets = dict[str, dict[str, Tensor]]
 
 
 def find_weights(uri: str, checkpoint: Any, model_keys: Collection[str], *, use_ema: bool) -> dict[str, Tensor]:

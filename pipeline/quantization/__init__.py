@@ -4,15 +4,13 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import load_quantized
-
 if TYPE_CHECKING:
     from pipeline.quantization.bit_widths import BitWidths
     from pipeline.quantization.config import CalibrationConfig
     from pipeline.quantization.ranges import range_error
     from pipeline.quantization.run import calibrate
 
-__all__ = ["BitWidths", "CalibrationConfig", "calibrate", "load_quantized", "range_error"]
+__all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
 
 _HOMES = {"BitWidths": "bit_widths", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
 

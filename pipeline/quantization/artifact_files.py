@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FormatName, ending_of, format_named, load, save
+from pipeline.artifacts.formats import FormatName, ending_of, format_named, load_quantized, save
 from pipeline.artifacts.onnx import WeightType
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
@@ -158,7 +158,7 @@ def _make(
     try:
         files = save(calibrated.program, path, Facts.of(loaded), **options)
         # Compiled from this process's own program a moment ago.
-        predict = load(path, allow_compiled=True).predict
+        predict = load_quantized(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
         return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
@@ -176,7 +176,7 @@ def make_baselines(
 ) -> tuple[list[Artifact], list[dict[str, Any]]]:
     """Return the float model in the runtimes of the artifacts, to compare with, and a row for each that has none.
 
-    Nobody ships a baseline: one that cannot be made is a note in the report.
+    Baselines are only for comparison: one that cannot be made becomes a note in the report.
     """
     in_files: list[FormatName] = [kind for kind in config.formats if not format_named(kind).in_torch]
     baselines = [_float_model(loaded)] if len(in_files) < len(config.formats) else []
@@ -186,7 +186,7 @@ def make_baselines(
             baselines.append(_float_file(kind, loaded, program, folder))
         except _NOT_MADE as error:
             note = f"not measured: {type(error).__name__}: {error}"
-            logger.warning(f"fp32 as {kind.upper()}, to compare with, was {note}")
+            logger.warning(f"the fp32 baseline as {kind.upper()} was {note}")
             missing.append({"artifact": kind, "note": note})
     return baselines, missing
 
@@ -199,7 +199,7 @@ def _float_model(loaded: LoadedModel) -> Artifact:
 def _float_file(kind: FormatName, loaded: LoadedModel, program: ExportedProgram, folder: Path) -> Artifact:
     path = folder / f"fp32{ending_of(kind)}"
     files = save(program, path, Facts.of(loaded))
-    predict = load(path, allow_compiled=True).predict
+    predict = load_quantized(path, allow_compiled=True).predict
     predict(torch.zeros(1, *loaded.input_size))
     return Artifact(kind, _total_size(files), predict)
 
@@ -210,7 +210,7 @@ def _total_size(files: Iterable[Path]) -> int:
 
 def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant) -> dict[str, WeightType]:
     """Return how weights are stored, of a format that has a choice."""
-    if format_named(kind).open_exact is None:
+    if not format_named(kind).takes_weights:
         return {}
     if variant.bits.activations > 8:
         return {"weights": "int16"}
@@ -251,8 +251,8 @@ def _saturation_note(name: str, deviation: float) -> str:
 
 
 def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, Any]:
-    message = f"relative error {deviation:.3g}, at most {bound:.3g} is expected"
-    return _refuse(path, f"computes other logits than were calibrated: {message}", deviation=deviation, bound=bound)
+    message = f"its logits have a relative error of {deviation:.3g}, {bound:.3g} is allowed"
+    return _refuse(path, f"differs from the calibrated model: {message}", deviation=deviation, bound=bound)
 
 
 def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:

@@ -59,8 +59,10 @@ def report_other_norms(graph: fx.Graph) -> None:
     found = {pair.norm.weight for pair in find_norm_readers(graph)}
     norms = [affine_of(*_norm_parameters(node)) for node in graph.nodes if node.target in _NORMS]
     if left := [norm.weight for norm in norms if norm is not None and norm.weight not in found]:
-        named = first_few(map(repr, left))
-        logger.info(f"note: {len(left)} normalizations are not smoothed, linear layers alone do not read them: {named}")
+        logger.info(
+            f"note: {len(left)} normalizations are not smoothed, because not only linear layers read their output: "
+            f"{first_few(map(repr, left))}"
+        )
 
 
 def _find(graph: fx.Graph) -> Iterator[tuple[NormReaders, list[fx.Node]]]:

@@ -44,30 +44,31 @@ class CalibrationConfig:
         teacher: the model to quantize.
         images: URI of a synthetic dataset, Parquet files with a column `image`, or an image folder, or a list of URIs.
             Real images and noise can be used as well. Or the file of a synthesis config: its images are made first.
-        images_split: split to read, such as `train`, if there are several; for a list, of each dataset that is not
-            synthetic.
+        images_split: split to read, such as `train`, if there are several; with a list, it applies to every dataset
+            that is not synthetic.
         output: folder for the artifacts, `ranges.json` (smallest and largest activations), `config.json`,
-            `report.json` and `report.html`, at any fsspec URI; an observer that clips adds `ranges_a8.json`, for each
-            bit width, and training `ranges_w4a4.json`, for each model that is trained.
+            `report.json` and `report.html`, at any fsspec URI. An observer that clips adds `ranges_a8.json` for each
+            bit width; `qat` adds `ranges_w4a4.json` for each trained model.
         labeled: URI of labeled images to score the artifacts on; without it they are only timed.
         labeled_split: split to read, such as `test`, if there are several.
         reference: output of another calibration of this teacher, with the same placement, on real images: `report.html`
             then compares the ranges layer by layer, and `report.json` has their `range_error`.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
-        placement: what is quantized, see `MinMaxQuantizer`.
-        observer: which range of the activations at each point is represented; values outside are clipped. `min_max`:
-            all that was seen. `percentile`: all but the outermost, see `percentile`. `mse`: the range with the least
-            squared error of quantization, for each bit width of its own; above 10 bits it is that of `min_max`.
+        placement: what is quantized. `linear`: inputs and weights of linear layers and convolutions. `matmul`: also the
+            operands of attention's matrix products. `published`: as in the paper of SMI, also layer outputs, attention
+            logits and the residual stream.
+        observer: how the range of each activation is chosen; values outside it are clipped. `min_max`: everything that
+            was seen. `percentile`: all but the outermost values, see the setting `percentile`. `mse`: the range with
+            the least squared error, chosen for each bit width; the same as `min_max` above 10 bits.
         percentile: for `observer: percentile`, the share of values in percent that lies below the upper end of the
             range, and above its lower end; default 99.99.
-        smoothing: what is done about channels that are much larger than others after LayerNorm: their scales move into
-            the weights that read them, which costs a second pass over the images and nothing in the artifact.
+        smoothing: how outlier channels after LayerNorm are handled: their scales move into the weights that read them.
+            It costs a second pass over the images, and nothing at inference.
             `smooth_quant`: as in SmoothQuant. `repq`: every channel gets the same range, as in RepQ-ViT.
         smoothing_alpha: for `smoothing: smooth_quant`, the share of the difficulty that goes into the weights; default
             0.5.
-        equalization: move the scales of channels between the weights of an attention's values and those of its
-            projection, and between two layers with a ReLU between them, pair by pair, so that the largest weights of
-            both sides are equal.
+        equalization: balance the largest weights of two consecutive layers, channel by channel: an attention's values
+            and its projection, and two layers with a ReLU between them.
         rounding: how weights are rounded. `nearest`: each to the nearest value. `gptq`: those of an output channel
             together, so that the layer's output on the images changes less, as in GPTQ; costs another pass over the
             images, and for each layer 8 bytes for each pair of its input channels.
@@ -77,8 +78,9 @@ class CalibrationConfig:
             the mean color in stopped patches.
         formats: artifact formats to write. `aoti` is compiled by AOTInductor for the processor of the machine that
             runs the job's driver, which takes minutes for each setting and needs a C++ compiler there.
-        sensitivity: number of images, drawn at random, on which each layer is quantized alone, and all but it, with the
-            bit widths of `settings`, to see which hurt: `sensitivity.json`, `.md` and `.png` in the output. 0 for none.
+        sensitivity: number of random images on which to measure how much each layer suffers from the bit widths of
+            `settings`: with only that layer quantized, and with all others quantized. Written to `sensitivity.json`,
+            `.md` and `.png`; 0 to skip it.
         mixed: an artifact with bit widths chosen layer by layer.
         qat: train each quantized model against the teacher on `images`, after it was calibrated; off by default.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
@@ -97,7 +99,7 @@ class CalibrationConfig:
         score_batch_size: images per forward pass in scoring.
         latency_batch_size: images per forward pass when latency is measured; with a list, it is measured for each that
             fits into memory.
-        tracking: TensorBoard and MLflow, to report to.
+        tracking: where to report the run: TensorBoard, MLflow, both or neither.
     """
 
     FORMER_NAMES: ClassVar[dict[str, str]] = LABELED | FLAT_NAMES

@@ -65,8 +65,8 @@ def check_equalization(program: ExportedProgram) -> None:
     pairs, left = _search(program)
     if left:
         logger.info(
-            f"note: {len(left)} attentions are not equalized, a normalization or a computed bias stands between values "
-            f"and projection, or others read them too: {first_few(left)}"
+            f"note: {len(left)} attentions are not equalized, because there is a normalization or a computed bias "
+            f"between values and projection, or the values are used elsewhere: {first_few(left)}"
         )
     if not pairs:
         raise ModelError(_NO_PAIR)

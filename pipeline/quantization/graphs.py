@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, as_line
 from pipeline.models import model_input_size
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.prepared import tensor_of
@@ -176,7 +176,7 @@ def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict
         with torch.no_grad():
             return torch.export.export(module, arguments, dynamic_shapes=shapes)
     except (UserError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = as_line(error)[:300]
         raise ModelError(f"{type(module).__name__} cannot be exported: {reason}") from error
 
 

@@ -1,4 +1,4 @@
-"""Images that quantization-aware distillation does not train on, to tell whether it helped."""
+"""Measure a quantized model on images held back from quantization-aware distillation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.quantization.sensitivity import disagreement, divergence
 
 @dataclass(frozen=True)
 class HeldBack:
-    """A worker's share of the images, and the float teacher's answers to them.
+    """This worker's share of the held-back images, with the float teacher's answers.
 
     Attributes:
         batches: of images as they are, not as views: see docs/methods.md.

@@ -22,7 +22,7 @@ from pipeline.vit.families import refusal
 
 
 class LearnedGraph(nn.Module):
-    """The graph that reads calibration images, see `observe.export_graph`, with everything in it trained.
+    """The graph that reads calibration images (see `observe.export_graph`), with trainable parameters and scales.
 
     Args:
         model: what is quantized: smoothed, if that was asked for, but not rounded. It is not changed.

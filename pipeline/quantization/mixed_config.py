@@ -20,8 +20,8 @@ class MixedConfig:
         weight_bits: average bits per weight at the most.
         max_drop: largest share, in percent, of the held-back images that the quantized model may put into another class
             than the teacher does. There are no labels: it is disagreement, and not a loss of accuracy.
-        held_back: images that are not calibrated on, drawn at random, to measure divergence and disagreement; at most a
-            quarter of `images`. `qat` trains on them as well, after that, but for those that it holds back itself.
+        held_back: images left out of the calibration, drawn at random, to measure divergence and disagreement; at most
+            a quarter of `images`. `qat` does train on them, except for those in its own `held_back`.
     """
 
     low: BitWidths = field(default_factory=lambda: BitWidths(weights=4))

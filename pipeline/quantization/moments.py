@@ -1,4 +1,4 @@
-"""Observe what layers with weights read: sums and products of their input channels, exactly over any split of images.
+"""Sum inputs of layers with weights, and products of their channels, exactly, however the images are divided.
 
 Sums of floats depend on their order. So each value is rounded to a whole multiple of a power of two, chosen so that the
 largest value seen is at most 2^15 of them, and these whole numbers are added up: the same for any number of workers.

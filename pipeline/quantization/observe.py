@@ -20,7 +20,7 @@ class GraphReader:
 
     Args:
         model: on the device to calibrate on.
-        graph: of `export_graph`, with whatever observes what passes.
+        graph: of `export_graph`, with observer modules inserted.
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
@@ -92,7 +92,7 @@ class RangeObserver(GraphReader):
 
 
 class _Watched(nn.Module):
-    """Shows an observer what passes."""
+    """Passes values on unchanged, and shows them to an observer."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from pipeline.dataset.collection import ImageCollection, find_images, image_fact
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
-from pipeline.log import logger
+from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
@@ -24,7 +24,7 @@ from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.reading import read_patch_counts, reads_kept
+from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.synthesis.to_make import (
@@ -34,7 +34,7 @@ from pipeline.synthesis.to_make import (
     plan_images,
     planned_images,
 )
-from pipeline.vetting import announce, check_teacher
+from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.
@@ -120,7 +120,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     images = find_images(config.images, split=config.images_split)
     _check_images(config, images, loaded)
     # `plan_windows` sees all ids.
-    check_inputs(images, loaded, reads_kept=reads_kept(config, loaded), ids=False)
+    check_inputs(images, loaded, reads_kept=calibration_reads_kept(config, loaded), ids=False)
     index = read_patch_counts(images, loaded, dense=config.mode == "dense")
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
@@ -166,7 +166,8 @@ def _hold_back(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> W
     number = _num_held_back("qat.held_back", wanted, len(index))
     if wanted and not number:
         logger.warning(
-            f"qat: of {len(index)} images none is held back: what is trained is kept, whether or not it helps"
+            f"qat: {len(index)} images are too few to hold any back: the trained model is kept whether or not it is "
+            "better"
         )
     return draw_window(index, number, config.seed) if number else None
 
@@ -188,7 +189,7 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     to_make = plan_images(path, (config.teacher, loaded))
     images = planned_images(to_make, split=config.images_split)
     _check_images(config, images, loaded)
-    check_planned(images, loaded, reads_kept=reads_kept(config, loaded))
+    check_planned(images, loaded, reads_kept=calibration_reads_kept(config, loaded))
     _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)

@@ -19,7 +19,7 @@ from pipeline.quantization.qat_checkpoints import checkpoint_folder
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import CRITERION, Trained
 from pipeline.quantization.qat_workers import Task, train_here, train_on_worker
-from pipeline.quantization.reading import reads_kept
+from pipeline.quantization.reading import calibration_reads_kept
 from pipeline.quantization.variants import Values, Variant
 from pipeline.training import check_readers, run_workers, worker_configs
 from pipeline.workers import pick_device, with_absolute_paths
@@ -87,7 +87,7 @@ def _task(
     """Read the images that are kept in memory, and return what workers need to know."""
     where = plan.images
     if _fits(plan, qat):
-        kept = reads_kept(plan.config, plan.loaded)
+        kept = calibration_reads_kept(plan.config, plan.loaded)
         where = [ray.put(read_into_memory(plan.images, plan.loaded, labels=False, reads_kept=kept))]
     held_back = [] if plan.held_back is None else read_batches(plan, plan.held_back)
     left_out = frozenset(image_id for batch in held_back for image_id in batch.image_ids)

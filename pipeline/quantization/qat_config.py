@@ -33,8 +33,8 @@ class QatConfig:
         held_back: images that are not trained on, drawn at random, to measure the divergence from the teacher before
             training and during it; at most a quarter of `images`. The step with the least is the best. With 0, the
             model of the last step is kept.
-        min_gain: share of that divergence, in [0, 1), that training has to take away by its best step; otherwise the
-            calibrated model is kept. Images like those trained on gain more than real ones do.
+        min_gain: how much of that divergence training must remove by its best step, in [0, 1), for the trained model to
+            be kept; otherwise the calibrated model is. Images like the training images improve more than real ones.
         score_every: steps between two measurements on the held-back images; the last step is always measured.
         checkpoint_minutes: minutes between checkpoints, from which a training that was cut off goes on. One is also
             written when a bit width is done, and when a worker's node is about to be taken.
@@ -57,8 +57,9 @@ class QatConfig:
     def __post_init__(self) -> None:
         if self.settings is not None and not self.settings:
             raise ConfigError("qat.settings is empty: name the bit widths to train, or leave it out for all")
-        check_finite(self)
-        check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1)
-        check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True)
-        check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0)
-        check_range("min_gain", self.min_gain, 0, 1, open_high=True)
+        # Some names are also those of settings of the calibration.
+        check_finite(self, "qat.")
+        check_ranges(self, ("steps", "batch_size", "shuffle_buffer", "score_every"), 1, prefix="qat.")
+        check_ranges(self, ("lr", "temperature", "checkpoint_minutes"), 0, open_low=True, prefix="qat.")
+        check_ranges(self, ("scale_lr", "cache_gb", "held_back"), 0, prefix="qat.")
+        check_range("qat.min_gain", self.min_gain, 0, 1, open_high=True)

@@ -10,6 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group, backpropagate, touch
@@ -24,7 +25,6 @@ from pipeline.quantization.held_back import HeldBack
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.variants import Values
-from pipeline.saving import WhenToSave
 
 # What is measured on the held-back images; the best step has the least of the first.
 FIGURES = ("divergence", "disagreement")
@@ -125,12 +125,12 @@ QatImages = TrainingImages | WholeImages
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where those of a variant's training lie.
+    """Location of the checkpoints of one variant's training.
 
     Attributes:
         folder: URI.
         digest: of the run.
-        noticed: whether a worker's node is about to be taken, see `WhenToSave`.
+        noticed: whether a worker's node is about to be taken, see `CheckpointTimer`.
     """
 
     folder: str
@@ -178,7 +178,7 @@ class QatTrainer:
         )
         objective = QatObjective(graph, answers, config.temperature)
         self.parallel = objective if parallelize is None else parallelize(objective)
-        self._when = WhenToSave(60 * config.checkpoint_minutes, checkpoints.noticed)
+        self._when = CheckpointTimer(60 * config.checkpoint_minutes, checkpoints.noticed)
 
     def train(self, start: Values) -> Trained:
         """Train from the last checkpoint to the last step.
@@ -208,7 +208,7 @@ class QatTrainer:
         return Trained(self.graph.values(), state.history, state.best_epoch)
 
     def _helped(self, state: TrainingState) -> bool:
-        """Return whether the best step is so much nearer to the teacher than the calibrated model as is asked for."""
+        """Return whether training reduced the divergence by at least `min_gain`."""
         return -state.best_score < (1 - self.config.min_gain) * state.history[0][CRITERION]
 
     def _resume(self) -> TrainingState:

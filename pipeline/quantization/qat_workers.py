@@ -28,10 +28,10 @@ from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_checkpoints import checkpoint_folder, remove_variant
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, Trained, WholeImages
-from pipeline.quantization.reading import reads_kept, whole_image
+from pipeline.quantization.reading import calibration_reads_kept, whole_image
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
-from pipeline.training import is_node_leaving, parallelize
+from pipeline.training import is_any_node_leaving, parallelize
 from pipeline.workers import load_again, pick_device, threads
 
 
@@ -45,9 +45,8 @@ class Task:
         teacher_digest: of the weights, as the driver loaded them.
         channels: by which the model is smoothed, where it is.
         images: to train on: decoded, in Ray's object store, or where they are.
-        left_out: ids of those of them that are held back.
-        work: those that are held back, decoded, and each variant with what its training starts from, in Ray's object
-            store.
+        left_out: ids of the held-back images among them.
+        work: reference to the held-back images, decoded, and to each variant with its starting values.
         count: what to call with the number of images that were just read.
     """
 
@@ -71,7 +70,7 @@ def train_on_worker(task: Task) -> dict[str, Trained]:
     connect()
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-    return train_all(task, group, parallelize, is_node_leaving)
+    return train_all(task, group, parallelize, is_any_node_leaving)
 
 
 def train_here(task: Task) -> dict[str, Trained]:
@@ -116,7 +115,7 @@ def _open(
     """Return a worker's images to train on, those that are held back, and what to train."""
     config, qat = task.config, task.qat
     share = group.share(qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
-    kept = reads_kept(config, loaded)
+    kept = calibration_reads_kept(config, loaded)
     images = open_images(task.images, loaded, share, labels=False, reads_kept=kept, left_out=task.left_out)
     views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=kept, tell=group.rank == 0)
     read, work = ray.get(task.work[0])

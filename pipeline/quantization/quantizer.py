@@ -161,10 +161,8 @@ def report_float_layers(name: str, layers: list[str]) -> None:
     """Report on standard error which layers of a model stay in float, if there are any."""
     if layers:
         named = first_few(map(repr, layers))
-        message = (
-            f"{len(layers)} layers of {name!r} stay in float, their weights are computed in the forward pass: {named}"
-        )
-        logger.info(f"note: {message}")
+        why = "because their weights are computed in the forward pass"
+        logger.info(f"note: {len(layers)} layers of {name!r} stay in float, {why}: {named}")
 
 
 def _weight_of(model: nn.Module, weight: fx.Node) -> Any:

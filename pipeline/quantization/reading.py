@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.open_files import OpenFiles
@@ -19,16 +20,13 @@ from pipeline.models.image_reader import num_patches
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.vit.families import refusal
 
-# Ids are small, and each file takes a round trip to the store: read many files at a time.
-_INDEX_THREADS = 32
-
 
 def whole_image(loaded: LoadedModel) -> int:
     """Return the number of patches in an image; a model without patches counts as one."""
     return num_patches(loaded) or 1
 
 
-def reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
+def calibration_reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
     """Return whether kept patches are read alone; whole images may lie on another grid than the model's."""
     return config.mode == "sparse" and refusal(loaded.model) is None
 
@@ -52,7 +50,7 @@ def read_patch_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bo
             tables = (read_unit(images.sources[number], unit, columns, files) for number, unit in neighbors)
             return [pair for table in chain.from_iterable(tables) for pair in _pairs(table, whole)]
 
-    with ThreadPoolExecutor(_INDEX_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         return [pair for pairs in threads.map(index, neighbors_in_files(images.units)) for pair in pairs]
 
 

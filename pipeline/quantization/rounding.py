@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
+# Added to the diagonal of a Hessian, as a share of its mean.
 _DAMPING = 0.01
 
 
@@ -24,7 +25,7 @@ def round_nearest(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scales, zero_points, 0, *weight_limits(bits))
 
 
-def round_gptq(weight: Tensor, scales: Tensor, bits: int, hessian: Tensor, damping: float = _DAMPING) -> Tensor:
+def round_gptq(weight: Tensor, scales: Tensor, bits: int, hessian: Tensor) -> Tensor:
     """Return weights on the grid that together change a layer's output little (GPTQ, Frantar et al., ICLR 2023).
 
     Columns are rounded one after another, in their order, and the error of each is compensated by the columns that are
@@ -35,9 +36,8 @@ def round_gptq(weight: Tensor, scales: Tensor, bits: int, hessian: Tensor, dampi
         scales: of each output channel, float32 [out].
         bits: of the quantized weights.
         hessian: [in, in], proportional to X^T X of the layer's inputs X.
-        damping: what is added to the diagonal, as a share of its mean.
     """
-    factor = _inverse_factor(hessian.double(), damping)
+    factor = _inverse_factor(hessian.double())
     left, steps, limits = weight.flatten(1).double(), scales.double(), weight_limits(bits)
     levels = torch.empty_like(left)
     for start in range(0, left.shape[1], _BLOCK):
@@ -52,11 +52,11 @@ def round_gptq(weight: Tensor, scales: Tensor, bits: int, hessian: Tensor, dampi
     return (levels.float() * scales[:, None]).reshape(weight.shape)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def _inverse_factor(hessian: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of a damped Hessian."""
     mean = hessian.diagonal().mean()
     # A layer that only ever read zeros has nothing that goes together.
     relative = hessian / mean if mean > 0 else torch.zeros_like(hessian)
-    damped = relative + damping * torch.eye(len(hessian), dtype=torch.float64)
+    damped = relative + _DAMPING * torch.eye(len(hessian), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)

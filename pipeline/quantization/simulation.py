@@ -17,7 +17,7 @@ from pipeline.quantization.rounding import round_nearest
 
 
 class Simulation:
-    """A graph that rounds, in the layers that it is told to, where its quantized counterpart would.
+    """A model that simulates quantization in chosen layers.
 
     The points are those of `graphs.convert`, and so are the scales; PyTorch's fake quantization rounds. A layer is a
     module with everything that is quantized in it, such as the weight and the input of a linear layer.

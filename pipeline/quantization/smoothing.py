@@ -79,7 +79,9 @@ def smooth(
         ModelError: no linear layer reads a normalization alone.
     """
     if not readers:
-        raise ModelError(f"smoothing {name} needs linear layers that alone read a normalization; the model has none")
+        raise ModelError(
+            f"smoothing {name} needs a normalization whose output only linear layers read; the model has none"
+        )
     smoothed = copy.deepcopy(model)
     for pair in readers:
         low, high = map(torch.from_numpy, ranges[pair.norm.weight])

@@ -31,27 +31,20 @@ _LEGEND_ROW = 16
 _MOST_POINTS = 400
 
 
-def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    y_range: tuple[float, float] | None = None,
-) -> Plot:
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> Plot:
     """Draw a line for each named series of (x, y); values that are not finite are left out.
 
     Args:
         series: name → points, ascending in x. A single point is drawn as a dot. Beyond 400 points, every second,
             third, ... is drawn, and the last.
         x_label, y_label: what the axes show.
-        y_range: of the axis; by default that of the values.
     """
     drawn = {name: _thinned([(x, y) for x, y in points if finite([x, y])[1:]]) for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return _empty(f"{y_label} by {x_label}")
     xs = value_range([x for points in drawn.values() for x, _ in points])
-    ys = y_range or value_range([y for points in drawn.values() for _, y in points])
+    ys = value_range([y for points in drawn.values() for _, y in points])
     shapes = [*_axes(xs, ys, x_label, y_label), *_legend(list(drawn))]
     for index, points in enumerate(drawn.values()):
         color = COLORS[index % len(COLORS)]

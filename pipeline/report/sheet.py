@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
+from pipeline.pictures import as_picture
 
 _CAPTION_HEIGHT = 18  # pixels under each picture: one line of the 12-pixel font
 _GAP = 6  # pixels between cells
@@ -58,7 +59,7 @@ def shrunk(image: np.ndarray, longest: int) -> Image.Image:
         image: uint8 [H, W, C] with 1 or 3 channels.
         longest: larger pictures are shrunk to it, and no other is changed.
     """
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture = as_picture(image)
     side = max(picture.size)
     if side <= longest:
         return picture

@@ -53,17 +53,16 @@ def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float
     return plot(f"{x_label} of {len(rows)}", frame.height, shapes)
 
 
-def boxes(rows: Mapping[str, Sequence[float]], *, x_label: str, x_range: tuple[float, float] | None = None) -> Plot:
+def boxes(rows: Mapping[str, Sequence[float]], *, x_label: str) -> Plot:
     """Draw how values spread in each row: a line from the least to the largest, a box over the middle half, the median.
 
     Args:
         rows: name → values; those that are not finite are left out.
         x_label: what the values are.
-        x_range: of the axis; by default that of all values.
     """
     kept = {name: finite(values) for name, values in rows.items()}
     every = [value for values in kept.values() for value in values]
-    frame = _Frame(list(rows), *(x_range or value_range(every or [0.0])))
+    frame = _Frame(list(rows), *value_range(every or [0.0]))
     shapes = frame.axis(x_label)
     for index, values in enumerate(kept.values()):
         if not values:

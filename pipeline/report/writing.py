@@ -10,8 +10,6 @@ from pipeline.log import logger
 from pipeline.report.page import Section, Table
 
 PAGE = "report.html"
-# No page is larger: pages with more pictures than that show a sample, and say so.
-MAX_PAGE_BYTES = 3_000_000
 
 
 def write_page(output: str, make: Callable[[], str]) -> str | None:

@@ -31,11 +31,21 @@ from pipeline.storage.folders import (
     upload_folder,
 )
 from pipeline.storage.large import new_file
-from pipeline.storage.locations import absolute, filesystem, in_job_package, in_memory, is_local, join, why_missing
+from pipeline.storage.locations import (
+    READ_THREADS,
+    absolute,
+    filesystem,
+    in_job_package,
+    in_memory,
+    is_local,
+    join,
+    why_missing,
+)
 from pipeline.storage.retrying import with_retries
 from pipeline.storage.text import decode_text
 
 __all__ = [
+    "READ_THREADS",
     "absolute",
     "bring_beside",
     "check_writable",

@@ -24,9 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.credentials import remember_credentials, without_credentials
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, as_line
 from pipeline.transient import driver_errors
 
+# How many files to read at a time where each is small, or little of it is needed: each takes a round trip to the store.
+READ_THREADS = 32
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # RFC 8089 also allows a single slash.
 _LOCAL_URI = re.compile(r"(?:file|local)://(?:localhost(?=/))?|file:(?=/)", re.IGNORECASE)
@@ -67,7 +69,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return _make(protocol, uri)
     # If a URI lacks a host or organization, fsspec raises a bare TypeError or AttributeError.
     except (*location_errors(), TypeError, AttributeError) as error:
-        raise DatasetError(f"cannot open {uri!r}: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"cannot open {uri!r}: {as_line(error)}") from error
 
 
 def _make(protocol: str, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -1,5 +1,7 @@
 """Decode text files that users give."""
 
+from pipeline.file_kinds import is_lfs_pointer
+
 
 def decode_text(content: bytes) -> str:
     """Decode UTF-8, with or without a byte order mark, or UTF-16 with one, as Windows writes it.
@@ -14,6 +16,6 @@ def decode_text(content: bytes) -> str:
         raise ValueError(f"is not text in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} ({error.reason})") from error
     if "\0" in text:
         raise ValueError("is not text")
-    if text.startswith("version https://git-lfs"):
+    if is_lfs_pointer(text[:64].encode()):
         raise ValueError("is a Git LFS pointer, not the file itself: run `git lfs pull`")
     return text

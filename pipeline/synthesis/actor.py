@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,10 +24,10 @@ from pipeline.inversion import (
 from pipeline.out_of_memory import as_out_of_memory
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
-from pipeline.synthesis.forming import Forming
 from pipeline.synthesis.identity import config_digest, image_seed
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.rows import RowReader
+from pipeline.synthesis.snapshots import Snapshots
 from pipeline.workers import pick_device
 
 # What a process takes of a GPU's memory before it allocates any, rounded up.
@@ -82,13 +82,13 @@ def limit_memory(device: torch.device, actors: int) -> None:
 
 @dataclass(frozen=True)
 class InvertedShard:
-    """A shard's images as made.
+    """The images of one shard after inversion, before they are encoded.
 
     Attributes:
         shard_id: of the shard.
         class_names: of the teacher.
         columns: the contract's, but for `image`: uint8 [H, W, C] each.
-        forming: how the first images formed, as plain data, if that was watched.
+        snapshots: how the first images formed, as plain data, if that was watched.
         halvings: (step, images in one forward from then on), where memory ran out for more.
         num_steps: taken by each start, in order; fewer than the others' where it ended early.
         compile_s: seconds in which graphs were compiled.
@@ -99,7 +99,7 @@ class InvertedShard:
     shard_id: int
     class_names: list[str]
     columns: dict[str, list[Any]]
-    forming: dict[str, Any] | None
+    snapshots: dict[str, Any] | None
     halvings: list[tuple[int, int]]
     num_steps: list[int]
     compile_s: float
@@ -185,7 +185,7 @@ class Inverter:
             shard_id: decides the seeds, with the ids.
             labels: one per image.
             image_ids: one per image.
-            watched: number of images whose forming is recorded; it changes nothing else.
+            watched: number of images of which snapshots are taken; it changes nothing else.
 
         Raises:
             NonFiniteError: see `__call__`.
@@ -195,8 +195,8 @@ class Inverter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         starts = self._starts(shard_id, labels)
-        forming = Forming(watched) if watched else None
-        result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run], forming)
+        snapshots = Snapshots(watched) if watched else None
+        result = self._invert(shard_id, starts, image_ids[:: self.config.inversion.images_per_run], snapshots)
         made = [self._finish(harvest, starts, result.micro_batch) for harvest in result.harvests]
         # The images of a start follow each other.
         columns = {
@@ -211,7 +211,7 @@ class Inverter:
             shard_id=shard_id,
             class_names=self.class_names,
             columns=columns,
-            forming=None if forming is None else forming.document(starts.tolist(), result),
+            snapshots=None if snapshots is None else snapshots.document(starts.tolist(), result),
             halvings=result.halvings,
             num_steps=result.num_steps.tolist(),
             compile_s=result.compile_s,
@@ -229,16 +229,16 @@ class Inverter:
         return rows[::per_run]
 
     def _invert(
-        self, shard_id: int, targets: Tensor, image_ids: Sequence[str], forming: Forming | None
+        self, shard_id: int, targets: Tensor, image_ids: Sequence[str], snapshots: Snapshots | None
     ) -> InversionResult:
         seeds = [image_seed(self.digest, shard_id, image_id) for image_id in image_ids]
         run = Inversion(self.ready_teacher, targets, self.config.inversion, seeds=seeds, terms=self.terms)
         step = run.step
         if self.checkpoints is not None:
-            step = self.checkpoints.follow(run, shard_id, seeds, forming)
+            step = self.checkpoints.follow(run, shard_id, seeds, snapshots)
         try:
-            if forming is not None:
-                return forming.run(run, step)
+            if snapshots is not None:
+                return snapshots.run(run, step)
             while not run.finished:
                 step()
             return run.result()
@@ -265,9 +265,3 @@ def _peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux counts KiB, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def shard_rows(batch: Mapping[str, Any]) -> Iterator[tuple[int, list[int], list[str]]]:
-    """Shard id, labels and image ids of each row of a batch, as Ray Data hands it over."""
-    for shard_id, labels, image_ids in zip(batch["shard_id"], batch["labels"], batch["image_ids"], strict=True):
-        yield int(shard_id), [int(label) for label in labels], [str(image_id) for image_id in image_ids]

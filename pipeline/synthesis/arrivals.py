@@ -71,8 +71,9 @@ class PartArrivals:
             record = storage.with_retries(partial(store.find_failure, self.output, shard_id))
             if record is not None and record != self.failed_before.get(shard_id):
                 raise MissingImagesError(
-                    f"shard {shard_id} of {self.output!r} failed: {record['reason']}; run it again to try it again, or "
-                    "make the others with jobs.synthesize, and give the dataset as images with allow_incomplete"
+                    f"shard {shard_id} of {self.output!r} failed: {record['reason']}. Run this job again to retry it, "
+                    "or make the other shards with jobs.synthesize and train on that dataset, in another output, with "
+                    "allow_incomplete"
                 )
 
     def describe_end(self, exit_code: int, missing: str | None = None) -> str:
@@ -81,8 +82,9 @@ class PartArrivals:
             return f"the images of {self.output!r} are made, but {missing!r} is not there: {NOT_SHARED}"
         without = "" if missing is None else f" and without {missing!r}"
         return (
-            f"the synthesis of {self.output!r} ended with exit code {exit_code}{without}; its own lines say why. Run "
-            "it again for the rest, or give the dataset as images with allow_incomplete"
+            f"the synthesis of {self.output!r} ended with exit code {exit_code}{without}; its log lines say why. Run "
+            "this job again to make the rest, or train on the dataset as it is, in another output, with "
+            "allow_incomplete"
         )
 
 

@@ -101,7 +101,7 @@ class Attempts:
         return device in self._retired
 
     def enter(self, worker: str, device: Device, name: str, *, loaded: bool, turn: int) -> bool:
-        """Ask whether there is work.
+        """Register a worker's turn, and return whether the worker may go on.
 
         Args:
             worker: id of its actor, which stays the same when Ray restarts it.
@@ -129,7 +129,7 @@ class Attempts:
         return True
 
     def take(self, worker: str, device: Device, name: str, turn: int) -> Begun | None:
-        """Record that a process takes the shard that is next, or takes it again for want of an answer; see `enter`.
+        """Give a process the next shard; the same one again if it asks twice because an answer was lost; see `enter`.
 
         Returns:
             The shard; None if there is none for it now, and perhaps later.
@@ -240,13 +240,13 @@ class Attempts:
     def may_come(self, turn: int) -> bool:
         """Return whether a worker that found nothing to do should keep its turn: others work, and many turns are left.
 
-        Turns without work look to Ray Data like progress. Where few are left, Ray Data can then release its GPU.
+        Ray Data counts an empty turn as progress. With few turns left the worker should end, to release its GPU.
         """
         many = self._turns.num_left > _TURNS_PER_WORKER * self._seats
         return many and not self._turns.is_past(turn) and bool(self._running or self._loading)
 
     def _patience_s(self) -> float:
-        """Return for how long nobody may do anything until a pass is over, seconds."""
+        """Return how many seconds without activity end the pass."""
         if not self._left:
             # The driver ends the pass, once it has heard of all.
             return _GROWING_S

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from pipeline import storage
+from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.dataset import store
-from pipeline.errors import CheckpointError, DatasetError
+from pipeline.errors import CheckpointError, DatasetError, as_line
 from pipeline.inversion import Inversion
 from pipeline.models.pickles import read_own
-from pipeline.saving import WhenToSave
-from pipeline.synthesis.forming import Forming
+from pipeline.synthesis.snapshots import Snapshots
 from pipeline.workers import device_name
 
 FOLDER = "checkpoints"
@@ -43,8 +43,8 @@ class _File:
         there: whether it may exist.
         resumed: a line that says where the shard went on from it; empty if it did not.
         notes: lines for the driver about what went wrong.
-        reported: whether one of them says that it could not be written, which may be so again and again.
-        seconds: that the work took which was found in it.
+        reported: whether a failed write is among the notes already.
+        seconds: that earlier attempts spent, read from the checkpoint.
     """
 
     uri: str
@@ -75,7 +75,7 @@ class Checkpoints:
         self._listed_at = float("-inf")
 
     def follow(
-        self, run: Inversion, shard_id: int, seeds: Sequence[int], forming: Forming | None = None
+        self, run: Inversion, shard_id: int, seeds: Sequence[int], snapshots: Snapshots | None = None
     ) -> Callable[[], None]:
         """Let a run go on from its checkpoint, if there is one; return what takes its steps, and writes checkpoints.
 
@@ -83,32 +83,30 @@ class Checkpoints:
             run: of the shard, not begun.
             shard_id: of the shard.
             seeds: of the run's images.
-            forming: what watches the run, if anything does.
+            snapshots: what watches the run, if anything does.
         """
         name = f"shard-{shard_id:05d}-{self._digest[:8]}.pt"
         file = self._files[shard_id] = _File(storage.join(self._output, FOLDER, name))
-        watched = 0 if forming is None else forming.count
+        watched = 0 if snapshots is None else snapshots.count
         facts = {"format": _FORMAT, "digest": self._digest, "shard_id": shard_id, "seeds": [*seeds], "watched": watched}
-        # Another device or version rounds otherwise, and no one machine could make the part again.
+        # Rounding depends on device and torch version: a part made on two kinds of machine could not be reproduced on
+        # one.
         facts |= {"device": device_name(run.images.device), "torch": str(torch.__version__)}
         if self._find(name):
             file.there = True
             try:
-                file.resumed, file.seconds = _go_on(run, file.uri, facts, forming)
+                file.resumed, file.seconds = _go_on(run, file.uri, facts, snapshots)
             except (DatasetError, CheckpointError) as error:
                 file.notes.append(f"shard {shard_id} was begun anew: {error}")
-        when = WhenToSave(self._every_s, self._noticed)
+        when = CheckpointTimer(self._every_s, self._noticed)
 
         def write(state: dict[str, Any]) -> Future[None]:
             return self._writing.submit(self._write, file, state)
 
-        return _Follower(run, facts, forming, when, write, file.seconds).step
+        return _Follower(run, facts, snapshots, when, write, file.seconds).step
 
     def before(self, shard_id: int) -> tuple[str, float]:
-        """Return a line about where a shard went on from its checkpoint, and how long its work until then took.
-
-        Of a shard that was begun anew, the line is empty.
-        """
+        """Return a line saying from which step a shard was resumed, empty if it was not, and the seconds before."""
         file = self._files.get(shard_id)
         return ("", 0.0) if file is None else (file.resumed, file.seconds)
 
@@ -139,7 +137,7 @@ class Checkpoints:
             storage.write_bytes(file.uri, _to_bytes(state), temporary_in=store.temporary_folder(self._output))
         except OSError as error:
             if not file.reported:
-                file.notes.append(f"{file.uri!r} was not written: {' '.join(str(error).split())}")
+                file.notes.append(f"{file.uri!r} was not written: {as_line(error)}")
             file.reported = True
 
 
@@ -150,14 +148,14 @@ class _Follower:
         self,
         run: Inversion,
         facts: dict[str, Any],
-        forming: Forming | None,
-        when: WhenToSave,
+        snapshots: Snapshots | None,
+        when: CheckpointTimer,
         write: Callable[[dict[str, Any]], Future[None]],
         seconds: float,
     ) -> None:
         # As if all attempts had been one.
         self._began = time.monotonic() - seconds
-        self._run, self._facts, self._forming, self._when, self._write = run, facts, forming, when, write
+        self._run, self._facts, self._snapshots, self._when, self._write = run, facts, snapshots, when, write
         self._written: Future[None] | None = None
 
     def step(self) -> None:
@@ -171,14 +169,14 @@ class _Follower:
             self._when.ask()
         # Storage that is slower than the interval is not given a queue.
         if self._when.is_due() and not self._run.finished and (self._written is None or self._written.done()):
-            forming = None if self._forming is None else self._forming.state()
+            snapshots = None if self._snapshots is None else self._snapshots.state()
             seconds = time.monotonic() - self._began
-            state = {**self._facts, "run": self._run.state(), "forming": forming, "seconds": seconds}
+            state = {**self._facts, "run": self._run.state(), "forming": snapshots, "seconds": seconds}
             self._written = self._write(state)
             self._when.saved()
 
 
-def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | None) -> tuple[str, float]:
+def _go_on(run: Inversion, uri: str, facts: dict[str, Any], snapshots: Snapshots | None) -> tuple[str, float]:
     """Load a checkpoint into a run; return a line that says so, and how long its work took.
 
     Raises:
@@ -189,8 +187,8 @@ def _go_on(run: Inversion, uri: str, facts: dict[str, Any], forming: Forming | N
     if any(state.get(name) != fact for name, fact in facts.items()):
         raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
     run.load_state(state["run"])
-    if forming is not None:
-        forming.load_state(state["forming"])
+    if snapshots is not None:
+        snapshots.load_state(state["forming"])
     line = f"shard {facts['shard_id']} went on from a checkpoint at step {run.num_steps} of {run.config.num_steps}"
     # Earlier versions did not note the seconds.
     return line, state.get("seconds", 0.0)
@@ -224,7 +222,7 @@ def _delete(file: _File) -> None:
         if file.there:
             storage.remove(file.uri)
     except OSError as error:
-        file.notes.append(f"{file.uri!r} was not deleted: {' '.join(str(error).split())}")
+        file.notes.append(f"{file.uri!r} was not deleted: {as_line(error)}")
 
 
 def shards_with_checkpoint(output: str, digest: str) -> list[int]:

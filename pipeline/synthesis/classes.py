@@ -1,11 +1,11 @@
 """Parse the setting `classes`: labels and ranges, such as `0-9,20`, or a file of them."""
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 from pipeline import storage
+from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError
 
 # Entries are `int | str`. They are checked below, because jsonargparse would repeat all of a long list in its error.
@@ -41,7 +41,7 @@ def _read_entries(uri: str) -> list[Any]:
     try:
         text = storage.decode_text(storage.read_bytes(uri))
         if text.lstrip().startswith("["):
-            return json.loads(text)
+            return parse_json(text)
     except (DatasetError, ValueError) as error:
         raise ConfigError(
             f"classes {uri!r} is neither labels and ranges such as 0-9,20 nor a file of them: {error}"

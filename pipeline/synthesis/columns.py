@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, as_line
 
 # Names of the types of pandas' missing values, so that pandas need not be imported. NaN is a number, and stays one.
 _PANDAS_NULLS = ("NaTType", "NAType")
@@ -59,7 +59,7 @@ def _array(name: str, values: list[Any], wanted: pa.DataType | None) -> pa.Array
 
 
 def _cannot_pass_on(what: str, error: Exception) -> DatasetError:
-    reason = " ".join(str(error).split())
+    reason = as_line(error)
     return DatasetError(f"{what} cannot be passed on: its values have no common type: {reason}")
 
 

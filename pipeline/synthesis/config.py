@@ -24,16 +24,16 @@ class PoolConfig:
     """The actors that invert, and how long to wait for them.
 
     Args:
-        min_size: actors to wait for at the start.
-        max_size: actors that the pool may grow to, at most one per shard.
-        initial_size: actors to ask for at once, so that an autoscaler brings their nodes together; work begins with
+        min_size: actors needed to begin.
+        max_size: the most actors, at most one per shard.
+        initial_size: actors requested at once, so that an autoscaler starts their nodes together; work begins with
             `min_size` of them. By default as many as there is work for, up to `max_size`.
         cpus_per_actor: CPU cores of an actor without a GPU, and torch threads of every actor. It changes how pixels are
             rounded.
-        gpus_per_actor: share of a GPU that an actor takes: with 0.5 two actors share each GPU and its memory, which
-            fills it where the teacher is small. An actor never has two GPUs.
-        device: `auto` takes GPUs where the cluster has any, or its autoscaler can bring some; `cuda` waits for them
-            where that cannot be known.
+        gpus_per_actor: share of a GPU for each actor. With 0.5 two actors share a GPU and its memory, which uses it
+            better when the teacher is small. An actor never gets more than one GPU.
+        device: `auto` uses GPUs if the cluster has any, or its autoscaler can add some; `cuda` waits for them where
+            that cannot be known.
         label_selector: labels of the nodes to use, as in `{ray.io/accelerator-type: L4}`. Values are Ray's: `A`, `!A`,
             `in(A, B)`, `!in(A, B)`.
         fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
@@ -99,8 +99,8 @@ class SynthesisConfig:
         feature_model: CNN of the feature prior, if `inversion.feature_prior` is set.
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
-        snapshots: number of images of the first part, up to 6, of which `report.html` shows how they form. It changes
-            no image.
+        snapshots: number of images, up to 6, whose progress during inversion `report.html` shows. They are the first
+            of the first part, and are not changed by it.
         checkpoint_minutes: minutes between checkpoints of a shard that is being inverted, from which another worker
             goes on to the same images. One is also written when the worker's node is about to be taken. With `null`
             there are none, and a shard that is cut off is made anew.
@@ -108,7 +108,7 @@ class SynthesisConfig:
             `shuffled`, so that the first ones cover all classes.
         retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
         dry_run: print what would be done, and how long it would take; write nothing.
-        tracking: TensorBoard and MLflow, to report to.
+        tracking: where to report the run: TensorBoard, MLflow, both or neither.
     """
 
     teacher: ModelConfig

@@ -11,12 +11,12 @@ import ray.exceptions
 from pipeline.cluster import connect, free_resources, own_errors
 from pipeline.errors import IncompleteError
 from pipeline.precision import announce_dtype
+from pipeline.synthesis.capacity import actors_per_machine, describe_choice, reachable_seats, seats
 from pipeline.synthesis.config import PoolConfig, SynthesisConfig
 from pipeline.synthesis.estimate import Probe, probe, shard_seconds
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
-from pipeline.synthesis.room import actors_per_machine, describe_choice, reachable_seats, seats
 
 _REPORT_EVERY_S = 60.0
 
@@ -111,7 +111,7 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
     unit, at_once = ("GPU-hours" if on_gpu else "core-hours"), actors
     cost = hours if on_gpu else hours * config.pool.cpus_per_actor
     if on_gpu and config.pool.actors_per_gpu > 1:
-        report_plan("actors share GPUs, and this one had its to itself: the following is an upper bound")
+        report_plan("actors will share GPUs, but this measurement had one to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {hours / at_once:.3g} hours with {actors} actors")
     # The price is an actor's, and each of those that share a GPU takes so much longer.
@@ -134,7 +134,7 @@ def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str
     )
     largest = probed.largest_batch * config.inversion.images_per_run
     report_plan(
-        f"shard_size up to {largest} fits in one forward; a larger one needs micro_batch {probed.largest_batch}"
+        f"shard_size up to {largest} fits in one forward pass; above that, set micro_batch to {probed.largest_batch}"
     )
     return {
         "peak_bytes": probed.peak_bytes,

@@ -31,9 +31,9 @@ from pipeline.synthesis.writer import OUTCOME, PartWriter, UnwrittenShard, outco
 _SAY_ALL = (PipelineError, OSError, MemoryError)
 _NUM_FRAMES = 4
 _WAIT_S = 1.0
-# A worker that finds nothing to do asks again so often in a turn.
+# How often an idle worker looks for a shard during one turn.
 _LOOKS_PER_TURN = 4
-# Longer than writing a part takes, with all attempts at it; and longer than Ray takes to hear of the end of a call.
+# Time for other calls to return their rows, and for Ray to receive a result, before this process exits.
 _LEAVE_S, _HEAR_S = 60.0, 1.0
 
 
@@ -108,7 +108,7 @@ class GuardedWriter:
             row = self._do(turn, first=not rows)
             if row is not None:
                 rows.append(row)
-                # Not in a row where one machine cannot write, which says nothing of the others.
+                # An unwritten shard ends the turn: failures of one machine must not look like failures of the storage.
                 if row["over"] or row["unwritten"]:
                     return rows
             elif rows:
@@ -148,7 +148,7 @@ class GuardedWriter:
 
         Args:
             turn: number of the turn.
-            first: whether the turn has no rows yet, so that it may wait, and the process end.
+            first: whether the turn has no rows yet; only then may it wait, or may the process end.
         """
         if self._poisoned and not self._ask("is_retired", self._device):
             if not first:
@@ -245,7 +245,8 @@ class GuardedWriter:
         reason = one_line(error)
         refusal = self._ask("fail", self._actor, self._device, reason, shard_id, trace=_trace(error))
         doing = "loading the teacher" if shard_id is None else f"inverting shard {shard_id}"
-        note = f"worker {self._name} failed on {self._device} while {doing}, another worker will do it: {reason}"
+        returned = "" if shard_id is None else "; the shard goes back to the queue"
+        note = f"worker {self._name} failed on {self._device} while {doing}{returned}: {reason}"
         if shard_id is not None and refusal:
             return self._given_up(shard_id, "DeviceError", refusal)
         return outcome(shard_id, self._name, handed_back=True, notes=[note])

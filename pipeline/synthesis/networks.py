@@ -113,7 +113,7 @@ def load_networks(config: SynthesisConfig, teacher: LoadedModel | None = None) -
         student=_load_beside(config.student, teacher, "student"),
     )
     if networks.student is not None:
-        check_class_order(networks.student, teacher, "student")
+        check_class_order(networks.student, teacher)
     if networks.feature_model is not None:
         try:
             FeaturePrior(networks.feature_model.model)

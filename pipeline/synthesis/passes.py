@@ -18,6 +18,7 @@ from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.outputs import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.capacity import needs, seats
 from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
@@ -27,7 +28,6 @@ from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
 from pipeline.synthesis.progress import ProgressReport
-from pipeline.synthesis.room import needs, seats
 from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.tracked import TrackedShards
@@ -190,7 +190,7 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         print(printed_lines(str(ray.get(attempts.last_trace.remote()))), end="", file=sys.stderr, flush=True)
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        raise IncompleteError(f"no worker is left that works: {'; '.join(reasons[:3]) or 'all failed'}{more}")
+        raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
 def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pipeline.dataset.index import unindexed
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
 from pipeline.inversion.basis import check_falloff
+from pipeline.log import announce
 from pipeline.models import LoadedModel
 from pipeline.outputs import check_output
 from pipeline.runs import check_same_settings
@@ -21,7 +22,6 @@ from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks
 from pipeline.synthesis.shards import ShardPlan, make_plan
-from pipeline.vetting import announce
 
 # Libraries whose versions may affect pixels or bytes.
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch")

@@ -6,9 +6,9 @@ from typing import Any
 import ray.data
 
 from pipeline.errors import ConfigError
+from pipeline.synthesis.capacity import needs, reachable_seats, seats
 from pipeline.synthesis.config import PoolConfig, SynthesisConfig
 from pipeline.synthesis.devices import Device
-from pipeline.synthesis.room import needs, reachable_seats, seats
 
 # The driver handles some 70 turns a second, and a worker has two at a time. With turns this long for each worker it is
 # not in their way, and short shards share a turn; a shard that takes longer has one for itself.

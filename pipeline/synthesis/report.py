@@ -20,10 +20,10 @@ from pipeline.report.strips import boxes
 from pipeline.report.text import short_name, shortened
 from pipeline.report.tiles import Tile, tile, within
 from pipeline.report.writing import settings_section, write_extra, write_page
-from pipeline.synthesis.forming import FORMING
-from pipeline.synthesis.forming_report import forming_section
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.preview import COLUMNS_SHOWN, PreviewImage, decode_preview, draw_contact_sheet, read_preview
+from pipeline.synthesis.snapshots import SNAPSHOTS
+from pipeline.synthesis.snapshots_report import snapshots_section
 
 SHEET = "contact_sheet.png"
 _FIGURES = ("label", "keep_indices", "class_loss", "teacher_confidence", "teacher_prediction")
@@ -76,7 +76,7 @@ def synthesis_page(
             _figures(figures, names, sample),
             _confusion(figures, names, sample),
             _kept(figures, _grid_size(plan), sample),
-            *_forming(plan, names),
+            *_snapshots(plan, names),
             _diversity(plan, done, names),
         ]
     sections.append(settings_section(to_dict(plan.config)))
@@ -161,12 +161,12 @@ def _confusion(figures: pa.Table, names: Sequence[str], sample: str) -> Section:
     )
 
 
-def _forming(plan: SynthesisPlan, names: Sequence[str]) -> list[Section]:
-    uri, heading = storage.join(plan.config.output, FORMING), "How images form"
+def _snapshots(plan: SynthesisPlan, names: Sequence[str]) -> list[Section]:
+    uri, heading = storage.join(plan.config.output, SNAPSHOTS), "How images form"
     if not storage.exists(uri):
         missing = "Nothing was recorded: that happens only while the first part is made, and it was there before."
         return [Section(heading=heading, text=missing)] if plan.config.snapshots else []
-    return [forming_section(heading, storage.read_json(uri), names, _grid_size(plan))]
+    return [snapshots_section(heading, storage.read_json(uri), names, _grid_size(plan))]
 
 
 def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.dataset import schema
-from pipeline.errors import DatasetError, shown
+from pipeline.errors import DatasetError, quoted
 from pipeline.synthesis.columns import arrow_column, is_list, plain
 
 SHARD_ID, LABELS, IMAGE_IDS = "shard_id", "labels", "image_ids"
@@ -86,7 +86,7 @@ class RowReader:
     def _label(self, shard_id: int, value: Any) -> int:
         label = _whole(value)
         if label is None:
-            raise DatasetError(f"shard {shard_id} has the label {shown(value)}: labels are whole numbers")
+            raise DatasetError(f"shard {shard_id} has the label {quoted(value)}: labels are whole numbers")
         if label < 0 or (self._num_classes is not None and label >= self._num_classes):
             known = "" if self._num_classes is None else f", the teacher has {self._num_classes} classes"
             raise DatasetError(f"shard {shard_id} has the label {label}: labels start at 0{known}")
@@ -115,7 +115,7 @@ def check_columns(names: list[str]) -> None:
     missing = [name for name in NEEDED if name not in names]
     if missing:
         needed = ", ".join(NEEDED)
-        raise DatasetError(f"rows of shards need the columns {needed}: {missing[0]!r} is not in {shown(names)}")
+        raise DatasetError(f"rows of shards need the columns {needed}: {missing[0]!r} is not in {quoted(names)}")
     taken = sorted(set(names) & set(schema.COLUMNS) - set(NEEDED))
     if taken:
         raise DatasetError(f"rows of shards must not have the column {taken[0]!r}: the images get one of that name")
@@ -129,7 +129,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """
     for row in rows:
         if not isinstance(row, Mapping):
-            raise DatasetError(f"a row of shards is a mapping of names to values, not {shown(row)}")
+            raise DatasetError(f"a row of shards is a mapping of names to values, not {quoted(row)}")
     names = dict.fromkeys(name for row in rows for name in row)
     return {str(name): [row.get(name) for row in rows] for name in names}
 
@@ -147,7 +147,7 @@ def _columns(batch: Any) -> dict[str, Any]:
         )
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise DatasetError(f"the columns of a batch of shards differ in length: {shown(lengths)}")
+        raise DatasetError(f"the columns of a batch of shards differ in length: {quoted(lengths)}")
     return columns
 
 
@@ -156,28 +156,28 @@ def _values(name: str, column: Any) -> Any:
     if isinstance(values, pa.Array | pa.ChunkedArray | list):
         return values
     raise DatasetError(
-        f"the column {name!r} of a batch of shards is {shown(column)}: give a list with one entry per row"
+        f"the column {name!r} of a batch of shards is {quoted(column)}: give a list with one entry per row"
     )
 
 
 def _shard_id(value: Any) -> int:
     shard_id = _whole(value)
     if shard_id is None or not 0 <= shard_id <= _MAX_SHARD_ID:
-        raise DatasetError(f"shard_id is {shown(value)}: it must be a whole number from 0 to {_MAX_SHARD_ID}")
+        raise DatasetError(f"shard_id is {quoted(value)}: it must be a whole number from 0 to {_MAX_SHARD_ID}")
     return shard_id
 
 
 def _image_id(shard_id: int, value: Any) -> str:
     # The image's path in the dataset derives from its id.
     if not isinstance(value, str) or not value or not value.isprintable() or set(value) & set("/\\"):
-        raise DatasetError(f"shard {shard_id} has the image id {shown(value)}: ids are printable text without slashes")
+        raise DatasetError(f"shard {shard_id} has the image id {quoted(value)}: ids are printable text without slashes")
     return str(value)
 
 
 def _entries(shard_id: int, name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise DatasetError(
-            f"shard {shard_id} has {shown(value)} as {name}: it must be a list with one entry for each image"
+            f"shard {shard_id} has {quoted(value)} as {name}: it must be a list with one entry for each image"
         )
     return value
 

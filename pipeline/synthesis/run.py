@@ -13,6 +13,7 @@ from pipeline.errors import IncompleteError
 from pipeline.outputs import check_place
 from pipeline.precision import announce_dtype
 from pipeline.runs import Claim, claim
+from pipeline.synthesis.capacity import describe_choice
 from pipeline.synthesis.checkpoints import clear_checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.dry_run import dry_run
@@ -22,7 +23,6 @@ from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.report import write_pictures
-from pipeline.synthesis.room import describe_choice
 from pipeline.synthesis.summary import summarize
 from pipeline.synthesis.tally import Tally
 from pipeline.tracking.config import TrackingConfig

@@ -67,8 +67,8 @@ def make_first(to_make: "ImagesToMake", *, allow_incomplete: bool) -> str:
     summary = run_plan(config, to_make.plan, time.monotonic())
     if not summary["complete"] and not allow_incomplete:
         raise IncompleteError(
-            f"images: {len(summary['failed'])} shards of {config.output!r} failed; run it again to try them again, or "
-            "set allow_incomplete to take the others"
+            f"images: {len(summary['failed'])} shards of {config.output!r} failed; run this job again to retry them, "
+            "or set allow_incomplete to go on without them"
         )
     return config.output
 

@@ -1,4 +1,4 @@
-"""The shards of a pass in the order in which workers take them, and what ended in each worker's last turns.
+"""The queue of shards of a pass, and the shards that finished in each worker's latest turns.
 
 Ray Data hands out turns, and a turn names no shard: whoever has one takes the shard that is next. So a shard that a
 worker gave back is soon taken by another, and short shards share a turn. Imports no torch.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.synthesis.devices import Device
 
-# Ray Data gives a worker two turns at a time, and the second only when it has heard of the one before.
+# Turns remembered per worker. Ray Data has at most two per worker in flight.
 _KEPT_TURNS = 4
 
 

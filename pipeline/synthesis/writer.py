@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +18,12 @@ from pipeline import storage
 from pipeline.credentials import without_credentials
 from pipeline.dataset import schema, store
 from pipeline.dataset.index import read_part_facts, summary_of
-from pipeline.errors import DatasetError, NonFiniteError
-from pipeline.synthesis.actor import InvertedShard, Inverter, shard_rows
+from pipeline.errors import DatasetError, NonFiniteError, as_line
+from pipeline.synthesis.actor import InvertedShard, Inverter
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
-from pipeline.synthesis.forming import WATCHED_SHARD, write_forming
+from pipeline.synthesis.snapshots import WATCHED_SHARD, write_snapshots
 from pipeline.workers import check_same_digest, device_name
 
 # Row that the driver gets for each shard; the error of a finished one is empty.
@@ -102,10 +102,6 @@ class PartWriter(Inverter):
             every_s = 60 * config.checkpoint_minutes
             self.checkpoints = Checkpoints(config.output, self.digest, every_s, is_node_leaving)
 
-    def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
-        for shard_id, labels, image_ids in shard_rows(batch):
-            yield pa.Table.from_pylist([self.write_shard(shard_id, labels, image_ids)], schema=OUTCOME)
-
     def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
         """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
         made = self.make(shard_id, labels, image_ids)
@@ -135,7 +131,7 @@ class PartWriter(Inverter):
         started = time.monotonic()
         try:
             written = self._write(shard_id, shard)
-            fault = None if shard.forming is None else write_forming(self.config.output, shard.forming)
+            fault = None if shard.snapshots is None else write_snapshots(self.config.output, shard.snapshots)
         except OSError as error:
             return self._failed(shard_id, labels, error)
         return outcome(
@@ -249,7 +245,7 @@ def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: st
     Returns:
         The reason in one line; it also says if the record could not be written.
     """
-    reason = without_credentials(" ".join(reason.split()))
+    reason = without_credentials(as_line(reason))
     record = {
         "error": error,
         "reason": reason,

@@ -36,6 +36,6 @@ class TrackingConfig:
                 raise ConfigError(f"tracking.{name} is empty: leave it out, or name a place")
         if self.run_name is not None and not _RUN_NAME.fullmatch(self.run_name):
             raise ConfigError(
-                f"tracking.run_name must begin with a letter or digit, and have no others than these, spaces and "
-                f"'.', '+', '-', '_', not {self.run_name!r}"
+                "tracking.run_name must start with a letter, a digit or '_' and contain only these, spaces, '.', '+' "
+                f"and '-', not {self.run_name!r}"
             )

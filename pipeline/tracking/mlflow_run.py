@@ -42,8 +42,8 @@ def check_server(uri: str) -> None:
         raise ConfigError("tracking.mlflow needs a package that is not installed: pip install '.[mlflow]'")
     if _DATABASE.match(uri) and not _is_whole():
         raise ConfigError(
-            f"tracking.mlflow is the database {uri!r}, which takes the whole of MLflow: give the address of a server, "
-            f"as `mlflow server --backend-store-uri {uri}` starts one"
+            f"tracking.mlflow is the database {uri!r}, which needs the full mlflow package: give the address of a "
+            f"server instead, started with `mlflow server --backend-store-uri {uri}`"
         )
     import mlflow  # noqa: F401
 

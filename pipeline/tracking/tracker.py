@@ -77,7 +77,7 @@ class _Channel:
     def wait(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.warning(f"tracking: {self._place.name} has not taken the last figures within {_LAST_WAIT_S:.0f} s")
+            logger.warning(f"tracking: {self._place.name} did not accept the last figures within {_LAST_WAIT_S:.0f} s")
 
     def _serve(self, settings: Mapping[str, str]) -> None:
         try:
@@ -85,7 +85,7 @@ class _Channel:
             while (report := self._waiting.get()) is not None:
                 report()
         except self._place.errors as error:
-            logger.warning(f"tracking: {self._place.name} takes no figures, and gets no more: {one_line(error)}")
+            logger.warning(f"tracking: cannot report to {self._place.name}, giving up on it: {one_line(error)}")
 
 
 @contextmanager

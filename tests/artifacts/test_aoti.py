@@ -23,7 +23,6 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import BitWidths
-from pipeline.quantization import load_quantized as load_from_quantization
 from pipeline.quantization.agreement import relative_error
 from pipeline.quantization.artifact_files import Artifact, make_artifacts
 from pipeline.quantization.batches import CalibrationBatch
@@ -253,7 +252,6 @@ def test_integers_are_multiplied_where_their_sums_are_exact(
 
 def test_one_call_runs_every_format(package: Path, files: Callable[[BitWidths, FormatName], Path]) -> None:
     expected = load_quantized(files(NARROW, "pt2"))(images())
-    assert load_from_quantization is load_quantized
     for path in (files(NARROW, "onnx"), package):
         model = load_quantized(str(path), allow_compiled=True)
         assert relative_error(model(images()), expected) < 1e-3

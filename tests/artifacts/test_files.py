@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.artifacts.formats import FormatName, load
+from pipeline.artifacts.formats import FormatName, load_quantized
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import CalibrationBatch
 from tests.quantized import DATA_FORMATS
@@ -28,7 +28,7 @@ def images(batch: int, scale: float = 1.0) -> Tensor:
 
 
 def run(path: Path, batch: Tensor) -> Tensor:
-    return load(str(path)).predict(batch)
+    return load_quantized(str(path)).predict(batch)
 
 
 @pytest.mark.parametrize("bits", [W8A8, W4A4], ids=lambda bits: bits.label)

@@ -17,7 +17,7 @@ from jobs import status
 from pipeline import artifacts
 from pipeline.artifacts import formats
 from pipeline.artifacts.facts import Facts
-from pipeline.artifacts.formats import FORMATS, Format, FormatName, format_named, format_of, load, save
+from pipeline.artifacts.formats import FORMATS, Format, FormatName, format_named, format_of, load_quantized, save
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import open_artifact
 from pipeline.models import ModelConfig, load_model
@@ -72,13 +72,13 @@ def test_a_format_is_a_file_and_a_name(
     baselines, missing = make_baselines(config, loaded, programs("linear"), tmp_path)
     assert ([baseline.format for baseline in baselines], missing) == ([example], [])
     uri = str(folder / f"w8a8.{example}")
-    assert load(uri).facts == Facts.of(loaded)
+    assert load_quantized(uri).facts == Facts.of(loaded)
     predict = open_artifact(uri, ModelConfig(name="x"), loaded)
     torch.testing.assert_close(predict(images), artifact.predict(images))
     bad = tmp_path / f"bad.{example}"
     bad.write_bytes(b"not a model")
     with pytest.raises(CheckpointError, match=r"bad\.\w+' is not a model in ONNX Runtime's format"):
-        load(str(bad))
+        load_quantized(str(bad))
     for name in ("config.json", "ranges.json"):
         (folder / name).write_text(json.dumps({"job": "calibrate"}))
     assert status.status(status.StatusConfig(uri=str(folder)))["artifacts"] == [f"w8a8.{example}"]
@@ -93,7 +93,7 @@ def test_the_end_of_a_name_states_the_format(programs: Programs, tmp_path: Path)
     assert [format_of(name) for name in names] == ["pt2", "onnx", "aoti", "pt2", None, None, None]
     known = r"\.pt2, \.onnx, \.aoti\.pt2"
     with pytest.raises(CheckpointError, match=rf"'x\.tflite' is no artifact: it ends with none of {known}"):
-        load("x.tflite")
+        load_quantized("x.tflite")
     with pytest.raises(CheckpointError, match=r"x\.tflite' is no artifact"):
         save(programs("linear"), tmp_path / "x.tflite", Facts())
 
@@ -105,7 +105,7 @@ def test_the_table_is_read_without_what_its_formats_need() -> None:
 
 def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for act in (format_named("onnx").check, lambda: load(str(tmp_path / "x.onnx"))):
+    for act in (format_named("onnx").check, lambda: load_quantized(str(tmp_path / "x.onnx"))):
         with pytest.raises(ConfigError, match=r"ONNX files need the extra 'onnx': .*onnxruntime"):
             act()
     format_named("pt2").check()

@@ -71,7 +71,7 @@ def test_classes_in_another_order_are_put_in_the_teachers(
     uri, images = write(kind, Facts(REVERSED, HALF, HALF)), some_images()
     logits = fit(uri, teacher)(images)
     torch.testing.assert_close(logits, plain_logits(images).flip(1), atol=1e-4, rtol=1e-4)
-    assert capsys.readouterr().err == f"{uri}: its classes are put in the teacher's order, by their names\n"
+    assert capsys.readouterr().err == f"{uri}: its classes were reordered by name to match the teacher's\n"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +97,7 @@ def test_an_artifact_without_names_is_taken_as_the_teachers(
     uri = write(kind, Facts())
     logits = fit(uri, teacher)(images)
     torch.testing.assert_close(logits, plain_logits(images), atol=1e-4, rtol=1e-4)
-    reported = f"warning: {uri}: it names no classes, they are taken to be in the teacher's order\n"
+    reported = f"warning: {uri}: it has no class names; its classes are assumed to be in the teacher's order\n"
     assert capsys.readouterr().err == reported
 
 
@@ -132,7 +132,7 @@ def test_what_lies_beside_weights_is_read(
     uri = str(tmp_path / "m" / "model.safetensors")
     own = (images * 0.5 + 0.5 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
     torch.testing.assert_close(fit(uri, teacher)(images), plain_logits(own).flip(1), atol=1e-4, rtol=1e-4)
-    assert capsys.readouterr().err == f"{uri}: its classes are put in the teacher's order, by their names\n"
+    assert capsys.readouterr().err == f"{uri}: its classes were reordered by name to match the teacher's\n"
     # As a folder it is the same.
     torch.testing.assert_close(fit(str(tmp_path / "m"), teacher)(images), plain_logits(own).flip(1), atol=1e-4, rtol=0)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.artifacts.formats import FormatName, load
+from pipeline.artifacts.formats import FormatName, load_quantized
 from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
 
@@ -47,7 +47,7 @@ def test_openvino_agrees_with_the_pt2_file_in_integers(
     """Also with uint8 weights and asymmetric uint8 activations, on processors where int8 weights saturate."""
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     logits, types = run(files(bits, "onnx"), images)
-    check(logits, load(files(bits, "pt2")).predict(images), model(images))
+    check(logits, load_quantized(files(bits, "pt2")).predict(images), model(images))
     assert "u8" in types
 
 

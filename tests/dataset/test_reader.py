@@ -318,7 +318,7 @@ def test_parts_without_names_have_those_of_the_manifest_beside_them_or_say_so(
     assert capsys.readouterr().err == ""
     (tmp_path / "manifest.json").unlink()
     assert find_source(str(tmp_path / "data")).class_names is None
-    assert "labels go by number" in capsys.readouterr().err
+    assert "but not the manifest.json with their class names: labels go by number" in capsys.readouterr().err
 
 
 def test_parts_of_two_sets_of_classes_in_one_folder_are_refused(tmp_path: Path) -> None:

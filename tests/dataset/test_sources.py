@@ -217,7 +217,7 @@ def test_a_card_beside_a_folder_of_images_tells_the_order_of_its_classes(
     assert "class names of its README.md are not read, because 'ant' is not among them" in capsys.readouterr().err
     card.write_text("---\nconfigs:\n- {config_name: default, data_files: x/*}\n---\n")
     assert found(tmp_path) == {"ant/x.png": 0, "bee/x.png": 1}
-    assert "the configs of its README.md are not read; splits of an image folder are folders" in capsys.readouterr().err
+    assert "the configs in its README.md are ignored: an image folder has its splits in" in capsys.readouterr().err
 
 
 def test_empty_image_files_are_refused(tmp_path: Path) -> None:

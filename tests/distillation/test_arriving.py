@@ -33,9 +33,9 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, MissingI
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import arrivals as arrivals_module
-from pipeline.synthesis import beside, room, synthesize
+from pipeline.synthesis import background, capacity, synthesize
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
-from pipeline.synthesis.beside import Synthesis, has_room, synthesis_beside
+from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
@@ -120,8 +120,8 @@ def test_a_training_waits_where_there_is_no_room_for_both_and_reads_images_in_th
     with caplog.at_level("INFO", logger="sparse_inversion"):
         first = distill(training(path, tiny_folder, tmp_path / "first"))
     expected = (
-        "4 actors of the synthesis and the workers of the training need 5 CPUs, and there are 4: the training begins "
-        "when all images are made: with pool.max_size 3 both run at once"
+        "4 actors of the synthesis and the training workers need 5 CPUs, the cluster has at most 4: the training "
+        "starts once all images are made (with pool.max_size 3 both run at once)"
     )
     assert expected in caplog.text
     check_epochs(tmp_path / "first")
@@ -141,7 +141,7 @@ def test_a_shard_that_fails_ends_the_training(
     # For five and the worker there is no room: the images are made first.
     synthesis["pool"]["max_size"] = actors
     config = training(write(synthesis, tmp_path), tiny_folder, tmp_path / "out")
-    expected = r"shard 4 of '.*images' failed: .*class_loss is not finite.*give the dataset as images with allow_incomp"
+    expected = r"shard 4 of '.*images' failed: .*class_loss is not finite.*\. Run this job again to retry it, or make"
     with (
         caplog.at_level("INFO", logger="sparse_inversion"),
         pytest.raises(MissingImagesError, match=expected),
@@ -193,18 +193,18 @@ def test_the_process_that_makes_images_ends_with_the_training(
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         return started[0]
 
-    monkeypatch.setattr(beside, "_start", start)
+    monkeypatch.setattr(background, "_start", start)
     to_make = plan_images(write(synthesis, tmp_path))
     with (
         pytest.raises(KeyboardInterrupt),
         expected_parts(to_make) as arrivals,
-        synthesis_beside(to_make, arrivals, fixed_size=True),
+        background_synthesis(to_make, arrivals, fixed_size=True),
     ):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
     to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
     too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
-    with too_small, expected_parts(to_make) as arrivals, synthesis_beside(to_make, arrivals, fixed_size=True):
+    with too_small, expected_parts(to_make) as arrivals, background_synthesis(to_make, arrivals, fixed_size=True):
         pass
     assert len(started) == 1
 
@@ -212,13 +212,13 @@ def test_the_process_that_makes_images_ends_with_the_training(
 def test_a_process_that_does_not_stop_is_killed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(beside, "_STOP_S", 0.2)
+    monkeypatch.setattr(background, "_STOP_S", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
         process.stdout.readline()
-        beside._stop(process)
+        background._stop(process)
     assert process.returncode == -signal.SIGKILL
     assert "the synthesis did not stop within 0.2 s: it is killed" in caplog.text
 
@@ -231,7 +231,7 @@ def test_the_process_that_makes_images_ends_when_the_training_is_gone_and_is_no_
     (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit(7)")
     path = write(synthesis, tmp_path)
     monkeypatch.chdir(tmp_path)
-    process = beside._start(path)
+    process = background._start(path)
     assert os.getpgid(process.pid) == process.pid
     # As the system does where this process is killed.
     assert process.stdin is not None
@@ -260,7 +260,7 @@ def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monk
     # While the synthesis goes on, another shard fails, that one or one that failed before.
     for shard_id in (3, 7):
         store.write_failure(str(tmp_path), shard_id, {"reason": "NaN"})
-        with pytest.raises(MissingImagesError, match=rf"shard {shard_id} of .* failed: NaN; run it again") as raised:
+        with pytest.raises(MissingImagesError, match=rf"shard {shard_id} of .* failed: NaN\. Run this job") as raised:
             arrivals.wait_for(str(other))
         store.remove_failure(str(tmp_path), shard_id)
     ray.get(ending.set.remote(0))
@@ -289,7 +289,7 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
         # Two types of which the launcher allows three nodes in all.
         (NodeTypes([NodeType({"CPU": 2.0}, 3), NodeType({"CPU": 2.0}, 3)], max_nodes=3), 2, False),
     ):
-        for module in (beside, room):
+        for module in (background, capacity):
             monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
         assert has_room(to_make, {"CPU": others}, fixed_size=False) is expected
 
@@ -312,7 +312,7 @@ def test_a_training_that_cannot_start_beside_its_synthesis_begins_again_when_tha
     assert tried == [True, False]
     assert "the training begins again when all images are made" in caplog.text
     synthesis = Synthesis(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), arrivals)
-    with pytest.raises(MissingImagesError, match=r"ended with exit code 3; its own lines say why"):
+    with pytest.raises(MissingImagesError, match=r"ended with exit code 3; its log lines say why"):
         _train_with(synthesis, train, beside=False)
     assert len(tried) == 2
     ray.kill(ending)

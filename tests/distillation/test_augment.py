@@ -278,9 +278,7 @@ def test_images_on_kept_patches_are_not_moved_and_that_is_said_once(caplog: pyte
     for epoch in (0, 1):
         list(shown.batches(epoch, CPU))
     logger.removeHandler(caplog.handler)
-    assert caplog.messages == [
-        "augment: images read on kept patches alone do not take degrees, translate, flip, blur, mixup"
-    ]
+    assert caplog.messages == ["augment: images with stopped patches do not get degrees, translate, flip, blur, mixup"]
 
 
 def test_filled_images_move_where_nobody_reads_kept_patches() -> None:
@@ -369,9 +367,9 @@ def test_a_training_on_views_ends_and_repeats_exactly(teacher: LoadedModel, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"flip": 1.5}, r"flip must lie in \[0, 1\], not 1.5"),
-        ({"scale": 1.0}, r"scale must lie in \[0, 1\), not 1.0"),
-        ({"noise": -0.1}, "noise must not be negative, not -0.1"),
+        ({"flip": 1.5}, r"augment.flip must lie in \[0, 1\], not 1.5"),
+        ({"scale": 1.0}, r"augment.scale must lie in \[0, 1\), not 1.0"),
+        ({"noise": -0.1}, "augment.noise must not be negative, not -0.1"),
         ({"degrees": float("nan")}, "degrees must be finite, not nan"),
     ],
 )

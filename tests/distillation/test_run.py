@@ -281,7 +281,7 @@ def test_a_run_of_the_time_before_settings_were_renamed_is_gone_on_with(make_con
     claim.write_text(json.dumps(document))
     Path(config.output, "result.json").unlink()
     assert distill(from_dict(DistillationConfig, settings))["continued_from_epoch"] == 2
-    with pytest.raises(DatasetError, match="of other settings: labeled is True there, False here"):
+    with pytest.raises(DatasetError, match="made with other settings: labeled is True there, False here"):
         distill(replace(config, labeled=None))
 
 
@@ -305,7 +305,7 @@ def test_another_config_does_not_touch_a_run(make_config: MakeConfig) -> None:
     distill(config)
     before = {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
     with pytest.raises(
-        DatasetError, match=r"out' holds a distillation of other settings: lr is 0\.01 there, 0\.1 here"
+        DatasetError, match=r"out' holds a distillation made with other settings: lr is 0\.01 there, 0\.1 here"
     ):
         distill(make_config("out", epochs=1, lr=0.1))
     assert {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()} == before

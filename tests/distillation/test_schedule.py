@@ -57,7 +57,7 @@ def test_optimizers() -> None:
         ({"epochs": 2, "warmup_epochs": 3.0}, r"warmup_epochs must lie in \[0, 2\], not 3.0"),
         (
             {"batch_size": 2, "workers": WorkersConfig(size=3)},
-            "batch_size 2 is less than an image for each of 3 workers",
+            "batch_size is 2, which is less than one image for each of 3 workers",
         ),
     ],
 )

@@ -152,8 +152,7 @@ def test_a_standard_output_that_takes_no_result_is_one_line(full: TextIO, capsys
     # Otherwise Python would print a second error when it ends.
     assert sys.stdout is not full
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: the job is done, but standard output did not take its result: OSError: [Errno 28] No space left on "
-        "device"
+        "error: the job is done, but its result could not be printed: OSError: [Errno 28] No space left on device"
     )
 
 

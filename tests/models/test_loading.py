@@ -244,7 +244,7 @@ def test_imagenet_names_are_timms_and_all_different(tmp_path: Path) -> None:
     assert loaded.class_names[0] == "tench, Tinca tinca"
     assert len(set(loaded.class_names)) == 1000
     (notice,) = loaded.notices
-    assert "has 1000 classes without names: they get those of ImageNet, in ImageNet's order" in notice
+    assert "has 1000 classes without names: ImageNet's names, in ImageNet's order, are used" in notice
     given = [f"own {number}" for number in range(1000)]
     assert load_model(config(tmp_path / "a.pth", num_classes=1000, class_names=given)).notices == ()
     save_model(model, tmp_path / "named", class_names=given, mean=HALF, std=HALF)
@@ -308,7 +308,7 @@ OWN: dict[str, tuple[Any, str]] = {
 def test_what_a_folder_says_of_real_images_is_checked(tmp_path: Path, tiny_folder: Path, name: str) -> None:
     value, message = OWN[name]
     folder = edit_own_config(tiny_folder, tmp_path / "m", **{name: value})
-    with pytest.raises(ConfigError, match=f"^model 'local-dir:.*: its own {message}.*; .* may give"):
+    with pytest.raises(ConfigError, match=f"^model 'local-dir:.*: its own {message}.*; (set|use) .* to override it"):
         load_model(ModelConfig(name=folder))
     good: dict[str, Any] = {
         "interpolation": "bicubic",

@@ -128,7 +128,7 @@ def test_a_pruned_copy_is_saved_as_timm_saves_it(made: tuple[str, Path, Any], tm
         assert torch.equal(load(tmp_path).model(images), pruned(images))
     notices = copy_notice("copy", pruned, loaded.model)
     if made[0] == "vit-unusual":
-        assert notices[0].startswith("copy: its LayerNorms add 1e-06 to the variance as timm's do, not 0.1 as transfor")
+        assert notices[0].startswith("copy: its LayerNorms use timm's epsilon 1e-06, not transformers' 0.1, because a ")
     assert bool(notices) == (made[0].startswith(("vit", "deit")))
 
 
@@ -251,7 +251,7 @@ def test_another_size_or_class_count_is_handled_as_for_folders_of_timm(vit: Path
         load(vit, in_chans=1)
     student = load_model(ModelConfig(name=f"local-dir:{vit}", num_classes=7), trained=False)
     assert student.model.num_classes == 7
-    assert "LayerNorms add 1e-06 to the variance as timm's do, not 1e-12" in " ".join(student.notices)
+    assert "LayerNorms use timm's epsilon 1e-06, not transformers' 1e-12" in " ".join(student.notices)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_another_size_than_transformers_would_read_is_told(vit: Path, tmp_path: 
     processor = {"do_normalize": False, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 16}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     (notice,) = load(folder).notices
-    assert "reads 32x32 pixels, although its preprocessor_config.json makes 16x16" in notice
-    assert all("makes" not in notice for notice in load(folder, model_args={"img_size": 16}).notices)
+    assert "reads 32x32 pixels, but its preprocessor_config.json produces 16x16" in notice
+    assert all("produces" not in notice for notice in load(folder, model_args={"img_size": 16}).notices)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": 24}))
-    assert "makes 24x24" in load(folder).notices[0]
+    assert "produces 24x24" in load(folder).notices[0]
 
 
 def test_entries_of_a_processor_that_are_null_say_nothing(vit: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     (refused,) = report["failed"]
     assert refused["artifact"] == "w8a8.onnx"
     assert refused["deviation"] > refused["bound"]
-    assert "error: w8a8.onnx computes other logits than were calibrated: relative error" in printed.err
+    assert "error: w8a8.onnx differs from the calibrated model: its logits have a relative error of" in printed.err
     assert [row["artifact"] for row in report["artifacts"]] == ["pt2"]
     assert sorted(path.name for path in out.iterdir()) == [
         "config.json",

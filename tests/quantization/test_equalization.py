@@ -15,7 +15,7 @@ from pipeline.quantization.graphs import export_images
 from tests.conftest import TINY, enlarge_weights, make_tiny_model, make_whole
 
 SMALL = {**TINY, "depth": 1}
-LEFT = "attentions are not equalized, a normalization or a computed bias stands between values and projection"
+LEFT = "attentions are not equalized, because there is a normalization or a computed bias between values and projection"
 
 
 def make(name: str, arguments: dict[str, Any]) -> nn.Module:

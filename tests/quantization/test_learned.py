@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.artifacts.formats import ending_of, load, save
+from pipeline.artifacts.formats import ending_of, load_quantized, save
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group
@@ -200,7 +200,7 @@ def test_each_artifact_computes_what_was_trained(
     for kind in DATA_FORMATS:
         path = tmp_path / f"w3a4{ending_of(kind)}"
         save(program, path, FACTS)
-        assert relative_error(load(path).predict(batch.pixels), expected) < 1e-3
+        assert relative_error(load_quantized(path).predict(batch.pixels), expected) < 1e-3
 
 
 def test_everything_is_learned_and_the_model_is_left_as_it_is(

@@ -406,15 +406,15 @@ def test_widths_are_added_to_an_output_only_where_they_are_not_trained(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"lr": 0.0}, "lr must be positive, not 0"),
-        ({"scale_lr": -1.0}, "scale_lr must not be negative, not -1"),
-        ({"held_back": -1}, "held_back must not be negative, not -1"),
+        ({"steps": 0}, "qat.steps must be at least 1, not 0"),
+        ({"batch_size": 0}, "qat.batch_size must be at least 1, not 0"),
+        ({"lr": 0.0}, "qat.lr must be positive, not 0"),
+        ({"scale_lr": -1.0}, "qat.scale_lr must not be negative, not -1"),
+        ({"held_back": -1}, "qat.held_back must not be negative, not -1"),
         # No training takes all of a divergence away.
-        ({"min_gain": 1.0}, r"min_gain must lie in \[0, 1\), not 1\.0"),
-        ({"score_every": 0}, "score_every must be at least 1, not 0"),
-        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes must be positive, not 0"),
+        ({"min_gain": 1.0}, r"qat.min_gain must lie in \[0, 1\), not 1\.0"),
+        ({"score_every": 0}, "qat.score_every must be at least 1, not 0"),
+        ({"checkpoint_minutes": 0.0}, "qat.checkpoint_minutes must be positive, not 0"),
         ({"temperature": float("nan")}, "temperature must be finite, not nan"),
     ],
 )

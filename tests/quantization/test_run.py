@@ -39,7 +39,7 @@ def write_dataset(values: dict[str, Any]) -> None:
     plan = plan_synthesis(from_dict(SynthesisConfig, values))
     writer = PartWriter(plan.config, plan.digest)
     for shard in plan.shards:
-        list(writer({name: [value] for name, value in shard.items()}))
+        writer.write_shard(**shard)
     store.write_manifest(plan.config.output, plan.manifest)
 
 
@@ -223,7 +223,7 @@ def test_an_output_takes_further_bit_widths_and_no_other_calibration(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {"w8a8.pt2", "w6a6.pt2"} <= before.keys()
     with pytest.raises(
-        DatasetError, match="holds a calibration of other settings: placement is 'linear' there, 'matmul' here"
+        DatasetError, match="holds a calibration made with other settings: placement is 'linear' there, 'matmul' here"
     ):
         calibrate(make_config(tiny_folder, real, tmp_path, placement="matmul"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -121,13 +121,13 @@ def test_normalizations_that_are_left_out_are_told(model: nn.Module, capsys: pyt
     other = timm.create_model("vit_tiny_patch16_224", **sizes, qk_norm=True)
     report_other_norms(export_images(other.eval(), "linear").module().graph)
     named = "'blocks.0.attn.q_norm.weight', 'blocks.0.attn.k_norm.weight'"
-    assert f"note: 2 normalizations are not smoothed, linear layers alone do not read them: {named}" in (
+    assert f"note: 2 normalizations are not smoothed, because not only linear layers read their output: {named}" in (
         capsys.readouterr().err
     )
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
-    with pytest.raises(ModelError, match="smoothing repq needs linear layers that alone read a normalization"):
+    with pytest.raises(ModelError, match="smoothing repq needs a normalization whose output only linear layers read"):
         smooth(nn.Identity(), [], {}, "repq")
 
 

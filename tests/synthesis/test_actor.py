@@ -22,6 +22,7 @@ from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
 from pipeline.synthesis.identity import identity, image_seed
 from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.shards import Shard
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.synthesis.conftest import ROOT, make_config
@@ -213,15 +214,15 @@ def make_writer(teacher: Path, output: Path) -> PartWriter:
     return PartWriter(config, Inverter(config).digest)
 
 
-def outcomes_of(writer: PartWriter, batch: dict[str, Any]) -> list[dict[str, Any]]:
+def outcomes_of(writer: PartWriter, shards: Sequence[Shard]) -> list[dict[str, Any]]:
     """The rows that the driver gets."""
-    return [row for table in writer(batch) for row in table.to_pylist()]
+    return [writer.write_shard(**shard) for shard in shards]
 
 
 def test_part_tells_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     writer = make_writer(tiny_folder, tmp_path)
     store.write_failure(str(tmp_path), 1, {"reason": "an earlier try"})
-    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[1:2]))
+    (outcome,) = outcomes_of(writer, plan_shards(writer.config)[1:2])
     assert outcome["shard_id"] == 1
     assert outcome["num_images"] == 5
     assert outcome["error"] == ""
@@ -248,7 +249,7 @@ def test_a_split_because_memory_ran_out_is_recorded(
         return forward(patches, positions)
 
     monkeypatch.setattr(writer.ready_teacher, "forward_patches", small_memory)
-    list(writer(batch_of(plan_shards(writer.config)[:1])))
+    outcomes_of(writer, plan_shards(writer.config)[:1])
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
     assert json.loads(footer.metadata[b"halvings"]) == [[0, 3], [0, 2], [4, 2]]
@@ -256,7 +257,7 @@ def test_a_split_because_memory_ran_out_is_recorded(
 
 def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     writer = make_writer(nan_teacher(tmp_path / "teacher"), tmp_path / "out")
-    outcomes = outcomes_of(writer, batch_of(plan_shards(writer.config)[1:4]))
+    outcomes = outcomes_of(writer, plan_shards(writer.config)[1:4])
     assert [outcome["error"] for outcome in outcomes] == ["", "NonFiniteError", ""]
     progress = store.read_progress(str(tmp_path / "out"), 4, writer.digest)
     assert progress.done == [1, 3]
@@ -270,14 +271,14 @@ import json, resource, signal, sys
 from pathlib import Path
 from pipeline.storage import retrying
 from pipeline.synthesis import plan_shards
-from tests.synthesis.test_actor import batch_of, make_writer, outcomes_of
+from tests.synthesis.test_actor import make_writer, outcomes_of
 
 retrying.RETRY_DELAYS_S = (0.0, 0.0)
 writer = make_writer(Path(sys.argv[1]), Path(sys.argv[2]))
 shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
-(outcome,) = outcomes_of(writer, batch_of(shards))
+(outcome,) = outcomes_of(writer, shards)
 print(json.dumps([outcome["error"], outcome["unwritten"]]))
 """
 
@@ -295,7 +296,7 @@ def test_full_disk_leaves_no_part_and_says_so(tiny_folder: Path, tmp_path: Path)
 def test_output_that_vanished_is_reported_in_the_row(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = make_writer(tiny_folder, tmp_path / "file" / "out")
-    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
+    (outcome,) = outcomes_of(writer, plan_shards(writer.config)[:1])
     assert outcome["error"] == "NotADirectoryError"
     assert "could not be recorded" in outcome["reason"]
 
@@ -310,7 +311,7 @@ def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeyp
         write_part(*arguments)
 
     monkeypatch.setattr(store, "write_part", write)
-    (outcome,) = outcomes_of(writer, batch_of(plan_shards(writer.config)[:1]))
+    (outcome,) = outcomes_of(writer, plan_shards(writer.config)[:1])
     assert (outcome["error"], errors) == ("", [])
 
 
@@ -323,7 +324,7 @@ def test_parts_are_the_same_bytes_each_time(tiny_folder: Path, tmp_path: Path) -
     contents = []
     for name in ("a", "b"):
         writer = make_writer(tiny_folder, tmp_path / name)
-        list(writer(batch_of(plan_shards(writer.config)[:1])))
+        outcomes_of(writer, plan_shards(writer.config)[:1])
         contents.append((tmp_path / name / written(tmp_path / name)[0]).read_bytes())
     assert contents[0] == contents[1]
     assert pq.read_table(io.BytesIO(contents[0])).num_rows == 5
@@ -371,7 +372,7 @@ def test_steps_of_images_that_end_early_are_recorded(tiny_folder: Path, tmp_path
     inversion = {"iterations": 30, "stop_steps": [2, 4], "stop_fractions": [0.3, 0.3], **end}
     config = make_config(tiny_folder, tmp_path, inversion=inversion)
     writer = PartWriter(config, Inverter(config).digest)
-    (outcome,) = outcomes_of(writer, batch_of(plan_shards(config)[:1]))
+    (outcome,) = outcomes_of(writer, plan_shards(config)[:1])
     assert len(outcome["num_steps"]) == 5
     assert max(outcome["num_steps"]) < 30
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])

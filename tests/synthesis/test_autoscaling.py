@@ -133,7 +133,7 @@ def test_gpu_nodes_come_all_at_once_and_go_when_the_job_is_done(
         assert not (tmp_path / "out" / "data").exists()
         assert job.wait(300) == 0, (tmp_path / "job.log").read_text()
     printed = (tmp_path / "job.log").read_text()
-    why = "the cluster has none yet that pool.label_selector chooses, and its autoscaler can bring 3"
+    why = "the cluster has none yet that pool.label_selector chooses, and its autoscaler can add 3"
     assert printed.splitlines()[0] == f"plan: computing on GPUs: {why}"
     assert len(parts_of(tmp_path / "out")) == 6
     wait_for_gpu_nodes(address, 0)

@@ -21,8 +21,8 @@ from pipeline.errors import NonFiniteError
 from pipeline.inversion import Inversion
 from pipeline.synthesis import checkpoints
 from pipeline.synthesis.checkpoints import FOLDER, clear_checkpoints
-from pipeline.synthesis.forming import FORMING
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
+from pipeline.synthesis.snapshots import SNAPSHOTS
 from pipeline.synthesis.writer import PartWriter
 from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
 
@@ -102,7 +102,7 @@ def test_a_shard_goes_on_where_its_worker_was_cut_off(
     assert row["resumed"] == f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"
     assert row["notes"] == []
     assert parts_of(tmp_path) == parts_of(undisturbed)
-    assert (tmp_path / FORMING).read_text() == (undisturbed / FORMING).read_text()
+    assert (tmp_path / SNAPSHOTS).read_text() == (undisturbed / SNAPSHOTS).read_text()
     assert not list((tmp_path / FOLDER).iterdir())
 
 
@@ -181,7 +181,7 @@ def test_what_fails_by_itself_leaves_no_checkpoint(
 def test_a_notice_writes_a_checkpoint_before_the_interval_is_over(
     tiny_folder: Path, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.saving._ASK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.checkpoint_timer._ASK_EVERY_S", 0.0)
     plan = make_plan(tiny_folder, tmp_path, checkpoint_minutes=60)
     cut_off(plan, steps, before=6)
     assert not (tmp_path / FOLDER).exists()

@@ -77,7 +77,7 @@ def test_a_file_of_classes_as_windows_writes_it(tmp_path: Path, content: str, en
     assert list_classes(str(file), 10) == [0, 1, 2, 5]
 
 
-@pytest.mark.parametrize("content", ["cat\n", "3-1", "1\n1", "", "[1, 2", b"\xff\xfe"])
+@pytest.mark.parametrize("content", ["cat\n", "3-1", "1\n1", "", "[1, 2", "[" * 100_000, b"\xff\xfe"])
 def test_what_is_no_file_of_classes(tmp_path: Path, content: str | bytes) -> None:
     file = tmp_path / "classes.txt"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())

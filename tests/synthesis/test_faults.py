@@ -106,7 +106,7 @@ def test_a_sick_gpu_and_a_shard_that_kills_cost_that_shard_alone(made: Made, tin
     record = json.loads((tmp_path / "out" / "failed" / "shard-00003.json").read_text())
     assert (record["error"], record["labels"]) == ("WorkerDied", [5, 6])
     assert {name: part for name, part in made.parts.items() if "part-00003" not in name} == parts_of(tmp_path / "out")
-    handed_back = re.findall(r"failed on GPU 0 of node .* while inverting shard (\d), another worker", reported)
+    handed_back = re.findall(r"failed on GPU 0 of node .* while inverting shard (\d); the shard goes back", reported)
     index = read_index(summary["output"], summary["digest"])
     attempts = dict(zip(index["shard_id"].to_pylist(), index["attempts"].to_pylist(), strict=True))
     assert handed_back
@@ -145,7 +145,7 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     plan = plan_synthesis(make_config(tmp_path / "teacher", tmp_path / "out", pool=TWO_ACTORS))
     _begin(plan)
     shutil.rmtree(tmp_path / "teacher")
-    expected = r"no worker is left that works: GPU \d of node .*: .*; GPU \d of node "
+    expected = r"no working worker is left: GPU \d of node .*: .*; GPU \d of node "
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
     check_gpus_come_free(kept)

@@ -90,7 +90,7 @@ def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
     assert row["handed_back"]
     assert not row["error"]
     (note,) = row["notes"]
-    assert "failed on GPU 0 of node here (here) while loading the teacher, another worker will do it: " in note
+    assert "failed on GPU 0 of node here (here) while loading the teacher: " in note
     assert type(error).__name__ in note
     assert attempts.retired() == {}
     with pytest.raises(Exited):

@@ -222,8 +222,8 @@ def test_only_what_is_missing_is_done_and_what_fails_is_reported(
     config = make_config(nan_teacher(tmp_path / "teacher"), output, pool={"device": "cpu"})
     plan = plan_synthesis(config)
     writer = PartWriter(config, plan.digest, 1)
-    shards = {name: [shard[name] for shard in plan.shards] for name in plan.shards[0]}
-    list(writer(shards))
+    for shard in plan.shards:
+        writer.write_shard(**shard)
     undisturbed = parts_of(output)
     store.write_manifest(str(output), {**plan.manifest, "schema_version": 1})
     gone = output / "data" / store.part_name(4, plan.digest)

@@ -90,8 +90,8 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path: Path, capsys: 
     with reporting(TrackingConfig(tensorboard=str(tmp_path / "file")), {1: {"loss": 1.0}, 2: {"loss": 1.0}}):
         pass
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: tracking: TensorBoard's folder")
-    assert "takes no figures, and gets no more: " in line
+    assert line.startswith("warning: tracking: cannot report to TensorBoard's folder")
+    assert ", giving up on it: " in line
 
 
 @needs_mlflow
@@ -151,8 +151,8 @@ def test_a_server_that_is_not_there_costs_one_line_without_the_password(capsys: 
     with reporting(config, {step: {"loss": 1.0} for step in range(5)}):
         pass
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: tracking: MLflow at 'http://…@127.0.0.1")
-    assert "takes no figures, and gets no more: MlflowException: " in line
+    assert line.startswith("warning: tracking: cannot report to MLflow at 'http://…@127.0.0.1")
+    assert ", giving up on it: MlflowException: " in line
     assert "correcthorse" not in line
 
 
@@ -166,7 +166,7 @@ def test_a_server_that_never_answers_does_not_hold_the_job_up(
         check_tracking(config)
         with reporting(config, {1: {"loss": 1.0}}):
             pass
-    assert "has not taken the last figures within 0 s" in capsys.readouterr().err
+    assert "did not accept the last figures within 0 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,14 @@ def test_a_missing_package_is_refused_before_any_work(
 @needs_mlflow
 def test_a_database_is_refused_where_only_the_light_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.tracking.mlflow_run._is_whole", lambda: False)
-    with pytest.raises(ConfigError, match="give the address of a server, as `mlflow server --backend-store-uri sqlite"):
+    started = "give the address of a server instead, started with `mlflow server --backend-store-uri sqlite"
+    with pytest.raises(ConfigError, match=started):
         check_tracking(TrackingConfig(mlflow="sqlite:///mlflow.db"))
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "it's", "."])
 def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"tracking\.run_name must begin with a letter or digit"):
+    with pytest.raises(ConfigError, match=r"tracking\.run_name must start with a letter, a digit or '_' and contain"):
         TrackingConfig(run_name=name)
 
 

@@ -33,7 +33,7 @@ class Needs:
     def on_gpu(self) -> bool:
         return self.num_gpus > 0
 
-    def room(self, resources: Mapping[str, float], labels: Mapping[str, str] | None) -> int:
+    def capacity(self, resources: Mapping[str, float], labels: Mapping[str, str] | None) -> int:
         """Return how many actors fit on an idle node; one whose labels are not known is taken to be selected.
 
         Args:
@@ -80,19 +80,19 @@ def _choose(pool: PoolConfig) -> tuple[Needs, str]:
     on_cpus = Needs(0, pool.cpus_per_actor, 1, selectors)
     if pool.device != "auto":
         return (on_gpu if pool.device == "cuda" else on_cpus), f"pool.device is {pool.device}"
-    there = sum(on_gpu.room(node["Resources"], node["Labels"]) for node in _nodes()) // pool.actors_per_gpu
+    there = sum(on_gpu.capacity(node["Resources"], node["Labels"]) for node in _nodes()) // pool.actors_per_gpu
     if there:
         return on_gpu, f"the cluster has {there}{_chosen(selectors)}"
     coming = node_types()
     if coming is None:
-        why = "and what its autoscaler can bring is not known: pool.device cuda waits for one"
+        why = "and what its autoscaler can add is unknown; set pool.device to cuda to wait for one"
         return on_cpus, f"the cluster has no GPU{_chosen(selectors)}, {why}"
-    brought = int(coming.most(lambda kind: on_gpu.room(kind.resources, kind.labels))) // pool.actors_per_gpu
+    brought = int(coming.most(lambda kind: on_gpu.capacity(kind.resources, kind.labels))) // pool.actors_per_gpu
     if brought:
         unsure = selectors and any(kind.labels is None for kind in coming.types)
-        unknown = ", if their labels, which are not known, are those that are chosen" if unsure else ""
-        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can bring {brought}{unknown}"
-    more = ", and its autoscaler brings none" if coming.types else ""
+        unknown = " (their labels are unknown, so they may not match)" if unsure else ""
+        return on_gpu, f"the cluster has none yet{_chosen(selectors)}, and its autoscaler can add {brought}{unknown}"
+    more = ", and its autoscaler adds none" if coming.types else ""
     return on_cpus, f"the cluster has no GPU{_chosen(selectors)}{more}"
 
 
@@ -110,7 +110,7 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     actor, total = needs(pool), 0
     for node in _nodes():
         retired = [device for device in without if device.node_id == node["NodeID"]]
-        room = actor.room(node["Resources"], node["Labels"])
+        room = actor.capacity(node["Resources"], node["Labels"])
         lost = len(retired) * actor.actors_per_gpu
         total += 0 if any(device.gpu is None for device in retired) else max(0, room - lost)
     return total
@@ -129,13 +129,13 @@ def reachable_seats(pool: PoolConfig, present: int, *, fixed_size: bool) -> floa
     coming, actor = node_types(), needs(pool)
     if coming is None:
         return float("inf")
-    return max(present, coming.most(lambda kind: actor.room(kind.resources, kind.labels)))
+    return max(present, coming.most(lambda kind: actor.capacity(kind.resources, kind.labels)))
 
 
 def actors_per_machine(pool: PoolConfig, actors: int) -> int:
     """Return the largest number of actors that share a machine's memory; 1 if there is no machine yet."""
     actor = needs(pool)
-    return max(1, min(actors, max((actor.room(node["Resources"], node["Labels"]) for node in _nodes()), default=1)))
+    return max(1, min(actors, max((actor.capacity(node["Resources"], node["Labels"]) for node in _nodes()), default=1)))
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pipeline.report.text import shortened
 from pipeline.report.tiles import Tile, tile
 
 
-def forming_section(heading: str, document: Mapping[str, Any], names: Sequence[str], grid_size: int) -> Section:
+def snapshots_section(heading: str, document: Mapping[str, Any], names: Sequence[str], grid_size: int) -> Section:
     """Return a row of pictures for each image, and the losses by step.
 
     Args:

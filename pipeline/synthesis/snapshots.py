@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from pipeline import storage
+from pipeline.errors import as_line
 from pipeline.inversion import Inversion, InversionResult
 from pipeline.report.sheet import png, shrunk
 
-FORMING = "forming.json"
+SNAPSHOTS = "forming.json"
 # Of the shards, the one that is watched.
 WATCHED_SHARD = 0
 # Shares of all steps after which the images are looked at.
@@ -27,7 +28,7 @@ _MOST_LOSSES = 200
 
 
 @dataclass
-class Forming:
+class Snapshots:
     """Snapshots of the first images of a shard, taken while they form.
 
     Args:
@@ -104,11 +105,11 @@ def _points(values: Sequence[float], stride: int) -> list[tuple[int, float]]:
     return [(step, values[step]) for step in range(0, len(values), stride) if math.isfinite(values[step])]
 
 
-def write_forming(output: str, document: dict[str, Any]) -> str | None:
+def write_snapshots(output: str, document: dict[str, Any]) -> str | None:
     """Write `<output>/forming.json`; return why it could not be written, if so. The shard does not depend on it."""
-    uri = storage.join(output, FORMING)
+    uri = storage.join(output, SNAPSHOTS)
     try:
         storage.write_json(uri, document)
     except OSError as error:
-        return f"{uri!r}, which shows how images form, was not written: {' '.join(str(error).split())}"
+        return f"{uri!r}, which shows how images form, was not written: {as_line(error)}"
     return None

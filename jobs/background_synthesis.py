@@ -1,4 +1,4 @@
-"""Make the images of a training that runs beside it; `pipeline.synthesis.beside` starts it, and no user."""
+"""Make a training's images in the background. Internal: started by `pipeline.synthesis.background`."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-from pipeline.saving import WhenToSave
+from pipeline.checkpoint_timer import CheckpointTimer
 
 
 class Clock:
@@ -13,7 +13,7 @@ class Clock:
 
 def test_a_checkpoint_is_due_so_long_after_the_last_one() -> None:
     clock = Clock()
-    when = WhenToSave(60, None, clock)
+    when = CheckpointTimer(60, None, clock)
     clock.now = 59
     assert not when.is_due()
     clock.now = 60
@@ -25,7 +25,7 @@ def test_a_checkpoint_is_due_so_long_after_the_last_one() -> None:
 
 def test_a_notice_makes_one_due_at_once_and_then_often() -> None:
     clock, notice = Clock(), [False]
-    when = WhenToSave(600, lambda: notice[0], clock)
+    when = CheckpointTimer(600, lambda: notice[0], clock)
     assert not when.wants_to_ask()
     clock.now = 5
     assert when.wants_to_ask()

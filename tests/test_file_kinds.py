@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.foreign import recognize_foreign
+from pipeline.file_kinds import recognize_foreign
 
 
 @pytest.mark.parametrize(

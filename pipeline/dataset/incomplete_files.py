@@ -5,12 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.foreign import is_lfs_pointer
+from pipeline.file_kinds import is_lfs_pointer
 
 # Git LFS keeps its pointers below this size; most images are above it, and are not looked into.
 _POINTER_BYTES = 200
-# Each small file takes a round trip to the store: read many at a time.
-_THREADS = 32
 
 
 def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -> None:
@@ -41,7 +39,7 @@ def check_pulled(uri: str, sizes: Mapping[str, int], names: Iterable[str]) -> No
     def is_pointer(name: str) -> bool:
         return is_lfs_pointer(storage.read_bytes(storage.join(uri, name)))
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         pointers = [name for name, found in zip(small, threads.map(is_pointer, small), strict=True) if found]
     if pointers:
         raise DatasetError(

@@ -9,7 +9,7 @@ _ASK_EVERY_S = 5.0
 _SAVE_EVERY_S_ONCE_NOTICED = 10.0
 
 
-class WhenToSave:
+class CheckpointTimer:
     """Decide when to ask for a notice, and when to save. In a training rank 0 decides.
 
     Args:

@@ -23,13 +23,13 @@ from pipeline.autoscaler import node_types
 from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals
+from pipeline.synthesis.capacity import needs, reachable_seats, seats
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.room import needs, reachable_seats, seats
 from pipeline.synthesis.to_make import ImagesToMake
 
 # A process of its own can be stopped at any time, and stops as every job does. Without the working folder in the
 # module path: a user's own `jobs` may lie there.
-_COMMAND = (sys.executable, "-P", "-m", "jobs.beside")
+_COMMAND = (sys.executable, "-P", "-m", "jobs.background_synthesis")
 # A job that is stopped says what is left, and leaves the cluster.
 _STOP_S = 60.0
 
@@ -63,7 +63,7 @@ class Synthesis:
 
 
 @contextmanager
-def synthesis_beside(
+def background_synthesis(
     to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
 ) -> Iterator[Synthesis | None]:
     """Make the missing images of a dataset in a process that ends with the context; the cluster must be joined.
@@ -164,11 +164,11 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     if there is None or actors * each + taken <= there:
         return True
     fitting = int((there - taken) // each)
-    advice = f": with pool.max_size {fitting} both run at once" if fitting >= pool.min_size else ""
+    advice = f" (with pool.max_size {fitting} both run at once)" if fitting >= pool.min_size else ""
     those = "1 actor" if actors == 1 else f"{actors} actors"
     logger.info(
-        f"{those} of the synthesis and the workers of the training need {actors * each + taken:g} {name}s, and there "
-        f"are {there:g}: the training begins when all images are made{advice}"
+        f"{those} of the synthesis and the training workers need {actors * each + taken:g} {name}s, the cluster has at "
+        f"most {there:g}: the training starts once all images are made{advice}"
     )
     return False
 

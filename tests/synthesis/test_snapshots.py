@@ -8,9 +8,9 @@ import pytest
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.report.page import html_page
-from pipeline.synthesis.forming import FORMING, write_forming
-from pipeline.synthesis.forming_report import forming_section
 from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.snapshots import SNAPSHOTS, write_snapshots
+from pipeline.synthesis.snapshots_report import snapshots_section
 from pipeline.synthesis.writer import PartWriter
 from tests.report.page_check import check_page
 from tests.synthesis.conftest import make_config
@@ -45,8 +45,8 @@ def test_a_part_is_the_same_whether_anybody_looked(tiny_folder: Path, tmp_path: 
     watched, notes = write_part(tiny_folder, tmp_path / "watched", inversion=inversion, snapshots=2)
     assert plain == watched
     assert notes == []
-    assert not (tmp_path / "plain" / FORMING).exists()
-    document = storage.read_json(str(tmp_path / "watched" / FORMING))
+    assert not (tmp_path / "plain" / SNAPSHOTS).exists()
+    document = storage.read_json(str(tmp_path / "watched" / SNAPSHOTS))
     assert document["steps"][:4] == [0, 1, 5, 10]
     assert [len(pictures) for pictures in document["pictures"]] == [2] * 6
     assert document["labels"] == [0, 0]
@@ -56,16 +56,16 @@ def test_a_part_is_the_same_whether_anybody_looked(tiny_folder: Path, tmp_path: 
 def test_images_that_take_no_step_are_shown_as_they_start(tiny_folder: Path, tmp_path: Path) -> None:
     inversion = {"iterations": 0, "stop_steps": [], "stop_fractions": []}
     _, notes = write_part(tiny_folder, tmp_path, inversion=inversion, snapshots=2)
-    document = storage.read_json(str(tmp_path / FORMING))
+    document = storage.read_json(str(tmp_path / SNAPSHOTS))
     assert (notes, document["steps"], document["losses"]) == ([], [0], {"class_loss": [], "tv_l2": []})
-    section = forming_section("How images form", document, NAMES, 4)
+    section = snapshots_section("How images form", document, NAMES, 4)
     check_page(html_page("x", [section]))
 
 
 def test_the_page_has_a_row_for_each_image_and_a_curve_for_each_loss(tiny_folder: Path, tmp_path: Path) -> None:
     write_part(tiny_folder, tmp_path, snapshots=3)
-    document = storage.read_json(str(tmp_path / FORMING))
-    section = forming_section("How images form", document, NAMES, 4)
+    document = storage.read_json(str(tmp_path / SNAPSHOTS))
+    section = snapshots_section("How images form", document, NAMES, 4)
     page = check_page(html_page("x", [section]))
     steps = document["steps"]
     assert len(page.sources) == 3 * len(steps)
@@ -77,12 +77,12 @@ def test_the_page_has_a_row_for_each_image_and_a_curve_for_each_loss(tiny_folder
 
 def test_only_the_first_part_is_watched(tiny_folder: Path, tmp_path: Path) -> None:
     write_part(tiny_folder, tmp_path, shard_id=1, snapshots=2)
-    assert not (tmp_path / FORMING).exists()
+    assert not (tmp_path / SNAPSHOTS).exists()
 
 
 def test_what_cannot_be_written_is_a_note_for_the_driver(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    note = write_forming(str(tmp_path / "file"), {"steps": []})
+    note = write_snapshots(str(tmp_path / "file"), {"steps": []})
     assert note is not None
     assert "was not written" in note
     assert "\n" not in note

@@ -15,10 +15,10 @@ from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.errors import ConfigError
 from pipeline.synthesis import PoolConfig, SynthesisConfig, synthesize
 from pipeline.synthesis.actor import limit_memory, memory_share
+from pipeline.synthesis.capacity import Needs, describe_choice, seats
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.room import Needs, describe_choice, seats
 from pipeline.synthesis.selectors import check_selectors, matches, ray_options
 from tests.conftest import requires_gpu
 from tests.synthesis.conftest import make_config
@@ -75,16 +75,16 @@ def test_ray_tries_the_selectors_in_turn(avoided: tuple[str, ...]) -> None:
 def test_an_actor_never_has_parts_of_two_gpus(share: float, gpus: int, actors: int) -> None:
     pool = PoolConfig(gpus_per_actor=share)
     on_gpu = Needs(share, 0, pool.actors_per_gpu, ())
-    assert on_gpu.room({"GPU": gpus, "CPU": 0}, {}) == actors
+    assert on_gpu.capacity({"GPU": gpus, "CPU": 0}, {}) == actors
     assert on_gpu.options() == {"num_gpus": share, "num_cpus": 0}
 
 
 def test_there_is_room_on_selected_nodes_alone() -> None:
     on_cpus = Needs(0, 2, 1, (SPOT, ON_DEMAND))
-    rooms = [on_cpus.room({"CPU": 5}, labels) for labels in (SPOT, ON_DEMAND, {"market": "block"}, {})]
+    rooms = [on_cpus.capacity({"CPU": 5}, labels) for labels in (SPOT, ON_DEMAND, {"market": "block"}, {})]
     assert rooms == [2, 2, 0, 0]
     # A node that may come, of unknown labels, may be one of them.
-    assert on_cpus.room({"CPU": 5}, None) == 2
+    assert on_cpus.capacity({"CPU": 5}, None) == 2
 
 
 def test_selectors_come_from_files_and_flags(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for(monkeypatch: p
         sizes(6, min_size=5, max_size=5, gpus_per_actor=0.5)
     with pytest.raises(ConfigError, match=r"min_size 1 with 1 GPU per actor: this machine has room for 0$"):
         sizes(6, device="cuda", label_selector=SPOT)
-    monkeypatch.setattr("pipeline.synthesis.room._nodes", lambda: [])
+    monkeypatch.setattr("pipeline.synthesis.capacity._nodes", lambda: [])
     monkeypatch.setattr("pipeline.synthesis.pool.ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(ConfigError, match=r"has room for 0; without GPUs, set pool\.device to cpu$"):
         sizes(6, device="cuda")
