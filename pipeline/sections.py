@@ -162,7 +162,7 @@ def _resolve_flag(config: type, parts: list[str], name: str, text: str | None) -
     takes_text = str in _members(hint) or (_section(hint) is None and _section(_entry(hint)) is None)
     if takes_text and not text.lstrip().startswith(("[", "{")):
         return parts
-    value = read_settings(text, f"--{name}") if text.strip() else text
+    value = _read_flag(text, f"--{name}", takes_text=takes_text) if text.strip() else text
     resolve_value = _resolve_added if name.endswith("+") else _resolve
     resolved = resolve_value(hint, value, name.rstrip("+"), "")
     if not isinstance(resolved, Mapping | list):
@@ -171,6 +171,15 @@ def _resolve_flag(config: type, parts: list[str], name: str, text: str | None) -
         # Given as a flag, a list that does not fit is text for the parser.
         return [f"--config={write_settings(_nested(name, resolved))}"]
     return [f"--{name}={write_settings(resolved)}"]
+
+
+def _read_flag(text: str, flag: str, *, takes_text: bool) -> Any:
+    try:
+        return read_settings(text, flag)
+    except ConfigError as error:
+        if not takes_text:
+            raise
+        raise ConfigError(f"{error}; for a path that begins so, give ./{text.lstrip()}") from error
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
@@ -209,10 +218,8 @@ def _unknown(config: type, key: str, name: str) -> ConfigError:
 def _example(name: str, section: Any) -> str:
     """Return how a section begins: with the first setting that it needs, or with its first."""
     fields = dataclasses.fields(section)
-    text, (leaf, bracket, _) = (
-        f"{{{next(filter(_is_needed, fields), fields[0]).name}: ...}}",
-        name.rpartition(".")[2].partition("["),
-    )
+    text = f"{{{next(filter(_is_needed, fields), fields[0]).name}: ...}}"
+    leaf, bracket, _ = name.rpartition(".")[2].partition("[")
     return f"`{leaf}: [{text}]`" if bracket else f"`{leaf}: {text}`"
 
 

@@ -218,9 +218,9 @@ def _runtime_table(calibrations: Mapping[str, Mapping[str, Any]]) -> Table:
     """Size and latency; they do not depend on the images, so those of the first set stand for all."""
     done = next(iter(calibrations.values()))
     batch_size = next(iter(done["latency_columns"]))
-    rows = [["fp32", row["artifact"], row["size_mb"], row["latency_ms"]] for row in done["fp32"]]
+    rows = [["fp32", row["artifact"], row["size_mb"], row.get("latency_ms")] for row in done["fp32"]]
     rows += [
-        [f"W{row['weights']}A{row['activations']}", row["artifact"], row["size_mb"], row["latency_ms"]]
+        [f"W{row['weights']}A{row['activations']}", row["artifact"], row["size_mb"], row.get("latency_ms")]
         for row in done["artifacts"]
     ]
     return Table(

@@ -38,7 +38,7 @@ _UNREADABLE = (
 # What `torch.export.save` stores is what the program was exported with, as a pickle; to run it needs none.
 _WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
-_LISTED = "pipeline/artifacts/pt2_documents.py lists those that classifiers compute with, since others may run code"
+_LISTED = "those that classifiers compute with are allowed, see pipeline/artifacts/pt2_documents.py"
 
 
 def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = None) -> list[Path]:
@@ -114,7 +114,9 @@ def _check(path: Path, uri: str) -> Facts:
     if (code := find_code([parse_json(document) for document in documents])) is not None:
         key, value = code[0], code[1][:80]
         if key == "target":
-            raise CheckpointError(f"{uri!r} uses {value!r}, no operator that is opened: {_LISTED}")
+            raise CheckpointError(
+                f"{uri!r} uses the operator {value!r}, which is not allowed, because it may run code: {_LISTED}"
+            )
         raise CheckpointError(f"{uri!r} could run code: {key!r} is {value!r}")
     return Facts.from_strings(facts, uri)
 

@@ -58,8 +58,8 @@ def even_sizes(num_images: int, batch_size: int) -> list[int]:
 def share_units(units: Sequence[tuple[int, Unit]], share: Share, *, epoch: int) -> list[tuple[int, Unit]]:
     """Return the units that a worker reads in an epoch, in order; together, the workers read all units.
 
-    Units are permuted, laid end to end, and cut where a worker's rows end. So numbers of rows differ by one at most,
-    and only row groups in which a cut lies are fetched twice.
+    Units are permuted, laid end to end, and cut where a worker's rows end. So numbers of rows differ by one at most. A
+    row group is fetched by each worker whose rows reach into it, and small ones once for each piece, see `split_units`.
 
     Args:
         units: of an `ImageCollection`, each with the index of its source.

@@ -29,7 +29,7 @@ def report_epochs(output: str, epochs: int, place: tuple[int, int], tracker: Tra
     done_before, steps = place
     if done_before or steps:
         within = f", step {steps} of the next one" if steps else ""
-        logger.info(f"distill: going on from epoch {done_before} of {epochs}{within}")
+        logger.info(f"distill: there is a checkpoint of epoch {done_before} of {epochs}{within}")
     _drop_rows_after(output, done_before)
     with reporting(partial(_report, output, epochs, done_before, tracker)):
         yield
@@ -57,7 +57,8 @@ def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: 
         for new in map(json.loads, lines[tracked:]):
             tracker.add(new["epoch"], {name: new[name] for name in new if name not in _NO_FIGURES})
         tracked = max(tracked, len(lines))
-        if row["epoch"] > last_epoch:
+        # It is less where the last checkpoint could not be used, and epochs come again.
+        if row["epoch"] != last_epoch:
             last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""
             rate = row["images"] / max(row["seconds"], 1e-9)

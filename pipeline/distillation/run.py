@@ -93,9 +93,14 @@ def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
         raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
     students = _students(output)
     absent = [uri for uri in students.values() if not storage.exists(storage.join(uri, "config.json"))]
-    if absent:
+    if absent and last_place(output)[0] >= plan.config.epochs:
         logger.warning(f"{absent[0]!r} of a finished training is missing, and is made again from the last checkpoint")
         return None
+    if absent:
+        logger.warning(
+            f"{absent[0]!r} of a finished training is missing, and its last checkpoint too: to train again, delete "
+            f"{storage.join(output, RESULT)!r}"
+        )
     # The folder may have been moved since.
     return storage.read_json(storage.join(output, RESULT)) | students
 

@@ -108,22 +108,26 @@ def load_state(output: str, digest: str, *, order: str = "", tell: bool = False)
         output: folder of the run.
         digest: of the run.
         order: what the order of the images depends on now. A checkpoint within an epoch of another order does not
-            count, and the epoch begins anew.
+            count, and the training continues after the last epoch that has one.
         tell: whether to say so.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.
     """
+    found, skipped = None, ""
     for place in reversed(list_places(output)):
         state = _load(storage.join(output, FOLDER, _name(*place)), digest)
         if not state.epoch_steps or state.order == order:
-            return state
-        if tell:
-            logger.info(
-                f"checkpoint {_name(*place)} is not used: its images were read in another order (other workers, "
-                f"another shuffle buffer or cache_gb, or an earlier version); epoch {state.epoch + 1} starts over"
-            )
-    return None
+            found = state
+            break
+        skipped = _name(*place)
+    if tell and skipped:
+        start = "starts over" if found is None else f"continues after epoch {found.epoch}"
+        logger.info(
+            f"checkpoint {skipped} is not used: its images were read in another order (other workers, another shuffle "
+            f"buffer or cache_gb, or an earlier version); the training {start}"
+        )
+    return found
 
 
 def _load(uri: str, digest: str) -> TrainingState:

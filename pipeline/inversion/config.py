@@ -266,8 +266,7 @@ class InversionConfig:
         first = min(self.changes(num_patches), default=self.num_steps)
         if not self.views.moves or first == self.num_steps:
             return []
-        where = f"apply to the first {first - 1} steps only" if first > 1 else "have no effect"
-        return [f"views.degrees, scale and blur need whole images: they {where}"]
+        return [f"views.degrees, scale and blur need whole images: they apply to the first {first - 1} steps only"]
 
     def check(self, num_patches: int) -> None:
         """Check that the schedule suits a teacher with that many patches.
@@ -280,7 +279,7 @@ class InversionConfig:
         if views.moves and min(changes, default=self.num_steps + 1) == 1:
             raise ConfigError(
                 f"views.degrees {views.degrees:g}, scale {views.scale:g} and blur {views.blur:g} are of whole images, "
-                "and patches go at step 1, before one is shown: let stops or rebirth begin later, or set all to 0"
+                "and patches go at step 1, before one is shown: let stops or rebirth begin later, or set these to 0"
             )
         steps, left = self.phases(num_patches)[-1]
         if self.adaptive_end is not None and self.adaptive_end.hold_steps > steps:

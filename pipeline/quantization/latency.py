@@ -21,8 +21,8 @@ def measure_latencies(
 ) -> dict[str, float]:
     """Return ms per image by the name of its column in `report.json`.
 
-    A batch that the artifact cannot read, for want of memory, has no column, and a line says so: what was calibrated
-    is worth more than a figure.
+    A batch that the artifact cannot read has no column, and a line says so: what was calibrated is worth more than a
+    figure. That an artifact can be run at all was found when it was compared with the calibrated model.
 
     Args:
         artifact: to run; it has read other images before.

@@ -106,7 +106,7 @@ def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Varia
             # The last epoch counts as done where the steps end within it.
             done += min(epoch * sum(sizes) + sum(sizes[:step]), each)
     if done:
-        logger.info(f"qat: going on from a checkpoint, {done} of {total} images were read")
+        logger.info(f"qat: there are checkpoints, {done} of {total} images were read")
     return total - done
 
 

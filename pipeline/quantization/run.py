@@ -124,8 +124,9 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
     losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
-    if config.qat is not None and made.not_made:
-        logger.info(f"qat: checkpoints are kept, so that {first_few(made.not_made)} can be made without training again")
+    if config.qat is not None and refused:
+        names = first_few(row["artifact"] for row in refused)
+        logger.info(f"qat: checkpoints are kept, so that {names} can be made without training again")
     elif config.qat is not None:
         remove_checkpoints(config.output)
     return report

@@ -156,9 +156,8 @@ class SynthesisConfig:
         weights = self.inversion.weights
         if self.inversion.iterations and not any(weights.values()):
             raise ConfigError(
-                f"inversion.{', '.join(weights)} are 0, and {self.inversion.iterations} iterations would leave the "
-                "images as they start: give one of them a weight, or set iterations to 0 and stop_steps and "
-                "stop_fractions to []"
+                f"{', '.join(f'inversion.{name}' for name in weights)} are 0, and {self.inversion.iterations} "
+                "iterations would leave the images as they start: give one of them a weight"
             )
         self._check_together("feature_prior", "feature_model")
         self._check_together("adversarial", "student")

@@ -243,15 +243,22 @@ def test_a_finished_run_that_was_moved_or_lost_a_student_says_where_they_are(
     assert result == first | {name: first[name].replace("/out/", "/out-moved/") for name in ("student", "last")}
     weights = Path(result["student"], "model.safetensors").read_bytes()
     shutil.rmtree(result["student"])
-    # As if it had been killed between the row of an epoch and its checkpoint.
-    Path(moved.output, "checkpoints", "epoch-00002.pt").unlink()
     capsys.readouterr()
     again = distill(moved)
     printed = capsys.readouterr().err
     assert "student/best' of a finished training is missing, and is made again from the last checkpoint" in printed
-    assert "distill: going on from epoch 1 of 2\n" in printed
-    assert (again["continued_from_epoch"], again["top1"]) == (1, first["top1"])
+    assert (again["continued_from_epoch"], again["top1"]) == (2, first["top1"])
     assert Path(result["student"], "model.safetensors").read_bytes() == weights
+    # Without the last checkpoint nothing is trained unasked.
+    shutil.rmtree(result["student"])
+    Path(moved.output, "checkpoints", "epoch-00002.pt").unlink()
+    assert distill(moved) == again
+    assert "to train again, delete '" in capsys.readouterr().err
+    # As if it had been killed between the row of an epoch and its checkpoint.
+    Path(moved.output, "result.json").unlink()
+    again = distill(moved)
+    assert "distill: there is a checkpoint of epoch 1 of 2\n" in capsys.readouterr().err
+    assert (again["continued_from_epoch"], again["top1"]) == (1, first["top1"])
     rows = [json.loads(line)["epoch"] for line in Path(moved.output, "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2]
 

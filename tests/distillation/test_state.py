@@ -93,6 +93,20 @@ def test_a_checkpoint_within_an_epoch_counts_only_in_the_order_that_its_steps_ar
     assert (other.epoch, other.epoch_steps) == (2, 0)
 
 
+@pytest.mark.parametrize(("full", "start"), [(True, "continues after epoch 2"), (False, "starts over")])
+def test_a_line_says_where_a_training_continues_whose_last_checkpoint_is_of_another_order(
+    full: bool, start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if full:
+        save_state(str(tmp_path), make_state(2))
+    within = make_state(4)
+    within.epoch_steps, within.order = 7, "2 workers"
+    save_state(str(tmp_path), within)
+    found = load_state(str(tmp_path), "d" * 64, order="3 workers", tell=True)
+    assert (None if found is None else found.epoch) == (2 if full else None)
+    assert "epoch-00004-step-00000007.pt is not used: its images were" in capsys.readouterr().err
+
+
 def test_one_checkpoint_within_an_epoch_is_kept_until_the_next(tmp_path: Path) -> None:
     for steps in (3, 7, 0):
         state = make_state(4 if steps else 5)

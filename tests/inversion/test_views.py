@@ -168,8 +168,6 @@ def test_impossible_strengths_are_refused(wrong: dict[str, float], message: str)
 def test_what_ends_with_the_first_stop_is_told() -> None:
     told = InversionConfig(**SPARSE, views=ALL).notices(16)
     assert told == ["views.degrees, scale and blur need whole images: they apply to the first 3 steps only"]
-    at_once = InversionConfig(**{**SPARSE, "stop_steps": [1], "stop_fractions": [0.5]}, views=ALL).notices(16)
-    assert at_once == ["views.degrees, scale and blur need whole images: they have no effect"]
     assert InversionConfig(**SPARSE, views=ViewConfig(noise=0.3)).notices(16) == []
     assert InversionConfig(**DENSE, views=ALL).notices(16) == []
 

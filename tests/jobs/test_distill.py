@@ -70,7 +70,7 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     # The session's cluster may have reported something before the job began.
     result = json.loads(captured.out.splitlines()[-1])
     assert 3 <= result["continued_from_epoch"] < 40
-    assert f"going on from epoch {result['continued_from_epoch']} of 40" in captured.err
+    assert f"there is a checkpoint of epoch {result['continued_from_epoch']} of 40" in captured.err
 
     assert main([*flags, "--workers.size", "0", "--output", str(tmp_path / "untouched")]) == 0
     untouched = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -160,7 +160,7 @@ def test_an_interrupted_calibration_goes_on_from_the_last_checkpoint_to_the_same
     capsys.readouterr()
     run(tiny_folder, sparse, tmp_path / "out", **changes)
     printed = capsys.readouterr().err
-    assert "qat: going on from a checkpoint, 17 of 20 images were read" in printed
+    assert "qat: there are checkpoints, 17 of 20 images were read" in printed
     assert "qat: 3 images to read" in printed
     assert content(tmp_path / "out") == content(tmp_path / "untouched")
     assert not (tmp_path / "out" / QAT_CHECKPOINTS).exists()
