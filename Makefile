@@ -28,6 +28,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); set PYTHON=..." >&2; exit 1; }
+	@echo "installing the packages of constraints.txt into $(VENV): 7 GB, some minutes, without output"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[completion,demo,gcs,onnx,s3,test]'
 	touch $@

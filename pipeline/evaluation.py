@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from pipeline.log import announce
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import check_apart, check_no_output, check_place
+from pipeline.progress import Count, progress
 from pipeline.report.writing import write_page
 from pipeline.scores import Score, ScoreCounts
 from pipeline.vetting import check_teacher
@@ -40,11 +41,11 @@ class EvaluationConfig:
             given.
         labeled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
         labeled_split: which split of them to score on, such as `test`, where there are several.
-        artifacts: URIs of artifacts of the teacher: `.pt2`, `.onnx` (weights in further files are read from beside
-            it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a `config.json` beside
-            them is read for their class names and normalization), or folders as timm loads with `local-dir:`, which
-            bring their own model. Classes that an artifact names in another order than the teacher are put in
-            the teacher's; other classes, or another number of them, are refused.
+        artifacts: URI of an artifact of the teacher, or of several: `.pt2`, `.onnx` (weights in further files are read
+            from beside it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a
+            `config.json` beside them is read for their class names and normalization), or folders as timm loads with
+            `local-dir:`, which bring their own model. Classes that an artifact names in another order than the teacher
+            are put in the teacher's; other classes, or another number of them, are refused.
         allow_compiled: open compiled packages (`.aoti.pt2`) among the artifacts. They are machine code, which runs with
             all rights of the job: allow it only for files whose origin you trust.
         output: where `evaluation.json` and `report.html` go; nowhere by default.
@@ -56,7 +57,7 @@ class EvaluationConfig:
     teacher: ModelConfig
     labeled: str
     labeled_split: str | None = None
-    artifacts: list[str] | None = None
+    artifacts: str | list[str] | None = None
     allow_compiled: bool = False
     output: str | None = None
     batch_size: int = 64
@@ -64,8 +65,13 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, 1)
         check_located("labeled", self.labeled)
-        if self.artifacts is not None and len(set(self.artifacts)) != len(self.artifacts):
-            raise ConfigError(f"artifacts must differ: {self.artifacts}")
+        if len(set(self.uris)) != len(self.uris):
+            raise ConfigError(f"artifacts must differ: {self.uris}")
+
+    @property
+    def uris(self) -> list[str]:
+        """URIs of the artifacts; empty if the teacher is scored itself."""
+        return [self.artifacts] if isinstance(self.artifacts, str) else self.artifacts or []
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
@@ -87,16 +93,19 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     check_teacher(loaded)
     labeled = find_labeled(config.labeled, loaded, config.labeled_split)
     predictors = {
-        uri: open_artifact(uri, config.teacher, loaded, allow_compiled=config.allow_compiled)
-        for uri in config.artifacts or ()
+        uri: open_artifact(uri, config.teacher, loaded, allow_compiled=config.allow_compiled) for uri in config.uris
     }
     predictors = predictors or {loaded.name: model_predictor(loaded.model)}
     if config.output is not None:
         check_apart(config.output, [labeled])
         storage.check_writable(config.output)
     connect()
-    with naming_batch_size("batch_size", config.batch_size):
-        scores = measure_accuracy(predictors, labeled_batches(labeled, loaded, config.batch_size))
+    batches = labeled_batches(labeled, loaded, config.batch_size)
+    with (
+        naming_batch_size("batch_size", config.batch_size),
+        progress("evaluate", labeled.num_rows, on_workers=False) as done,
+    ):
+        scores = measure_accuracy(predictors, _counted(batches, done))
     rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
@@ -106,6 +115,13 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
             storage.write_json(storage.join(config.output, "evaluation.json"), redacted(result))
         write_page(config.output, lambda: evaluation_page(to_dict(config), scores, loaded.class_names))
     return result
+
+
+def _counted(batches: Iterable[tuple[Tensor, Tensor]], done: Count) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches, and count their images once they are scored."""
+    for pixels, labels in batches:
+        yield pixels, labels
+        done(len(labels))
 
 
 def measure_accuracy(predictors: Mapping[str, Predictor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:

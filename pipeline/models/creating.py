@@ -1,6 +1,7 @@
 """Call timm's factory, and say in one line why it fails."""
 
 import dataclasses
+import difflib
 import pickle
 import struct
 from typing import Any
@@ -24,6 +25,20 @@ TIMM_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
     *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
 )
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that timm does not have; one with a scheme, such as `local-dir:`, is looked up elsewhere.
+
+    Raises:
+        ModelError: it is unknown; the message names the most similar one.
+    """
+    own = name.rpartition("/")[2]
+    if ":" in name or timm.is_model(own):
+        return
+    near = difflib.get_close_matches(own.partition(".")[0], timm.list_models(), n=1)
+    advice = f"did you mean {near[0]!r}?" if near else "`timm.list_models()` lists the names"
+    raise ModelError(f"timm {timm.__version__} has no model {name!r}: {advice}")
 
 
 def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:

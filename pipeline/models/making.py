@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
-from pipeline.models.creating import as_trained, create_model, fill_model, make_outline
+from pipeline.models.creating import as_trained, check_known, create_model, fill_model, make_outline
 from pipeline.models.epsilon import set_epsilon
 from pipeline.models.folders import read_model_config
 from pipeline.models.image_size import asked_size, model_input_size, size_notices, unknown_size
@@ -53,6 +53,7 @@ def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
     Raises:
         ModelError, CheckpointError: as `load_model`.
     """
+    check_known(config.name)
     from_folder = config.name.startswith(LOCAL_DIR) and config.checkpoint is None
     if trained and not (from_folder or config.pretrained or config.checkpoint):
         raise ModelError(

@@ -26,8 +26,10 @@ def test_the_job_prints_one_json_line(
     labeled: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--teacher.name", f"local-dir:{tiny_folder}", "--labeled", labeled, "--output", str(tmp_path / "out")]
-    assert evaluate.main([*flags, "--artifacts", json.dumps([str(tiny_folder)])]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    assert evaluate.main([*flags, "--artifacts", str(tiny_folder)]) == 0
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
+    assert "evaluate: 6 of 6 images, " in printed.err
     (row,) = json.loads(line)["artifacts"]
     assert (row["artifact"], row["images"]) == (str(tiny_folder), 6)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(line)

@@ -96,6 +96,14 @@ def test_a_folder_that_is_not_there() -> None:
         load_model(ModelConfig(name="local-dir:/nowhere/deit_tiny"))
 
 
+@pytest.mark.parametrize("asked", [{}, {"pretrained": True}, {"checkpoint": "/nowhere.pth"}])
+def test_a_misspelled_name_is_called_unknown_and_the_most_similar_one_is_named(asked: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"has no model 'deit_tinny_.*': did you mean 'deit_tiny_patch16_224'\?"):
+        load_model(ModelConfig(name="deit_tinny_patch16_224", **asked))
+    with pytest.raises(ModelError, match=r"has no model 'zzz': `timm\.list_models\(\)` lists the names"):
+        load_model(ModelConfig(name="zzz", **asked))
+
+
 def test_a_teacher_needs_weights(tiny_model: nn.Module) -> None:
     with pytest.raises(ModelError, match="no trained weights"):
         load_model(ModelConfig(name="vit_tiny_patch16_224"))
