@@ -16,7 +16,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_apart, check_place, job_of
+from pipeline.outputs import check_apart, check_output, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
@@ -195,8 +195,10 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
-    elif job_of(config.output) == "calibrate":
-        to_make = leaving_failed(to_make, config.output)
+    else:
+        check_output(config.output, "calibrate")
+        if job_of(config.output) == "calibrate":
+            to_make = leaving_failed(to_make, config.output)
     storage.check_writable(config.output)
     return to_make
 
