@@ -39,6 +39,8 @@ from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.
 _MOST_HELD_BACK = 4
+# Fewer are taken, but may be a slip: their ranges say little of other images.
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    _tell_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
     program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
@@ -133,6 +136,14 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     storage.check_writable(config.output)
     own = checked.labeled, checked.reference
     return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
+
+
+def _tell_few(num_images: int) -> None:
+    if num_images < _FEW:
+        logger.warning(
+            f"calibrate: {num_images} {'image is' if num_images == 1 else 'images are'} few to calibrate on: "
+            f"activations beyond the ranges seen there will be clipped; give {_FEW} or more"
+        )
 
 
 def _probe(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
