@@ -1,6 +1,5 @@
 """Join a Ray cluster, and turn its errors into this project's."""
 
-import ctypes
 import gc
 import json
 import logging
@@ -16,7 +15,6 @@ import ray
 import ray.data
 import ray.exceptions
 import ray.util.client
-from ray import _raylet  # pyright: ignore[reportAttributeAccessIssue]
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services, worker
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -28,14 +26,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ClusterError, IncompleteError, PipelineError, one_line
 from pipeline.head import open_connection, watch_head
-from pipeline.log import logger
+from pipeline.ray_messages import leave_out_pool_ends, quiet_core, without_token_advice
 
 # A head node that is there accepts a connection in milliseconds, and answers within a second or two.
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 _NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`, or start them on one of its machines"
-# Among the severities of Ray's C++ core.
-_FATAL = 3
 _LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
@@ -53,15 +49,16 @@ def connect() -> bool:
     """
     check_cluster()
     if not ray.is_initialized():
-        with own_signals():
+        with own_signals(), without_token_advice():
             try:
                 # The dashboard concerns a cluster that this call starts, and an existing one ignores it.
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
             except Exception as error:
                 # Ray raises everything from ValueError to a bare Exception here.
                 raise ClusterError(f"cannot {_joining()}: {one_line(error)}{_advice(error)}") from error
-        _quiet_core()
+        quiet_core()
         watch_head(ray.get_runtime_context().gcs_address)
+    leave_out_pool_ends()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns that there are no progress bars, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -161,22 +158,6 @@ def check_answer(address: str, where: str) -> None:
             check_version_info(json.loads(versions), "this machine")
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ClusterError(f"cannot join {where}: {one_line(error)}") from error
-
-
-def _quiet_core() -> None:
-    """Let Ray's C++ core print nothing in this process but what ends it, unless the user asks for more.
-
-    For each actor of a pool it would warn that arguments of its constructor may get lost, so that it could not be
-    restarted (ray#53727). They do not get lost: the driver owns them, they lie on its machine, and the dataset keeps
-    them as long as it runs. A worker that is started again after the loss of its node gets them from there.
-    """
-    if logger.isEnabledFor(logging.DEBUG) or "RAY_BACKEND_LOG_LEVEL" in os.environ:
-        return
-    core = ctypes.CDLL(_raylet.__file__)
-    # Another version of Ray may not have it; then the warnings are printed. (Ray's environment variable for it would
-    # be passed on to the processes of a local cluster, and is answered with a line of its own.)
-    with suppress(ValueError):
-        ctypes.c_int.in_dll(core, "_ZN3ray6RayLog19severity_threshold_E").value = _FATAL
 
 
 @contextmanager

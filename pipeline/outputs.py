@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.dataset.source import Source
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import ConfigError, DatasetError, first_few
 
 JobName = Literal["synthesize", "compact", "calibrate", "distill"]
 # A file in the outputs of calibrate and distill, whose key `job` names the job.
@@ -22,6 +22,10 @@ WHAT: dict[JobName, str] = {
 }
 # The end of a message about a file that one process wrote and another does not find.
 NOT_SHARED = "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
+# What people lay into an output before a job begins: its config, where its messages go, notes.
+_BESIDE = (".err", ".log", ".md", ".out", ".txt", ".yaml", ".yml")
+# A folder at the root of a disk.
+_OF_THE_DISK = "lost+found"
 # Keys by which configs of earlier versions, without `job`, are recognized.
 _KEYS: dict[JobName, set[str]] = {
     "calibrate": {"digest", "placement", "mode"},
@@ -68,14 +72,30 @@ def qat_checkpoints(output: str) -> list[str]:
 def check_output(output: str, job: JobName) -> None:
     """Refuse a folder that is the output of another job or has an unknown config, before anything is written there.
 
+    For calibrate and distill, which write many files and folders, a folder of other things is refused as well.
+
     Raises:
         DatasetError: it is, or it cannot be read.
     """
     owner = job_of(output)
     if owner not in (None, job):
         raise DatasetError(f"output {output!r} holds {WHAT[owner]}: {job} needs a folder of its own")
-    if owner is None and job in _KEYS and storage.exists(storage.join(output, CONFIG)):
+    if owner == job or job not in _KEYS:
+        return
+    if storage.exists(storage.join(output, CONFIG)):
         raise DatasetError(f"output {output!r} holds a {CONFIG} that is not of {WHAT[job]}")
+    others = _others(output)
+    if others:
+        raise DatasetError(
+            f"output {output!r} holds {first_few(others)}, and no {CONFIG} of {WHAT[job]}: {job} needs a folder of its "
+            "own"
+        )
+
+
+def _others(output: str) -> list[str]:
+    """Return what lies in a folder that no job has begun in; hidden files are of jobs that were stopped."""
+    files = [name for name in storage.list_files(output) if not name.lower().endswith(_BESIDE)]
+    return sorted(files + [f"{name}/" for name in storage.list_folders(output) if name != _OF_THE_DISK])
 
 
 def check_place(output: str, *, shared: bool) -> None:

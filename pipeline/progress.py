@@ -35,7 +35,7 @@ def progress(job: str, num_images: int, *, on_workers: bool) -> Iterator[Count]:
     Yields:
         A function to call with the number of images just read, in this or any process of the cluster.
     """
-    logger.info(f"{job}: {num_images} images to read")
+    logger.info(f"{job}: {num_images} image{'' if num_images == 1 else 's'} to read")
     counter: Any = ray.remote(num_cpus=0)(_Counter).remote() if on_workers else _Counter()
     with reporting(partial(_report, job, counter, num_images)):
         yield partial(_add, counter)

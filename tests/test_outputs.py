@@ -46,6 +46,22 @@ def test_a_config_of_something_else_is_not_written_over(tmp_path: Path, content:
     check_output(str(tmp_path), "synthesize")
 
 
+@pytest.mark.parametrize("job", ["calibrate", "distill"])
+def test_a_folder_of_other_things_is_refused(job: JobName, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("of a demo")
+    (tmp_path / "sparse").mkdir()
+    with pytest.raises(DatasetError, match=f"holds report.html, sparse/, and no config.json of .*: {job} needs a fold"):
+        check_output(str(tmp_path), job)
+
+
+@pytest.mark.parametrize("job", ["calibrate", "distill"])
+def test_a_folder_of_notes_and_of_a_job_that_was_stopped_is_taken(job: JobName, tmp_path: Path) -> None:
+    for name in ("README.md", "job.LOG", "settings.yaml", ".at-work.json", ".qat-checkpoints/w4a4.pt", "lost+found/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    check_output(str(tmp_path), job)
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> str:
     uri = str(tmp_path / "images.parquet")

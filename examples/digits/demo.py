@@ -36,8 +36,11 @@ SYNTHETIC = {
     "noise": "the noise that inversion starts from",
 }
 STAGES = str(Path(__file__).parent / "configs")
-# Written first; a folder that holds it is the demo's own, and may be made anew.
+# Written first; a folder that holds it is of a demo, which may be made anew.
 MARKER = "demo.json"
+# What a demo makes besides folders in `calibrate` and `distill`, one for each set of images.
+_WHOLE_STAGES = ("digits", "evaluate", "sparse", "dense", "noise")
+_RESULTS = ("report.json", "claims.json", "images.png", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class DemoConfig:
     """Everything once, on handwritten digits.
 
     Args:
-        output: local folder for everything; what an earlier demo left there is replaced.
+        output: local folder for everything; what an earlier demo made there is replaced, other files stay.
         stages: folder of the stages' own configs: digits, evaluate, sparse, dense, noise, calibrate and
             distill.yaml.
         student_seeds: a student is trained with each, on each set of images; their mean counts.
@@ -147,7 +150,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _begin(config: DemoConfig) -> None:
-    """Make the output folder anew.
+    """Delete what an earlier demo made in the output folder.
+
+    The marker stays: without it, what is left of an interrupted deletion could not be begun anew.
 
     Raises:
         ConfigError: it is no local folder, or holds something other than an earlier demo.
@@ -162,14 +167,28 @@ def _begin(config: DemoConfig) -> None:
                 f"output {config.output!r} is not empty and holds no {MARKER} of an earlier demo: give another output, "
                 "or delete the folder"
             )
-        # The marker goes last: without it, what is left of an interrupted deletion could not be begun anew.
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != MARKER:
-                path.unlink()
+        _delete(folder, _made(folder))
     with storage.writing_to(config.output):
         storage.write_json(storage.join(config.output, MARKER), to_dict(config))
+
+
+def _made(folder: Path) -> list[Path]:
+    """Return the files and folders that a demo made, perhaps with other student seeds."""
+    patterns = [*_WHOLE_STAGES, *_RESULTS, *(f"calibrate/{data}" for data in (*ARMS, "reference"))]
+    patterns += [f"distill/{data}-*" for data in ARMS]
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    return [path for path in found if path.parent.name != "distill" or path.name.rpartition("-")[2].isdecimal()]
+
+
+def _delete(folder: Path, made: list[Path]) -> None:
+    if not made:
+        return
+    logger.info(f"demo: made anew in {str(folder)!r}: {', '.join(str(path.relative_to(folder)) for path in made)}")
+    for path in made:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -271,10 +272,11 @@ def _by_epoch(values: Sequence[float]) -> list[tuple[float, float]]:
 def _mean_losses(output: str, data: str) -> list[float]:
     """Training loss by epoch, mean over the seeds."""
     folder = storage.join(output, "distill")
-    names = [name for name, _ in storage.find_files(folder) if name.startswith(f"{data}-")]
+    # Without those that a user trained there.
+    demos = re.compile(rf"{data}--?\d+/metrics\.jsonl")
     runs = [
         [json.loads(line)["loss"] for line in storage.read_bytes(storage.join(folder, name)).splitlines()]
-        for name in names
-        if name.partition("/")[2] == "metrics.jsonl"
+        for name, _ in storage.find_files(folder)
+        if demos.fullmatch(name)
     ]
     return [fmean(epoch) for epoch in zip(*runs, strict=True)]

@@ -20,7 +20,7 @@ from pipeline.distillation.config import (
 from pipeline.distillation.students import Student, build_student, student_or_teacher_reads_kept
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
-from pipeline.log import announce
+from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_apart, check_place
 from pipeline.runs import find_config, identifying_settings, make_document, without_locations
@@ -84,6 +84,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
         labeled = ImageCollection.of(found)
     check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)
+    _tell_few(config, images.num_rows)
     document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
     there = find_config(config.output, "distill", document)
     if there is not None:
@@ -142,6 +143,14 @@ def _document(
         "labelled": None if labeled is None else image_facts(labeled),
     }
     return make_document("distill", facts, to_dict(config))
+
+
+def _tell_few(config: DistillationConfig, num_images: int) -> None:
+    if num_images < config.batch_size:
+        logger.warning(
+            f"distill: {num_images} {'image is' if num_images == 1 else 'images are'} less than one batch of "
+            f"{config.batch_size}, so each epoch is a single step: a student learns little from so few"
+        )
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:

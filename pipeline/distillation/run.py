@@ -21,11 +21,11 @@ from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, last_place, load_state
 from pipeline.distillation.students import student_or_teacher_reads_kept
 from pipeline.distillation.workers import Task, prepare_training
-from pipeline.errors import DatasetError, IncompleteError
+from pipeline.errors import IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.report.writing import write_page
-from pipeline.runs import find_config, hold
+from pipeline.runs import hold
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
@@ -83,14 +83,11 @@ def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
     """Return the result of a finished run, with its students where they lie now; None if it has to be run.
 
     Raises:
-        DatasetError: the output is another run's or another tool's.
+        DatasetError: the output cannot be read.
     """
     output = plan.config.output
     if not storage.exists(storage.join(output, RESULT)):
         return None
-    # Another tool's file may have that name.
-    if find_config(output, "distill", plan.document) is None:
-        raise DatasetError(f"output {output!r} holds a {RESULT} of no distillation: give it a folder of its own")
     students = _students(output)
     absent = [uri for uri in students.values() if not storage.exists(storage.join(uri, "config.json"))]
     if absent and last_place(output)[0] >= plan.config.epochs:

@@ -1,8 +1,9 @@
 """Data-free quantization: calibration on Ray, torchao PT2E, `.pt2`, ONNX QDQ and AOTInductor artifacts."""
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+import pipeline.artifacts  # noqa: F401  (before torchao is imported, whose warning it leaves out)
 
 if TYPE_CHECKING:
     from pipeline.quantization.bit_widths import BitWidths
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["BitWidths", "CalibrationConfig", "calibrate", "range_error"]
 
 _HOMES = {"BitWidths": "bit_widths", "CalibrationConfig": "config", "calibrate": "run", "range_error": "ranges"}
-
-# torchao registers an Enum in a way that torch deprecates; users can do nothing about this warning.
-logging.getLogger("torch.utils._pytree").addFilter(lambda record: "is an Enum subclass" not in str(record.msg))
 
 
 def __getattr__(name: str) -> Any:

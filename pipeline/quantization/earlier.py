@@ -3,7 +3,9 @@
 from typing import Any
 
 from pipeline import storage
+from pipeline.artifacts.formats import format_of
 from pipeline.credentials import redacted
+from pipeline.errors import first_few
 from pipeline.log import logger
 from pipeline.quantization.artifact_files import MadeArtifacts
 from pipeline.quantization.plan import CalibrationPlan
@@ -69,6 +71,16 @@ def _located(report: dict[str, Any], output: str) -> dict[str, Any]:
 
     trained = {label: here(row) for label, row in report.get("qat", {}).items()}
     return here(report) | {"artifacts": [here(row) for row in report["artifacts"]], "qat": trained}
+
+
+def find_left(output: str, report: dict[str, Any]) -> list[str]:
+    """Return the artifacts in an output that its report does not name: an earlier run made them, and they are left."""
+    named = {row["uri"].rpartition("/")[2] for row in report["artifacts"]}
+    named |= {row["artifact"] for row in report.get("failed", ())}
+    left = [name for name in storage.list_files(output) if format_of(name) is not None and name not in named]
+    if left:
+        logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} has their figures no more")
+    return left
 
 
 def settle_refused(output: str, made: MadeArtifacts) -> list[dict[str, Any]]:

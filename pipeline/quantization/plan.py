@@ -16,7 +16,7 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled
 from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_apart, check_place, job_of
+from pipeline.outputs import check_apart, check_output, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
@@ -39,6 +39,8 @@ from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.
 _MOST_HELD_BACK = 4
+# Fewer are taken, but may be a slip: their ranges say little of other images.
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    _tell_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
     program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
@@ -133,6 +136,14 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     storage.check_writable(config.output)
     own = checked.labeled, checked.reference
     return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
+
+
+def _tell_few(num_images: int) -> None:
+    if num_images < _FEW:
+        logger.warning(
+            f"calibrate: {num_images} {'image is' if num_images == 1 else 'images are'} few to calibrate on: "
+            f"activations beyond the ranges seen there will be clipped; give {_FEW} or more"
+        )
 
 
 def _probe(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Window | None:
@@ -195,8 +206,10 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
-    elif job_of(config.output) == "calibrate":
-        to_make = leaving_failed(to_make, config.output)
+    else:
+        check_output(config.output, "calibrate")
+        if job_of(config.output) == "calibrate":
+            to_make = leaving_failed(to_make, config.output)
     storage.check_writable(config.output)
     return to_make
 

@@ -87,6 +87,8 @@ def _summary(plan: CalibrationPlan, report: Mapping[str, Any]) -> Section:
     ]
     if "range_error" in report:
         rows.insert(2, ["range error against the reference", f"{report['range_error']:.4f}"])
+    if "left" in report:
+        rows.append(["of an earlier run, not measured anew", ", ".join(report["left"])])
     return Section(heading="What was calibrated", tables=[Table(header=["", ""], rows=rows)])
 
 

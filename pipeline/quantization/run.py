@@ -18,7 +18,7 @@ from pipeline.outputs import CONFIG
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
-from pipeline.quantization.earlier import REPORT, finished_report, settle_refused
+from pipeline.quantization.earlier import REPORT, find_left, finished_report, settle_refused
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
@@ -121,6 +121,9 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     if error is not None:
         report["range_error"] = error
     with storage.writing_to(config.output):
+        left = find_left(config.output, report)
+        if left:
+            report["left"] = left
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
     losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))

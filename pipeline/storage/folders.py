@@ -70,19 +70,37 @@ def list_sizes(uri: str) -> dict[str, int]:
     Raises:
         DatasetError: the folder cannot be listed.
     """
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    try:
-        entries = fs.ls(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except location_errors() as error:
-        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
+    fs, path, entries = _list(uri)
     folders = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"}
     # The listing of a file is the file itself; that of a folder may hold the folder's marker.
     files = [entry for entry in entries if _is_file(fs, entry) and not _is_marker(entry, folders)]
     sizes = {posixpath.basename(entry["name"]): int(entry.get("size") or 0) for entry in files if entry["name"] != path}
     return {name: sizes[name] for name in sorted(sizes) if not _is_hidden(name)}
+
+
+def list_folders(uri: str) -> list[str]:
+    """Return the sorted names (not paths) of the folders directly in a folder; empty if there is no such folder.
+
+    Hidden ones are left out.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
+    _, path, entries = _list(uri)
+    paths = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"} - {path.rstrip("/")}
+    return sorted(name for name in map(posixpath.basename, paths) if not _is_hidden(name))
+
+
+def _list(uri: str) -> tuple[Any, str, list[dict[str, Any]]]:
+    """Return the filesystem and path of a folder, and fsspec's fresh entries; none if there is no such folder."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        return fs, path, fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return fs, path, []
+    except location_errors() as error:
+        raise DatasetError(f"cannot list {uri!r}: {reason(error)}") from error
 
 
 def find_files(uri: str) -> list[tuple[str, int]]:

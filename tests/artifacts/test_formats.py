@@ -103,6 +103,13 @@ def test_the_table_is_read_without_what_its_formats_need() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_nothing_is_printed_when_a_format_is_imported() -> None:
+    """torchao's way to register an Enum is deprecated, which torch logged for everyone who opened a file."""
+    code = "from pipeline.artifacts.formats import format_named; format_named('pt2')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for act in (format_named("onnx").check, lambda: load_quantized(str(tmp_path / "x.onnx"))):

@@ -267,7 +267,7 @@ def test_a_result_of_another_tool_is_not_taken_for_that_of_a_training(make_confi
     config = make_config("out", epochs=1)
     Path(config.output).mkdir()
     Path(config.output, "result.json").write_text('{"accuracy": 0.9}')
-    with pytest.raises(DatasetError, match=r"out' holds a result.json of no distillation: give it a folder of its own"):
+    with pytest.raises(DatasetError, match=r"out' holds result.json, and no config.json of a distillation"):
         distill(config)
     assert [path.name for path in Path(config.output).iterdir()] == ["result.json"]
 

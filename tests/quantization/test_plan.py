@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.mixed_config import MixedConfig
-from pipeline.quantization.plan import _hold_back, _probe, check_settings
+from pipeline.quantization.plan import _hold_back, _probe, _tell_few, check_settings
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import make_tiny_model
@@ -50,6 +50,17 @@ def test_the_sensitivity_alone_leaves_no_image_out(capsys: pytest.CaptureFixture
     assert len(window.rows) == 7
     assert _probe(make_config(), index(7)) is None
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_says_that_images_are_few_to_calibrate_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in (1, 31, 32):
+        _tell_few(count)
+    one, many = capsys.readouterr().err.splitlines()
+    assert one == (
+        "warning: calibrate: 1 image is few to calibrate on: activations beyond the ranges seen there will be clipped; "
+        "give 32 or more"
+    )
+    assert many.startswith("warning: calibrate: 31 images are few")
 
 
 def test_saturation_of_images_without_three_channels_is_refused(tmp_path: Path) -> None:

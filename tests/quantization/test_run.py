@@ -215,13 +215,16 @@ def test_a_draw_of_images_is_reproduced(tiny_folder: Path, real: str, tmp_path: 
     assert drawn[0].ranges == drawn[1].ranges != drawn[2].ranges
 
 
-def test_an_output_takes_further_bit_widths_and_no_other_calibration(
-    tiny_folder: Path, real: str, tmp_path: Path
+def test_an_output_takes_further_bit_widths_whose_report_names_the_earlier_ones_and_no_other_calibration(
+    tiny_folder: Path, real: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrate(make_config(tiny_folder, real, tmp_path))
     calibrate(make_config(tiny_folder, real, tmp_path, settings=[BitWidths(weights=6, activations=6)]))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {"w8a8.pt2", "w6a6.pt2"} <= before.keys()
+    assert f"w8a8.pt2 of an earlier run stay in {str(tmp_path)!r}" in capsys.readouterr().err
+    assert json.loads(before["report.json"])["left"] == ["w8a8.pt2"]
+    assert "of an earlier run, not measured anew" in before["report.html"].decode()
     with pytest.raises(
         DatasetError, match="holds a calibration made with other settings: placement is 'linear' there, 'matmul' here"
     ):

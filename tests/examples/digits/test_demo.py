@@ -137,6 +137,7 @@ def test_page_holds_tables_curves_and_images_of_every_set(
         uri = demo.images[data]
         write_set(uri if uri.endswith(".parquet") else storage.join(uri, "data", "part.parquet"), seed)
         storage.write_bytes(demo.path("distill", f"{data}-0", "metrics.jsonl"), b'{"loss": 2.0}\n{"loss": 1.0}\n')
+    storage.write_bytes(demo.path("distill", "real-mine", "metrics.jsonl"), b"no training of the demo")
     picture = draw_images({data: demo.images[data] for data in ARMS})
     with Image.open(io.BytesIO(picture)) as sheet:
         # Ten classes a row, two rows a set.
@@ -219,10 +220,26 @@ def test_what_is_not_the_demos_own_stays(tmp_path: Path, capfd: pytest.CaptureFi
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_second_demo_deletes_what_the_first_made_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"mine.txt", "rebirth/manifest.json", "calibrate/mine/w8a8.pt2", "distill/real-mine/result.json"}
+    made = {"claims.json", "digits/history.json", "sparse/data/part", "calibrate/real/w8a8.pt2", "distill/real-12/x"}
+    for name in ("demo.json", *mine, *made):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    _begin(DemoConfig(output=str(tmp_path)))
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"demo.json", *mine}
+    assert capsys.readouterr().err == (
+        f"demo: made anew in {str(tmp_path)!r}: digits, sparse, claims.json, calibrate/real, distill/real-12\n"
+    )
+
+
 def test_an_earlier_demo_whose_deletion_was_interrupted_is_still_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("demo.json", "report.html", "zebra/x"):
+    for name in ("demo.json", "report.html", "sparse/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
 
