@@ -77,7 +77,7 @@ def synthesis_page(
             _confusion(figures, names, sample),
             _kept(figures, _grid_size(plan), sample),
             *_snapshots(plan, names),
-            _diversity(plan, done, names),
+            *_diversity(plan, done, names),
         ]
     sections.append(settings_section(to_dict(plan.config)))
     return html_page(f"Images inverted from {short_name(plan.manifest['teacher']['name'])}", sections)
@@ -96,8 +96,14 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         *([["shards that took more than one attempt", summary["num_retried"]]] if summary["num_retried"] else []),
         ["images planned", summary["num_images"]],
         ["images made by this run", summary["num_images_made"]],
-        ["mean class loss of these", summary["class_loss"]],
-        ["mean confidence of the teacher in these", summary["teacher_confidence"]],
+        *(
+            [
+                ["mean class loss of these", summary["class_loss"]],
+                ["mean confidence of the teacher in these", summary["teacher_confidence"]],
+            ]
+            if summary["num_images_made"]
+            else []
+        ),
         ["classes", len(plan.shards.classes)],
         ["image size", " × ".join(map(str, manifest["image_size"]))],
         ["teacher", manifest["teacher"]["name"]],
@@ -179,7 +185,8 @@ def _kept(figures: pa.Table, grid_size: int, sample: str) -> Section:
     return Section(heading="Which patches are kept", text=text, plots=[(caption, grid(shares.tolist(), label=caption))])
 
 
-def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -> Section:
+def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -> list[Section]:
+    """Return a section on how near images of a class are to each other; none if no class has two."""
     parts = evenly(done, _MOST_PARTS_WITH_IMAGES)
     per_part = max(2, _MOST_COMPARED // len(parts))
     rows = {part: range(min(per_part, plan.shards.size_of(part))) for part in parts}
@@ -189,6 +196,8 @@ def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -
     distances, others = nearest_within(
         pixel_vectors([image.pixels for image in images]), np.array([image.label for image in images])
     )
+    if not (others >= 0).any():
+        return []
     tiles, num_pairs = _pairs(images, distances, others, names)
     note = (
         f"The distance of each image to the nearest other one of its class, among {len(images)} images of {len(parts)} "
@@ -196,7 +205,7 @@ def _diversity(plan: SynthesisPlan, done: Sequence[int], names: Sequence[str]) -
         f"32 × 32 pixels. Equal images have distance 0. Below, the {num_pairs} closest pairs, side by side."
     )
     plots = [("each image's nearest of its class", histogram(distances.tolist(), x_label="distance"))]
-    return Section(heading="How much they differ", text=note, plots=plots, tiles=tiles, tile_columns=4)
+    return [Section(heading="How much they differ", text=note, plots=plots, tiles=tiles, tile_columns=4)]
 
 
 def _pairs(

@@ -60,7 +60,8 @@ def run_plan(config: SynthesisConfig, plan: SynthesisPlan, started: float) -> di
     Raises:
         DatasetError, IncompleteError: as `synthesize`.
     """
-    for line in (plan.notice, plan.about_failed()):
+    done = f"all {len(plan.shards)} shards were done already" if plan.progress.complete else None
+    for line in (plan.notice, plan.about_failed(), done):
         if line is not None:
             report_plan(line)
     if config.dry_run:

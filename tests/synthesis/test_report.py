@@ -1,5 +1,6 @@
 """The page of a dataset that is large, unfinished, or cannot be read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,12 @@ def test_a_part_that_cannot_be_read_costs_the_pictures_alone(
 def test_parts_are_spread_evenly() -> None:
     assert evenly(range(1000), 4) == [0, 250, 500, 750]
     assert evenly([3, 5], 4) == [3, 5]
+
+
+def test_of_one_image_per_class_and_of_a_run_that_made_none_nothing_is_drawn_or_averaged(tmp_path: Path) -> None:
+    plan = replace(make_plan(tmp_path), shards=ShardPlan(range(120), 1, 30))
+    write_parts(plan, [0])
+    write_pictures(plan, SUMMARY | {"num_images_made": 0}, [0])
+    texts = check_page((tmp_path / "report.html").read_text()).texts
+    assert "images made by this run" in texts
+    assert not {"How much they differ", "mean class loss of these"} & set(texts)
