@@ -129,6 +129,19 @@ def check_planned(
         _tell_labels(conversion(source, loaded, labels=labels, reads_kept=reads_kept))
 
 
+def other_teacher(source: Source, loaded: LoadedModel) -> str | None:
+    """Say, as a sentence, that synthetic images were made from another model; None if they were not, or are real."""
+    if source.manifest is None:
+        return None
+    name, weights = source.manifest["teacher"]["name"], source.manifest["teacher"]["weights_sha256"]
+    if weights == loaded.digest:
+        return None
+    return (
+        f"{source.uri!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
+        f"not of {loaded.name!r} with weights {loaded.digest[:8]}"
+    )
+
+
 def read_units(
     images: ImageCollection, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None = None
 ) -> Iterator[tuple[Convert, Iterator[pa.Table]]]:

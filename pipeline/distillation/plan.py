@@ -19,7 +19,7 @@ from pipeline.distillation.config import (
 )
 from pipeline.distillation.students import Student, build_student, student_or_teacher_reads_kept
 from pipeline.errors import ConfigError
-from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.inputs import check_inputs, check_planned, find_labeled, other_teacher
 from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import check_apart, check_place
@@ -85,6 +85,7 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)
     _tell_few(config, images.num_rows)
+    _tell_other_teachers(images, teacher)
     document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
     there = find_config(config.output, "distill", document)
     if there is not None:
@@ -151,6 +152,14 @@ def _tell_few(config: DistillationConfig, num_images: int) -> None:
             f"distill: {num_images} {'image is' if num_images == 1 else 'images are'} less than one batch of "
             f"{config.batch_size}, so each epoch is a single step: a student learns little from so few"
         )
+
+
+def _tell_other_teachers(images: ImageCollection, teacher: LoadedModel) -> None:
+    """Warn of images that were made from another model. They may be meant: one teacher can answer images of another."""
+    for source in images.sources:
+        found = other_teacher(source, teacher)
+        if found is not None:
+            logger.warning(f"distill: {found}: it answers them all the same")
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.config import to_dict
 from pipeline.dataset.collection import ImageCollection, find_images, image_facts
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError, ModelError
-from pipeline.inputs import check_inputs, check_planned, find_labeled
+from pipeline.inputs import check_inputs, check_planned, find_labeled, other_teacher
 from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import check_apart, check_output, check_place, job_of
@@ -284,12 +284,9 @@ def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: Lo
     check_apart(config.output, images.sources)
     if not config.allow_incomplete:
         images.check_complete()
+    if config.allow_other_teacher:
+        return
     for source in images.sources:
-        if source.manifest is None or config.allow_other_teacher:
-            continue
-        name, weights = source.manifest["teacher"]["name"], source.manifest["teacher"]["weights_sha256"]
-        if weights != loaded.digest:
-            raise DatasetError(
-                f"{source.uri!r} holds images of the teacher {name!r} with weights {weights[:8]}, "
-                f"not of {loaded.name!r} with weights {loaded.digest[:8]}; allow_other_teacher accepts them"
-            )
+        found = other_teacher(source, loaded)
+        if found is not None:
+            raise DatasetError(f"{found}; allow_other_teacher accepts them")

@@ -1,12 +1,15 @@
 """What is said of the images of a distillation before it starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, StudentConfig
-from pipeline.distillation.plan import plan_distillation
-from pipeline.models import ModelConfig
+from pipeline.distillation.plan import _tell_other_teachers, plan_distillation
+from pipeline.models import LoadedModel, ModelConfig
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
 
@@ -33,3 +36,18 @@ def test_a_line_says_that_images_are_less_than_a_batch(
     ) in capsys.readouterr().err
     plan_distillation(config(tiny_folder, tmp_path / "images.parquet", batch_size=3))
     assert "less than one batch" not in capsys.readouterr().err
+
+
+def test_a_line_says_that_images_are_of_another_teacher(
+    teacher: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ragged(tmp_path / "images.parquet", 3)
+    source = find_source(str(tmp_path / "images.parquet"))
+    for digest in ("d" * 64, teacher.digest):
+        made = replace(source, manifest={"teacher": {"name": "other", "weights_sha256": digest}})
+        _tell_other_teachers(ImageCollection.of(made), teacher)
+    _tell_other_teachers(ImageCollection.of(source), teacher)
+    assert capsys.readouterr().err == (
+        f"warning: distill: {source.uri!r} holds images of the teacher 'other' with weights dddddddd, not of "
+        f"{teacher.name!r} with weights {teacher.digest[:8]}: it answers them all the same\n"
+    )
