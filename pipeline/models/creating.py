@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ModelError, one_line
 from pipeline.models.arguments import check_argument_types
 from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.hub import quiet_attempts
 from pipeline.models.weights import describe_misfit
 from pipeline.storage import exists, why_missing
 
@@ -55,15 +56,27 @@ def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
         # An absolute path, because timm does not expand `~`.
-        model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
+        with quiet_attempts(config.name):
+            model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except TIMM_ERRORS as error:
-        folder = config.name.removeprefix(LOCAL_DIR)
-        hint = "" if folder == config.name or exists(folder) else why_missing(folder)
+        hint = _way_on(config, error) if arguments == {"pretrained": True} else _why_no_folder(config)
         raise ModelError(f"cannot make model {config.name!r}: {reason_of(error)}{hint}") from error
     # The arguments that a folder's config states are checked as well: JSON may hold texts for truth values.
     stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
     check_argument_types({**stated, **config.model_args}, model)
     return model
+
+
+def _way_on(config: ModelConfig, error: Exception) -> str:
+    """Say how to go on without the network, if that is why published weights cannot be loaded."""
+    if config.name.startswith(LOCAL_DIR) or not isinstance(error, OSError):
+        return _why_no_folder(config)
+    return f"; without network, give checkpoint, a file of weights, or {LOCAL_DIR}FOLDER as name"
+
+
+def _why_no_folder(config: ModelConfig) -> str:
+    folder = config.name.removeprefix(LOCAL_DIR)
+    return "" if folder == config.name or exists(folder) else why_missing(folder)
 
 
 def make_outline(config: ModelConfig) -> nn.Module:

@@ -1,8 +1,10 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import safetensors.torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model, weight_digest
+from pipeline.models.hub import quiet_attempts
 from tests.conftest import HALF, TINY, make_tiny_model
 
 SIZES: dict[str, Any] = {name: value for name, value in TINY.items() if name != "num_classes"}
@@ -102,6 +105,22 @@ def test_a_misspelled_name_is_called_unknown_and_the_most_similar_one_is_named(a
         load_model(ModelConfig(name="deit_tinny_patch16_224", **asked))
     with pytest.raises(ModelError, match=r"has no model 'zzz': `timm\.list_models\(\)` lists the names"):
         load_model(ModelConfig(name="zzz", **asked))
+
+
+def test_without_network_one_line_replaces_each_attempt_and_the_error_names_a_way_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with quiet_attempts("deit"):
+        for _ in range(2):
+            client.warning("'no route' thrown while requesting HEAD https://huggingface.co/x")
+            client.warning("Retrying in 8s [Retry 5/5].")
+    assert capsys.readouterr().err == (
+        "warning: the weights of 'deit' cannot be downloaded yet, trying again for a minute\n"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"without network, give checkpoint, .* or local-dir:FOLDER as name$"):
+        load_model(ModelConfig(name="vit_tiny_patch16_224", pretrained=True))
 
 
 def test_a_teacher_needs_weights(tiny_model: nn.Module) -> None:

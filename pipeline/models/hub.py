@@ -1,0 +1,40 @@
+"""Say in one line that weights cannot be downloaded at once, where the client prints each attempt."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.log import logger
+
+# Of the client that timm downloads with.
+_CLIENT = "huggingface_hub.utils._http"
+_ATTEMPTS = ("thrown while requesting", "Retrying in ")
+
+
+@contextmanager
+def quiet_attempts(name: str) -> Iterator[None]:
+    """Replace the client's lines about failed attempts by one.
+
+    Args:
+        name: of the model whose weights are loaded.
+    """
+    client, attempts = logging.getLogger(_CLIENT), _Attempts(name)
+    client.addFilter(attempts)
+    try:
+        yield
+    finally:
+        client.removeFilter(attempts)
+
+
+class _Attempts(logging.Filter):
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model, self._said = model, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not any(text in record.getMessage() for text in _ATTEMPTS):
+            return True
+        if not self._said:
+            self._said = True
+            logger.warning(f"the weights of {self._model!r} cannot be downloaded yet, trying again for a minute")
+        return False
