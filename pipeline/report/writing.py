@@ -1,7 +1,10 @@
 """Write a job's page beside its output, without risk to the output."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import storage
 from pipeline.credentials import without_credentials
@@ -10,6 +13,8 @@ from pipeline.log import logger
 from pipeline.report.page import Section, Table
 
 PAGE = "report.html"
+# Of a line, in characters: values are not broken.
+_WIDTH = 2**31 - 1
 
 
 def write_page(output: str, make: Callable[[], str]) -> str | None:
@@ -24,8 +29,14 @@ def write_page(output: str, make: Callable[[], str]) -> str | None:
     """
     uri = write_extra(storage.join(output, PAGE), lambda: make().encode())
     if uri is not None:
-        logger.info(f"report: {uri}")
+        logger.info(f"report: {_from_here(uri)}")
     return uri
+
+
+def _from_here(uri: str) -> str:
+    """Return a path below the working folder relative to it, as people give it; any other location as it is."""
+    path = Path(uri)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else uri
 
 
 def write_extra(uri: str, make: Callable[[], bytes]) -> str | None:
@@ -56,12 +67,19 @@ def settings_section(config: Mapping[str, Any]) -> Section:
     )
 
 
+def _as_yaml(value: Any) -> str:
+    """Return a setting as it stands in a config file."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=_WIDTH)
+    # YAML ends a document that is one plain value with dots.
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            text = without_credentials(str(value))
+            text = without_credentials(_as_yaml(value))
             rows.append((prefix + name, text if len(text) <= 200 else f"{text[:199]}…"))
     return rows

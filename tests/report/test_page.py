@@ -66,6 +66,22 @@ def test_what_strangers_wrote_is_text_wherever_it_stands() -> None:
     page.encode()
 
 
+def test_settings_are_shown_as_they_stand_in_a_config_file() -> None:
+    values = {"a": None, "b": False, "c": [{"weights": 8}], "d": {"e": "local-dir:x", "f": "null"}, "g": 1e-05}
+    rows = [["a", "null"], ["b", "false"], ["c", "[{weights: 8}]"], ["d.e", "local-dir:x"], ["d.f", "'null'"]]
+    (table,) = settings_section(values).tables
+    assert [list(row) for row in table.rows] == [*rows, ["g", "1.0e-05"]]
+
+
+def test_the_path_of_a_page_is_printed_from_the_working_folder_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_page(f"{tmp_path}/runs/x", lambda: "page") == f"{tmp_path}/runs/x/report.html"
+    assert write_page("runs/x", lambda: "page") == "runs/x/report.html"
+    assert capsys.readouterr().err == 2 * "report: runs/x/report.html\n"
+
+
 def test_markup_is_made_in_one_place_alone_so_that_every_page_escapes_all_it_shows() -> None:
     root = Path(__file__).parents[2]
     makers = {root / "pipeline" / "report" / name for name in ("page.py", "svg.py", "tiles.py")}
