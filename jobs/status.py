@@ -15,7 +15,7 @@ from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
-from pipeline.errors import ConfigError, DatasetError, quoted
+from pipeline.errors import ConfigError, DatasetError, first_few, quoted
 from pipeline.outputs import CONFIG, job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
@@ -23,6 +23,8 @@ _WITHOUT_VALUE = ("--help", "--print_config")
 
 # What a process may sleep is bounded, and nobody looks less often.
 _DAY_S = 86_400
+# That are looked into for outputs, in one folder.
+_MOST_FOLDERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,22 @@ def _why_no_output(uri: str) -> str:
     holds = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
     if qat_checkpoints(uri):
         return f"{holds}, but checkpoints of a calibration that was stopped: run it again, and it goes on from them"
+    if outputs := _outputs_below(uri):
+        return f"{holds}, but {first_few(outputs)}: give one of these"
     return holds if storage.find_files(uri) else f"{holds}: it is empty, no job has begun there"
+
+
+def _outputs_below(uri: str) -> list[str]:
+    """Return the folders in a location, and in those, that are outputs; of a location with many, the first ones."""
+    found: list[str] = []
+    for name in storage.list_folders(uri)[:_MOST_FOLDERS]:
+        inner = storage.join(uri, name)
+        if job_of(inner) is not None:
+            found.append(name)
+            continue
+        names = storage.list_folders(inner)[:_MOST_FOLDERS]
+        found += [f"{name}/{each}" for each in names if job_of(storage.join(inner, each)) is not None]
+    return found
 
 
 def _dataset(uri: str) -> dict[str, Any]:

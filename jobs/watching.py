@@ -95,19 +95,28 @@ def _synthesis(found: dict[str, Any], first: dict[str, Any], seconds: float) -> 
         "shards": f"{done} of {total} done ({100 * done // max(1, total)}%)",
         "trouble": ", ".join(f"{number} {name}" for name, number in troubles.items() if number),
         "speed": _speed(done - first["num_done"], total - done, seconds),
-        "inverting": f"{found['actor_hours']:.3g} hours of actors so far",
+        "inverting": _work(found["actor_hours"], over=done == total),
     }
+
+
+def _work(hours: float, *, over: bool) -> str:
+    # Known of the parts in the index, which is written once a minute.
+    if not hours:
+        return ""
+    time_taken = f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+    return f"{time_taken} of actors{'' if over else ' so far'}"
 
 
 def _speed(new: int, left: int, seconds: float) -> str:
     if not new:
         return f"no shard finished in {timedelta(seconds=round(seconds))}" if seconds >= 1 else ""
-    return f"{60 * new / seconds:.3g} shards a minute, {timedelta(seconds=round(left * seconds / new))} left"
+    per_minute = f"{60 * new / seconds:.3g} shards a minute"
+    return f"{per_minute}, {timedelta(seconds=round(left * seconds / new))} left" if left else per_minute
 
 
 def _distillation(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
     new, left = found["epochs_done"] - first["epochs_done"], (found["epochs"] or 0) - found["epochs_done"]
-    speed = f"{timedelta(seconds=round(left * seconds / new))} left" if new else ""
+    speed = f"{timedelta(seconds=round(left * seconds / new))} left" if new and left else ""
     return {"epochs": f"{found['epochs_done']} of {found['epochs']} done", "speed": speed, **_missing(found)}
 
 

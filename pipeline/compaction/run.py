@@ -114,8 +114,9 @@ def _merge_all(plan: CompactionPlan) -> list[MergedFile]:
 
 def _describe_plan(plan: CompactionPlan) -> str:
     megabytes = sum(plan.progress.parts.values()) / 10**6
+    size = f"{megabytes:.1f}" if megabytes >= 1 else f"{megabytes:.1g}"
     without = f"; shards without a part: {plan.num_missing}" if plan.num_missing else ""
-    return f"{counted(plan.progress.parts, 'part')} of {megabytes:.1f} MB into {counted(plan.files, 'file')}{without}"
+    return f"{counted(plan.progress.parts, 'part')}, {size} MB in all, into {counted(plan.files, 'file')}{without}"
 
 
 def _merge_on_cluster(merger: Merger, files: list[range]) -> Iterator[MergedFile]:

@@ -113,13 +113,21 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
     if on_gpu and config.pool.actors_per_gpu > 1:
         report_plan("actors will share GPUs, but this measurement had one to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
-    report_plan(f"about {cost:.3g} {unit}, {hours / at_once:.3g} hours with {actors} actors")
+    report_plan(f"about {cost:.3g} {unit}, {_duration(hours / at_once)} with {actors} actors")
     # The price is an actor's, and each of those that share a GPU takes so much longer.
     priced = config.pool.cost(hours * actors / at_once)
     if priced:
         report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")
     key = f"estimated_{unit.lower().replace('-', '_')}"
     return {"seconds_per_step": step_seconds, key: cost, "actors": actors, "estimated_hours": hours / at_once, **priced}
+
+
+def _duration(hours: float) -> str:
+    """Return hours, and below one also minutes or seconds, which people read more easily."""
+    text, seconds = f"{hours:.3g} hours", 3600 * hours
+    if hours >= 1:
+        return text
+    return f"{text} ({seconds / 60:.2g} minutes)" if seconds >= 60 else f"{text} ({seconds:.2g} s)"
 
 
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:

@@ -209,7 +209,8 @@ class PartWriter(Inverter):
 
 def worker_name() -> str:
     """Return a name for this process, by which a GPU that keeps failing can be found."""
-    return f"{socket.gethostname()} pid {os.getpid()} gpu {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}"
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{socket.gethostname()} pid {os.getpid()}{f' gpu {gpus}' if gpus else ''}"
 
 
 def outcome(shard_id: int | None, worker: str, **facts: Any) -> dict[str, Any]:

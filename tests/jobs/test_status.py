@@ -92,6 +92,13 @@ def test_nothing_of_ours_there(name: str, message: str, tmp_path: Path, capsys: 
     assert streams.err == f"error: DatasetError: {str(tmp_path / name)!r} {message}\n"
 
 
+def test_of_a_folder_of_outputs_these_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "calibrate" / "sparse" / "config.json", {"job": "calibrate", "digest": DIGEST})
+    begin(str(tmp_path / "dense"))
+    assert status.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith(f" {NEITHER}, but calibrate/sparse, dense: give one of these\n")
+
+
 def test_an_empty_location_is_not_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([""]) == 1
     assert capsys.readouterr().err == "error: ConfigError: uri must name the output of a job, it is empty\n"

@@ -105,8 +105,16 @@ def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
         "shards": "20 of 100 done (20%)",
         "trouble": "1 failed, 3 retried",
         "speed": "10 shards a minute, 0:08:00 left",
-        "inverting": "0.5 hours of actors so far",
+        "inverting": "30 minutes of actors so far",
     }
+
+
+def test_work_is_left_out_while_unknown_and_time_left_at_the_end() -> None:
+    first = {"job": "synthesize", "output": "out", "num_done": 0, "num_shards": 4, "failed": [], "damaged": []}
+    now = {**first, "num_done": 2, "num_retried": 0, "actor_hours": 0.0}
+    assert "inverting" not in describe(now, first, 60.0)
+    over = describe({**now, "num_done": 4, "actor_hours": 2.5}, first, 60.0)
+    assert (over["speed"], over["inverting"]) == ("4 shards a minute", "2.5 hours of actors")
 
 
 def test_time_alone_is_no_change(tmp_path: Path) -> None:
@@ -163,4 +171,4 @@ def test_from_the_command_line(
     assert json.loads(printed.out)["num_done"] == 3
     assert printed.err.count("shards") >= 4
     assert status.main([str(tmp_path), "--watch", "--every_s", "0"]) == 1
-    assert "every_s must be at least 0.1, not 0" in capsys.readouterr().err
+    assert "every_s must lie in [0.1, 86400], not 0" in capsys.readouterr().err
