@@ -14,6 +14,7 @@ import jsonargparse
 from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, quoted
 from pipeline.former_names import FormerNames
+from pipeline.parser_messages import in_words
 from pipeline.plain_data import check_no_classes, read_settings, write_settings
 from pipeline.sections import resolve, resolve_flags
 
@@ -80,7 +81,10 @@ class Parser(jsonargparse.ArgumentParser):
         # A file may name another, which comes by here as well.
         other = {"config": values["config"]} if "config" in values else {}
         renamed = self.former_names.rename_keys({key: values[key] for key in values if key not in other})
-        return other | resolve(self.config_class, renamed)
+        try:
+            return other | resolve(self.config_class, renamed)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from error
 
 
 def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
@@ -124,7 +128,7 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
     except UnicodeDecodeError as error:
         raise ConfigError(f"a config file is not text in UTF-8, save it as such: {error}") from error
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_one_line(str(error))) from error
+        raise ConfigError(in_words(_one_line(str(error)))) from error
 
 
 def _one_line(message: str) -> str:

@@ -79,7 +79,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
 
     Returns:
         What the job prints: `labelled`, `labelled_split` if there is one, and `artifacts`: of each, `artifact` (its
-        URI, or the teacher's name), `top1` and `top5` in percent, and `images`, the number that was scored.
+        URI, or the teacher's name), `top1` and `top5` in percent, to four decimals, and `images`, how many were scored.
 
     Raises:
         PipelineError: the model, an artifact or the labeled images cannot be read, or do not go together.
@@ -106,7 +106,10 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         progress("evaluate", labeled.num_rows, on_workers=False) as done,
     ):
         scores = measure_accuracy(predictors, _counted(batches, done))
-    rows = [{"artifact": name, "top1": s.top1, "top5": s.top5, "images": s.images} for name, s in scores.items()]
+    rows = [
+        {"artifact": name, "top1": round(score.top1, 4), "top5": round(score.top5, 4), "images": score.images}
+        for name, score in scores.items()
+    ]
     # Programs read the result, so its keys keep the spelling that settings once had.
     split = {} if config.labeled_split is None else {"labelled_split": config.labeled_split}
     result = {"labelled": config.labeled, **split, "artifacts": rows}

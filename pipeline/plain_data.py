@@ -31,7 +31,9 @@ def read_settings(text: str, what: str) -> Any:
         check_keys_differ(text)
         check_numbers(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
+        # The file is named; YAML's parser knows it as a text alone.
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", line', "in line")
+        raise ConfigError(f"{what} cannot be read: {reason}") from error
     check_no_classes(values)
     return values
 

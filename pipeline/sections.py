@@ -18,6 +18,8 @@ from pipeline.errors import ConfigError, quoted
 from pipeline.plain_data import check_no_classes, names_class, read_settings, refuse_class, write_settings
 
 _FLAG = re.compile(r"--[\w.+-]+")
+# Flags of the parser's own; "" is of what is no flag.
+_NO_SETTINGS = ("", "config", "help", "print_config")
 
 
 def resolve(config: type, values: Mapping[str, Any], name: str = "", folder: str = "") -> dict[str, Any]:
@@ -191,7 +193,7 @@ def _hint(config: type, name: str) -> Any:
     """Return the type of the setting that a flag is for, any for an entry of a mapping; None if it is for none.
 
     Raises:
-        ConfigError: it is below a setting, and there is none of that name.
+        ConfigError: there is no setting of that name.
     """
     section, within = config, ""
     first, dot, rest = name.rstrip("+").partition(".")
@@ -203,7 +205,7 @@ def _hint(config: type, name: str) -> Any:
             return None
         section, within = below, f"{within}.{first}" if within else first
         first, dot, rest = rest.partition(".")
-    if hint is None and within:
+    if hint is None and (within or first not in _NO_SETTINGS):
         raise _unknown(section, first, within)
     return hint
 

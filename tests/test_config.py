@@ -73,12 +73,13 @@ def test_there_and_back() -> None:
     ("argv", "message"),
     [
         (["--name", "x", "--inner.color", "red"], "inner.color"),
-        (["--name", "x", "--inner.size", "many"], "many"),
-        (["--name", "x", "--inner.mode", "c"], "c"),
+        (["--name", "x", "--inner.size", "many"], "^`inner.size` is an integer, not 'many'$"),
+        (["--name", "x", "--inner.mode", "c"], "^`inner.mode` is one of 'a', 'b', not 'c'$"),
+        (["--name", "x", "--stepz", "[1]"], "^'stepz' is no setting: did you mean `steps`?"),
         (["--name", "x", "--inner.size", "0"], "size must be positive, not 0"),
-        ([], "name"),
+        ([], "^these settings must be given: name$"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--name", "x", "stray"], "stray"),
+        (["--name", "x", "stray"], "^'stray' belongs to no flag"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argv: list[str], message: str) -> None:
@@ -91,6 +92,19 @@ def test_what_is_wrong_is_named_in_one_line(argv: list[str], message: str) -> No
 def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(ConfigError):
+        parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: x\nstepz: [1]\n", "the config file 'bad.yaml': 'stepz' is no setting: did you mean `steps`?"),
+        ("name: {x\nsteps: 1: 2\n", "the config file 'bad.yaml' cannot be read: .* in line 2, column "),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
         parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
 
 

@@ -231,7 +231,8 @@ def test_null_is_refused_where_it_means_nothing(job: str, name: str, tmp_path: P
         lambda: parse_config(CONFIGS[job][0], ["--config", str(tmp_path / "job.yaml")]),
         lambda: from_dict(CONFIGS[job][0], values),
     ):
-        with pytest.raises(ConfigError, match=f"^`{name}` is null: give a value or leave it out$"):
+        message = f"^(the config file 'job.yaml': )?`{name}` is null: give a value or leave it out$"
+        with pytest.raises(ConfigError, match=message):
             read()
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import to_dict
+from pipeline.dataset.index import read_index
 from pipeline.dataset.sample import evenly, read_parts
 from pipeline.neighbors import nearest_within, pixel_vectors
 from pipeline.report.charts import histogram
@@ -96,14 +97,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         *([["shards that took more than one attempt", summary["num_retried"]]] if summary["num_retried"] else []),
         ["images planned", summary["num_images"]],
         ["images made by this run", summary["num_images_made"]],
-        *(
-            [
-                ["mean class loss of these", summary["class_loss"]],
-                ["mean confidence of the teacher in these", summary["teacher_confidence"]],
-            ]
-            if summary["num_images_made"]
-            else []
-        ),
+        *_means(plan.config.output, plan.digest),
         ["classes", len(plan.shards.classes)],
         ["image size", " × ".join(map(str, manifest["image_size"]))],
         ["teacher", manifest["teacher"]["name"]],
@@ -115,6 +109,22 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
     header = ["failed shard", f"reason ({len(failed)} of {len(summary['failed'])})"]
     tables = [Table(header=["", ""], rows=rows), *([Table(header=header, rows=failed)] if failed else [])]
     return Section(heading="What was made", tables=tables)
+
+
+def _means(output: str, digest: str) -> list[list[str | int | float | None]]:
+    """Return rows about all images that are there, whichever run made them; none while the index is empty."""
+    index = read_index(output, digest, ("num_rows", "class_loss", "teacher_confidence"))
+    if not len(index):
+        return []
+    images = _column(index, "num_rows")
+    columns = {"class loss": "class_loss", "confidence of the teacher": "teacher_confidence"}
+    return [[f"mean {what} of all images", _mean(_column(index, name), images)] for what, name in columns.items()]
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return the mean of what is known; None if nothing is."""
+    known = np.isfinite(values)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else None
 
 
 def _gallery(shown: Sequence[PreviewImage], names: Sequence[str], grid_size: int, num_images: int | None) -> Section:

@@ -49,7 +49,10 @@ def read_config(path: str) -> SynthesisConfig:
     Raises:
         ConfigError: it cannot be read, or makes no images.
     """
-    config = parse_config(SynthesisConfig, ["--config", path])
+    try:
+        config = parse_config(SynthesisConfig, ["--config", path])
+    except ConfigError as error:
+        raise ConfigError(f"images: {path!r}, the config of their synthesis: {error}") from error
     if config.dry_run:
         raise ConfigError(f"images: {path!r} has dry_run, with which no images are made")
     check_place(config.output, shared=True)

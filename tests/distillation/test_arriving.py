@@ -68,6 +68,12 @@ def write(synthesis: dict[str, Any], tmp_path: Path) -> str:
     return str(path)
 
 
+def test_the_config_of_images_is_named_when_it_lacks_a_setting(synthesis: dict[str, Any], tmp_path: Path) -> None:
+    del synthesis["output"]
+    with pytest.raises(ConfigError, match=r"^images: '.*synthesis\.yaml', .*these settings must be given: output$"):
+        plan_images(write(synthesis, tmp_path))
+
+
 def training(images: Any, tiny_folder: Path, output: Path, **changes: Any) -> DistillationConfig:
     values: dict[str, Any] = {
         "teacher": ModelConfig(name=f"local-dir:{tiny_folder}"),

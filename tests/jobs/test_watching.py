@@ -163,4 +163,4 @@ def test_from_the_command_line(
     assert json.loads(printed.out)["num_done"] == 3
     assert printed.err.count("shards") >= 4
     assert status.main([str(tmp_path), "--watch", "--every_s", "0"]) == 1
-    assert "every_s must be at least 0.1, not 0" in capsys.readouterr().err
+    assert "every_s must" in capsys.readouterr().err

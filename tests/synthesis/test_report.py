@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import schema, store
+from pipeline.dataset.index import index_table, write_index
 from pipeline.dataset.sample import evenly
 from pipeline.models import ModelConfig
 from pipeline.synthesis import SynthesisConfig
@@ -111,10 +112,24 @@ def test_parts_are_spread_evenly() -> None:
     assert evenly([3, 5], 4) == [3, 5]
 
 
+def test_means_are_of_all_parts_even_if_this_run_made_none(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    write_parts(plan, [0, 1])
+    rows = [
+        {"shard_id": part, "num_rows": images, "class_loss": loss, "teacher_confidence": 0.5}
+        for part, images, loss in ((0, 90, 0.5), (1, 30, 1.5))
+    ]
+    write_index(str(tmp_path), DIGEST, index_table(rows))
+    write_pictures(plan, SUMMARY | {"num_images_made": 0}, [0, 1])
+    texts = check_page((tmp_path / "report.html").read_text()).texts
+    assert texts[texts.index("mean class loss of all images") + 1].startswith("0.75")
+    assert texts[texts.index("mean confidence of the teacher of all images") + 1].startswith("0.5")
+
+
 def test_of_one_image_per_class_and_of_a_run_that_made_none_nothing_is_drawn_or_averaged(tmp_path: Path) -> None:
     plan = replace(make_plan(tmp_path), shards=ShardPlan(range(120), 1, 30))
     write_parts(plan, [0])
     write_pictures(plan, SUMMARY | {"num_images_made": 0}, [0])
     texts = check_page((tmp_path / "report.html").read_text()).texts
     assert "images made by this run" in texts
-    assert not {"How much they differ", "mean class loss of these"} & set(texts)
+    assert not {"How much they differ", "mean class loss of all images"} & set(texts)
