@@ -3,10 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.demo_installed
+# A stamp appears only after everything is installed, so an install that was cut off is taken up again.
+INSTALL = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); set PYTHON=..." >&2; exit 1; }; \
+	echo "installing the packages of constraints.txt into $(VENV): 7 GB, some minutes, without output"; \
+	{ test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } \
+	&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test docs format clean
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m examples.digits.demo --config examples/digits/configs/demo.yaml
 
 test: $(INSTALLED)
@@ -24,14 +31,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The stamp appears only after everything is installed, so an install that was cut off is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); set PYTHON=..." >&2; exit 1; }
-	@echo "installing the packages of constraints.txt into $(VENV): 7 GB, some minutes, without output"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[completion,demo,gcs,onnx,s3,test]'
-	touch $@
+	$(INSTALL) -e '.[completion,demo,gcs,onnx,s3,test]' && touch $@ $(DEMO_INSTALLED)
+
+$(DEMO_INSTALLED): pyproject.toml constraints.txt
+	$(INSTALL) -e '.[demo]' && touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -79,7 +79,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
 
     Returns:
         What the job prints: `labelled`, `labelled_split` if there is one, and `artifacts`: of each, `artifact` (its
-        URI, or the teacher's name), `top1` and `top5` in percent, to four decimals, and `images`, how many were scored.
+        URI, or the teacher's name), `top1` and `top5` in percent, to four decimals, and `images`, the number that was
+        scored.
 
     Raises:
         PipelineError: the model, an artifact or the labeled images cannot be read, or do not go together.

@@ -145,6 +145,8 @@ def test_page_holds_tables_curves_and_images_of_every_set(
     page = render(str(tmp_path), picture, report, check_claims(report), calibrations, {"teacher": 80.0})
     assert check_page(page).tags.count("polyline") == 1 + len(ARMS)
     assert len(re.findall("<img ", page)) == 1
+    assert "even ranges taken from noise keep" in page
+    assert "not the best student" in page
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
 
 
