@@ -32,7 +32,7 @@ def _missing(found: re.Match[str]) -> str:
 
 
 def _stray(found: re.Match[str]) -> str:
-    return f"{quoted(found['texts'])} belongs to no flag: a value comes right after its --name"
+    return f"{found['texts']!r} belongs to no flag: a value comes right after its --name"
 
 
 _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (

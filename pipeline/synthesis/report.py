@@ -116,11 +116,15 @@ def _means(output: str, digest: str) -> list[list[str | int | float | None]]:
     index = read_index(output, digest, ("num_rows", "class_loss", "teacher_confidence"))
     if not len(index):
         return []
-    loss, confidence, images = (_column(index, name) for name in ("class_loss", "teacher_confidence", "num_rows"))
-    return [
-        ["mean class loss of all images", float(np.average(loss, weights=images))],
-        ["mean confidence of the teacher in all images", float(np.average(confidence, weights=images))],
-    ]
+    images = _column(index, "num_rows")
+    columns = {"class loss": "class_loss", "confidence of the teacher": "teacher_confidence"}
+    return [[f"mean {what} of all images", _mean(_column(index, name), images)] for what, name in columns.items()]
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return the mean of what is known; None if nothing is."""
+    known = np.isfinite(values)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else None
 
 
 def _gallery(shown: Sequence[PreviewImage], names: Sequence[str], grid_size: int, num_images: int | None) -> Section:

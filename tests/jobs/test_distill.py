@@ -97,7 +97,7 @@ def saved_digests(result: dict[str, Any]) -> list[str]:
             [],
             "ConfigError: student.model.num_classes is 3, the teacher has 10 classes",
         ),
-        ({"student": {"model": {"name": "resnet99"}}}, [], "ModelError: cannot make model 'resnet99'"),
+        ({"student": {"model": {"name": "resnet99"}}}, [], "ModelError: timm"),
         ({}, ["--images", "/nowhere"], "DatasetError: no dataset at '/nowhere'"),
         ({"labeled": "{tmp}/beyond.parquet"}, [], "beyond.parquet' has label 10, there are 10 classes"),
         (

@@ -50,10 +50,11 @@ def test_a_file_that_computes_something_else_is_not_written(
         finally:
             bias.copy_(kept)
 
-    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_spoiled))
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "w8a8.onnx").write_bytes(b"of an earlier run")
+    assert calibrate.main(flags) == 0
+    assert (out / "w8a8.onnx").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_spoiled))
     assert calibrate.main(flags) == 1
     printed = capsys.readouterr()
     report = json.loads(printed.out)

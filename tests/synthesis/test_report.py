@@ -123,7 +123,7 @@ def test_means_are_of_all_parts_even_if_this_run_made_none(tmp_path: Path) -> No
     write_pictures(plan, SUMMARY | {"num_images_made": 0}, [0, 1])
     texts = check_page((tmp_path / "report.html").read_text()).texts
     assert texts[texts.index("mean class loss of all images") + 1].startswith("0.75")
-    assert texts[texts.index("mean confidence of the teacher in all images") + 1].startswith("0.5")
+    assert texts[texts.index("mean confidence of the teacher of all images") + 1].startswith("0.5")
 
 
 def test_of_one_image_per_class_and_of_a_run_that_made_none_nothing_is_drawn_or_averaged(tmp_path: Path) -> None:
