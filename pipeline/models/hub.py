@@ -4,8 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.log import logger
-
 # Of the client that timm downloads with.
 _CLIENT = "huggingface_hub.utils._http"
 _ATTEMPTS = ("thrown while requesting", "Retrying in ")
@@ -34,7 +32,7 @@ class _Attempts(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not any(text in record.getMessage() for text in _ATTEMPTS):
             return True
-        if not self._said:
-            self._said = True
-            logger.warning(f"the weights of {self._model!r} cannot be downloaded yet, trying again for a minute")
-        return False
+        first, self._said = not self._said, True
+        # The client prints it, as it would its own line.
+        record.msg, record.args = f"the weights of {self._model!r} cannot be downloaded yet, trying for a minute", ()
+        return first
