@@ -60,7 +60,8 @@ def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
             model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
     except TIMM_ERRORS as error:
         hint = _way_on(config, error) if arguments == {"pretrained": True} else _why_no_folder(config)
-        raise ModelError(f"cannot make model {config.name!r}: {reason_of(error)}{hint}") from error
+        reason = reason_of(error).removesuffix(".") if hint else reason_of(error)
+        raise ModelError(f"cannot make model {config.name!r}: {reason}{hint}") from error
     # The arguments that a folder's config states are checked as well: JSON may hold texts for truth values.
     stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
     check_argument_types({**stated, **config.model_args}, model)

@@ -44,7 +44,8 @@ def check_reported(code: int | None, out: str, err: list[str], data: dict[str, s
     assert (code, out) == (1, ""), err
     *before, last = err
     assert last.startswith(f"error: DatasetError: image 'c' of '{data['damaged']}' cannot be decoded: ")
-    assert all(line.removeprefix("warning: ").startswith(("calibrate: ", "evaluate: ")) for line in before), err
+    prefixes = tuple(f"{job}: " for job in JOBS)
+    assert all(line.removeprefix("warning: ").startswith(prefixes) for line in before), err
     assert not any(path.is_file() for path in output.rglob("*"))
 
 
