@@ -112,6 +112,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(config_class, fail_untyped=True)
     former_names = FormerNames(config_class)
+    check_no_classes(values)
     renamed = former_names.rename_keys(values)
     former_names.warn()
     return _build(parser, lambda: parser.parse_object(resolve(config_class, renamed)), config_class)

@@ -27,14 +27,13 @@ def resolve(config: type, values: Mapping[str, Any], name: str = "", folder: str
 
     Args:
         config: dataclass that they are of.
-        values: as YAML holds them; keys may be dotted, and end in `+` to add to a list.
+        values: as YAML holds them, without classes; keys may be dotted, and end in `+` to add to a list.
         name: of the section that they are, dotted; empty for the whole.
         folder: that the paths of files are relative to; by default that of the process.
 
     Raises:
         ConfigError: there is a key that is no setting, or something else where a section belongs.
     """
-    check_no_classes(values)
     return {key: _resolve_key(config, key, value, name, folder) for key, value in values.items()}
 
 
@@ -98,9 +97,7 @@ def _resolve_entry(entry: Any, value: Any, name: str, folder: str) -> Any:
 def _resolve_added(hint: Any, value: Any, name: str, folder: str) -> Any:
     """Return what is added to a list, an entry or several."""
     entry = _entry(hint)
-    if entry is None:
-        return _resolve(hint, value, name, folder)
-    if isinstance(value, list | tuple):
+    if entry is None or isinstance(value, list | tuple):
         return _resolve(hint, value, name, folder)
     return _resolve_entry(entry, value, f"{name}[]", folder)
 

@@ -1,4 +1,4 @@
-"""What Ray prints on the driver, and what of it users do not see."""
+"""Messages of Ray on the driver that users do not see."""
 
 import os
 import subprocess

@@ -109,7 +109,7 @@ def _students(output: str) -> dict[str, str]:
 
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
-    done_before, steps_before = last_place(output)
+    place = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
         # Report problems of the training before hours are spent on images.
         task = _read(plan, _arriving(plan, arrivals))
@@ -117,10 +117,10 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
             background_synthesis(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
-            report_epochs(output, plan.config.epochs, (done_before, steps_before), tracker),
+            report_epochs(output, plan.config.epochs, place, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
-    result = _finish(plan, digests, done_before, time.monotonic() - started)
+    result = _finish(plan, digests, place[0], time.monotonic() - started)
     tracker.set_result(result)
     return result
 

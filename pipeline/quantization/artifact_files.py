@@ -68,11 +68,6 @@ class MadeArtifacts:
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
 
-    @property
-    def not_made(self) -> list[str]:
-        """Names of those that could not be made, for want of memory or disk space for example."""
-        return [row["artifact"] for row in self.refused if "deviation" not in row]
-
 
 @dataclass(frozen=True)
 class _Calibrated:
@@ -221,10 +216,9 @@ def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant)
 
 def _int4_note(config: CalibrationConfig, variant: Variant, name: str, stored: WeightType | None) -> str | None:
     """Say what `onnx_int4` does to a file, and of one that it leaves as it is although layers have so few bits, why."""
-    widths = (variant.layers or {"": variant.bits}).values()
     if stored == "int4":
         return _INT4_NOTE
-    if stored is None or not config.onnx_int4 or all(bits.weights > 4 for bits in widths):
+    if stored is None or not config.onnx_int4 or all(bits.weights > 4 for bits in variant.widths):
         return None
     kept = "neither smaller nor faster than 8 bits on a CPU runtime" if stored != "int16" else "computed in float"
     note = f"not packed, as some layers have more than 4 bits per weight or 8 per activation: kept in {stored}, {kept}"

@@ -1,4 +1,4 @@
-"""What an earlier run left in the output of a calibration: its report, and files of artifacts."""
+"""Take over or clear what an earlier run left in the output of a calibration: its report, and files of artifacts."""
 
 from typing import Any
 
@@ -7,7 +7,6 @@ from pipeline.artifacts.formats import format_of
 from pipeline.credentials import redacted
 from pipeline.errors import first_few
 from pipeline.log import logger
-from pipeline.quantization.artifact_files import MadeArtifacts
 from pipeline.quantization.plan import CalibrationPlan
 from pipeline.runs import Claim
 
@@ -56,9 +55,11 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
 
 def _all_there(report: dict[str, Any], output: str) -> bool:
     there = storage.list_files(output)
-    gone = [row["uri"] for row in _located(report, output)["artifacts"] if row["uri"].rpartition("/")[2] not in there]
+    gone = [name for name in _artifact_names(report) if name not in there]
     if gone:
-        logger.warning(f"{gone[0]!r} of a finished calibration is missing: it is trained and made again")
+        logger.warning(
+            f"{storage.join(output, gone[0])!r} of a finished calibration is missing: it is trained and made again"
+        )
     return not gone
 
 
@@ -67,32 +68,43 @@ def _located(report: dict[str, Any], output: str) -> dict[str, Any]:
 
     def here(row: dict[str, Any]) -> dict[str, Any]:
         found = {name: row[name] for name in ("uri", "ranges", "sensitivity") if name in row}
-        return row | {name: storage.join(output, uri.rpartition("/")[2]) for name, uri in found.items()}
+        return row | {name: storage.join(output, _file_name(uri)) for name, uri in found.items()}
 
     trained = {label: here(row) for label, row in report.get("qat", {}).items()}
     return here(report) | {"artifacts": [here(row) for row in report["artifacts"]], "qat": trained}
 
 
+def _artifact_names(report: dict[str, Any]) -> list[str]:
+    return [_file_name(row["uri"]) for row in report["artifacts"]]
+
+
+def _file_name(uri: str) -> str:
+    return uri.rpartition("/")[2]
+
+
 def find_left(output: str, report: dict[str, Any]) -> list[str]:
     """Return the artifacts in an output that its report does not name: an earlier run made them, and they are left."""
-    named = {row["uri"].rpartition("/")[2] for row in report["artifacts"]}
-    named |= {row["artifact"] for row in report.get("failed", ())}
+    named = {*_artifact_names(report), *(row["artifact"] for row in report.get("failed", ()))}
     left = [name for name in storage.list_files(output) if format_of(name) is not None and name not in named]
     if left:
         logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} has their figures no more")
     return left
 
 
-def settle_refused(output: str, made: MadeArtifacts) -> list[dict[str, Any]]:
+def settle_refused(output: str, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Delete files of an earlier run where this one's compute other logits, and leave them where it could make none.
 
+    Args:
+        output: of the calibration.
+        refused: see `MadeArtifacts`.
+
     Returns:
-        Rows of the report on what was refused; they say which files were left.
+        These rows; they say which files were left.
 
     Raises:
         OSError, DatasetError: a file could not be deleted, or looked for.
     """
-    return [_leave(output, row) if row["artifact"] in made.not_made else _delete(output, row) for row in made.refused]
+    return [_delete(output, row) if "deviation" in row else _leave(output, row) for row in refused]
 
 
 def _delete(output: str, row: dict[str, Any]) -> dict[str, Any]:

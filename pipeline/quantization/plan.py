@@ -27,13 +27,7 @@ from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import read_reference
 from pipeline.runs import find_config, identifying_settings, make_document
-from pipeline.synthesis.to_make import (
-    ImagesToMake,
-    check_all_come,
-    leaving_failed,
-    plan_images,
-    planned_images,
-)
+from pipeline.synthesis.to_make import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 

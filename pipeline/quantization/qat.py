@@ -9,7 +9,7 @@ import ray
 from pipeline.cluster import own_errors
 from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.order import even_sizes
-from pipeline.distillation.state import list_places
+from pipeline.distillation.state import last_place
 from pipeline.log import logger
 from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
@@ -102,9 +102,9 @@ def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Varia
     each = sum(islice(cycle(sizes), qat.steps))
     total, done = len(variants) * each, 0
     for variant in variants:
-        for epoch, step in list_places(checkpoint_folder(plan.config.output, variant, plan.digest))[-1:]:
-            # The last epoch counts as done where the steps end within it.
-            done += min(epoch * sum(sizes) + sum(sizes[:step]), each)
+        epoch, step = last_place(checkpoint_folder(plan.config.output, variant, plan.digest))
+        # The last epoch counts as done where the steps end within it.
+        done += min(epoch * sum(sizes) + sum(sizes[:step]), each)
     if done:
         logger.info(f"qat: there are checkpoints, {done} of {total} images were read")
     return total - done

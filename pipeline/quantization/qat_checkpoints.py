@@ -22,10 +22,14 @@ def checkpoint_folder(output: str, variant: Variant, digest: str) -> str:
         variant: that is trained. Other widths by layer, which the digest lacks, have another folder.
         digest: of the run, so that one with other settings has another folder too.
     """
+    return storage.join(output, QAT_CHECKPOINTS, _name(variant, digest))
+
+
+def _name(variant: Variant, digest: str) -> str:
     name = f"{variant.label}-{digest[:8]}"
     if variant.layers is not None:
         name += f"-{digest_of({layer: bits.label for layer, bits in variant.layers.items()})[:8]}"
-    return storage.join(output, QAT_CHECKPOINTS, name)
+    return name
 
 
 def remove_others(output: str, digest: str) -> None:
@@ -43,18 +47,17 @@ def remove_checkpoints(output: str) -> None:
 
 def remove_variant(output: str, variant: Variant, digest: str) -> None:
     """Remove the checkpoints of one variant, or say that they are still there."""
-    _remove(output, [checkpoint_folder(output, variant, digest).rpartition("/")[2]])
+    _remove(output, [_name(variant, digest)])
 
 
 def _list_folders(output: str) -> list[str]:
     """Return the names of folders with checkpoints; a user's own files beside them are none."""
     try:
-        files, folders = storage.find_tree(storage.join(output, QAT_CHECKPOINTS))
+        names = storage.list_folders(storage.join(output, QAT_CHECKPOINTS))
     except DatasetError as error:
         logger.warning(f"qat: {one_line(error)}")
         return []
-    names = {name.partition("/")[0] for name in (*folders, *(name for name, _ in files if "/" in name))}
-    return sorted(name for name in names if _NAME.fullmatch(name))
+    return [name for name in names if _NAME.fullmatch(name)]
 
 
 def _digest_in(name: str) -> str | None:

@@ -112,7 +112,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
             storage.write_json(storage.join(config.output, CONFIG), plan.document)
             _write_ranges(config, calibration, ranges, trained)
             storage.upload_folder(files, config.output)
-            refused = settle_refused(config.output, made)
+            refused = settle_refused(config.output, made.refused)
     fp32 = rows[: len(baselines)] + missing
     measured = layerwise is not None
     report = _report(config, calibration, fp32, rows[len(baselines) :], refused, sensitivity=measured)

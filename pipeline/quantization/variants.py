@@ -32,9 +32,14 @@ class Variant:
         return None if self.mixture is None else self.mixture.layers
 
     @property
+    def widths(self) -> list[BitWidths]:
+        """Bit widths of the layers: of each where they differ, and else those of all."""
+        return list(self.layers.values()) if self.layers else [self.bits]
+
+    @property
     def can_saturate(self) -> bool:
         """Whether products of any layer can exceed 16 bits, see `BitWidths.can_saturate`."""
-        return any(bits.can_saturate for bits in (self.layers or {"": self.bits}).values())
+        return any(bits.can_saturate for bits in self.widths)
 
 
 @dataclass(frozen=True)

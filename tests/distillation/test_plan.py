@@ -1,4 +1,4 @@
-"""What is said of the images of a distillation before it starts."""
+"""Warnings about the images of a distillation before it starts."""
 
 from dataclasses import replace
 from pathlib import Path

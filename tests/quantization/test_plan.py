@@ -1,4 +1,4 @@
-"""What a calibration is refused for, and which images it leaves out, before a cluster is joined."""
+"""Checks of a calibration, and the choice of its images, before a cluster is joined."""
 
 from pathlib import Path
 from typing import Any
