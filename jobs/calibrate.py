@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.entry import run_job
-from pipeline.outputs import qat_checkpoints
+from pipeline.outputs.owners import qat_checkpoints
 from pipeline.quantization import CalibrationConfig, calibrate
 
 

@@ -16,7 +16,7 @@ from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, first_few, quoted
-from pipeline.outputs import CONFIG, job_of, qat_checkpoints
+from pipeline.outputs.owners import CONFIG, job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
 

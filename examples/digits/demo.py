@@ -23,7 +23,7 @@ from pipeline.distillation import DistillationConfig, distill
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.log import logger
-from pipeline.outputs import check_place
+from pipeline.outputs.owners import check_place
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.report.page import text_table
 from pipeline.synthesis import SynthesisConfig, synthesize

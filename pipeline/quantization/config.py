@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
 from pipeline.checks import check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.config.former_names import LABELED
 from pipeline.errors import ConfigError
-from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import (
     PLACEMENTS,
@@ -23,7 +23,7 @@ from pipeline.quantization.qat_config import QatConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
-# Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
+# Which settings identify a calibration, see `pipeline.outputs.identifying_settings`. The first list is frozen. Excluded
 # are those that a fact stands for (weights, images, what is trained), those of what follows after the ranges, and those
 # that decide where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.outputs import NOT_SHARED
+from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import SynthesisPlan

@@ -25,7 +25,7 @@ from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import read_columns, read_unit
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
-from pipeline.outputs import check_output
+from pipeline.outputs.owners import check_output
 from pipeline.storage import upload_folder
 from tests.compaction.conftest import DIGEST, NUM_SHARDS, bytes_of, make_config, make_dataset, rows_of, write_part
 from tests.compaction.failing import die_once, run_out_of_disk, write_elsewhere

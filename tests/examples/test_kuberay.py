@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from pipeline.autoscaler import from_launcher
+from pipeline.cluster.autoscaler import from_launcher
 from pipeline.config import parse_config
 from pipeline.synthesis import SynthesisConfig
 
