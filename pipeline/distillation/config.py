@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pipeline.checks import check_finite, check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.checks import (
+    check_choices,
+    check_finite,
+    check_labeled_split,
+    check_located,
+    check_range,
+    check_ranges,
+    check_seed,
+)
 from pipeline.config import former_default
 from pipeline.config.former_names import LABELED
 from pipeline.distillation.augment_config import AugmentConfig
@@ -187,6 +195,7 @@ class DistillationConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_finite(self)
         check_ranges(self, _POSITIVE, 0, open_low=True)
         check_ranges(self, _NOT_NEGATIVE, 0)
