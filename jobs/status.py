@@ -125,17 +125,22 @@ def _dataset(uri: str) -> dict[str, Any]:
 def _calibration(uri: str) -> dict[str, Any]:
     """Describe a calibration from its report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
+    artifacts = made = [name for name in there if format_of(name) is not None]
     wanted, failed = ["ranges.json", "report.json"], []
     if "report.json" in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
         report = _read_object(storage.join(uri, "report.json"))
-        wanted += _artifact_names(uri, report.get("artifacts") or [])
+        named = _artifact_names(uri, report.get("artifacts") or [])
+        wanted += named
+        made = [name for name in artifacts if name in named]
         failed = report.get("failed") or []
     missing = [name for name in wanted if name not in there]
     return {
         "complete": not missing and not failed,
         "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
-        "artifacts": [name for name in there if format_of(name) is not None],
+        "artifacts": made,
+        # Of an earlier run: until there is a report, nobody can tell.
+        "left": [name for name in artifacts if name not in made],
         "failed": failed,
         "missing": missing,
     }

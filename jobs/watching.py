@@ -123,6 +123,7 @@ def _distillation(found: dict[str, Any], first: dict[str, Any], seconds: float) 
 def _calibration(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
     return {
         "artifacts": ", ".join(found["artifacts"]) or "none yet",
+        "left": f"{', '.join(found['left'])} of an earlier run" if found["left"] else "",
         "trouble": f"{len(found['failed'])} refused" if found["failed"] else "",
         **_missing(found),
     }

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +23,9 @@ _LONGEST_MESSAGE = 2000
 _EPILOG = "Every job also takes --quiet (-q), to print only warnings and errors, and --verbose (-v), to add tracebacks."
 
 
-def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None) -> C:
+def parse_config(
+    config_class: type[C], argv: Sequence[str] | None = None, *, prog: str | None = None, examples: Sequence[str] = ()
+) -> C:
     """Read a config from `--config FILE.yaml` and `--section.key value` flags.
 
     Flags win over files, wherever they stand; of two files or two flags, the later one wins.
@@ -30,10 +33,16 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None = None, *, pr
     `--help` and `--print_config` print and exit with 0, as on any command line. Settings may have their former names,
     see `FormerNames`, of which one line warns.
 
+    Args:
+        config_class: what to read.
+        argv: the flags, by default those of the process.
+        prog: the command, for `--help`.
+        examples: command lines that `--help` ends with.
+
     Raises:
         ConfigError: an unknown key, an ill-typed value, a missing file, or values that do not go together.
     """
-    parser = make_parser(config_class, prog=prog)
+    parser = make_parser(config_class, prog=prog, examples=examples)
     try:
         flags = _files_first(parser.former_names.rename_flags(sys.argv[1:] if argv is None else argv))
         return _build(parser, lambda: parser.parse_args(resolve_flags(config_class, flags)), config_class)
@@ -84,10 +93,32 @@ class Parser(jsonargparse.ArgumentParser):
             raise ConfigError(f"{what}: {error}") from error
 
 
-def make_parser(config_class: type, *, prog: str | None = None) -> Parser:
-    """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings."""
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Break paragraphs at the width of the terminal, but leave lines that begin with spaces, which are to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = inspect.cleandoc(text).split("\n\n")
+        return "\n\n".join(
+            each if each.startswith(" ") else textwrap.fill(" ".join(each.split()), width) for each in paragraphs
+        )
+
+
+def make_parser(config_class: type, *, prog: str | None = None, examples: Sequence[str] = ()) -> Parser:
+    """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings.
+
+    Args:
+        config_class: what is parsed.
+        prog: the command, for `--help`.
+        examples: command lines that `--help` ends with, to be copied.
+    """
+    shown = "\n".join(f"  {line}" for line in examples)
     parser = Parser(
-        prog=prog, description=_summary(config_class), epilog=_EPILOG, exit_on_error=False, allow_abbrev=False
+        prog=prog,
+        description=_summary(config_class),
+        epilog=f"{_EPILOG}\n\nExamples:\n\n{shown}" if examples else _EPILOG,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.config_class, parser.former_names = config_class, FormerNames(config_class)
     parser.add_argument("--config", action="config", help="YAML file with the keys below")

@@ -228,6 +228,9 @@ def test_missing_shards_stay_missing_with_their_reasons(tmp_path: Path, capsys: 
     assert "incomplete: it holds 5 of 7 shards" in capsys.readouterr().err
     assert job.main([*flags, "--allow_incomplete", "true"]) == 0
     out, err = capsys.readouterr()
+    *_, told, check = err.splitlines()
+    assert re.fullmatch(rf"compact: 15 images of 5 parts are in 3 files, 0\.\d+ MB: {output}", told)
+    assert check == f"check it: python -m jobs.status --uri {output}"
     assert (json.loads(out)["num_files"], json.loads(out)["num_missing"]) == (3, 2)
     assert re.search(r"plan: 5 parts, 0\.\d+ MB in all, into 3 files; shards without a part: 2\n", err)
     assert status.main([output]) == 1

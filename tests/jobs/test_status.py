@@ -132,6 +132,21 @@ def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (code, line["complete"], line["missing"], line["failed"]) == (1, False, [], refused)
 
 
+def test_artifacts_of_an_earlier_run_are_not_those_of_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "config.json", {"job": "calibrate", "digest": DIGEST})
+    for name in ("ranges.json", "w4a4.onnx", "w4a4.pt2", "w8a8.onnx", "w8a8.pt2"):
+        write(tmp_path / name, {})
+    # Without a report it is not known whose they are.
+    assert status_of(tmp_path, capsys)[1]["left"] == []
+    # That w8a8.onnx could not be made anew: the file is of the run before.
+    failed = [{"artifact": "w8a8.onnx", "reason": "could not be made; the file of an earlier run is left"}]
+    write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}], "failed": failed})
+    line = status_of(tmp_path, capsys)[1]
+    assert (line["artifacts"], line["left"]) == (["w8a8.pt2"], ["w4a4.onnx", "w4a4.pt2", "w8a8.onnx"])
+
+
 def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # As it was written before it said whose it is.
     old = {"digest": DIGEST, "student": "s", "teacher": "t", "dataset": None, "config": {"epochs": 3}}

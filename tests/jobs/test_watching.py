@@ -148,16 +148,20 @@ def test_outputs_of_other_jobs_have_rows_of_their_own() -> None:
         "speed": "0:08:00 left",
         "missing": "result.json",
     }
-    calibration = {"job": "calibrate", "output": "out", "artifacts": [], "failed": [], "missing": ["report.json"]}
+    calibration = {"job": "calibrate", "output": "out", "artifacts": [], "left": [], "failed": [], "missing": ["x"]}
     assert describe(calibration, calibration, 1.0)["artifacts"] == "none yet"
     assert describe({**calibration, "failed": [{}]}, calibration, 1.0)["trouble"] == "1 refused"
+    assert "left" not in describe(calibration, calibration, 1.0)
+    left = {**calibration, "left": ["w4a4.onnx", "w4a4.pt2"]}
+    assert describe(left, calibration, 1.0)["left"] == "w4a4.onnx, w4a4.pt2 of an earlier run"
 
 
 def test_nobody_waits_for_artifacts_that_were_refused() -> None:
     def pause(seconds: float) -> None:
         raise AssertionError("there is nothing to wait for")
 
-    found = {"job": "calibrate", "output": "out", "complete": False, "artifacts": [], "failed": [{}], "missing": []}
+    state = {"artifacts": [], "left": [], "failed": [{}], "missing": []}
+    found = {"job": "calibrate", "output": "out", "complete": False, **state}
     assert watch(lambda: found, every_s=0, stream=io.StringIO(), pause=pause) == found
 
 
