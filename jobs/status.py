@@ -14,6 +14,7 @@ from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
+from pipeline.dataset.undone import list_undone
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, first_few, quoted
 from pipeline.outputs.owners import CONFIG, job_of, qat_checkpoints
@@ -113,9 +114,11 @@ def _dataset(uri: str) -> dict[str, Any]:
         "digest": digest,
         "num_shards": manifest["num_shards"],
         "num_done": len(progress.done),
-        "failed": list(progress.failed.values()),
-        "missing": progress.missing,
-        "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
+        **list_undone(
+            failed=list(progress.failed.values()),
+            missing=progress.missing,
+            damaged=[{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
+        ),
         "num_retried": num_retried(index),
         "num_images": manifest["num_images"],
         "actor_hours": round(float(np.nansum(index["seconds"].to_numpy())) / 3600, 4),

@@ -106,7 +106,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         ["folder", plan.config.output],
     ]
     failed = [[row["shard_id"], row["reason"]] for row in summary["failed"][:_MOST_FAILURES]]
-    header = ["failed shard", f"reason ({len(failed)} of {len(summary['failed'])})"]
+    header = ["failed shard", f"reason ({len(failed)} of {summary['num_failed']})"]
     tables = [Table(header=["", ""], rows=rows), *([Table(header=header, rows=failed)] if failed else [])]
     return Section(heading="What was made", tables=tables)
 
