@@ -15,7 +15,7 @@ _PATIENCE_S = 60.0
 
 def has_bfloat16() -> bool:
     """Return whether this processor has instructions for bfloat16 products, and torch uses them."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True

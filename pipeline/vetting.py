@@ -1,5 +1,9 @@
 """Check on the driver that a teacher is an image classifier, before any work."""
 
+import re
+
+import timm
+
 from pipeline.dataset.schema import MAX_PATCHES
 from pipeline.errors import ModelError
 from pipeline.models import LOCAL_DIR, LoadedModel
@@ -7,6 +11,9 @@ from pipeline.models.folders import describe_problem, read_model_config
 from pipeline.models.image_reader import num_patches
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
 from pipeline.trial import try_out
+
+# Image towers of timm whose outputs are compared with texts: CLIP of all makers, and Meta's perception encoders.
+_TOWER = re.compile("clip|pe_core")
 
 
 def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = False) -> None:
@@ -63,8 +70,22 @@ def _check_softmax(loaded: LoadedModel) -> None:
             f"{name} has one logit: a softmax over one class is always 1 and says nothing; to make a sigmoid head one "
             "of two classes, put a row of zeros before its own (weights and bias)"
         )
+    if _is_embedding(loaded):
+        raise ModelError(
+            f"{name} has {count} outputs that are no classes: those of an image tower, as CLIP's, are an embedding; "
+            "take weights that were trained on classes, or set class_names if these were"
+        )
     if problem := _problem(loaded):
         raise ModelError(f"{name} {problem}, not one of {count} classes")
+
+
+def _is_embedding(loaded: LoadedModel) -> bool:
+    """Return whether the outputs are those of an image tower of timm's, which have no names."""
+    if loaded.name.startswith(LOCAL_DIR) or _TOWER.search(loaded.name) is None:
+        return False
+    own, count = timm.get_pretrained_cfg(loaded.name), len(loaded.class_names)
+    nameless = list(loaded.class_names) == [str(index) for index in range(count)]
+    return nameless and own is not None and own.num_classes == count
 
 
 def _problem(loaded: LoadedModel) -> str | None:

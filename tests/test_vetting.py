@@ -1,11 +1,14 @@
 """Checks of a loaded teacher."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.plan import plan_distillation
@@ -122,3 +125,16 @@ def test_a_resampled_teacher_is_announced(
     plan_synthesis(SynthesisConfig(teacher=teacher, output=str(tmp_path / "out"), images_per_class=1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert "was trained on 32x32 pixels, the model reads 48x48 pixels" in line
+
+
+def test_an_image_tower_is_no_classifier(tmp_path: Path) -> None:
+    """What timm has of CLIP outputs an embedding of 512 numbers, which would be inverted as classes."""
+    name = "vit_base_patch32_clip_224.openai"
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    torch.save(timm.create_model(name, **sizes).state_dict(), tmp_path / "weights.pth")
+    config = ModelConfig(name=name, checkpoint=str(tmp_path / "weights.pth"), model_args=sizes)
+    with pytest.raises(ModelError, match="has 512 outputs that are no classes: those of an image tower"):
+        check_teacher(load_model(config))
+    check_teacher(load_model(config), classes=False)
+    named = dataclasses.replace(config, class_names=tuple(f"class {number}" for number in range(512)))
+    check_teacher(load_model(named))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,7 +49,8 @@ class StepBytes:
 def is_predictable(teacher: Teacher) -> bool:
     """Return whether `predict` knows what the teacher's blocks keep."""
     blocks: Any = getattr(teacher.model, "blocks", ())
-    return teacher.embeds_subsets and all(type(b) is Block and type(b.attn) is Attention for b in blocks)
+    known = all(type(b) is Block and type(b.attn) is Attention and type(b.mlp) is Mlp for b in blocks)
+    return teacher.embeds_subsets and known
 
 
 def predict_run(teacher: Teacher, config: InversionConfig, *, batch: int) -> StepBytes:

@@ -2,8 +2,12 @@
 
 import dataclasses
 import difflib
+import logging
 import pickle
+import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors
@@ -12,7 +16,7 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ModelError, one_line
+from pipeline.errors import CheckpointError, ModelError, first_few, one_line
 from pipeline.models.arguments import check_argument_types
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.hub import quiet_attempts
@@ -101,16 +105,51 @@ def fill_model(config: ModelConfig, uri: str, weights: dict[str, Tensor], overla
         overlay: entries of the model's `pretrained_cfg`.
 
     Raises:
-        CheckpointError: the weights do not fit.
+        CheckpointError: the weights do not fit, or some are missing, which timm lets pass for some families. A
+            classifier may be missing where the model is to have other classes than its weights.
     """
     given = {"source": None, "file": None, "state_dict": weights, "custom_load": False, **overlay}
     try:
-        model = create_model(config, pretrained=True, pretrained_cfg_overlay=given)
+        with _missing_tensors() as missing:
+            model = create_model(config, pretrained=True, pretrained_cfg_overlay=given)
     except ModelError as error:
         reason = reason_of(error.__cause__ or error)
         raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
+    if lacking := [name for name in missing if not _is_replaced(name, model)]:
+        raise CheckpointError(
+            f"checkpoint {uri!r} does not fit model {config.name!r}: {len(lacking)} missing tensors "
+            f"({first_few(lacking)})"
+        )
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
     return model
+
+
+@contextmanager
+def _missing_tensors() -> Iterator[list[str]]:
+    """Collect the names of tensors that timm leaves as they were initialized, which it only logs."""
+    log, missing = logging.getLogger("timm.models._builder"), []
+
+    def collect(record: logging.LogRecord) -> bool:
+        found = re.match(r"Missing keys \((.*?)\) discovered", record.getMessage())
+        missing.extend(found[1].split(", ") if found else ())
+        return record.levelno >= logging.WARNING
+
+    level = log.level
+    log.addFilter(collect)
+    log.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        log.setLevel(level)
+        log.removeFilter(collect)
+
+
+def _is_replaced(name: str, model: Any) -> bool:
+    """Return whether a tensor is of a classifier that timm replaced, for it was to have other classes."""
+    own = model.pretrained_cfg
+    heads = own.get("classifier") or ()
+    replaced = own.get("num_classes") not in (None, model.num_classes)
+    return replaced and name.rpartition(".")[0] in ((heads,) if isinstance(heads, str) else heads)
 
 
 def reason_of(error: BaseException) -> str:

@@ -30,7 +30,10 @@ def num_tokens_read(model: nn.Module) -> int:
 
 
 def _is_plain(block: Any) -> bool:
-    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+    """Return whether a block is timm's own: adapters such as LoRA's replace a layer, and also have its weight."""
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        return False
+    return type(block.attn.qkv) is nn.Linear
 
 
 def pad_rows(rows: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:

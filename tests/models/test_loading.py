@@ -548,3 +548,16 @@ def test_a_folder_that_is_not_local_is_named(uri: str) -> None:
     config = ModelConfig(name=f"local-dir:{uri}")
     with pytest.raises(ConfigError, match=f"^model 'local-dir:{uri}': local-dir: takes a folder of this machine"):
         load_model(config)
+
+
+@pytest.mark.parametrize("dropped", ["head.weight", "blocks.1.mlp.fc1.bias"])
+def test_tensors_that_timm_lets_be_missing_are_refused(tmp_path: Path, dropped: str) -> None:
+    """It loads some families without a check, and logs what it left as it was initialized."""
+    name = "vit_base_patch16_siglip_gap_224"
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    weights = timm.create_model(name, num_classes=10, **sizes).state_dict()
+    del weights[dropped]
+    torch.save(weights, tmp_path / "weights.pth")
+    config = ModelConfig(name=name, checkpoint=str(tmp_path / "weights.pth"), num_classes=10, model_args=sizes)
+    with pytest.raises(CheckpointError, match=rf"missing tensors? \({dropped}\)|{dropped}|no classifier"):
+        load_model(config)

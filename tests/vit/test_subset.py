@@ -1,15 +1,19 @@
 """Every family reads a subset as timm's own blocks would."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from pipeline.inversion import Teacher
 from pipeline.vit.ranking import attention_probabilities
 from pipeline.vit.subset import SubsetViT
-from tests.conftest import TINY, enlarge_weights, make_tiny_model
+from tests.conftest import HALF, TINY, enlarge_weights, make_tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {},
@@ -143,3 +147,45 @@ def test_attention_is_read_without_touching_the_forward() -> None:
     assert captured[0].shape == (2, 2, 17, 17)
     assert torch.allclose(captured[0].sum(-1), torch.ones(2, 2, 17))
     assert vit.model.blocks[-1].attn.fused_attn
+
+
+class Adapter(nn.Linear):
+    """Stands in the place of a layer and has its weight, as adapters do, but computes something else."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+class Prompted(VisionTransformer):
+    """A subclass whose own forward changes the tokens."""
+
+    def forward_features(self, x: torch.Tensor, attn_mask: Any = None, is_causal: bool = False) -> torch.Tensor:
+        return super().forward_features(x, attn_mask=attn_mask) + 1
+
+
+def adapted(layer: str) -> nn.Module:
+    model = make_tiny_model()
+    parent, _, name = layer.rpartition(".")
+    own: Any = model.get_submodule(layer)
+    adapter = Adapter(own.in_features, own.out_features)
+    adapter.load_state_dict(own.state_dict())
+    setattr(model.get_submodule(parent), name, adapter)
+    return model
+
+
+def prompted() -> nn.Module:
+    sizes: dict[str, Any] = {**TINY}
+    return enlarge_weights(Prompted(**sizes)).eval()
+
+
+@pytest.mark.parametrize(
+    "make", [*(partial(adapted, f"blocks.1.{layer}") for layer in ("attn.qkv", "attn.proj", "mlp.fc1")), prompted]
+)
+def test_what_replaces_a_layer_or_the_forward_is_not_passed_over(make: Callable[[], nn.Module]) -> None:
+    """The fast path computes from the weights of a layer, and embeds patches by itself."""
+    teacher = Teacher(make(), mean=HALF, std=HALF)
+    images = torch.randn(2, 3, 32, 32)
+    keep = torch.arange(16).expand(2, -1)
+    seen = teacher.look(images, keep, torch.zeros(2, 3, dtype=torch.int64))
+    assert torch.allclose(seen, teacher(images, keep), atol=1e-4)
+    assert torch.allclose(seen, teacher.model(images), atol=1e-4)
