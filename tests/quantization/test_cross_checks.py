@@ -59,7 +59,7 @@ def mtq() -> Any:
 
 @pytest.fixture(scope="module")
 def nncf() -> SimpleNamespace:
-    """What is used of NNCF, which sends no telemetry where pytest is loaded."""
+    """What is used of NNCF."""
     loggers = logging.getLoggerClass()
     whole = pytest.importorskip("nncf", reason=REASON)
     # It makes all loggers of the process that are new its own.
