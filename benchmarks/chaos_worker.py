@@ -101,7 +101,7 @@ def _arm_checkpoints(module: Any, folder: Path) -> None:
 
 
 _ARM: dict[str, Callable[[Any, Path], None]] = {
-    "pipeline.checkpoint_timer": _arm_checkpoints,
+    "pipeline.workers.checkpoint_timer": _arm_checkpoints,
     "pipeline.synthesis.actor": _arm_synthesis,
     "pipeline.distillation.loop": _arm_training,
     "pipeline.quantization.observe": _arm_calibration,

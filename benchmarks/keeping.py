@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.bench import Bench
 from pipeline import storage
-from pipeline.runs import identifying_settings
+from pipeline.outputs import identifying_settings
 
 Figures = dict[str, float]
 _EXCLUDED = ("teacher.name", "images", "labeled", "output", "workers", "pool")

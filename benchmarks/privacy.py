@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import COLUMNS, conversion
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.models.image_reader import num_patches
-from pipeline.neighbors import nearest
+from pipeline.synthesis.neighbors import nearest
 from pipeline.vit.subset import SubsetViT
 
 # Pixels are averaged down to about so many a side, a whole number for each patch.

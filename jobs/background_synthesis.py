@@ -5,7 +5,8 @@ import signal
 import sys
 from threading import Thread
 
-from jobs.synthesize import main
+from jobs.entry import run_job
+from pipeline.synthesis import SynthesisConfig, shards_left, synthesize
 
 
 def _end_with_parent() -> None:
@@ -18,4 +19,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(main())
+    # Without the ending of jobs.synthesize: the training that it is made for goes on.
+    sys.exit(run_job("synthesize", SynthesisConfig, synthesize, left=shards_left))

@@ -16,11 +16,17 @@ PROG = "sparse-inversion"
 
 @dataclass(frozen=True)
 class Job:
-    """A job by where its parts are, so that the command line imports only the job that it runs."""
+    """A job by where its parts are, so that the command line imports only the job that it runs.
+
+    Attributes:
+        about: what it does.
+        config: module and class of its settings.
+        examples: flags of real commands, for its `--help`; files are of this repository, or of `make demo`.
+    """
 
     about: str
     config: str
-    """Module and class of its settings."""
+    examples: tuple[str, ...] = ()
 
     def config_class(self) -> Any:
         """Import the dataclass of its settings."""
@@ -28,13 +34,60 @@ class Job:
         return getattr(importlib.import_module(module), name)
 
 
+_DEMO_TEACHER = "--teacher.name local-dir:runs/demo/digits/teacher"
+_DEMO_LABELED = "--labeled runs/demo/digits/held_out.parquet"
 JOBS = {
-    "synthesize": Job("invert a teacher into a synthetic dataset", "pipeline.synthesis:SynthesisConfig"),
-    "compact": Job("merge the parts of a synthetic dataset into larger files", "pipeline.compaction:CompactionConfig"),
-    "calibrate": Job("quantize a teacher on images", "pipeline.quantization:CalibrationConfig"),
-    "distill": Job("train a student to answer as the teacher does", "pipeline.distillation:DistillationConfig"),
-    "evaluate": Job("score artifacts on labeled images", "pipeline.evaluation:EvaluationConfig"),
-    "status": Job("list what of an output is done, missing and failed", "jobs.status:StatusConfig"),
+    "synthesize": Job(
+        "invert a teacher into a synthetic dataset",
+        "pipeline.synthesis:SynthesisConfig",
+        (
+            "--config jobs/configs/imagenet/deit_tiny_sparse.yaml --dry-run",
+            "--config jobs/configs/imagenet/deit_tiny_sparse.yaml --pool.device cpu",
+            f"--config examples/digits/configs/sparse.yaml {_DEMO_TEACHER} --output runs/mine/images",
+        ),
+    ),
+    "compact": Job(
+        "merge the parts of a synthetic dataset into larger files",
+        "pipeline.compaction:CompactionConfig",
+        (
+            "--images runs/demo/sparse --output runs/mine/compacted",
+            "--images runs/demo/sparse --output runs/mine/compacted --file_mb 64",
+        ),
+    ),
+    "calibrate": Job(
+        "quantize a teacher on images",
+        "pipeline.quantization:CalibrationConfig",
+        (
+            "--config jobs/configs/imagenet/deit_tiny_calibrate.yaml --workers.device cpu",
+            f"{_DEMO_TEACHER} --images runs/demo/sparse {_DEMO_LABELED} --output runs/mine/int8",
+            f"{_DEMO_TEACHER} --images runs/demo/sparse --output runs/mine/int4 "
+            "--settings '[{weights: 4, activations: 8}]' --formats '[onnx]'",
+        ),
+    ),
+    "distill": Job(
+        "train a student to answer as the teacher does",
+        "pipeline.distillation:DistillationConfig",
+        (
+            "--config examples/digits/configs/distill.yaml --output runs/mine/student",
+            f"{_DEMO_TEACHER} --student.depth_pruned '[0, 3]' --images runs/demo/sparse {_DEMO_LABELED} "
+            "--output runs/mine/smaller --epochs 20",
+        ),
+    ),
+    "evaluate": Job(
+        "score artifacts on labeled images",
+        "pipeline.evaluation:EvaluationConfig",
+        (
+            f"{_DEMO_TEACHER} {_DEMO_LABELED}",
+            f"{_DEMO_TEACHER} {_DEMO_LABELED} --artifacts runs/demo/calibrate/sparse/w8a8.onnx --output runs/scores",
+            f"{_DEMO_TEACHER} {_DEMO_LABELED} "
+            "--artifacts '[runs/demo/calibrate/sparse/w4a8.pt2, runs/demo/distill/sparse-0/student/best]'",
+        ),
+    ),
+    "status": Job(
+        "list what of an output is done, missing and failed",
+        "jobs.status:StatusConfig",
+        ("runs/demo/sparse", "runs/demo/distill/sparse-0 --watch"),
+    ),
 }
 _SHELLS = ("bash", "zsh", "tcsh")
 _USAGE = "\n".join(
@@ -61,6 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no job {name!r}\n{_USAGE}", file=sys.stderr)
         return 2
     return importlib.import_module(f"jobs.{name}").main(flags)
+
+
+def examples_of(name: str) -> list[str]:
+    """Return real commands of a job, to be copied; none of what is no job of the list."""
+    return [f"python -m jobs.{name} {flags}" for flags in JOBS[name].examples] if name in JOBS else []
 
 
 def _print_completion(arguments: Sequence[str]) -> int:

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
+from jobs.cli import examples_of
 from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
 from pipeline.credentials import redacted
@@ -29,6 +30,7 @@ def run_job(
     argv: Sequence[str] | None = None,
     *,
     left: Callable[[C], str] = lambda config: "run it again",
+    ending: Callable[[C, dict[str, Any]], Iterable[str]] = lambda config, result: (),
 ) -> int:
     """Run a job and return its exit code.
 
@@ -41,6 +43,8 @@ def run_job(
             makes the exit code 1.
         argv: the flags, by default those of the process; `--quiet` and `-v` say how much is printed.
         left: returns one line for a stopped job: what is done, and how to continue.
+        ending: returns what a person reads of the result, line by line, and the command to go on with; see
+            `jobs.ending`.
     """
     level, flags = read_level(sys.argv[1:] if argv is None else argv)
     logger.setLevel(level)
@@ -54,7 +58,7 @@ def run_job(
     config: C | None = None
     try:
         with stop.as_interrupt() if hears else contextlib.nullcontext():
-            config = parse_config(config_class, flags, prog=f"python -m jobs.{name}")
+            config = parse_config(config_class, flags, prog=f"python -m jobs.{name}", examples=examples_of(name))
             # Ray prints about lost workers on standard output, which is for the one line of the result.
             with contextlib.redirect_stdout(_Briefly(sys.stderr)), _exits_as_interrupts(stop):
                 try:
@@ -74,8 +78,20 @@ def run_job(
             if not joined and _in_cluster():
                 _leave_cluster()
         return exit_code(stop.number)
+    _print_ending(lambda: ending(config, result))
     done = _print_result(json.dumps(redacted(result)))
     return 0 if done and result.get("complete", True) else 1
+
+
+def _print_ending(make: Callable[[], Iterable[str]]) -> None:
+    """Print what a person reads of a result; it costs nobody the result that a file beside it cannot be read."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    try:
+        for line in make():
+            logger.info(line)
+    except PipelineError as error:
+        logger.warning(f"the job is done, but its result could not be put in words: {error}")
 
 
 def _print_result(line: str) -> bool:

@@ -14,9 +14,10 @@ from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
+from pipeline.dataset.undone import list_undone
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, first_few, quoted
-from pipeline.outputs import CONFIG, job_of, qat_checkpoints
+from pipeline.outputs.owners import CONFIG, job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
 
@@ -113,9 +114,11 @@ def _dataset(uri: str) -> dict[str, Any]:
         "digest": digest,
         "num_shards": manifest["num_shards"],
         "num_done": len(progress.done),
-        "failed": list(progress.failed.values()),
-        "missing": progress.missing,
-        "damaged": [{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
+        **list_undone(
+            failed=list(progress.failed.values()),
+            missing=progress.missing,
+            damaged=[{"shard_id": shard_id, "reason": reason} for shard_id, reason in damaged.items()],
+        ),
         "num_retried": num_retried(index),
         "num_images": manifest["num_images"],
         "actor_hours": round(float(np.nansum(index["seconds"].to_numpy())) / 3600, 4),
@@ -125,17 +128,22 @@ def _dataset(uri: str) -> dict[str, Any]:
 def _calibration(uri: str) -> dict[str, Any]:
     """Describe a calibration from its report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
+    artifacts = made = [name for name in there if format_of(name) is not None]
     wanted, failed = ["ranges.json", "report.json"], []
     if "report.json" in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
         report = _read_object(storage.join(uri, "report.json"))
-        wanted += _artifact_names(uri, report.get("artifacts") or [])
+        named = _artifact_names(uri, report.get("artifacts") or [])
+        wanted += named
+        made = [name for name in artifacts if name in named]
         failed = report.get("failed") or []
     missing = [name for name in wanted if name not in there]
     return {
         "complete": not missing and not failed,
         "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
-        "artifacts": [name for name in there if format_of(name) is not None],
+        "artifacts": made,
+        # Of an earlier run: until there is a report, nobody can tell.
+        "left": [name for name in artifacts if name not in made],
         "failed": failed,
         "missing": missing,
     }

@@ -90,7 +90,7 @@ def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> di
 
 def _synthesis(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
     done, total = found["num_done"], found["num_shards"]
-    troubles = {"failed": len(found["failed"]), "damaged": len(found["damaged"]), "retried": found["num_retried"]}
+    troubles = {name: found[f"num_{name}"] for name in ("failed", "damaged", "retried")}
     return {
         "shards": f"{done} of {total} done ({100 * done // max(1, total)}%)",
         "trouble": ", ".join(f"{number} {name}" for name, number in troubles.items() if number),
@@ -123,6 +123,7 @@ def _distillation(found: dict[str, Any], first: dict[str, Any], seconds: float) 
 def _calibration(found: dict[str, Any], first: dict[str, Any], seconds: float) -> dict[str, str]:
     return {
         "artifacts": ", ".join(found["artifacts"]) or "none yet",
+        "left": f"{', '.join(found['left'])} of an earlier run" if found["left"] else "",
         "trouble": f"{len(found['failed'])} refused" if found["failed"] else "",
         **_missing(found),
     }

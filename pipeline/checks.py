@@ -1,10 +1,11 @@
-"""Checks of numbers and locations in configs. Standard library only, because the engine uses it."""
+"""Checks of numbers, choices and locations in configs. Standard library only, because the engine uses it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
 
@@ -27,6 +28,40 @@ def check_finite(config: Any, prefix: str = "") -> None:
         value = getattr(config, field.name)
         if not all(map(math.isfinite, _floats(value))):
             raise ConfigError(f"{prefix}{field.name} must be finite, not {value}")
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Refuse values that are none of those that a dataclass lists as `Literal`, also in lists and unions.
+
+    The command line checks the types of all settings; this is for configs that Python code makes.
+
+    Args:
+        config: the dataclass.
+        prefix: of its settings' names in messages, such as `pool.`.
+
+    Raises:
+        ConfigError: a value is not in the list; the message names its setting and the list.
+    """
+    for name, choices in _choices(type(config)).items():
+        value = getattr(config, name)
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if each not in choices:
+                raise ConfigError(f"{prefix}{name} must be one of {list(choices)}, not {each!r:.80}")
+
+
+@cache
+def _choices(config_class: type) -> dict[str, tuple[Any, ...]]:
+    """Return the values of each setting that has a list of them; None is one where the setting may be left out."""
+    found = {field.name: _listed(get_type_hints(config_class)[field.name]) for field in fields(config_class)}
+    return {name: choices for name, choices in found.items() if any(choice is not None for choice in choices)}
+
+
+def _listed(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if hint is type(None):
+        return (None,)
+    return tuple(choice for member in get_args(hint) for choice in _listed(member))
 
 
 def check_range(

@@ -1,9 +1,25 @@
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from pipeline.checks import check_range
+from pipeline.distillation.config import DistillationConfig, StudentConfig
 from pipeline.errors import ConfigError
+from pipeline.inversion.config import InversionConfig
+from pipeline.inversion.terms import Term
+from pipeline.models import ModelConfig
+from pipeline.quantization.config import CalibrationConfig
+from pipeline.synthesis.config import PoolConfig
+from pipeline.workers import WorkersConfig
+
+TEACHER = ModelConfig(name="tiny")
+DISTILL: dict[str, Any] = {
+    **{"teacher": TEACHER, "student": StudentConfig(depth_pruned=[0])},
+    **{"images": "images", "output": "output"},
+}
+CALIBRATE: dict[str, Any] = {"teacher": TEACHER, "images": "images", "output": "output"}
 
 
 @pytest.mark.parametrize(
@@ -32,3 +48,30 @@ def test_a_number_within_its_range_passes(value: float | None) -> None:
 def test_what_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^x must be a number, not "):
         check_range("x", value, 0)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings", "message"),
+    [
+        (InversionConfig, {"scope": "publised"}, r"scope must be one of \['image', 'published'\], not 'publised'"),
+        (InversionConfig, {"ranking": "cls"}, r"ranking must be one of \['auto', 'cls_attention', .*\], not 'cls'"),
+        (InversionConfig, {"dtype": "bf16"}, "dtype must be one of .*, not 'bf16'"),
+        (WorkersConfig, {"device": "gpu"}, "workers.device must be one of .*, not 'gpu'"),
+        (PoolConfig, {"device": "gpu"}, "pool.device must be one of .*, not 'gpu'"),
+        (DistillationConfig, {**DISTILL, "optimizer": "adam"}, "optimizer must be one of .*, not 'adam'"),
+        (DistillationConfig, {**DISTILL, "schedule": "linear"}, "schedule must be one of .*, not 'linear'"),
+        (CalibrationConfig, {**CALIBRATE, "mode": "sprase"}, "mode must be one of .*, not 'sprase'"),
+        (CalibrationConfig, {**CALIBRATE, "formats": ["pt2", "pt3"]}, "formats must be one of .*, not 'pt3'"),
+        (partial(Term, "ours", 1.0, abs), {"sees": "pixel"}, "term 'ours': sees must be one of .*, not 'pixel'"),
+    ],
+)
+def test_python_code_gets_no_other_choices_than_the_command_line(
+    config_class: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_class(**settings)
+
+
+def test_a_choice_may_be_left_out_where_none_is_one() -> None:
+    assert Term("ours", 1.0, abs).network is None
+    assert InversionConfig(ranking="pool_attention").ranking == "pool_attention"

@@ -14,9 +14,9 @@ from pipeline.config import parse_config
 from pipeline.credentials import redacted, remember_credentials, without_credentials
 from pipeline.errors import ConfigError, DatasetError, one_line, quoted
 from pipeline.log import logger, one_printed_line, print_safely
+from pipeline.outputs import claim, make_document
 from pipeline.report.text import short_name, shortened
 from pipeline.report.writing import settings_section
-from pipeline.runs import claim, make_document
 from pipeline.synthesis.config import SynthesisConfig
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"

@@ -226,8 +226,8 @@ def test_a_model_family_is_how_its_tokens_run_where_they_are_left_out_and_who_at
 
 def test_a_job_is_a_file_and_a_line(tmp_path: Path) -> None:
     module, line = python_blocks("A job")
-    last_job = line_with("jobs/cli.py", '    "status": ')
-    edits = {"jobs/count.py": [("", module)], "jobs/cli.py": [(last_job, last_job + line)]}
+    first_line = line_with("jobs/cli.py", "JOBS = {")
+    edits = {"jobs/count.py": [("", module)], "jobs/cli.py": [(first_line, first_line + line)]}
     code = Extended(tmp_path, "a job", edits)
     for name in ("ant/x.png", "ant/y.png", "bee/x.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -28,11 +28,11 @@ from pipeline.dataset.rows import read_first, read_unit
 from pipeline.dataset.schema import class_names_of, open_image
 from pipeline.dataset.sources import find_source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError, PipelineError
-from pipeline.evaluation_report import evaluation_page
+from pipeline.evaluation.report import evaluation_page
+from pipeline.evaluation.scores import Score
 from pipeline.log import logger
 from pipeline.models import ModelConfig, load_model
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.scores import Score
 from tests.conftest import make_manifest
 from tests.report.page_check import check_page
 

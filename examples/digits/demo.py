@@ -23,9 +23,10 @@ from pipeline.distillation import DistillationConfig, distill
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.log import logger
-from pipeline.outputs import check_place
+from pipeline.outputs.owners import check_place
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.report.page import text_table
+from pipeline.report.writing import PAGE
 from pipeline.synthesis import SynthesisConfig, synthesize
 
 C = TypeVar("C")
@@ -97,6 +98,13 @@ class Demo:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
+
+    def pages(self) -> list[str]:
+        """The folders of stages that have a page, which one that could not be written lacks."""
+        calibrations = [f"calibrate/{data}" for data in (*ARMS, "reference")]
+        students = [f"distill/{data}-{seed}" for data in ARMS for seed in self.config.student_seeds]
+        stages = ["evaluate", *SYNTHETIC, *calibrations, *students]
+        return [stage for stage in stages if storage.exists(self.path(stage, PAGE))]
 
     def train_teacher(self) -> float:
         make_digits(self.stage(DigitsConfig, "digits"))
@@ -197,7 +205,7 @@ def _finish(demo: Demo, report: dict[str, Any], calibrations: dict[str, Any]) ->
     storage.write_json(demo.path("claims.json"), [to_dict(claim) for claim in claims])
     picture = draw_images({data: demo.images[data] for data in ("real", "dense", "sparse", "noise")})
     storage.write_bytes(demo.path("images.png"), picture)
-    page = render(demo.config.output, picture, report, claims, calibrations, demo.seconds)
+    page = render(demo.config.output, picture, report, claims, calibrations, demo.seconds, demo.pages())
     storage.write_bytes(demo.path("report.html"), page.encode())
     for table in summary_tables(report, claims):
         print(text_table(table), end="\n\n", flush=True)

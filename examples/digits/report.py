@@ -17,6 +17,7 @@ from pipeline.report.charts import curves
 from pipeline.report.page import Section, Table, html_page
 from pipeline.report.sheet import contact_sheet, png
 from pipeline.report.svg import Plot
+from pipeline.report.writing import PAGE
 
 ARTIFACTS = ("pt2", "onnx")
 # On each contact sheet: the first of every class.
@@ -167,6 +168,7 @@ def render(
     claims: Sequence[FigureClaim],
     calibrations: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float],
+    stages: Sequence[str] = (),
 ) -> str:
     """The page: contact sheets, curves, tables.
 
@@ -177,15 +179,18 @@ def render(
         claims: see `check_claims`.
         calibrations: by data, what `calibrate` returned.
         seconds: by stage.
+        stages: folders in the output with a page of their own, to which this one links.
     """
     synthesis, quantization, distillation, promised = summary_tables(report, claims)
     history = storage.read_json(storage.join(output, "digits", "history.json"))
-    stages = Table(header=["stage", "seconds"], rows=list(seconds.items()))
+    links = [(stage, f"{stage}/{PAGE}") for stage in stages]
+    times = Table(header=["stage", "seconds"], rows=list(seconds.items()))
     teacher = curves({"held-out": _by_epoch(history["top1"])}, x_label="epoch", y_label="top-1 %")
     return html_page(
         "From a teacher to a dataset, an int8 model and a student",
         [
-            Section(heading="What it shows", text=_ABOUT, tables=[promised, stages]),
+            Section(heading="What it shows", text=_ABOUT, tables=[promised, times]),
+            *([Section(heading="Pages of the stages", text=_PAGES, links=links)] if links else []),
             Section(
                 heading="Teacher",
                 text=f"{report['teacher']['top1']:.1f}% of 500 held-out scans.",
@@ -209,6 +214,7 @@ _ABOUT = (
     "sparse and dense inversions, real scans, and the noise that inversion starts from. All scores are "
     "top-1 in percent on 500 held-out scans; students are means over the seeds, after the last epoch."
 )
+_PAGES = "Each stage is a job, which wrote a page of its own, with all its settings at the end."
 _QUANTIZATION = (
     "Range error: mean over activation observers of (|Δmin| + |Δmax|) / range, against real scans that no set holds. "
     "Four-bit weights and activations are kept in int8: they show the accuracy, and are neither smaller nor faster "

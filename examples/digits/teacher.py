@@ -30,7 +30,7 @@ from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
 from pipeline.log import logger
 from pipeline.models import save_model
-from pipeline.outputs import check_place
+from pipeline.outputs.owners import check_place
 from pipeline.storage import check_writable, join, scratch_folder, upload_folder, write_json, writing_to
 
 CLASS_NAMES = [str(digit) for digit in range(10)]

@@ -15,6 +15,7 @@ from pipeline.log import announce
 from pipeline.models import LOCAL_DIR, ModelConfig, load_model
 from pipeline.models.class_names import class_names
 from pipeline.models.folders import describe_problem, read_model_config
+from pipeline.models.loading import assumed_preprocessing
 
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".npz", ".index.json")
 
@@ -36,7 +37,9 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
         own = replace(config, checkpoint=uri, pretrained=False)
         loaded = load_model(own)
         _, about_names = class_names(own, loaded.model)
-        announce([notice for notice in loaded.notices if notice not in about_names])
+        # And they are shown images as the teacher is, unless the layout or what lies beside them says otherwise.
+        others = (*about_names, *assumed_preprocessing(own, loaded.data_config))
+        announce([notice for notice in loaded.notices if notice not in others])
         if loaded.preset:
             facts = replace(facts, mean=loaded.mean, std=loaded.std)
         return Opened(model_predictor(loaded.model), facts, loaded.input_size)

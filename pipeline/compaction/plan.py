@@ -16,8 +16,8 @@ from pipeline.dataset.index import complete_index, parts_without_row, read_index
 from pipeline.dataset.part_files import list_part_files, part_uri
 from pipeline.dataset.sources import is_synthetic
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.outputs import check_output, check_place, whole_path
-from pipeline.runs import check_same_settings
+from pipeline.outputs import check_same_settings
+from pipeline.outputs.owners import check_output, check_place, whole_path
 
 
 @dataclass(frozen=True)

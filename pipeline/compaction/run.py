@@ -22,8 +22,8 @@ from pipeline.dataset.own_card import card_of_merged, write_card
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
-from pipeline.outputs import NOT_SHARED
-from pipeline.runs import hold
+from pipeline.outputs import hold
+from pipeline.outputs.owners import NOT_SHARED
 
 # Files that wait for a worker at once: enough for an autoscaler to see how much work there is.
 _MOST_WAITING = 1000

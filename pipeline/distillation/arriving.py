@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.conversion import Convert
 from pipeline.dataset.units import RowRange
 from pipeline.distillation.batches import DistillationBatch, Images, to_batch
 from pipeline.distillation.images import MemoryImages, StreamedImages, concatenate, gather, rebatch, to_images

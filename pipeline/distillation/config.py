@@ -3,11 +3,19 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pipeline.checks import check_finite, check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.checks import (
+    check_choices,
+    check_finite,
+    check_labeled_split,
+    check_located,
+    check_range,
+    check_ranges,
+    check_seed,
+)
 from pipeline.config import former_default
+from pipeline.config.former_names import LABELED
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
-from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
@@ -24,8 +32,8 @@ _MODEL = (
     "mean",
     "std",
 )
-# Which settings identify a training, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded are
-# those that decide where and how fast a student is trained.
+# Which settings identify a training, see `pipeline.outputs.identifying_settings`. The first list is frozen. Excluded
+# are those that decide where and how fast a student is trained.
 RECORDED_SETTINGS = frozenset(
     (
         *("teacher", *(f"teacher.{name}" for name in _MODEL)),
@@ -187,6 +195,7 @@ class DistillationConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_finite(self)
         check_ranges(self, _POSITIVE, 0, open_low=True)
         check_ranges(self, _NOT_NEGATIVE, 0)

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.order import Share
 from pipeline.errors import IncompleteError
+from pipeline.workers.checkpoint_timer import CheckpointTimer
 
 
 @dataclass(frozen=True)

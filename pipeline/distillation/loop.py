@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.config import DistillationConfig
@@ -24,6 +23,7 @@ from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
+from pipeline.workers.checkpoint_timer import CheckpointTimer
 
 METRICS = "metrics.jsonl"
 

@@ -9,8 +9,8 @@ from pipeline import storage
 from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-from pipeline.progress import reporting
 from pipeline.tracking.tracker import Tracker
+from pipeline.workers.progress import reporting
 
 # Entries of a row that draw no curve.
 _NO_FIGURES = ("epoch", "image_ids_checksum")

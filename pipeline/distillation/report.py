@@ -30,6 +30,22 @@ def distillation_page(plan: DistillationPlan, result: Mapping[str, Any], history
     return html_page(f"A student of {short_name(plan.teacher.name)}", sections)
 
 
+def short_table(result: Mapping[str, Any]) -> Table:
+    """Return where the students are and how often they are right, for a terminal.
+
+    Args:
+        result: what `result.json` holds.
+    """
+    rows: list[list[str | int | float | None]] = [
+        ["best epoch", result["best_epoch"], result["best_top1"], result["student"]],
+        ["last epoch", result["epochs"], result["top1"], result["last"]],
+    ]
+    # Without labeled images nothing is known of it.
+    if result["before_top1"] is not None:
+        rows.insert(0, ["before training", 0, result["before_top1"], "–"])
+    return Table(header=["student", "epoch", "top-1 %", "folder"], rows=rows)
+
+
 def _summary(plan: DistillationPlan, result: Mapping[str, Any]) -> Section:
     rows: list[list[str | int | float | None]] = [
         ["top-1 before training, %", result["before_top1"]],

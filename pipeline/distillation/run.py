@@ -24,12 +24,12 @@ from pipeline.distillation.workers import Task, prepare_training
 from pipeline.errors import IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
+from pipeline.outputs import hold
 from pipeline.report.writing import write_page
-from pipeline.runs import hold
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
-from pipeline.training import resources_of
+from pipeline.workers.training import resources_of
 
 RESULT, CURVE = "result.json", "curve.png"
 # Within a collective operation, as long as anyone may wait for a part.

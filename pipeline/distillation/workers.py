@@ -27,8 +27,8 @@ from pipeline.distillation.students import Student, build_student, student_or_te
 from pipeline.models import LoadedModel, weight_digest
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.precision import announce_dtype
-from pipeline.training import check_readers, is_any_node_leaving, parallelize, run_workers, worker_configs
 from pipeline.workers import check_same_digest, load_again, pick_device, threads
+from pipeline.workers.training import check_readers, is_any_node_leaving, parallelize, run_workers, worker_configs
 
 
 @dataclass(frozen=True)

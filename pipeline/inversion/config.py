@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.checks import check_choices, check_finite, check_range, check_ranges
 from pipeline.errors import ConfigError
 from pipeline.inversion.schedule import (
     PatchChange,
@@ -173,6 +173,7 @@ class InversionConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_finite(self)
         check_range("lr", self.lr, 0, open_low=True)
         check_ranges(self, ("start_std", "falloff"), 0)

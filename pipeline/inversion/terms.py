@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pipeline.checks import check_choices
 from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.viewing import ViewOutput
@@ -33,6 +34,9 @@ class Term:
     sees: Literal["pixels", "view", "blocks"] = "pixels"
     network: Literal["kept", "whole"] | None = None
     couples_images: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self, f"term {self.name!r}: ")
 
 
 def build_terms(

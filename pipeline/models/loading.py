@@ -1,7 +1,7 @@
 """Load a timm model with its class names and preprocessing, and save one as a folder."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.class_names import class_names
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.image_size import input_size_of, model_input_size
 from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
@@ -84,6 +84,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     if fault := describe_crop_fault({name: data_config[name] for name in PREPROCESSING}):
         raise ConfigError(f"model {config.name!r}: its own {fault}; use the setting of that name to override it")
     names, name_notices = class_names(config, model, trained=trained)
+    assumed = () if made.preset else assumed_preprocessing(config, data_config)
     return LoadedModel(
         model=model,
         name=config.name,
@@ -93,9 +94,35 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         input_size=(channels, height, width),
         digest=weight_digest(model),
         data_config=data_config,
-        notices=(*made.notices, *name_notices),
+        notices=(*made.notices, *assumed, *name_notices),
         preset=made.preset,
     )
+
+
+def assumed_preprocessing(config: ModelConfig, data_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a notice of the preprocessing that is timm's for a name, where the weights are somebody's own.
+
+    A file of weights does not state how its model was shown images, and logits of images that are shown otherwise are
+    wrong without a word. A folder states it, and so do weights that timm publishes.
+
+    Args:
+        config: of the model.
+        data_config: its preprocessing, as resolved.
+    """
+    if config.checkpoint is None or config.name.startswith(LOCAL_DIR):
+        return ()
+    assumed = [name for name in ("mean", "std", *PREPROCESSING) if getattr(config, name) is None]
+    if not assumed:
+        return ()
+    shown = ", ".join(f"{name} {_shown(data_config[name])}" for name in assumed)
+    what = f"checkpoint {config.checkpoint!r} states no preprocessing"
+    how = "where it was trained with another, set these beside checkpoint"
+    return (f"{what}: that of timm's {config.name!r} is taken, {shown}; {how}",)
+
+
+def _shown(value: Any) -> Any:
+    # As it is set.
+    return list(value) if isinstance(value, tuple) else value
 
 
 def save_model(

@@ -1,7 +1,7 @@
 """Bit widths, placements and smoothings of quantization: what a config names, without torchao."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
@@ -9,11 +9,8 @@ from pipeline.errors import ConfigError
 MIN_BITS, MAX_BITS = 2, 16
 
 Placement = Literal["linear", "matmul", "published"]
-PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 SmoothingName = Literal["none", "smooth_quant", "repq"]
-SMOOTHINGS: tuple[SmoothingName, ...] = get_args(SmoothingName)
 RoundingName = Literal["nearest", "gptq"]
-ROUNDINGS: tuple[RoundingName, ...] = get_args(RoundingName)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

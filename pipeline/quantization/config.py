@@ -4,26 +4,23 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
-from pipeline.checks import check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.checks import check_choices, check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.config.former_names import LABELED
 from pipeline.errors import ConfigError
-from pipeline.former_names import LABELED
 from pipeline.models import ModelConfig
 from pipeline.quantization.bit_widths import (
-    PLACEMENTS,
-    ROUNDINGS,
-    SMOOTHINGS,
     BitWidths,
     Placement,
     RoundingName,
     SmoothingName,
 )
 from pipeline.quantization.mixed_config import MixedConfig
-from pipeline.quantization.observers import OBSERVERS, ObserverName
+from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import FLAT_NAMES, WorkersConfig
 
-# Which settings identify a calibration, see `pipeline.runs.identifying_settings`. The first list is frozen. Excluded
+# Which settings identify a calibration, see `pipeline.outputs.identifying_settings`. The first list is frozen. Excluded
 # are those that a fact stands for (weights, images, what is trained), those of what follows after the ranges, and those
 # that decide where and how fast they are calibrated.
 RECORDED_SETTINGS = ("placement", "mode", "batch_size", "max_images", "seed")
@@ -169,16 +166,9 @@ class CalibrationConfig:
         return self.rounding != "nearest" or self.bias_correction
 
     def __post_init__(self) -> None:
-        if self.placement not in PLACEMENTS:
-            raise ConfigError(f"placement must be one of {list(PLACEMENTS)}, not {self.placement!r}")
-        if self.observer not in OBSERVERS:
-            raise ConfigError(f"observer must be one of {list(OBSERVERS)}, not {self.observer!r}")
+        check_choices(self)
         if self.percentile is not None and self.observer != "percentile":
             raise ConfigError(f"percentile is {self.percentile:g}, and observer {self.observer} has no use for it")
-        if self.smoothing not in SMOOTHINGS:
-            raise ConfigError(f"smoothing must be one of {list(SMOOTHINGS)}, not {self.smoothing!r}")
-        if self.rounding not in ROUNDINGS:
-            raise ConfigError(f"rounding must be one of {list(ROUNDINGS)}, not {self.rounding!r}")
         if self.smoothing_alpha is not None and self.smoothing != "smooth_quant":
             raise ConfigError(
                 f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
@@ -204,8 +194,6 @@ class CalibrationConfig:
         check_labeled_split(self.labeled, self.labeled_split)
         _check_trained(self)
         _check_onnx(self)
-        if self.onnx_weights not in ("uint8", "int8"):
-            raise ConfigError(f"onnx_weights must be uint8 or int8, not {self.onnx_weights!r}")
         if not self.settings or len(set(self.settings)) != len(self.settings):
             raise ConfigError(f"settings must be one or more different bit widths, not {self.settings}")
         if not self.formats or len(set(self.formats)) != len(self.formats):

@@ -19,7 +19,6 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.progress import Count, progress
 from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
@@ -30,8 +29,9 @@ from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.quantization.transforms import equalized, smoothed
-from pipeline.training import run_workers, worker_configs
 from pipeline.workers import load_again, threads, with_absolute_paths
+from pipeline.workers.progress import Count, progress
+from pipeline.workers.training import run_workers, worker_configs
 
 # To compare artifacts on: each adds as many logits as there are classes.
 _NUM_SAMPLES = 32

@@ -7,8 +7,8 @@ from pipeline.artifacts.formats import format_of
 from pipeline.credentials import redacted
 from pipeline.errors import first_few
 from pipeline.log import logger
+from pipeline.outputs import Claim
 from pipeline.quantization.plan import CalibrationPlan
-from pipeline.runs import Claim
 
 # Written last, and removed before anything is replaced: it belongs to the `config.json` beside it.
 REPORT = "report.json"

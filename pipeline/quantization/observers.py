@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, Self, get_args
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,6 @@ from pipeline.quantization.histogram import Histogram, count_values, merge_histo
 from pipeline.quantization.ranges import Ranges
 
 ObserverName = Literal["min_max", "percentile", "mse"]
-OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
 _PERCENTILE = 99.99
 
 

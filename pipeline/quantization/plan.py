@@ -16,7 +16,8 @@ from pipeline.errors import DatasetError, ModelError
 from pipeline.inputs import check_inputs, check_planned, find_labeled, other_teacher
 from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
-from pipeline.outputs import check_apart, check_output, check_place, job_of
+from pipeline.outputs import find_config, identifying_settings, make_document
+from pipeline.outputs.owners import check_apart, check_output, check_place, job_of
 from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
@@ -26,7 +27,6 @@ from pipeline.quantization.quantizer import find_float_layers, report_float_laye
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import read_reference
-from pipeline.runs import find_config, identifying_settings, make_document
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal

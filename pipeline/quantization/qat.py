@@ -11,7 +11,6 @@ from pipeline.distillation.images import image_bytes, read_into_memory
 from pipeline.distillation.order import even_sizes
 from pipeline.distillation.state import last_place
 from pipeline.log import logger
-from pipeline.progress import Count, progress
 from pipeline.quantization.channels import ChannelRanges
 from pipeline.quantization.distributed import read_batches
 from pipeline.quantization.plan import CalibrationPlan
@@ -21,8 +20,9 @@ from pipeline.quantization.qat_loop import CRITERION, Trained
 from pipeline.quantization.qat_workers import Task, train_here, train_on_worker
 from pipeline.quantization.reading import calibration_reads_kept
 from pipeline.quantization.variants import Values, Variant
-from pipeline.training import check_readers, run_workers, worker_configs
 from pipeline.workers import pick_device, with_absolute_paths
+from pipeline.workers.progress import Count, progress
+from pipeline.workers.training import check_readers, run_workers, worker_configs
 
 
 def check_training(plan: CalibrationPlan) -> None:

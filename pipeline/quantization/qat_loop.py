@@ -10,7 +10,6 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group, backpropagate, touch
@@ -20,11 +19,12 @@ from pipeline.distillation.schedule import lr_factor
 from pipeline.distillation.state import TrainingState, load_state, try_to_save
 from pipeline.errors import NonFiniteError
 from pipeline.models import weight_digest
-from pipeline.progress import Count
 from pipeline.quantization.held_back import HeldBack
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.variants import Values
+from pipeline.workers.checkpoint_timer import CheckpointTimer
+from pipeline.workers.progress import Count
 
 # What is measured on the held-back images; the best step has the least of the first.
 FIGURES = ("divergence", "disagreement")

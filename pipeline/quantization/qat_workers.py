@@ -19,7 +19,6 @@ from pipeline.distillation.opening import as_views, open_images
 from pipeline.errors import NonFiniteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.progress import Count
 from pipeline.quantization.channels import ChannelRanges
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import export_images
@@ -31,8 +30,9 @@ from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, T
 from pipeline.quantization.reading import calibration_reads_kept, whole_image
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
-from pipeline.training import is_any_node_leaving, parallelize
 from pipeline.workers import load_again, pick_device, threads
+from pipeline.workers.progress import Count
+from pipeline.workers.training import is_any_node_leaving, parallelize
 
 
 @dataclass(frozen=True)

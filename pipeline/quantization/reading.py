@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.conversion import Convert
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.conversion import Convert
 from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import neighbors_in_files, read_unit
 from pipeline.dataset.units import Unit

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.outputs import CONFIG, job_of
+from pipeline.outputs.owners import CONFIG, job_of
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.ranges import Ranges, tell_constant
 

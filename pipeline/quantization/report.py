@@ -28,6 +28,8 @@ _COLUMNS = {
     "error": "fp32_error",
     "deviation": "deviation",
 }
+# Those that a person reads first.
+_SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
     "distance of the logits from the float model's, on calibration images; deviation that from the quantized graph "
@@ -103,6 +105,14 @@ def _artifacts(report: Mapping[str, Any]) -> Section:
     scored = {f"{model} {row['artifact']}": row["top1"] for model, row in rows if "top1" in row}
     plots = [("top-1 on the labeled images", bars(scored, x_label="%", x_range=(0, 100)))] if scored else []
     return Section(heading="Artifacts", text=_ABOUT + (_SCORED if scored else ""), tables=tables, plots=plots)
+
+
+def short_table(report: Mapping[str, Any]) -> Table:
+    """Return the accuracy, size and speed of each artifact and of the float models, for a terminal."""
+    columns = {heading: key for heading, key in _COLUMNS.items() if key in _SHORT}
+    columns |= {f"ms, batch {size}": key for size, key in report["latency_columns"].items()}
+    rows = [[model, *_cells(row, columns)] for model, row in _labeled_rows(report)]
+    return Table(header=["model", *columns], rows=rows)
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, Any]:

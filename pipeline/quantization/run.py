@@ -14,7 +14,8 @@ from pipeline.errors import first_few
 from pipeline.evaluation import Score, labeled_batches, measure_accuracy
 from pipeline.log import logger
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.outputs import CONFIG
+from pipeline.outputs import hold
+from pipeline.outputs.owners import CONFIG
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
@@ -34,7 +35,6 @@ from pipeline.quantization.report import calibration_page, figures, latency_colu
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import calibrated_values, list_variants
 from pipeline.report.writing import write_page
-from pipeline.runs import hold
 from pipeline.synthesis.to_make import make_first, names_config
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 

@@ -4,6 +4,7 @@ import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from pipeline.report.svg import Plot
 from pipeline.report.text import escape
@@ -60,6 +61,7 @@ class Section:
     Attributes:
         heading: of the section.
         text: paragraphs, with an empty line between them.
+        links: to other pages, each as what it is called and its path relative to this page.
         tables: after the text.
         plots: each with its caption.
         pictures: PNG files, each with its caption.
@@ -70,6 +72,7 @@ class Section:
 
     heading: str
     text: str = ""
+    links: Sequence[tuple[str, str]] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[tuple[str, Plot]] = ()
     pictures: Sequence[tuple[str, bytes]] = ()
@@ -93,6 +96,8 @@ def html_page(title: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     heading = f"<h2>{escape(section.heading)}</h2>"
     parts = [f"<p>{escape(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph]
+    if section.links:
+        parts.append(f"<p>{' · '.join(_link(*link) for link in section.links)}</p>")
     parts += [_table(table) for table in section.tables]
     if section.plots:
         parts.append(f'<div class="plots">{"".join(_plot(*captioned) for captioned in section.plots)}</div>')
@@ -102,6 +107,12 @@ def _section(section: Section) -> str:
     if section.folded:
         return "\n".join([f"<details><summary>{escape(section.heading)}</summary>", *parts, "</details>"])
     return "\n".join([heading, *parts])
+
+
+def _link(name: str, path: str) -> str:
+    # Of a quoted path no browser takes the beginning for a scheme.
+    target = escape(quote(path, errors="replace"))
+    return f'<a href="{target}">{escape(name)}</a>'
 
 
 def _plot(caption: str, drawn: Plot) -> str:

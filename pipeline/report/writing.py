@@ -29,11 +29,11 @@ def write_page(output: str, make: Callable[[], str]) -> str | None:
     """
     uri = write_extra(storage.join(output, PAGE), lambda: make().encode())
     if uri is not None:
-        logger.info(f"report: {_from_here(uri)}")
+        logger.info(f"report: {from_here(uri)}")
     return uri
 
 
-def _from_here(uri: str) -> str:
+def from_here(uri: str) -> str:
     """Return a path below the working folder relative to it, as people give it; any other location as it is."""
     path = Path(uri)
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else uri

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.cluster import start_here
 from pipeline.dataset import store
 from pipeline.errors import MissingImagesError
-from pipeline.outputs import NOT_SHARED
+from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import ImagesToMake
 

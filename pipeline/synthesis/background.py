@@ -19,7 +19,7 @@ import ray.exceptions
 from ray.actor import ActorHandle
 
 import pipeline
-from pipeline.autoscaler import node_types
+from pipeline.cluster.autoscaler import node_types
 from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals

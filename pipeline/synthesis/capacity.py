@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from pipeline.autoscaler import node_types
+from pipeline.cluster.autoscaler import node_types
 from pipeline.synthesis.config import PoolConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.selectors import Selector, matches, ray_options

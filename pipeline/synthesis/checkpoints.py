@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from pipeline import storage
-from pipeline.checkpoint_timer import CheckpointTimer
 from pipeline.dataset import store
 from pipeline.errors import CheckpointError, DatasetError, as_line
 from pipeline.inversion import Inversion
 from pipeline.models.pickles import read_own
 from pipeline.synthesis.snapshots import Snapshots
 from pipeline.workers import device_name
+from pipeline.workers.checkpoint_timer import CheckpointTimer
 
 FOLDER = "checkpoints"
 # Of the content of the file; another one is not read.

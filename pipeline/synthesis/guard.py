@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.errors import DatasetError, IncompleteError, OtherModelError, PipelineError, one_line
-from pipeline.outputs import NOT_SHARED
+from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error

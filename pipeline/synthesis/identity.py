@@ -10,7 +10,7 @@ from pipeline.config import digest
 from pipeline.hashing import hash_number
 from pipeline.inversion import InversionConfig
 from pipeline.models import LoadedModel
-from pipeline.runs import identifying_settings
+from pipeline.outputs import identifying_settings
 from pipeline.synthesis.classes import list_classes
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.networks import Networks

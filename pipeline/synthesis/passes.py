@@ -16,7 +16,7 @@ from pipeline.cluster import free_resources, start_here
 from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
-from pipeline.outputs import NOT_SHARED
+from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.capacity import needs, seats
 from pipeline.synthesis.checkpoints import shards_with_checkpoint

@@ -16,8 +16,8 @@ from pipeline.inversion import AnyTeacher
 from pipeline.inversion.basis import check_falloff
 from pipeline.log import announce
 from pipeline.models import LoadedModel
-from pipeline.outputs import check_output
-from pipeline.runs import check_same_settings
+from pipeline.outputs import check_same_settings
+from pipeline.outputs.owners import check_output
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.identity import identity
 from pipeline.synthesis.networks import load_networks

@@ -12,7 +12,6 @@ from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.dataset.index import read_index
 from pipeline.dataset.sample import evenly, read_parts
-from pipeline.neighbors import nearest_within, pixel_vectors
 from pipeline.report.charts import histogram
 from pipeline.report.confusion import confusion_section
 from pipeline.report.heat import grid
@@ -21,6 +20,7 @@ from pipeline.report.strips import boxes
 from pipeline.report.text import short_name, shortened
 from pipeline.report.tiles import Tile, tile, within
 from pipeline.report.writing import settings_section, write_extra, write_page
+from pipeline.synthesis.neighbors import nearest_within, pixel_vectors
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.preview import COLUMNS_SHOWN, PreviewImage, decode_preview, draw_contact_sheet, read_preview
 from pipeline.synthesis.snapshots import SNAPSHOTS
@@ -106,7 +106,7 @@ def _summary(plan: SynthesisPlan, summary: dict[str, Any]) -> Section:
         ["folder", plan.config.output],
     ]
     failed = [[row["shard_id"], row["reason"]] for row in summary["failed"][:_MOST_FAILURES]]
-    header = ["failed shard", f"reason ({len(failed)} of {len(summary['failed'])})"]
+    header = ["failed shard", f"reason ({len(failed)} of {summary['num_failed']})"]
     tables = [Table(header=["", ""], rows=rows), *([Table(header=header, rows=failed)] if failed else [])]
     return Section(heading="What was made", tables=tables)
 

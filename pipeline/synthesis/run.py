@@ -10,9 +10,9 @@ from pipeline.config import to_dict
 from pipeline.dataset import store
 from pipeline.dataset.own_card import write_card
 from pipeline.errors import IncompleteError
-from pipeline.outputs import check_place
+from pipeline.outputs import Claim, claim
+from pipeline.outputs.owners import check_place
 from pipeline.precision import announce_dtype
-from pipeline.runs import Claim, claim
 from pipeline.synthesis.capacity import describe_choice
 from pipeline.synthesis.checkpoints import clear_checkpoints
 from pipeline.synthesis.config import SynthesisConfig

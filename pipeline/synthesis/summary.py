@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.dataset import store
-from pipeline.outputs import NOT_SHARED
+from pipeline.dataset.undone import list_undone
+from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import SynthesisPlan
@@ -29,8 +30,10 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
         "digest": plan.digest,
         "num_shards": len(plan.shards),
         "num_done": len(progress.parts),
-        "failed": [{"shard_id": shard_id, "reason": failed[shard_id]} for shard_id in sorted(failed)],
-        "missing": [shard_id for shard_id in progress.missing if shard_id not in lost],
+        **list_undone(
+            failed=[{"shard_id": shard_id, "reason": failed[shard_id]} for shard_id in sorted(failed)],
+            missing=[shard_id for shard_id in progress.missing if shard_id not in lost],
+        ),
         "num_images": plan.shards.num_images,
         "num_images_made": tally.num_images,
         "num_done_by_another_run": tally.num_by_another,

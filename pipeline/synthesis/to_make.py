@@ -17,7 +17,7 @@ from pipeline.dataset.units import RowRange, Unit
 from pipeline.errors import ConfigError, IncompleteError, first_few
 from pipeline.log import logger
 from pipeline.models import LoadedModel, ModelConfig
-from pipeline.outputs import check_place
+from pipeline.outputs.owners import check_place
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.run import run_plan

@@ -15,8 +15,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 # On CPUs a matrix product of a handful of rows takes another kernel and rounds differently, and hundreds of steps of
-# inversion would amplify that last bit into the pixels. Products with a single row per image are padded to this many.
-FEWEST_ROWS = 8
+# inversion would amplify that last bit into the pixels. Products with a single row per image are padded to this many:
+# MKL rounds fewer than 16 rows differently on Intel processors with AVX-512, and one row on any processor.
+FEWEST_ROWS = 16
 
 
 def num_tokens_read(model: nn.Module) -> int:
@@ -69,4 +70,5 @@ def _project(attention: Any, normed: Tensor, num_rows: int) -> tuple[Tensor, Ten
     query = F.linear(pad_rows(normed[:, :num_rows]), weight[:width], biases[0])[:batch]
     keys, values = F.linear(normed, weight[width:], biases[1]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
-    return attention.q_norm(query), attention.k_norm(keys), values
+    # Products of batches copy strided matrices; that of a single image would read them as they lie, by another kernel.
+    return attention.q_norm(query), attention.k_norm(keys).contiguous(), values.contiguous()

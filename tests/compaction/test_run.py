@@ -25,7 +25,7 @@ from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import read_columns, read_unit
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
-from pipeline.outputs import check_output
+from pipeline.outputs.owners import check_output
 from pipeline.storage import upload_folder
 from tests.compaction.conftest import DIGEST, NUM_SHARDS, bytes_of, make_config, make_dataset, rows_of, write_part
 from tests.compaction.failing import die_once, run_out_of_disk, write_elsewhere
@@ -228,6 +228,9 @@ def test_missing_shards_stay_missing_with_their_reasons(tmp_path: Path, capsys: 
     assert "incomplete: it holds 5 of 7 shards" in capsys.readouterr().err
     assert job.main([*flags, "--allow_incomplete", "true"]) == 0
     out, err = capsys.readouterr()
+    *_, told, check = err.splitlines()
+    assert re.fullmatch(rf"compact: 15 images of 5 parts are in 3 files, 0\.\d+ MB: {output}", told)
+    assert check == f"check it: python -m jobs.status --uri {output}"
     assert (json.loads(out)["num_files"], json.loads(out)["num_missing"]) == (3, 2)
     assert re.search(r"plan: 5 parts, 0\.\d+ MB in all, into 3 files; shards without a part: 2\n", err)
     assert status.main([output]) == 1

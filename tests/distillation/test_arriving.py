@@ -17,7 +17,7 @@ import ray
 import torch
 import yaml
 
-from pipeline.autoscaler import NodeType, NodeTypes
+from pipeline.cluster.autoscaler import NodeType, NodeTypes
 from pipeline.dataset import rows, store
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.part_files import part_name
@@ -39,8 +39,8 @@ from pipeline.synthesis.background import Synthesis, background_synthesis, has_r
 from pipeline.synthesis.exit_code import ExitCode
 from pipeline.synthesis.to_make import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
-from pipeline.training import resources_of
 from pipeline.workers import WorkersConfig
+from pipeline.workers.training import resources_of
 from tests.distillation.conftest import make_images
 from tests.distillation.test_loop import make_trainer
 from tests.distillation.test_run import checksum, metrics

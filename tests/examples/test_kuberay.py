@@ -1,6 +1,9 @@
 """The manifests for Kubernetes and the Dockerfile: as Ray's autoscaler reads them, and what KubeRay's operator refuses.
 
-Their schema is KubeRay's, which was checked by hand (CustomResourceDefinitions of August 2026).
+Their schema is KubeRay's, and no test knows it. On 2026-11-28 both were held by hand against the
+CustomResourceDefinitions of 1.7.0, which knows every field, and of 1.6.0 and 1.6.2, which lack `priority`. After a
+change of the manifests that is to be done again: `kubectl apply --dry-run=server -f examples/kuberay` does it, where
+KubeRay is installed.
 """
 
 import re
@@ -12,7 +15,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from pipeline.autoscaler import from_launcher
+from pipeline.cluster.autoscaler import from_launcher
 from pipeline.config import parse_config
 from pipeline.synthesis import SynthesisConfig
 

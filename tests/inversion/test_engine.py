@@ -118,25 +118,28 @@ def unsplit() -> Callable[[int], tuple[dict[str, Any], InversionResult]]:
 
     def run(iterations: int) -> tuple[dict[str, Any], InversionResult]:
         config: dict[str, Any] = {**SPARSE, "iterations": iterations, "lr": 0.25}
-        teacher = Teacher(make_tiny_model(), mean=HALF, std=HALF)
-        return config, invert(teacher, TARGETS, InversionConfig(**config), seeds=SEEDS)
+        return config, invert(fine_teacher(), TARGETS, InversionConfig(**config), seeds=SEEDS)
 
     return cache(run)
+
+
+def fine_teacher() -> Teacher:
+    """A teacher of 64 patches, of which `SPARSE` leaves 24: fewer than 16 tokens are rounded differently."""
+    return Teacher(make_tiny_model(patch_size=4), mean=HALF, std=HALF)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 @pytest.mark.parametrize("iterations", [40, 200])
 def test_another_split_makes_the_same_images(
-    tiny_teacher: Teacher,
     unsplit: Callable[[int], tuple[dict[str, Any], InversionResult]],
     micro_batch: int,
     iterations: int,
 ) -> None:
     config, whole = unsplit(iterations)
-    split = invert(tiny_teacher, TARGETS, InversionConfig(**config, micro_batch=micro_batch), seeds=SEEDS)
+    split = invert(fine_teacher(), TARGETS, InversionConfig(**config, micro_batch=micro_batch), seeds=SEEDS)
     assert split.micro_batch == micro_batch
     assert torch.equal(whole.keep_indices, split.keep_indices)
-    assert_alike(tiny_teacher, whole.images, split.images)
+    assert torch.equal(whole.images, split.images)
 
 
 def test_the_published_run_may_be_split_too(tiny_teacher: Teacher) -> None:
@@ -163,14 +166,14 @@ def test_with_the_published_scope_it_does(tiny_teacher: Teacher) -> None:
 
 
 class ShortOfMemory(nn.Module):
-    """Stands in the teacher's first block and asks for more memory than there is, above a number of images."""
+    """Stands in the teacher's first block and asks for more memory than there is, above a number of tokens in all."""
 
-    def __init__(self, block: nn.Module, max_rows: int) -> None:
+    def __init__(self, block: nn.Module, max_tokens: int) -> None:
         super().__init__()
-        self.block, self.max_rows = block, max_rows
+        self.block, self.max_tokens = block, max_tokens
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if tokens.shape[0] > self.max_rows:
+        if tokens.shape[0] * tokens.shape[1] > self.max_tokens:
             # No machine has 2^60 bytes: PyTorch's own error.
             torch.empty(2**60, dtype=torch.uint8)
         return self.block(tokens)
@@ -178,7 +181,7 @@ class ShortOfMemory(nn.Module):
 
 def test_out_of_memory_splits_the_batch_and_says_so(tiny_teacher: Teacher) -> None:
     whole = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
-    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=2)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_tokens=34)
     split = invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
     assert split.micro_batch == 2
     assert split.halvings[:2] == [(0, 3), (0, 2)]
@@ -214,7 +217,7 @@ def test_as_patches_are_stopped_more_images_go_together(tiny_teacher: Teacher) -
 
 
 def test_out_of_memory_at_one_image_is_an_error(tiny_teacher: Teacher) -> None:
-    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=0)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_tokens=0)
     with pytest.raises(torch.OutOfMemoryError, match="you tried to allocate 1152921504606846976 bytes"):
         invert(tiny_teacher, TARGETS, InversionConfig(**SPARSE), seeds=SEEDS)
 

@@ -26,14 +26,14 @@ def test_counted_as_pytorch_counts(name: str, changes: dict[str, Any], num_kept:
     model: Any = timm.create_model(name, **{**TINY, **changes})  # type: ignore[arg-type]
     teacher = Teacher(model, mean=HALF, std=HALF)
     # No fewer images than rows are padded to, and attention whose backward computes nothing twice.
-    patches = torch.randn(8, num_kept, 3, 8, 8, requires_grad=True)
-    positions = torch.arange(num_kept).expand(8, -1)
+    patches = torch.randn(16, num_kept, 3, 8, 8, requires_grad=True)
+    positions = torch.arange(num_kept).expand(16, -1)
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         logits = teacher.forward_patches(patches, positions)
         forward = counter.get_total_flops()
         logits.sum().backward()
-    counted = step_flops(TeacherShape.of(teacher), num_kept) * 8
+    counted = step_flops(TeacherShape.of(teacher), num_kept) * 16
     assert (counted.forward, counted.total) == (forward, counter.get_total_flops())
 
 

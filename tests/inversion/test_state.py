@@ -96,7 +96,7 @@ def test_a_run_goes_on_to_the_same_bits(tiny_teacher: Teacher, name: str) -> Non
 
 
 def test_a_run_that_ran_out_of_memory_goes_on_in_the_same_pieces(tiny_teacher: Teacher) -> None:
-    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_rows=2)
+    tiny_teacher.model.blocks[0] = ShortOfMemory(tiny_teacher.model.blocks[0], max_tokens=34)
     whole = finish(start(tiny_teacher, STOPS))
     run = start(tiny_teacher, STOPS)
     for _ in range(4):

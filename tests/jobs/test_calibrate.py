@@ -1,6 +1,7 @@
 """The job `calibrate`: one JSON line, and one line for whatever a user got wrong, with nothing left behind."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs import calibrate
-from pipeline.config import from_dict
+from jobs import calibrate, evaluate
+from pipeline.config import from_dict, parse_config
 from pipeline.dataset import write_images
 from pipeline.dataset.schema import encode_image
 from pipeline.quantization import CalibrationConfig
@@ -42,11 +43,29 @@ def config(tmp_path: Path, tiny_folder: Path, images: Path) -> Path:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_job_prints_one_json_line(config: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_prints_one_json_line_below_a_table_and_a_command_that_works(
+    config: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert calibrate.main(["--config", str(config), "--labeled", str(images)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
     (row,) = json.loads(line)["artifacts"]
     assert (row["weights"], row["activations"], row["artifact"], row["images"]) == (4, 8, "pt2", 5)
+    *_, times, header, _, fp32, w4a8, command = printed.err.splitlines()
+    assert times.startswith("calibrate: times are ms per image, median, ")
+    assert header.split("  ")[:3] == ["model", "format", "top-1 %"]
+    assert fp32.split()[:2] == ["fp32", "torch"]
+    assert w4a8.split()[:4] == ["W4A8", "pt2", f"{row['top1']:.2f}", f"{row['agreement']:.2f}"]
+    _, _, flags = command.partition(": python -m jobs.evaluate ")
+    assert evaluate.main(shlex.split(flags)) == 0
+    (scored,) = json.loads(capsys.readouterr().out)["artifacts"]
+    assert (scored["artifact"], scored["top1"]) == (str(tmp_path / "out" / "w4a8.pt2"), row["top1"])
+    assert (tmp_path / "out-scores" / "report.html").exists()
+    # Without labeled images, these are to be given.
+    (*_, command) = calibrate._ending(parse_config(CalibrationConfig, ["--config", str(config)]), json.loads(line))
+    _, _, flags = command.partition("labeled images for LABELED: python -m jobs.evaluate ")
+    assert evaluate.main([str(images) if flag == "LABELED" else flag for flag in shlex.split(flags)]) == 0
+    assert json.loads(capsys.readouterr().out)["artifacts"] == [scored]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 import yaml
 
 from jobs.distill import main
@@ -71,6 +72,15 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     result = json.loads(captured.out.splitlines()[-1])
     assert 3 <= result["continued_from_epoch"] < 40
     assert f"there is a checkpoint of epoch {result['continued_from_epoch']} of 40" in captured.err
+    *_, header, _, before, best, last, command = captured.err.splitlines()
+    assert header.split() == ["student", "epoch", "top-1", "%", "folder"]
+    assert before.split()[-3:] == ["0", f"{result['before_top1']:.2f}", "–"]
+    scored = {"best": ("best_epoch", "best_top1"), "last": ("epochs", "top1")}
+    for name, row in (("best", best), ("last", last)):
+        epoch, top1 = (result[key] for key in scored[name])
+        assert row.split()[-3:] == [str(epoch), f"{top1:.2f}", str(tmp_path / "out" / "student" / name)]
+    _, _, python = command.partition("load it in Python: import timm; ")
+    assert weight_digest(eval(python, {"timm": timm}).eval()) == saved_digests(result)[0]  # noqa: S307
 
     assert main([*flags, "--workers.size", "0", "--output", str(tmp_path / "untouched")]) == 0
     untouched = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -106,6 +106,31 @@ def test_help_is_no_interruption() -> None:
     assert exited.value.code == 0
 
 
+def test_what_people_read_of_a_result_stands_above_it_and_not_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def run_with_ending(*flags: str) -> int:
+        told = lambda config, result: ["a table", f"of {result['outcome']}"]  # noqa: E731
+        return run_job("example", Config, job, ["--outcome", "half", *flags], ending=told)
+
+    assert run_with_ending() == 1
+    captured = capsys.readouterr()
+    assert captured.err == "a table\nof half\n"
+    assert captured.out == '{"outcome": "half", "complete": false}\n'
+    run_with_ending("--quiet")
+    captured = capsys.readouterr()
+    assert (captured.err, captured.out) == ("", '{"outcome": "half", "complete": false}\n')
+
+
+def test_a_result_that_cannot_be_put_in_words_is_printed_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    def cannot(config: Config, result: dict[str, object]) -> list[str]:
+        raise DatasetError("cannot read 'x'")
+
+    assert run_job("example", Config, job, ["--outcome", "raylet"], ending=cannot) == 1
+    captured = capsys.readouterr()
+    *_, line = captured.err.splitlines()
+    assert line == "warning: the job is done, but its result could not be put in words: cannot read 'x'"
+    assert json.loads(captured.out)["outcome"] == "raylet"
+
+
 def test_of_what_ray_says_of_dead_workers_the_first_sentence_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     run("--outcome", "raylet")
     assert capsys.readouterr().err == "(raylet) A worker died.\n"

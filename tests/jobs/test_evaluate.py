@@ -30,6 +30,9 @@ def test_the_job_prints_one_json_line(
     printed = capsys.readouterr()
     (line,) = printed.out.splitlines()
     assert "evaluate: 6 of 6 images, " in printed.err
+    header = ["artifact", "top-1", "%", "top-5", "%", "images"]
+    assert printed.err.splitlines()[-3].split() == header
+    assert printed.err.splitlines()[-1].startswith(str(tiny_folder))
     (row,) = json.loads(line)["artifacts"]
     assert (row["artifact"], row["images"]) == (str(tiny_folder), 6)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(line)

@@ -43,6 +43,20 @@ def test_what_is_done_missing_and_failed_and_why(
     assert json.loads(capsys.readouterr().out)["complete"] is True
 
 
+def test_a_large_dataset_that_was_hardly_begun_is_a_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.write_manifest(str(tmp_path), make_manifest(DIGEST) | {"num_shards": 100_000, "num_images": 200_000})
+    for shard_id in (3, 5, 50_000):
+        store.write_part(str(tmp_path), shard_id, DIGEST, part(shard_id))
+    assert status.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    line = json.loads(out)
+    assert (line["num_missing"], line["num_failed"], line["num_damaged"]) == (99_997, 0, 0)
+    assert line["missing"] == ["0-2", 4, "6-49999", "50001-99999"]
+    assert len(out) < 1_000
+
+
 def test_a_part_that_was_cut_off_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(str(tmp_path))
     for shard_id, content in enumerate((part(0), part(1)[:-5], part(2))):
@@ -130,6 +144,21 @@ def test_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}], "failed": refused})
     code, line = status_of(tmp_path, capsys)
     assert (code, line["complete"], line["missing"], line["failed"]) == (1, False, [], refused)
+
+
+def test_artifacts_of_an_earlier_run_are_not_those_of_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "config.json", {"job": "calibrate", "digest": DIGEST})
+    for name in ("ranges.json", "w4a4.onnx", "w4a4.pt2", "w8a8.onnx", "w8a8.pt2"):
+        write(tmp_path / name, {})
+    # Without a report it is not known whose they are.
+    assert status_of(tmp_path, capsys)[1]["left"] == []
+    # That w8a8.onnx could not be made anew: the file is of the run before.
+    failed = [{"artifact": "w8a8.onnx", "reason": "could not be made; the file of an earlier run is left"}]
+    write(tmp_path / "report.json", {"artifacts": [{"uri": "elsewhere/w8a8.pt2"}], "failed": failed})
+    line = status_of(tmp_path, capsys)[1]
+    assert (line["artifacts"], line["left"]) == (["w8a8.pt2"], ["w4a4.onnx", "w4a4.pt2", "w8a8.onnx"])
 
 
 def test_a_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

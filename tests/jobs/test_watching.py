@@ -98,8 +98,8 @@ def test_storage_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> Non
 
 
 def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
-    first = {"job": "synthesize", "output": "out", "num_done": 10, "num_shards": 100, "failed": [], "damaged": []}
-    now = {**first, "num_done": 20, "failed": [{}], "damaged": [], "num_retried": 3, "actor_hours": 0.5}
+    first = {"job": "synthesize", "output": "out", "num_done": 10, "num_shards": 100}
+    now = {**first, "num_done": 20, "num_failed": 1, "num_damaged": 0, "num_retried": 3, "actor_hours": 0.5}
     assert describe(now, first, 60.0) == {
         "output": "out",
         "shards": "20 of 100 done (20%)",
@@ -110,8 +110,8 @@ def test_the_time_left_goes_by_what_was_done_since_the_first_look() -> None:
 
 
 def test_work_is_left_out_while_unknown_and_time_left_at_the_end() -> None:
-    first = {"job": "synthesize", "output": "out", "num_done": 0, "num_shards": 4, "failed": [], "damaged": []}
-    now = {**first, "num_done": 2, "num_retried": 0, "actor_hours": 0.0}
+    first = {"job": "synthesize", "output": "out", "num_done": 0, "num_shards": 4}
+    now = {**first, "num_done": 2, "num_failed": 0, "num_damaged": 0, "num_retried": 0, "actor_hours": 0.0}
     assert "inverting" not in describe(now, first, 60.0)
     over = describe({**now, "num_done": 4, "actor_hours": 2.5}, first, 60.0)
     assert (over["speed"], over["inverting"]) == ("4 shards a minute", "2.5 hours of actors")
@@ -148,16 +148,20 @@ def test_outputs_of_other_jobs_have_rows_of_their_own() -> None:
         "speed": "0:08:00 left",
         "missing": "result.json",
     }
-    calibration = {"job": "calibrate", "output": "out", "artifacts": [], "failed": [], "missing": ["report.json"]}
+    calibration = {"job": "calibrate", "output": "out", "artifacts": [], "left": [], "failed": [], "missing": ["x"]}
     assert describe(calibration, calibration, 1.0)["artifacts"] == "none yet"
     assert describe({**calibration, "failed": [{}]}, calibration, 1.0)["trouble"] == "1 refused"
+    assert "left" not in describe(calibration, calibration, 1.0)
+    left = {**calibration, "left": ["w4a4.onnx", "w4a4.pt2"]}
+    assert describe(left, calibration, 1.0)["left"] == "w4a4.onnx, w4a4.pt2 of an earlier run"
 
 
 def test_nobody_waits_for_artifacts_that_were_refused() -> None:
     def pause(seconds: float) -> None:
         raise AssertionError("there is nothing to wait for")
 
-    found = {"job": "calibrate", "output": "out", "complete": False, "artifacts": [], "failed": [{}], "missing": []}
+    state = {"artifacts": [], "left": [], "failed": [{}], "missing": []}
+    found = {"job": "calibrate", "output": "out", "complete": False, **state}
     assert watch(lambda: found, every_s=0, stream=io.StringIO(), pause=pause) == found
 
 

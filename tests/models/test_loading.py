@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.models import ModelConfig, RealImageTransform, load_model, save_model, weight_digest
+from pipeline.models import LoadedModel, ModelConfig, RealImageTransform, load_model, save_model, weight_digest
 from pipeline.models.hub import quiet_attempts
 from tests.conftest import HALF, TINY, make_tiny_model
 
@@ -194,9 +194,9 @@ def test_an_image_size_that_is_asked_for_is_resampled_and_said(checkpoint: Path,
         load_model(ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 48})),
     ):
         assert loaded.input_size == (3, 48, 48)
-        (notice,) = loaded.notices
+        (notice,) = others(loaded)
         assert "was trained on 32x32 pixels, the model reads 48x48 pixels: timm resampled it" in notice
-    assert load_model(config(checkpoint)).notices == ()
+    assert others(load_model(config(checkpoint))) == []
     assert load_model(ModelConfig(name=f"local-dir:{tiny_folder}", model_args={"img_size": 32})).notices == ()
 
 
@@ -238,7 +238,7 @@ def test_no_family_reads_another_image_size_without_a_word(tmp_path: Path, name:
     as_folder = ModelConfig(name=f"local-dir:{tmp_path / 'm'}", model_args={"img_size": 2 * trained})
     as_checkpoint = ModelConfig(name=name, checkpoint=str(tmp_path / "a.pth"), num_classes=3, model_args=asked)
     for loaded in (load_model(as_folder), load_model(as_checkpoint)):
-        (notice,) = loaded.notices
+        (notice,) = others(loaded)
         assert reported in notice
         assert f"the model reads {2 * trained}x{2 * trained}" in notice
     same = ModelConfig(name=f"local-dir:{tmp_path / 'm'}")
@@ -272,12 +272,36 @@ def test_imagenet_names_are_timms_and_all_different(tmp_path: Path) -> None:
     loaded = load_model(config(tmp_path / "a.pth", num_classes=1000))
     assert loaded.class_names[0] == "tench, Tinca tinca"
     assert len(set(loaded.class_names)) == 1000
-    (notice,) = loaded.notices
+    (notice,) = others(loaded)
     assert "has 1000 classes without names: ImageNet's names, in ImageNet's order, are used" in notice
     given = [f"own {number}" for number in range(1000)]
-    assert load_model(config(tmp_path / "a.pth", num_classes=1000, class_names=given)).notices == ()
+    assert others(load_model(config(tmp_path / "a.pth", num_classes=1000, class_names=given))) == []
     save_model(model, tmp_path / "named", class_names=given, mean=HALF, std=HALF)
     assert load_model(ModelConfig(name=f"local-dir:{tmp_path / 'named'}")).notices == ()
+
+
+def others(loaded: LoadedModel) -> list[str]:
+    """Return the notices about anything but preprocessing that a file of weights does not state."""
+    return [notice for notice in loaded.notices if "states no preprocessing" not in notice]
+
+
+def test_own_weights_are_shown_images_as_timm_does_and_a_notice_says_how(checkpoint: Path, tiny_folder: Path) -> None:
+    (notice,) = load_model(config(checkpoint)).notices
+    taken = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop_pct": 0.9}
+    shown = ", ".join(f"{name} {value}" for name, value in {**taken, "crop_mode": "center"}.items())
+    assert notice == (
+        f"checkpoint {str(checkpoint)!r} states no preprocessing: that of timm's 'vit_tiny_patch16_224' is taken, "
+        f"{shown}; where it was trained with another, set these beside checkpoint"
+    )
+    loaded = load_model(config(checkpoint))
+    assert {name: list(v) if isinstance(v := loaded.data_config[name], tuple) else v for name in taken} == taken
+    # Of what is set nothing need be said.
+    (notice,) = load_model(config(checkpoint, mean=[0.1, 0.2, 0.3], interpolation="bilinear")).notices
+    assert "is taken, std [0.5, 0.5, 0.5], crop_pct 0.9, crop_mode center; where" in notice
+    assert load_model(config(checkpoint, **taken, crop_mode="squash")).notices == ()
+    # A folder states its own.
+    in_folder = ModelConfig(name=f"local-dir:{tiny_folder}", checkpoint=str(checkpoint))
+    assert load_model(in_folder).notices == ()
 
 
 def test_normalization_must_fit_the_channels(checkpoint: Path) -> None:

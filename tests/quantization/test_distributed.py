@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import progress
 from pipeline.errors import OtherModelError
 from pipeline.models import ModelConfig
 from pipeline.quantization import CalibrationConfig
@@ -18,7 +17,7 @@ from pipeline.quantization.bit_widths import SmoothingName
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
-from pipeline.workers import WorkersConfig
+from pipeline.workers import WorkersConfig, progress
 from tests.distillation.conftest import write_ragged
 from tests.quantization.test_refinement import check_equal_moments
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from torch.export import ExportedProgram
 from pipeline.errors import ModelError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.batches import CalibrationBatch
-from pipeline.quantization.bit_widths import PLACEMENTS, Placement
+from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.graphs import (
     activation_observers,
     convert,
@@ -32,7 +33,7 @@ def observed(model: nn.Module, placement: Placement, batches: list[CalibrationBa
     return observer.ranges()
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", get_args(Placement))
 def test_fewer_bits_are_farther_from_float(
     placement: Placement,
     model: nn.Module,

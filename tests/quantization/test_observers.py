@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.clipping import least_squares_range, squared_errors
 from pipeline.quantization.histogram import MAX_BINS, Histogram, count_values, merge_histograms
 from pipeline.quantization.observers import (
-    OBSERVERS,
     MeanSquaredError,
     MinMax,
     Observer,
@@ -54,7 +54,7 @@ def fake_quantize(values: Tensor, bounds: tuple[float, float], bits: int) -> Ten
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("name", get_args(ObserverName))
 def test_any_number_of_workers_gives_the_same_range_to_the_last_bit(name: ObserverName, workers: int) -> None:
     alone = see(name, batches())
     # One worker more than has anything to read, and in another order.
@@ -155,7 +155,7 @@ def test_the_search_finds_what_all_ranges_together_offer() -> None:
     assert squared_errors(histogram, found[:, 0], found[:, 1], 4)[0] <= 1.02 * least
 
 
-@pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("name", get_args(ObserverName))
 def test_values_that_are_not_finite_are_refused_whichever_worker_saw_them(name: ObserverName) -> None:
     good, bad = torch.tensor([-1.0, 2.0]), torch.tensor([0.0, math.nan])
     for shares in (

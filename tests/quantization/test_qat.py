@@ -23,20 +23,20 @@ from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model
-from pipeline.outputs import QAT_CHECKPOINTS
+from pipeline.outputs import check_same_settings
+from pipeline.outputs.owners import QAT_CHECKPOINTS
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import QatTrainer
 from pipeline.quantization.reading import read_patch_counts
-from pipeline.runs import check_same_settings
 from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import HALF, make_tiny_model
+from tests.dataset.test_conversion import write_kept
 from tests.quantization.test_run import make_config, read_ranges, write_masked, write_ten
 from tests.report.page_check import check_page
-from tests.test_conversion import write_kept
 from tests.tracking.reading import read_scalars
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import storage
-from pipeline.outputs import QAT_CHECKPOINTS, qat_checkpoints
+from pipeline.outputs.owners import QAT_CHECKPOINTS, qat_checkpoints
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.qat_checkpoints import checkpoint_folder, remove_checkpoints, remove_others, remove_variant

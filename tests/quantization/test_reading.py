@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.collection import ImageCollection, find_images
+from pipeline.dataset.conversion import Convert
 from pipeline.errors import DatasetError
-from pipeline.inputs import Convert
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization.batches import plan_windows
 from pipeline.quantization.reading import iterate_inputs, read_patch_counts

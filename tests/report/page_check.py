@@ -9,7 +9,7 @@ _VOID = {"meta", "img"}
 # SVG elements that stand alone close themselves.
 _ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th"),
-    *("td", "figure", "figcaption", "img", "details", "summary"),
+    *("td", "figure", "figcaption", "img", "details", "summary", "a"),
     *("svg", "line", "rect", "circle", "polyline", "path", "text", "image"),
 }
 
@@ -21,6 +21,7 @@ class Page(HTMLParser):
         tags: of all elements, in order.
         texts: of all elements but `style`.
         sources: where pictures come from.
+        links: to other pages, relative to this one.
     """
 
     def __init__(self, markup: str) -> None:
@@ -28,6 +29,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.texts: list[str] = []
         self.sources: list[str] = []
+        self.links: list[str] = []
         self._open: list[str] = []
         self.feed(markup)
         self.close()
@@ -54,7 +56,10 @@ class Page(HTMLParser):
         self.tags.append(tag)
         for name, value in attrs:
             assert not name.startswith("on"), f"{name}={value}"
-            if name in ("src", "href", "xlink:href"):
+            if tag == "a" and name == "href":
+                assert re.fullmatch(r"[\w%.-][\w%./-]*", str(value)), value
+                self.links.append(str(value))
+            elif name in ("src", "href", "xlink:href"):
                 assert str(value).startswith("data:image/png;base64,"), value
                 self.sources.append(str(value))
             if name == "style":

@@ -47,6 +47,14 @@ def test_a_page_holds_text_tables_plots_pictures_and_tiles() -> None:
     assert "<summary>Details</summary>" in page
 
 
+def test_a_page_links_to_others_by_their_place_beside_it() -> None:
+    links = [("calibrate/sparse", "calibrate/sparse/report.html"), ("a & b", 'a b"#?/report.html')]
+    page = html_page("title", [Section(heading="Pages", links=links)])
+    assert check_page(page).links == ["calibrate/sparse/report.html", "a%20b%22%23%3F/report.html"]
+    assert ">calibrate/sparse</a> · <a " in page
+    assert ">a &amp; b</a>" in page
+
+
 def test_what_strangers_wrote_is_text_wherever_it_stands() -> None:
     names = [f"{EVIL}{label}" for label in range(25)]
     counts = {(label, (label + 1) % 25): 1 for label in range(25)} | {(0, 0): 2}
@@ -54,6 +62,7 @@ def test_what_strangers_wrote_is_text_wherever_it_stands() -> None:
     series = {name: [(0.0, 1.0), (1.0, 2.0)] for name in names[:2]}
     sections = [
         Section(heading=EVIL, text=EVIL, tables=[Table(header=[EVIL], rows=[[EVIL]])], tiles=[tile(RED, EVIL)]),
+        Section(heading=EVIL, links=[(EVIL, EVIL), ("x", "javascript:alert(1)")]),
         Section(heading=EVIL, folded=True, plots=[(EVIL, curves(series, x_label=EVIL, y_label=EVIL))]),
         confusion_section(EVIL, counts, names),
         confusion_section(EVIL, few, names),

@@ -10,7 +10,7 @@ import ray
 import torch
 from ray._private.label_utils import validate_fallback_strategy, validate_label_selector
 
-from pipeline.autoscaler import NodeTypes, node_types
+from pipeline.cluster.autoscaler import NodeTypes, node_types
 from pipeline.config import from_dict, parse_config, to_dict
 from pipeline.errors import ConfigError
 from pipeline.synthesis import PoolConfig, SynthesisConfig, synthesize

@@ -181,7 +181,7 @@ def test_what_fails_by_itself_leaves_no_checkpoint(
 def test_a_notice_writes_a_checkpoint_before_the_interval_is_over(
     tiny_folder: Path, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.checkpoint_timer._ASK_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.workers.checkpoint_timer._ASK_EVERY_S", 0.0)
     plan = make_plan(tiny_folder, tmp_path, checkpoint_minutes=60)
     cut_off(plan, steps, before=6)
     assert not (tmp_path / FOLDER).exists()

@@ -24,7 +24,7 @@ NAMES = [f"<b>class {label}</b> with a long name that says more than anyone need
 SUMMARY: dict[str, Any] = {
     **{"complete": False, "num_done": 3, "num_shards": 4, "num_images": 360, "num_images_made": 270},
     **{"num_retried": 0, "class_loss": None, "teacher_confidence": None},
-    **{"failed": [{"shard_id": 3, "reason": "<i>NaN</i>"}]},
+    **{"num_failed": 1, "failed": [{"shard_id": 3, "reason": "<i>NaN</i>"}]},
 }
 
 

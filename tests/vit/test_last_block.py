@@ -43,8 +43,8 @@ def test_the_mlp_reads_no_patch() -> None:
     vit = SubsetViT(make_tiny_model())
     seen: list[torch.Size] = []
     vit.model.blocks[-1].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape))
-    vit.forward_patches(torch.randn(9, 4, 3, 8, 8), torch.arange(4).expand(9, -1))
-    assert [shape[:2] for shape in seen] == [(9, 1)]
+    vit.forward_patches(torch.randn(17, 4, 3, 8, 8), torch.arange(4).expand(17, -1))
+    assert [shape[:2] for shape in seen] == [(17, 1)]
 
 
 def test_what_the_classifier_reads() -> None:
@@ -59,6 +59,6 @@ def test_what_the_classifier_reads() -> None:
 
 def test_few_rows_are_padded_and_many_left() -> None:
     rows = torch.randn(3, 2)
-    assert torch.equal(pad_rows(rows), torch.cat([rows, rows[:1].expand(5, -1)]))
-    assert pad_rows(torch.randn(8, 2)).shape == (8, 2)
-    assert pad_rows(torch.randn(9, 2)).shape == (9, 2)
+    assert torch.equal(pad_rows(rows), torch.cat([rows, rows[:1].expand(13, -1)]))
+    assert pad_rows(torch.randn(16, 2)).shape == (16, 2)
+    assert pad_rows(torch.randn(17, 2)).shape == (17, 2)

@@ -148,6 +148,13 @@ def test_page_holds_tables_curves_and_images_of_every_set(
     assert "even ranges taken from noise keep" in page
     assert "not the best student" in page
     assert len(re.findall("<table>", page)) == 2 + 1 + 2 + 1
+    assert "<a " not in page
+    for folder in ("sparse", "calibrate/real", "distill/noise-0", "distill/noise-7", "distill/real-mine"):
+        storage.write_bytes(demo.path(folder, "report.html"), b"a page")
+    figures = report, check_claims(report), calibrations, {"teacher": 80.0}
+    linked = check_page(render(str(tmp_path), picture, *figures, demo.pages())).links
+    # Of the seeds 0, 1 and 2.
+    assert linked == [f"{folder}/report.html" for folder in ("sparse", "calibrate/real", "distill/noise-0")]
 
 
 # Each actor is a process that imports torch, and each held-out image is scored by every artifact and student.
@@ -206,7 +213,11 @@ def test_all_stages_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFix
     assert [row["data"] for row in report["distillation"]] == list(ARMS)
     assert all(0 <= row["top1"] <= 100 for row in (*report["quantization"], *report["distillation"]))
     assert all(row["range_error"] > 0 for row in report["quantization"])
-    assert "<img " in (output / "report.html").read_text()
+    page = check_page((output / "report.html").read_text())
+    assert page.tags.count("img") == 1
+    # evaluate, three datasets, five calibrations, a student on each set of images.
+    assert len(page.links) == len(set(page.links)) == 1 + 3 + 5 + len(ARMS)
+    assert all((output / link).is_file() for link in page.links)
     rows = {data: sources.find_source(str(output / data)).num_rows for data in ("sparse", "dense", "noise")}
     assert rows == {"sparse": 20, "dense": 20, "noise": 20}
 

@@ -1,0 +1,36 @@
+"""List the shards that are not done as JSON, in lines that stay short where most of a large dataset is not there."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Entries of a list. Of more, the records under `failed/` have the reasons.
+MOST_LISTED = 1000
+# Fewer neighbors are listed one by one.
+_SHORTEST_RANGE = 3
+
+
+def list_undone(**lists: Sequence[Any]) -> dict[str, Any]:
+    """Return each list of shards, of its first 1,000 entries, after how many shards there are in all, as `num_NAME`.
+
+    Args:
+        lists: name → shards: their ids, of which neighbors are put together (see `id_ranges`), or records.
+    """
+    listed: dict[str, Any] = {}
+    for name, shards in lists.items():
+        entries = id_ranges(shards) if all(isinstance(shard, int) for shard in shards) else shards
+        listed |= {f"num_{name}": len(shards), name: list(entries[:MOST_LISTED])}
+    return listed
+
+
+def id_ranges(ids: Iterable[int]) -> list[int | str]:
+    """Return rising ids, three and more neighbors as a text, `0-9`, both ends included, as in the setting `classes`."""
+    runs: list[list[int]] = []
+    for each in ids:
+        if runs and each == runs[-1][1] + 1:
+            runs[-1][1] = each
+        else:
+            runs.append([each, each])
+    entries: list[int | str] = []
+    for first, last in runs:
+        entries += range(first, last + 1) if last - first + 1 < _SHORTEST_RANGE else [f"{first}-{last}"]
+    return entries

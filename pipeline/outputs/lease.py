@@ -1,0 +1,151 @@
+"""Leases: only one process at a time works on an output. A small file names it, and is rewritten while it lives.
+
+Only runs with equal settings compete for a lease (`pipeline.outputs.claims` refuses others), and these write equal
+files. So a lease that is taken over by mistake costs time, but no data.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+from pipeline.log import logger
+
+NAME = ".at-work.json"
+_BEAT_S = 5.0
+# A process on another machine counts as dead after this long without a heartbeat. Clocks are not compared.
+_DEAD_S = 30.0
+_SETTLE_S = 0.2
+
+
+@contextmanager
+def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DEAD_S) -> Iterator[bool]:
+    """Hold the lease of an output; wait while another live process holds it.
+
+    Args:
+        output: the folder.
+        job: name of the job, for the message about waiting.
+        beat_s: seconds between two heartbeats.
+        dead_s: seconds without a heartbeat after which another process counts as dead.
+
+    Yields:
+        Whether another process worked on the output in the meantime.
+
+    Raises:
+        DatasetError: the output cannot be written.
+    """
+    uri = storage.join(output, NAME)
+    mine = {**_who(), "token": uuid.uuid4().hex, "since": datetime.now(UTC).isoformat(timespec="seconds"), "beat": 0}
+    with storage.writing_to(output):
+        waited = _acquire(uri, mine, job, beat_s, dead_s)
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(uri, mine, over, beat_s), daemon=True)
+    heart.start()
+    try:
+        yield waited
+    finally:
+        over.set()
+        heart.join()
+        if _token(_read(uri)) == mine["token"]:
+            with storage.writing_to(output):
+                storage.remove(uri)
+
+
+def _who() -> dict[str, Any]:
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": space}
+
+
+def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: float) -> bool:
+    """Wait until the lease is ours; return whether another process held it."""
+    seen: dict[str, Any] | None = None
+    seen_at = time.monotonic()
+    waited = False
+    while not storage.create_json(uri, mine):
+        # Empty: deleted in the meantime, or incomplete, as a killed process leaves it where there are no hard links.
+        other = _read(uri) or {}
+        if other != seen:
+            waited = waited or bool(seen)
+            seen, seen_at = other, time.monotonic()
+        if _token(other) == mine["token"]:
+            break
+        if (other and _is_dead(other)) or time.monotonic() - seen_at > dead_s:
+            storage.write_json(uri, mine)
+            # If several processes find the holder dead, the last one to write gets the lease.
+            time.sleep(_SETTLE_S)
+            if _token(_read(uri)) == mine["token"]:
+                break
+            continue
+        if other:
+            _announce_waiting(uri, other, job, dead_s)
+        time.sleep(min(1.0, beat_s / 2))
+    else:
+        # Whoever was seen to hold it has let it go.
+        return waited or bool(seen)
+    return waited
+
+
+_announced: set[str] = set()
+
+
+def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) -> None:
+    if str(_token(other)) in _announced:
+        return
+    _announced.add(str(_token(other)))
+    who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
+    logger.info(
+        f"{job}: a run with the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
+        f"or for {dead_s:g} s without a heartbeat"
+    )
+
+
+def _is_dead(other: dict[str, Any]) -> bool:
+    """Return whether the process ran on this machine and has ended; False if that cannot be known."""
+    here = _who()
+    if any(other.get(name) != here[name] for name in ("host", "pid_namespace")):
+        return False
+    if not isinstance(other.get("pid"), int):
+        return False
+    try:
+        os.kill(other["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it is another user's
+    return False
+
+
+def _beat(uri: str, mine: dict[str, Any], over: threading.Event, beat_s: float) -> None:
+    number = 0
+    while not over.wait(beat_s):
+        number += 1
+        try:
+            if _token(_read(uri)) not in (None, mine["token"]):
+                logger.warning(f"another process took over {uri.rpartition('/')[0]!r}")
+                return
+            storage.write_json(uri, {**mine, "beat": number})
+        except (OSError, DatasetError):
+            continue  # the next heartbeat may succeed; if the store is gone, the work itself fails
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    """Return the content of the lease file; None if there is none, or if it is incomplete."""
+    try:
+        value = storage.read_json(uri)
+    except DatasetError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _token(lease: dict[str, Any] | None) -> Any:
+    return None if lease is None else lease.get("token")
