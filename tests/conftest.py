@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -39,6 +40,9 @@ from torch import nn
 from pipeline.inversion import Teacher
 from pipeline.models import save_model
 
+# OpenVINO tells Google Analytics when it is imported, and keeps an identity in the home directory; NNCF imports it.
+# Without this package both do neither.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Machines with a GPU that only test the engine may lack torchao.
 pytest_plugins = ["tests.quantized"] if find_spec("torchao") else []
 

@@ -1,5 +1,6 @@
 """OpenVINO runs the ONNX files as they are, and computes what was calibrated."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
 
 openvino: Any = pytest.importorskip("openvino", reason="needs the extra `openvino`")
+
+
+def test_its_import_tells_nobody() -> None:
+    assert [name for name in sys.modules if name.startswith("openvino_telemetry.")] == []
 
 
 def run(path: Path, images: Tensor) -> tuple[Tensor, set[str]]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from benchmarks.outliers import plant_outliers
 from pipeline.quantization.batches import CalibrationBatch
-from pipeline.quantization.bit_widths import PLACEMENTS, BitWidths, Placement
+from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.channels import ChannelObserver
 from pipeline.quantization.graphs import Exportable, convert, export_images, observer_nodes, prepare
 from pipeline.quantization.moments import MomentObserver, Moments
@@ -59,7 +59,7 @@ def mtq() -> Any:
 
 @pytest.fixture(scope="module")
 def nncf() -> SimpleNamespace:
-    """What is used of NNCF, which sends no telemetry where pytest is loaded."""
+    """What is used of NNCF."""
     loggers = logging.getLoggerClass()
     whole = pytest.importorskip("nncf", reason=REASON)
     # It makes all loggers of the process that are new its own.
@@ -230,7 +230,7 @@ def test_modelopt_finds_the_same_ranges_and_scales(
             torch.testing.assert_close(scale * (2**bits.weights - 1) / 2, largest, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", get_args(Placement))
 def test_nncf_finds_the_same_scales_and_zero_points(
     nncf: SimpleNamespace, dense: list[CalibrationBatch], calibrated: Calibrated, placement: Placement
 ) -> None:
