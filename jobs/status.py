@@ -1,11 +1,12 @@
 """Print what of an output is done, missing and failed: `python -m jobs.status URI`, with `--watch` until it is done."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from jobs.entry import LEVELS, read_level, run_job
 from jobs.watching import watch
@@ -15,6 +16,7 @@ from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.dataset.undone import list_undone
+from pipeline.dataset.work import work_done
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, first_few, quoted
 from pipeline.outputs.owners import CONFIG, job_of, qat_checkpoints
@@ -121,8 +123,30 @@ def _dataset(uri: str) -> dict[str, Any]:
         ),
         "num_retried": num_retried(index),
         "num_images": manifest["num_images"],
-        "actor_hours": round(float(np.nansum(index["seconds"].to_numpy())) / 3600, 4),
+        **work_done(_seconds_by_device(index), **_pool(uri, manifest)),
     }
+
+
+def _seconds_by_device(index: pa.Table) -> dict[str | None, float]:
+    """Return device → seconds of actors on it, of parts of which they are known."""
+    seconds: defaultdict[str | None, float] = defaultdict(float)
+    for device, each in zip(index["device"].to_pylist(), index["seconds"].to_pylist(), strict=True):
+        seconds[device] += each or 0.0
+    return seconds
+
+
+def _pool(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the share of a GPU and the price of an actor, as the dataset was begun with."""
+    config = manifest.get("config")
+    settings = config.get("pool") if isinstance(config, dict) else None
+    pool = settings if isinstance(settings, dict) else {}
+    share, price = pool.get("gpus_per_actor", 1.0), pool.get("price_per_hour")
+    try:
+        check_range("pool.gpus_per_actor", share, 0.01, 1)
+        check_range("pool.price_per_hour", price, 0)
+    except ConfigError as error:
+        raise DatasetError(f"manifest.json of {uri!r}: {error}") from error
+    return {"gpus_per_actor": share, "price_per_hour": price}
 
 
 def _calibration(uri: str) -> dict[str, Any]:

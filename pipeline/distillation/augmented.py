@@ -181,14 +181,14 @@ class AugmentedImages:
     Args:
         source: the images.
         augmenter: turns them into views.
-        tell: whether to say, once, which settings images on kept patches do not take.
+        notes: whether to log, once, which settings images on kept patches do not take.
     """
 
     def __init__(
-        self, source: MemoryImages | StreamedImages | ArrivingImages, augmenter: Augmenter, *, tell: bool
+        self, source: MemoryImages | StreamedImages | ArrivingImages, augmenter: Augmenter, *, notes: bool
     ) -> None:
         self.num_images, self.order = source.num_images, source.order
-        self._source, self._augmenter, self._tell = source, augmenter, tell
+        self._source, self._augmenter, self._notes = source, augmenter, notes
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of every batch of an epoch."""
@@ -204,15 +204,15 @@ class AugmentedImages:
                 yield self._view(batch, epoch)
 
     def _view(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
-        if self._tell:
-            self._tell_skipped(batch)
+        if self._notes:
+            self._note_skipped(batch)
         return self._augmenter(batch, epoch)
 
-    def _tell_skipped(self, batch: DistillationBatch) -> None:
+    def _note_skipped(self, batch: DistillationBatch) -> None:
         skipped = [name for name in WHOLE_ONLY if getattr(self._augmenter.config, name)]
         if not skipped or self._augmenter.find_whole(batch).all():
             return
-        self._tell = False
+        self._notes = False
         erased = " (images that erase turns into whole images get all changes)" if self._augmenter.config.erase else ""
         logger.info(f"augment: images with stopped patches do not get {', '.join(skipped)}{erased}")
 

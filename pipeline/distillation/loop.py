@@ -86,7 +86,7 @@ class StudentTrainer:
         return self.group.gather_equal(weight_digest(self.student.model))
 
     def _resume(self) -> TrainingState:
-        state = load_state(self.config.output, self.digest, order=self.images.order, tell=self.group.rank == 0)
+        state = load_state(self.config.output, self.digest, order=self.images.order, notes=self.group.rank == 0)
         if state is None:
             state = TrainingState(digest=self.digest, student=self._weights())
             state.before_top1 = self._top1()

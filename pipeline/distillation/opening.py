@@ -48,7 +48,7 @@ def as_views(
     *,
     seed: int,
     reads_kept: bool,
-    tell: bool,
+    notes: bool,
 ) -> TrainingImages:
     """Return the images as random views, another at each epoch, if that is asked for; otherwise as they are.
 
@@ -58,9 +58,9 @@ def as_views(
         teacher: whose input the views are.
         seed: of the training.
         reads_kept: whether teacher or student reads the kept patches alone.
-        tell: log what the views leave out, as one of the workers does.
+        notes: whether to log what the views leave out, as one of the workers does.
     """
     if augment is None:
         return images
     augmenter = Augmenter.of(augment, teacher, seed=seed, reads_kept=reads_kept)
-    return AugmentedImages(images, augmenter, tell=tell)
+    return AugmentedImages(images, augmenter, notes=notes)

@@ -84,8 +84,8 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
         labeled = ImageCollection.of(found)
     check_apart(config.output, (*images.sources, *(() if labeled is None else labeled.sources)))
     _check_batch_norm(config, student, images.num_rows)
-    _tell_few(config, images.num_rows)
-    _tell_other_teachers(images, teacher)
+    _warn_of_few(config, images.num_rows)
+    _warn_of_other_teachers(images, teacher)
     document = _document(config, teacher, student, images, labeled, as_made=to_make is not None)
     there = find_config(config.output, "distill", document)
     if there is not None:
@@ -146,7 +146,7 @@ def _document(
     return make_document("distill", facts, to_dict(config))
 
 
-def _tell_few(config: DistillationConfig, num_images: int) -> None:
+def _warn_of_few(config: DistillationConfig, num_images: int) -> None:
     if num_images < config.batch_size:
         logger.warning(
             f"distill: {num_images} {'image is' if num_images == 1 else 'images are'} less than one batch of "
@@ -154,7 +154,7 @@ def _tell_few(config: DistillationConfig, num_images: int) -> None:
         )
 
 
-def _tell_other_teachers(images: ImageCollection, teacher: LoadedModel) -> None:
+def _warn_of_other_teachers(images: ImageCollection, teacher: LoadedModel) -> None:
     """Warn of images that were made from another model. They may be meant: one teacher can answer images of another."""
     for source in images.sources:
         found = other_teacher(source, teacher)

@@ -20,7 +20,7 @@ from pipeline.distillation.progress import report_epochs
 from pipeline.distillation.report import distillation_page
 from pipeline.distillation.state import TrainingState, last_place, load_state
 from pipeline.distillation.students import student_or_teacher_reads_kept
-from pipeline.distillation.workers import Task, prepare_training
+from pipeline.distillation.workers import TrainingTask, prepare_training
 from pipeline.errors import IncompleteError
 from pipeline.log import logger
 from pipeline.models import save_model
@@ -136,7 +136,7 @@ def _arriving(plan: DistillationPlan, arrivals: PartArrivals | None) -> Arriving
     return Arriving(planned, in_memory, 0.0 if arrivals is None else _FOREVER_S)
 
 
-def _has_room(plan: DistillationPlan, task: Task, *, fixed_size: bool) -> bool:
+def _has_room(plan: DistillationPlan, task: TrainingTask, *, fixed_size: bool) -> bool:
     """Return whether images can be made beside the training."""
     if plan.to_make is None:
         return True
@@ -165,7 +165,7 @@ def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside:
     return train()
 
 
-def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
+def _read(plan: DistillationPlan, arriving: Arriving | None) -> TrainingTask:
     """Read the images into memory if they are there and fit; otherwise the workers read them."""
     config = plan.config
     left, kept = config.cache_gb * 2**30, student_or_teacher_reads_kept(plan.teacher, plan.student)
@@ -184,7 +184,7 @@ def _read(plan: DistillationPlan, arriving: Arriving | None) -> Task:
         left -= image_bytes(arriving.planned, plan.teacher, with_tokens=False)
     images = read(plan.images, labels=config.label_weight > 0) if arriving is None else arriving
     labeled = None if plan.labeled is None else read(plan.labeled, labels=True)
-    return Task(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labeled)
+    return TrainingTask(config, plan.digest, plan.teacher.digest, plan.document["identity"]["student"], images, labeled)
 
 
 def _finish(plan: DistillationPlan, digests: list[str], done_before: int, seconds: float) -> dict[str, Any]:

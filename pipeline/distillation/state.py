@@ -101,7 +101,7 @@ def try_to_save(output: str, state: TrainingState, where: str) -> None:
         logger.warning(f"no checkpoint was written {where}: {one_line(error)}")
 
 
-def load_state(output: str, digest: str, *, order: str = "", tell: bool = False) -> TrainingState | None:
+def load_state(output: str, digest: str, *, order: str = "", notes: bool = False) -> TrainingState | None:
     """Load the latest checkpoint, with tensors on the CPU; None if there is none.
 
     Args:
@@ -109,7 +109,7 @@ def load_state(output: str, digest: str, *, order: str = "", tell: bool = False)
         digest: of the run.
         order: what the order of the images depends on now. A checkpoint within an epoch of another order does not
             count, and the training continues after the last epoch that has one.
-        tell: whether to say so.
+        notes: whether to log that.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.
@@ -121,7 +121,7 @@ def load_state(output: str, digest: str, *, order: str = "", tell: bool = False)
             found = state
             break
         skipped = _name(*place)
-    if tell and skipped:
+    if notes and skipped:
         start = "starts over" if found is None else f"continues after epoch {found.epoch}"
         logger.info(
             f"checkpoint {skipped} is not used: its images were read in another order (other workers, another shuffle "

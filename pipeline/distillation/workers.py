@@ -32,7 +32,7 @@ from pipeline.workers.training import check_readers, is_any_node_leaving, parall
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """Work for each worker: locations, and images that fit into memory as a reference to Ray's object store.
 
     Attributes:
@@ -56,11 +56,11 @@ class Task:
         return anew or isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
 
 
-def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]:
+def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], list[str]]:
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
-        task: see `Task`.
+        task: see `TrainingTask`.
         fixed_size: no node can join the cluster any more.
 
     Returns:
@@ -92,13 +92,13 @@ def prepare_training(task: Task, *, fixed_size: bool) -> Callable[[], list[str]]
     return partial(_fit, task, resources)
 
 
-def _fit(task: Task, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
+def _fit(task: TrainingTask, resources: tuple[ScalingConfig, TorchConfig]) -> list[str]:
     # Checkpoints lie elsewhere, see `state`.
     work, config = partial(_train_on_worker, task), task.config
     return run_workers(work, config.workers, resources, output=config.output, name=f"distill-{task.digest[:8]}")
 
 
-def _train_on_worker(task: Task) -> list[str]:
+def _train_on_worker(task: TrainingTask) -> list[str]:
     context = ray.train.get_context()
     connect()
     with threads(task.config.workers.cpus_per_worker):
@@ -106,13 +106,13 @@ def _train_on_worker(task: Task) -> list[str]:
         return train_on(task, group, parallelize, is_any_node_leaving)
 
 
-def _train_here(task: Task, device: torch.device) -> list[str]:
+def _train_here(task: TrainingTask, device: torch.device) -> list[str]:
     with threads(task.config.workers.cpus_per_worker):
         return train_on(task, Group(0, 1, device))
 
 
 def train_on(
-    task: Task,
+    task: TrainingTask,
     group: Group,
     parallelize: Callable[[nn.Module], nn.Module] | None = None,
     noticed: Callable[[], bool] | None = None,
@@ -120,7 +120,7 @@ def train_on(
     """Train as one of the workers.
 
     Args:
-        task: see `Task`.
+        task: see `TrainingTask`.
         group: the workers.
         parallelize, noticed: see `StudentTrainer`.
 
@@ -142,7 +142,7 @@ def train_on(
 
 
 def _train(
-    task: Task,
+    task: TrainingTask,
     group: Group,
     teacher: LoadedModel,
     student: Student,
@@ -158,7 +158,7 @@ def _train(
     images = _open_share(task.images, teacher, share, labels=config.label_weight > 0, reads_kept=kept)
     if task.labeled is not None:
         labeled = open_images(task.labeled, teacher, share, labels=True, reads_kept=kept)
-    shown = as_views(images, config.augment, teacher, seed=config.seed, reads_kept=kept, tell=group.rank == 0)
+    shown = as_views(images, config.augment, teacher, seed=config.seed, reads_kept=kept, notes=group.rank == 0)
     if isinstance(shown, MemoryImages):
         answers.keep(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size

@@ -53,10 +53,10 @@ def _check_source(source: Source, loaded: LoadedModel, *, labels: bool, reads_ke
         for table in read_columns(source, "image_id", "keep_indices"):
             convert.keep_indices(table)
     convert(read_first(source, COLUMNS))
-    _tell_labels(convert)
+    _warn_of_labels(convert)
 
 
-def _tell_labels(convert: Convert) -> None:
+def _warn_of_labels(convert: Convert) -> None:
     if convert.labels_note is not None:
         logger.warning(convert.labels_note)
 
@@ -70,7 +70,7 @@ def check_planned(
         DatasetError: as `read_inputs`.
     """
     for source in images.sources:
-        _tell_labels(conversion(source, loaded, labels=labels, reads_kept=reads_kept))
+        _warn_of_labels(conversion(source, loaded, labels=labels, reads_kept=reads_kept))
 
 
 def other_teacher(source: Source, loaded: LoadedModel) -> str | None:

@@ -128,7 +128,7 @@ def claim(output: str, job: JobName, document: dict[str, Any]) -> Claim:
         new = storage.create_json(uri, document)
     there = _read(uri)
     check_same_settings(output, job, there, document)
-    _tell_credentials(uri, there)
+    _warn_if_credentials(uri, there)
     if new:
         try:
             # If another job claimed it with its own file at the same time, neither gets it.
@@ -139,7 +139,7 @@ def claim(output: str, job: JobName, document: dict[str, Any]) -> Claim:
     return Claim(there, new)
 
 
-def _tell_credentials(uri: str, there: dict[str, Any]) -> None:
+def _warn_if_credentials(uri: str, there: dict[str, Any]) -> None:
     """Warn of a claim with credentials in its settings, as earlier versions wrote them."""
     if redacted(there.get("config")) != there.get("config"):
         _warn_of_credentials(uri)

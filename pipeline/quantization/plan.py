@@ -121,7 +121,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
-    _tell_few(sum(len(window.rows) for window in windows))
+    _warn_of_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
     program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
@@ -132,7 +132,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
 
 
-def _tell_few(num_images: int) -> None:
+def _warn_of_few(num_images: int) -> None:
     if num_images < _FEW:
         logger.warning(
             f"calibrate: {num_images} {'image is' if num_images == 1 else 'images are'} few to calibrate on: "

@@ -17,7 +17,7 @@ from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.qat_checkpoints import checkpoint_folder
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.quantization.qat_loop import CRITERION, Trained
-from pipeline.quantization.qat_workers import Task, train_here, train_on_worker
+from pipeline.quantization.qat_workers import QatTask, train_here, train_on_worker
 from pipeline.quantization.reading import calibration_reads_kept
 from pipeline.quantization.variants import Values, Variant
 from pipeline.workers import pick_device, with_absolute_paths
@@ -83,7 +83,7 @@ def _task(
     channels: ChannelRanges | None,
     work: Sequence[tuple[Variant, Values]],
     done: Count,
-) -> Task:
+) -> QatTask:
     """Read the images that are kept in memory, and return what workers need to know."""
     where = plan.images
     if _fits(plan, qat):
@@ -92,7 +92,7 @@ def _task(
     held_back = [] if plan.held_back is None else read_batches(plan, plan.held_back)
     left_out = frozenset(image_id for batch in held_back for image_id in batch.image_ids)
     config, each = with_absolute_paths(plan.config), [ray.put((held_back, list(work)))]
-    return Task(config, plan.digest, plan.loaded.digest, channels, where, left_out, each, done)
+    return QatTask(config, plan.digest, plan.loaded.digest, channels, where, left_out, each, done)
 
 
 def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
@@ -110,7 +110,7 @@ def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Varia
     return total - done
 
 
-def _train_on_workers(task: Task, *, fixed_size: bool) -> dict[str, Trained]:
+def _train_on_workers(task: QatTask, *, fixed_size: bool) -> dict[str, Trained]:
     workers, output = task.config.workers, task.config.output
     resources = worker_configs(workers, fixed_size=fixed_size)
     # Checkpoints lie elsewhere, see `checkpoint_folder`.

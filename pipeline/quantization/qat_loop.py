@@ -124,7 +124,7 @@ QatImages = TrainingImages | WholeImages
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class QatCheckpoints:
     """Location of the checkpoints of one variant's training.
 
     Attributes:
@@ -165,7 +165,7 @@ class QatTrainer:
         images: QatImages,
         held_back: HeldBack | None,
         group: Group,
-        checkpoints: Checkpoints,
+        checkpoints: QatCheckpoints,
         done: Count,
         parallelize: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
@@ -213,7 +213,7 @@ class QatTrainer:
 
     def _resume(self) -> TrainingState:
         where = self._checkpoints
-        state = load_state(where.folder, where.digest, order=self.images.order, tell=self.group.rank == 0)
+        state = load_state(where.folder, where.digest, order=self.images.order, notes=self.group.rank == 0)
         if state is None:
             state = TrainingState(digest=where.digest, student={})
             if self.held_back is not None:

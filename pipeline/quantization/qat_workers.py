@@ -26,7 +26,7 @@ from pipeline.quantization.held_back import HeldBack, hold_back
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.qat_checkpoints import checkpoint_folder, remove_variant
 from pipeline.quantization.qat_config import QatConfig
-from pipeline.quantization.qat_loop import Checkpoints, QatImages, QatTrainer, Trained, WholeImages
+from pipeline.quantization.qat_loop import QatCheckpoints, QatImages, QatTrainer, Trained, WholeImages
 from pipeline.quantization.reading import calibration_reads_kept, whole_image
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
@@ -36,7 +36,7 @@ from pipeline.workers.training import is_any_node_leaving, parallelize
 
 
 @dataclass(frozen=True)
-class Task:
+class QatTask:
     """Work for each worker.
 
     Attributes:
@@ -65,7 +65,7 @@ class Task:
         return self.config.qat
 
 
-def train_on_worker(task: Task) -> dict[str, Trained]:
+def train_on_worker(task: QatTask) -> dict[str, Trained]:
     """Train as one of Ray Train's workers; see `train_all`."""
     connect()
     context = ray.train.get_context()
@@ -73,13 +73,13 @@ def train_on_worker(task: Task) -> dict[str, Trained]:
     return train_all(task, group, parallelize, is_any_node_leaving)
 
 
-def train_here(task: Task) -> dict[str, Trained]:
+def train_here(task: QatTask) -> dict[str, Trained]:
     """Train in this process; see `train_all`."""
     return train_all(task, Group(0, 1, pick_device(task.config.workers.device, "workers.device")))
 
 
 def train_all(
-    task: Task,
+    task: QatTask,
     group: Group,
     parallelize: Callable[[nn.Module], nn.Module] | None = None,
     noticed: Callable[[], bool] | None = None,
@@ -87,7 +87,7 @@ def train_all(
     """Train one variant after another, and return each by its label.
 
     Args:
-        task: see `Task`.
+        task: see `QatTask`.
         group: the workers.
         parallelize, noticed: see `StudentTrainer`.
 
@@ -110,21 +110,21 @@ def train_all(
 
 
 def _open(
-    task: Task, loaded: LoadedModel, answers: Answers, group: Group
+    task: QatTask, loaded: LoadedModel, answers: Answers, group: Group
 ) -> tuple[QatImages, HeldBack | None, list[tuple[Variant, Values]]]:
     """Return a worker's images to train on, those that are held back, and what to train."""
     config, qat = task.config, task.qat
     share = group.share(qat.batch_size, seed=config.seed, shuffle_buffer=qat.shuffle_buffer)
     kept = calibration_reads_kept(config, loaded)
     images = open_images(task.images, loaded, share, labels=False, reads_kept=kept, left_out=task.left_out)
-    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=kept, tell=group.rank == 0)
+    views = as_views(images, qat.augment, loaded, seed=config.seed, reads_kept=kept, notes=group.rank == 0)
     read, work = ray.get(task.work[0])
     held_back = hold_back(read, answers, group, batch_size=qat.batch_size) if read else None
     return views if kept else WholeImages(views, whole_image(loaded)), held_back, work
 
 
 def _train_one(
-    task: Task,
+    task: QatTask,
     model: nn.Module,
     answers: Answers,
     images: QatImages,
@@ -141,7 +141,7 @@ def _train_one(
         NonFiniteError: a loss or parameter became NaN or infinite.
         ConfigError: a step does not fit into memory; it would not on another try.
     """
-    checkpoints = Checkpoints(checkpoint_folder(task.config.output, variant, task.digest), task.digest, noticed)
+    checkpoints = QatCheckpoints(checkpoint_folder(task.config.output, variant, task.digest), task.digest, noticed)
     with naming_batch_size("qat.batch_size", task.qat.batch_size):
         graph = LearnedGraph(model, task.config.placement, variant, values).to(group.device)
         own = answers, images, held_back, group, checkpoints, task.count, parallelize

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.checks import check_choices, check_finite, check_range, check_ranges, check_seed
+from pipeline.dataset.work import actors_per_gpu
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
@@ -39,7 +40,8 @@ class PoolConfig:
         fallback: further selectors, to try in turn where no node can match the one before; `{}` is any node.
         start_timeout_s: seconds to wait for `min_size` actors, while nodes start.
         no_progress_timeout_s: seconds to wait for the next shard before giving up; -1 waits forever.
-        price_per_hour: price of an actor-hour, in any currency; the dry run and the summary then state the cost.
+        price_per_hour: price of an actor-hour, in any currency, so with two actors on a GPU half of the GPU's; the dry
+            run, the summary and `jobs.status` then state the cost.
         max_attempts: attempts at a shard that kills its worker, or fails on one GPU after another, before it is
             recorded as failed.
     """
@@ -74,14 +76,10 @@ class PoolConfig:
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
             raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
 
-    def cost(self, hours: float) -> dict[str, float]:
-        """Return what so many hours of one actor cost, as `cost`; nothing if the price is not known."""
-        return {} if self.price_per_hour is None else {"cost": round(hours * self.price_per_hour, 2)}
-
     @property
     def actors_per_gpu(self) -> int:
-        """Actors that share a GPU; Ray counts ten-thousandths of it."""
-        return 10_000 // round(10_000 * self.gpus_per_actor)
+        """Actors that share a GPU."""
+        return actors_per_gpu(self.gpus_per_actor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import ray.actor
 import ray.exceptions
 
 from pipeline.cluster import connect, free_resources, own_errors
+from pipeline.dataset.work import price
 from pipeline.errors import IncompleteError
 from pipeline.precision import announce_dtype
 from pipeline.synthesis.capacity import actors_per_machine, describe_choice, reachable_seats, seats
@@ -115,7 +116,7 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {_duration(hours / at_once)} with {actors} actors")
     # The price is an actor's, and each of those that share a GPU takes so much longer.
-    priced = config.pool.cost(hours * actors / at_once)
+    priced = price(hours * actors / at_once, config.pool.price_per_hour)
     if priced:
         report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")
     key = f"estimated_{unit.lower().replace('-', '_')}"

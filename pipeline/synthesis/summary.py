@@ -6,6 +6,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset import store
 from pipeline.dataset.undone import list_undone
+from pipeline.dataset.work import work_done
 from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.indexing import RunningIndex
@@ -22,6 +23,7 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
         index: of the dataset.
         progress: what the output holds now.
     """
+    pool = plan.config.pool
     lost = reasons_of_lost(progress.missing, tally, index, plan.config.output)
     failed = {shard_id: record["reason"] for shard_id, record in progress.failed.items()} | lost
     return {
@@ -42,8 +44,7 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
         "teacher_confidence": tally.teacher_confidence,
         **_steps_taken(plan.config, tally),
         **_machine_work(plan.config, tally),
-        "actor_hours": round(tally.seconds / 3600, 4),
-        **plan.config.pool.cost(tally.seconds / 3600),
+        **work_done(tally.seconds, gpus_per_actor=pool.gpus_per_actor, price_per_hour=pool.price_per_hour),
         "workers": dict(tally.made_by),
     }
 

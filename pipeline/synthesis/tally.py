@@ -1,6 +1,6 @@
 """Count what the workers of a run report, in memory that does not grow with what they make."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ class Tally:
         num_images_by_another: made by another run in the meantime.
         loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
         steps: steps taken → number of starts.
-        seconds: of inverting, of all workers.
+        seconds: device, as in the index → seconds of inverting, of all workers on such devices.
         compile_s: seconds of compiling, of all workers.
         peak_bytes: largest peak of a worker's memory, see `InvertedShard`.
         num_unwritten: the last shards in a row that were made and could not be written.
@@ -41,7 +41,7 @@ class Tally:
     loss_sum: float = 0.0
     confidence_sum: float = 0.0
     steps: Counter[int] = field(default_factory=Counter)
-    seconds: float = 0.0
+    seconds: defaultdict[str | None, float] = field(default_factory=lambda: defaultdict(float))
     compile_s: float = 0.0
     peak_bytes: int = 0
     num_unwritten: int = 0
@@ -81,7 +81,7 @@ class Tally:
         self.loss_sum += row["class_loss"] * row["num_images"]
         self.confidence_sum += row["teacher_confidence"] * row["num_images"]
         self.steps.update(row["num_steps"])
-        self.seconds += row["seconds"]
+        self.seconds[row["device"]] += row["seconds"]
         self.compile_s += row["compile_s"]
         self.peak_bytes = max(self.peak_bytes, row["peak_bytes"])
 

@@ -138,7 +138,7 @@ def test_two_workers_show_the_views_that_one_does() -> None:
         found = {}
         for rank in range(world_size):
             share = MemoryImages(images, Share(batch_size=4, seed=0, rank=rank, world_size=world_size))
-            for batch in AugmentedImages(share, augmenter, tell=False).batches(1, CPU):
+            for batch in AugmentedImages(share, augmenter, notes=False).batches(1, CPU):
                 found.update(zip(batch.image_ids, batch.pixels, strict=True))
         return found
 
@@ -272,7 +272,7 @@ def test_images_on_kept_patches_are_not_moved_and_that_is_said_once(caplog: pyte
     batch = to_batch(images, CPU)
     whole = [KEPT[row % len(KEPT)] == NUM_PATCHES for row in range(8)]
     assert changed(batch, make_augmenter(moving)(batch, 0)) == whole
-    shown = AugmentedImages(MemoryImages(images, Share(batch_size=4, seed=0)), make_augmenter(moving), tell=True)
+    shown = AugmentedImages(MemoryImages(images, Share(batch_size=4, seed=0)), make_augmenter(moving), notes=True)
     logger = logging.getLogger("sparse_inversion")
     logger.addHandler(caplog.handler)
     for epoch in (0, 1):
@@ -328,7 +328,7 @@ def make_trainer(
     memory = MemoryImages(images, Share(batch_size=config.batch_size, seed=config.seed))
     answers.keep(images, CPU, batch_size=4, rank=0, world_size=1)
     augmenter = Augmenter.of(augmented, teacher, seed=config.seed, reads_kept=True)
-    shown = AugmentedImages(memory, augmenter, tell=False)
+    shown = AugmentedImages(memory, augmenter, notes=False)
     student = build_student(config.student, teacher, seed=config.seed)
     labeled = MemoryImages(images, Share(batch_size=6, seed=0))
     return StudentTrainer(config, "d" * 64, student, answers, shown, labeled, Group(0, 1, CPU)), recorder

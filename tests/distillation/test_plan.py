@@ -8,7 +8,7 @@ import pytest
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.sources import find_source
 from pipeline.distillation import DistillationConfig, StudentConfig
-from pipeline.distillation.plan import _tell_other_teachers, plan_distillation
+from pipeline.distillation.plan import _warn_of_other_teachers, plan_distillation
 from pipeline.models import LoadedModel, ModelConfig
 from pipeline.workers import WorkersConfig
 from tests.distillation.conftest import write_ragged
@@ -45,8 +45,8 @@ def test_a_line_says_that_images_are_of_another_teacher(
     source = find_source(str(tmp_path / "images.parquet"))
     for digest in ("d" * 64, teacher.digest):
         made = replace(source, manifest={"teacher": {"name": "other", "weights_sha256": digest}})
-        _tell_other_teachers(ImageCollection.of(made), teacher)
-    _tell_other_teachers(ImageCollection.of(source), teacher)
+        _warn_of_other_teachers(ImageCollection.of(made), teacher)
+    _warn_of_other_teachers(ImageCollection.of(source), teacher)
     assert capsys.readouterr().err == (
         f"warning: distill: {source.uri!r} holds images of the teacher 'other' with weights dddddddd, not of "
         f"{teacher.name!r} with weights {teacher.digest[:8]}: it answers them all the same\n"

@@ -19,7 +19,7 @@ from pipeline.dataset.rows import read_first
 from pipeline.distillation import AugmentConfig, DistillationConfig, StudentConfig, WeightedImages, distill
 from pipeline.distillation.descent import Group
 from pipeline.distillation.plan import plan_distillation
-from pipeline.distillation.workers import Task, train_on
+from pipeline.distillation.workers import TrainingTask, train_on
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, OtherModelError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model, weight_digest
 from pipeline.workers import WorkersConfig
@@ -296,7 +296,7 @@ def test_a_run_of_the_time_before_settings_were_renamed_is_gone_on_with(make_con
 def test_a_worker_that_has_other_weights_ends_the_training(make_config: MakeConfig, model: str) -> None:
     plan = plan_distillation(make_config("out"))
     digests = {"teacher": plan.teacher.digest, "student": weight_digest(plan.student.model)} | {model: "0" * 64}
-    task = Task(plan.config, plan.digest, digests["teacher"], digests["student"], plan.images, plan.labeled)
+    task = TrainingTask(plan.config, plan.digest, digests["teacher"], digests["student"], plan.images, plan.labeled)
     with pytest.raises(OtherModelError, match=rf"{model}.* differs between the driver \(digest 00000000\)"):
         train_on(task, Group(0, 1, torch.device("cpu")))
 

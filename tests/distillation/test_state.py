@@ -102,7 +102,7 @@ def test_a_line_says_where_a_training_continues_whose_last_checkpoint_is_of_anot
     within = make_state(4)
     within.epoch_steps, within.order = 7, "2 workers"
     save_state(str(tmp_path), within)
-    found = load_state(str(tmp_path), "d" * 64, order="3 workers", tell=True)
+    found = load_state(str(tmp_path), "d" * 64, order="3 workers", notes=True)
     assert (None if found is None else found.epoch) == (2 if full else None)
     assert "epoch-00004-step-00000007.pt is not used: its images were" in capsys.readouterr().err
 

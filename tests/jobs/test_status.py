@@ -7,6 +7,7 @@ import pytest
 
 from jobs import status
 from pipeline.dataset import store
+from pipeline.dataset.index import index_table, write_index
 from pipeline.dataset.schema import to_parquet
 from tests.conftest import make_manifest
 
@@ -55,6 +56,30 @@ def test_a_large_dataset_that_was_hardly_begun_is_a_short_line(
     assert (line["num_missing"], line["num_failed"], line["num_damaged"]) == (99_997, 0, 0)
     assert line["missing"] == ["0-2", 4, "6-49999", "50001-99999"]
     assert len(out) < 1_000
+
+
+def test_the_hours_of_gpus_and_their_cost_are_of_the_index_and_the_pool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = {"gpus_per_actor": 0.5, "price_per_hour": 0.3}
+    store.write_manifest(str(tmp_path), make_manifest(DIGEST, config={"pool": pool}))
+    made = {"num_rows": 2, "bytes": len(part(0)), "row_group_bytes": 100, "device": "NVIDIA L4"}
+    for shard_id in range(3):
+        store.write_part(str(tmp_path), shard_id, DIGEST, part(shard_id))
+    rows = [{**made, "shard_id": 0, "seconds": 7200.0}, {**made, "shard_id": 1, "seconds": 3600.0}]
+    write_index(str(tmp_path), DIGEST, index_table([*rows, {**made, "shard_id": 2, "device": None}]))
+    assert status.main([str(tmp_path)]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["actor_hours"], line["gpu_hours"], line["cost"]) == (3.0, 1.5, 0.9)
+
+
+@pytest.mark.parametrize("pool", [{"gpus_per_actor": 0}, {"price_per_hour": "much"}])
+def test_a_pool_that_is_none_is_one_line(
+    pool: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.write_manifest(str(tmp_path), make_manifest(DIGEST, config={"pool": pool}))
+    assert status.main([str(tmp_path)]) == 1
+    assert f"manifest.json of {str(tmp_path)!r}: pool.{next(iter(pool))} must " in capsys.readouterr().err
 
 
 def test_a_part_that_was_cut_off_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

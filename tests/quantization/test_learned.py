@@ -25,7 +25,7 @@ from pipeline.quantization.learned import LearnedGraph, round_learned
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.qat_config import QatConfig
-from pipeline.quantization.qat_loop import Checkpoints, QatTrainer, Trained
+from pipeline.quantization.qat_loop import QatCheckpoints, QatTrainer, Trained
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.variants import Values, Variant, calibrated_values
 from tests.conftest import make_tiny_model, make_whole
@@ -105,7 +105,7 @@ def train_on(
     config = QatConfig(**{"lr": 1e-3, "scale_lr": 1e-2, **settings})  # type: ignore[arg-type]
     answers = Answers(reader, with_tokens=False, dtype=torch.float32)
     shown: Any = Views(images)
-    checkpoints, alone = Checkpoints(str(folder), "d" * 64), Group(0, 1, torch.device("cpu"))
+    checkpoints, alone = QatCheckpoints(str(folder), "d" * 64), Group(0, 1, torch.device("cpu"))
     trainer = QatTrainer(config, "w3a4", graph, answers, shown, None, alone, checkpoints, lambda _: None)
     return trainer.train(Values({}))
 

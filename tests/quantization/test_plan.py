@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.models import ModelConfig, save_model
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.mixed_config import MixedConfig
-from pipeline.quantization.plan import _hold_back, _probe, _tell_few, check_settings
+from pipeline.quantization.plan import _hold_back, _probe, _warn_of_few, check_settings
 from pipeline.quantization.qat_config import QatConfig
 from pipeline.workers import WorkersConfig
 from tests.conftest import make_tiny_model
@@ -54,7 +54,7 @@ def test_the_sensitivity_alone_leaves_no_image_out(capsys: pytest.CaptureFixture
 
 def test_a_line_says_that_images_are_few_to_calibrate_on(capsys: pytest.CaptureFixture[str]) -> None:
     for count in (1, 31, 32):
-        _tell_few(count)
+        _warn_of_few(count)
     one, many = capsys.readouterr().err.splitlines()
     assert one == (
         "warning: calibrate: 1 image is few to calibrate on: activations beyond the ranges seen there will be clipped; "

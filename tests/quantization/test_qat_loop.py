@@ -21,7 +21,7 @@ from pipeline.quantization.held_back import hold_back
 from pipeline.quantization.learned import LearnedGraph
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.qat_config import QatConfig
-from pipeline.quantization.qat_loop import Checkpoints, QatTrainer, Trained
+from pipeline.quantization.qat_loop import QatCheckpoints, QatTrainer, Trained
 from pipeline.quantization.sensitivity import divergence
 from pipeline.quantization.variants import Values, Variant, calibrated_values
 from tests.conftest import HALF, make_tiny_model
@@ -52,9 +52,9 @@ def make_trainer(
         config = QatConfig(**own | settings)
         graph = LearnedGraph(model, "linear", W3A4, start)
         views = Augmenter(AugmentConfig(), 0, HALF, HALF, (4, 4), reads_kept=True)
-        images = AugmentedImages(MemoryImages(make_images(11), Share(batch_size=4, seed=0)), views, tell=False)
+        images = AugmentedImages(MemoryImages(make_images(11), Share(batch_size=4, seed=0)), views, notes=False)
         held_back = hold_back(ragged, answers, ALONE, batch_size=4) if config.held_back else None
-        parts = answers, images, held_back, ALONE, Checkpoints(str(folder), "d" * 64), done
+        parts = answers, images, held_back, ALONE, QatCheckpoints(str(folder), "d" * 64), done
         return QatTrainer(config, "w3a4", graph, *parts), graph
 
     return make

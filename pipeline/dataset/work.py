@@ -1,0 +1,29 @@
+"""What making a dataset took: hours of actors and of GPUs, and their price."""
+
+from collections.abc import Mapping
+
+
+def actors_per_gpu(share: float) -> int:
+    """Return how many actors fit on a GPU, each with a share of it; Ray counts ten-thousandths."""
+    return 10_000 // round(10_000 * share)
+
+
+def price(actor_hours: float, price_per_hour: float | None) -> dict[str, float]:
+    """Return what so many hours of one actor cost, as `cost`; nothing if the price is not known."""
+    return {} if price_per_hour is None else {"cost": round(actor_hours * price_per_hour, 2)}
+
+
+def work_done(
+    seconds: Mapping[str | None, float], *, gpus_per_actor: float, price_per_hour: float | None
+) -> dict[str, float]:
+    """Return `actor_hours`, and where GPUs took part `gpu_hours`, and `cost` if the price is known.
+
+    Args:
+        seconds: device that parts were made on, `cpu` or a GPU's model, or None if unknown → seconds of its actors.
+        gpus_per_actor: share of a GPU that an actor had. An hour of a GPU that two share is two hours of actors.
+        price_per_hour: of an actor.
+    """
+    hours = sum(seconds.values()) / 3600
+    on_gpus = sum(each for device, each in seconds.items() if device not in (None, "cpu")) / 3600
+    shared = {"gpu_hours": round(on_gpus / actors_per_gpu(gpus_per_actor), 4)} if on_gpus else {}
+    return {"actor_hours": round(hours, 4), **shared, **price(hours, price_per_hour)}
