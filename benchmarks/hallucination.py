@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.circumstances import circumstances
-from benchmarks.hallucination_report import BASE, Trial, draw, page
+from benchmarks.hallucination_arms import GRID, HALF, Arm, foreground_share, make_arms, rank_real_images
+from benchmarks.hallucination_pictures import inverted_pictures, ranked_pictures
+from benchmarks.hallucination_report import Trial, draw, page
 from benchmarks.shapes import CLASS_NAMES, Scenes, make_scenes
 from examples.digits.teacher import DigitsConfig, build_teacher, normalize, top1, train_teacher
 from pipeline.checks import check_range
@@ -45,17 +47,12 @@ from pipeline.distillation.loop import StudentTrainer
 from pipeline.distillation.order import Share
 from pipeline.distillation.students import Student, build_student
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.inversion import InversionConfig, Teacher, invert
-from pipeline.inversion.patches import all_patches, split_best
+from pipeline.inversion import Teacher, invert
+from pipeline.inversion.patches import all_patches
 from pipeline.models import LoadedModel, ModelConfig, load_model, save_model
-from pipeline.vit.ranking import Ranking
 
-HALF = (0.5, 0.5, 0.5)  # mean and deviation of `normalize`
-# As the demo's: of 200 iterations 10, 20, 30, 50.
-_STOPPED_AT, _STOP_FRACTIONS = (0.05, 0.1, 0.15, 0.25), [0.3] * 4
 _CPU = torch.device("cpu")
 _STUDENT = StudentConfig(depth_pruned=[0, 3])
-GRID = 8  # patches of `build_teacher`'s models on each side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,108 +93,6 @@ class HallucinationConfig:
         check_range("matching", self.matching, 0, 1)
         if self.images_per_class % self.rebirth:
             raise ConfigError(f"images_per_class {self.images_per_class} is no multiple of rebirth {self.rebirth}")
-
-
-class RandomRanking(Teacher):
-    """A teacher that ranks patches at random, so that inversion stops any; its answers are its own.
-
-    Args:
-        model: as `Teacher`'s.
-        seed: of the ranks.
-    """
-
-    def __init__(self, model: nn.Module, *, seed: int) -> None:
-        super().__init__(model, mean=HALF, std=HALF)
-        self._random = np.random.default_rng(seed)
-
-    def look_and_rank(
-        self, images: Tensor, keep_indices: Tensor, jitter: Tensor, ranking: Ranking, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        scores = self._random.random(keep_indices.shape, dtype=np.float32)
-        return self.look(images, keep_indices, jitter), torch.from_numpy(scores)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A kind of inversion.
-
-    Args:
-        name: of it, in tables.
-        inversion: its settings.
-        at_random: patches are stopped at random instead of by the teacher's ranking.
-    """
-
-    name: str
-    inversion: InversionConfig
-    at_random: bool = False
-
-    def teacher(self, model: nn.Module, seed: int) -> Teacher:
-        """The model as it ranks patches here; `seed` of a choice at random."""
-        return RandomRanking(model, seed=seed) if self.at_random else Teacher(model, mean=HALF, std=HALF)
-
-
-def make_arms(config: HallucinationConfig) -> list[Arm]:
-    """Settings as the demo's, in `examples/digits/configs`."""
-    stop_steps = [round(share * config.iterations) for share in _STOPPED_AT]
-    common: dict[str, Any] = {"iterations": config.iterations, "lr": 0.1, "flip": 0.0}
-    dense = InversionConfig(**common, tv_l2=1.4e-3, stop_steps=[], stop_fractions=[])
-    sparse = InversionConfig(**common, tv_l2=0.05, stop_steps=stop_steps, stop_fractions=_STOP_FRACTIONS)
-    rebirth = InversionConfig(**common, tv_l2=0.05, stop_steps=[], stop_fractions=[], rebirth=config.rebirth)
-    return [
-        Arm(name="dense", inversion=dense),
-        Arm(name="sparse", inversion=sparse),
-        Arm(name="random patches", inversion=sparse, at_random=True),
-        Arm(name="rebirth", inversion=rebirth),
-        # The teacher's own ranking is the CLS token's attention.
-        Arm(name="sparse by attention received", inversion=replace(sparse, ranking="attention_received")),
-        Arm(name="sparse by gradient × activation", inversion=replace(sparse, ranking="gradient_activation")),
-    ]
-
-
-@torch.no_grad()
-def chosen_patches(teacher: Teacher, images: Tensor, labels: Tensor, config: InversionConfig) -> list[Tensor]:
-    """The patches [B, K] of given images that the schedule of an inversion lets survive, or detaches one after another.
-
-    Each time the alive are ranked anew, as an inversion ranks those of its own images.
-
-    Args:
-        teacher: ranks them.
-        images: normalized [B, C, H, W].
-        labels: int64 [B].
-        config: its schedule and ranking count.
-    """
-    alive, detached = all_patches(len(images), teacher.num_patches), []
-    still, ranking = torch.zeros(len(images), 3, dtype=torch.int64), teacher.resolve_ranking(config)
-    for change in config.changes(teacher.num_patches).values():
-        _, scores = teacher.look_and_rank(images, alive, still, ranking, labels)
-        chosen, others = split_best(alive, scores, change.count)
-        if change.detaches:
-            detached.append(chosen)
-        alive = others if change.detaches else chosen
-    return [*detached, alive]
-
-
-def foreground_share(masks: np.ndarray, keep_indices: Tensor) -> float:
-    """Percent of the kept patches' area that lies on the foreground, over all images.
-
-    Args:
-        masks: bool [B, H, W], true on the foreground.
-        keep_indices: int64 [B, K].
-    """
-    side = masks.shape[1] // GRID
-    shares = masks.reshape(-1, GRID, side, GRID, side).mean(axis=(2, 4)).reshape(len(masks), -1)
-    return 100 * float(np.take_along_axis(shares, keep_indices.numpy(), axis=1).mean())
-
-
-def rank_real_images(arms: Sequence[Arm], model: nn.Module, scenes: Scenes, seed: int) -> dict[str, Tensor]:
-    """The patches [B, K] that each kind of inversion would keep of real images, by name; rebirth's by image as well."""
-    kept: dict[str, Tensor] = {}
-    images, labels = normalize(scenes.images), torch.from_numpy(scenes.labels)
-    for arm in arms:
-        parts = chosen_patches(arm.teacher(model, seed), images, labels, arm.inversion)
-        for number, part in enumerate(parts, 1):
-            kept[arm.name if len(parts) == 1 else f"{arm.name}, image {number} of {len(parts)}"] = part
-    return kept
 
 
 def invert_set(arm: Arm, model: nn.Module, per_class: int, seed: int) -> Images:
@@ -290,7 +185,7 @@ def measure(config: HallucinationConfig, seed: int) -> Trial:
     loaded = trained_teacher(config, train, held_out["matching"], seed)
     score("teacher", loaded.model)
     score("student before training", build_student(_STUDENT, loaded, seed=seed).eval())
-    arms = make_arms(config)
+    arms = make_arms(config.iterations, config.rebirth)
     kept = {name: rank_real_images(arms, loaded.model, scenes, seed) for name, scenes in held_out.items()}
     sets, seconds = make_sets(arms, config.images_per_class, loaded.model, train, seed)
     for name, images in sets.items():
@@ -302,42 +197,8 @@ def measure(config: HallucinationConfig, seed: int) -> Trial:
         },
         top1=scores,
         seconds=seconds,
-        pictures=_ranked_pictures(held_out["matching"], kept["matching"]) | _inverted_pictures(sets),
+        pictures=ranked_pictures(held_out["matching"], kept["matching"]) | inverted_pictures(sets),
     )
-
-
-def _ranked_pictures(scenes: Scenes, kept: dict[str, Tensor]) -> dict[str, list[np.ndarray]]:
-    """The first real image of each class: whole, with the background white, and with stopped patches white."""
-    first = range(len(CLASS_NAMES))
-    images, masks = scenes.images, scenes.masks
-    pictures = {"real image": [images[row] for row in first]}
-    pictures["its foreground"] = [np.where(masks[row][..., None], images[row], 255).astype(np.uint8) for row in first]
-    for choice, keep in kept.items():
-        if choice != BASE:
-            pictures[f"kept by {choice}"] = [_whiten(images[row], keep[row]) for row in first]
-    return pictures
-
-
-def _inverted_pictures(sets: dict[str, Images]) -> dict[str, list[np.ndarray]]:
-    """The first inversion for each class of every kind, with stopped patches white."""
-    pictures = {}
-    for name, images in sets.items():
-        if name != "real":
-            pixels = np.round((images.pixels.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
-            rows = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(CLASS_NAMES))]
-            pictures[f"inverted, {name}"] = [
-                _whiten(pixels[row], torch.from_numpy(images.keep_indices[row])) for row in rows
-            ]
-    return pictures
-
-
-def _whiten(image: np.ndarray, keep_indices: Tensor) -> np.ndarray:
-    """An image uint8 [H, W, C] with every patch outside `keep_indices` [K] white."""
-    side = image.shape[0] // GRID
-    kept = np.zeros(GRID**2, bool)
-    kept[keep_indices.numpy()] = True
-    mask = kept.reshape(GRID, GRID).repeat(side, axis=0).repeat(side, axis=1)
-    return np.where(mask[..., None], image, 255).astype(np.uint8)
 
 
 def run(config: HallucinationConfig) -> dict[str, Any]:

@@ -53,19 +53,10 @@ def results(
     return {
         "teacher": {"top1": teacher_top1},
         "synthesis": {
-            kind: {
-                "images": made["num_images"],
-                "seconds": made["seconds"],
-                "teacher_confidence": made["teacher_confidence"],
-            }
+            kind: {"images": made["num_images"]} | {name: made[name] for name in ("seconds", "teacher_confidence")}
             for kind, made in synthesis.items()
         },
-        "quantization": [
-            {name: row[name] for name in ("weights", "activations")}
-            | {"data": data, "artifact": row["artifact"], "top1": row["top1"], "range_error": range_errors[data]}
-            for data, done in calibrations.items()
-            for row in done["artifacts"]
-        ],
+        "quantization": _quantization(calibrations, range_errors),
         "distillation": [
             {
                 "data": data,
@@ -77,21 +68,40 @@ def results(
     }
 
 
+def _quantization(
+    calibrations: Mapping[str, Mapping[str, Any]], range_errors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    return [
+        {name: row[name] for name in ("weights", "activations", "artifact", "top1")}
+        | {"data": data, "range_error": range_errors[data]}
+        for data, done in calibrations.items()
+        for row in done["artifacts"]
+    ]
+
+
 def check_claims(report: Mapping[str, Any]) -> list[FigureClaim]:
     """Hold the figures against what the demo promises."""
-    teacher = report["teacher"]["top1"]
     student = {row["data"]: row["top1"] for row in report["distillation"]}
     before = next(row["before_top1"] for row in report["distillation"] if row["data"] == "sparse")
+    gained, possible = student["sparse"] - before, student["real"] - before
+    return [
+        _at_least("teacher, top-1", report["teacher"]["top1"], 97.0),
+        _at_least("student on real images, top-1", student["real"], 95),
+        *_claims_of_quantization(report),
+        _at_least("student on sparse images: points above its untrained self", gained, 5.0),
+        _at_least("student on sparse images: points above noise", student["sparse"] - student["noise"], 5.0),
+        _at_least("student on sparse images: share recovered of what real images recover", gained / possible, 0.9),
+    ]
+
+
+def _claims_of_quantization(report: Mapping[str, Any]) -> list[FigureClaim]:
+    teacher = report["teacher"]["top1"]
     quantized = {
         (row["weights"], row["activations"], row["data"], row["artifact"]): row["top1"]
         for row in report["quantization"]
     }
     error = {row["data"]: row["range_error"] for row in report["quantization"]}
-    gained, possible = student["sparse"] - before, student["real"] - before
-    claims = [
-        _at_least("teacher, top-1", teacher, 97.0),
-        _at_least("student on real images, top-1", student["real"], 95),
-    ]
+    claims = []
     for artifact in ARTIFACTS:
         lost = teacher - quantized[8, 8, "sparse", artifact]
         claims.append(_at_most(f"W8A8 on sparse images, {artifact}: points away from the teacher", abs(lost), 0.5))
@@ -106,9 +116,6 @@ def check_claims(report: Mapping[str, Any]) -> list[FigureClaim]:
             bound=error["noise"],
             met=error["sparse"] < error["noise"],
         ),
-        _at_least("student on sparse images: points above its untrained self", gained, 5.0),
-        _at_least("student on sparse images: points above noise", student["sparse"] - student["noise"], 5.0),
-        _at_least("student on sparse images: share recovered of what real images recover", gained / possible, 0.9),
     ]
 
 
@@ -182,29 +189,37 @@ def render(
         stages: folders in the output with a page of their own, to which this one links.
     """
     synthesis, quantization, distillation, promised = summary_tables(report, claims)
-    history = storage.read_json(storage.join(output, "digits", "history.json"))
     links = [(stage, f"{stage}/{PAGE}") for stage in stages]
     times = Table(header=["stage", "seconds"], rows=list(seconds.items()))
-    teacher = curves({"held-out": _by_epoch(history["top1"])}, x_label="epoch", y_label="top-1 %")
     return html_page(
         "From a teacher to a dataset, an int8 model and a student",
         [
             Section(heading="What it shows", text=_ABOUT, tables=[promised, times]),
             *([Section(heading="Pages of the stages", text=_PAGES, links=links)] if links else []),
-            Section(
-                heading="Teacher",
-                text=f"{report['teacher']['top1']:.1f}% of 500 held-out scans.",
-                plots=[("top-1 on held-out scans while the teacher trains", teacher)],
-            ),
+            _teacher(output, report["teacher"]["top1"]),
             Section(heading="Images", tables=[synthesis], pictures=[("the first of each set", picture)]),
             Section(heading="Quantization", text=_QUANTIZATION, tables=[quantization, _runtime_table(calibrations)]),
-            Section(
-                heading="Distillation",
-                tables=[distillation],
-                text="Losses are on each set's own images: the lowest is of the easiest images, not the best student.",
-                plots=[("mean loss over the seeds", _student_curves(output, list(calibrations)))],
-            ),
+            _students(output, distillation, list(calibrations)),
         ],
+    )
+
+
+def _teacher(output: str, top1: float) -> Section:
+    history = storage.read_json(storage.join(output, "digits", "history.json"))
+    plot = curves({"held-out": _by_epoch(history["top1"])}, x_label="epoch", y_label="top-1 %")
+    return Section(
+        heading="Teacher",
+        text=f"{top1:.1f}% of 500 held-out scans.",
+        plots=[("top-1 on held-out scans while the teacher trains", plot)],
+    )
+
+
+def _students(output: str, scores: Table, arms: Sequence[str]) -> Section:
+    return Section(
+        heading="Distillation",
+        tables=[scores],
+        text="Losses are on each set's own images: the lowest is of the easiest images, not the best student.",
+        plots=[("mean loss over the seeds", _student_curves(output, arms))],
     )
 
 

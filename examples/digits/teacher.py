@@ -167,13 +167,17 @@ def build_teacher(seed: int, *, channels: int, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         pretrained_cfg_overlay=overlay,
     )
+    _start_weights(model)
+    return model
+
+
+def _start_weights(model: nn.Module) -> None:
     # timm's initial weights (deviation 0.02) are made for widths of several hundred: at 64 they hold training up for
     # ten epochs. Xavier's follow the width.
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
     nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.2)
-    return model
 
 
 def train_teacher(

@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.hallucination import (
+from benchmarks.hallucination import HallucinationConfig, invert_set, main
+from benchmarks.hallucination_arms import (
     GRID,
     HALF,
-    HallucinationConfig,
     RandomRanking,
     chosen_patches,
     foreground_share,
-    invert_set,
-    main,
     make_arms,
     rank_real_images,
 )
@@ -64,7 +62,7 @@ def test_random_ranking_is_seeded_and_leaves_answers_alone(model: torch.nn.Modul
 
 def test_arms_stop_the_patches_that_they_say(model: torch.nn.Module) -> None:
     config = HallucinationConfig(iterations=20)
-    sets = {arm.name: invert_set(arm, model, 4, seed=0) for arm in make_arms(config)}
+    sets = {arm.name: invert_set(arm, model, 4, seed=0) for arm in make_arms(config.iterations, config.rebirth)}
     assert {name: (len(images), images.keep_indices.shape[1]) for name, images in sets.items()} == {
         "dense": (24, 64),
         "sparse": (24, 14),
@@ -83,7 +81,7 @@ def test_arms_stop_the_patches_that_they_say(model: torch.nn.Module) -> None:
 
 def test_base_rate_and_choices_of_real_images(model: torch.nn.Module) -> None:
     scenes = make_scenes(60, matching=0.0, seed=1)
-    kept = rank_real_images(make_arms(HallucinationConfig()), model, scenes, seed=0)
+    kept = rank_real_images(make_arms(iterations=200, rebirth=4), model, scenes, seed=0)
     shares = {name: foreground_share(scenes.masks, keep) for name, keep in kept.items()}
     base = shares[BASE]
     assert base == pytest.approx(100 * scenes.masks.mean())
