@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jobs import status
-from pipeline import artifacts
+from pipeline import artifacts, checks
 from pipeline.artifacts import formats
 from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FORMATS, Format, FormatName, format_named, format_of, load_quantized, save
@@ -42,7 +42,11 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     names: dict[str, object] = {"Literal": Literal}
     exec(line, names)
     monkeypatch.setattr(formats, "FORMATS", get_args(names["FormatName"]))
+    # The config lists the names in its type.
+    monkeypatch.setitem(CalibrationConfig.__annotations__, "formats", list[names["FormatName"]])  # pyright: ignore
+    checks._choices.cache_clear()
     yield name
+    checks._choices.cache_clear()
     sys.modules.pop(f"pipeline.artifacts.{name}", None)
 
 
@@ -118,10 +122,13 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
     format_named("pt2").check()
 
 
-def test_the_example_of_the_page_runs(files: Callable[[BitWidths, FormatName], Path]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "artifacts.md").read_text(), re.DOTALL)
-    assert example.count("runs/calibrated/w8a8.onnx") == 1
+def test_the_examples_of_the_page_run(files: Callable[[BitWidths, FormatName], Path]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "artifacts.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(example.replace("runs/calibrated/w8a8.onnx", str(files(BitWidths(), "onnx"))), names)
+    for example in examples:
+        assert example.count("runs/calibrated/w8a8.onnx") == 1
+        exec(example.replace("runs/calibrated/w8a8.onnx", str(files(BitWidths(), "onnx"))), names)
+    assert len(examples) == 2
+    assert len(names["compiled"].outputs) == 1
     assert names["logits"].shape == (2, 10)
     assert set(names["names"]) <= set(names["model"].facts.class_names)
