@@ -24,6 +24,8 @@ from pipeline.transient import driver_errors, is_forbidden
 
 # Errors of local file systems without hard links (FAT, some FUSE and network file systems).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
+# Bytes that a remote file is read ahead: s3fs would fetch 50 MiB with each column of a row group.
+_READ_AHEAD = 2**18
 
 
 def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:
@@ -199,7 +201,7 @@ def open_file(uri: str) -> IO[bytes]:
     """
     fs, path = filesystem(uri)
     try:
-        file: Any = fs.open(path, "rb")
+        file: Any = fs.open(path, "rb", block_size=_READ_AHEAD)
     except driver_errors() as error:
         raise OSError(reason(error)) from error
     # A file in an archive (`zip://x.parquet::s3://...`) is closed when its file system is collected, so the file keeps

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import stat
 import subprocess
@@ -8,8 +9,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
+from s3fs.core import S3File
 
 from pipeline import storage
 from pipeline.errors import DatasetError
@@ -209,3 +213,27 @@ def test_what_a_driver_logs_and_raises_all_the_same_is_not_printed() -> None:
     code = "import logging, pipeline.storage; logging.getLogger('gcsfs.retry').error('out of retries')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
+
+
+@pytest.mark.usefixtures("s3")
+def test_labels_do_not_cost_the_images_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs reads 50 MiB ahead, so that the labels of a file would cost the whole file."""
+    images = [os.urandom(2**18) for _ in range(32)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "label": list(range(32))}), buffer, row_group_size=4, compression="none")
+    storage.write_bytes("s3://made/x.parquet", buffer.getvalue())
+    fetched: list[int] = []
+    fetch = S3File._fetch_range
+
+    def count(self: S3File, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", count)
+    with storage.open_file("s3://made/x.parquet") as file:
+        assert pq.ParquetFile(file).read(["label"])["label"].to_pylist() == list(range(32))
+    assert sum(fetched) < len(buffer.getvalue()) / 3
+    fetched.clear()
+    with storage.open_file("s3://made/x.parquet") as file:
+        assert pq.ParquetFile(file).read_row_group(3)["image"].to_pylist() == images[12:16]
+    assert sum(fetched) < 2 * 4 * 2**18
