@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
+from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
 from pipeline.dataset.undone import list_undone
 from pipeline.dataset.work import work_done
@@ -110,7 +111,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     digest = manifest["digest"]
     progress = store.read_progress(uri, manifest["num_shards"], digest)
     index = valid_rows(read_index(uri, digest), progress.parts)
-    damaged = store.damaged_parts(uri, digest, parts_without_row(index, progress.parts))
+    damaged = damaged_parts(uri, digest, parts_without_row(index, progress.parts))
     return {
         "complete": progress.complete and not damaged,
         "digest": digest,

@@ -12,6 +12,7 @@ from pipeline.compaction.merging import Merger
 from pipeline.config import digest as digest_of
 from pipeline.credentials import redacted
 from pipeline.dataset import store
+from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import complete_index, parts_without_row, read_index
 from pipeline.dataset.part_files import list_part_files, part_uri
 from pipeline.dataset.sources import is_synthetic
@@ -155,7 +156,7 @@ def _check_parts(images: str, digest: str, progress: store.Progress, index: pa.T
         DatasetError: there is one.
     """
     unknown = parts_without_row(index, progress.parts)
-    damaged = store.damaged_parts(images, digest, unknown)
+    damaged = damaged_parts(images, digest, unknown)
     for shard_id in unknown:
         uri = part_uri(images, shard_id, digest)
         reason = damaged.get(shard_id, f"{uri!r} is not one row group of images, as a part is")

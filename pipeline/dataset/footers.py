@@ -119,9 +119,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
             footer, file_schema = parquet.metadata, parquet.schema_arrow
     # A ValueError: of a web server that gives no parts of files.
     except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
-        # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems
-        # and stores have an errno, or are of a subclass.
-        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+        if _is_of_content(error):
             foreign = _foreign(uri)
             whole = f"is not a whole Parquet file: {as_line(error)}"
             raise DatasetError(f"{uri!r} {foreign or whole}") from error
@@ -129,6 +127,17 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     if footer.num_rows > size * MOST_ROWS_PER_BYTE:
         raise DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
     return footer, file_schema
+
+
+def is_unreadable(error: DatasetError) -> bool:
+    """Return whether a file could not be read, and may be whole: the store did not answer, or refused."""
+    return error.__cause__ is not None and not _is_of_content(error.__cause__)
+
+
+def _is_of_content(error: BaseException) -> bool:
+    # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems and
+    # stores have an errno, or are of a subclass.
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def _foreign(uri: str) -> str | None:

@@ -193,7 +193,7 @@ def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int
 
 def _row_of_part(output: str, digest: str, shard_id: int, size: int) -> dict[str, Any] | None:
     try:
-        return {**read_part_facts(output, digest, shard_id), "bytes": size}
+        return {**storage.with_retries(lambda: read_part_facts(output, digest, shard_id)), "bytes": size}
     except DatasetError:
         return None
 

@@ -12,7 +12,6 @@
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.footers import read_footer
-from pipeline.dataset.part_files import PartFile, holds_parts, list_part_files, part_name, part_uri
+from pipeline.dataset.part_files import list_part_files, part_name, part_uri
 from pipeline.errors import DatasetError, quoted
 
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
@@ -121,40 +119,6 @@ def part_exists(output: str, shard_id: int, digest: str) -> bool:
         DatasetError: the storage cannot be read.
     """
     return storage.exists(part_uri(output, shard_id, digest))
-
-
-def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
-    """Return shard id → reason for damaged parts: truncated ones, and ones that belong to another dataset or shard.
-
-    Args:
-        output: folder of the dataset.
-        digest: of the dataset.
-        shard_ids: shards to look at, as far as there are parts of them.
-    """
-    if not shard_ids:
-        return {}
-    wanted = set(shard_ids)
-    files = [file for file in list_part_files(output, digest) if not wanted.isdisjoint(file.shard_ids)]
-    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
-        reasons = list(threads.map(lambda file: _damage(output, digest, file), files))
-    return {
-        shard_id: reason
-        for file, reason in zip(files, reasons, strict=True)
-        for shard_id in file.shard_ids
-        if reason is not None and shard_id in wanted
-    }
-
-
-def _damage(output: str, digest: str, file: PartFile) -> str | None:
-    """Say what is wrong with a file of parts; None if nothing is."""
-    uri = storage.join(output, "data", file.name)
-    try:
-        footer = read_footer(uri)[0]
-    except DatasetError as error:
-        return str(error)
-    if holds_parts(footer.metadata, footer.num_row_groups, file.shard_ids, digest):
-        return None
-    return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"
 
 
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:

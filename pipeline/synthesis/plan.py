@@ -10,6 +10,7 @@ from pipeline.config import digest as digest_of
 from pipeline.config import to_dict
 from pipeline.credentials import redacted
 from pipeline.dataset import schema, store
+from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import unindexed
 from pipeline.errors import DatasetError
 from pipeline.inversion import AnyTeacher
@@ -106,7 +107,7 @@ def _check_parts(output: str, digest: str, progress: store.Progress) -> None:
     Raises:
         DatasetError: a part is truncated, or is another file under its name.
     """
-    damaged = store.damaged_parts(output, digest, unindexed(output, digest, progress.parts))
+    damaged = damaged_parts(output, digest, unindexed(output, digest, progress.parts))
     if damaged:
         shard_id, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more parts are damaged)" if len(damaged) > 1 else ""

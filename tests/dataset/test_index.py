@@ -1,5 +1,7 @@
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset import schema, store
+from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import (
     INDEX,
     complete_index,
@@ -88,11 +91,34 @@ def test_a_part_that_is_not_as_the_index_says_is_opened(output: str, damage: str
     parts = store.list_parts(output, DIGEST)
     assert unindexed(output, DIGEST, parts) == [3 if damage == "new" else 1]
     if damage == "shorter":
-        assert list(store.damaged_parts(output, DIGEST, [1])) == [1]
+        assert list(damaged_parts(output, DIGEST, [1])) == [1]
         with pytest.raises(DatasetError, match="part-00001"):
             find_source(output)
     else:
         assert find_source(output).num_rows == (14 if damage == "another" else 20)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_part_that_cannot_be_read_for_a_moment_is_not_called_damaged(
+    output: str, monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
+    """The user is told to delete what is damaged: whole parts behind a store that throttles must not be."""
+    whole, refused = storage.open_file, []
+
+    def open_file(uri: str) -> Any:
+        if lasting or not refused:
+            refused.append(uri)
+            raise OSError(errno.EBUSY, "SlowDown")
+        return whole(uri)
+
+    monkeypatch.setattr(storage, "open_file", open_file)
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0, 0.0))
+    if lasting:
+        with pytest.raises(DatasetError, match=r"cannot read .*part-00001.*SlowDown"):
+            damaged_parts(output, DIGEST, [1])
+    else:
+        assert damaged_parts(output, DIGEST, [1]) == {}
+    assert len(refused) == (3 if lasting else 1)
 
 
 def test_a_row_without_its_part_means_nothing(output: str) -> None:

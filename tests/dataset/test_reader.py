@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset import rows as row_reader
+from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.own_card import write_card
 from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
@@ -305,7 +306,7 @@ def test_class_names_of_a_dataset_of_many_classes(tmp_path: Path, version: int) 
     assert (max(sizes) < 2 * min(sizes)) == (version == 1)
     assert find_source(str(tmp_path)).class_names == MANY
     assert find_source(str(tmp_path / "data")).class_names == MANY
-    assert store.damaged_parts(str(tmp_path), DIGEST, [0, 1]) == {}
+    assert damaged_parts(str(tmp_path), DIGEST, [0, 1]) == {}
     assert len(rows_of(tmp_path)) == 10
 
 
