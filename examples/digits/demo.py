@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from examples.digits.report import check_claims, draw_images, render, results, summary_tables
+from examples.digits.pictures import draw_images
+from examples.digits.report import check_claims, render, results, summary_tables
 from examples.digits.teacher import DigitsConfig, make_digits
 from jobs.entry import run_job
 from pipeline import storage

@@ -1,6 +1,5 @@
 """Report of the demo: figures as JSON, the claims they support, and an HTML page."""
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,20 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from pipeline import storage
-from pipeline.dataset import schema
 from pipeline.report.charts import curves
 from pipeline.report.page import Section, Table, html_page
-from pipeline.report.sheet import contact_sheet, png
 from pipeline.report.svg import Plot
 from pipeline.report.writing import PAGE
 
 ARTIFACTS = ("pt2", "onnx")
-# On each contact sheet: the first of every class.
-_PER_CLASS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +173,7 @@ def render(
 
     Args:
         output: the demo's.
-        picture: see `draw_images`.
+        picture: see `examples.digits.pictures.draw_images`.
         report: see `results`.
         claims: see `check_claims`.
         calibrations: by data, what `calibrate` returned.
@@ -252,36 +244,6 @@ def _runtime_table(calibrations: Mapping[str, Mapping[str, Any]]) -> Table:
         header=["model", "artifact", "size (MB)", f"{done['latency']}, batch {batch_size}"],
         rows=rows,
     )
-
-
-def draw_images(images: Mapping[str, str]) -> bytes:
-    """One contact sheet of all sets: classes in columns, the first images of each, set below set."""
-    pictures, captions = [], []
-    for data, uri in images.items():
-        seen = _first_of_each_class(uri)
-        for number in range(_PER_CLASS):
-            pictures += [seen[label][number] for label in sorted(seen)]
-            captions += [f"{data} {label}" for label in sorted(seen)]
-    return png(contact_sheet(pictures, captions, len(pictures) // (_PER_CLASS * len(images)), cell=64))
-
-
-def _first_of_each_class(uri: str) -> dict[int, list[np.ndarray]]:
-    seen: dict[int, list[np.ndarray]] = {}
-    for row in _rows(uri):
-        chosen = seen.setdefault(row["label"], [])
-        if len(chosen) < _PER_CLASS:
-            chosen.append(schema.decode_image(row["image"]["bytes"], row["image"]["path"]))
-    return seen
-
-
-def _rows(uri: str) -> list[dict[str, Any]]:
-    """Image and label of every row of a Parquet file, or of a synthetic dataset's parts."""
-    files = [uri]
-    if not uri.endswith(".parquet"):
-        folder = storage.join(uri, "data")
-        files = [storage.join(folder, name) for name in storage.list_files(folder, ".parquet")]
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(file)), columns=["image", "label"]) for file in files]
-    return [row for table in tables for row in table.to_pylist()]
 
 
 def _student_curves(output: str, arms: Sequence[str]) -> Plot:

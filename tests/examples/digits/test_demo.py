@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from examples.digits.demo import ARMS, STAGES, Demo, DemoConfig, _begin, main, run_demo
-from examples.digits.report import check_claims, draw_images, render, results, summary_tables
+from examples.digits.pictures import draw_images
+from examples.digits.report import check_claims, render, results, summary_tables
 from examples.digits.teacher import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
