@@ -1,4 +1,4 @@
-"""What a job says to a person when it is done: a table, and the command to go on with, above the JSON line."""
+"""Lines for a person at the end of a job: a table, and the command to go on with, above the JSON line."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.defaults import default_of
 from pipeline.models import ModelConfig
 from pipeline.report.page import Table, text_table
 from pipeline.report.writing import from_here
@@ -67,14 +68,9 @@ def score_line(config: Any, artifact: str, *, compiled: bool = False) -> list[st
 
 def _teacher_flags(teacher: ModelConfig) -> list[str]:
     """Return the flags that give another job the same teacher: all settings that are not the defaults."""
-    fields = dataclasses.fields(teacher)
-    given = {field.name: getattr(teacher, field.name) for field in fields if not _is_default(field, teacher)}
+    settings = ((field, getattr(teacher, field.name)) for field in dataclasses.fields(teacher))
+    given = {field.name: value for field, value in settings if value != default_of(field)}
     return [part for name, value in given.items() for part in (f"--teacher.{name}", _as_flag(value))]
-
-
-def _is_default(field: dataclasses.Field[Any], teacher: ModelConfig) -> bool:
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return getattr(teacher, field.name) == default
 
 
 def _as_flag(value: Any) -> str:

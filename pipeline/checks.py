@@ -52,7 +52,8 @@ def check_choices(config: Any, prefix: str = "") -> None:
 @cache
 def _choices(config_class: type) -> dict[str, tuple[Any, ...]]:
     """Return the values of each setting that has a list of them; None is one where the setting may be left out."""
-    found = {field.name: _listed(get_type_hints(config_class)[field.name]) for field in fields(config_class)}
+    hints = get_type_hints(config_class)
+    found = {field.name: _listed(hints[field.name]) for field in fields(config_class)}
     return {name: choices for name, choices in found.items() if any(choice is not None for choice in choices)}
 
 

@@ -128,7 +128,7 @@ def test_a_resampled_teacher_is_announced(
 
 
 def test_an_image_tower_is_no_classifier(tmp_path: Path) -> None:
-    """What timm has of CLIP outputs an embedding of 512 numbers, which would be inverted as classes."""
+    """CLIP's tower in timm outputs an embedding of 512 numbers, which would be inverted as classes."""
     name = "vit_base_patch32_clip_224.openai"
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     torch.save(timm.create_model(name, **sizes).state_dict(), tmp_path / "weights.pth")

@@ -76,6 +76,5 @@ def _our_error(error: BaseException) -> PipelineError | None:
 
 def free_resources() -> str:
     """Say what of the cluster is not taken: why an actor may be waiting."""
-
     total, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s are free" for name in ("CPU", "GPU"))

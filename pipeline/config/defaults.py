@@ -19,4 +19,9 @@ def first_default(field: dataclasses.Field[Any]) -> Any:
     """Return the default that a setting was introduced with."""
     if _FORMER_DEFAULT in field.metadata:
         return field.metadata[_FORMER_DEFAULT]
+    return default_of(field)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a setting; `dataclasses.MISSING` if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

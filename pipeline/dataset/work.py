@@ -1,4 +1,4 @@
-"""What making a dataset took: hours of actors and of GPUs, and their price."""
+"""Hours of actors and GPUs that a dataset took, and their price."""
 
 from collections.abc import Mapping
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import Block
+from timm.layers import Mlp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +20,7 @@ from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.flops import TeacherShape
 from pipeline.inversion.splitting import MicroBatches
 from pipeline.inversion.teacher import AnyTeacher, Teacher
+from pipeline.vit.last_block import is_timms
 
 # Share of a device's memory that `largest_batch` leaves to allocators, kernels and errors of the prediction.
 _MARGIN = 0.2
@@ -49,8 +49,7 @@ class StepBytes:
 def is_predictable(teacher: Teacher) -> bool:
     """Return whether `predict` knows what the teacher's blocks keep."""
     blocks: Any = getattr(teacher.model, "blocks", ())
-    known = all(type(b) is Block and type(b.attn) is Attention and type(b.mlp) is Mlp for b in blocks)
-    return teacher.embeds_subsets and known
+    return teacher.embeds_subsets and all(is_timms(block) and type(block.mlp) is Mlp for block in blocks)
 
 
 def predict_run(teacher: Teacher, config: InversionConfig, *, batch: int) -> StepBytes:

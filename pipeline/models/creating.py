@@ -16,11 +16,11 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ModelError, first_few, one_line
+from pipeline.errors import CheckpointError, ModelError, one_line
 from pipeline.models.arguments import check_argument_types
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.hub import quiet_attempts
-from pipeline.models.weights import describe_misfit
+from pipeline.models.weights import describe_misfit, describe_tensors, named_layers
 from pipeline.storage import exists, why_missing
 
 # Errors of timm for an unknown name, an argument that the family does not take, or a weight file that is missing or
@@ -113,15 +113,16 @@ def fill_model(config: ModelConfig, uri: str, weights: dict[str, Tensor], overla
         with _missing_tensors() as missing:
             model = create_model(config, pretrained=True, pretrained_cfg_overlay=given)
     except ModelError as error:
-        reason = reason_of(error.__cause__ or error)
-        raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
+        raise misfit(config, uri, reason_of(error.__cause__ or error)) from error
     if lacking := [name for name in missing if not _is_replaced(name, model)]:
-        raise CheckpointError(
-            f"checkpoint {uri!r} does not fit model {config.name!r}: {len(lacking)} missing tensors "
-            f"({first_few(lacking)})"
-        )
+        raise misfit(config, uri, describe_tensors("missing", lacking))
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr]
     return model
+
+
+def misfit(config: ModelConfig, uri: str, reason: str) -> CheckpointError:
+    """Return the error of weights that a model cannot be filled with."""
+    return CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}")
 
 
 @contextmanager
@@ -146,10 +147,8 @@ def _missing_tensors() -> Iterator[list[str]]:
 
 def _is_replaced(name: str, model: Any) -> bool:
     """Return whether a tensor is of a classifier that timm replaced, for it was to have other classes."""
-    own = model.pretrained_cfg
-    heads = own.get("classifier") or ()
-    replaced = own.get("num_classes") not in (None, model.num_classes)
-    return replaced and name.rpartition(".")[0] in ((heads,) if isinstance(heads, str) else heads)
+    replaced = model.pretrained_cfg.get("num_classes") not in (None, model.num_classes)
+    return replaced and name.rpartition(".")[0] in named_layers(model, "classifier")
 
 
 def reason_of(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.models.config import ModelConfig
-from pipeline.models.creating import TIMM_ERRORS, create_model, reason_of
+from pipeline.models.creating import TIMM_ERRORS, create_model, misfit, reason_of
 from pipeline.models.weights import check_first_layer
 
 # Positions may be resampled; the layer before the classifier is refused where it matters (`check_representation`).
@@ -86,8 +86,7 @@ def load_jax_weights(config: ModelConfig, uri: str, weights: Mapping[str, Tensor
         try:
             model.load_pretrained(str(path))
         except TIMM_ERRORS as error:
-            reason = reason_of(error)
-            raise CheckpointError(f"checkpoint {uri!r} does not fit model {config.name!r}: {reason}") from error
+            raise misfit(config, uri, reason_of(error)) from error
     lacking = [name for name, value in model.named_parameters() if bool(value.isnan().any())]
     if lacking:
         raise CheckpointError(f"checkpoint {uri!r} lacks {len(lacking)} tensors of the model, as {lacking[0]!r}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,12 +143,17 @@ def describe_misfit(error: BaseException) -> str | None:
     for kind in ("Missing", "Unexpected"):
         names = re.findall(r'"([^"]+)"', "".join(re.findall(rf"{kind} key\(s\) in state_dict: (.*)", text)))
         if names:
-            found.append(f"{len(names)} {kind.lower()} tensors ({first_few(names)})")
+            found.append(describe_tensors(kind.lower(), names))
     shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\) from .*?Size\((.*?)\)", text)
     if shapes:
         mismatched = [f"{name} is {given}, not {wanted}" for name, given, wanted in shapes]
         found.append(f"{len(shapes)} tensors of other shapes ({first_few(mismatched)})")
     return ", ".join(found) or None
+
+
+def describe_tensors(kind: str, names: Sequence[str]) -> str:
+    """Say how many tensors are missing or unexpected, and which are the first."""
+    return f"{len(names)} {kind} tensors ({first_few(names)})"
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:

@@ -30,10 +30,13 @@ def num_tokens_read(model: nn.Module) -> int:
 
 
 def _is_plain(block: Any) -> bool:
-    """Return whether a block is timm's own: adapters such as LoRA's replace a layer, and also have its weight."""
-    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
-        return False
-    return type(block.attn.qkv) is nn.Linear
+    """Return whether a block computes what is computed here: an adapter replaces a layer, and also has its weight."""
+    return is_timms(block) and getattr(block.attn, "gate", None) is None and type(block.attn.qkv) is nn.Linear
+
+
+def is_timms(block: Any) -> bool:
+    """Return whether a block and its attention are timm's plain ones, and no subclasses."""
+    return type(block) is Block and type(block.attn) is Attention
 
 
 def pad_rows(rows: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:

@@ -1,4 +1,4 @@
-"""What jobs say to a person at their end: tables, and commands that work as they are printed."""
+"""Lines at the end of jobs: tables, and commands that work as they are printed."""
 
 import shlex
 from pathlib import Path

@@ -59,7 +59,7 @@ def mtq() -> Any:
 
 @pytest.fixture(scope="module")
 def nncf() -> SimpleNamespace:
-    """What is used of NNCF."""
+    """The modules of NNCF that are used."""
     loggers = logging.getLoggerClass()
     whole = pytest.importorskip("nncf", reason=REASON)
     # It makes all loggers of the process that are new its own.
@@ -131,7 +131,7 @@ def channels(planted: nn.Module, dense: list[CalibrationBatch]) -> ChannelObserv
 
 
 class Scales(NamedTuple):
-    """What a converted graph is quantized with.
+    """Scales that a converted graph is quantized with.
 
     Attributes:
         weights: scales [out] by layer.
