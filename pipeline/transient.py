@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 # Errors that the drivers of object stores do not turn into an OSError that says more: no credentials, no endpoint.
@@ -12,6 +12,25 @@ _DRIVER_ERRORS = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("gcsfs.retry", "HttpError"),
     ("requests.exceptions", "RequestException"),
+    # Hugging Face's hub, its former client of HTTP and its present one.
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+    ("huggingface_hub.errors", "EntryNotFoundError"),
+    ("huggingface_hub.errors", "XetDownloadError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("paramiko.ssh_exception", "SSHException"),
+    ("smbprotocol.exceptions", "SMBException"),
+    ("fsspec.implementations.ftp", "Error"),
+)
+# Those of them that are about the request or the user and state no HTTP status.
+_LASTING_DRIVER_ERRORS = (
+    ("huggingface_hub.errors", "EntryNotFoundError"),
+    ("huggingface_hub.errors", "OfflineModeIsEnabled"),
+    ("azure.core.exceptions", "ClientAuthenticationError"),
+    ("paramiko.ssh_exception", "AuthenticationException"),
+    ("paramiko.ssh_exception", "BadHostKeyException"),
+    ("smbprotocol.exceptions", "SMBAuthenticationError"),
+    ("fsspec.implementations.ftp", "error_perm"),
 )
 # What the system and the drivers say of a location that is not for this user, or can be no file.
 _REFUSALS = {
@@ -27,13 +46,20 @@ _REFUSALS = {
 # errno, and EINVAL, which S3 also reports for data damaged on its way.
 _LASTING = {None, errno.ENOENT, errno.EINVAL}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
+_STATUSES = range(100, 600)
 # Answers of a web server to a request that is all right.
 _BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 def driver_errors() -> tuple[type[BaseException], ...]:
     """Return the errors of the drivers in use; a module that was not imported cannot raise any."""
-    return tuple(getattr(sys.modules[module], name) for module, name in _DRIVER_ERRORS if module in sys.modules)
+    return _loaded(_DRIVER_ERRORS)
+
+
+def _loaded(errors: Iterable[tuple[str, str]]) -> tuple[type[BaseException], ...]:
+    """Return those of the errors, each named by module and class, whose modules are loaded and have them."""
+    there = ((sys.modules[module], name) for module, name in errors if module in sys.modules)
+    return tuple(getattr(module, name) for module, name in there if hasattr(module, name))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -72,7 +98,7 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, driver_errors()):
         return _is_answer_of_busy_server(error)
     if isinstance(error, ConnectionError | TimeoutError):
-        return True
+        return not isinstance(error, _loaded(_LASTING_DRIVER_ERRORS))
     lasting = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _LASTING
     return isinstance(error, OSError) and not lasting and not _is_refused(error)
 
@@ -87,5 +113,17 @@ def _is_refused(error: BaseException) -> bool:
 
 def _is_answer_of_busy_server(error: BaseException) -> bool:
     """Return whether the error of a driver is about the server or the network and not about the request."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)
-    return not isinstance(status, int) or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+    if isinstance(error, _loaded(_LASTING_DRIVER_ERRORS)):
+        return False
+    status = _status(error)
+    return status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error states, or the answer that it is about; None if neither does."""
+    for stating in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            status = getattr(stating, name, None)
+            if isinstance(status, int) and status in _STATUSES:
+                return status
+    return None

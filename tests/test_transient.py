@@ -3,6 +3,8 @@
 import errno
 import io
 import pickle
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.transient import is_transient
+from pipeline.transient import is_refusal, is_transient
 
 
 def answer(status: int) -> aiohttp.ClientResponseError:
@@ -56,6 +58,51 @@ def test_what_a_store_or_a_network_does_may_pass(error: Exception, expected: boo
 def test_so_may_what_google_cloud_storage_answers(code: int, expected: bool) -> None:
     retry = pytest.importorskip("gcsfs.retry")
     assert is_transient(retry.HttpError({"code": code, "message": "no"})) is expected
+
+
+@pytest.mark.parametrize(("status", "expected"), [(503, True), (429, True), (403, False), (404, False)])
+def test_so_may_what_hugging_face_answers(status: int, expected: bool) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+    client = pytest.importorskip("httpx2")
+    answered = client.Response(status, request=client.Request("GET", "https://huggingface.co/x"))
+    assert is_transient(errors.HfHubHTTPError("no", response=answered)) is expected
+    assert is_refusal(errors.HfHubHTTPError("no", response=answered)) is not expected
+    assert is_transient(client.HTTPStatusError("no", request=answered.request, response=answered)) is expected
+    assert is_transient(client.ConnectError("no network"))
+    assert not is_transient(errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1"))
+
+
+class DriverError(Exception):
+    """Of a driver that these tests do not install."""
+
+
+class WrongPassword(DriverError):
+    """Of the same driver."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "lasting"),
+    [
+        ("azure.core.exceptions", "AzureError", "ClientAuthenticationError"),
+        ("paramiko.ssh_exception", "SSHException", "AuthenticationException"),
+        ("smbprotocol.exceptions", "SMBException", "SMBAuthenticationError"),
+        ("fsspec.implementations.ftp", "Error", "error_perm"),
+    ],
+)
+def test_so_may_errors_of_drivers_but_for_a_wrong_password(
+    module: str, name: str, lasting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_transient(DriverError("reset"))
+    driver = types.ModuleType(module)
+    monkeypatch.setattr(driver, name, DriverError, raising=False)
+    monkeypatch.setattr(driver, lasting, WrongPassword, raising=False)
+    monkeypatch.setitem(sys.modules, module, driver)
+    assert is_transient(DriverError("reset"))
+    assert not is_transient(WrongPassword("no"))
+    assert is_refusal(WrongPassword("no"))
+    busy, forbidden = DriverError("busy"), DriverError("forbidden")
+    busy.status_code, forbidden.status_code = 503, 403  # type: ignore[attr-defined]
+    assert [is_transient(error) for error in (busy, forbidden)] == [True, False]
 
 
 def test_work_that_was_lost_may_be_done_again() -> None:

@@ -16,7 +16,6 @@ from pipeline.storage.files import (
     writing_to,
 )
 from pipeline.storage.folders import (
-    check_writable,
     download_folder,
     find_files,
     find_tree,
@@ -24,13 +23,12 @@ from pipeline.storage.folders import (
     list_files,
     list_folders,
     list_sizes,
-    new_folders,
-    remove_empty,
     remove_folder,
     remove_temporaries,
     scratch_folder,
     upload_folder,
 )
+from pipeline.storage.hidden import is_hidden
 from pipeline.storage.large import new_file
 from pipeline.storage.locations import (
     READ_THREADS,
@@ -44,6 +42,7 @@ from pipeline.storage.locations import (
 )
 from pipeline.storage.retrying import with_retries
 from pipeline.storage.text import decode_text
+from pipeline.storage.writable import check_writable, new_folders, remove_empty
 
 __all__ = [
     "READ_THREADS",
@@ -61,6 +60,7 @@ __all__ = [
     "in_job_package",
     "in_memory",
     "is_file",
+    "is_hidden",
     "is_local",
     "join",
     "list_files",

@@ -1,12 +1,10 @@
 """Read and write single files at any fsspec location, atomically."""
 
-import errno
 import inspect
 import json
 import os
 import posixpath
 import tempfile
-import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,62 +17,38 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 from pipeline.log import logger
+from pipeline.storage.local_files import create_locally, write_locally
 from pipeline.storage.locations import filesystem, is_there, location_errors, reason, why_missing
+from pipeline.storage.placing import grows_in_place, is_on, place_whole
 from pipeline.transient import driver_errors, is_forbidden
 
-# Errors of local file systems without hard links (FAT, some FUSE and network file systems).
-_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
 # Bytes that a remote file is read ahead: s3fs would fetch 50 MiB with each column of a row group.
 _READ_AHEAD = 2**18
 
 
 def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) -> None:
-    """Write a file atomically: a local file is moved into place, an object store gets one request.
+    """Write a file atomically: in a file system it is moved into place, an object store gets one request.
 
-    A process killed at any moment leaves the old file or the new one. It may also leave a local temporary file named
+    A process killed at any moment leaves the old file or the new one. It may also leave a temporary file named
     `.NAME.HEX.tmp`, which readers of datasets ignore.
 
     Args:
         uri: the file.
         content: all of it.
-        temporary_in: folder for the temporary file of a local write, on the same disk; by default the file's own
-            folder.
+        temporary_in: folder for the temporary file, on the same disk; by default the file's own folder. An object store
+            needs none.
 
     Raises:
         OSError: the disk is full, the store refuses, or the network fails; a retry may succeed.
     """
     fs, path = filesystem(uri)
-    if not isinstance(fs, LocalFileSystem):
-        try:
-            fs.pipe_file(path, content)
-        except driver_errors() as error:
-            raise OSError(reason(error)) from error
-        return
-    target = Path(path)
-    folder = target.parent if temporary_in is None else Path(filesystem(temporary_in)[1])
-    with _temporary(target, folder, content) as temporary:
-        temporary.replace(target)
-
-
-@contextmanager
-def _temporary(target: Path, folder: Path, content: bytes) -> Iterator[Path]:
-    """Write a temporary local file and flush it to the disk; at the end it is deleted unless it was moved."""
-    temporary = temporary_path(target, folder)
+    folder = posixpath.dirname(path) if temporary_in is None else filesystem(temporary_in)[1]
+    if isinstance(fs, LocalFileSystem):
+        return write_locally(Path(path), content, Path(folder))
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_path(target: Path, folder: Path) -> Path:
-    """Return where to write a file that will be moved to `target`, by a name that `remove_temporaries` recognizes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        place_whole(fs, path, lambda place: fs.pipe_file(place, content), folder)
+    except driver_errors() as error:
+        raise OSError(reason(error)) from error
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
@@ -91,11 +65,14 @@ def create_bytes(uri: str, content: bytes) -> bool:
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        return _create_locally(Path(path), content)
+        return create_locally(Path(path), content)
     fs.invalidate_cache()
     try:
-        if fs.exists(path):
+        if is_on(fs, path):
             return False
+        if grows_in_place(fs):
+            folder = posixpath.dirname(path)
+            return place_whole(fs, path, lambda place: fs.pipe_file(place, content), folder, replace=False)
         condition = {"mode": "create"} if "mode" in inspect.signature(fs.pipe_file).parameters else {}
         try:
             fs.pipe_file(path, content, **condition)
@@ -105,32 +82,6 @@ def create_bytes(uri: str, content: bytes) -> bool:
         return False
     except driver_errors() as error:
         raise OSError(reason(error)) from error
-    return True
-
-
-def _create_locally(target: Path, content: bytes) -> bool:
-    with _temporary(target, target.parent, content) as temporary:
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            # When an answer got lost, NFS may report that a link exists which this very call made.
-            return temporary.stat().st_nlink > 1
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            return _create_exclusively(target, content)
-    return True
-
-
-def _create_exclusively(target: Path, content: bytes) -> bool:
-    """Create a file without hard links: here too only one process succeeds, but others may read an incomplete file."""
-    try:
-        with target.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
     return True
 
 
@@ -188,7 +139,7 @@ def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
-        return is_there(path) if isinstance(fs, LocalFileSystem) else bool(fs.exists(path))
+        return is_there(path) if isinstance(fs, LocalFileSystem) else is_on(fs, path)
     except location_errors() as error:
         raise DatasetError(f"cannot read {uri!r}: {reason(error)}") from error
 
@@ -269,7 +220,7 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     fs.invalidate_cache()  # another process may have made it since the last listing
     try:
-        if fs.exists(path):
+        if is_on(fs, path):
             fs.rm_file(path)
     except FileNotFoundError:
         return  # another process deleted it first

@@ -14,11 +14,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DatasetError
 from pipeline.storage.files import read_bytes, remove, warn_left, write_bytes
+from pipeline.storage.hidden import is_hidden
 from pipeline.storage.locations import filesystem, join, location_errors, reason
+from pipeline.storage.placing import grows_in_place, is_on
 from pipeline.transient import driver_errors
 
-# A fixed name: where deleting is forbidden, only one empty file stays, which readers skip.
-_PROBE = ".probe"
 # Suffix of the empty file that Hadoop writes beside a folder `NAME` to mark that it exists.
 _HADOOP_MARKER = "_$folder$"
 # Names that `temporary_path` makes.
@@ -75,7 +75,7 @@ def list_sizes(uri: str) -> dict[str, int]:
     # The listing of a file is the file itself; that of a folder may hold the folder's marker.
     files = [entry for entry in entries if _is_file(fs, entry) and not _is_marker(entry, folders)]
     sizes = {posixpath.basename(entry["name"]): int(entry.get("size") or 0) for entry in files if entry["name"] != path}
-    return {name: sizes[name] for name in sorted(sizes) if not _is_hidden(name)}
+    return {name: sizes[name] for name in sorted(sizes) if not is_hidden(name)}
 
 
 def list_folders(uri: str) -> list[str]:
@@ -88,7 +88,7 @@ def list_folders(uri: str) -> list[str]:
     """
     _, path, entries = _list(uri)
     paths = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"} - {path.rstrip("/")}
-    return sorted(name for name in map(posixpath.basename, paths) if not _is_hidden(name))
+    return sorted(name for name in map(posixpath.basename, paths) if not is_hidden(name))
 
 
 def _list(uri: str) -> tuple[Any, str, list[dict[str, Any]]]:
@@ -116,7 +116,7 @@ def find_files(uri: str) -> list[tuple[str, int]]:
     folders = {folder for name in found for folder in _parents(name)}
     files = {name: int(entry.get("size") or 0) for name, entry in found.items() if not _is_marker(entry, folders)}
     below = {name.removeprefix(root).lstrip("/"): size for name, size in files.items()}
-    return sorted((name, size) for name, size in below.items() if not any(map(_is_hidden, name.split("/"))))
+    return sorted((name, size) for name, size in below.items() if not any(map(is_hidden, name.split("/"))))
 
 
 def find_tree(uri: str) -> tuple[list[tuple[str, int]], list[str]]:
@@ -165,10 +165,6 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _is_hidden(segment: str) -> bool:
-    return segment.startswith(".")
-
-
 def remove_folder(uri: str) -> None:
     """Delete a folder with everything below it, if it exists. If deleting is forbidden, it is left, as in `remove`.
 
@@ -185,7 +181,7 @@ def remove_folder(uri: str) -> None:
         return
     try:
         # One by one: fsspec's recursive delete takes `*` and `[1]` in a path as patterns, and deletes other folders.
-        names = [name for name in fs.find(path) if not name.endswith("/")] if fs.exists(path) else []
+        names = [name for name in fs.find(path) if not name.endswith("/")] if is_on(fs, path) else []
     except FileNotFoundError:
         return  # another process deleted it first
     except driver_errors() as error:
@@ -195,18 +191,23 @@ def remove_folder(uri: str) -> None:
 
 
 def remove_temporaries(uri: str) -> None:
-    """Delete the temporary files that killed local writes left in a folder, and the folder if nothing else is in it.
+    """Delete the temporary files that killed writes left in a folder, and a local folder if nothing else is in it.
 
     Raises:
-        OSError: they could not be deleted.
+        OSError, DatasetError: they could not be listed or deleted.
     """
     fs, path = filesystem(uri)
-    if not isinstance(fs, LocalFileSystem) or not os.path.isdir(path):
+    is_local = isinstance(fs, LocalFileSystem)
+    if not is_local and not grows_in_place(fs):
         return
-    for name in os.listdir(path):
+    for entry in _list(uri)[2]:
+        name = posixpath.basename(entry["name"])
         if _TEMPORARY.fullmatch(name):
             remove(join(uri, name))
-    remove_empty([Path(path)])
+    # The driver of HDFS would delete a folder with all that is in it.
+    if is_local:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
@@ -228,30 +229,6 @@ def download_folder(uri: str, local: str | Path) -> None:
         target.write_bytes(read_bytes(join(uri, name)))
 
 
-def check_writable(uri: str) -> None:
-    """Check before the work starts that a folder can be written to, by writing and deleting a small file.
-
-    If deleting is forbidden, one hidden empty file stays, the same for every check.
-
-    Raises:
-        DatasetError: the small file could not be written.
-    """
-    file = _file_above(uri)
-    if file is not None:
-        raise DatasetError(f"cannot write to {uri!r}: {str(file)!r} is a file, and a folder is needed")
-    probe = join(uri, _PROBE)
-    made = new_folders(uri)
-    try:
-        write_bytes(probe, b"")
-        fs, path = filesystem(probe)
-        # Another process may have deleted the file, or deleting may be forbidden; the folder is writable all the same.
-        with contextlib.suppress(OSError):
-            fs.rm_file(path)
-        remove_empty(made)
-    except location_errors() as error:
-        raise DatasetError(f"cannot write to {uri!r}: {reason(error)}") from error
-
-
 @contextlib.contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """Yield a folder for temporary files on this machine, which is deleted at the end.
@@ -267,24 +244,3 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
     except OSError as error:
         where = "a temporary folder" if folder is None else f"the temporary folder {folder!r}"
         raise DatasetError(f"cannot write to {where}: {reason(error)}; TMPDIR can name another disk") from error
-
-
-def _file_above(uri: str) -> Path | None:
-    """Return the local file that takes the place of a folder, or of one above it; None if there is none."""
-    fs, path = filesystem(uri)
-    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
-    return next((folder for folder in folders if os.path.exists(folder) and not os.path.isdir(folder)), None)
-
-
-def new_folders(uri: str) -> list[Path]:
-    """Return the local folders that writing to a folder would create, innermost first; empty on an object store."""
-    fs, path = filesystem(uri)
-    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
-    return [folder for folder in folders if not os.path.exists(folder)]
-
-
-def remove_empty(folders: list[Path]) -> None:
-    """Delete those of the given local folders, listed innermost first, that are empty."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()

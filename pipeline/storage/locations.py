@@ -47,8 +47,8 @@ def location_errors() -> tuple[type[BaseException], ...]:
 
 
 def reason(error: BaseException) -> str:
-    """Return type and text of a library's error, without credentials."""
-    return without_credentials(f"{type(error).__name__}: {error}")
+    """Return type and text of a library's error on one line, without credentials."""
+    return without_credentials(as_line(f"{type(error).__name__}: {error}"))
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -189,7 +189,9 @@ def in_job_package(uri: str) -> bool:
 
 
 def why_missing(uri: str) -> str:
-    """Return a hint for messages that nothing is at `uri`: where relative paths lead in a submitted job; else empty."""
+    """Return a hint for messages that nothing is at `uri`, such as where relative paths lead in a job; else empty."""
+    if _protocol(uri) == "hf":
+        return "; a private or gated repository needs a token, as in HF_TOKEN, and its terms to be accepted"
     if not in_job_package(uri):
         return ""
     return (

@@ -35,12 +35,39 @@ def nodelete(request: pytest.FixtureRequest) -> str:
     return "nodelete://bucket/out"
 
 
-def test_without_permission_to_delete_one_probe_is_left_and_never_read(nodelete: str) -> None:
+def test_without_permission_to_delete_one_probe_is_left_and_never_read(
+    nodelete: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"{nodelete}/probed"
     for _ in range(3):
-        storage.check_writable(nodelete)
-    assert list(NoDelete.store) == ["/bucket/out/.probe"]
-    assert storage.list_files(nodelete) == []
-    assert storage.find_files(nodelete) == []
+        storage.check_writable(uri)
+    assert list(NoDelete.store) == ["/bucket/out/probed/.probe"]
+    assert storage.list_files(uri) == []
+    assert storage.find_files(uri) == []
+    assert capsys.readouterr().err == f"warning: files are left in {uri!r}, they could not be deleted\n"
+
+
+def test_files_that_may_be_made_and_not_replaced_are_enough(nodelete: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Google's role `objectCreator`."""
+    uri, write = f"{nodelete}/made", MemoryFileSystem.pipe_file
+
+    def create(self: NoDelete, path: str, value: bytes, **options: Any) -> None:
+        if path in self.store:
+            raise OSError(f"Forbidden: {path}")
+        write(self, path, value, **options)
+
+    monkeypatch.setattr(NoDelete, "pipe_file", create)
+    for _ in range(2):
+        storage.check_writable(uri)
+    assert storage.find_files(uri) == []
+    monkeypatch.setattr(NoDelete, "store", {"/bucket/out/made/.probe": None})
+
+    def refuse(self: NoDelete, path: str, value: bytes, **options: Any) -> None:
+        raise OSError(f"Forbidden: {path}")
+
+    monkeypatch.setattr(NoDelete, "pipe_file", refuse)
+    with pytest.raises(DatasetError, match="cannot write to 'nodelete://bucket/out/made': OSError: Forbidden"):
+        storage.check_writable(uri)
 
 
 def test_what_may_not_be_deleted_is_left_and_said_once(nodelete: str, capsys: pytest.CaptureFixture[str]) -> None:

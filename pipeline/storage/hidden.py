@@ -1,0 +1,24 @@
+"""Tell files and folders of users from hidden ones, and from what systems leave on disks and in archives."""
+
+import re
+
+_OF_SYSTEMS = re.compile(
+    # The disk itself, on Linux and Windows; `found.000` is of a check.
+    r"lost\+found|found\.\d{3}|system volume information|\$recycle\.bin"
+    # Views of folders: Windows, and the network's on a Mac.
+    r"|thumbs\.db(:.*)?|ehthumbs(_vista)?\.db|desktop\.ini|network trash folder|temporary items"
+    # Storage of Synology, QNAP and NetApp: thumbnails, deleted files and states of before.
+    r"|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|~snapshot"
+    # Archives of macOS, and Python beside modules.
+    r"|__macosx|__pycache__",
+    re.IGNORECASE,
+)
+
+
+def is_hidden(segment: str) -> bool:
+    """Return whether the name of a file or folder is hidden (`.x`), or is one that no user gives (`lost+found`).
+
+    Args:
+        segment: of a path, without `/`.
+    """
+    return segment.startswith(".") or _OF_SYSTEMS.fullmatch(segment) is not None

@@ -1,0 +1,105 @@
+"""Put whole files in their places on storage that is not a disk of this machine.
+
+An object store shows an object when all of it has arrived. A file system shows a file from its first byte on: there it
+is written under another name, and moved.
+"""
+
+import contextlib
+import errno
+import posixpath
+from collections.abc import Callable
+from typing import Any
+
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from pipeline.storage.local_files import temporary_name
+from pipeline.transient import driver_errors
+
+# Protocols of file systems, which can move a file.
+_FILE_SYSTEMS = {"hdfs", "arrow_hdfs", "webhdfs", "webHDFS", "sftp", "ssh", "ftp", "smb", "dbfs", "webdav"}
+
+
+def grows_in_place(fs: Any) -> bool:
+    """Return whether others see a file on this storage while it is being written."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    # What a cache or a chroot works on.
+    inner = getattr(fs, "fs", None)
+    return not protocols.isdisjoint(_FILE_SYSTEMS) or (isinstance(inner, AbstractFileSystem) and grows_in_place(inner))
+
+
+def is_on(fs: Any, path: str) -> bool:
+    """Return whether a file or folder exists.
+
+    Raises:
+        OSError, or an error of the driver: it is not known. Most `exists` of fsspec answer "no" then.
+    """
+    if isinstance(fs, AsyncFileSystem):
+        return bool(fs.exists(path))
+    try:
+        fs.info(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def place_whole(fs: Any, path: str, write: Callable[[str], object], temporary_in: str, *, replace: bool = True) -> bool:
+    """Make a file appear at a path when it is complete.
+
+    Args:
+        fs: the storage, not of this machine.
+        path: of the file.
+        write: writes the file at the path that it is given.
+        temporary_in: folder for the temporary file of a file system.
+        replace: whether to replace a file that is there.
+
+    Returns:
+        Whether the file was put there; False where another one is, and is not to be replaced.
+
+    Raises:
+        OSError, or an error of the driver: it could not be written.
+    """
+    if not grows_in_place(fs):
+        write(path)
+        return True
+    temporary = posixpath.join(temporary_in, temporary_name(posixpath.basename(path)))
+    for folder in (temporary_in, posixpath.dirname(path)):
+        _make_folder(fs, folder)
+    try:
+        write(temporary)
+        return _move(fs, temporary, path, replace=replace)
+    finally:
+        with contextlib.suppress(OSError, *driver_errors()):
+            if is_on(fs, temporary):
+                fs.rm_file(temporary)
+
+
+def _make_folder(fs: Any, folder: str) -> None:
+    try:
+        fs.makedirs(folder, exist_ok=True)
+    except OSError:
+        # Another process may have made it at this moment.
+        if not is_on(fs, folder):
+            raise
+
+
+def _move(fs: Any, temporary: str, path: str, *, replace: bool) -> bool:
+    try:
+        fs.mv(temporary, path)
+    except (OSError, *driver_errors()):
+        if not is_on(fs, path):
+            raise
+    fs.invalidate_cache()
+    # HDFS and SMB move nothing onto a file that is there, and WebHDFS does not say so.
+    if not is_on(fs, temporary):
+        return True
+    if not replace:
+        return False
+    fs.rm_file(path)
+    fs.mv(temporary, path)
+    fs.invalidate_cache()
+    if is_on(fs, temporary):
+        raise OSError(f"{temporary!r} could not be moved to {path!r}")
+    return True

@@ -1,0 +1,82 @@
+"""Check that a folder can be written to, and leave no trace of it."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import DatasetError
+from pipeline.storage.files import warn_left, write_bytes
+from pipeline.storage.locations import filesystem, join, location_errors, reason
+from pipeline.transient import driver_errors, is_refusal
+
+# A fixed name: where deleting is forbidden, one empty file stays, which readers skip.
+_PROBE = ".probe"
+
+
+def check_writable(uri: str) -> None:
+    """Check before the work starts that a folder can be written to, by writing and deleting a small file.
+
+    If deleting is forbidden, a hidden empty file stays, and a line on standard error says that files are left. It is
+    the same for every check, but where replacing a file is forbidden too.
+
+    Raises:
+        DatasetError: the small file could not be written.
+    """
+    file = _file_above(uri)
+    if file is not None:
+        raise DatasetError(f"cannot write to {uri!r}: {str(file)!r} is a file, and a folder is needed")
+    made = new_folders(uri)
+    try:
+        _delete_probe(uri, _write_probe(uri))
+        remove_empty(made)
+    except location_errors() as error:
+        raise DatasetError(f"cannot write to {uri!r}: {reason(error)}") from error
+
+
+def _write_probe(uri: str) -> str:
+    """Write a small file to a folder, and return its location."""
+    probe = join(uri, _PROBE)
+    try:
+        write_bytes(probe, b"")
+    except OSError as error:
+        # A store may let files be made, and none be replaced: one of an earlier check may be there.
+        if not is_refusal(error):
+            raise
+        probe = join(uri, f"{_PROBE}.{uuid.uuid4().hex[:8]}")
+        write_bytes(probe, b"")
+    return probe
+
+
+def _delete_probe(uri: str, probe: str) -> None:
+    """Delete the small file; where that cannot be done, the folder is writable all the same."""
+    fs, path = filesystem(probe)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return  # another process deleted it
+    except (OSError, *driver_errors()):
+        warn_left(uri)
+
+
+def _file_above(uri: str) -> Path | None:
+    """Return the local file that takes the place of a folder, or of one above it; None if there is none."""
+    fs, path = filesystem(uri)
+    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
+    return next((folder for folder in folders if os.path.exists(folder) and not os.path.isdir(folder)), None)
+
+
+def new_folders(uri: str) -> list[Path]:
+    """Return the local folders that writing to a folder would create, innermost first; empty on an object store."""
+    fs, path = filesystem(uri)
+    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
+    return [folder for folder in folders if not os.path.exists(folder)]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Delete those of the given local folders, listed innermost first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
