@@ -43,15 +43,21 @@ def misnumbered(names: Sequence[str]) -> str | None:
     Args:
         names: of labels 0, 1, 2, ...
     """
-    parts = [_NUMBERED.fullmatch(name) for name in names]
-    if None in parts or len({(part[1], part[3]) for part in parts if part}) > 1:
+    if not differ_in_numbers(names):
         return None
+    parts = [_NUMBERED.fullmatch(name) for name in names]
     numbers = [int(part[2]) for part in parts if part]
     prefixed = any(as_number(name) is None for name in names)
     if prefixed and max(numbers, default=0) > _MAX_NUMBERS_PER_CLASS * len(names):
         return None
     first = 1 if numbers[:1] == [1] else 0
     return next((name for label, name in enumerate(names) if numbers[label] != label + first), None)
+
+
+def differ_in_numbers(names: Sequence[str]) -> bool:
+    """Return whether names are alike but for a number, as `class_0`, `class_1` or `n01440764`, `n01443537`."""
+    parts = [_NUMBERED.fullmatch(name) for name in names]
+    return None not in parts and len({(part[1], part[3]) for part in parts if part}) <= 1
 
 
 def doubtful_order(names: Collection[str]) -> tuple[str, str] | None:

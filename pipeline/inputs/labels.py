@@ -3,19 +3,20 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import timm.data
 
-from pipeline.dataset.classes import as_number, doubtful_order, misnumbered
+from pipeline.dataset.classes import as_number, differ_in_numbers, doubtful_order, misnumbered
 from pipeline.dataset.schema import UNKNOWN
 from pipeline.dataset.source import Source
 from pipeline.errors import DatasetError
 from pipeline.models import LoadedModel
 
-_SYNSET = re.compile(r"n\d{8}")
+# A synset, perhaps before its description, as in class folders: `n02085620-Chihuahua`.
+_SYNSET = re.compile(r"(n\d{8})(?:[-_ .:,]+\S.*)?")
 # A description with its synset, for descriptions that two classes share: `crane (n02012849)`.
 _DESCRIBED = re.compile(r".+ \((n\d{8})\)")
 _SUBSETS = ("imagenet-1k", "imagenet-22k")
@@ -72,6 +73,12 @@ def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch")
             f"has {len(names)} classes, {_some(names)}, {model} has {len(own)}, {_some(own)}, and no name is the same, "
             "so no label is known"
         )
+    meant = next((name for name in (*names, *own) if _description_of(name) is not None), None)
+    if meant is not None and not any(map(_are_bare_numbers, (names, own))):
+        return (
+            f"has the classes {_some(names)}, {model} has {_some(own)}: no name is the same, and the order is not "
+            f"known, although it is known what {meant!r} is, {_description_of(meant)!r}"
+        )
     doubtful = doubtful_order(names) if source.of_folders else None
     if doubtful is not None:
         return (
@@ -115,8 +122,9 @@ def match_classes(dataset_names: Sequence[str], model_names: Sequence[str]) -> C
     """Match the names of a dataset's classes with those of a model's.
 
     A name matches the same name; else the description or synset of the same ImageNet class; else a name that differs
-    only in case, spaces, hyphens, underscores or leading zeros. Stricter matches go first: if a model has `na`, a
-    dataset's `na` is that class, and its `NA` matches none.
+    only in case, spaces, hyphens, underscores or leading zeros; else, of an ImageNet class, one of the words that its
+    description lists, if no other class has it. Stricter matches go first: if a model has `na`, a dataset's `na` is
+    that class, and its `NA` matches none.
 
     Args:
         dataset_names: names of the dataset's classes.
@@ -125,7 +133,7 @@ def match_classes(dataset_names: Sequence[str], model_names: Sequence[str]) -> C
     labels: list[int | None] = [None] * len(dataset_names)
     ambiguous: set[int] = set()
     # Two classes may differ only in case: `Jersey`, the cow, and `jersey`, the garment.
-    for names_of in (_as_written, _names_of, _plain_names_of):
+    for names_of in (_as_written, _names_of, _plain_names_of, _words_of):
         rest = [place for place, label in enumerate(labels) if label is None and place not in ambiguous]
         if not rest:
             break
@@ -133,9 +141,11 @@ def match_classes(dataset_names: Sequence[str], model_names: Sequence[str]) -> C
         taken = {label for label in labels if label is not None}
         found = {place: _fitting(labels_of, names_of(dataset_names[place]), taken) for place in rest}
         times = Counter(label for fitting in found.values() for label in fitting)
-        ambiguous |= {place for place, fitting in found.items() if any(times[label] > 1 for label in fitting)}
-        ambiguous |= {place for place, fitting in found.items() if len(fitting) > 1}
-        for place in found.keys() - ambiguous:
+        several = {place for place, fitting in found.items() if any(times[label] > 1 for label in fitting)}
+        several |= {place for place, fitting in found.items() if len(fitting) > 1}
+        # A word that fits several classes does not make their own names too much alike.
+        ambiguous |= set() if names_of is _words_of else several
+        for place in found.keys() - several:
             labels[place] = next(iter(found[place]), None)
     return ClassMatch(labels, [dataset_names[place] for place in sorted(ambiguous)])
 
@@ -177,13 +187,33 @@ def _as_written(name: str) -> set[str]:
 
 def _names_of(name: str) -> set[str]:
     """Return a name with the synset and description of its ImageNet class."""
-    described = _DESCRIBED.fullmatch(name)
-    synset = name if _SYNSET.fullmatch(name) else described[1] if described else None
+    synset = _synset_of(name)
     return {name} if synset is None else {name, synset, _descriptions().get(synset, synset)}
+
+
+def _synset_of(name: str) -> str | None:
+    match = _SYNSET.fullmatch(name) or _DESCRIBED.fullmatch(name)
+    return None if match is None else match[1]
+
+
+def _description_of(name: str) -> str | None:
+    """Return the description of the ImageNet class whose synset a name states; None if it states none."""
+    return _all_descriptions().get(_synset_of(name) or "")
+
+
+def _are_bare_numbers(names: Sequence[str]) -> bool:
+    """Return whether names say nothing but numbers of classes: `0`, `1`, or `class_0`, `class_1`."""
+    return differ_in_numbers(names) and _description_of(names[0]) is None
 
 
 def _plain_names_of(name: str) -> set[str]:
     return set(map(_plain, _names_of(name)))
+
+
+def _words_of(name: str) -> set[str]:
+    """Return a plain name with the words that the description of its ImageNet class lists: `chain saw`, `chainsaw`."""
+    synset = _synset_of(name) or _synsets().get(name, "")
+    return _plain_names_of(name) | _words().get(synset, set())
 
 
 def _plain(name: str) -> str:
@@ -199,10 +229,37 @@ def _plain(name: str) -> str:
 def _descriptions() -> dict[str, str]:
     """Return synset → description, for descriptions that no other class of the same set has."""
     found: dict[str, str] = {}
-    for subset in reversed(_SUBSETS):
-        info = timm.data.ImageNetInfo(subset)
-        described = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+    for described in _sets():
         times = Counter(described.values())
         found = {synset: text for synset, text in found.items() if synset not in described}
         found |= {synset: text for synset, text in described.items() if times[text] == 1}
     return found
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    """Return description → synset, for the descriptions that `_descriptions` returns."""
+    return {text: synset for synset, text in _descriptions().items()}
+
+
+@cache
+def _words() -> dict[str, set[str]]:
+    """Return synset → plain words of its description that no other class of the same set has."""
+    found: dict[str, set[str]] = {}
+    for described in _sets():
+        words = {synset: set(map(_plain, text.split(", "))) for synset, text in described.items()}
+        times = Counter(word for own in words.values() for word in own)
+        found |= {synset: {word for word in own if times[word] == 1} for synset, own in words.items()}
+    return found
+
+
+@cache
+def _all_descriptions() -> dict[str, str]:
+    return {synset: text for described in _sets() for synset, text in described.items()}
+
+
+def _sets() -> Iterator[dict[str, str]]:
+    """Yield synset → description of sets of classes; what a later one says of a class goes before."""
+    for subset in reversed(_SUBSETS):
+        info = timm.data.ImageNetInfo(subset)
+        yield dict(zip(info.label_names(), info.label_descriptions(), strict=True))

@@ -28,6 +28,7 @@ _NUMBER_FIRST = re.compile(r"\s*\d+\s*[,;|:\t=]\s*\S")
 _NUMBER_LAST = re.compile(r".*\S\s*[,;|:\t=]\s*\d+\s*$")
 _NUMBER_SPACE_FIRST = re.compile(r"\s*(\d+)\s+(\S.*)")
 _NUMBER_SPACE_LAST = re.compile(r"\s*(.*\S)\s+(\d+)\s*$")
+_SYNSET = re.compile(r"n\d{8}")
 _SYNSET_FIRST = re.compile(r"n\d{8}[\s,;:|]+\S")
 
 
@@ -76,7 +77,7 @@ def names_of(value: Any) -> list[str]:
             sentence.
     """
     if isinstance(value, list | tuple):
-        return _checked(list(value))
+        return _checked([_with_synset(name) for name in value])
     if not isinstance(value, Mapping):
         raise ValueError(f"is {value!r:.60}, neither a list nor an object of names")
     found = {key: value[key] for key in _KEYS if value.get(key)}
@@ -159,9 +160,19 @@ def _filled_in(names: list[str]) -> bool:
     return any(names == [f"{word}{number}" for number in range(len(names))] for word in ("LABEL_", "class"))
 
 
+def _with_synset(name: Any) -> Any:
+    """Return a pair of synset and name, as Keras' `imagenet_class_index.json` has it, as one text; all else as it is.
+
+    Two classes of that file are called "crane"; with their synsets, classes match those of other sets of ImageNet.
+    """
+    is_pair = isinstance(name, list | tuple) and len(name) == 2 and all(isinstance(part, str) for part in name)
+    return f"{name[1]} ({name[0]})" if is_pair and _SYNSET.fullmatch(name[0]) and name[1].strip() else name
+
+
 def _names_of_mapping(value: Mapping[Any, Any]) -> list[str]:
     if not value:
         raise ValueError("is an empty object")
+    value = {key: _with_synset(name) for key, name in value.items()}
     keys_count = _are_numbers(value)
     if all(_is_number(label) for label in value.values()):
         return _in_order(list(value.values()), list(value.keys()))

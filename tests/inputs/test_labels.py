@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,14 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm.data
+from torchvision.models._meta import _IMAGENET_CATEGORIES as torchvision_names
 
 from pipeline.dataset import schema
 from pipeline.dataset.classes import misnumbered
+from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import find_labeled
-from pipeline.inputs.labels import match_classes, only_spelled_otherwise
+from pipeline.inputs.labels import map_labels, match_classes, only_spelled_otherwise
 from pipeline.models import ModelConfig, load_model
 from pipeline.models.class_names import class_names
+from pipeline.models.name_files import parse_class_names
 
 
 def imagenet_names() -> list[str]:
@@ -106,6 +111,57 @@ def test_synsets_match_the_descriptions_that_timm_gives_a_model() -> None:
     # Two classes are called crane, and only a synset says which.
     assert labels_of(["n02012849", "n03126707"], own) == [134, 517]
     assert labels_of(["crane"], own) == [None]
+
+
+def test_synsets_match_one_of_the_words_that_describe_a_class() -> None:
+    # Imagenette, whose folders are synsets, and a model that calls its classes as people do, in another order.
+    own = ["chainsaw", "tench", "gas pump", "church", "golf_ball", "garbage truck"]
+    folders = ["n01440764", "n03000684", "n03028079", "n03417042", "n03425413", "n03445777"]
+    assert labels_of(folders, own) == [1, 0, 3, 5, 2, 4]
+    assert labels_of(own, folders) == [1, 0, 4, 2, 5, 3]
+    # As in Stanford Dogs.
+    assert labels_of(["n02085620-Chihuahua", "n02099601-golden_retriever"], ["golden retriever", "Chihuahua"]) == [1, 0]
+    # A crane is a bird or a machine.
+    assert labels_of(["n02012849", "n03126707"], ["crane", "tench"]) == [None, None]
+    # Model names of timm's, and folders of words.
+    assert labels_of(["chainsaw", "tench"], imagenet_names()) == [491, 0]
+
+
+def test_the_names_of_keras_and_of_torchvision_are_the_classes_of_imagenet() -> None:
+    synsets = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    keras = parse_class_names(json.dumps({str(n): [synset, f"name_{n % 900}"] for n, synset in enumerate(synsets)}))
+    assert keras[134] == "name_134 (n02012849)"
+    assert labels_of(synsets, keras) == labels_of(keras, imagenet_names()) == list(range(1000))
+    match = match_classes(synsets, torchvision_names)
+    assert {label for place, label in enumerate(match.labels) if label != place} <= {None}
+    assert not match.ambiguous
+    assert match.labels.count(None) < 10
+    assert only_spelled_otherwise(synsets, match, torchvision_names)
+
+
+@pytest.mark.parametrize(
+    ("folders", "own", "refused"),
+    [
+        (["n01440764", "n03888257"], ["parasol", "fish"], "although it is known what 'n01440764' is, 'tench, "),
+        (["parasol", "fish"], ["n03888257", "n01440764"], "no name is the same, and the order is not known, although"),
+        (["n01440764", "n03888257"], ["0", "1"], None),
+        (["n01440764", "n03888257"], ["LABEL_0", "LABEL_1"], None),
+        (["class_0", "class_1"], ["n03888257", "n01440764"], None),
+    ],
+)
+def test_synsets_are_no_order_of_other_names(
+    folders: list[str], own: list[str], refused: str | None, tmp_path: Path, tiny_folder: Path
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(schema.encode_image(np.zeros((8, 8, 3), np.uint8)))
+    source, loaded = find_source(str(tmp_path)), load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    loaded = replace(loaded, class_names=own)
+    if refused is None:
+        assert map_labels(source, loaded, needed=True)[0] == [0, 1]
+        return
+    with pytest.raises(DatasetError, match=refused):
+        map_labels(source, loaded, needed=True)
 
 
 def test_hugging_face_spells_two_names_of_imagenet_otherwise() -> None:

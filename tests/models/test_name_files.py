@@ -27,6 +27,10 @@ from pipeline.models.name_files import parse_class_names, read_class_names
         ('{"0": "cat", "1": "dog"}', ["cat", "dog"]),
         ('{"1": "dog", "0": "cat"}', ["cat", "dog"]),
         ('{"dog": 1, "cat": 0}', ["cat", "dog"]),
+        # Keras' imagenet_class_index.json, in which two classes have the same name.
+        ('{"0": ["n02012849", "crane"], "1": ["n03126707", "crane"]}', ["crane (n02012849)", "crane (n03126707)"]),
+        ('[["n01440764", "tench"], ["n01443537", "goldfish"]]', ["tench (n01440764)", "goldfish (n01443537)"]),
+        ('{"id2label": {"0": ["n01440764", "tench"]}}', ["tench (n01440764)"]),
         # Folders named by numbers, in torchvision's class_to_idx: what is a number tells which are the names.
         ('{"3": 0, "12": 1}', ["3", "12"]),
         (
@@ -60,7 +64,7 @@ def test_names_in_the_order_of_their_numbers(text: str, names: list[str]) -> Non
         ('{"0": "a", "0": "b"}', "has the key '0' twice"),
         ('{"a": 0.0, "b": 1.0}', "maps 'a' to 0.0"),
         ('{"a": true, "b": false}', "maps 'a' to True"),
-        ('{"0": ["n01440764", "tench"]}', "maps '0' to"),
+        ('{"0": ["tench", "n01440764"]}', "maps '0' to"),
         ('{"3": "0", "5": "1"}', "maps numbers to numbers"),
         (
             '{"id2label": {"0": "x", "1": "y"}, "label2id": {"x": 1, "y": 0}}',
