@@ -27,7 +27,7 @@ ALLOWED = {
     "cluster": "errors log",
     "config": "credentials documents errors log",
     "credentials": "",
-    "dataset": "config documents errors file_kinds log pictures storage",
+    "dataset": "config documents errors file_kinds log pictures storage transient",
     "documents": "",
     "errors": "credentials transient",
     "file_kinds": "",

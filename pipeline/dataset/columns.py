@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 from pipeline.dataset import schema
 from pipeline.errors import DatasetError, as_line
 
-_IMAGE, _IMAGE_ID, _LABEL = "image", "image_id", "label"
+_IMAGE, _IMAGE_ID, _LABEL, _KEPT = "image", "image_id", "label", "keep_indices"
+# Columns of the contract that count as absent where their type is another: not every reader needs them.
+_OPTIONAL = (_LABEL, _IMAGE_ID, *schema.ABOUT_SYNTHESIS)
 # Names that others give to the column of labels, in lower case.
 _NAMES_OF_LABELS = ("label", "labels", "target", "targets", "class", "class_id", "category", "fine_label", "y")
 
@@ -22,7 +24,9 @@ _NAMES_OF_LABELS = ("label", "labels", "target", "targets", "class", "class_id",
 def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] = ()) -> dict[str, pa.DataType]:
     """Return the columns to read, each with the type that it is converted to; `image` becomes encoded bytes.
 
-    A `label` that is no number counts as absent: many read images alone, and `likely_labels` names it to the others.
+    A `label` that is no number counts as absent: many read images alone, and `likely_labels` names it to the others. So
+    does an `image_id` that is no id, see `unread_ids`. What only a synthesis knows is read of files with
+    `keep_indices`; a column of such a name in other files is another's, and is read as it is if it is asked for.
 
     Args:
         uri: of the file, for messages.
@@ -32,7 +36,8 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     Raises:
         DatasetError: there is no column of images, or a column is missing, comes twice or cannot be converted.
     """
-    names = [name for name in file_schema.names if name in schema.COLUMNS or name in extra_columns]
+    contract = schema.COLUMNS.keys() - (() if _KEPT in file_schema.names else schema.ABOUT_SYNTHESIS)
+    names = [name for name in file_schema.names if name in contract or name in extra_columns]
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise DatasetError(f"{uri!r} has several columns {repeated[0]!r}")
@@ -43,7 +48,11 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     absent = [name for name in extra_columns if name not in kinds]
     if absent:
         raise DatasetError(f"{uri!r} has no column {absent[0]!r}, only {file_schema.names[:10]}")
-    types = {name: _read_type(uri, name, kinds[name]) for name in names if name != _IMAGE}
+    types = {
+        name: _read_type(uri, name, kinds[name]) if name in contract else kinds[name]
+        for name in names
+        if name != _IMAGE
+    }
     return {_IMAGE: pa.binary()} | {name: kind for name, kind in types.items() if kind is not None}
 
 
@@ -61,16 +70,21 @@ def likely_labels(file_schema: pa.Schema) -> str | None:
     return None if found is None else f"{found.name!r} ({found.type})"
 
 
+def unread_ids(file_schema: pa.Schema) -> str | None:
+    """Return name and type of a column `image_id` that is not read, as it holds neither texts nor whole numbers."""
+    kind = next((field.type for field in file_schema if field.name == _IMAGE_ID), None)
+    fits = kind is None or pa.types.is_null(_plain(kind)) or _can_be(schema.COLUMNS[_IMAGE_ID], kind)
+    return None if fits else f"{_IMAGE_ID!r} ({kind})"
+
+
 def _read_type(uri: str, name: str, kind: pa.DataType) -> pa.DataType | None:
-    wanted = schema.COLUMNS.get(name)
-    if wanted is None:
-        return kind
+    wanted = schema.COLUMNS[name]
     # A column of ids that are all null counts as absent.
     if name == _IMAGE_ID and pa.types.is_null(_plain(kind)):
         return None
     if _can_be(wanted, kind):
         return wanted
-    if name == _LABEL:
+    if name in _OPTIONAL:
         return None
     raise DatasetError(f"{uri!r}: column {name!r} is {kind}, it must be {wanted}")
 

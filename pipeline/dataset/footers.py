@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.columns import column_types, likely_labels
+from pipeline.dataset.columns import column_types, likely_labels, unread_ids
 from pipeline.errors import DatasetError, as_line, one_line
 from pipeline.file_kinds import recognize_foreign
+from pipeline.transient import is_forbidden
 
 # Bytes read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
@@ -33,6 +34,7 @@ class FileFacts:
         names_digest: of the class names, if the file holds either.
         row_groups: rows and bytes of each.
         likely_labels: name and type of a column that may be meant as `label`, if there is none of that name.
+        unread_ids: name and type of a column `image_id` that holds no ids.
     """
 
     uri: str
@@ -41,6 +43,7 @@ class FileFacts:
     names_digest: str | None
     row_groups: tuple[tuple[int, int], ...]
     likely_labels: str | None
+    unread_ids: str | None
 
 
 def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterator[FileFacts]:
@@ -79,6 +82,7 @@ def _read_one(uri: str, extra_columns: Sequence[str]) -> FileFacts:
         schema.names_digest_of(metadata),
         tuple((group.num_rows, group.total_byte_size) for group in groups),
         likely_labels(file_schema),
+        unread_ids(file_schema),
     )
 
 
@@ -136,8 +140,9 @@ def is_unreadable(error: DatasetError) -> bool:
 
 def _is_of_content(error: BaseException) -> bool:
     # pyarrow's errors about content are an `ArrowException` or an `OSError` without errno; those of file systems and
-    # stores have an errno, or are of a subclass.
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+    # stores have an errno, are of a subclass, forbid, or come from an error of their driver.
+    plain = type(error) is OSError and error.errno is None and error.__cause__ is None and not is_forbidden(error)
+    return isinstance(error, pa.ArrowException) or plain
 
 
 def _foreign(uri: str) -> str | None:

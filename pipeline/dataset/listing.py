@@ -10,9 +10,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.log import logger
-
-# Folders that macOS leaves in archives, and Python beside modules.
-_HIDDEN = ("__MACOSX", "__pycache__")
+from pipeline.storage import is_hidden
 
 
 @dataclass
@@ -22,7 +20,7 @@ class Listing:
     Attributes:
         files: (name, size in bytes), sorted. If the location is a file, it is listed under an empty name.
         folders: names at every depth, sorted; with empty folders, if the store keeps them.
-        hidden: number of hidden entries; entries below a hidden folder are not counted.
+        hidden: hidden files and folders, and what systems leave (`lost+found`); not what lies below such a folder.
         loops: links to a folder that contains them, which are not followed.
         special: devices, pipes and the like.
         num_links_out: number of links that lead out of the folder, which are followed.
@@ -31,7 +29,7 @@ class Listing:
 
     files: list[tuple[str, int]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    hidden: int = 0
+    hidden: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     num_links_out: int = 0
@@ -61,7 +59,7 @@ def list_tree(uri: str) -> Listing:
         listing.folders = [name for name in folders if not _is_hidden(name)]
         # Count a hidden folder, and nothing below it.
         hidden = {_hidden_top(name) for name in (*(name for name, _ in files), *folders) if _is_hidden(name)}
-        listing.hidden = len(hidden)
+        listing.hidden = sorted(hidden)
     elif os.path.isfile(path):
         listing.files = [("", os.path.getsize(path))]
     else:
@@ -82,8 +80,8 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = prefix + entry.name
-            if _is_hidden(entry.name):
-                listing.hidden += 1
+            if is_hidden(entry.name):
+                listing.hidden.append(name)
             elif entry.is_dir():
                 facts = entry.stat()
                 if (facts.st_dev, facts.st_ino) in above:
@@ -153,7 +151,8 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
     if skipped:
         parts.append(f"{counted(skipped, 'other file')} ({by_suffix(skipped)}), such as {skipped[0]!r}")
     if listing.hidden:
-        parts.append(f"{listing.hidden} hidden")
+        others = sorted({posixpath.basename(name) for name in listing.hidden if not _has_dot(name)})
+        parts.append(f"{len(listing.hidden)} hidden" + (f", such as {others[0]!r}" if others else ""))
     if listing.loops:
         parts.append(f"the link {listing.loops[0]!r}, which leads to a folder that contains it")
     if parts:
@@ -172,7 +171,11 @@ def by_suffix(names: Collection[str]) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(segment.startswith(".") or segment in _HIDDEN for segment in name.split("/"))
+    return any(map(is_hidden, name.split("/")))
+
+
+def _has_dot(name: str) -> bool:
+    return posixpath.basename(name).startswith(".")
 
 
 def _is_text(name: str) -> bool:
@@ -187,5 +190,5 @@ def _is_text(name: str) -> bool:
 def _hidden_top(name: str) -> str:
     """Return the outermost hidden folder or file in a name."""
     segments = name.split("/")
-    depth = next(depth for depth, segment in enumerate(segments) if _is_hidden(segment))
+    depth = next(depth for depth, segment in enumerate(segments) if is_hidden(segment))
     return "/".join(segments[: depth + 1])

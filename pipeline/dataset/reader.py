@@ -52,7 +52,7 @@ def read_images(
             labels of several URIs mean different classes; the message names it. An image that cannot be decoded raises
             when it is read.
     """
-    extra = [name for name in columns or () if name not in schema.COLUMNS]
+    extra = [name for name in columns or () if name not in schema.COLUMNS or name in schema.ABOUT_SYNTHESIS]
     images = find_images(uri, split=split, extra_columns=extra)
     derived = {"image", "image_id"}
     shared = derived.union(set.intersection(*(set(source.columns) for source in images.sources)))

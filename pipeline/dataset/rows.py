@@ -174,11 +174,13 @@ def _derived_ids(unit: RowRange, start: int, count: int) -> pa.Array:
 
 def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     size = _rows_at_once(unit)
-    for start in range(0, unit.num_rows, size):
-        files = unit.files[start : start + size]
-        arrays: dict[str, pa.Array] = {"image_id": pa.array([name for _, name, _ in files], pa.string())}
-        if columns is None or "image" in columns:
-            arrays["image"] = pa.array([storage.read_bytes(uri) for uri, _, _ in files], pa.binary())
-        if files[0][2] is not None:
-            arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
-        yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
+    with ThreadPoolExecutor(min(storage.READ_THREADS, size)) as threads:
+        for start in range(0, unit.num_rows, size):
+            files = unit.files[start : start + size]
+            arrays: dict[str, pa.Array] = {"image_id": pa.array([name for _, name, _ in files], pa.string())}
+            if columns is None or "image" in columns:
+                images = threads.map(storage.read_bytes, [uri for uri, _, _ in files])
+                arrays["image"] = pa.array(list(images), pa.binary())
+            if files[0][2] is not None:
+                arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
+            yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})

@@ -36,6 +36,8 @@ COLUMNS = {
     "teacher_confidence": pa.float32(),
     "teacher_prediction": pa.int64(),
 }
+# Of these, what only a synthesis knows, and no job reads to make an input of a model.
+ABOUT_SYNTHESIS = ("shard_id", "class_loss", "teacher_confidence", "teacher_prediction")
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
 # Keys of a file's metadata: Hugging Face's own, and ours.

@@ -16,6 +16,7 @@ from pipeline.dataset.card import CARD, card_class_names, card_config, card_spli
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
+from pipeline.dataset.generations import check_one_generation, missing_shards
 from pipeline.dataset.incomplete_files import check_not_empty, check_pulled
 from pipeline.dataset.index import IndexedPart, indexed_parts
 from pipeline.dataset.listing import Listing, by_suffix, check_utf8_names, counted, list_tree, report_skipped
@@ -27,7 +28,6 @@ from pipeline.dataset.splits import (
     check_one_dataset,
     choose_split,
     folder_splits,
-    missing_shards,
     parquet_splits,
 )
 from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
@@ -74,7 +74,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     facts = "metadata.parquet" if images else None
     parquet = [name for name in names if _is_parquet(name) and posixpath.basename(name) != facts]
     if parquet:
-        check_no_log(uri, names)
+        check_no_log(uri, names, listing.hidden)
         parquet = [name for name in parquet if not is_unfinished(name)]
     if parquet:
         return _parquet_folder(uri, listing, parquet, extra_columns, split)
@@ -117,7 +117,8 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
     source = _parquet(uri, [_name(file) for file in opened], extra_columns, class_names)
     absent = sorted(set(schema.COLUMNS) - set(source.columns))
     if absent:
-        raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r}")
+        wanted = schema.COLUMNS[absent[0]]
+        raise DatasetError(f"synthetic dataset {uri!r}: its parts have no column {absent[0]!r} of type {wanted}")
     read: dict[str, list[Unit]] = {_name(file): [] for file in opened}
     for unit in source.units:
         if isinstance(unit, RowRange):
@@ -157,9 +158,11 @@ def _parquet_folder(
         if chosen is None:
             check_no_hidden_splits(uri, files)
     check_utf8_names(uri, files)
+    check_one_generation(uri, files)
     check_pulled(uri, dict(listing.files), files)
     for name, (there, total) in missing_shards(files).items():
-        logger.warning(f"{uri!r} has {there} of the {total} files of {name!r}: the others are missing")
+        of = f" of {name!r}" if name else ""
+        logger.warning(f"{uri!r} has {there} of the {total} files{of}: the others are missing")
     unread = {name for found in splits.files.values() for name in found} - set(files)
     report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
     in_card = card_class_names(card, config)
@@ -219,6 +222,11 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
     synthetic, likely_labels = "keep_indices" in first.columns, first.likely_labels
     if likely_labels is not None and likely_labels.startswith("'label' "):
         logger.warning(f"{uri!r}: its column {likely_labels} holds no numbers, and is not read")
+    if first.unread_ids is not None:
+        logger.warning(
+            f"{uri!r}: its column {first.unread_ids} holds neither texts nor whole numbers, and is not read: ids of "
+            "images come from file and row"
+        )
     return Source(uri, first.columns, named, synthetic, units, likely_labels=likely_labels)
 
 

@@ -109,16 +109,6 @@ def choose_split(uri: str, splits: Splits, wanted: str | None) -> tuple[str | No
     return split, files
 
 
-def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return (files present, files in total) for each `NAME-00000-of-00005` of which some files are missing."""
-    found: dict[tuple[str, int], set[int]] = {}
-    for name in names:
-        match = _SHARD.fullmatch(name)
-        if match:
-            found.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    return {name: (len(shards), total) for (name, total), shards in found.items() if len(shards) < total}
-
-
 def check_one_dataset(uri: str, split: str | None, names: Iterable[str]) -> None:
     """Refuse files of one split in several folders, which are probably several configurations of a dataset.
 

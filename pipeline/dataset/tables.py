@@ -1,14 +1,17 @@
 """Recognize Parquet folders of other systems, such as Spark and Delta Lake."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DatasetError
 
-# Table format → its log files. Only the log says which Parquet files belong to the table now.
+# Table format → its log. Only the log says which Parquet files belong to the table now. Hudi also marks each folder of
+# a partitioned table.
 _LOGS = {
-    "Delta Lake": re.compile(r"(.*/)?_delta_log/[^/]+\.json"),
-    "Iceberg": re.compile(r"(.*/)?metadata/[^/]+\.metadata\.json"),
+    "Delta Lake": re.compile(r"(.*/)?_delta_log/.+"),
+    "Hudi": re.compile(r"(.*/)?\.hoodie(_partition_metadata.*)?"),
+    "Iceberg": re.compile(r"(.*/)?metadata/([^/]+\.metadata\.json|snap-[^/]+\.avro|version-hint\.text)"),
+    "Paimon": re.compile(r"(.*/)?snapshot/snapshot-\d+"),
 }
 _LABEL = re.compile(r"(?:.*/)?(label=[^/]*)/.*")
 
@@ -21,18 +24,20 @@ def is_unfinished(name: str) -> bool:
     return any(segment.startswith("_") and "=" not in segment for segment in name.split("/"))
 
 
-def check_no_log(uri: str, names: Sequence[str]) -> None:
+def check_no_log(uri: str, names: Iterable[str], hidden: Iterable[str]) -> None:
     """Refuse a folder whose Parquet files may hold rows that are not in its table.
 
     Args:
         uri: of the folder, for messages.
         names: of all files below it.
+        hidden: names of hidden files and folders below it.
 
     Raises:
         DatasetError: the folder is a table of a format with a log.
     """
+    there = [*names, *hidden]
     for system, log in _LOGS.items():
-        if any(map(log.fullmatch, names)):
+        if any(map(log.fullmatch, there)):
             raise DatasetError(
                 f"{uri!r} is a table of {system}: its files also hold deleted rows. Export it as plain Parquet files"
             )

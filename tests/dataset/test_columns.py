@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.dataset import schema
 from pipeline.dataset.columns import cast_column, column_types, likely_labels
+from pipeline.dataset.rows import read_unit
+from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 
 CODES = [schema.encode_image(np.full((8, 8, 3), value, np.uint8)) for value in range(3)]
@@ -90,13 +92,49 @@ def test_lists_of_other_kinds_are_read(tmp_path: Path, kind: pa.DataType) -> Non
         ({"label": [0.5, 1.0, 2.0]}, r"x\.parquet': column 'label' is not all int64: Float value 0.5"),
         ({"label": pa.array([2**63] * 3, pa.uint64())}, "column 'label' is not all int64"),
         ({"keep_indices": [[40000]] * 3}, "column 'keep_indices' is not all list"),
-        ({"image_id": [0.5, 1.5, 2.5]}, "column 'image_id' is double, it must be string"),
+        ({"keep_indices": ["0 1"] * 3}, "column 'keep_indices' is string, it must be list"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
         as_read(tmp_path, {"image": ENCODED, **columns})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ids", [[0.5, 1.5, 2.5], [[0], [1], [2]]])
+def test_ids_that_are_none_are_not_read_and_a_line_says_so(
+    tmp_path: Path, ids: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"image": ENCODED, "image_id": ids}
+    assert as_read(tmp_path, columns).keys() == {"image"}
+    source = find_source(str(tmp_path / "x.parquet"))
+    assert "its column 'image_id' (" in capsys.readouterr().err
+    (table,) = read_unit(source, source.units[0])
+    assert table["image_id"].to_pylist() == ["00000000", "00000001", "00000002"]
+
+
+def test_columns_that_others_named_as_a_synthesis_does_are_theirs(tmp_path: Path) -> None:
+    theirs = {
+        "shard_id": ["a", "b", "c"],
+        "class_loss": [[0.5], [0.5], [0.5]],
+        "teacher_confidence": [{"x": 1}] * 3,
+        "teacher_prediction": [2.5] * 3,
+    }
+    columns = {"image": ENCODED, "label": [0, 1, 0], **{name: pa.array(values) for name, values in theirs.items()}}
+    assert as_read(tmp_path, columns).keys() == {"image", "label"}
+    uri = str(tmp_path / "x.parquet")
+    source = find_source(uri, ["shard_id"])
+    (table,) = read_unit(source, source.units[0])
+    assert table["shard_id"].to_pylist() == ["a", "b", "c"]
+    # Files with other such columns are one dataset all the same.
+    pq.write_table(pa.table({"image": ENCODED, "label": [0, 1, 0], "shard_id": [0, 0, 0]}), tmp_path / "y.parquet")
+    assert find_source(str(tmp_path)).num_rows == 6
+
+
+def test_what_a_synthesis_knows_is_read_of_files_with_kept_patches(tmp_path: Path) -> None:
+    kept = pa.array([[0]] * 3, pa.list_(pa.int16()))
+    found = as_read(tmp_path, {"image": ENCODED, "keep_indices": kept, "class_loss": [0.5] * 3, "shard_id": ["a"] * 3})
+    assert found == {"image": CODES, "keep_indices": [[0]] * 3, "class_loss": [0.5] * 3}
 
 
 def test_a_column_that_comes_twice_is_refused() -> None:

@@ -115,6 +115,30 @@ def test_a_folder_that_holds_something_else_is_described(tmp_path: Path) -> None
         find_source(str(tmp_path / "x.png"))
 
 
+@pytest.mark.parametrize("name", ["lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "#recycle"])
+def test_what_a_system_leaves_on_a_disk_is_no_class(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image(tmp_path / "ant" / "x.png")
+    image(tmp_path / name / "x.png")
+    (tmp_path / "found.000").mkdir()
+    assert found(tmp_path) == {"ant/x.png": 0}
+    assert find_source(str(tmp_path)).class_names == ["ant"]
+    assert f"only images are read; skipped: 2 hidden, such as '{min(name, 'found.000')}'" in capsys.readouterr().err
+
+
+def test_two_generations_of_a_dataset_are_not_read_as_one(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        parquet(tmp_path / "data" / f"{name}.parquet")
+    one = "'data/train-00000-of-00001.parquet' and 'data/train-00000-of-00002.parquet', of two generations"
+    for card in ("", "---\nconfigs:\n- {config_name: x, data_files: [{split: train, path: data/train-*}]}\n---\n"):
+        (tmp_path / "README.md").write_text(card)
+        with pytest.raises(DatasetError, match=one):
+            find_source(str(tmp_path))
+    (tmp_path / "data" / "train-00000-of-00001.parquet").unlink()
+    assert find_source(str(tmp_path)).num_rows == 2
+
+
 def test_splits_of_a_folder_of_images_are_read_one_at_a_time(tmp_path: Path) -> None:
     for name in ("train/ant/x.png", "train/bee/x.png", "train/cat/x.png", "val/ant/x.png", "val/cat/x.png"):
         image(tmp_path / name)
@@ -271,7 +295,7 @@ def test_an_object_store_has_the_folders_that_a_marker_stands_for(monkeypatch: p
             store.put_object(Bucket="made", Key=key, Body=b"" if key.endswith("/") else b"x")
         listing = list_tree("s3://made/v")
         assert [name for name, _ in listing.files] == ["ant/x.png", "cat/x.png"]
-        assert (listing.empty_folders, listing.hidden) == ({"bee"}, 1)
+        assert (listing.empty_folders, listing.hidden) == ({"bee"}, [".git"])
         assert list_tree("s3://made/v/ant/x.png").files == [("", 1)]
         assert find_source("s3://made/v").class_names == ["ant", "bee", "cat"]
     finally:

@@ -1,7 +1,10 @@
+import re
+
 import pytest
 
 from pipeline.dataset.card import card_class_names, card_config, card_splits
 from pipeline.dataset.classes import doubtful_order, order_classes
+from pipeline.dataset.generations import check_one_generation, missing_shards
 from pipeline.dataset.splits import (
     Splits,
     check_no_hidden_split_folders,
@@ -9,7 +12,6 @@ from pipeline.dataset.splits import (
     check_one_dataset,
     choose_split,
     folder_splits,
-    missing_shards,
     parquet_splits,
 )
 from pipeline.errors import DatasetError
@@ -78,6 +80,32 @@ def test_several_splits_are_not_read_as_one() -> None:
 def test_numbered_files_that_are_absent_are_counted() -> None:
     names = [f"train-{number:05d}-of-00004.parquet" for number in (0, 3)]
     assert missing_shards([*names, "test-00000-of-00001.parquet", "x.parquet"]) == {"train": (2, 4)}
+    assert missing_shards(["a/00001-of-00003.parquet", "b/part_1_of_1.parquet"]) == {"a/": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("names", "two"),
+    [
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], (0, 1)),
+        (["data/00000-of-00002.parquet", "data/00001-of-00002.parquet", "data/00000-of-00004.parquet"], (0, 2)),
+        (["train-00000-of-00002-0a1b.parquet", "train-00000-of-00002-c3d4.parquet"], (0, 1)),
+        (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], (0, 1)),
+        (["part_1_of_2.parquet", "part_1_of_3.parquet"], (0, 1)),
+        (["train-00000-of-00002-0a1b.parquet", "train-00001-of-00002-c3d4.parquet"], None),
+        (["train-00000-of-00001.parquet", "test-00000-of-00002.parquet"], None),
+        (["day=1/part-00000-of-00001.parquet", "day=2/part-00000-of-00002.parquet"], None),
+        (["part-00000-0a1b.c000.parquet", "part-00000-c3d4.c000.parquet"], None),
+    ],
+)
+def test_two_generations_of_files_in_a_folder_are_refused(names: list[str], two: tuple[int, int] | None) -> None:
+    if two is None:
+        check_one_generation("u", names)
+        return
+    first, second = (re.escape(names[place]) for place in two)
+    with pytest.raises(
+        DatasetError, match=f"'u' has '{first}' and '{second}', of two generations of a dataset, .*twice"
+    ):
+        check_one_generation("u", names)
 
 
 @pytest.mark.parametrize(

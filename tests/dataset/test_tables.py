@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.sources import find_source
 from pipeline.dataset.tables import is_unfinished
@@ -40,12 +41,30 @@ def test_rows_that_a_killed_spark_job_left_are_not_read_again(tmp_path: Path) ->
     assert find_source(str(tmp_path)).num_rows == 2
 
 
-def test_tables_with_a_log_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "part-0.parquet")
-    (tmp_path / "_delta_log").mkdir()
-    (tmp_path / "_delta_log" / "00000000000000000000.json").write_text("{}")
-    with pytest.raises(DatasetError, match="is a table of Delta Lake: its files also hold deleted rows"):
-        find_source(str(tmp_path))
+@pytest.mark.parametrize(
+    ("system", "log"),
+    [
+        ("Delta Lake", "_delta_log/00000000000000000000.json"),
+        ("Delta Lake", "_delta_log/_last_checkpoint"),
+        ("Hudi", ".hoodie/hoodie.properties"),
+        ("Hudi", "day=1/.hoodie_partition_metadata"),
+        ("Iceberg", "metadata/v1.metadata.json"),
+        ("Iceberg", "metadata/00001-0a1b.gz.metadata.json"),
+        ("Iceberg", "metadata/snap-1-1-0a1b.avro"),
+        ("Paimon", "snapshot/snapshot-1"),
+    ],
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_tables_with_a_log_are_refused(tmp_path: Path, system: str, log: str, remote: bool) -> None:
+    write(tmp_path / "day=1" / "part-0.parquet")
+    (tmp_path / log).parent.mkdir(exist_ok=True)
+    (tmp_path / log).write_text("{}")
+    uri = str(tmp_path)
+    if remote:
+        uri = f"memory://{tmp_path.name}-{system}"
+        storage.upload_folder(tmp_path, uri)
+    with pytest.raises(DatasetError, match=f"is a table of {system}: its files also hold deleted rows"):
+        find_source(uri)
 
 
 def test_labels_in_the_names_of_folders_are_refused(tmp_path: Path) -> None:
