@@ -1,4 +1,4 @@
-"""Print what of an output is done, missing and failed: `python -m jobs.status URI`, with `--watch` until it is done."""
+"""Print what of an output is done, missing and failed: `python -m jobs.status URI`, with `--watch` to the end."""
 
 import sys
 from collections import defaultdict
@@ -15,7 +15,7 @@ from pipeline.artifacts.formats import format_of
 from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.damage import damaged_parts
-from pipeline.dataset.index import num_retried, parts_without_row, read_index, valid_rows
+from pipeline.dataset.index import load_index, num_retried, parts_without_row, valid_rows
 from pipeline.dataset.undone import list_undone
 from pipeline.dataset.work import work_done
 from pipeline.documents import parse_json
@@ -37,7 +37,7 @@ class StatusConfig:
 
     Args:
         uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.
-        watch: keep looking until it is complete: a table that is redrawn on a terminal, a line for each change
+        watch: keep looking until its run is over: a table that is redrawn on a terminal, a line for each change
             elsewhere. Ctrl-C ends it.
         every_s: seconds between two looks.
     """
@@ -53,7 +53,7 @@ class StatusConfig:
 
 
 def status(config: StatusConfig) -> dict[str, Any]:
-    """Look at an output, once or until it is complete.
+    """Look at an output, once or until its run is over.
 
     Raises:
         DatasetError: as `look`.
@@ -110,7 +110,7 @@ def _dataset(uri: str) -> dict[str, Any]:
     manifest = store.read_manifest(uri)
     digest = manifest["digest"]
     progress = store.read_progress(uri, manifest["num_shards"], digest)
-    index = valid_rows(read_index(uri, digest), progress.parts)
+    index = valid_rows(load_index(uri, digest), progress.parts)
     damaged = damaged_parts(uri, digest, parts_without_row(index, progress.parts))
     return {
         "complete": progress.complete and not damaged,
@@ -124,8 +124,20 @@ def _dataset(uri: str) -> dict[str, Any]:
         ),
         "num_retried": num_retried(index),
         "num_images": manifest["num_images"],
+        **_compacted(uri, manifest),
         **work_done(_seconds_by_device(index), **_pool(uri, manifest)),
     }
+
+
+def _compacted(uri: str, manifest: dict[str, Any]) -> dict[str, int]:
+    """Return how many parts a compaction merges, which may be fewer than the shards; nothing of another dataset."""
+    if store.COMPACTION not in manifest:
+        return {}
+    facts = manifest[store.COMPACTION]
+    num_parts = facts.get("num_parts") if isinstance(facts, dict) else None
+    if not isinstance(num_parts, int):
+        raise DatasetError(f"manifest.json of {uri!r} has {quoted(facts)} as {store.COMPACTION!r}")
+    return {"num_parts": num_parts}
 
 
 def _seconds_by_device(index: pa.Table) -> dict[str | None, float]:

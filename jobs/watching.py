@@ -1,4 +1,4 @@
-"""Look at an output until it is complete: a table that is redrawn on a terminal, a line for each change elsewhere."""
+"""Look at an output until its run is over: a table that is redrawn on a terminal, a line for each change elsewhere."""
 
 import shutil
 import time
@@ -13,7 +13,7 @@ Look = Callable[[], dict[str, Any]]
 
 
 def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
-    """Print the state of an output whenever it has changed, and return it once it is complete or Ctrl-C is pressed.
+    """Print the state of an output whenever it has changed, and return it once its run is over or Ctrl-C is pressed.
 
     Where the storage does not answer, that is said, and the next look tries again.
 
@@ -58,8 +58,14 @@ def _show(table: Mapping[str, str], shown: Mapping[str, str], stream: TextIO) ->
 
 
 def _is_over(found: dict[str, Any]) -> bool:
-    # A calibration's report is written last: what it refused is not made later.
-    return found["complete"] or (found["job"] == "calibrate" and not found["missing"])
+    if found["complete"] or found["job"] == "distill":
+        return found["complete"]
+    if found["job"] == "compact":
+        # Without the shards that its images lack (`allow_incomplete`).
+        return found["num_done"] >= found["num_parts"]
+    # A calibration's report is written last, with what it refused. Shards that failed, or whose part is damaged, are
+    # made by another run.
+    return not found["missing"]
 
 
 def _redraw(table: Mapping[str, str], num_shown: int, stream: TextIO) -> None:

@@ -1,10 +1,10 @@
-"""Run a command when the cloud is about to take this spot machine away.
+"""Run a command each time the cloud gives notice that it will take this spot machine away.
 
 Ray's launcher does not listen for that notice, so `cluster.yaml` starts this on each worker:
 
     python -m pipeline.spot_notice aws ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION ...
 
-It needs nothing but Python, and ends with the command.
+It needs nothing but Python, and runs until the machine is taken: a notice may be withdrawn, and another may follow.
 """
 
 import argparse
@@ -15,17 +15,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 # EC2 gives two minutes' notice, Google half a minute.
 _PAUSE_S = 5.0
 _ANSWER_TIMEOUT_S = 5.0
 
 
-def aws_notice(metadata: str) -> bool:
+def aws_notice(metadata: str) -> str:
     """Ask EC2's metadata service (IMDSv2) whether this machine will be stopped or terminated.
 
     Args:
         metadata: address of the service.
+
+    Returns:
+        The notice, with its time; empty if there is none.
 
     Raises:
         OSError: it does not answer.
@@ -33,18 +37,17 @@ def aws_notice(metadata: str) -> bool:
     ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{metadata}/latest/api/token", ttl, method="PUT")
     try:
-        _ask(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+        return _ask(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
     except urllib.error.HTTPError as error:
         if error.code == 404:
-            return False
+            return ""
         raise
-    return True
 
 
-def gcp_notice(metadata: str) -> bool:
-    """Ask Google's metadata service whether this machine is being preempted; for the arguments see `aws_notice`."""
-    url = f"{metadata}/computeMetadata/v1/instance/preempted"
-    return _ask(url, {"Metadata-Flavor": "Google"}).strip() == "TRUE"
+def gcp_notice(metadata: str) -> str:
+    """Ask Google's metadata service whether this machine is being preempted; see `aws_notice`."""
+    answer = _ask(f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}).strip()
+    return answer if answer == "TRUE" else ""
 
 
 def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
@@ -55,36 +58,40 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
         return answer.read().decode()
 
 
-CLOUDS: dict[str, tuple[Callable[[str], bool], str]] = {
+CLOUDS: dict[str, tuple[Callable[[str], str], str]] = {
     "aws": (aws_notice, "http://169.254.169.254"),
     "gcp": (gcp_notice, "http://metadata.google.internal"),
 }
 
 
-def wait_for_notice(cloud: str, metadata: str | None = None, *, pause_s: float = _PAUSE_S) -> None:
-    """Return once this machine is about to be taken away.
+def watch(cloud: str, act: Callable[[], bool], metadata: str | None = None, *, pause_s: float = _PAUSE_S) -> NoReturn:
+    """Act once on each notice, and again until that succeeds; never returns.
 
     Args:
         cloud: `aws` or `gcp`.
+        act: returns whether it succeeded.
         metadata: address of the metadata service, if it is another than the cloud's own.
         pause_s: seconds between two questions.
     """
-    has_notice, address = CLOUDS[cloud]
-    address, silent = metadata or address, False
+    ask, address = CLOUDS[cloud]
+    address, silent, done = metadata or address, False, ""
     while True:
         try:
-            if has_notice(address):
-                return
+            notice = ask(address)
             silent = False
         except (OSError, http.client.HTTPException) as error:
             if not silent:
                 _say(f"{address} gives no answer, asking again every {pause_s:g} s: {error}")
-            silent = True
+            silent, notice = True, done
+        if done and not notice:
+            _say("the notice was withdrawn")
+        # One with another time is another one.
+        done = notice if notice == done or (notice and act()) else ""
         time.sleep(pause_s)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Wait, run the command, and return its exit code."""
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Watch, and run the command on each notice."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.spot_notice", description=(__doc__ or "").partition("\n")[0]
     )
@@ -95,9 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if not given.command:
         parser.error("give a command to run")
-    wait_for_notice(given.cloud, given.metadata, pause_s=given.pause_s)
-    _say(f"this machine will be taken away, running {given.command[0]}")
-    return subprocess.run(given.command).returncode
+    watch(given.cloud, lambda: _run(given.command), given.metadata, pause_s=given.pause_s)
+
+
+def _run(command: Sequence[str]) -> bool:
+    _say(f"this machine will be taken away, running {command[0]}")
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        _say(f"trying again: {error}")
+        return False
+    return True
 
 
 def _say(line: str) -> None:
@@ -105,4 +120,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,7 @@ from pipeline.config import digest as digest_of
 from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.damage import damaged_parts
-from pipeline.dataset.index import complete_index, parts_without_row, read_index
+from pipeline.dataset.index import complete_index, load_index, parts_without_row
 from pipeline.dataset.part_files import list_part_files, part_uri
 from pipeline.dataset.sources import is_synthetic
 from pipeline.errors import ConfigError, DatasetError
@@ -60,7 +60,7 @@ def plan_compaction(config: CompactionConfig) -> CompactionPlan:
     digest = manifest["digest"]
     progress = store.read_progress(images, manifest["num_shards"], digest)
     _check_complete(images, progress, manifest["num_shards"], allow_incomplete=config.allow_incomplete)
-    index = complete_index(images, digest, read_index(images, digest), progress.parts)
+    index = complete_index(images, digest, load_index(images, digest), progress.parts)
     _check_parts(images, digest, progress, index)
     files = list(group_parts(progress.parts, config.file_bytes))
     compaction = {

@@ -16,7 +16,7 @@ from pipeline.compaction.merging import MergedFile, Merger
 from pipeline.compaction.plan import CompactionPlan, plan_compaction
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.dataset.index import read_index, valid_rows, write_index
+from pipeline.dataset.index import load_index, valid_rows, write_index
 from pipeline.dataset.listing import counted
 from pipeline.dataset.own_card import card_of_merged, write_card
 from pipeline.dataset.part_files import PartFile, list_part_files
@@ -83,7 +83,7 @@ def _known_files(plan: CompactionPlan) -> bool:
     """Return whether a run before this one wrote every file, and the index of them."""
     output, digest = plan.merger.output, plan.merger.digest
     parts = store.list_parts(output, digest)
-    return parts.keys() == plan.progress.parts.keys() and len(valid_rows(read_index(output, digest), parts)) == len(
+    return parts.keys() == plan.progress.parts.keys() and len(valid_rows(load_index(output, digest), parts)) == len(
         parts
     )
 

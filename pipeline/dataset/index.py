@@ -77,23 +77,57 @@ def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa
         digest: of the dataset.
         columns: of the index.
     """
-    uri = storage.join(output, INDEX)
-    wanted = pa.schema([_SCHEMA.field(name) for name in columns])
-    if not storage.exists(uri):
-        return wanted.empty_table()
     try:
-        content = storage.read_bytes(uri)
-        parquet = pq.ParquetFile(pa.BufferReader(content))
-        if (parquet.schema_arrow.metadata or {}).get(_DIGEST) != digest.encode():
-            raise DatasetError("it is of another dataset")
-        # Equal rows take next to nothing in a file, and all memory when they are read.
-        if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
-            raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")
-        there = set(parquet.schema_arrow.names)
-        return _completed(parquet.read(columns=[name for name in columns if name in there]), columns).cast(wanted)
-    except (DatasetError, pa.ArrowException, KeyError, OSError, ValueError) as error:
-        logger.warning(f"{uri!r} is not used, every part is opened instead: {one_line(error)}")
-        return wanted.empty_table()
+        return load_index(output, digest, columns)
+    except DatasetError as error:
+        return _unused(output, columns, error)
+
+
+def load_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    """Return the index as `read_index`, for callers to whom an index that is there must not look like none.
+
+    Raises:
+        DatasetError: storage kept failing to answer.
+    """
+    uri = storage.join(output, INDEX)
+    try:
+        content = storage.with_retries(lambda: storage.read_bytes(uri) if storage.exists(uri) else None)
+        return _table_of_columns(columns) if content is None else _parse_index(content, digest, columns)
+    except DatasetError as error:
+        if error.is_transient:
+            raise
+        return _unused(output, columns, error)
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+        return _unused(output, columns, error)
+
+
+def _parse_index(content: bytes, digest: str, columns: Sequence[str]) -> pa.Table:
+    """Return columns of an index, given the content of its file.
+
+    Raises:
+        DatasetError: it is of another dataset, or a column is missing.
+        ArrowException, KeyError, OSError, ValueError: it is damaged.
+    """
+    parquet = pq.ParquetFile(pa.BufferReader(content))
+    if (parquet.schema_arrow.metadata or {}).get(_DIGEST) != digest.encode():
+        raise DatasetError("it is of another dataset")
+    # Equal rows take next to nothing in a file, and all memory when they are read.
+    if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
+        raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")
+    there = set(parquet.schema_arrow.names)
+    read = parquet.read(columns=[name for name in columns if name in there])
+    return _completed(read, columns).cast(_table_of_columns(columns).schema)
+
+
+def _unused(output: str, columns: Sequence[str], error: Exception) -> pa.Table:
+    uri = storage.join(output, INDEX)
+    logger.warning(f"{uri!r} is not used, every part is opened instead: {one_line(error)}")
+    return _table_of_columns(columns)
+
+
+def _table_of_columns(columns: Sequence[str]) -> pa.Table:
+    """Return an index without rows."""
+    return pa.schema([_SCHEMA.field(name) for name in columns]).empty_table()
 
 
 def _completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -179,8 +179,12 @@ def _read_files(unit: ImageFiles, columns: Sequence[str] | None) -> Iterator[pa.
             files = unit.files[start : start + size]
             arrays: dict[str, pa.Array] = {"image_id": pa.array([name for _, name, _ in files], pa.string())}
             if columns is None or "image" in columns:
-                images = threads.map(storage.read_bytes, [uri for uri, _, _ in files])
+                images = threads.map(_read_file, [uri for uri, _, _ in files])
                 arrays["image"] = pa.array(list(images), pa.binary())
             if files[0][2] is not None:
                 arrays["label"] = pa.array([label for _, _, label in files], pa.int64())
             yield pa.table({name: array for name, array in arrays.items() if columns is None or name in columns})
+
+
+def _read_file(uri: str) -> bytes:
+    return storage.with_retries(lambda: storage.read_bytes(uri))

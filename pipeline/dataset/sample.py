@@ -34,7 +34,8 @@ def read_parts(output: str, digest: str, rows: Mapping[int, Sequence[int] | None
     """
 
     def read(shard_id: int) -> pa.Table:
-        table = _read_part(store.part_uri(output, shard_id, digest), columns)
+        uri = store.part_uri(output, shard_id, digest)
+        table = storage.with_retries(lambda: _read_part(uri, columns))
         chosen = rows[shard_id]
         return table if chosen is None else table.take(list(chosen))
 

@@ -12,6 +12,8 @@
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +79,20 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
     beyond = [shard_id for shard_id in parts if shard_id >= num_shards]
     if beyond:
         raise DatasetError(f"{output!r} has {num_shards} shards, but holds {part_name(beyond[0], digest)!r}")
-    without = (shard_id for shard_id in failed_shards(output) if shard_id not in parts and shard_id < num_shards)
-    found = {shard_id: find_failure(output, shard_id) for shard_id in without}
-    failed = {shard_id: record for shard_id, record in found.items() if record is not None}
+    failed = find_failures(output, [each for each in failed_shards(output) if each not in parts and each < num_shards])
     missing = [shard_id for shard_id in range(num_shards) if shard_id not in parts and shard_id not in failed]
     return Progress(parts, failed, missing)
+
+
+def find_failures(output: str, shard_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return shard id → failure record, of those of some shards that have one.
+
+    Raises:
+        DatasetError: a file is none, or storage kept failing to answer.
+    """
+    with ThreadPoolExecutor(storage.READ_THREADS) as threads:
+        records = threads.map(lambda each: storage.with_retries(lambda: find_failure(output, each)), shard_ids)
+        return {each: found for each, found in zip(shard_ids, records, strict=True) if found is not None}
 
 
 def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
@@ -122,13 +133,15 @@ def part_exists(output: str, shard_id: int, digest: str) -> bool:
 
 
 def write_part(output: str, shard_id: int, digest: str, content: bytes) -> None:
-    """Write a shard's part atomically, and delete the shard's failure record.
+    """Write a shard's part atomically, and delete the shard's failure record, if storage lets it.
 
     Raises:
         OSError: the part could not be written; nothing is left behind.
     """
     storage.write_bytes(part_uri(output, shard_id, digest), content, temporary_in=temporary_folder(output))
-    storage.remove(_failure_uri(output, shard_id))
+    # The part is there, and with it the record means nothing; the next run deletes it.
+    with suppress(OSError):
+        storage.remove(_failure_uri(output, shard_id))
 
 
 def write_failure(output: str, shard_id: int, record: Mapping[str, Any]) -> None:

@@ -20,7 +20,18 @@ _LOCATIONS = ("images", "output", "checkpoint")
 # As `LOCAL_DIR` of pipeline.models, which imports torch: jobs that need none import this module.
 _LOCAL_DIR = "local-dir:"
 # Facts as people know them; settings are recorded under the names that they had first.
-_CALLED = {**LABELED, "as_made": "images as the config of a synthesis"}
+_CALLED = {
+    **LABELED,
+    "as_made": "images as the config of a synthesis",
+    "class_names": "teacher.class_names",
+    "class_names_sha256": "digest of teacher.class_names",
+    "compaction.file_bytes": "file_bytes",
+    "dataset": "digest of images",
+    "feature_model_renormalizes": "normalization of feature_model",
+    "images_sha256": "digest of images",
+    "ranking": "inversion.ranking",
+    "torch_threads": "pool.cpus_per_actor",
+}
 
 
 def identifying_settings(
@@ -79,8 +90,13 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
-        first, dot, rest = name.removeprefix("config.").partition(".")
-        yield f"{_CALLED.get(first, first)}{dot}{rest} is {quoted(there)} there, {quoted(here)} here"
+        yield f"{_called(name.removeprefix('config.'))} is {quoted(there)} there, {quoted(here)} here"
+
+
+def _called(name: str) -> str:
+    """Return the name by which people know a fact, given its dotted name."""
+    first, dot, rest = name.partition(".")
+    return _CALLED.get(name) or f"{_CALLED.get(first, first)}{dot}{rest}"
 
 
 def without_locations(value: Any) -> Any:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipeline import storage
@@ -23,6 +24,7 @@ _BEAT_S = 5.0
 # A process on another machine counts as dead after this long without a heartbeat. Clocks are not compared.
 _DEAD_S = 30.0
 _SETTLE_S = 0.2
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
@@ -63,7 +65,15 @@ def _who() -> dict[str, Any]:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         space = ""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": space}
+    return {"host": socket.gethostname(), "boot_id": _boot_id(), "pid": os.getpid(), "pid_namespace": space}
+
+
+def _boot_id() -> str:
+    """Return what Linux calls this run of the machine, until it is started again; empty on another system."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: float) -> bool:
@@ -110,9 +120,12 @@ def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) 
 
 
 def _is_dead(other: dict[str, Any]) -> bool:
-    """Return whether the process ran on this machine and has ended; False if that cannot be known."""
+    """Return whether the process ran on this machine and has ended; False if that cannot be known.
+
+    After a restart of the machine its number may be that of another process, and machines may share a name.
+    """
     here = _who()
-    if any(other.get(name) != here[name] for name in ("host", "pid_namespace")):
+    if any(other.get(name) != here[name] for name in ("host", "boot_id", "pid_namespace")):
         return False
     if not isinstance(other.get("pid"), int):
         return False

@@ -53,7 +53,8 @@ def write_extra(uri: str, make: Callable[[], bytes]) -> str | None:
         The URI; None if it could not be written.
     """
     try:
-        storage.write_bytes(uri, make())
+        content = make()
+        storage.with_retries(lambda: storage.write_bytes(uri, content))
     except (OSError, MemoryError, PipelineError) as error:
         logger.warning(f"{uri!r} was not written, all else is in place: {one_line(error)}")
         return None

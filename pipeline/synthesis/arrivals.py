@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import ray
@@ -67,9 +66,9 @@ class PartArrivals:
             MissingImagesError: one did; the message says why.
             DatasetError: the store kept failing to answer.
         """
-        for shard_id in storage.with_retries(lambda: store.failed_shards(self.output)):
-            record = storage.with_retries(partial(store.find_failure, self.output, shard_id))
-            if record is not None and record != self.failed_before.get(shard_id):
+        shard_ids = storage.with_retries(lambda: store.failed_shards(self.output))
+        for shard_id, record in store.find_failures(self.output, shard_ids).items():
+            if record != self.failed_before.get(shard_id):
                 raise MissingImagesError(
                     f"shard {shard_id} of {self.output!r} failed: {record['reason']}. Run this job again to retry it, "
                     "or make the other shards with jobs.synthesize and train on that dataset, in another output, with "

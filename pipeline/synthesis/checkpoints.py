@@ -1,7 +1,8 @@
 """Checkpoints of shards that are being inverted, so that a worker that is lost costs minutes, and not its shard.
 
 `<output>/checkpoints/shard-NNNNN-<digest8>.pt` is what `torch.save` writes, followed by its SHA-256. It is deleted once
-the part is written. Images do not depend on it: whoever finds none, or one that is damaged, begins the shard anew.
+the part is written. Images do not depend on it: whoever finds none, or one that is damaged, begins the shard anew. One
+that storage does not give for a moment is neither: it is asked for again, as a shard that is begun anew replaces it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +33,9 @@ _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.pt")
 _SHA256_BYTES = 32
 # A shard of a second or two has no checkpoint, so the folder need not be listed for each of them.
 _LIST_EVERY_S = 60.0
+# Seconds before each further attempt to read.
+_RETRY_DELAYS_S = (0.5, 2.0, 8.0, 30.0, 60.0, 120.0)
+T = TypeVar("T")
 
 
 @dataclass
@@ -84,6 +88,9 @@ class Checkpoints:
             shard_id: of the shard.
             seeds: of the run's images.
             snapshots: what watches the run, if anything does.
+
+        Raises:
+            DatasetError: storage kept failing to answer; the checkpoint stays as it is, if there is one.
         """
         name = f"shard-{shard_id:05d}-{self._digest[:8]}.pt"
         file = self._files[shard_id] = _File(storage.join(self._output, FOLDER, name))
@@ -95,8 +102,11 @@ class Checkpoints:
         if self._find(name):
             file.there = True
             try:
-                file.resumed, file.seconds = _go_on(run, file.uri, facts, snapshots)
+                content = _patiently(lambda: storage.read_bytes(file.uri))
+                file.resumed, file.seconds = _go_on(run, file.uri, content, facts, snapshots)
             except (DatasetError, CheckpointError) as error:
+                if error.is_transient:
+                    raise
                 file.notes.append(f"shard {shard_id} was begun anew: {error}")
         when = CheckpointTimer(self._every_s, self._noticed)
 
@@ -120,12 +130,18 @@ class Checkpoints:
         return file.notes
 
     def _find(self, name: str) -> bool:
-        """Return whether there was a checkpoint at the last listing, which is recent."""
+        """Return whether there was a checkpoint at the last listing, which is recent.
+
+        Raises:
+            DatasetError: storage kept failing to answer.
+        """
         if time.monotonic() - self._listed_at > _LIST_EVERY_S:
             try:
-                self._listed = storage.list_files(storage.join(self._output, FOLDER))
-            except DatasetError:
-                # Storage that cannot be read fails the shard later, if it does not recover.
+                self._listed = _patiently(lambda: storage.list_files(storage.join(self._output, FOLDER)))
+            except DatasetError as error:
+                if error.is_transient:
+                    raise
+                # Storage that refuses this fails the shard when it refuses the part too.
                 self._listed = []
             self._listed_at = time.monotonic()
         return name in self._listed
@@ -176,14 +192,31 @@ class _Follower:
             self._when.saved()
 
 
-def _go_on(run: Inversion, uri: str, facts: dict[str, Any], snapshots: Snapshots | None) -> tuple[str, float]:
+def _patiently(read: Callable[[], T]) -> T:
+    """Read from storage, and ask again for minutes where it does not answer: a shard that took hours is at stake.
+
+    Raises:
+        DatasetError: it kept failing to answer, or refused.
+    """
+    for delay_s in _RETRY_DELAYS_S:
+        try:
+            return read()
+        except DatasetError as error:
+            if not error.is_transient:
+                raise
+            time.sleep(delay_s)
+    return read()
+
+
+def _go_on(
+    run: Inversion, uri: str, content: bytes, facts: dict[str, Any], snapshots: Snapshots | None
+) -> tuple[str, float]:
     """Load a checkpoint into a run; return a line that says so, and how long its work took.
 
     Raises:
-        DatasetError: it cannot be read.
         CheckpointError: it is damaged, or of something else.
     """
-    state = _from_bytes(uri, storage.read_bytes(uri))
+    state = _from_bytes(uri, content)
     if any(state.get(name) != fact for name, fact in facts.items()):
         raise CheckpointError(f"checkpoint {uri!r} is of another run, device or version of torch")
     run.load_state(state["run"])

@@ -6,8 +6,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.index import KNOWN_BY_MAKER, complete_index, index_table, last_rows, read_index, write_index
-from pipeline.errors import one_line
+from pipeline import storage
+from pipeline.dataset.index import (
+    KNOWN_BY_MAKER,
+    complete_index,
+    index_table,
+    last_rows,
+    load_index,
+    read_index,
+    write_index,
+)
+from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 from pipeline.synthesis.tally import is_made
 
@@ -40,12 +49,24 @@ class RunningIndex:
             self.save()
 
     def save(self) -> None:
-        """Write the index, with the rows that other runs with the same output have written in the meantime."""
+        """Write the index, with the rows that other runs with the same output have written in the meantime.
+
+        Where storage does not answer, a line says so, and the next time is soon enough.
+        """
         if self._new or self._unsaved:
-            self._write(self._merged())
+            self._written = time.monotonic()
+            try:
+                self._write(self._merged())
+            except DatasetError as error:
+                self._warn(error)
 
     def _merged(self) -> pa.Table:
-        return last_rows(pa.concat_tables([read_index(self._output, self._digest), self.table()]))
+        """Return the index in the output with this run's parts.
+
+        Raises:
+            DatasetError: storage kept failing to answer; written without it, the index would lose what it says.
+        """
+        return last_rows(pa.concat_tables([load_index(self._output, self._digest), self.table()]))
 
     def table(self) -> pa.Table:
         """Return the index so far."""
@@ -64,18 +85,23 @@ class RunningIndex:
 
         Args:
             sizes: shard id → bytes of each part in `data/`.
-
         """
-        table = complete_index(self._output, self._digest, self._merged(), sizes)
+        try:
+            table = complete_index(self._output, self._digest, self._merged(), sizes)
+        except DatasetError as error:
+            self._warn(error)
+            return self.table()
         if not table.equals(self._stored):
             self._write(table)
         return table
 
     def _write(self, table: pa.Table) -> None:
-        self._written = time.monotonic()
         try:
-            write_index(self._output, self._digest, table)
+            storage.with_retries(lambda: write_index(self._output, self._digest, table))
             self._stored, self._unsaved = table, False
         except OSError as error:
-            # Every part says of itself what the index says of it.
-            logger.warning(f"the index of {self._output!r} could not be written: {one_line(error)}")
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        # Every part says of itself what the index says of it.
+        logger.warning(f"the index of {self._output!r} could not be written: {one_line(error)}")

@@ -109,7 +109,7 @@ def write_snapshots(output: str, document: dict[str, Any]) -> str | None:
     """Write `<output>/forming.json`; return why it could not be written, if so. The shard does not depend on it."""
     uri = storage.join(output, SNAPSHOTS)
     try:
-        storage.write_json(uri, document)
+        storage.with_retries(lambda: storage.write_json(uri, document))
     except OSError as error:
         return f"{uri!r}, which shows how images form, was not written: {as_line(error)}"
     return None

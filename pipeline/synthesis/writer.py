@@ -119,7 +119,8 @@ class PartWriter(Inverter):
         watched = {"watched": self.config.snapshots} if shard_id == WATCHED_SHARD and self.config.snapshots else {}
         try:
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
-        except (NonFiniteError, OSError, torch.OutOfMemoryError) as error:
+        # A DatasetError says that storage kept its checkpoint back.
+        except (NonFiniteError, DatasetError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
         # Of the attempts before, as far as a checkpoint kept what they did.
         resumed, before = ("", 0.0) if self.checkpoints is None else self.checkpoints.before(shard_id)
@@ -179,9 +180,9 @@ class PartWriter(Inverter):
         return [] if self.checkpoints is None else self.checkpoints.end(shard_id)
 
     def _is_done(self, shard_id: int) -> bool:
-        """Return whether another run has written the part; False if that cannot be found out."""
+        """Return whether another run has written the part; False if storage keeps failing to say so."""
         try:
-            return store.part_exists(self.config.output, shard_id, self.digest)
+            return storage.with_retries(lambda: store.part_exists(self.config.output, shard_id, self.digest))
         except DatasetError:
             return False
 
@@ -193,7 +194,7 @@ class PartWriter(Inverter):
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
-        unwritten = isinstance(error, OSError)
+        unwritten = isinstance(error, OSError | DatasetError)
         # What could not be written is made again from its checkpoint, what failed by itself from the start.
         notes = [] if unwritten else self._end_checkpoints(shard_id)
         return outcome(

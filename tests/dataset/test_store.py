@@ -1,4 +1,6 @@
+import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,42 @@ def test_write_images_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="cannot write"):
         write_images(str(tmp_path / "file" / "x.parquet"), np.zeros((1, 4, 4, 1), np.uint8), [0], ["a"])
+
+
+def test_failure_records_are_read_together_and_asked_for_again_where_a_store_throttles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, whole = str(tmp_path), storage.read_json
+    for shard_id in range(8):
+        store.write_failure(output, shard_id, {"reason": f"reason {shard_id}"})
+    together, refused = threading.Barrier(8, timeout=30), []
+
+    def busy(uri: str) -> Any:
+        if "00003" in uri and not refused:
+            refused.append(uri)
+            raise DatasetError(f"cannot read {uri!r}") from OSError(errno.EBUSY, "SlowDown")
+        together.wait()
+        return whole(uri)
+
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(storage, "read_json", busy)
+    progress = store.read_progress(output, 10, DIGEST)
+    assert [record["reason"] for record in progress.failed.values()] == [f"reason {number}" for number in range(8)]
+    assert list(progress.failed) == list(range(8))
+    assert progress.missing == [8, 9]
+    assert len(refused) == 1
+
+
+def test_a_part_is_written_though_the_record_of_its_failure_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker would say that another run made it."""
+    output = str(tmp_path)
+    store.write_failure(output, 0, {"reason": "an earlier try"})
+
+    def busy(uri: str) -> None:
+        raise OSError(errno.EBUSY, "SlowDown")
+
+    monkeypatch.setattr(storage, "remove", busy)
+    store.write_part(output, 0, DIGEST, b"content")
+    assert store.read_progress(output, 1, DIGEST).complete

@@ -12,6 +12,7 @@ from jobs import status
 from jobs.watching import describe, watch
 from pipeline.dataset import store
 from pipeline.errors import DatasetError
+from tests.conftest import make_manifest
 from tests.jobs.test_status import DIGEST, begin, part
 
 
@@ -176,3 +177,30 @@ def test_from_the_command_line(
     assert printed.err.count("shards") >= 4
     assert status.main([str(tmp_path), "--watch", "--every_s", "0"]) == 1
     assert "every_s must lie in [0.1, 86400], not 0" in capsys.readouterr().err
+
+
+def nobody_waits(seconds: float) -> None:
+    raise AssertionError("there is nothing to wait for")
+
+
+def test_a_run_that_ended_with_failed_shards_is_over(tmp_path: Path) -> None:
+    output, stream = str(tmp_path), io.StringIO()
+    begin(output)
+    store.write_failure(output, 1, {"error": "NonFiniteError", "reason": "shard 1: not finite"})
+    for shard_id in (0, 2):
+        store.write_part(output, shard_id, DIGEST, part(shard_id))
+    found = watch(lambda: status.look(output), every_s=0, stream=stream, pause=nobody_waits)
+    assert (found["complete"], found["num_failed"], found["num_missing"]) == (False, 1, 0)
+    assert "shards 2 of 3 done (66%); trouble 1 failed" in stream.getvalue()
+
+
+def test_a_compaction_of_the_parts_that_there_were_is_over(tmp_path: Path) -> None:
+    output, stream = str(tmp_path), io.StringIO()
+    store.write_manifest(output, make_manifest(DIGEST) | {store.COMPACTION: {"num_parts": 2, "num_files": 2}})
+    store.write_part(output, 0, DIGEST, part(0))
+
+    def pause(seconds: float) -> None:
+        store.write_part(output, 2, DIGEST, part(2))
+
+    found = watch(lambda: status.look(output), every_s=0, stream=stream, pause=pause)
+    assert (found["job"], found["complete"], found["missing"], found["num_done"]) == ("compact", False, [1], 2)

@@ -35,6 +35,15 @@ def test_differences_are_reported_by_name() -> None:
     assert epochs == "epochs is 3 there, None here"
     (made,) = differences({"as_made": True}, {})
     assert made == "images as the config of a synthesis is True there, None here"
+    # As they are set, not as they are recorded.
+    there = {"torch_threads": 1, "ranking": "gradient", "compaction": {"file_bytes": 5}, "labelled": {"num_images": 2}}
+    assert [line.partition(" is ")[0] for line in differences(there, {})] == [
+        "compaction",
+        "labeled",
+        "inversion.ranking",
+        "pool.cpus_per_actor",
+    ]
+    assert list(differences(there, {**there, "compaction": {"file_bytes": 6}})) == ["file_bytes is 5 there, 6 here"]
     assert len(classes) < 150
     assert list(differences(there, json.loads(json.dumps(there)))) == []
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.outputs import lease as lease_module
 from pipeline.outputs.lease import NAME, lease
 
 FAST: dict[str, Any] = {"beat_s": 0.05, "dead_s": 0.6}
@@ -91,3 +92,22 @@ def test_what_the_work_raises_gives_it_back(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), lease(str(tmp_path), "distill", **FAST):
         _ = 1 / 0
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not lease_module._BOOT_ID.exists(), reason="the system does not tell its boots apart")
+@pytest.mark.parametrize("boot_id", ["another", None])
+def test_of_a_process_before_a_restart_the_number_says_nothing(
+    boot_id: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor of one on another machine of the same name; a lease of an earlier version does not say which it was."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    there = {**lease_module._who(), "pid": int(gone.stdout), "token": "t", "since": "then", "beat": 3}
+    (tmp_path / NAME).write_text(json.dumps(there))
+    with lease(str(tmp_path), "distill", beat_s=0.05, dead_s=600):
+        assert json.loads((tmp_path / NAME).read_text())["boot_id"] == lease_module._BOOT_ID.read_text().strip()
+    there |= {"boot_id": boot_id, "token": f"of boot {boot_id}"}
+    (tmp_path / NAME).write_text(json.dumps({name: fact for name, fact in there.items() if fact is not None}))
+    started = time.monotonic()
+    with lease(str(tmp_path), "distill", **FAST):
+        assert time.monotonic() - started >= FAST["dead_s"]
+    assert "waiting for it to end, or for 0.6 s" in capsys.readouterr().err

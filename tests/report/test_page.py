@@ -154,6 +154,7 @@ def test_few_classes_have_a_table_and_many_have_their_mistakes() -> None:
 def test_a_page_that_cannot_be_made_or_written_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
     output = str(tmp_path)
 
     def broken() -> str:

@@ -1,5 +1,6 @@
 """A shard that was cut off goes on from its checkpoint, to the same part."""
 
+import errno
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import torch
 from jobs.status import look
 from pipeline import storage
 from pipeline.dataset.index import read_index
-from pipeline.errors import NonFiniteError
+from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.inversion import Inversion
 from pipeline.synthesis import checkpoints
 from pipeline.synthesis.checkpoints import FOLDER, clear_checkpoints
@@ -151,6 +152,44 @@ def test_a_checkpoint_that_cannot_be_used_costs_the_time_alone(
     assert steps == list(range(ITERATIONS))
     assert parts_of(tmp_path) == parts_of(undisturbed)
     assert not list((tmp_path / FOLDER).iterdir())
+
+
+@pytest.mark.parametrize("asked", ["list_files", "read_bytes"])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_checkpoint_that_storage_does_not_give_for_a_moment_is_asked_for_again_and_never_replaced(
+    asked: str,
+    lasting: bool,
+    tiny_folder: Path,
+    tmp_path: Path,
+    undisturbed: Path,
+    steps: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = make_plan(tiny_folder, tmp_path)
+    cut_off(plan, steps, before=11)
+    (file,) = (tmp_path / FOLDER).iterdir()
+    kept, whole, refused = file.read_bytes(), getattr(storage, asked), []
+
+    def busy(uri: str, *rest: Any) -> Any:
+        if FOLDER in uri and (lasting or len(refused) < 2):
+            refused.append(uri)
+            raise DatasetError(f"cannot read {uri!r}: SlowDown") from OSError(errno.EBUSY, "SlowDown")
+        return whole(uri, *rest)
+
+    monkeypatch.setattr(checkpoints, "_RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    with monkeypatch.context() as outage:
+        outage.setattr(storage, asked, busy)
+        row = write(plan)
+    assert len(refused) == (4 if lasting else 2)
+    if lasting:
+        assert (row["error"], row["unwritten"]) == ("DatasetError", True)
+        assert "SlowDown" in row["reason"]
+        assert steps == []
+        assert file.read_bytes() == kept
+        row = write(plan)
+    assert row["resumed"].startswith("shard 0 went on from a checkpoint at step ")
+    assert row["notes"] == []
+    assert parts_of(tmp_path) == parts_of(undisturbed)
 
 
 def test_without_a_place_for_checkpoints_the_shard_is_made_and_the_driver_told(

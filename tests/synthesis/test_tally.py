@@ -1,5 +1,6 @@
 """Counts, index and plan of a run: how much it remembers of its shards."""
 
+import errno
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline import storage
 from pipeline.dataset import store
-from pipeline.dataset.index import read_index
+from pipeline.dataset.index import index_table, read_index, write_index
 from pipeline.dataset.store import Progress
+from pipeline.errors import DatasetError
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.progress import ProgressReport
@@ -120,3 +123,47 @@ def test_the_index_is_written_while_a_run_goes_and_completed_at_its_end(
     assert 2**24 < of_processes[0] <= of_processes[1]
     assert of_processes[2] is None
     assert table["labels"].to_pylist() == [[0, 1], [1, 2, 3], [3, 4]]
+
+
+@pytest.mark.parametrize("asked", ["exists", "read_bytes"])
+def test_a_store_that_does_not_answer_costs_the_index_neither_the_run_nor_what_others_wrote(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path)
+    of_another = {"shard_id": 7, "num_rows": 5, "bytes": 10, "row_group_bytes": 20, "seconds": 3.0, "worker": "other"}
+    index = RunningIndex(output, "d" * 64)
+    write_index(output, "d" * 64, index_table([of_another]))
+    index.add(outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
+
+    def busy(uri: str) -> Any:
+        raise DatasetError(f"cannot read {uri!r}: SlowDown") from OSError(errno.EBUSY, "SlowDown")
+
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    with monkeypatch.context() as outage:
+        outage.setattr(storage, asked, busy)
+        index.save()
+        index.complete({1: 10, 7: 10})
+    assert capsys.readouterr().err.count("could not be written: DatasetError: cannot read") == 2
+    assert read_index(output, "d" * 64)["worker"].to_pylist() == ["other"]
+    index.save()
+    assert read_index(output, "d" * 64)["worker"].to_pylist() == ["mine", "other"]
+
+
+def test_at_the_end_the_index_is_written_though_the_store_throttles_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, whole, refused = str(tmp_path), storage.write_bytes, []
+    index = RunningIndex(output, "d" * 64)
+    index.add(outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
+
+    def busy(*arguments: Any, **options: Any) -> None:
+        if not refused:
+            refused.append(arguments)
+            raise OSError(errno.EBUSY, "SlowDown")
+        whole(*arguments, **options)
+
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(storage, "write_bytes", busy)
+    index.complete({1: 10})
+    assert len(refused) == 1
+    assert read_index(output, "d" * 64)["worker"].to_pylist() == ["mine"]
