@@ -102,9 +102,9 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     started = time.process_time()
     outcomes = [writer.write_shard(**plan.shards[shard_id]) for shard_id in plan.to_do]
     seconds = time.process_time() - started
-    assert not any(row["error"] for row in outcomes), outcomes
-    num_images = sum(row["num_images"] for row in outcomes)
-    taken = [steps for row in outcomes for steps in row["num_steps"]]
+    assert not any(outcome.error for outcome in outcomes), outcomes
+    num_images = sum(outcome.num_images for outcome in outcomes)
+    taken = [steps for outcome in outcomes for steps in outcome.num_steps]
     phases = config.inversion.phases(writer.teacher.num_patches)
     shape = TeacherShape.of(writer.teacher)
     return {
@@ -112,7 +112,7 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
         "seconds": seconds / num_images,
         "work": sum(run_flops(shape, first_phases(phases, steps)).total for steps in taken) / num_images,
         "mean_steps": statistics.fmean(taken) if taken else 0.0,
-        "confidence": sum(row["teacher_confidence"] * row["num_images"] for row in outcomes) / num_images,
+        "confidence": sum(outcome.teacher_confidence * outcome.num_images for outcome in outcomes) / num_images,
     }
 
 

@@ -22,10 +22,10 @@ from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
 from pipeline.synthesis.faults import check_gpu, is_device_error
+from pipeline.synthesis.outcome import Outcome, to_table
 from pipeline.synthesis.records import Begun
 from pipeline.synthesis.shards import ShardPlan
-from pipeline.synthesis.tally import is_made
-from pipeline.synthesis.writer import OUTCOME, PartWriter, UnwrittenShard, outcome, record_failure, worker_name
+from pipeline.synthesis.writer import PartWriter, UnwrittenShard, record_failure, worker_name
 
 # Errors whose message is enough; for others the last few frames of the traceback are kept too.
 _SAY_ALL = (PipelineError, OSError, MemoryError)
@@ -33,7 +33,7 @@ _NUM_FRAMES = 4
 _WAIT_S = 1.0
 # How often an idle worker looks for a shard during one turn.
 _LOOKS_PER_TURN = 4
-# Time for other calls to return their rows, and for Ray to receive a result, before this process exits.
+# Time for other calls to return their outcomes, and for Ray to receive a result, before this process exits.
 _LEAVE_S, _HEAR_S = 60.0, 1.0
 
 
@@ -84,42 +84,42 @@ class GuardedWriter:
         self._writer: PartWriter | None = None
         self._poisoned, self._reported = False, False
         self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        # Turns that have a shard or rows.
+        # Turns that have a shard or an outcome.
         self._holding: set[int] = set()
         self._returned = threading.Condition()
         self._shard_s = 0.0
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
-        """Yield a table of `OUTCOME` for each turn, with a row for each shard."""
+        """Yield a table for each turn, with the outcome of each shard; see `outcome.from_table`."""
         try:
             for turn in batch["turn"].tolist():
-                yield pa.Table.from_pylist(self._rows(turn), schema=OUTCOME)
+                yield to_table(self._outcomes(turn))
                 self._reported = True
         finally:
             with self._returned:
                 self._holding.difference_update(batch["turn"].tolist())
                 self._returned.notify()
 
-    def _rows(self, turn: int) -> list[dict[str, Any]]:
-        """Do shards in a turn until its time is over, or there is none to do; return their rows."""
-        rows: list[dict[str, Any]] = []
+    def _outcomes(self, turn: int) -> list[Outcome]:
+        """Do shards in a turn until its time is over, or there is none to do."""
+        outcomes: list[Outcome] = []
         end = time.monotonic() + (self._turn_s if self._reported else 0.0)
         while True:
-            row = self._do(turn, first=not rows)
-            if row is not None:
-                rows.append(row)
+            outcome = self._do(turn, first=not outcomes)
+            if outcome is not None:
+                outcomes.append(outcome)
                 # An unwritten shard ends the turn: failures of one machine must not look like failures of the storage.
-                if row["over"] or row["unwritten"]:
-                    return rows
-            elif rows:
-                return rows
+                if outcome.over or outcome.unwritten:
+                    return outcomes
+            elif outcomes:
+                return outcomes
             else:
                 time.sleep(self._turn_s / _LOOKS_PER_TURN)
                 if self._ask_if_more_may_come(turn):
                     continue
             # After an error the process is to end, once what it did is reported. What is done waits for no long shard.
-            if self._poisoned or time.monotonic() + (self._shard_s if rows else 0.0) >= end:
-                return rows
+            if self._poisoned or time.monotonic() + (self._shard_s if outcomes else 0.0) >= end:
+                return outcomes
 
     def _ask_if_more_may_come(self, turn: int) -> bool:
         try:
@@ -135,20 +135,20 @@ class GuardedWriter:
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(_WAIT_S)
 
-    def _do(self, turn: int, *, first: bool) -> dict[str, Any] | None:
+    def _do(self, turn: int, *, first: bool) -> Outcome | None:
         try:
             inverted = self._inverting.submit(self._invert, turn, first=first).result()
             return self._storing.submit(self._store, inverted).result() if isinstance(inverted, _Inverted) else inverted
         except ray.exceptions.RayActorError:
             # The driver has ended the run, and its record with it; or that was lost, as the driver finds out then.
-            return outcome(None, self._name, over=True)
+            return Outcome(None, self._name, over=True)
 
-    def _invert(self, turn: int, *, first: bool) -> _Inverted | dict[str, Any] | None:
-        """Return an inverted shard, or the row of one that is not to be stored; None if there is none to do.
+    def _invert(self, turn: int, *, first: bool) -> _Inverted | Outcome | None:
+        """Return an inverted shard, or the outcome of one that is not to be stored; None if there is none to do.
 
         Args:
             turn: number of the turn.
-            first: whether the turn has no rows yet; only then may it wait, or may the process end.
+            first: whether the turn has no outcome yet; only then may it wait, or may the process end.
         """
         if self._poisoned and not self._ask("is_retired", self._device):
             if not first:
@@ -177,14 +177,14 @@ class GuardedWriter:
             self._shard_s = time.monotonic() - started
         return made
 
-    def _make(self, writer: PartWriter, begun: Begun) -> _Inverted | dict[str, Any]:
+    def _make(self, writer: PartWriter, begun: Begun) -> _Inverted | Outcome:
         shard_id = begun.shard_id
         if begun.refusal:
             return self._given_up(shard_id, "WorkerDied", begun.refusal)
         # If the part cannot be read, `make` finds out why, and makes it if it is gone.
         with contextlib.suppress(DatasetError):
             if begun.done:
-                return {**writer.read_back(shard_id), "attempts": begun.attempt}
+                return replace(writer.read_back(shard_id), attempts=begun.attempt)
         if begun.done:
             begun = replace(begun, attempt=begun.attempt + 1)
         try:
@@ -200,7 +200,7 @@ class GuardedWriter:
         return _Inverted(writer, made, begun)
 
     def _leave(self) -> None:
-        """End the process once calls that have rows have returned them, and Ray has had time to hear of it.
+        """End the process once calls that have outcomes have returned them, and Ray has had time to hear of it.
 
         Ray would repeat a call whose result has not reached it.
         """
@@ -209,14 +209,14 @@ class GuardedWriter:
         time.sleep(_HEAR_S)
         os._exit(1)
 
-    def _store(self, inverted: _Inverted) -> dict[str, Any]:
+    def _store(self, inverted: _Inverted) -> Outcome:
         return self._end(inverted.writer.store(inverted.made), inverted.begun)
 
-    def _end(self, row: dict[str, Any], begun: Begun) -> dict[str, Any]:
-        self._ask("end", self._device, row["shard_id"], made=is_made(row))
-        notes = [*row["notes"], *_about(row["shard_id"], begun.history)]
+    def _end(self, outcome: Outcome, begun: Begun) -> Outcome:
+        self._ask("end", self._device, begun.shard_id, made=outcome.is_made)
+        notes = [*outcome.notes, *_about(begun.shard_id, begun.history)]
         where = {"node": self._device.node, "gpu": self._device.card}
-        return {**row, **where, "attempts": begun.attempt, "notes": notes}
+        return replace(outcome, **where, attempts=begun.attempt, notes=notes)
 
     def _loaded(self) -> PartWriter:
         if self._writer is None:
@@ -234,7 +234,7 @@ class GuardedWriter:
                 f"{NOT_SHARED}"
             )
 
-    def _failed(self, shard_id: int | None, error: Exception) -> dict[str, Any]:
+    def _failed(self, shard_id: int | None, error: Exception) -> Outcome:
         """Hand a shard back to be done elsewhere, or give it up if it has failed too often.
 
         Args:
@@ -249,19 +249,19 @@ class GuardedWriter:
         note = f"worker {self._name} failed on {self._device} while {doing}{returned}: {reason}"
         if shard_id is not None and refusal:
             return self._given_up(shard_id, "DeviceError", refusal)
-        return outcome(shard_id, self._name, handed_back=True, notes=[note])
+        return Outcome(shard_id, self._name, handed_back=True, notes=[note])
 
-    def _given_up(self, shard_id: int, error: str, reason: str) -> dict[str, Any]:
+    def _given_up(self, shard_id: int, error: str, reason: str) -> Outcome:
         labels = self._shards[shard_id]["labels"]
         reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
-        return outcome(shard_id, self._name, error=error, reason=reason, num_images=len(labels))
+        return Outcome(shard_id, self._name, error=error, reason=reason, num_images=len(labels))
 
-    def _wait(self, turn: int) -> dict[str, Any]:
-        """Keep the GPU occupied until the other workers have done what they can; return the row that ends the pass."""
+    def _wait(self, turn: int) -> Outcome:
+        """Keep the GPU occupied until the other workers have done what they can; return what ends the pass."""
         self._writer = None
         while not self._ask("wait", self._actor, turn):
             time.sleep(_WAIT_S)
-        return outcome(None, self._name, over=True)
+        return Outcome(None, self._name, over=True)
 
 
 def _trace(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pipeline.dataset.index import (
 )
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
-from pipeline.synthesis.tally import is_made
+from pipeline.synthesis.outcome import Outcome
 
 # Seconds between two writes; parts that are younger are opened by readers.
 _INTERVAL_S = 60.0
@@ -39,12 +39,12 @@ class RunningIndex:
         self._unsaved = False
         self._written = time.monotonic()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a part by its worker's row, and write the index if that is due."""
-        if is_made(row):
-            # Of a part whose row was lost with its worker, how it was made is not known.
-            unknown = {} if row["seconds"] else dict.fromkeys(KNOWN_BY_MAKER)
-            self._new.append({**row, **unknown, "num_rows": row["num_images"]})
+    def add(self, outcome: Outcome) -> None:
+        """Add the part of a shard that this run made, and write the index if that is due."""
+        if outcome.is_made:
+            # If the first outcome was lost with its worker, nobody knows how the part was made.
+            unknown = {} if outcome.seconds else dict.fromkeys(KNOWN_BY_MAKER)
+            self._new.append({**outcome.as_row(), **unknown, "num_rows": outcome.num_images})
         if time.monotonic() - self._written >= _INTERVAL_S:
             self.save()
 

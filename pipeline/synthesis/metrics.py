@@ -1,11 +1,8 @@
 """Report a run to Ray's metrics, which Prometheus reads and `examples/grafana/synthesis.json` draws."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.synthesis.tally import is_made
+from pipeline.synthesis.outcome import Outcome
 
 # Ray puts `ray_` before each name, and `_total` after those of counters.
 _PREFIX = "sparse_inversion_"
@@ -31,18 +28,18 @@ class RunMetrics:
         self._shards_left = Gauge(f"{_PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
         self._shards_left.set(self._left, self._run)
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Report a shard that is done or failed, by its row of `writer.OUTCOME`."""
-        outcome = "made" if is_made(row) else "failed" if row["error"] else "by_another"
-        self._shards.inc(1, {**self._run, "outcome": outcome})
+    def add(self, outcome: Outcome) -> None:
+        """Report a shard that is done or failed."""
+        kind = "made" if outcome.is_made else "failed" if outcome.error else "by_another"
+        self._shards.inc(1, {**self._run, "outcome": kind})
         self._left -= 1
         self._shards_left.set(self._left, self._run)
-        if is_made(row):
-            self._images.inc(row["num_images"], self._run)
-            self._bytes.inc(row["bytes"], self._run)
-            self._loss.set(row["class_loss"], self._run)
+        if outcome.is_made:
+            self._images.inc(outcome.num_images, self._run)
+            self._bytes.inc(outcome.bytes, self._run)
+            self._loss.set(outcome.class_loss, self._run)
             # Ray refuses to add nothing.
-            for counter, seconds in ((self._seconds, row["seconds"]), (self._store_seconds, row["store_s"])):
+            for counter, seconds in ((self._seconds, outcome.seconds), (self._store_seconds, outcome.store_s)):
                 if seconds > 0:
                     counter.inc(seconds, self._run)
 

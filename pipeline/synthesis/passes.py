@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -25,6 +25,7 @@ from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.metrics import RunMetrics
+from pipeline.synthesis.outcome import Outcome, from_table
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
 from pipeline.synthesis.progress import ProgressReport
@@ -66,7 +67,9 @@ def invert_missing(
             where this process does not find it.
     """
     attempts = _start(plan)
+    tally = Tally()
     report = ProgressReport(
+        tally,
         num_shards=len(plan.shards),
         num_done=len(plan.progress.done),
         num_images=plan.shards.count_images(to_do),
@@ -75,7 +78,6 @@ def invert_missing(
         num_failed=len(set(plan.progress.failed).difference(to_do)),
         whole_run=None if plan.config.inversion.adaptive_end is None else plan.config.inversion.num_steps,
     )
-    tally = Tally()
     metrics = RunMetrics(plan.digest, len(to_do))
     tracked = TrackedShards(tracker, plan)
     held: dict[Device, ActorHandle] = {}
@@ -89,8 +91,8 @@ def invert_missing(
                 held |= hold_gpus([device for device in retired if device not in held])
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
-                with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as rows:
-                    _collect(plan, rows, left, tally, index, metrics, tracked, report)
+                with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as outcomes:
+                    _collect(plan, outcomes, left, tally, index, metrics, tracked, report)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
@@ -103,7 +105,7 @@ def invert_missing(
 
 def _collect(
     plan: SynthesisPlan,
-    rows: Iterable[dict[str, Any]],
+    outcomes: Iterable[Outcome],
     left: dict[int, None],
     tally: Tally,
     index: RunningIndex,
@@ -111,23 +113,24 @@ def _collect(
     tracked: TrackedShards,
     report: ProgressReport,
 ) -> None:
-    """Count the rows of a pass as shards end, and take these out of `left`, until none is left or the pass is over."""
-    for row in rows:
-        for note in row["notes"]:
+    """Count the shards of a pass as they end, and take them out of `left`, until none is left or the pass is over."""
+    for outcome in outcomes:
+        for note in outcome.notes:
             report.note(note)
-        if row["over"]:
+        if outcome.over:
             return
         # A turn that Ray repeated may report a shard again.
-        if row["handed_back"] or row["shard_id"] not in left:
+        if outcome.handed_back or outcome.shard_id not in left:
             continue
-        del left[row["shard_id"]]
-        report.shard_finished(row)
-        tally.add(row)
-        index.add(row)
-        metrics.add(row)
+        del left[outcome.shard_id]
+        tally.add(outcome)
+        report.shard_finished(outcome)
+        tally.check_written(outcome)
+        index.add(outcome)
+        metrics.add(outcome)
         tracked.add(tally)
-        if tally.is_first_of_worker(row):
-            check_found(plan, row)
+        if tally.is_first_of_worker(outcome):
+            check_found(plan, outcome)
         if not left:
             return
 
@@ -144,7 +147,7 @@ def _start(plan: SynthesisPlan) -> ActorHandle:
 
 def _one_pass(
     plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[Outcome, None, None]:
     pool = plan.config.pool
     options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
     workers = options["compute"]
@@ -175,7 +178,7 @@ def _one_pass(
     rows.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # Without prefetching, so that a turn is reported when it is over, not when the next one is.
     for finished in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-        yield from cast(pa.Table, finished).to_pylist()
+        yield from from_table(cast(pa.Table, finished))
 
 
 def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Mapping[Device, str], barren: int) -> None:
@@ -193,21 +196,21 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
 
 
-def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:
+def check_found(plan: SynthesisPlan, outcome: Outcome) -> None:
     """Check that the first part of a worker is in the output: if it writes elsewhere, its work is lost.
 
     Args:
         plan: of the run.
-        row: of `OUTCOME`, of the part.
+        outcome: of the part.
 
     Raises:
         IncompleteError: this process does not find it.
     """
-    uri = store.part_uri(plan.config.output, row["shard_id"], plan.digest)
+    uri = store.part_uri(plan.config.output, cast(int, outcome.shard_id), plan.digest)
     for delay_s in _LOOK_AGAIN_S:
         time.sleep(delay_s)
         if storage.exists(uri):
             return
     raise IncompleteError(
-        f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: {NOT_SHARED}"
+        f"worker {outcome.worker} wrote shard {outcome.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
     )

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import TextIO
 
 from pipeline.log import logger, one_printed_line
+from pipeline.synthesis.outcome import Outcome
+from pipeline.synthesis.tally import Tally
 
 # Shortest time between two plain lines, so that a run of many small shards does not fill a log.
 _PLAIN_INTERVAL_S = 1.0
@@ -44,6 +46,7 @@ class ProgressReport:
     """Shards done and failed, images per second, remaining time, mean class loss.
 
     Args:
+        tally: what this run has done, which the caller keeps.
         num_shards: of the whole dataset.
         num_done: shards that were done before.
         num_images: images to make in this run.
@@ -55,6 +58,7 @@ class ProgressReport:
 
     def __init__(
         self,
+        tally: Tally,
         *,
         num_shards: int,
         num_done: int,
@@ -64,9 +68,9 @@ class ProgressReport:
         num_failed: int = 0,
         whole_run: int | None = None,
     ) -> None:
-        self._whole_run = whole_run
-        self._num_shards, self._done, self._failed = num_shards, num_done, num_failed
-        self._images_to_do, self._images, self._loss_sum = num_images, 0, 0.0
+        self._tally, self._whole_run = tally, whole_run
+        self._num_shards, self._done_before, self._failed_before = num_shards, num_done, num_failed
+        self._num_images = num_images
         self._stream, self._why_silent = stream, why_silent
         self._rewrites = stream.isatty()
         self._started = self._last_shard = time.monotonic()
@@ -92,44 +96,48 @@ class ProgressReport:
         with self._lock:
             self._print(f"synthesis: {line}")
 
-    def shard_finished(self, outcome: dict[str, Any]) -> None:
-        """Count a shard, given the row that its actor sent."""
+    def shard_finished(self, outcome: Outcome) -> None:
+        """Print what there is to say of a shard, which the tally has counted."""
         with self._lock:
             self._last_shard = time.monotonic()
-            if outcome["error"]:
-                self._failed += 1
-                self._images_to_do -= outcome["num_images"]
-                self._print(f"synthesis: shard {outcome['shard_id']} failed: {outcome['error']}: {outcome['reason']}")
-            elif outcome["by_another"]:
-                self._done += 1
-                self._images_to_do -= outcome["num_images"]
-            else:
-                self._done += 1
-                self._images += outcome["num_images"]
-                self._loss_sum += outcome["class_loss"] * outcome["num_images"]
-                if outcome["resumed"] and logger.isEnabledFor(logging.INFO):
-                    self._print(f"synthesis: {outcome['resumed']}")
-                waited = slowest(outcome["num_steps"], self._whole_run)
+            if outcome.error:
+                self._print(f"synthesis: shard {outcome.shard_id} failed: {outcome.error}: {outcome.reason}")
+            elif outcome.is_made:
+                if outcome.resumed and logger.isEnabledFor(logging.INFO):
+                    self._print(f"synthesis: {outcome.resumed}")
+                waited = slowest(outcome.num_steps, self._whole_run)
                 if waited and logger.isEnabledFor(logging.INFO):
-                    self._print(f"synthesis: shard {outcome['shard_id']} {waited}")
+                    self._print(f"synthesis: shard {outcome.shard_id} {waited}")
                 if self._began is None:
                     # Before it, nodes were started and models loaded, which tells nothing of the images to come.
-                    self._began = max(self._started, time.monotonic() - outcome["seconds"] - outcome["store_s"])
+                    self._began = max(self._started, time.monotonic() - outcome.seconds - outcome.store_s)
             self._print_status()
 
     def status(self) -> str:
         """Return the current line."""
-        parts = [f"{self._done} of {self._num_shards} shards done, {self._failed} failed"]
-        if self._images:
-            rate = self._images / max(time.monotonic() - (self._began or self._started), 1e-9)
-            left = timedelta(seconds=round(max(0, self._images_to_do - self._images) / rate))
-            parts += [f"{rate:.3g} images/s, {left} left", f"class loss {self._loss_sum / self._images:.4f}"]
+        done, failed = self._counts()
+        parts = [f"{done} of {self._num_shards} shards done, {failed} failed"]
+        tally = self._tally
+        if tally.num_images:
+            rate = tally.num_images / max(time.monotonic() - (self._began or self._started), 1e-9)
+            left = timedelta(seconds=round(max(0, self.num_images_left) / rate))
+            parts += [f"{rate:.3g} images/s, {left} left", f"class loss {tally.class_loss:.4f}"]
         return "synthesis: " + "; ".join(parts)
+
+    @property
+    def num_images_left(self) -> int:
+        """Images that this run has still to make."""
+        tally = self._tally
+        return self._num_images - tally.num_images - tally.num_images_by_another - tally.num_images_failed
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many shards of the dataset are done, and how many failed."""
+        return self._done_before + self._tally.num_done, self._failed_before + len(self._tally.failures)
 
     def _print_status(self, *, last: bool = False) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        now, counts = time.monotonic(), (self._done, self._failed)
+        now, counts = time.monotonic(), self._counts()
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{self.status()}" + ("\n" if last else ""))
             self._stream.flush()

@@ -1,11 +1,10 @@
 """Count what the workers of a run report, in memory that does not grow with what they make."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.errors import IncompleteError
+from pipeline.synthesis.outcome import Outcome
 
 # The run stops after this many shards in a row that could not be written.
 _MAX_UNWRITTEN = 5
@@ -13,7 +12,7 @@ _MAX_UNWRITTEN = 5
 
 @dataclass
 class Tally:
-    """Counts of the shards of a run by what became of them, from the rows of `writer.OUTCOME`.
+    """Counts of the shards of a run by what became of them.
 
     Attributes:
         num_ended: shards that are done or failed.
@@ -23,6 +22,7 @@ class Tally:
         num_retried: shards made by this run in more than one attempt.
         num_images: made by this run.
         num_images_by_another: made by another run in the meantime.
+        num_images_failed: of the shards that failed.
         loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
         steps: steps taken → number of starts.
         seconds: device, as in the index → seconds of inverting, of all workers on such devices.
@@ -38,6 +38,7 @@ class Tally:
     num_retried: int = 0
     num_images: int = 0
     num_images_by_another: int = 0
+    num_images_failed: int = 0
     loss_sum: float = 0.0
     confidence_sum: float = 0.0
     steps: Counter[int] = field(default_factory=Counter)
@@ -45,6 +46,11 @@ class Tally:
     compile_s: float = 0.0
     peak_bytes: int = 0
     num_unwritten: int = 0
+
+    @property
+    def num_done(self) -> int:
+        """Shards that are done, made by this run or another."""
+        return self.num_ended - len(self.failures)
 
     @property
     def class_loss(self) -> float | None:
@@ -56,40 +62,43 @@ class Tally:
         """Mean confidence of the teacher in the images made by this run; None without any."""
         return self.confidence_sum / self.num_images if self.num_images else None
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count a shard that is done or failed.
+    def add(self, outcome: Outcome) -> None:
+        """Count a shard that is done or failed."""
+        self.num_ended += 1
+        self.num_unwritten = self.num_unwritten + 1 if outcome.unwritten else 0
+        if outcome.error:
+            assert outcome.shard_id is not None
+            self.failures[outcome.shard_id] = outcome.reason
+            self.num_images_failed += outcome.num_images
+        elif outcome.by_another:
+            self.num_by_another += 1
+            self.num_images_by_another += outcome.num_images
+        else:
+            self._add_made(outcome)
+
+    def _add_made(self, outcome: Outcome) -> None:
+        self.made_by[outcome.worker] += 1
+        self.num_retried += (outcome.attempts or 1) > 1
+        self.num_images += outcome.num_images
+        self.loss_sum += outcome.class_loss * outcome.num_images
+        self.confidence_sum += outcome.teacher_confidence * outcome.num_images
+        self.steps.update(outcome.num_steps)
+        self.seconds[outcome.device] += outcome.seconds
+        self.compile_s += outcome.compile_s
+        self.peak_bytes = max(self.peak_bytes, outcome.peak_bytes)
+
+    def check_written(self, last: Outcome) -> None:
+        """Stop a run whose images would all be lost.
+
+        Args:
+            last: the outcome that was added last.
 
         Raises:
-            IncompleteError: shard after shard is made and cannot be written, so that all images would be lost.
+            IncompleteError: shard after shard was made and could not be written.
         """
-        self.num_ended += 1
-        self.num_unwritten = self.num_unwritten + 1 if row["unwritten"] else 0
-        if row["error"]:
-            self.failures[row["shard_id"]] = row["reason"]
-        elif row["by_another"]:
-            self.num_by_another += 1
-            self.num_images_by_another += row["num_images"]
-        else:
-            self._add_made(row)
         if self.num_unwritten >= _MAX_UNWRITTEN:
-            raise IncompleteError(f"{self.num_unwritten} shards in a row could not be written: {row['reason']}")
+            raise IncompleteError(f"{self.num_unwritten} shards in a row could not be written: {last.reason}")
 
-    def _add_made(self, row: Mapping[str, Any]) -> None:
-        self.made_by[row["worker"]] += 1
-        self.num_retried += (row["attempts"] or 1) > 1
-        self.num_images += row["num_images"]
-        self.loss_sum += row["class_loss"] * row["num_images"]
-        self.confidence_sum += row["teacher_confidence"] * row["num_images"]
-        self.steps.update(row["num_steps"])
-        self.seconds[row["device"]] += row["seconds"]
-        self.compile_s += row["compile_s"]
-        self.peak_bytes = max(self.peak_bytes, row["peak_bytes"])
-
-    def is_first_of_worker(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row that was added last is of the first part that its worker made."""
-        return is_made(row) and self.made_by[row["worker"]] == 1
-
-
-def is_made(row: Mapping[str, Any]) -> bool:
-    """Return whether a row is of a part that this run made."""
-    return not row["error"] and not row["by_another"]
+    def is_first_of_worker(self, last: Outcome) -> bool:
+        """Return whether the outcome that was added last is of the first part that its worker made."""
+        return last.is_made and self.made_by[last.worker] == 1

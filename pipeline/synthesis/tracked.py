@@ -35,7 +35,7 @@ class TrackedShards:
         if self._tracker is None:
             return
         self._last = time.monotonic()
-        done = self._num_before + tally.num_ended - len(tally.failures)
+        done = self._num_before + tally.num_done
         figures = {
             "shards_done": done,
             "shards_failed": len(tally.failures),

@@ -1,14 +1,12 @@
-"""Write shards: part files, failure records, and a row for the driver."""
+"""Write shards: part files and failure records, each with the outcome that the driver gets."""
 
 import json
-import math
 import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,43 +21,9 @@ from pipeline.synthesis.actor import InvertedShard, Inverter
 from pipeline.synthesis.checkpoints import Checkpoints
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import is_node_leaving
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.snapshots import WATCHED_SHARD, write_snapshots
 from pipeline.workers import check_same_digest, device_name
-
-# Row that the driver gets for each shard; the error of a finished one is empty.
-OUTCOME = pa.schema(
-    {
-        # Null in a row of no shard: its worker could not load the teacher, or nobody is left who works in the pass.
-        "shard_id": pa.int64(),
-        "error": pa.string(),
-        "reason": pa.string(),
-        "unwritten": pa.bool_(),
-        "by_another": pa.bool_(),
-        "handed_back": pa.bool_(),
-        "over": pa.bool_(),
-        # Lines about what went wrong, and about a checkpoint that the shard went on from.
-        "notes": pa.list_(pa.string()),
-        "resumed": pa.string(),
-        "worker": pa.string(),
-        "num_images": pa.int64(),
-        "labels": pa.list_(pa.int64()),
-        "bytes": pa.int64(),
-        "row_group_bytes": pa.int64(),
-        "seconds": pa.float64(),
-        "store_s": pa.float64(),
-        "class_loss": pa.float64(),
-        "teacher_confidence": pa.float64(),
-        "num_steps": pa.list_(pa.int64()),
-        "compile_s": pa.float64(),
-        "peak_bytes": pa.int64(),
-        # Null where no part was made, or the row of its maker was lost.
-        "device": pa.string(),
-        # Filled in by `guard.GuardedWriter`.
-        "attempts": pa.int64(),
-        "node": pa.string(),
-        "gpu": pa.string(),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +45,7 @@ class UnwrittenShard:
 
 
 class PartWriter(Inverter):
-    """Turns rows of `plan_shards` into part files, and yields a small row for each shard as soon as it is done.
+    """Turns rows of `plan_shards` into part files, and yields the outcome of each shard as soon as it is done.
 
     Args:
         config: of the dataset.
@@ -102,13 +66,13 @@ class PartWriter(Inverter):
             every_s = 60 * config.checkpoint_minutes
             self.checkpoints = Checkpoints(config.output, self.digest, every_s, is_node_leaving)
 
-    def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> dict[str, Any]:
-        """Invert a shard and write its part, or its failure record; return the row of `OUTCOME`."""
+    def write_shard(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> Outcome:
+        """Invert a shard and write its part, or its failure record."""
         made = self.make(shard_id, labels, image_ids)
         return self.store(made) if isinstance(made, UnwrittenShard) else made
 
-    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> "UnwrittenShard | dict[str, Any]":
-        """Invert a shard and return it for `store`, or its row if another run made it or it failed.
+    def make(self, shard_id: int, labels: Sequence[int], image_ids: Sequence[str]) -> UnwrittenShard | Outcome:
+        """Invert a shard and return it for `store`, or its outcome if another run made it or it failed.
 
         A failure is recorded.
         """
@@ -126,8 +90,8 @@ class PartWriter(Inverter):
         resumed, before = ("", 0.0) if self.checkpoints is None else self.checkpoints.before(shard_id)
         return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started, resumed)
 
-    def store(self, made: "UnwrittenShard") -> dict[str, Any]:
-        """Encode the images of a shard and write its part, or a failure record; return its row. Uses no GPU."""
+    def store(self, made: UnwrittenShard) -> Outcome:
+        """Encode the images of a shard and write its part, or a failure record. Uses no GPU."""
         shard_id, labels, shard = made.shard_id, made.labels, made.shard
         started = time.monotonic()
         try:
@@ -135,7 +99,7 @@ class PartWriter(Inverter):
             fault = None if shard.snapshots is None else write_snapshots(self.config.output, shard.snapshots)
         except OSError as error:
             return self._failed(shard_id, labels, error)
-        return outcome(
+        return Outcome(
             shard_id,
             self.worker,
             notes=[*([] if fault is None else [fault]), *self._end_checkpoints(shard_id)],
@@ -151,15 +115,15 @@ class PartWriter(Inverter):
             device=device_name(self.device),
         )
 
-    def read_back(self, shard_id: int) -> dict[str, Any]:
-        """Return the row of a part that this run made, read from the part itself, where the first row may be lost.
+    def read_back(self, shard_id: int) -> Outcome:
+        """Return the outcome of a part that this run made, read from the part itself: the first one may be lost.
 
         Raises:
             DatasetError: the part cannot be read.
         """
         facts = read_part_facts(self.config.output, self.digest, shard_id)
         num_images = facts.pop("num_rows")
-        return outcome(worker=self.worker, num_images=num_images, **facts)
+        return Outcome(worker=self.worker, num_images=num_images, **facts)
 
     def _write(self, shard_id: int, shard: InvertedShard) -> dict[str, int]:
         """Write a part; return its bytes, and those of its row group before compression."""
@@ -186,18 +150,18 @@ class PartWriter(Inverter):
         except DatasetError:
             return False
 
-    def _by_another(self, shard_id: int, labels: Sequence[int]) -> dict[str, Any]:
-        """Return the row of a shard that another run with the same settings has made in the meantime."""
-        return outcome(shard_id, self.worker, by_another=True, num_images=len(labels))
+    def _by_another(self, shard_id: int, labels: Sequence[int]) -> Outcome:
+        """Return the outcome of a shard that another run with the same settings has made in the meantime."""
+        return Outcome(shard_id, self.worker, by_another=True, num_images=len(labels))
 
-    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> dict[str, Any]:
+    def _failed(self, shard_id: int, labels: Sequence[int], error: Exception) -> Outcome:
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
         unwritten = isinstance(error, OSError | DatasetError)
         # What could not be written is made again from its checkpoint, what failed by itself from the start.
         notes = [] if unwritten else self._end_checkpoints(shard_id)
-        return outcome(
+        return Outcome(
             shard_id,
             self.worker,
             error=type(error).__name__,
@@ -212,33 +176,6 @@ def worker_name() -> str:
     """Return a name for this process, by which a GPU that keeps failing can be found."""
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"{socket.gethostname()} pid {os.getpid()}{f' gpu {gpus}' if gpus else ''}"
-
-
-def outcome(shard_id: int | None, worker: str, **facts: Any) -> dict[str, Any]:
-    """Return the driver's row for a shard; the defaults mean that nothing was made and there was no error."""
-    nothing = {
-        "error": "",
-        "reason": "",
-        "unwritten": False,
-        "by_another": False,
-        "handed_back": False,
-        "over": False,
-        "notes": [],
-        "resumed": "",
-        "num_images": 0,
-        "labels": [],
-        "bytes": 0,
-        "row_group_bytes": 0,
-        "seconds": 0.0,
-        "store_s": 0.0,
-        "class_loss": math.nan,
-        "teacher_confidence": math.nan,
-        "num_steps": [],
-        "compile_s": 0.0,
-        "peak_bytes": 0,
-        **dict.fromkeys(("device", "attempts", "node", "gpu")),
-    }
-    return {"shard_id": shard_id, "worker": worker, **nothing, **facts}
 
 
 def record_failure(output: str, shard_id: int, labels: Sequence[int], worker: str, error: str, reason: str) -> str:

@@ -461,7 +461,7 @@ def test_the_order_does_not_depend_on_how_parts_are_cut_into_tables(
     to_make = plan_images(write(synthesis, tmp_path))
     writer = PartWriter(to_make.plan.config, to_make.plan.digest)
     for shard in to_make.plan.shards:
-        assert writer.write_shard(shard["shard_id"], shard["labels"], shard["image_ids"])["error"] == ""
+        assert writer.write_shard(shard["shard_id"], shard["labels"], shard["image_ids"]).error == ""
     planned = planned_images(to_make)
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
 

@@ -22,6 +22,7 @@ from pipeline.models import load_model, save_model
 from pipeline.synthesis import Inverter, plan_shards
 from pipeline.synthesis.identity import identity, image_seed
 from pipeline.synthesis.networks import load_networks
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.shards import Shard
 from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
@@ -214,8 +215,8 @@ def make_writer(teacher: Path, output: Path) -> PartWriter:
     return PartWriter(config, Inverter(config).digest)
 
 
-def outcomes_of(writer: PartWriter, shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """The rows that the driver gets."""
+def outcomes_of(writer: PartWriter, shards: Sequence[Shard]) -> list[Outcome]:
+    """What the driver gets."""
     return [writer.write_shard(**shard) for shard in shards]
 
 
@@ -223,10 +224,10 @@ def test_part_tells_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     writer = make_writer(tiny_folder, tmp_path)
     store.write_failure(str(tmp_path), 1, {"reason": "an earlier try"})
     (outcome,) = outcomes_of(writer, plan_shards(writer.config)[1:2])
-    assert outcome["shard_id"] == 1
-    assert outcome["num_images"] == 5
-    assert outcome["error"] == ""
-    assert outcome["num_steps"] == [8] * 5
+    assert outcome.shard_id == 1
+    assert outcome.num_images == 5
+    assert outcome.error == ""
+    assert outcome.num_steps == [8] * 5
     assert written(tmp_path) == [f"data/part-00001-{writer.digest[:8]}.parquet"]
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
@@ -258,7 +259,7 @@ def test_a_split_because_memory_ran_out_is_recorded(
 def test_not_finite_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     writer = make_writer(nan_teacher(tmp_path / "teacher"), tmp_path / "out")
     outcomes = outcomes_of(writer, plan_shards(writer.config)[1:4])
-    assert [outcome["error"] for outcome in outcomes] == ["", "NonFiniteError", ""]
+    assert [outcome.error for outcome in outcomes] == ["", "NonFiniteError", ""]
     progress = store.read_progress(str(tmp_path / "out"), 4, writer.digest)
     assert progress.done == [1, 3]
     assert progress.failed[2]["reason"] == "shard 2: class_loss is not finite at step 0"
@@ -279,7 +280,7 @@ shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 (outcome,) = outcomes_of(writer, shards)
-print(json.dumps([outcome["error"], outcome["unwritten"]]))
+print(json.dumps([outcome.error, outcome.unwritten]))
 """
 
 
@@ -297,8 +298,8 @@ def test_output_that_vanished_is_reported_in_the_row(tiny_folder: Path, tmp_path
     (tmp_path / "file").touch()
     writer = make_writer(tiny_folder, tmp_path / "file" / "out")
     (outcome,) = outcomes_of(writer, plan_shards(writer.config)[:1])
-    assert outcome["error"] == "NotADirectoryError"
-    assert "could not be recorded" in outcome["reason"]
+    assert outcome.error == "NotADirectoryError"
+    assert "could not be recorded" in outcome.reason
 
 
 def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +313,7 @@ def test_a_passing_trouble_is_retried(tiny_folder: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(store, "write_part", write)
     (outcome,) = outcomes_of(writer, plan_shards(writer.config)[:1])
-    assert (outcome["error"], errors) == ("", [])
+    assert (outcome.error, errors) == ("", [])
 
 
 def test_another_teacher_than_the_drivers(tiny_folder: Path, tmp_path: Path) -> None:
@@ -373,8 +374,8 @@ def test_steps_of_images_that_end_early_are_recorded(tiny_folder: Path, tmp_path
     config = make_config(tiny_folder, tmp_path, inversion=inversion)
     writer = PartWriter(config, Inverter(config).digest)
     (outcome,) = outcomes_of(writer, plan_shards(config)[:1])
-    assert len(outcome["num_steps"]) == 5
-    assert max(outcome["num_steps"]) < 30
+    assert len(outcome.num_steps) == 5
+    assert max(outcome.num_steps) < 30
     footer = pq.read_metadata(tmp_path / written(tmp_path)[0])
     assert footer.metadata is not None
-    assert json.loads(footer.metadata[b"num_steps"]) == outcome["num_steps"]
+    assert json.loads(footer.metadata[b"num_steps"]) == outcome.num_steps

@@ -22,6 +22,7 @@ from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.inversion import Inversion
 from pipeline.synthesis import checkpoints
 from pipeline.synthesis.checkpoints import FOLDER, clear_checkpoints
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
 from pipeline.synthesis.snapshots import SNAPSHOTS
 from pipeline.synthesis.writer import PartWriter
@@ -52,7 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def write(plan: SynthesisPlan, shard_id: int = 0) -> dict[str, Any]:
+def write(plan: SynthesisPlan, shard_id: int = 0) -> Outcome:
     """Write a part in this process, as a worker that was just started."""
     shard = plan.shards[shard_id]
     return PartWriter(plan.config, plan.digest).write_shard(shard_id, shard["labels"], shard["image_ids"])
@@ -78,7 +79,7 @@ def make_plan(teacher: Path, output: Path, **changes: Any) -> SynthesisPlan:
 def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Part 0 and how its images form, made without checkpoints."""
     output = tmp_path_factory.mktemp("undisturbed")
-    assert write(make_plan(tiny_folder, output, snapshots=2, checkpoint_minutes=None))["error"] == ""
+    assert write(make_plan(tiny_folder, output, snapshots=2, checkpoint_minutes=None)).error == ""
     assert not (output / FOLDER).exists()
     return output
 
@@ -96,12 +97,12 @@ def test_a_shard_goes_on_where_its_worker_was_cut_off(
     assert 0 < state["seconds"] < 60
     # As if the steps before had taken so long.
     file.write_bytes(changed(file.read_bytes(), seconds=5000.0))
-    row = write(plan)
-    assert 5000 < row["seconds"] < 5060
+    outcome = write(plan)
+    assert 5000 < outcome.seconds < 5060
     assert 0 < done <= 11
     assert steps == list(range(done, ITERATIONS))
-    assert row["resumed"] == f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"
-    assert row["notes"] == []
+    assert outcome.resumed == f"shard 0 went on from a checkpoint at step {done} of {ITERATIONS}"
+    assert outcome.notes == []
     assert parts_of(tmp_path) == parts_of(undisturbed)
     assert (tmp_path / SNAPSHOTS).read_text() == (undisturbed / SNAPSHOTS).read_text()
     assert not list((tmp_path / FOLDER).iterdir())
@@ -143,8 +144,8 @@ def test_a_checkpoint_that_cannot_be_used_costs_the_time_alone(
     cut_off(plan, steps, before=3)
     (file,) = (tmp_path / FOLDER).iterdir()
     file.write_bytes(harm(file.read_bytes()))
-    row = write(plan)
-    (note,), resumed = row["notes"], row["resumed"]
+    outcome = write(plan)
+    (note,), resumed = outcome.notes, outcome.resumed
     assert resumed == ""
     assert note.startswith("shard 0 was begun anew: ")
     assert said in note
@@ -196,7 +197,7 @@ def test_without_a_place_for_checkpoints_the_shard_is_made_and_the_driver_told(
     tiny_folder: Path, tmp_path: Path, undisturbed: Path, steps: list[int]
 ) -> None:
     (tmp_path / FOLDER).write_text("in the way")
-    notes = write(make_plan(tiny_folder, tmp_path))["notes"]
+    notes = write(make_plan(tiny_folder, tmp_path)).notes
     assert len(notes) == 1
     assert ".pt' was not written: " in notes[0]
     assert parts_of(tmp_path) == parts_of(undisturbed)
@@ -212,8 +213,8 @@ def test_what_fails_by_itself_leaves_no_checkpoint(
         raise NonFiniteError(5, "class_loss")
 
     monkeypatch.setattr(Inversion, "step", not_finite)
-    row = write(plan)
-    assert row["error"] == "NonFiniteError"
+    outcome = write(plan)
+    assert outcome.error == "NonFiniteError"
     assert not list((tmp_path / FOLDER).iterdir())
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -18,11 +17,11 @@ from pipeline.dataset.index import read_index
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.passes import check_found, invert_missing
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.run import _begin
 from pipeline.synthesis.tally import Tally
-from pipeline.synthesis.writer import outcome
 from tests.synthesis.conftest import ROOT, TWO_ACTORS, Made, make_config, parts_of, start, write_config
 
 # GPU 0 fails with every shard, and shard 3 kills the process that works on it.
@@ -172,7 +171,7 @@ def check_gpus_come_free(error: pytest.ExceptionInfo[IncompleteError]) -> None:
 def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
     plan = plan_synthesis(made.config)
     elsewhere = dataclasses.replace(plan, config=dataclasses.replace(plan.config, output=str(tmp_path)))
-    first = outcome(2, "node-8 pid 6")
+    first = Outcome(2, "node-8 pid 6")
     check_found(plan, first)
     with pytest.raises(IncompleteError, match=r"worker node-8 pid 6 wrote shard 2 as '.*', and it is not there"):
         check_found(elsewhere, first)
@@ -181,11 +180,11 @@ def test_a_workers_first_part_is_looked_for(made: Made, tmp_path: Path) -> None:
 def test_the_first_part_of_each_worker_is_one_that_it_made() -> None:
     tally = Tally()
 
-    def first(row: dict[str, Any]) -> bool:
-        tally.add(row)
-        return tally.is_first_of_worker(row)
+    def first(outcome: Outcome) -> bool:
+        tally.add(outcome)
+        return tally.is_first_of_worker(outcome)
 
-    failed, by_another = outcome(0, "a", error="OSError"), outcome(1, "a", by_another=True)
-    assert [first(row) for row in (failed, by_another, outcome(2, "a"), outcome(3, "a"), outcome(4, "b"))] == [
+    failed, by_another = Outcome(0, "a", error="OSError"), Outcome(1, "a", by_another=True)
+    assert [first(each) for each in (failed, by_another, Outcome(2, "a"), Outcome(3, "a"), Outcome(4, "b"))] == [
         *(False, False, True, False, True)
     ]

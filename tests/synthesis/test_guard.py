@@ -17,8 +17,9 @@ from pipeline.synthesis import guard
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.shards import ShardPlan
-from pipeline.synthesis.writer import UnwrittenShard, outcome
+from pipeline.synthesis.writer import UnwrittenShard
 from tests.synthesis.conftest import make_config
 
 GPU = Device("here", "here", "0")
@@ -120,7 +121,7 @@ def test_a_constructor_that_fails_once_costs_nothing(
 ) -> None:
     monkeypatch.setattr(guard, "PartWriter", Broken(KeyError("gamma")))
     do(start())
-    made = outcome(4, "here")
+    made = Outcome(4, "here")
     monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(make=lambda *_: made))
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
@@ -142,10 +143,10 @@ class Slow:
         shard: Any = None
         return UnwrittenShard(shard_id, [1], shard, 1.0)
 
-    def store(self, made: UnwrittenShard) -> dict[str, Any]:
+    def store(self, made: UnwrittenShard) -> Outcome:
         time.sleep(0.3)
         self.during.append(f"stored {made.shard_id}")
-        return outcome(made.shard_id, "here")
+        return Outcome(made.shard_id, "here")
 
 
 def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
@@ -180,9 +181,9 @@ def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
 class Quick(Slow):
     """A writer that makes any shard but the second in a moment."""
 
-    def store(self, made: UnwrittenShard) -> dict[str, Any]:
+    def store(self, made: UnwrittenShard) -> Outcome:
         time.sleep(0.01)
-        return outcome(made.shard_id, "here")
+        return Outcome(made.shard_id, "here")
 
 
 def make_quick(

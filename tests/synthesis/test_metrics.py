@@ -4,17 +4,18 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 import ray
 
 from pipeline.synthesis.metrics import RunMetrics
-from pipeline.synthesis.writer import outcome
+from pipeline.synthesis.outcome import Outcome
 from tests.synthesis.conftest import Made
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "synthesis.json"
-MADE = {"num_images": 5, "bytes": 1000, "seconds": 1.5, "store_s": 0.25, "class_loss": 0.5}
+MADE: dict[str, Any] = {"num_images": 5, "bytes": 1000, "seconds": 1.5, "store_s": 0.25, "class_loss": 0.5}
 
 
 def exported(run: str) -> dict[str, float]:
@@ -33,9 +34,9 @@ def exported(run: str) -> dict[str, float]:
 @pytest.mark.usefixtures("ray_session")
 def test_prometheus_reads_what_a_run_did_and_the_dashboard_asks_for_it() -> None:
     metrics = RunMetrics("deadbeef" * 8, 8)
-    rows = [outcome(0, "a", **MADE), outcome(1, "a", **MADE), outcome(2, "b", error="OSError"), outcome(3, "b")]
-    for row in (*rows[:3], {**rows[3], "by_another": True}):
-        metrics.add(row)
+    made = [Outcome(0, "a", **MADE), Outcome(1, "a", **MADE)]
+    for each in (*made, Outcome(2, "b", error="OSError"), Outcome(3, "b", by_another=True)):
+        metrics.add(each)
     expected = {
         "ray_sparse_inversion_shards_total made": 2,
         "ray_sparse_inversion_shards_total failed": 1,

@@ -24,11 +24,12 @@ from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelErr
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
 from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.summary import reasons_of_lost
 from pipeline.synthesis.tally import Tally
-from pipeline.synthesis.writer import PartWriter, outcome
+from pipeline.synthesis.writer import PartWriter
 from tests.conftest import HALF, make_tiny_model
 from tests.report.page_check import check_page
 from tests.synthesis.conftest import Made, make_config, parts_of
@@ -264,9 +265,9 @@ def test_again_on_a_whole_dataset_does_nothing(made: Made) -> None:
 
 def test_a_shard_that_was_made_and_is_not_there_has_a_reason(tmp_path: Path) -> None:
     tally, index = Tally(), RunningIndex(str(tmp_path), "digest")
-    for row in (outcome(0, "node-7", seconds=1.0), outcome(2, "node-7", error="OSError", reason="disk full")):
-        tally.add(row)
-        index.add(row)
+    for each in (Outcome(0, "node-7", seconds=1.0), Outcome(2, "node-7", error="OSError", reason="disk full")):
+        tally.add(each)
+        index.add(each)
     reported = reasons_of_lost([0, 1, 2], tally, index, "/data/out")
     assert reported.keys() == {0, 2}
     assert reported[0].startswith("node-7 wrote it, and it is not in '/data/out'")
@@ -274,12 +275,14 @@ def test_a_shard_that_was_made_and_is_not_there_has_a_reason(tmp_path: Path) -> 
 
 
 def test_a_run_that_cannot_write_stops() -> None:
-    written, unwritten = outcome(0, ""), outcome(0, "", error="OSError", reason="disk full", unwritten=True)
+    written, unwritten = Outcome(0, ""), Outcome(0, "", error="OSError", reason="disk full", unwritten=True)
     tally = Tally()
     for row in [unwritten] * 4 + [written] + [unwritten] * 4:
         tally.add(row)
+        tally.check_written(row)
+    tally.add(unwritten)
     with pytest.raises(IncompleteError, match="5 shards in a row could not be written: disk full"):
-        tally.add(unwritten)
+        tally.check_written(unwritten)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ def write_part(teacher: Path, output: Path, *, shard_id: int = 0, **changes: Any
     """Write a part in this process; return its bytes, and the notes for the driver."""
     plan = plan_synthesis(make_config(teacher, output, **changes))
     shard = plan.shards[shard_id]
-    row = PartWriter(plan.config, plan.digest).write_shard(shard_id, shard["labels"], shard["image_ids"])
+    outcome = PartWriter(plan.config, plan.digest).write_shard(shard_id, shard["labels"], shard["image_ids"])
     (part,) = (output / "data").iterdir()
-    return part.read_bytes(), row["notes"]
+    return part.read_bytes(), outcome.notes
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from pipeline.dataset.index import index_table, read_index, write_index
 from pipeline.dataset.store import Progress
 from pipeline.errors import DatasetError
 from pipeline.synthesis.indexing import RunningIndex
+from pipeline.synthesis.outcome import Outcome, from_table, to_table
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.tracked import TrackedShards
-from pipeline.synthesis.writer import PartWriter, outcome
+from pipeline.synthesis.writer import PartWriter
 from pipeline.tracking.tracker import Tracker
 from tests.synthesis.conftest import make_config
 
@@ -29,7 +30,7 @@ def test_what_workers_report_is_counted_and_not_kept() -> None:
     tally = Tally()
     made: dict[str, Any] = {"num_images": 4, "class_loss": 0.5, "teacher_confidence": 0.25, "num_steps": [8, 8]}
     for shard_id in range(1000):
-        tally.add(outcome(shard_id, f"worker {shard_id % 2}", **made, attempts=1 + shard_id // 998))
+        tally.add(Outcome(shard_id, f"worker {shard_id % 2}", **made, attempts=1 + shard_id // 998))
     assert (tally.num_ended, tally.num_images, tally.made_by.total()) == (1000, 4000, 1000)
     assert (tally.loss_sum / tally.num_images, tally.steps) == (0.5, {8: 2000})
     assert (tally.failures, tally.num_retried) == ({}, 2)
@@ -50,8 +51,8 @@ def test_images_that_another_run_made_are_tracked_as_their_shards_are(tiny_folde
     plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
     reported, tally = Reported(), Tally()
     made: dict[str, Any] = {"num_images": 5, "class_loss": 0.5, "teacher_confidence": 0.25}
-    for row in (outcome(0, "a", **made), outcome(1, "a", by_another=True, num_images=5), outcome(2, "a", error="x")):
-        tally.add(row)
+    for each in (Outcome(0, "a", **made), Outcome(1, "a", by_another=True, num_images=5), Outcome(2, "a", error="x")):
+        tally.add(each)
     TrackedShards(reported, plan).report(tally)
     ((step, figures),) = reported.figures.items()
     # The failed one counts in the step: none would come after it until another is done.
@@ -66,7 +67,7 @@ def test_a_run_that_tries_failed_shards_again_is_tracked_after_the_one_before(
     plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
     reported, tally = Reported(), Tally()
     before = Progress({0: 100, 1: 100}, {2: {"reason": "x"}}, [3])
-    tally.add(outcome(2, "a", num_images=5, class_loss=0.5, teacher_confidence=0.25))
+    tally.add(Outcome(2, "a", num_images=5, class_loss=0.5, teacher_confidence=0.25))
     TrackedShards(reported, replace(plan, progress=before)).report(tally)
     ((step, figures),) = reported.figures.items()
     assert (step, figures["shards_done"], figures["shards_failed"]) == (4, 3, 0)
@@ -93,11 +94,23 @@ def test_the_row_of_a_part_that_is_there_is_the_row_that_its_maker_sent(tiny_fol
     writer = PartWriter(config, plan.digest)
     sent = writer.write_shard(**plan.shards[1])
     again = writer.read_back(1)
-    ProgressReport(num_shards=6, num_done=0, num_images=30, stream=sys.stderr, why_silent=str).shard_finished(again)
-    not_known = {"num_steps", "seconds", "store_s", "peak_bytes", "compile_s", "device"}
-    assert {name: value for name, value in again.items() if name not in not_known} == {
-        name: value for name, value in sent.items() if name not in not_known
-    }
+    tally = Tally()
+    tally.add(again)
+    report = ProgressReport(tally, num_shards=6, num_done=0, num_images=30, stream=sys.stderr, why_silent=str)
+    report.shard_finished(again)
+    not_known = ("num_steps", "seconds", "store_s", "peak_bytes", "compile_s", "device")
+    assert again == replace(sent, **{name: getattr(again, name) for name in not_known})
+
+
+def test_what_a_worker_sends_is_what_the_driver_reads() -> None:
+    sent = [
+        Outcome(None, "a", handed_back=True, notes=["GPU 0 failed"], class_loss=1.0, teacher_confidence=0.5),
+        Outcome(3, "b", labels=[1, 2], num_steps=[8, 9], class_loss=0.5, teacher_confidence=0.25, gpu="0", attempts=2),
+    ]
+    table = to_table(sent)
+    assert from_table(table) == sent
+    # Without rows too, as of a turn in which there was nothing to do.
+    assert to_table([]).schema == table.schema
 
 
 def test_the_index_is_written_while_a_run_goes_and_completed_at_its_end(
@@ -133,7 +146,7 @@ def test_a_store_that_does_not_answer_costs_the_index_neither_the_run_nor_what_o
     of_another = {"shard_id": 7, "num_rows": 5, "bytes": 10, "row_group_bytes": 20, "seconds": 3.0, "worker": "other"}
     index = RunningIndex(output, "d" * 64)
     write_index(output, "d" * 64, index_table([of_another]))
-    index.add(outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
+    index.add(Outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
 
     def busy(uri: str) -> Any:
         raise DatasetError(f"cannot read {uri!r}: SlowDown") from OSError(errno.EBUSY, "SlowDown")
@@ -154,7 +167,7 @@ def test_at_the_end_the_index_is_written_though_the_store_throttles_once(
 ) -> None:
     output, whole, refused = str(tmp_path), storage.write_bytes, []
     index = RunningIndex(output, "d" * 64)
-    index.add(outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
+    index.add(Outcome(1, "mine", num_images=5, bytes=10, row_group_bytes=20, seconds=1.0))
 
     def busy(*arguments: Any, **options: Any) -> None:
         if not refused:
