@@ -1,11 +1,23 @@
 """Find the classes of an image folder."""
 
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.dataset.classes import order_classes
 from pipeline.dataset.image_sizes import check_no_size_folders
 from pipeline.errors import DatasetError
+
+# Formats of images that are not read.
+_UNREAD_FORMATS = (
+    *(".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(".psd", ".exr", ".hdr", ".tga", ".dcm"),
+)
+_IMAGES = re.compile(r"images?|imgs?|jpegimages|pictures|photos|rgb|leftimg8bit", re.IGNORECASE)
+_MASKS = re.compile(
+    r"masks?|labels?|annotations?|segmentations?(class|object)?|gt|gtfine|ground[-_ ]?truths?|trimaps?|depth|edges",
+    re.IGNORECASE,
+)
 
 
 def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
@@ -13,7 +25,7 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
 
     Raises:
         DatasetError: images lie beside class subfolders, or deeper than in one, or the subfolders are named like sizes
-            of images.
+            of images, or like images and their masks.
     """
     folders = {class_folder(root, name) for name in images}
     if "" in folders and len(folders) > 1:
@@ -25,7 +37,49 @@ def check_folders(uri: str, root: str, images: Sequence[str]) -> None:
             f"{uri!r}: images must lie in class subfolders, not deeper as in {posixpath.join(root, nested[0])!r}; "
             "only split folders, such as train/ and test/, may lie above the class subfolders"
         )
-    check_no_size_folders(uri, sorted(posixpath.join(root, folder) for folder in folders if folder))
+    classes = sorted(posixpath.join(root, folder) for folder in folders if folder)
+    check_no_size_folders(uri, classes)
+    _check_no_masks(uri, classes)
+
+
+def _check_no_masks(uri: str, classes: Sequence[str]) -> None:
+    """Refuse folders that are all named like images and what belongs to each of them: `images` and `masks`."""
+    images = [name for name in classes if _IMAGES.fullmatch(posixpath.basename(name))]
+    masks = [name for name in classes if _MASKS.fullmatch(posixpath.basename(name))]
+    if images and masks and len(images) + len(masks) == len(classes):
+        raise DatasetError(
+            f"{uri!r} has {images[0]!r} and {masks[0]!r}, which are named like images and what belongs to each, not "
+            f"like classes: give the URI of {images[0]!r}"
+        )
+
+
+def check_all_read(uri: str, root: str, images: Sequence[str], names: Iterable[str]) -> None:
+    """Refuse a class subfolder whose images are all of a format that is not read: labels would be without it.
+
+    Args:
+        uri: for messages.
+        root: folder of the class subfolders, below `uri`.
+        images: names of the images that are read.
+        names: of all files below `uri`.
+
+    Raises:
+        DatasetError: there is one.
+    """
+    read = {class_folder(root, name) for name in images}
+    if "" in read:
+        return
+    inside = (name for name in names if not root or name.startswith(f"{root}/"))
+    for name in (name for name in inside if name.lower().endswith(_UNREAD_FORMATS)):
+        folder = class_folder(root, name)
+        if _is_class(folder) and folder not in read:
+            raise DatasetError(
+                f"{uri!r}: the class subfolder {posixpath.join(root, folder)!r} holds no image that is read, but "
+                f"{posixpath.basename(name)!r}: save its images in a format of docs/images.md"
+            )
+
+
+def _is_class(folder: str) -> bool:
+    return bool(folder) and "/" not in folder
 
 
 def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str], empty: Collection[str]) -> list[str]:
@@ -64,4 +118,4 @@ def _classes_in(root: str, images: Sequence[str], empty: Collection[str]) -> set
     prefix = f"{root}/" if root else ""
     folders = [posixpath.dirname(name) for name in images] + list(empty)
     below = {folder.removeprefix(prefix) for folder in folders if folder.startswith(prefix)}
-    return {folder for folder in below if folder and "/" not in folder}
+    return set(filter(_is_class, below))

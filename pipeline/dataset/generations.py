@@ -1,13 +1,47 @@
-"""Files that are numbered `3 of 5`: which are missing, and which are there in two generations."""
+"""Parquet files that are there twice, as links, copies or two generations, and numbered ones that are missing."""
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from pipeline.dataset.listing import Listing, same_files
 from pipeline.errors import DatasetError
 
 # `train-00000-of-00005.parquet`, `00000-of-00005.parquet`, `train_0_of_5.parquet`; what follows may be a fingerprint.
 _NUMBERED = re.compile(r"(.*?)(\d+)[-_]of[-_](\d+)(?!\d).*", re.IGNORECASE)
+# What browsers and file managers add to the name of a copy.
+_COPY = re.compile(r"(.+?)(?: ?\(\d+\)| - Copy(?: \(\d+\))?| copy(?: \d+)?)(\.parquet)", re.IGNORECASE)
+# The cache of Hugging Face's hub has a folder for each revision of a repository.
+_REVISION = re.compile(r"(?:.*/)?snapshots/([0-9a-f]{40})/.*")
+_ONE = "the same images would be read twice"
+
+
+def check_read_once(uri: str, listing: Listing, names: Sequence[str]) -> None:
+    """Refuse Parquet files that hold the same rows again.
+
+    Args:
+        uri: of the folder.
+        listing: of the folder.
+        names: of the files that are to be read.
+
+    Raises:
+        DatasetError: two names lead to one file, a file is a copy of another by its name and size, there are two
+            revisions of a repository in a cache, or as `check_one_generation`.
+    """
+    for first, second in same_files(uri, listing, names):
+        raise DatasetError(f"{uri!r} has {first!r} and {second!r}, one file by a link: {_ONE}, give the URI of one")
+    sizes = dict(listing.files)
+    for name in names:
+        match = _COPY.fullmatch(name)
+        original = match and match[1] + match[2]
+        if original in sizes and sizes[original] == sizes[name]:
+            raise DatasetError(f"{uri!r} has {original!r} and {name!r}, a copy of equal size: {_ONE}, delete one")
+    revisions = sorted({match[1] for match in map(_REVISION.fullmatch, names) if match})
+    if len(revisions) > 1:
+        raise DatasetError(
+            f"{uri!r} holds the revisions {revisions[0]} and {revisions[1]}: {_ONE}, give the URI of one"
+        )
+    check_one_generation(uri, names)
 
 
 def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -23,6 +23,7 @@ class Listing:
         hidden: hidden files and folders, and what systems leave (`lost+found`); not what lies below such a folder.
         loops: links to a folder that contains them, which are not followed.
         special: devices, pipes and the like.
+        num_links: number of links that are followed.
         num_links_out: number of links that lead out of the folder, which are followed.
         link_out: name and target of the first of them.
     """
@@ -32,6 +33,7 @@ class Listing:
     hidden: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
+    num_links: int = 0
     num_links_out: int = 0
     link_out: tuple[str, str] | None = None
 
@@ -101,10 +103,36 @@ def _walk(uri: str, folder: Path, prefix: str, above: tuple[tuple[int, int], ...
 
 def _note_link(entry: "os.DirEntry[str]", name: str, root: str, listing: Listing) -> None:
     if entry.is_symlink():
+        listing.num_links += 1
         target = os.path.realpath(entry)
         if not target.startswith((f"{root.rstrip(os.sep)}{os.sep}", *_blobs(root))):
             listing.num_links_out += 1
             listing.link_out = listing.link_out or (name, target)
+
+
+def same_files(uri: str, listing: Listing, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return pairs of names below a local folder that lead to one file, where links are followed; else none."""
+    if not listing.num_links:
+        return []
+    folder = storage.filesystem(uri)[1]
+    found: dict[tuple[int, int], str] = {}
+    pairs = []
+    for name in names:
+        facts = os.stat(os.path.join(folder, name))
+        first = found.setdefault((facts.st_dev, facts.st_ino), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
+
+
+def report_same_images(uri: str, listing: Listing, names: Iterable[str]) -> None:
+    """Tell of images that are read twice because of links, as of a folder `latest` beside the one that it leads to."""
+    pairs = same_files(uri, listing, names)
+    if pairs:
+        first, second = pairs[0]
+        logger.warning(
+            f"{uri!r}: {counted(pairs, 'image')} read again by links, such as {second!r}, which is {first!r}"
+        )
 
 
 def _blobs(root: str) -> list[str]:

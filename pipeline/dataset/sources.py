@@ -14,12 +14,20 @@ from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, class_order, read_card
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
-from pipeline.dataset.folders import check_folders, class_folder, find_classes
+from pipeline.dataset.folders import check_all_read, check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
-from pipeline.dataset.generations import check_one_generation, missing_shards
+from pipeline.dataset.generations import check_read_once, missing_shards
 from pipeline.dataset.incomplete_files import check_not_empty, check_pulled
 from pipeline.dataset.index import IndexedPart, indexed_parts
-from pipeline.dataset.listing import Listing, by_suffix, check_utf8_names, counted, list_tree, report_skipped
+from pipeline.dataset.listing import (
+    Listing,
+    by_suffix,
+    check_utf8_names,
+    counted,
+    list_tree,
+    report_same_images,
+    report_skipped,
+)
 from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
@@ -158,7 +166,7 @@ def _parquet_folder(
         if chosen is None:
             check_no_hidden_splits(uri, files)
     check_utf8_names(uri, files)
-    check_one_generation(uri, files)
+    check_read_once(uri, listing, files)
     check_pulled(uri, dict(listing.files), files)
     for name, (there, total) in missing_shards(files).items():
         of = f" of {name!r}" if name else ""
@@ -259,8 +267,10 @@ def _image_folder(uri: str, listing: Listing, images: list[str], split: str | No
     if chosen is None:
         check_no_hidden_split_folders(uri, read)
     root = chosen or ""
-    check_folders(uri, root, read)
     sizes = dict(listing.files)
+    check_folders(uri, root, read)
+    check_all_read(uri, root, read, sizes)
+    report_same_images(uri, listing, read)
     check_not_empty(uri, sizes, read)
     check_pulled(uri, sizes, read)
     card = _card(uri, listing)

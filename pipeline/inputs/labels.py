@@ -23,13 +23,15 @@ _SUBSETS = ("imagenet-1k", "imagenet-22k")
 # If only this share of the names differs, at the same numbers, the classes are the same: the names of ImageNet in
 # Hugging Face datasets and in timm differ in two of 1000.
 _MAX_OTHER_SPELLINGS = 0.01
+# Classes in a message.
+_SHOWN = 3
 
 
 def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[list[int] | None, str | None]:
     """Return the model's label for each of the source's, and a message about them for the user.
 
-    The labels are None if the source has numbers without names, which are taken as the model's. If labels are not
-    needed, classes that the model does not have get `UNKNOWN`.
+    The labels are None if the source has numbers without names, which are taken as the model's, as a message says. If
+    labels are not needed, classes that the model does not have get `UNKNOWN`.
 
     Args:
         source: the source of the labels.
@@ -41,7 +43,8 @@ def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[li
     """
     names, own = source.class_names, loaded.class_names
     if names is None:
-        return None, None
+        silent = not needed or _are_bare_numbers(own)
+        return None, None if silent else _numbered_as(source, loaded)
     found = match_classes(names, own)
     unknown = [place for place, label in enumerate(found.labels) if label is None]
     if not unknown or not needed:
@@ -57,6 +60,14 @@ def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[li
         raise DatasetError(f"{source.uri!r} {refusal}: {remedy}")
     message = f"no class of {source.uri!r} has the name of one of model {loaded.name!r}: labels go by number"
     return list(range(len(names))), f"{message}: {_pairs(names, own, range(len(names)))}"
+
+
+def _numbered_as(source: Source, loaded: LoadedModel) -> str:
+    """Say how labels without names are read."""
+    own = loaded.class_names
+    first = ", ".join(f"{label} is {name!r}" for label, name in enumerate(own[:_SHOWN]))
+    more = ", ..." if len(own) > _SHOWN else ""
+    return f"labels of {source.uri!r} have no names, and are read as numbers of model {loaded.name!r}: {first}{more}"
 
 
 def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch") -> str | None:
@@ -97,8 +108,8 @@ def _why_not_by_number(source: Source, loaded: LoadedModel, found: "ClassMatch")
 
 def _pairs(names: Sequence[str], own: Sequence[str], labels: Sequence[int]) -> str:
     """Describe the first labels by their names on both sides."""
-    pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:3]]
-    return ", ".join([*pairs, "..."] if len(labels) > 3 else pairs)
+    pairs = [f"{names[label]!r} is {own[label]!r}" for label in labels[:_SHOWN]]
+    return ", ".join([*pairs, "..."] if len(labels) > _SHOWN else pairs)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Kinds of datasets found at a location, and messages about skipped files."""
 
 import os
+import re
 from pathlib import Path
 
 import boto3
@@ -137,6 +138,68 @@ def test_two_generations_of_a_dataset_are_not_read_as_one(tmp_path: Path) -> Non
             find_source(str(tmp_path))
     (tmp_path / "data" / "train-00000-of-00001.parquet").unlink()
     assert find_source(str(tmp_path)).num_rows == 2
+
+
+def test_parquet_files_that_links_or_copies_repeat_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "links" / "a" / "x.parquet")
+    assert find_source(str(tmp_path / "links")).num_rows == 1
+    os.symlink("a", tmp_path / "links" / "latest")
+    with pytest.raises(DatasetError, match=r"has 'a/x.parquet' and 'latest/x.parquet', one file by a link: .* twice"):
+        find_source(str(tmp_path / "links"))
+    parquet(tmp_path / "copies" / "x.parquet")
+    parquet(tmp_path / "copies" / "x (1).parquet", count=9)
+    assert find_source(str(tmp_path / "copies")).num_rows == 10
+    for name in ("x (1)", "x(2)", "x - Copy", "x copy 2"):
+        parquet(tmp_path / "copies" / f"{name}.parquet")
+        with pytest.raises(DatasetError, match=rf"has 'x.parquet' and '{re.escape(name)}.parquet', a copy of eq"):
+            find_source(str(tmp_path / "copies"))
+        (tmp_path / "copies" / f"{name}.parquet").unlink()
+    for revision in ("0" * 40, "1" * 40):
+        parquet(tmp_path / "hub" / "snapshots" / revision / "x.parquet")
+    with pytest.raises(DatasetError, match=f"holds the revisions {'0' * 40} and {'1' * 40}: the same images"):
+        find_source(str(tmp_path / "hub"))
+
+
+def test_images_that_links_repeat_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image(tmp_path / "ant" / "x.png")
+    os.symlink("ant", tmp_path / "latest")
+    assert found(tmp_path) == {"ant/x.png": 0, "latest/x.png": 1}
+    again = "1 image read again by links, such as 'latest/x.png', which is 'ant/x.png'"
+    assert capsys.readouterr().err == f"warning: '{tmp_path}': {again}\n"
+
+
+@pytest.mark.parametrize(
+    ("folders", "refused"),
+    [
+        (["images", "masks"], True),
+        (["JPEGImages", "SegmentationClass", "SegmentationObject"], True),
+        (["imgs", "ground_truth"], True),
+        (["images"], False),
+        (["masks", "gloves"], False),
+        (["images", "masks", "gloves"], False),
+    ],
+)
+def test_images_and_their_masks_are_no_classes(folders: list[str], refused: bool, tmp_path: Path) -> None:
+    for name in folders:
+        image(tmp_path / name / "x.png")
+    if not refused:
+        assert len(find_source(str(tmp_path)).class_names or []) == len(folders)
+        return
+    with pytest.raises(
+        DatasetError, match=f"has '{folders[0]}' and '{folders[1]}', which are named like images and wh"
+    ):
+        find_source(str(tmp_path))
+
+
+def test_a_class_of_images_that_are_not_read_is_no_class_left_out(tmp_path: Path) -> None:
+    for name in ("train/ant/x.png", "train/bee/x.png", "test/ant/x.png"):
+        image(tmp_path / name)
+    (tmp_path / "train" / "cat").mkdir()
+    (tmp_path / "train" / "cat" / "IMG_1.HEIC").touch()
+    (tmp_path / "train" / "bee" / "IMG_2.HEIC").touch()
+    assert find_source(str(tmp_path), split="test").class_names == ["ant", "bee"]
+    with pytest.raises(DatasetError, match=r"subfolder 'train/cat' holds no image that is read, but 'IMG_1.HEIC'"):
+        find_source(str(tmp_path), split="train")
 
 
 def test_splits_of_a_folder_of_images_are_read_one_at_a_time(tmp_path: Path) -> None:

@@ -180,6 +180,18 @@ def test_another_class_among_few_is_no_other_spelling() -> None:
     assert not only_spelled_otherwise(shifted, match_classes(shifted, many), many)
 
 
+def test_a_line_says_what_labels_without_names_are_taken_for(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [schema.encode_image(np.zeros((32, 32, 3), np.uint8))], "label": [0]}), uri)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    find_labeled(str(uri), replace(loaded, class_names=["ant", "bee", *loaded.class_names[2:]]))
+    assert "have no names, and are read as numbers of model" in capsys.readouterr().err
+    find_labeled(str(uri), replace(loaded, class_names=[str(label) for label in range(10)]))
+    assert capsys.readouterr().err == ""
+
+
 def test_where_labels_are_missing_the_column_that_may_hold_them_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     uri = tmp_path / "target.parquet"
     image = schema.encode_image(np.zeros((8, 8, 3), np.uint8))
