@@ -12,6 +12,7 @@ _DRIVER_ERRORS = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("gcsfs.retry", "HttpError"),
     ("requests.exceptions", "RequestException"),
+    ("huggingface_hub.errors", "HfHubHTTPError"),
 )
 # What the system and the drivers say of a location that is not for this user, or can be no file.
 _REFUSALS = {
@@ -26,6 +27,8 @@ _REFUSALS = {
 # Errors that usually repeat but may still be retried on storage: missing files, errors of pyarrow and Pillow without an
 # errno, and EINVAL, which S3 also reports for data damaged on its way.
 _LASTING = {None, errno.ENOENT, errno.EINVAL}
+# Errors that may pass, and are of this machine: its disk is full, or it has no more of something.
+_OF_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 # Answers of a web server to a request that is all right.
 _BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
@@ -42,6 +45,11 @@ def is_transient(error: BaseException) -> bool:
     A file that is not there or not for this user stays so, and what a file holds does not change.
     """
     return any(map(_may_pass, _causes(error)))
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Return whether an error is transient, and of a network or a store rather than of this machine."""
+    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in _causes(error))
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -87,5 +95,6 @@ def _is_refused(error: BaseException) -> bool:
 
 def _is_answer_of_busy_server(error: BaseException) -> bool:
     """Return whether the error of a driver is about the server or the network and not about the request."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)
+    answer = getattr(error, "response", None)
+    status = getattr(error, "status", None) or getattr(error, "code", None) or getattr(answer, "status_code", None)
     return not isinstance(status, int) or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY

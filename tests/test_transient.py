@@ -5,16 +5,19 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pyarrow.parquet as pq
 import pytest
+import requests
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.transient import is_transient
+from pipeline.transient import is_of_store, is_transient
 
 
 def answer(status: int) -> aiohttp.ClientResponseError:
@@ -56,6 +59,34 @@ def test_what_a_store_or_a_network_does_may_pass(error: Exception, expected: boo
 def test_so_may_what_google_cloud_storage_answers(code: int, expected: bool) -> None:
     retry = pytest.importorskip("gcsfs.retry")
     assert is_transient(retry.HttpError({"code": code, "message": "no"})) is expected
+
+
+@pytest.mark.parametrize(("code", "expected"), [(503, True), (429, True), (404, False), (401, False)])
+def test_so_may_what_the_hub_of_weights_answers(code: int, expected: bool) -> None:
+    answer = SimpleNamespace(status_code=code, headers={}, request=None)
+    limited = HfHubHTTPError("no", response=answer)  # type: ignore[arg-type]
+    assert is_transient(limited) is expected
+    assert is_transient(requests.HTTPError("no", response=answer)) is expected  # type: ignore[arg-type]
+    # As the hub's client says it of a file that is not in its cache either.
+    missing = FileNotFoundError("cannot find the requested files")
+    missing.__cause__ = limited
+    assert is_transient(missing) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (OSError(errno.EBUSY, "SlowDown"), True),
+        (OSError(errno.ENOSPC, "a disk is full"), False),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+    ],
+)
+def test_a_full_disk_may_pass_and_is_still_this_machines_own(error: OSError, expected: bool) -> None:
+    outer = CheckpointError("checkpoint: cannot be read")
+    outer.__cause__ = error
+    assert is_of_store(outer) is expected
 
 
 def test_work_that_was_lost_may_be_done_again() -> None:

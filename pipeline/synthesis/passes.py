@@ -1,8 +1,7 @@
 """Run the actor pool over missing shards, and again over those that its workers could not do."""
 
 import sys
-import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, cast
 
@@ -13,32 +12,31 @@ from ray.actor import ActorHandle
 
 from pipeline import storage
 from pipeline.cluster import free_resources, start_here
-from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
-from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.capacity import needs, seats
 from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.first_parts import FirstParts
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
-from pipeline.synthesis.progress import ProgressReport
+from pipeline.synthesis.progress import ProgressReport, report_plan
 from pipeline.synthesis.starting import set_timeouts
-from pipeline.synthesis.tally import Tally
+from pipeline.synthesis.tally import Tally, is_made
 from pipeline.synthesis.tracked import TrackedShards
 from pipeline.tracking.tracker import Tracker
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
+# Ray Data is told of each turn by itself, before the first begins: a million of them take it an hour.
+_MANY_TURNS = 20_000
 # Turns of each worker beyond one for each shard: those that failed, and those that a retired worker holds.
 _SPARE_TURNS = 2
-# Delays before each look at a new file, for stores that show it only after a moment.
-_LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
 def invert_missing(
@@ -62,8 +60,7 @@ def invert_missing(
 
     Raises:
         DatasetError: the checkpoints of an earlier run cannot be listed.
-        IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
-            where this process does not find it.
+        IncompleteError: no worker is left, or shard after shard could not be written.
     """
     attempts = _start(plan)
     report = ProgressReport(
@@ -78,6 +75,7 @@ def invert_missing(
     tally = Tally()
     metrics = RunMetrics(plan.digest, len(to_do))
     tracked = TrackedShards(tracker, plan)
+    first_parts = FirstParts(plan.config.output, plan.digest, report.note)
     held: dict[Device, ActorHandle] = {}
     # In the order in which to do them.
     left, barren = dict.fromkeys(to_do), 0
@@ -90,7 +88,12 @@ def invert_missing(
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
                 with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as rows:
-                    _collect(plan, rows, left, tally, index, metrics, tracked, report)
+                    for row in _ended(rows, left, attempts, first_parts, report):
+                        report.shard_finished(row)
+                        tally.add(row)
+                        index.add(row)
+                        metrics.add(row)
+                        tracked.add(tally)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
@@ -101,17 +104,14 @@ def invert_missing(
     return tally
 
 
-def _collect(
-    plan: SynthesisPlan,
+def _ended(
     rows: Iterable[dict[str, Any]],
     left: dict[int, None],
-    tally: Tally,
-    index: RunningIndex,
-    metrics: RunMetrics,
-    tracked: TrackedShards,
+    attempts: ActorHandle,
+    first_parts: FirstParts,
     report: ProgressReport,
-) -> None:
-    """Count the rows of a pass as shards end, and take these out of `left`, until none is left or the pass is over."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of each shard of a pass that ended, out of `left`, until none is left or the pass is over."""
     for row in rows:
         for note in row["notes"]:
             report.note(note)
@@ -120,14 +120,14 @@ def _collect(
         # A turn that Ray repeated may report a shard again.
         if row["handed_back"] or row["shard_id"] not in left:
             continue
+        lost = first_parts.why_lost(row) if is_made(row) else ""
+        if lost:
+            # The worker's node is to blame, and others make the shard.
+            report.note(f"node {row['node']} gets no more work: {lost}")
+            ray.get(attempts.reject.remote(row["node"], row["shard_id"], lost))
+            continue
         del left[row["shard_id"]]
-        report.shard_finished(row)
-        tally.add(row)
-        index.add(row)
-        metrics.add(row)
-        tracked.add(tally)
-        if tally.is_first_of_worker(row):
-            check_found(plan, row)
+        yield row
         if not left:
             return
 
@@ -138,7 +138,7 @@ def _start(plan: SynthesisPlan) -> ActorHandle:
         Attempts,
         pool.max_attempts,
         actors_per_gpu=needs(pool).actors_per_gpu,
-        begun_before=shards_with_checkpoint(plan.config.output, plan.digest),
+        begun_before=storage.with_retries(lambda: shards_with_checkpoint(plan.config.output, plan.digest)),
     )
 
 
@@ -156,6 +156,8 @@ def _one_pass(
         num_turns=len(shard_ids) + _SPARE_TURNS * workers.max_size,
     )
     turns = [{"turn": number} for number in cast(range, ray.get(opening))]
+    if len(turns) >= _MANY_TURNS:
+        report_plan(f"no shard is begun before Ray Data knows of all {len(turns)} turns, which may take minutes")
     own = (
         plan.config,
         plan.digest,
@@ -191,23 +193,3 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
-
-
-def check_found(plan: SynthesisPlan, row: Mapping[str, Any]) -> None:
-    """Check that the first part of a worker is in the output: if it writes elsewhere, its work is lost.
-
-    Args:
-        plan: of the run.
-        row: of `OUTCOME`, of the part.
-
-    Raises:
-        IncompleteError: this process does not find it.
-    """
-    uri = store.part_uri(plan.config.output, row["shard_id"], plan.digest)
-    for delay_s in _LOOK_AGAIN_S:
-        time.sleep(delay_s)
-        if storage.exists(uri):
-            return
-    raise IncompleteError(
-        f"worker {row['worker']} wrote shard {row['shard_id']} as {uri!r}, and it is not there: {NOT_SHARED}"
-    )

@@ -85,10 +85,6 @@ class Tally:
         self.compile_s += row["compile_s"]
         self.peak_bytes = max(self.peak_bytes, row["peak_bytes"])
 
-    def is_first_of_worker(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row that was added last is of the first part that its worker made."""
-        return is_made(row) and self.made_by[row["worker"]] == 1
-
 
 def is_made(row: Mapping[str, Any]) -> bool:
     """Return whether a row is of a part that this run made."""

@@ -7,9 +7,11 @@ worker gave back is soon taken by another, and short shards share a turn. Import
 from collections import deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.synthesis.devices import Device
 
+Row = dict[str, Any]
 # Turns remembered per worker. Ray Data has at most two per worker in flight.
 _KEPT_TURNS = 4
 
@@ -21,12 +23,12 @@ class _Turn:
     Attributes:
         name: of the process that has it.
         node_id: of the node on which that runs.
-        ended: shards that ended in it. The driver gets their rows when the turn ends.
+        ended: shards that ended in it → row of one that was made. The driver gets them when the turn ends.
     """
 
     name: str
     node_id: str
-    ended: list[int] = field(default_factory=list)
+    ended: dict[int, Row | None] = field(default_factory=dict)
 
 
 class Turns:
@@ -42,6 +44,8 @@ class Turns:
         # Given back, in order. The values mean nothing.
         self._back: dict[int, None] = {}
         self._failed_on: dict[int, set[Device]] = {}
+        # Of shards that were made and given back to be reported again.
+        self._rows: dict[int, Row] = {}
         self._first, self.num_left = numbers.start, len(numbers)
         self._by_worker: dict[str, dict[int, _Turn]] = {}
 
@@ -93,7 +97,12 @@ class Turns:
     def _give_back_rows(self, turn: _Turn) -> None:
         """Let others report shards whose rows may be lost; the driver ignores a row that it has already."""
         self._back.update(dict.fromkeys(turn.ended))
-        turn.ended = []
+        self._rows.update({shard_id: row for shard_id, row in turn.ended.items() if row is not None})
+        turn.ended = {}
+
+    def pop_row(self, shard_id: int) -> Row | None:
+        """Return the row of a shard that was made and given back to be reported again, if it is known."""
+        return self._rows.pop(shard_id, None)
 
     def take(self, device: Device, *, any_device: bool = False) -> int | None:
         """Return the shard that is next, one that was given back before others; None if there is none for this device.
@@ -123,8 +132,8 @@ class Turns:
         """Note that a shard is being done, so that nobody else takes it."""
         self._back.pop(shard_id, None)
 
-    def end(self, worker: str, number: int, shard_id: int) -> None:
-        """Note that a shard ended in a turn."""
+    def end(self, worker: str, number: int, shard_id: int, row: Row | None = None) -> None:
+        """Note that a shard ended in a turn, and the row of one that was made."""
         turn = self._by_worker.get(worker, {}).get(number)
         if turn is not None:
-            turn.ended.append(shard_id)
+            turn.ended[shard_id] = row

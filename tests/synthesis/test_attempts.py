@@ -31,7 +31,9 @@ def test_a_shard_that_kills_its_worker_again_and_again_is_given_up() -> None:
     assert [bool(answer.refusal) for answer in begun] == [False, False, False, True]
     assert begun[0].history == []
     assert begun[1].history == ["worker pid 7 died (GPU 0 of node here (here))"]
-    assert begun[3].refusal.startswith(
+    assert begun[3].refusal
+    assert begun[3].refusal.error == "WorkerDied"
+    assert begun[3].refusal.reason.startswith(
         "given up after 3 attempts (killed for using too much memory, or crashed?): worker pid 7"
     )
 
@@ -66,6 +68,66 @@ def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> Non
         attempts.begin("a", device, 5, "pid 7")
         attempts.end(device, 5)
     assert attempts.retired() == {}
+
+
+@pytest.mark.parametrize("died_last", [True, False])
+def test_a_shard_that_killed_a_worker_is_recorded_as_that_whichever_attempt_was_the_last(died_last: bool) -> None:
+    attempts = make([4], max_attempts=2)
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    if died_last:
+        assert attempts.fail("a", GPU_0, "CUDA error", 4) is None
+        attempts.begin("b", GPU_1, 4, "pid 8")
+        refusal = attempts.begin("b", GPU_1, 4, "pid 9").refusal
+    else:
+        attempts.begin("b", GPU_1, 4, "pid 8")
+        refusal = attempts.fail("b", GPU_1, "CUDA error", 4)
+    assert refusal
+    assert refusal.error == "WorkerDied"
+    assert refusal.reason.startswith("given up after 2 attempts (killed for using too much memory, or crashed?): ")
+    for device in (GPU_0, GPU_1):
+        failing = attempts.begin("a", device, 5, "pid 7").refusal or attempts.fail("a", device, "CUDA error", 5)
+    assert failing
+    assert failing.error == "DeviceError"
+    assert failing.reason.startswith("given up after 2 attempts: GPU 0 of node here (here) failed: CUDA error")
+
+
+def test_a_node_that_writes_elsewhere_is_retired_with_all_its_devices_and_its_shard_made_by_another() -> None:
+    attempts = make([4, 5])
+    for worker, device in (("a", GPU_0), ("b", GPU_1), ("c", FAR)):
+        attempts.enter(worker, device, f"process of {worker}", loaded=True, turn=0)
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    attempts.end(GPU_0, 4, made=True)
+    attempts.reject(GPU_0.node, 4, "it is not there")
+    assert attempts.retired() == {GPU_0: "it is not there", GPU_1: "it is not there"}
+    begun = attempts.take("c", FAR, "process of c", 0)
+    assert begun
+    assert (begun.shard_id, begun.done) == (4, False)
+
+
+def test_a_process_that_ends_itself_is_waited_for_while_ray_starts_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = HereOnly(3)
+    attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=900, num_turns=2)
+    for turn, (worker, device) in enumerate((("a", GPU_0), ("b", GPU_1))):
+        attempts.enter(worker, device, f"process of {worker}", loaded=True, turn=turn)
+    attempts.fail("b", GPU_1, "CUDA error", 4)
+    attempts.leave("b", GPU_1)
+    began = time.monotonic()
+    # A process that imports torch.
+    monkeypatch.setattr(time, "monotonic", lambda: began + 20)
+    assert not attempts.wait("a", 0)
+    monkeypatch.setattr(time, "monotonic", lambda: began + 900)
+    assert attempts.wait("a", 0)
+
+
+def test_a_worker_that_storage_keeps_waiting_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([4])
+    for turn in range(5):
+        assert attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=turn)
+        assert attempts.still_loads(turn)
+        attempts.put_off("a")
+    assert attempts.retired() == {}
+    attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
+    assert not attempts.still_loads(0)
 
 
 def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
@@ -143,7 +205,9 @@ def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pyte
     assert attempts.wait("a", 0)
 
 
-@pytest.mark.parametrize("module", ["attempts", "columns", "exit_code", "holders", "records", "turns"])
+@pytest.mark.parametrize(
+    "module", ["at_work", "attempts", "blame", "columns", "exit_code", "holders", "records", "turns"]
+)
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -179,7 +243,7 @@ def test_shards_are_taken_in_order_whoever_has_the_turn() -> None:
 def test_a_shard_that_a_gpu_failed_on_is_the_next_that_another_takes() -> None:
     attempts = make([4, 5, 6, 7])
     assert taken(attempts, "a", GPU_0, 0) == 4
-    assert attempts.fail("a", GPU_0, "CUDA error", 4) == ""
+    assert attempts.fail("a", GPU_0, "CUDA error", 4) is None
     # Ray repeats the call if its worker ends before Ray has heard of the row.
     assert taken(attempts, "a", GPU_0, 0, "next process") == 5
     again = attempts.take("b", GPU_1, "pid 9", 1)
@@ -240,6 +304,17 @@ def test_a_turn_that_ray_repeats_reports_again_what_ended_in_it() -> None:
     ]
     # Its next turn has nothing to do with them.
     assert taken(attempts, "a", GPU_0, 1, "next process") is None
+
+
+def test_the_row_of_a_shard_that_was_made_is_reported_as_it_was_when_its_worker_died() -> None:
+    attempts = make([4, 5])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    row = {"shard_id": 4, "seconds": 7.0, "device": "NVIDIA L4", "num_steps": [8]}
+    attempts.end(GPU_0, 4, made=True, row=row)
+    attempts.enter("a", GPU_0, "next process", loaded=False, turn=0)
+    begun = attempts.take("a", GPU_0, "next process", 0)
+    assert begun
+    assert (begun.done, begun.row) == (True, row)
 
 
 def test_what_ended_in_a_turn_on_a_lost_node_is_reported_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
