@@ -45,6 +45,8 @@ _REFUSALS = {
 # Errors that usually repeat but may still be retried on storage: missing files, errors of pyarrow and Pillow without an
 # errno, and EINVAL, which S3 also reports for data damaged on its way.
 _LASTING = {None, errno.ENOENT, errno.EINVAL}
+# Errors that may pass, and are of this machine: its disk is full, or it has no more of something.
+_OF_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 _STATUSES = range(100, 600)
 # Answers of a web server to a request that is all right.
@@ -68,6 +70,11 @@ def is_transient(error: BaseException) -> bool:
     A file that is not there or not for this user stays so, and what a file holds does not change.
     """
     return any(map(_may_pass, _causes(error)))
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Return whether an error is transient, and of a network or a store rather than of this machine."""
+    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in _causes(error))
 
 
 def is_refusal(error: BaseException) -> bool:

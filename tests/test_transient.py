@@ -7,16 +7,19 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pyarrow.parquet as pq
 import pytest
+import requests
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.transient import is_refusal, is_transient
+from pipeline.transient import is_of_store, is_refusal, is_transient
 
 
 def answer(status: int) -> aiohttp.ClientResponseError:
@@ -103,6 +106,33 @@ def test_so_may_errors_of_drivers_but_for_a_wrong_password(
     busy, forbidden = DriverError("busy"), DriverError("forbidden")
     busy.status_code, forbidden.status_code = 503, 403  # type: ignore[attr-defined]
     assert [is_transient(error) for error in (busy, forbidden)] == [True, False]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(503, True), (429, True), (404, False), (401, False)])
+def test_so_may_what_the_hub_of_weights_answers(code: int, expected: bool) -> None:
+    answer = SimpleNamespace(status_code=code, headers={}, request=None)
+    limited = HfHubHTTPError("no", response=answer)  # type: ignore[arg-type]
+    assert is_transient(requests.HTTPError("no", response=answer)) is expected  # type: ignore[arg-type]
+    # As the hub's client says it of a file that is not in its cache either.
+    missing = FileNotFoundError("cannot find the requested files")
+    missing.__cause__ = limited
+    assert is_transient(missing) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (OSError(errno.EBUSY, "SlowDown"), True),
+        (OSError(errno.ENOSPC, "a disk is full"), False),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+    ],
+)
+def test_a_full_disk_may_pass_and_is_still_this_machines_own(error: OSError, expected: bool) -> None:
+    outer = CheckpointError("checkpoint: cannot be read")
+    outer.__cause__ = error
+    assert is_of_store(outer) is expected
 
 
 def test_work_that_was_lost_may_be_done_again() -> None:

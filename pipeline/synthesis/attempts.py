@@ -17,20 +17,15 @@ from dataclasses import replace
 
 import ray
 
+from pipeline.synthesis.at_work import TURNS_PER_WORKER, AtWork, Room
+from pipeline.synthesis.blame import DeviceErrors
 from pipeline.synthesis.devices import Device
-from pipeline.synthesis.records import Begun, Running, ShardRecord
+from pipeline.synthesis.outcome import Outcome
+from pipeline.synthesis.records import Begun, Refusal, Running, ShardRecord
 from pipeline.synthesis.turns import Turns
 
-# A device is retired after this many errors, of each actor that shares it, without a finished shard between them.
-MAX_DEVICE_ERRORS = 2
-# Ray Data gives each worker the turn that it has and the next one.
-_TURNS_PER_WORKER = 2
-# Longer than a worker takes between two shards. A restarted worker takes longer, and is waited for.
-_BETWEEN_SHARDS_S = 3.0
 # After this time a device does what it failed on itself, if nobody else is there: sooner than the pass is over.
 _ALONE_S = 1.0
-# Waited for another machine, if the cluster can grow.
-_GROWING_S = 60.0
 # Between two looks at which nodes are there.
 _LOOK_S = 5.0
 
@@ -46,10 +41,8 @@ class Attempts:
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
-        self._max_attempts, self._actors_per_gpu = max_attempts, actors_per_gpu
+        self._max_attempts, self._devices = max_attempts, DeviceErrors(actors_per_gpu)
         self._shards = {shard_id: ShardRecord(num_begun=1) for shard_id in begun_before}
-        self._errors: dict[Device, int] = {}
-        self._retired: dict[Device, str] = {}
         self._trace = ""
         # Shard id → attempts that it took.
         self._done: dict[int, int] = {}
@@ -80,9 +73,7 @@ class Attempts:
         numbers = range(self._next_turn, self._next_turn + (len(shard_ids) if num_turns is None else num_turns))
         self._next_turn = numbers.stop
         self._turns, self._left = Turns(shard_ids, numbers), set(shard_ids)
-        self._seats, self._fixed, self._start_timeout_s = seats, fixed_size, start_timeout_s
-        self._loading: dict[str, Device] = {}
-        self._running: dict[int, Running] = {}
+        self._room, self._at_work = Room(seats, fixed_size, start_timeout_s), AtWork()
         self._waiting: set[str] = set()
         self._over = False
         self._last_event = time.monotonic()
@@ -90,7 +81,7 @@ class Attempts:
 
     def retired(self) -> dict[Device, str]:
         """Return the devices that get no more work, and why."""
-        return dict(self._retired)
+        return dict(self._devices.retired)
 
     def last_trace(self) -> str:
         """Return the traceback of the last error that is not known to be a machine's fault; empty if there is none."""
@@ -98,7 +89,7 @@ class Attempts:
 
     def is_retired(self, device: Device) -> bool:
         """Return whether a device gets no more work."""
-        return device in self._retired
+        return device in self._devices.retired
 
     def enter(self, worker: str, device: Device, name: str, *, loaded: bool, turn: int) -> bool:
         """Register a worker's turn, and return whether the worker may go on.
@@ -116,17 +107,33 @@ class Attempts:
         if self._turns.is_past(turn):
             return False
         self._turns.enter(worker, device, name, turn)
-        died_at = self._loading.pop(worker, None)
+        self._devices.see(device)
+        self._at_work.leaving.pop(worker, None)
+        died_at = self._at_work.loading.pop(worker, None)
         if died_at is not None:
-            self._count(died_at, "its process died while it loaded the teacher")
-        for earlier in {run.name for run in self._running.values() if run.worker == worker and run.name != name}:
+            self._devices.count(died_at, "its process died while it loaded the teacher")
+        for earlier in self._at_work.earlier_processes(worker, name):
             self._note_death(earlier)
-        if device in self._retired:
+        if self.is_retired(device):
             return False
         if not loaded:
             self._last_event = time.monotonic()
-            self._loading[worker] = device
+            self._at_work.loading[worker] = device
         return True
+
+    def still_loads(self, turn: int) -> bool:
+        """Return whether a worker that loads the teacher should try again, because the pass of its turn goes on."""
+        return not self._turns.is_past(turn)
+
+    def put_off(self, worker: str) -> None:
+        """Record that a worker returns its turn, because storage gave it no teacher: nobody's fault."""
+        self._last_event = time.monotonic()
+        self._at_work.loading.pop(worker, None)
+
+    def leave(self, worker: str, device: Device) -> None:
+        """Record that a worker's process ends itself, so that Ray starts another, which repeats the turn."""
+        self._last_event = time.monotonic()
+        self._at_work.leave(worker, device)
 
     def take(self, worker: str, device: Device, name: str, turn: int) -> Begun | None:
         """Give a process the next shard; the same one again if it asks twice because an answer was lost; see `enter`.
@@ -134,15 +141,13 @@ class Attempts:
         Returns:
             The shard; None if there is none for it now, and perhaps later.
         """
-        self._loading.pop(worker, None)
+        self._at_work.loading.pop(worker, None)
         if self._turns.is_past(turn):
             return None
         self._look_for_lost_nodes()
         self._turns.enter(worker, device, name, turn)
-        for shard_id, running in self._running.items():
-            # It inverts one at a time.
-            if running.name == name and not running.inverted:
-                return Begun(shard_id, attempt=self._shards[shard_id].num_begun)
+        for shard_id in self._at_work.inverted_by(name):
+            return Begun(shard_id, attempt=self._shards[shard_id].num_begun)
         shard_id = self._turns.take(device)
         if shard_id is None and self._turns.any_back and self._is_quiet():
             shard_id = self._turns.take(device, any_device=True)
@@ -156,11 +161,12 @@ class Attempts:
     def begin(self, worker: str, device: Device, shard_id: int, name: str, turn: int = 0) -> Begun:
         """Record that the process `name` starts to work on a shard."""
         self._last_event = time.monotonic()
-        self._loading.pop(worker, None)
+        self._at_work.loading.pop(worker, None)
         if shard_id in self._done:
             self._left.discard(shard_id)
-            return Begun(shard_id, done=True, attempt=self._done[shard_id])
-        before = self._running.get(shard_id)
+            outcome = self._turns.pop_outcome(shard_id)
+            return Begun(shard_id, done=True, attempt=self._done[shard_id], outcome=outcome)
+        before = self._at_work.running.get(shard_id)
         if before is not None:
             self._note_death(before.name)
         self._turns.begin(shard_id)
@@ -170,34 +176,48 @@ class Attempts:
             self._left.discard(shard_id)
         else:
             shard.num_begun += 1
-            self._running[shard_id] = Running(worker, device, name, turn)
+            self._at_work.running[shard_id] = Running(worker, device, name, turn)
         deaths, shard.unreported = shard.unreported, []
         return Begun(shard_id, deaths, refusal, attempt=shard.num_begun)
 
     def inverted(self, device: Device, shard_id: int) -> None:
         """Record that a shard is inverted, and what is left is to write it."""
         self._last_event = time.monotonic()
-        self._errors.pop(device, None)
-        if shard_id in self._running:
-            self._running[shard_id] = replace(self._running[shard_id], inverted=True)
+        self._devices.clear(device)
+        if shard_id in self._at_work.running:
+            self._at_work.running[shard_id] = replace(self._at_work.running[shard_id], inverted=True)
 
-    def end(self, device: Device, shard_id: int, *, made: bool = False) -> None:
-        """Record that a shard is done, made by this run or another, or failed for a reason that is not the device's."""
+    def end(self, device: Device, shard_id: int, *, made: Outcome | None = None) -> None:
+        """Record that a shard is done, or failed for a reason that is not the device's.
+
+        Args:
+            device, shard_id: of the worker, and of the shard.
+            made: outcome of a shard that this run made; None of one that failed, or that another run made.
+        """
         self._last_event = time.monotonic()
-        running = self._running.pop(shard_id, None)
+        running = self._at_work.running.pop(shard_id, None)
         if running is not None:
-            self._turns.end(running.worker, running.turn, shard_id)
+            self._turns.end(running.worker, running.turn, shard_id, made)
         self._left.discard(shard_id)
         # One that was written after an error was inverted before it.
         if running is None or not running.inverted:
-            self._errors.pop(device, None)
-        if made:
+            self._devices.clear(device)
+        if made is not None:
             # All else that was remembered of it is of no more use, and there may be millions.
             shard = self._shards.pop(shard_id, None)
             # One that was done, and whose part was gone, is made without being begun again.
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
-    def fail(self, worker: str, device: Device, reason: str, shard_id: int | None, *, trace: str = "") -> str:
+    def reject(self, node: str, shard_id: int, reason: str) -> None:
+        """Retire a node whose worker wrote a part where the driver does not find it; another makes the shard."""
+        self._devices.retire_node(node, reason)
+        self._done.pop(shard_id, None)
+        self._left.add(shard_id)
+        self._turns.give_back(shard_id)
+
+    def fail(
+        self, worker: str, device: Device, reason: str, shard_id: int | None, *, trace: str = ""
+    ) -> Refusal | None:
         """Record that a device failed.
 
         Args:
@@ -208,21 +228,21 @@ class Attempts:
             trace: traceback of the error, if it helps to find the cause.
 
         Returns:
-            Why the shard is given up; empty if another worker should do it.
+            Why the shard is given up; None if another worker should do it.
         """
         self._last_event = time.monotonic()
-        self._loading.pop(worker, None)
+        self._at_work.loading.pop(worker, None)
         self._trace = trace or self._trace
-        self._count(device, reason)
+        self._devices.count(device, reason)
         if shard_id is None:
-            return ""
-        running = self._running.pop(shard_id, None)
+            return None
+        running = self._at_work.running.pop(shard_id, None)
         shard = self._shards.setdefault(shard_id, ShardRecord())
         shard.history.append(f"{device} failed: {reason}")
         refusal = shard.refusal(self._max_attempts)
         if not refusal:
             self._turns.give_back(shard_id, failed_on=device)
-            return ""
+            return None
         self._left.discard(shard_id)
         if running is not None:
             self._turns.end(running.worker, running.turn, shard_id)
@@ -234,7 +254,8 @@ class Attempts:
             return True
         self._waiting.add(worker)
         if not self._over and not self._anyone_works():
-            self._over = time.monotonic() - self._last_event >= self._patience_s()
+            patience_s = self._room.patience_s(len(self._waiting), self._turns.num_left, any_left=bool(self._left))
+            self._over = time.monotonic() - self._last_event >= patience_s
         return self._over
 
     def may_come(self, turn: int) -> bool:
@@ -242,36 +263,17 @@ class Attempts:
 
         Ray Data counts an empty turn as progress. With few turns left the worker should end, to release its GPU.
         """
-        many = self._turns.num_left > _TURNS_PER_WORKER * self._seats
-        return many and not self._turns.is_past(turn) and bool(self._running or self._loading)
-
-    def _patience_s(self) -> float:
-        """Return how many seconds without activity end the pass."""
-        if not self._left:
-            # The driver ends the pass, once it has heard of all.
-            return _GROWING_S
-        if self._turns.num_left <= _TURNS_PER_WORKER * len(self._waiting):
-            # Nobody else gets a turn.
-            return _BETWEEN_SHARDS_S
-        if len(self._waiting) >= self._seats:
-            return _BETWEEN_SHARDS_S if self._fixed else _GROWING_S
-        return max(self._start_timeout_s, _BETWEEN_SHARDS_S)
+        many = self._turns.num_left > TURNS_PER_WORKER * self._room.seats
+        return many and not self._turns.is_past(turn) and bool(self._at_work.nodes())
 
     def _is_quiet(self) -> bool:
         """Return whether nobody works, and nobody is about to."""
         return time.monotonic() - self._last_event >= _ALONE_S and not self._anyone_works()
 
     def _anyone_works(self) -> bool:
-        """Return whether a worker inverts, writes or loads, as far as is known; one on a lost node does not."""
-        devices = {run.device for run in self._running.values()} | set(self._loading.values())
-        nodes = {device.node_id for device in devices}
+        """Return whether a worker inverts, writes or loads, or is about to; one on a lost node does not."""
+        nodes = self._at_work.nodes()
         return bool(nodes) and not nodes.isdisjoint(self._alive_nodes())
-
-    def _count(self, device: Device, reason: str) -> None:
-        self._errors[device] = self._errors.get(device, 0) + 1
-        together = 1 if device.gpu is None else self._actors_per_gpu
-        if self._errors[device] >= MAX_DEVICE_ERRORS * together:
-            self._retired.setdefault(device, reason)
 
     def _look_for_lost_nodes(self) -> None:
         """Give back what was begun on lost nodes: a worker that Ray cannot start elsewhere never asks again."""
@@ -279,15 +281,15 @@ class Attempts:
         if now - self._looked >= _LOOK_S and self._turns.any_begun:
             self._looked, alive = now, self._alive_nodes()
             self._turns.lose_nodes(alive)
-            for name in {run.name for run in self._running.values() if run.device.node_id not in alive}:
+            for name in self._at_work.lost_processes(alive):
                 self._note_death(name)
 
     def _note_death(self, name: str) -> None:
         """Record the death of a process against the shard that it inverted, or else against that which it wrote."""
-        found = {shard_id: running for shard_id, running in self._running.items() if running.name == name}
+        found = self._at_work.of_process(name)
         inverting = {shard_id: running for shard_id, running in found.items() if not running.inverted}
         for shard_id in found:
-            del self._running[shard_id]
+            del self._at_work.running[shard_id]
             self._turns.give_back(shard_id)
         for shard_id, running in (inverting or found).items():
             lost = running.device.node_id not in self._alive_nodes()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 
 import ray
 import torch
@@ -15,6 +16,10 @@ _DEVICE_ERROR = re.compile(
     r"|no (CUDA|HIP)-capable device|No (CUDA|HIP) GPUs are available|no NVIDIA driver",
     re.IGNORECASE,
 )
+
+# Errors whose message is enough; for others the last few frames of the traceback are kept too.
+_SAY_ALL = (PipelineError, OSError, MemoryError)
+_NUM_FRAMES = 4
 
 
 class DeviceError(PipelineError):
@@ -47,3 +52,10 @@ def check_gpu(wanted: str) -> None:
     on_cpu = wanted == "cpu" or torch.version.cuda is None or not os.path.exists("/dev/nvidiactl")
     if ray.get_runtime_context().get_accelerator_ids().get("GPU") and not on_cpu and not torch.cuda.is_available():
         raise DeviceError("no CUDA-capable device is usable, although the machine has one: is its driver working?")
+
+
+def last_frames(error: Exception) -> str:
+    """Return the last frames of an error's traceback; empty if its message is enough."""
+    if isinstance(error, _SAY_ALL) or is_device_error(error):
+        return ""
+    return "".join(traceback.format_exception(error, limit=-_NUM_FRAMES, chain=False))

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,25 +15,24 @@ import ray.exceptions
 from ray.actor import ActorHandle
 
 from pipeline import storage
-from pipeline.dataset import store
-from pipeline.errors import DatasetError, IncompleteError, OtherModelError, PipelineError, one_line
-from pipeline.outputs.owners import NOT_SHARED
+from pipeline.errors import DatasetError, OtherModelError, one_line
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.devices import this_device
-from pipeline.synthesis.faults import check_gpu, is_device_error
+from pipeline.synthesis.faults import is_device_error, last_frames
+from pipeline.synthesis.loading import Loader
 from pipeline.synthesis.outcome import Outcome, to_table
-from pipeline.synthesis.records import Begun
+from pipeline.synthesis.records import Begun, Refusal
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.writer import PartWriter, UnwrittenShard, record_failure, worker_name
+from pipeline.transient import is_of_store
 
-# Errors whose message is enough; for others the last few frames of the traceback are kept too.
-_SAY_ALL = (PipelineError, OSError, MemoryError)
-_NUM_FRAMES = 4
 _WAIT_S = 1.0
 # How often an idle worker looks for a shard during one turn.
 _LOOKS_PER_TURN = 4
 # Time for other calls to return their outcomes, and for Ray to receive a result, before this process exits.
 _LEAVE_S, _HEAR_S = 60.0, 1.0
+# Characters of why a device failed, which may name a file.
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ class GuardedWriter:
 
     Raises:
         OtherModelError: on the first shard; this actor sees another teacher.
-        IncompleteError: on the first shard; this actor sees another output.
     """
 
     def __init__(
@@ -78,9 +75,9 @@ class GuardedWriter:
         turn_s: float = 0.0,
     ) -> None:
         self._config, self._shards, self._attempts, self._turn_s = config, shards, attempts, turn_s
-        self._digest, self._schema_version = digest, schema_version
         self._actor = ray.get_runtime_context().get_actor_id()
         self._device, self._name = this_device(), worker_name()
+        self._loader = Loader(config, digest, schema_version, self._name, self._device)
         self._writer: PartWriter | None = None
         self._poisoned, self._reported = False, False
         self._inverting, self._storing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -160,12 +157,13 @@ class GuardedWriter:
         if not self._ask("enter", self._actor, self._device, self._name, loaded=loaded, turn=turn):
             return self._wait(turn) if first else None
         try:
-            writer = self._loaded()
-        except (OtherModelError, IncompleteError):
+            writer = self._loaded(turn)
+        except OtherModelError:
             raise
-        # The driver has loaded the same teacher, so any failure here is this machine's, even a library's KeyError.
+        # The driver has loaded the same teacher, so any failure here is this machine's, even a library's KeyError, but
+        # for storage that does not answer this moment.
         except Exception as error:  # noqa: BLE001
-            return self._failed(None, error)
+            return self._put_off(error) if is_of_store(error) else self._failed(None, error)
         begun: Begun | None = self._ask("take", self._actor, self._device, self._name, turn)
         if begun is None:
             return None
@@ -180,11 +178,13 @@ class GuardedWriter:
     def _make(self, writer: PartWriter, begun: Begun) -> _Inverted | Outcome:
         shard_id = begun.shard_id
         if begun.refusal:
-            return self._given_up(shard_id, "WorkerDied", begun.refusal)
+            return self._given_up(shard_id, begun.refusal)
+        if begun.outcome is not None:
+            return begun.outcome
         # If the part cannot be read, `make` finds out why, and makes it if it is gone.
         with contextlib.suppress(DatasetError):
             if begun.done:
-                return replace(writer.read_back(shard_id), attempts=begun.attempt)
+                return replace(storage.with_retries(lambda: writer.read_back(shard_id)), attempts=begun.attempt)
         if begun.done:
             begun = replace(begun, attempt=begun.attempt + 1)
         try:
@@ -204,6 +204,7 @@ class GuardedWriter:
 
         Ray would repeat a call whose result has not reached it.
         """
+        self._ask("leave", self._actor, self._device)
         with self._returned:
             self._returned.wait_for(lambda: not self._holding, timeout=_LEAVE_S)
         time.sleep(_HEAR_S)
@@ -213,26 +214,21 @@ class GuardedWriter:
         return self._end(inverted.writer.store(inverted.made), inverted.begun)
 
     def _end(self, outcome: Outcome, begun: Begun) -> Outcome:
-        self._ask("end", self._device, begun.shard_id, made=outcome.is_made)
-        notes = [*outcome.notes, *_about(begun.shard_id, begun.history)]
         where = {"node": self._device.node, "gpu": self._device.card}
-        return replace(outcome, **where, attempts=begun.attempt, notes=notes)
+        notes = [*outcome.notes, *_about(begun.shard_id, begun.history)]
+        outcome = replace(outcome, **where, attempts=begun.attempt, notes=notes)
+        self._ask("end", self._device, begun.shard_id, made=outcome if outcome.is_made else None)
+        return outcome
 
-    def _loaded(self) -> PartWriter:
+    def _loaded(self, turn: int) -> PartWriter:
         if self._writer is None:
-            self._check_output()
-            check_gpu(self._config.pool.device)
-            self._writer = PartWriter(self._config, self._digest, self._schema_version)
+            self._writer = self._loader.load(lambda: self._ask("still_loads", turn))
         return self._writer
 
-    def _check_output(self) -> None:
-        """Check before the first shard that this worker sees the same output as the driver."""
-        manifest = store.manifest_uri(self._config.output)
-        if not storage.exists(manifest):
-            raise IncompleteError(
-                f"worker {self._name} of node {self._device.host} does not find {manifest!r}, which this run wrote: "
-                f"{NOT_SHARED}"
-            )
+    def _put_off(self, error: Exception) -> Outcome:
+        """Return the turn, to tell the driver that storage does not answer; the next turn goes on trying."""
+        self._ask("put_off", self._actor)
+        return Outcome(None, self._name, handed_back=True, notes=[self._loader.note(error)])
 
     def _failed(self, shard_id: int | None, error: Exception) -> Outcome:
         """Hand a shard back to be done elsewhere, or give it up if it has failed too often.
@@ -242,18 +238,20 @@ class GuardedWriter:
             error: that the device is blamed for.
         """
         self._poisoned, self._writer = True, None
-        reason = one_line(error)
-        refusal = self._ask("fail", self._actor, self._device, reason, shard_id, trace=_trace(error))
+        reason = one_line(error, _LONGEST_REASON)
+        refusal: Refusal | None = self._ask(
+            "fail", self._actor, self._device, reason, shard_id, trace=last_frames(error)
+        )
         doing = "loading the teacher" if shard_id is None else f"inverting shard {shard_id}"
         returned = "" if shard_id is None else "; the shard goes back to the queue"
         note = f"worker {self._name} failed on {self._device} while {doing}{returned}: {reason}"
         if shard_id is not None and refusal:
-            return self._given_up(shard_id, "DeviceError", refusal)
+            return self._given_up(shard_id, refusal)
         return Outcome(shard_id, self._name, handed_back=True, notes=[note])
 
-    def _given_up(self, shard_id: int, error: str, reason: str) -> Outcome:
-        labels = self._shards[shard_id]["labels"]
-        reason = record_failure(self._config.output, shard_id, labels, self._name, error, reason)
+    def _given_up(self, shard_id: int, refusal: Refusal) -> Outcome:
+        labels, error = self._shards[shard_id]["labels"], refusal.error
+        reason = record_failure(self._config.output, shard_id, labels, self._name, error, refusal.reason)
         return Outcome(shard_id, self._name, error=error, reason=reason, num_images=len(labels))
 
     def _wait(self, turn: int) -> Outcome:
@@ -262,13 +260,6 @@ class GuardedWriter:
         while not self._ask("wait", self._actor, turn):
             time.sleep(_WAIT_S)
         return Outcome(None, self._name, over=True)
-
-
-def _trace(error: Exception) -> str:
-    """Return the last frames of an error's traceback; empty if its message is enough."""
-    if isinstance(error, _SAY_ALL) or is_device_error(error):
-        return ""
-    return "".join(traceback.format_exception(error, limit=-_NUM_FRAMES, chain=False))
 
 
 def _about(shard_id: int, history: list[str]) -> list[str]:

@@ -1,8 +1,7 @@
 """Run the actor pool over missing shards, and again over those that its workers could not do."""
 
 import sys
-import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import cast
 
@@ -13,14 +12,13 @@ from ray.actor import ActorHandle
 
 from pipeline import storage
 from pipeline.cluster import free_resources, start_here
-from pipeline.dataset import store
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
-from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.capacity import needs, seats
 from pipeline.synthesis.checkpoints import shards_with_checkpoint
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.first_parts import FirstParts
 from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.holders import hold_gpus
 from pipeline.synthesis.indexing import RunningIndex
@@ -28,7 +26,7 @@ from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.outcome import Outcome, from_table
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
-from pipeline.synthesis.progress import ProgressReport
+from pipeline.synthesis.progress import ProgressReport, report_plan
 from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.tracked import TrackedShards
@@ -36,10 +34,10 @@ from pipeline.tracking.tracker import Tracker
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
+# Ray Data is told of each turn by itself, before the first begins: a million of them take it an hour.
+_MANY_TURNS = 20_000
 # Turns of each worker beyond one for each shard: those that failed, and those that a retired worker holds.
 _SPARE_TURNS = 2
-# Delays before each look at a new file, for stores that show it only after a moment.
-_LOOK_AGAIN_S = (0.0, 0.5, 2.0)
 
 
 def invert_missing(
@@ -63,8 +61,7 @@ def invert_missing(
 
     Raises:
         DatasetError: the checkpoints of an earlier run cannot be listed.
-        IncompleteError: no worker is left, shard after shard could not be written, or a worker wrote its first part
-            where this process does not find it.
+        IncompleteError: no worker is left, or shard after shard could not be written.
     """
     attempts = _start(plan)
     tally = Tally()
@@ -80,6 +77,7 @@ def invert_missing(
     )
     metrics = RunMetrics(plan.digest, len(to_do))
     tracked = TrackedShards(tracker, plan)
+    first_parts = FirstParts(plan.config.output, plan.digest, report.note)
     held: dict[Device, ActorHandle] = {}
     # In the order in which to do them.
     left, barren = dict.fromkeys(to_do), 0
@@ -92,7 +90,13 @@ def invert_missing(
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
                 with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as outcomes:
-                    _collect(plan, outcomes, left, tally, index, metrics, tracked, report)
+                    for outcome in _ended(outcomes, left, attempts, first_parts, report):
+                        tally.add(outcome)
+                        report.shard_finished(outcome)
+                        tally.check_written(outcome)
+                        index.add(outcome)
+                        metrics.add(outcome)
+                        tracked.add(tally)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
         # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
@@ -103,17 +107,14 @@ def invert_missing(
     return tally
 
 
-def _collect(
-    plan: SynthesisPlan,
+def _ended(
     outcomes: Iterable[Outcome],
     left: dict[int, None],
-    tally: Tally,
-    index: RunningIndex,
-    metrics: RunMetrics,
-    tracked: TrackedShards,
+    attempts: ActorHandle,
+    first_parts: FirstParts,
     report: ProgressReport,
-) -> None:
-    """Count the shards of a pass as they end, and take them out of `left`, until none is left or the pass is over."""
+) -> Iterator[Outcome]:
+    """Yield each shard of a pass as it ends, and take it out of `left`, until none is left or the pass is over."""
     for outcome in outcomes:
         for note in outcome.notes:
             report.note(note)
@@ -122,15 +123,14 @@ def _collect(
         # A turn that Ray repeated may report a shard again.
         if outcome.handed_back or outcome.shard_id not in left:
             continue
+        lost = first_parts.why_lost(outcome) if outcome.is_made else ""
+        if lost:
+            # The worker's node is to blame, and others make the shard.
+            report.note(f"node {outcome.node} gets no more work: {lost}")
+            ray.get(attempts.reject.remote(outcome.node, outcome.shard_id, lost))
+            continue
         del left[outcome.shard_id]
-        tally.add(outcome)
-        report.shard_finished(outcome)
-        tally.check_written(outcome)
-        index.add(outcome)
-        metrics.add(outcome)
-        tracked.add(tally)
-        if tally.is_first_of_worker(outcome):
-            check_found(plan, outcome)
+        yield outcome
         if not left:
             return
 
@@ -141,7 +141,7 @@ def _start(plan: SynthesisPlan) -> ActorHandle:
         Attempts,
         pool.max_attempts,
         actors_per_gpu=needs(pool).actors_per_gpu,
-        begun_before=shards_with_checkpoint(plan.config.output, plan.digest),
+        begun_before=storage.with_retries(lambda: shards_with_checkpoint(plan.config.output, plan.digest)),
     )
 
 
@@ -159,6 +159,8 @@ def _one_pass(
         num_turns=len(shard_ids) + _SPARE_TURNS * workers.max_size,
     )
     turns = [{"turn": number} for number in cast(range, ray.get(opening))]
+    if len(turns) >= _MANY_TURNS:
+        report_plan(f"no shard is begun before Ray Data knows of all {len(turns)} turns, which may take minutes")
     own = (
         plan.config,
         plan.digest,
@@ -194,23 +196,3 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
         reasons = [f"{device}: {reason}" for device, reason in retired.items()]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
-
-
-def check_found(plan: SynthesisPlan, outcome: Outcome) -> None:
-    """Check that the first part of a worker is in the output: if it writes elsewhere, its work is lost.
-
-    Args:
-        plan: of the run.
-        outcome: of the part.
-
-    Raises:
-        IncompleteError: this process does not find it.
-    """
-    uri = store.part_uri(plan.config.output, cast(int, outcome.shard_id), plan.digest)
-    for delay_s in _LOOK_AGAIN_S:
-        time.sleep(delay_s)
-        if storage.exists(uri):
-            return
-    raise IncompleteError(
-        f"worker {outcome.worker} wrote shard {outcome.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
-    )

@@ -93,9 +93,10 @@ def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None =
         check_falloff(inverted.image_size, config.inversion.falloff)
     announce(config.inversion.notices(inverted.num_patches))
     facts = identity(config, networks)
-    manifest = _same_dataset(config.output, _manifest(config, loaded, inverted, facts, shards))
-    progress = store.read_progress(config.output, len(shards), manifest["digest"])
-    _check_parts(config.output, manifest["digest"], progress)
+    new = _manifest(config, loaded, inverted, facts, shards)
+    manifest = storage.with_retries(lambda: _same_dataset(config.output, new))
+    progress = storage.with_retries(lambda: store.read_progress(config.output, len(shards), manifest["digest"]))
+    storage.with_retries(lambda: _check_parts(config.output, manifest["digest"], progress))
     return SynthesisPlan(
         located(config), manifest["digest"], manifest, shards, inverted.num_patches, inverted.notice, progress
     )

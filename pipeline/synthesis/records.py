@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.outcome import Outcome
 
 # A lost node takes innocent shards along, so it counts for less than a worker that dies alone.
 _LOST_NODES_PER_ATTEMPT = 3
@@ -17,27 +18,40 @@ class ShardRecord:
         history: how each attempt ended, in words.
         unreported: those of them that the driver does not know yet.
         lost_nodes: number of attempts that ended because their node was lost.
+        deaths: number of attempts in which a process died on a node that stayed.
     """
 
     num_begun: int = 0
     history: list[str] = field(default_factory=list)
     unreported: list[str] = field(default_factory=list)
     lost_nodes: int = 0
+    deaths: int = 0
 
     def add_death(self, line: str, *, with_node: bool) -> None:
         """Add that the process that worked on it died, alone or with its node."""
         self.lost_nodes += with_node
+        self.deaths += not with_node
         self.history.append(line)
         self.unreported.append(line)
 
-    def refusal(self, max_attempts: int) -> str:
-        """Return why the shard is given up; empty if it may be tried again."""
+    def refusal(self, max_attempts: int) -> "Refusal | None":
+        """Return why the shard is given up; None if it may be tried again."""
         lost, own = self.lost_nodes, len(self.history) - self.lost_nodes
         if own < max_attempts and lost < _LOST_NODES_PER_ATTEMPT * max_attempts:
-            return ""
-        cause = " (killed for using too much memory, or crashed?)" if "died" in self.history[-1] else ""
+            return None
+        # Whichever attempt was the last: a device that fails says nothing of the shard, a process that dies does.
+        cause = " (killed for using too much memory, or crashed?)" if self.deaths else ""
         last = "; ".join(self.history[-max_attempts:])
-        return f"given up after {len(self.history)} attempts{cause}: {last}"
+        error = "WorkerDied" if self.deaths or self.lost_nodes else "DeviceError"
+        return Refusal(error, f"given up after {len(self.history)} attempts{cause}: {last}")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a shard is given up: the name of an error, and a line."""
+
+    error: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,13 +72,15 @@ class Begun:
     Attributes:
         shard_id: of the shard.
         history: how earlier attempts ended, as far as it was not reported to the driver yet.
-        refusal: why the shard is given up; empty if the worker may do it.
+        refusal: why the shard is given up; None if the worker may do it.
         done: whether this run has made the shard already, and its worker died before Ray heard of it.
         attempt: number of this attempt at the shard, counted from 1; of one that is done, of the attempt that made it.
+        outcome: of one that is done, what its worker reported, if it is still known.
     """
 
     shard_id: int
     history: list[str] = field(default_factory=list)
-    refusal: str = ""
+    refusal: Refusal | None = None
     done: bool = False
     attempt: int = 0
+    outcome: Outcome | None = None

@@ -9,7 +9,8 @@ from pipeline.cluster import check_cluster, connect, own_errors
 from pipeline.config import to_dict
 from pipeline.dataset import store
 from pipeline.dataset.own_card import write_card
-from pipeline.errors import IncompleteError
+from pipeline.errors import DatasetError, IncompleteError, one_line
+from pipeline.log import logger
 from pipeline.outputs import Claim, claim
 from pipeline.outputs.owners import check_place
 from pipeline.precision import announce_dtype
@@ -66,7 +67,7 @@ def run_plan(config: SynthesisConfig, plan: SynthesisPlan, started: float) -> di
             report_plan(line)
     if config.dry_run:
         return dry_run(plan)
-    storage.check_writable(plan.config.output)
+    storage.with_retries(lambda: storage.check_writable(plan.config.output))
     # A run that finds nothing to do has nothing to report either.
     reported_to = config.tracking if plan.to_do else TrackingConfig()
     with tracking(reported_to, "synthesize", plan.digest, to_dict(config)) as tracker:
@@ -97,17 +98,24 @@ def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, An
                 options = pool_options(plan.config, len(to_do), fixed_size=fixed_size)
                 report_plan(describe_choice(plan.config.pool))
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
-                claimed = _begin(plan)
+                claimed = storage.with_retries(lambda: _begin(plan))
                 # If another run with these settings is at work, a random order keeps the two at different shards.
                 if not claimed.new and not plan.is_shuffled:
                     random.shuffle(to_do)
                 tally = invert_missing(plan, to_do, index, fixed_size=fixed_size, tracker=tracker)
         except IncompleteError as error:
-            done = len(store.list_parts(plan.config.output, plan.digest))
-            left = f"{done} of {len(plan.shards)} shards are done, run it again for the rest"
-            raise IncompleteError(f"{left}: {error}") from error
+            raise IncompleteError(f"{_counted(plan)}run it again for the rest: {error}") from error
     with storage.writing_to(plan.config.output):
         return _finish(plan, tally, index, time.monotonic() - started)
+
+
+def _counted(plan: SynthesisPlan) -> str:
+    """Say how many shards are done; nothing where that cannot be found out, which must not hide why the run ended."""
+    try:
+        done = len(storage.with_retries(lambda: store.list_parts(plan.config.output, plan.digest)))
+    except DatasetError:
+        return ""
+    return f"{done} of {len(plan.shards)} shards are done, "
 
 
 def _begin(plan: SynthesisPlan) -> Claim:
@@ -130,8 +138,16 @@ def _finish(plan: SynthesisPlan, tally: Tally, index: RunningIndex, seconds: flo
     """Delete temporary files and checkpoints, complete the index, summarize, and write what people look at."""
     output = plan.config.output
     store.clear_temporaries(output)
-    progress = store.read_progress(output, len(plan.shards), plan.digest)
+    progress = storage.with_retries(lambda: store.read_progress(output, len(plan.shards), plan.digest))
     index.complete(progress.parts)
-    clear_checkpoints(output, progress.parts)
+    _clear_checkpoints(output, progress)
     summary = {**summarize(plan, tally, index, progress), "seconds": round(seconds, 2)}
     return {**summary, **write_pictures(plan, summary, progress.done)}
+
+
+def _clear_checkpoints(output: str, progress: store.Progress) -> None:
+    """Delete checkpoints that killed workers left of shards that are done; nothing depends on them."""
+    try:
+        storage.with_retries(lambda: clear_checkpoints(output, progress.parts))
+    except (DatasetError, OSError) as error:
+        logger.warning(f"checkpoints are left in {output!r}, they could not be deleted: {one_line(error)}")

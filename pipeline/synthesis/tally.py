@@ -98,7 +98,3 @@ class Tally:
         """
         if self.num_unwritten >= _MAX_UNWRITTEN:
             raise IncompleteError(f"{self.num_unwritten} shards in a row could not be written: {last.reason}")
-
-    def is_first_of_worker(self, last: Outcome) -> bool:
-        """Return whether the outcome that was added last is of the first part that its worker made."""
-        return last.is_made and self.made_by[last.worker] == 1

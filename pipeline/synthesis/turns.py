@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.outcome import Outcome
 
 # Turns remembered per worker. Ray Data has at most two per worker in flight.
 _KEPT_TURNS = 4
@@ -21,12 +22,12 @@ class _Turn:
     Attributes:
         name: of the process that has it.
         node_id: of the node on which that runs.
-        ended: shards that ended in it. The driver gets their rows when the turn ends.
+        ended: shards that ended in it → outcome of one that was made. The driver gets them when the turn ends.
     """
 
     name: str
     node_id: str
-    ended: list[int] = field(default_factory=list)
+    ended: dict[int, Outcome | None] = field(default_factory=dict)
 
 
 class Turns:
@@ -42,6 +43,8 @@ class Turns:
         # Given back, in order. The values mean nothing.
         self._back: dict[int, None] = {}
         self._failed_on: dict[int, set[Device]] = {}
+        # Of shards that were made and given back to be reported again.
+        self._outcomes: dict[int, Outcome] = {}
         self._first, self.num_left = numbers.start, len(numbers)
         self._by_worker: dict[str, dict[int, _Turn]] = {}
 
@@ -56,7 +59,7 @@ class Turns:
         return bool(self._by_worker)
 
     def is_past(self, number: int) -> bool:
-        """Return whether a turn is of an earlier pass, of which nobody reads the rows any more."""
+        """Return whether a turn is of an earlier pass, of which nobody reads the outcomes any more."""
         return number < self._first
 
     def enter(self, worker: str, device: Device, name: str, number: int) -> None:
@@ -76,7 +79,7 @@ class Turns:
                 del turns[old]
         turn = turns[number]
         if turn.name != name:
-            self._give_back_rows(turn)
+            self._give_back_ended(turn)
             turn.name, turn.node_id = name, device.node_id
 
     def lose_nodes(self, alive: Container[str]) -> None:
@@ -88,12 +91,17 @@ class Turns:
         for turns in self._by_worker.values():
             for turn in turns.values():
                 if turn.node_id not in alive:
-                    self._give_back_rows(turn)
+                    self._give_back_ended(turn)
 
-    def _give_back_rows(self, turn: _Turn) -> None:
-        """Let others report shards whose rows may be lost; the driver ignores a row that it has already."""
+    def _give_back_ended(self, turn: _Turn) -> None:
+        """Let others report shards whose outcomes may be lost; the driver ignores one that it has already."""
         self._back.update(dict.fromkeys(turn.ended))
-        turn.ended = []
+        self._outcomes.update({shard_id: made for shard_id, made in turn.ended.items() if made is not None})
+        turn.ended = {}
+
+    def pop_outcome(self, shard_id: int) -> Outcome | None:
+        """Return the outcome of a shard that was made and given back to be reported again, if it is known."""
+        return self._outcomes.pop(shard_id, None)
 
     def take(self, device: Device, *, any_device: bool = False) -> int | None:
         """Return the shard that is next, one that was given back before others; None if there is none for this device.
@@ -123,8 +131,8 @@ class Turns:
         """Note that a shard is being done, so that nobody else takes it."""
         self._back.pop(shard_id, None)
 
-    def end(self, worker: str, number: int, shard_id: int) -> None:
-        """Note that a shard ended in a turn."""
+    def end(self, worker: str, number: int, shard_id: int, made: Outcome | None = None) -> None:
+        """Note that a shard ended in a turn, and the outcome of one that was made."""
         turn = self._by_worker.get(worker, {}).get(number)
         if turn is not None:
-            turn.ended.append(shard_id)
+            turn.ended[shard_id] = made

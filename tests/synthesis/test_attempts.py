@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
+from pipeline.synthesis.outcome import Outcome
 
 GPU_0, GPU_1, FAR = (Device(node, node, gpu) for node, gpu in (("here", "0"), ("here", "1"), ("far", "0")))
 
@@ -31,7 +32,9 @@ def test_a_shard_that_kills_its_worker_again_and_again_is_given_up() -> None:
     assert [bool(answer.refusal) for answer in begun] == [False, False, False, True]
     assert begun[0].history == []
     assert begun[1].history == ["worker pid 7 died (GPU 0 of node here (here))"]
-    assert begun[3].refusal.startswith(
+    assert begun[3].refusal
+    assert begun[3].refusal.error == "WorkerDied"
+    assert begun[3].refusal.reason.startswith(
         "given up after 3 attempts (killed for using too much memory, or crashed?): worker pid 7"
     )
 
@@ -66,6 +69,66 @@ def test_a_shard_that_fails_on_every_gpu_is_given_up_and_no_gpu_with_it() -> Non
         attempts.begin("a", device, 5, "pid 7")
         attempts.end(device, 5)
     assert attempts.retired() == {}
+
+
+@pytest.mark.parametrize("died_last", [True, False])
+def test_a_shard_that_killed_a_worker_is_recorded_as_that_whichever_attempt_was_the_last(died_last: bool) -> None:
+    attempts = make([4], max_attempts=2)
+    attempts.begin("a", GPU_0, 4, "pid 7")
+    if died_last:
+        assert attempts.fail("a", GPU_0, "CUDA error", 4) is None
+        attempts.begin("b", GPU_1, 4, "pid 8")
+        refusal = attempts.begin("b", GPU_1, 4, "pid 9").refusal
+    else:
+        attempts.begin("b", GPU_1, 4, "pid 8")
+        refusal = attempts.fail("b", GPU_1, "CUDA error", 4)
+    assert refusal
+    assert refusal.error == "WorkerDied"
+    assert refusal.reason.startswith("given up after 2 attempts (killed for using too much memory, or crashed?): ")
+    for device in (GPU_0, GPU_1):
+        failing = attempts.begin("a", device, 5, "pid 7").refusal or attempts.fail("a", device, "CUDA error", 5)
+    assert failing
+    assert failing.error == "DeviceError"
+    assert failing.reason.startswith("given up after 2 attempts: GPU 0 of node here (here) failed: CUDA error")
+
+
+def test_a_node_that_writes_elsewhere_is_retired_with_all_its_devices_and_its_shard_made_by_another() -> None:
+    attempts = make([4, 5])
+    for worker, device in (("a", GPU_0), ("b", GPU_1), ("c", FAR)):
+        attempts.enter(worker, device, f"process of {worker}", loaded=True, turn=0)
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
+    attempts.reject(GPU_0.node, 4, "it is not there")
+    assert attempts.retired() == {GPU_0: "it is not there", GPU_1: "it is not there"}
+    begun = attempts.take("c", FAR, "process of c", 0)
+    assert begun
+    assert (begun.shard_id, begun.done) == (4, False)
+
+
+def test_a_process_that_ends_itself_is_waited_for_while_ray_starts_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = HereOnly(3)
+    attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=900, num_turns=2)
+    for turn, (worker, device) in enumerate((("a", GPU_0), ("b", GPU_1))):
+        attempts.enter(worker, device, f"process of {worker}", loaded=True, turn=turn)
+    attempts.fail("b", GPU_1, "CUDA error", 4)
+    attempts.leave("b", GPU_1)
+    began = time.monotonic()
+    # A process that imports torch.
+    monkeypatch.setattr(time, "monotonic", lambda: began + 20)
+    assert not attempts.wait("a", 0)
+    monkeypatch.setattr(time, "monotonic", lambda: began + 900)
+    assert attempts.wait("a", 0)
+
+
+def test_a_worker_that_storage_keeps_waiting_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = make([4])
+    for turn in range(5):
+        assert attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=turn)
+        assert attempts.still_loads(turn)
+        attempts.put_off("a")
+    assert attempts.retired() == {}
+    attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
+    assert not attempts.still_loads(0)
 
 
 def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:
@@ -143,7 +206,9 @@ def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pyte
     assert attempts.wait("a", 0)
 
 
-@pytest.mark.parametrize("module", ["attempts", "columns", "exit_code", "holders", "records", "turns"])
+@pytest.mark.parametrize(
+    "module", ["at_work", "attempts", "blame", "columns", "exit_code", "holders", "records", "turns"]
+)
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -157,7 +222,7 @@ def test_of_two_shards_of_a_dead_worker_the_one_it_inverted_is_blamed() -> None:
     assert attempts.begin("a", GPU_0, 4, "pid 8").history == []
     assert attempts.begin("a", GPU_0, 5, "pid 8").history == ["worker pid 7 died (GPU 0 of node here (here))"]
     # Alone, the one that it wrote is.
-    attempts.end(GPU_0, 5, made=True)
+    attempts.end(GPU_0, 5, made=Outcome(5, "pid 7"))
     attempts.inverted(GPU_0, 4)
     assert attempts.begin("a", GPU_0, 4, "pid 9").history == ["worker pid 8 died (GPU 0 of node here (here))"]
 
@@ -179,7 +244,7 @@ def test_shards_are_taken_in_order_whoever_has_the_turn() -> None:
 def test_a_shard_that_a_gpu_failed_on_is_the_next_that_another_takes() -> None:
     attempts = make([4, 5, 6, 7])
     assert taken(attempts, "a", GPU_0, 0) == 4
-    assert attempts.fail("a", GPU_0, "CUDA error", 4) == ""
+    assert attempts.fail("a", GPU_0, "CUDA error", 4) is None
     # Ray repeats the call if its worker ends before Ray has heard of the row.
     assert taken(attempts, "a", GPU_0, 0, "next process") == 5
     again = attempts.take("b", GPU_1, "pid 9", 1)
@@ -195,7 +260,7 @@ def test_a_gpu_does_what_it_failed_on_itself_if_nobody_else_is_there(monkeypatch
     later = time.monotonic() + 2
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert taken(attempts, "a", GPU_0, 2) is None  # the other may take it, once it is done with its own
-    attempts.end(GPU_1, 5, made=True)
+    attempts.end(GPU_1, 5, made=Outcome(5, "pid 7"))
     even_later = later + 2
     monkeypatch.setattr(time, "monotonic", lambda: even_later)
     assert taken(attempts, "a", GPU_0, 2) == 4
@@ -223,9 +288,12 @@ def test_a_shard_on_a_lost_node_is_given_to_another_though_its_worker_never_come
 
 
 def test_a_turn_that_ray_repeats_reports_again_what_ended_in_it() -> None:
-    """Rows are lost with a worker that dies before Ray has heard of the turn's end."""
+    """Outcomes are lost with a worker that dies before Ray has heard of the turn's end."""
     attempts = make([4, 5, 6, 7])
-    for shard_id, made in ((4, True), (5, False)):  # 5 failed, as with NaN: it is tried again, and fails again
+    for shard_id, made in (
+        (4, Outcome(4, "a")),
+        (5, None),
+    ):  # 5 failed, as with NaN: it is tried again, and fails again
         assert taken(attempts, "a", GPU_0, 0) == shard_id
         attempts.end(GPU_0, shard_id, made=made)
     assert taken(attempts, "a", GPU_0, 0) == 6
@@ -242,10 +310,21 @@ def test_a_turn_that_ray_repeats_reports_again_what_ended_in_it() -> None:
     assert taken(attempts, "a", GPU_0, 1, "next process") is None
 
 
+def test_the_outcome_of_a_shard_that_was_made_is_reported_as_it_was_when_its_worker_died() -> None:
+    attempts = make([4, 5])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    made = Outcome(4, "pid 7", seconds=7.0, device="NVIDIA L4", num_steps=[8])
+    attempts.end(GPU_0, 4, made=made)
+    attempts.enter("a", GPU_0, "next process", loaded=False, turn=0)
+    begun = attempts.take("a", GPU_0, "next process", 0)
+    assert begun
+    assert (begun.done, begun.outcome) == (True, made)
+
+
 def test_what_ended_in_a_turn_on_a_lost_node_is_reported_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = make([4, 5])
     assert taken(attempts, "c", FAR, 0) == 4
-    attempts.end(FAR, 4, made=True)
+    attempts.end(FAR, 4, made=Outcome(4, "pid 7"))
     later = time.monotonic() + 60
     monkeypatch.setattr(time, "monotonic", lambda: later)
     begun = attempts.take("b", GPU_1, "pid 9", 1)
@@ -267,7 +346,7 @@ def test_a_turn_is_kept_while_others_work_and_many_turns_are_left() -> None:
     assert taken(attempts, "a", GPU_0, first) == 4
     assert taken(attempts, "b", GPU_1, first + 1) is None
     assert attempts.may_come(first + 1)
-    attempts.end(GPU_0, 4, made=True)
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
     assert not attempts.may_come(first + 1)
     # Of a pass with a turn for each shard, so that Ray Data can release the worker.
     attempts.open_pass([4, 5], 1, fixed_size=True, start_timeout_s=0)
@@ -288,7 +367,7 @@ def test_a_turn_of_an_earlier_pass_gets_no_shard_and_does_not_wait() -> None:
 def test_a_shard_that_was_made_is_not_made_again() -> None:
     attempts = make([4])
     attempts.begin("a", GPU_0, 4, "pid 7")
-    attempts.end(GPU_0, 4, made=True)
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
     assert attempts.begin("a", GPU_0, 4, "pid 8").done
 
 
@@ -302,7 +381,7 @@ def test_attempts_are_counted_over_workers_and_passes() -> None:
     attempts.fail("b", GPU_1, "no teacher", None)
     attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=0)
     assert [attempts.begin("b", GPU_1, shard_id, "pid 9").attempt for shard_id in (4, 5)] == [3, 1]
-    attempts.end(GPU_1, 4, made=True)
+    attempts.end(GPU_1, 4, made=Outcome(4, "pid 7"))
     # Ray had not heard of it: the attempts are those that it took.
     assert attempts.begin("b", GPU_1, 4, "pid 9").attempt == 3
 
@@ -320,6 +399,6 @@ def test_what_was_inverted_before_an_error_does_not_excuse_it() -> None:
     attempts.begin("a", GPU_0, 4, "pid 7")
     attempts.inverted(GPU_0, 4)
     attempts.fail("a", GPU_0, "CUDA error", 5)
-    attempts.end(GPU_0, 4, made=True)
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
     attempts.fail("a", GPU_0, "CUDA error", 6)
     assert list(attempts.retired()) == [GPU_0]

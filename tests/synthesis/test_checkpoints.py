@@ -180,16 +180,16 @@ def test_a_checkpoint_that_storage_does_not_give_for_a_moment_is_asked_for_again
     monkeypatch.setattr(checkpoints, "_RETRY_DELAYS_S", (0.0, 0.0, 0.0))
     with monkeypatch.context() as outage:
         outage.setattr(storage, asked, busy)
-        row = write(plan)
+        outcome = write(plan)
     assert len(refused) == (4 if lasting else 2)
     if lasting:
-        assert (row["error"], row["unwritten"]) == ("DatasetError", True)
-        assert "SlowDown" in row["reason"]
+        assert (outcome.error, outcome.unwritten) == ("DatasetError", True)
+        assert "SlowDown" in outcome.reason
         assert steps == []
         assert file.read_bytes() == kept
-        row = write(plan)
-    assert row["resumed"].startswith("shard 0 went on from a checkpoint at step ")
-    assert row["notes"] == []
+        outcome = write(plan)
+    assert outcome.resumed.startswith("shard 0 went on from a checkpoint at step ")
+    assert outcome.notes == []
     assert parts_of(tmp_path) == parts_of(undisturbed)
 
 
@@ -295,12 +295,12 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on_and_the_index_counts_bo
     assert parts_of(output) == made.parts
     rows = read_index(str(output), plan.digest).to_pylist()
     # The worker may have been writing shard 1 when it was killed.
-    assert [row["attempts"] for row in rows if row["shard_id"] != 1] == [1, 2, 1, 2, 1]
-    assert {(row["gpu"], row["device"]) for row in rows} <= {("0", "cpu"), ("1", "cpu"), (None, None)}
+    assert [outcome.attempts for row in rows if outcome.shard_id != 1] == [1, 2, 1, 2, 1]
+    assert {(outcome.gpu, outcome.device) for row in rows} <= {("0", "cpu"), ("1", "cpu"), (None, None)}
     node = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:8]})"
     assert [rows[2][name] for name in ("node", "device")] == [node, "cpu"]
     retried = summary["num_retried"]
-    assert retried == look(str(output))["num_retried"] == sum((row["attempts"] or 1) > 1 for row in rows)
+    assert retried == look(str(output))["num_retried"] == sum((outcome.attempts or 1) > 1 for row in rows)
     assert f">shards that took more than one attempt</td><td>{retried}</td>" in (output / "report.html").read_text()
     taken = [int(line) for line in (tmp_path / "steps" / targets).read_text().split()]
     again = taken[5]

@@ -1,5 +1,6 @@
 """A worker survives failures of its device; tested without Ray."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 import ray.exceptions
 import torch
 
-from pipeline.errors import CheckpointError, IncompleteError, OtherModelError
-from pipeline.synthesis import guard
+from pipeline import storage
+from pipeline.errors import CheckpointError, DatasetError, OtherModelError
+from pipeline.synthesis import guard, loading
 from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.guard import GuardedWriter
@@ -52,8 +54,8 @@ def start(attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(guard.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "a"))
     monkeypatch.setattr(guard, "this_device", lambda: GPU)
-    monkeypatch.setattr(guard, "check_gpu", lambda wanted: None)
-    monkeypatch.setattr(GuardedWriter, "_check_output", lambda self: None)
+    monkeypatch.setattr(loading, "check_gpu", lambda wanted: None)
+    storage.write_json(storage.join(str(tmp_path / "out"), "manifest.json"), {})
     monkeypatch.setattr(GuardedWriter, "_ask", lambda self, name, *args, **kw: getattr(attempts, name)(*args, **kw))
     monkeypatch.setattr(os, "_exit", end)
     handle: Any = None
@@ -85,7 +87,7 @@ class Broken:
 def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
     error: Exception, start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "PartWriter", Broken(error))
+    monkeypatch.setattr(loading, "PartWriter", Broken(error))
     writer = start()
     row = do(writer)
     assert row["handed_back"]
@@ -107,22 +109,94 @@ def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
         assert len(trace.splitlines()) < 20
 
 
-@pytest.mark.parametrize("error", [OtherModelError("another"), IncompleteError("no manifest")])
-def test_what_is_wrong_everywhere_ends_the_run(
-    error: Exception, start: Callable[[], GuardedWriter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "PartWriter", Broken(error))
-    with pytest.raises(type(error)):
+def test_another_teacher_ends_the_run(start: Callable[[], GuardedWriter], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PartWriter", Broken(OtherModelError("another")))
+    with pytest.raises(OtherModelError):
         do(start())
+
+
+def busy() -> CheckpointError:
+    """What a teacher's checkpoint raises where the store throttles."""
+    error = CheckpointError("checkpoint: cannot read 's3://teacher'")
+    error.__cause__ = OSError(errno.EBUSY, "SlowDown: reduce your request rate")
+    return error
+
+
+class Busy:
+    """A writer that a store which throttles gives at the last of so many attempts."""
+
+    def __init__(self, attempts: int) -> None:
+        self.left = attempts
+
+    def __call__(self, *_: Any) -> Any:
+        self.left -= 1
+        if self.left:
+            raise busy()
+        return SimpleNamespace(make=lambda *_: Outcome(4, "here"))
+
+
+def test_a_store_that_throttles_while_workers_load_is_asked_again_and_no_device_is_blamed(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(loading, "PartWriter", Busy(9))
+    monkeypatch.setattr(loading.time, "sleep", slept.append)
+    monkeypatch.setattr(loading, "_TELL_S", 3.0)
+    writer = start()
+    # Pauses take no time here, so that the first turn ends with the pause that would be longer than 3 s.
+    first, second = do(writer, 0), do(writer, 1)
+    assert first["handed_back"]
+    (note,) = first["notes"]
+    assert "on GPU 0 of node here (here) waits for storage, which does not answer" in note
+    assert "CheckpointError: checkpoint: cannot read 's3://teacher'" in note
+    assert (second["shard_id"], second["error"]) == (4, "")
+    assert [pause for pause in slept if pause] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert attempts.retired() == {}
+
+
+def test_a_full_disk_is_the_machines_own(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PartWriter", Broken(OSError(errno.ENOSPC, "No space left on device")))
+    do(start())
+    do(start())
+    assert list(attempts.retired()) == [GPU]
+
+
+def test_a_worker_tries_the_output_before_its_first_shard(
+    start: Callable[[], GuardedWriter], attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(uri: str) -> None:
+        raise DatasetError(f"cannot write to {uri!r}: OSError: [Errno 30] Read-only file system")
+
+    monkeypatch.setattr(loading.storage, "check_writable", read_only)
+    monkeypatch.setattr(loading, "PartWriter", Busy(1))
+    row = do(start())
+    assert row["handed_back"]
+    assert (
+        f"on GPU 0 of node here (here) while loading the teacher: DatasetError: cannot write to '{tmp_path}/out'"
+        in (row["notes"][0])
+    )
+
+
+def test_a_node_without_the_output_costs_its_workers_alone(
+    start: Callable[[], GuardedWriter], attempts: Attempts, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_LOOK_AGAIN_S", (0.0, 0.0))
+    (tmp_path / "out" / "manifest.json").unlink()
+    (note,) = do(start())["notes"]
+    assert "of node here does not find" in note
+    do(start())
+    assert attempts.retired()[GPU].endswith("Give an output that all machines share, such as s3://...")
 
 
 def test_a_constructor_that_fails_once_costs_nothing(
     start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "PartWriter", Broken(KeyError("gamma")))
+    monkeypatch.setattr(loading, "PartWriter", Broken(KeyError("gamma")))
     do(start())
     made = Outcome(4, "here")
-    monkeypatch.setattr(guard, "PartWriter", lambda *_: SimpleNamespace(make=lambda *_: made))
+    monkeypatch.setattr(loading, "PartWriter", lambda *_: SimpleNamespace(make=lambda *_: made))
     row = do(start())
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
     assert (row["attempts"], row["node"], row["gpu"]) == (1, "here (here)", "0")
@@ -153,7 +227,7 @@ def test_a_shard_that_is_written_while_the_gpu_breaks_is_kept_and_reported(
     start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow()
-    monkeypatch.setattr(guard, "PartWriter", lambda *_: slow)
+    monkeypatch.setattr(loading, "PartWriter", lambda *_: slow)
     monkeypatch.setattr(guard, "_HEAR_S", 0.0)
     first, *_ = attempts.open_pass([0, 1, 2], 1, fixed_size=True, start_timeout_s=0)
     writer = start()
@@ -189,7 +263,7 @@ class Quick(Slow):
 def make_quick(
     writer: GuardedWriter, attempts: Attempts, shard_ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], list[dict[str, Any]]]:
-    monkeypatch.setattr(guard, "PartWriter", Quick)
+    monkeypatch.setattr(loading, "PartWriter", Quick)
     monkeypatch.setattr(guard, "_HEAR_S", 0.0)
     writer._turn_s = 0.5
     turns = iter(attempts.open_pass(shard_ids, 1, fixed_size=True, start_timeout_s=0, num_turns=9))

@@ -1,5 +1,6 @@
 """The run on a real Ray cluster."""
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import ray
 import ray.data
 from PIL import Image
 
+from pipeline import storage
 from pipeline.cluster import own_errors
 from pipeline.dataset import read_images, schema, store
 from pipeline.dataset.sources import find_source
@@ -27,6 +29,7 @@ from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
+from pipeline.synthesis.run import _counted, _finish
 from pipeline.synthesis.summary import reasons_of_lost
 from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.writer import PartWriter
@@ -272,6 +275,53 @@ def test_a_shard_that_was_made_and_is_not_there_has_a_reason(tmp_path: Path) -> 
     assert reported.keys() == {0, 2}
     assert reported[0].startswith("node-7 wrote it, and it is not in '/data/out'")
     assert reported[2] == "disk full"
+
+
+def throttle(monkeypatch: pytest.MonkeyPatch, name: str, times: int, named: str) -> list[str]:
+    """Let a function of `storage` fail so many times for locations with a name in them; return these."""
+    whole, refused = getattr(storage, name), []
+
+    def busy(uri: str, *rest: Any, **options: Any) -> Any:
+        if named in uri and len(refused) < times:
+            refused.append(uri)
+            raise DatasetError(f"cannot list {uri!r}: SlowDown") from OSError(errno.EBUSY, "SlowDown")
+        return whole(uri, *rest, **options)
+
+    monkeypatch.setattr(storage, name, busy)
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    return refused
+
+
+@pytest.mark.parametrize(("name", "named"), [("list_sizes", "/data"), ("list_files", "/failed")])
+def test_a_run_is_planned_and_summed_up_though_the_store_throttles(
+    made: Made, monkeypatch: pytest.MonkeyPatch, name: str, named: str
+) -> None:
+    refused = throttle(monkeypatch, name, 1, named)
+    plan = plan_synthesis(made.config)
+    assert len(refused) == 1
+    refused.clear()
+    summary = _finish(plan, Tally(), RunningIndex(plan.config.output, plan.digest), 1.0)
+    assert len(refused) == 1
+    assert (summary["complete"], summary["num_done"]) == (True, 6)
+
+
+def test_checkpoints_that_cannot_be_deleted_do_not_end_a_run_that_is_done(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_synthesis(made.config)
+    refused = throttle(monkeypatch, "list_files", 9, "/checkpoints")
+    assert _finish(plan, Tally(), RunningIndex(plan.config.output, plan.digest), 1.0)["complete"] is True
+    assert len(refused) == 2
+    assert f"checkpoints are left in {str(made.output)!r}, they could not be deleted: " in capsys.readouterr().err
+
+
+def test_why_a_run_ended_is_said_where_its_shards_cannot_be_counted(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_synthesis(made.config)
+    assert _counted(plan) == "6 of 6 shards are done, "
+    throttle(monkeypatch, "list_sizes", 9, "/data")
+    assert _counted(plan) == ""
 
 
 def test_a_run_that_cannot_write_stops() -> None:

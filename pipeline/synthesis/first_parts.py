@@ -1,0 +1,62 @@
+"""Look in the output for the first part of each worker: if it writes elsewhere, its work is lost."""
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+from pipeline import storage
+from pipeline.dataset import store
+from pipeline.errors import DatasetError
+from pipeline.outputs.owners import NOT_SHARED
+from pipeline.synthesis.outcome import Outcome
+
+# Delays before each look at a new file, for stores that show it only after a moment.
+_LOOK_AGAIN_S = (0.0, 0.5, 2.0)
+
+
+class FirstParts:
+    """The workers of a run, as far as this process has found a part of theirs.
+
+    Args:
+        output: folder of the dataset.
+        digest: of the dataset.
+        note: prints a line.
+    """
+
+    def __init__(self, output: str, digest: str, note: Callable[[str], None]) -> None:
+        self._output, self._digest, self._note = output, digest, note
+        self._found: set[str] = set()
+        self._lost: set[str] = set()
+        self._told = False
+
+    def why_lost(self, made: Outcome) -> str:
+        """Return why what a worker writes is lost; empty if an earlier part of it was found, or this one is there.
+
+        Where storage does not answer, that is not known: a line says so once, and the worker's next part is looked for.
+
+        Args:
+            made: outcome of a shard that this run made.
+        """
+        worker = made.worker
+        if worker in self._found:
+            return ""
+        uri = store.part_uri(self._output, cast(int, made.shard_id), self._digest)
+        try:
+            there = self._is_there(uri, patiently=worker not in self._lost)
+        except DatasetError as error:
+            if not self._told:
+                self._note(f"whether workers write where this process reads is looked at later: {error}")
+            self._told = True
+            return ""
+        if there:
+            self._found.add(worker)
+            return ""
+        self._lost.add(worker)
+        return f"worker {worker} wrote shard {made.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
+
+    def _is_there(self, uri: str, *, patiently: bool) -> bool:
+        for delay_s in _LOOK_AGAIN_S if patiently else (0.0,):
+            time.sleep(delay_s)
+            if storage.exists(uri):
+                return True
+        return False
