@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.trial import device_and_dtype, try_out
+from pipeline.trial import NO_CLASSIFIER, device_and_dtype, has_classifier, try_out
 
 
 class MaskedModel(nn.Module):
@@ -14,7 +14,8 @@ class MaskedModel(nn.Module):
 
     A patch is the area that one token of the model's last stage covers: 16 × 16 pixels for BEiT, 32 × 32 for Swin and
     for Hiera, where it is the mask unit. The classifier averages those tokens, so it cannot tell smaller areas apart;
-    at the stride of Swin's embedding, 4 pixels, the surviving patches would be specks.
+    at the stride of Swin's embedding, 4 pixels, the surviving patches would be specks. Where those areas do not tile
+    the image, as LeViT's of 64 pixels in 224, it is one of the deepest stage whose areas do.
 
     Args:
         model: a timm classifier; it is put in evaluation mode.
@@ -29,13 +30,13 @@ class MaskedModel(nn.Module):
         super().__init__()
         self.model: Any = model.eval()
         self.in_chans, self.image_size = in_chans, image_size[0]
-        self.num_classes: int = getattr(model, "num_classes", 0)
         self.patch_size = patch_size(model, image_size)
         self.grid_size = self.image_size // self.patch_size
         self.num_patches = self.grid_size**2
         shape = (in_chans, self.image_size, self.image_size)
         like = device_and_dtype(model)
-        try_out(self, type(model).__name__, image_shape=shape, num_classes=self.num_classes, like=like)
+        # Of what it returns: people replace the head alone, and `num_classes` stays what it was.
+        self.num_classes: int = try_out(self, type(model).__name__, image_shape=shape, like=like).shape[1]
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Return logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
@@ -43,24 +44,31 @@ class MaskedModel(nn.Module):
 
 
 def patch_size(model: Any, image_size: tuple[int, int]) -> int:
-    """Return the side, in pixels, of the area that one token of the last stage covers.
+    """Return the side, in pixels, of the area that one token covers, of the deepest stage whose areas tile the image.
 
     Raises:
         ModelError: the model has no classifier, or no grid of square patches.
     """
     family = type(model).__name__
-    stages = getattr(model, "feature_info", None)
-    if not getattr(model, "num_classes", 0):
-        raise ModelError(f"{family} cannot be masked: it has no classifier head (num_classes is 0)")
-    if not isinstance(stages, list) or not stages:
-        raise ModelError(f"{family} cannot be masked: it does not state the stride of its last stage (feature_info)")
-    stride = int(stages[-1]["reduction"])
+    if not has_classifier(model):
+        raise ModelError(f"{family} cannot be masked: {NO_CLASSIFIER}")
+    strides = _strides(model)
+    if not strides:
+        raise ModelError(f"{family} cannot be masked: it does not state the stride of its stages (feature_info)")
     height, width = image_size
     if height != width:
         raise ModelError(f"{family} cannot be masked: its images are not square: {image_size}")
-    if height % stride or height == stride:
-        raise ModelError(f"{family} cannot be masked: patches of {stride} pixels form no grid in its {height} pixels")
-    return stride
+    tiling = [stride for stride in strides if height % stride == 0 and height > stride]
+    if not tiling:
+        raise ModelError(f"{family} cannot be masked: patches of {strides} pixels form no grid in its {height} pixels")
+    return tiling[-1]
+
+
+def _strides(model: Any) -> list[int]:
+    """Return the strides of a model's stages that are whole and square, ascending."""
+    stages = getattr(model, "feature_info", None)
+    stated = [stage.get("reduction") for stage in stages] if isinstance(stages, list) else []
+    return sorted({int(stride) for stride in stated if isinstance(stride, int | float) and stride in range(1, 10**6)})
 
 
 def fill_stopped(images: Tensor, keep_indices: Tensor, grid_size: int) -> Tensor:

@@ -44,8 +44,8 @@ ALLOWED = {
     "tracking": "credentials errors log storage",
     "transient": "",
     "trial": "errors",
-    "vit": "errors",
-    "vit.families": "errors",
+    "vit": "errors trial",
+    "vit.families": "errors trial",
     "vit.last_block": "",
     "workers": "checks cluster credentials errors log models storage",
 }

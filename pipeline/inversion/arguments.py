@@ -60,14 +60,15 @@ def normalization(mean: Sequence[float], std: Sequence[float], channels: int) ->
 
 
 def checked_targets(targets: Any, num_classes: int) -> Tensor:
-    """Return the targets as int64 [B].
+    """Return a copy of the targets as int64 [B].
 
     Raises:
         ConfigError: there are none, they are no whole numbers in one dimension, or the teacher lacks a class.
     """
     if not isinstance(targets, Tensor) or targets.ndim != 1 or not len(targets) or not _is_whole(targets):
         raise ConfigError(f"targets must be classes, int64 [B], not {_shown(targets)}")
-    classes = targets.to(torch.int64)
+    # A copy: what was made in inference mode cannot be saved for a backward pass.
+    classes = targets.to(torch.int64, copy=True)
     beyond = classes[(classes < 0) | (classes >= num_classes)]
     if len(beyond):
         raise ConfigError(f"target {int(beyond[0])} is no class of the teacher, which has {num_classes}")
@@ -104,7 +105,7 @@ def checked_images(images: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def checked_jitter(jitter: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the jitter as int64.
+    """Return a copy of the jitter as int64.
 
     Raises:
         ConfigError: it has another shape, holds no whole numbers, or a flip that is neither 0 nor 1.
@@ -114,7 +115,7 @@ def checked_jitter(jitter: Tensor, shape: Sequence[int]) -> Tensor:
     flips = jitter[..., 2]
     if bool(((flips != 0) & (flips != 1)).any()):
         raise ConfigError("jitter must hold flips of 0 and 1 as the last of (dy, dx, flip)")
-    return jitter.to(torch.int64)
+    return jitter.to(torch.int64, copy=True)
 
 
 def _is_whole(values: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
+from pipeline.errors import CheckpointError, NonFiniteError
 from pipeline.inversion.arguments import checked_images, checked_jitter, checked_seeds, checked_targets
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import draw_jitter, generators_of
@@ -32,6 +32,8 @@ from pipeline.inversion.views import draw_views
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
+# Whatever the caller has switched off.
+_with_gradients = torch.inference_mode(mode=False)
 
 
 class Inversion:
@@ -43,6 +45,7 @@ class Inversion:
         num_steps: steps done.
     """
 
+    @_with_gradients
     def __init__(
         self,
         teacher: AnyTeacher,
@@ -83,20 +86,13 @@ class Inversion:
         self._scores: Tensor | None = None
         self._class_losses: Tensor = self.images.new_zeros(0)
         self._ended = EndedImages(len(targets), config.num_steps, device)
-        self._check_split()
+        self._objective.check_split(len(self.targets), self.micro_batch)
         self._checked = 0
         if config.compile:
             self._objective.compile(device, batch=len(targets), max_rows=self.micro_batch)
         # A network that reads whole images needs as much memory however few patches are alive.
         others_read_whole = any(term.network == "whole" for term in self.terms)
         self._prefix = teacher.num_prefix_tokens if isinstance(teacher, Teacher) and not others_read_whole else None
-
-    def _check_split(self) -> None:
-        if self._objective.couples_images and self.micro_batch < len(self.targets):
-            raise ConfigError(
-                f"micro_batch {self.config.micro_batch} splits a batch of {len(self.targets)}, and the published "
-                "feature prior is defined on the whole batch: use scope image"
-            )
 
     @property
     def images(self) -> Tensor:
@@ -146,6 +142,7 @@ class Inversion:
             draws = self._views.at(step, moves=step < min(self._changes, default=self.config.num_steps))
         return View(self.images, self.keep_indices, self._jitter[step], self.targets, draws)
 
+    @_with_gradients
     def step(self) -> None:
         """One step of the optimizer, after stopping or detaching what the schedule says.
 
@@ -247,6 +244,7 @@ class Inversion:
             "halvings": list(self._halvings),
         }
 
+    @_with_gradients
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where a run with equal arguments was when `state` was taken, to the same bits on devices of one kind.
 

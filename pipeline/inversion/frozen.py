@@ -8,6 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.inversion.arguments import check_values
 from pipeline.inversion.teacher import AnyTeacher
 
@@ -15,6 +16,8 @@ from pipeline.inversion.teacher import AnyTeacher
 T = TypeVar("T", bound=AnyTeacher)
 
 
+# A copy that is made in inference mode could not be saved for a backward pass.
+@torch.inference_mode(mode=False)
 def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
     """Return the teacher with its weights prepared for thousands of forward and backward passes in `dtype`.
 
@@ -30,18 +33,29 @@ def frozen_copy(teacher: T, dtype: str, *, compiled: bool = False) -> T:
     again.
 
     Raises:
-        ModelError: the teacher has no weights, on the meta device.
+        ModelError: the teacher has no weights, on the meta device, or is such a copy for another dtype, device or
+            `compiled`.
     """
     packs = teacher.mean.device.type == "cpu" and not compiled and torch.backends.mkldnn.is_available()
     layout = "rounded" if dtype == "bfloat16" else "packed" if packs else "plain"
-    if teacher.layout == layout:
+    if teacher.layout == layout and not _is_of_inference(teacher):
         return teacher
     check_values(teacher.model)
-    assert teacher.layout == "plain", f"weights already {teacher.layout} cannot be {layout}"
+    if teacher.layout != "plain":
+        raise ModelError(
+            f"the weights of {type(teacher.model).__name__} are {teacher.layout} already, for another dtype, device or "
+            f"compile, and cannot be {layout}: give the teacher that this copy was made of"
+        )
     ready = copy.deepcopy(teacher)
     ready.layout = layout
-    (_round if layout == "rounded" else _pack)(ready)
+    if layout != "plain":
+        (_round if layout == "rounded" else _pack)(ready)
     return ready
+
+
+def _is_of_inference(teacher: AnyTeacher) -> bool:
+    """Return whether weights were made in inference mode; then no product with them has a gradient."""
+    return any(weight.is_inference() for weight in (*teacher.parameters(), *teacher.buffers()))
 
 
 def _round(teacher: AnyTeacher) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pipeline.inversion.config import InversionConfig
@@ -12,8 +11,6 @@ from pipeline.inversion.teacher import AnyTeacher
 from pipeline.inversion.terms import Term
 
 
-# Gradients are taken whatever the caller has switched off.
-@torch.inference_mode(mode=False)
 def invert(
     teacher: AnyTeacher,
     targets: Tensor,

@@ -41,6 +41,18 @@ class InversionObjective:
         """Whether a term is defined on the whole batch alone."""
         return any(term.couples_images for term in self._view_terms)
 
+    def check_split(self, batch: int, micro_batch: int) -> None:
+        """Refuse micro-batches of a batch that a term couples.
+
+        Raises:
+            ConfigError: the batch has more images than a micro-batch.
+        """
+        if self.couples_images and micro_batch < batch:
+            raise ConfigError(
+                f"micro_batch {micro_batch} splits a batch of {batch}, and the published feature prior is defined on "
+                "the whole batch: use scope image"
+            )
+
     @property
     def compile_s(self) -> float:
         """Seconds in which graphs were compiled."""

@@ -14,6 +14,7 @@ from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
 from pipeline.masking import MaskedModel, fill_stopped
 from pipeline.vit.families import check_family
+from pipeline.vit.logits import check_logits
 from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
 from pipeline.vit.subset import SubsetViT
 
@@ -82,7 +83,8 @@ class Teacher(_Frozen, SubsetViT):
 
     Raises:
         ModelError: a family that cannot be run on a token subset, a normalization for other channels or not of
-            pixels in [0, 1], a wrapped model (`torch.compile`, DataParallel), or weights that are not float32.
+            pixels in [0, 1], a wrapped model (`torch.compile`, DataParallel), weights that are not float32, or a
+            forward of its own that returns something other than its blocks and head do.
     """
 
     notice: str | None = None
@@ -91,6 +93,7 @@ class Teacher(_Frozen, SubsetViT):
         check_model(model)
         super().__init__(model)
         self._freeze(*normalization(mean, std, self.in_chans))
+        check_logits(self)
 
     def look(self, images: Tensor, keep_indices: Tensor, jitter: Tensor) -> Tensor:
         """Return the logits [B, classes] of the patches alive in the jittered images.

@@ -19,11 +19,12 @@ from torch import Tensor
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.file_kinds import describe_foreign
+from pipeline.models.adapters import CONFIG, MERGE, adapter_tensor
 from pipeline.models.containers import expanded_size, readable_kind
 from pipeline.models.layouts import TORCHVISION, source_names
 from pipeline.models.pickles import read_pickle
 from pipeline.models.weight_sets import choose_set, find_weights
-from pipeline.storage import join, list_files, read_bytes
+from pipeline.storage import join, list_files, list_folders, read_bytes
 
 __all__ = ["find_weights_file", "read_state_dict"]
 
@@ -55,9 +56,11 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
 
     Raises:
         CheckpointError: the file is missing, corrupt or of a kind that is not read, holds anything but data, or holds
-            several sets of weights.
+            several sets of weights, or an adapter.
     """
     weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
+    if (adapter := adapter_tensor(weights)) is not None:
+        raise CheckpointError(f"checkpoint {uri!r} holds an adapter of PEFT, {adapter!r}: {MERGE}")
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
@@ -111,7 +114,7 @@ def _content(uri: str) -> bytes:
     try:
         content = read_bytes(uri)
     except DatasetError as error:
-        if names := _list(uri):
+        if (names := _list(uri)) or list_folders(uri):
             raise CheckpointError(f"checkpoint {uri!r} is a folder: {_describe_folder(uri, names)}") from error
         raise CheckpointError(f"checkpoint: {error}") from error
     if (size := expanded_size(content)) is not None:
@@ -126,7 +129,11 @@ def _describe_folder(uri: str, names: list[str]) -> str:
     for name, (what, instead) in _FOLDERS.items():
         if name in names:
             return f"{what}; {instead.replace('FOLDER', uri)}"
+    if CONFIG in names:
+        return f"an adapter of PEFT; {MERGE}"
     weights = [name for name in names if name in _PREFERRED_FILES or name.endswith(_PREFERRED_SUFFIXES)]
+    if not names:
+        return f"give the file of weights in one of those in it ({', '.join(list_folders(uri)[:5])})"
     return f"give the file of weights in it ({', '.join((weights or names)[:5])})"
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ModelError, one_line
 from pipeline.models.arguments import check_argument_types
 from pipeline.models.config import LOCAL_DIR, ModelConfig
+from pipeline.models.folders import describe_contents, folder_of_timm
 from pipeline.models.hub import quiet_attempts
 from pipeline.models.weights import describe_misfit, describe_tensors, named_layers
 from pipeline.storage import exists, why_missing
@@ -59,9 +60,8 @@ def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
     explicit = {"num_classes": config.num_classes, "in_chans": config.in_chans}
     explicit = {name: value for name, value in explicit.items() if value is not None}
     try:
-        # An absolute path, because timm does not expand `~`.
-        with quiet_attempts(config.name):
-            model = timm.create_model(config.located().name, **{**config.model_args, **explicit, **arguments})
+        with quiet_attempts(config.name), _readable(config) as name:
+            model = timm.create_model(name, **{**config.model_args, **explicit, **arguments})
     except TIMM_ERRORS as error:
         hint = _way_on(config, error) if arguments == {"pretrained": True} else _why_no_folder(config)
         reason = reason_of(error).removesuffix(".") if hint else reason_of(error)
@@ -70,6 +70,18 @@ def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
     stated = {name: value for name, value in timm.models.get_model_args(model).items() if isinstance(value, str)}
     check_argument_types({**stated, **config.model_args}, model)
     return model
+
+
+@contextmanager
+def _readable(config: ModelConfig) -> Iterator[str]:
+    """Yield the name under which timm finds a model."""
+    # An absolute path, because timm does not expand `~`.
+    name = config.located().name
+    if not name.startswith(LOCAL_DIR):
+        yield name
+        return
+    with folder_of_timm(name.removeprefix(LOCAL_DIR)) as folder:
+        yield LOCAL_DIR + folder
 
 
 def _way_on(config: ModelConfig, error: Exception) -> str:
@@ -81,7 +93,9 @@ def _way_on(config: ModelConfig, error: Exception) -> str:
 
 def _why_no_folder(config: ModelConfig) -> str:
     folder = config.name.removeprefix(LOCAL_DIR)
-    return "" if folder == config.name or exists(folder) else why_missing(folder)
+    if folder == config.name:
+        return ""
+    return describe_contents(folder) if exists(folder) else why_missing(folder)
 
 
 def make_outline(config: ModelConfig) -> nn.Module:

@@ -1,10 +1,20 @@
 """Read the `config.json` of a model folder."""
 
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import timm
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
-from pipeline.storage import exists, join, read_bytes
+from pipeline.models.adapters import CONFIG, MERGE
+from pipeline.storage import exists, join, list_files, list_folders, read_bytes
+
+_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".bin", ".ckpt", ".pt", ".npz")
 
 
 def read_model_config(folder: str) -> dict[str, Any]:
@@ -21,6 +31,50 @@ def read_model_config(folder: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def describe_contents(folder: str) -> str:
+    """Say what to give instead of a folder without a `config.json`, from what lies in it; empty if it has one.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
+    names = list_files(folder)
+    if "config.json" in names:
+        return ""
+    if CONFIG in names:
+        return f"; it holds an adapter of PEFT: {MERGE}"
+    if inner := [name for name in list_folders(folder) if exists(join(folder, name, "config.json"))]:
+        return f"; give one of the model folders in it ({', '.join(inner[:5])})"
+    if weights := [name for name in names if name.endswith(_WEIGHTS)]:
+        return f"; set name to timm's name of the model, and checkpoint to a file in it ({', '.join(weights[:5])})"
+    return ""
+
+
+@contextmanager
+def folder_of_timm(folder: str) -> Iterator[str]:
+    """Yield a folder whose `config.json` timm can read: the given one, or a copy of its config.
+
+    transformers saves a timm model in its `TimmWrapper` with a config that has timm's entries, but for those that timm
+    cannot do without: it writes `model_args` as null, and no `pretrained_cfg` for a model that it has made itself.
+
+    Args:
+        folder: on this machine; it need not exist.
+    """
+    stated = read_model_config(folder) if Path(folder).is_dir() else {}
+    if stated.get("model_type") != "timm_wrapper" or not isinstance(stated.get("architecture"), str):
+        yield folder
+        return
+    registered = timm.get_pretrained_cfg(stated["architecture"])
+    entries = {} if registered is None else registered.to_dict(remove_source=True)
+    own = stated.get("pretrained_cfg")
+    own = own if isinstance(own, dict) else entries
+    # transformers makes the model from timm's own entry: whether its image size is an argument does not depend on this.
+    fixed = {name: entries[name] for name in ("fixed_input_size",) if name in entries}
+    repaired = {**stated, "model_args": stated.get("model_args") or {}, "pretrained_cfg": {**own, **fixed}}
+    with tempfile.TemporaryDirectory(prefix="timm-") as made:
+        Path(made, "config.json").write_text(json.dumps(repaired))
+        yield made
 
 
 def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]:

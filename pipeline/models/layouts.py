@@ -138,7 +138,10 @@ def rename(uri: str, weights: Mapping[str, Tensor], layout: Layout, names: Colle
     wanted = source_names(layout, names)
     faults = {
         "lacks": sorted(wanted - set(weights)),
-        "has": sorted(name for name in set(weights) - wanted if not name.startswith(layout.left_out)),
+        # A tensor without values, as of no registers, holds nothing to read.
+        "has": sorted(
+            name for name in set(weights) - wanted if weights[name].numel() and not name.startswith(layout.left_out)
+        ),
         "has no counterpart of timm's": sorted(name for name in names if not layout.sources(name)),
     }
     for what, found in faults.items():
@@ -177,8 +180,13 @@ def rename_torchvision(uri: str, weights: Mapping[str, Tensor], names: Collectio
     Raises:
         CheckpointError: as `rename`.
     """
-    # Its published files have the older names of the MLP's layers.
-    newer = {
-        name.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3"): value for name, value in weights.items()
-    }
+    newer = {_newer_name(name): value for name, value in weights.items()}
     return rename(uri, newer, TORCHVISION, names)
+
+
+def _newer_name(name: str) -> str:
+    """Return torchvision's name of a tensor of its ViTs that an older file, or one with a classifier put in, has."""
+    # Its published files have the older names of the MLP's layers.
+    name = name.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3")
+    # `model.heads = nn.Linear(...)`, as many fine-tune it; the first of a sequence sees the same.
+    return re.sub(r"^heads\.(0\.)?(weight|bias)$", r"heads.head.\2", name)

@@ -1,7 +1,8 @@
 """Load a timm model with its class names and preprocessing, and save one as a folder."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.models.preprocessing import (
     PREPROCESSING,
     describe_crop_fault,
 )
-from pipeline.models.weights import check_finite_weights, weight_digest
+from pipeline.models.weights import check_finite_weights, head_classes, weight_digest
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
 
 
@@ -135,21 +136,42 @@ def save_model(
         folder: on this machine; made if it is missing.
         class_names: one per class.
         mean, std: one value per channel, of pixels in [0, 1].
+
+    Raises:
+        ModelError: there is not one name for each class of its classifier.
     """
     data_config = {
         "mean": mean,
         "std": std,
         "input_size": model_input_size(model),
     }
-    timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
-        model,
-        str(folder),
-        model_config={"label_names": list(class_names)},
-        safe_serialization=True,
-        data_config=data_config,
-    )
+    with _counting(model, len(class_names)):
+        timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
+            model,
+            str(folder),
+            model_config={"label_names": list(class_names)},
+            safe_serialization=True,
+            data_config=data_config,
+        )
     # Newer versions of safetensors write files that their owner alone may read; a cluster's workers may be others.
     shutil.copymode(Path(folder, "config.json"), Path(folder, "model.safetensors"))
+
+
+@contextmanager
+def _counting(model: Any, num_classes: int) -> Iterator[None]:
+    """Let a model state its number of classes inside the context: people replace the head alone, and timm writes it.
+
+    Raises:
+        ModelError: its classifier has another number.
+    """
+    stated = model.num_classes
+    if num_classes != (own := head_classes(model.state_dict(), model) or stated):
+        raise ModelError(f"{type(model).__name__} has {own} classes, class_names has {num_classes}")
+    model.num_classes = num_classes
+    try:
+        yield
+    finally:
+        model.num_classes = stated
 
 
 class RealImageTransform:

@@ -29,6 +29,7 @@ from pipeline.models.weights import (
     check_floating,
     check_heads,
     check_representation,
+    head_classes,
 )
 from pipeline.storage import is_local
 
@@ -101,11 +102,15 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
     # What a folder says of preprocessing stands, whatever the layout of its weights.
     weights, _ = _read_weights(config, uri, outline)
+    # The weights count, whatever the config says: people put another head into a model, and save it.
+    classes = head_classes(weights, outline)
     if trained:
-        _check_own_head(config, outline)
+        if config.num_classes is None:
+            check_heads(uri, weights, outline)
+        _check_own_head(config, outline, classes)
         check_first_layer(what, weights, outline)
         check_representation(what, weights, outline)
-    model = fill_model(config, uri, weights, {})
+    model = fill_model(config, uri, weights, {} if classes is None else {"num_classes": classes})
     change = resampling(weights, model) or asked_size(config, model)
     return MadeModel(model, size_notices(config, what, model, change, trained))
 
@@ -170,9 +175,9 @@ def _fill_from_checkpoint(
         raise CheckpointError(f"{error}; its tensors have the names of transformers: {hint}") from error
 
 
-def _check_own_head(config: ModelConfig, model: nn.Module) -> None:
-    """Refuse another class count than the weights': timm would give the model a random head."""
-    own = model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
+def _check_own_head(config: ModelConfig, model: nn.Module, classes: int | None = None) -> None:
+    """Refuse another class count than the weights', or their config's: timm would give the model a random head."""
+    own = classes or model.pretrained_cfg.get("num_classes")  # type: ignore[union-attr]
     if own is not None and own != model.num_classes:
         raise ModelError(f"model {config.name!r} was trained for {own} classes, num_classes says {model.num_classes}")
 

@@ -164,6 +164,8 @@ def _stated(kind: _Kind, config: Mapping[str, Any]) -> dict[str, Any]:
         edges = stated[name] if isinstance(stated[name], list) else [stated[name]]
         if not edges or not all(map(_is_size, edges)):
             raise ValueError(f"states {stated[name]!r:.40} as {name}")
+    if not _is_count(registers := stated.get("num_register_tokens", 0)):
+        raise ValueError(f"states {registers!r:.40} as num_register_tokens")
     for name, kinds in (("layer_norm_eps", (float,)), ("num_channels", (int,)), ("qkv_bias", (bool,))):
         if not isinstance(stated[name], kinds):
             raise ValueError(f"states {stated[name]!r:.40} as {name}")
@@ -196,4 +198,8 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_count(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -71,6 +71,14 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
             )
 
 
+def head_classes(weights: Mapping[str, Tensor], model: nn.Module) -> int | None:
+    """Return the number of classes of the classifier in a file; None if it has none, or a class before the model's."""
+    if model.pretrained_cfg.get("label_offset"):  # type: ignore[union-attr]
+        return None
+    found = [weights.get(f"{head}.weight") for head in named_layers(model, "classifier")]
+    return next((weight.shape[0] for weight in found if weight is not None and weight.ndim), None)
+
+
 def check_representation(what: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Refuse weights with a layer between features and classifier that the model lacks: timm drops it silently.
 

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.trial import NO_CLASSIFIER, has_classifier
 
 # Families that can be; `SubsetViT` says how.
 _FAMILIES = (VisionTransformer, Eva)
@@ -31,8 +32,8 @@ def refusal(model: Any) -> str | None:
         if not hasattr(model, "patch_drop"):
             return "it has no patch_drop slot, and its attention windows or pooling need every token"
         return "it does not use its patch_drop slot in evaluation as a ViT does"
-    if not model.num_classes:
-        return "it has no classifier head (num_classes is 0)"
+    if not has_classifier(model):
+        return NO_CLASSIFIER
     if not isinstance(model.patch_embed, PatchEmbed):
         return f"its patches are embedded by a {type(model.patch_embed).__name__}, not patch by patch"
     if getattr(getattr(model, "attn_pool", None), "pos_embed", None) is not None:

@@ -22,11 +22,19 @@ FEWEST_ROWS = 16
 
 def num_tokens_read(model: nn.Module) -> int:
     """Return how many leading tokens the classifier reads; 0 where it reads patches too, or another kind of block."""
-    if not isinstance(model, VisionTransformer) or not _is_plain(model.blocks[-1]):
+    if not isinstance(model, VisionTransformer) or not _is_plain(model.blocks[-1]) or not _has_timms_head(model):
         return 0
     if isinstance(model, VisionTransformerDistilled):
         return 2
     return 1 if model.global_pool == "token" else 0
+
+
+def _has_timms_head(model: Any) -> bool:
+    """Return whether a model reads its tokens as timm does: a subclass may read patches beside the CLS token."""
+    family = VisionTransformerDistilled if isinstance(model, VisionTransformerDistilled) else VisionTransformer
+    methods = ("forward_head", "pool")
+    inherited = all(getattr(type(model), name) is getattr(family, name) for name in methods)
+    return inherited and vars(model).keys().isdisjoint(methods) and model.attn_pool is None
 
 
 def _is_plain(block: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.vit.families import check_family, num_prefix_in_blocks
 from pipeline.vit.last_block import last_block, num_tokens_read, pad_rows
+from pipeline.vit.logits import count_logits
 from pipeline.vit.ranking import Ranking, cls_attention, resolve_ranking, score_patches
 
 
@@ -62,7 +63,8 @@ class SubsetViT(nn.Module):
     Shapes: B batch, N patches of a whole image, K patches read, P prefix tokens, D width, p patch side in pixels.
 
     Raises:
-        ModelError: the model's family cannot be run on a token subset; the message says why.
+        ModelError: the model's family cannot be run on a token subset, or its head does not return logits; the message
+            says why.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +78,7 @@ class SubsetViT(nn.Module):
         self.num_patches: int = self.grid_size**2
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.in_chans: int = embed.proj.in_channels
-        self.num_classes: int = self.model.num_classes
+        self.num_classes: int = count_logits(model)
         self.embed_dim: int = self.model.embed_dim
         self.embeds_subsets = _embeds_subsets(model)
         # Leading tokens that the last block is computed for; 0 for all tokens.
@@ -91,6 +93,13 @@ class SubsetViT(nn.Module):
         """Return logits [B, classes] and tokens after the final norm [B, P + K, D], in the order of `keep_indices`."""
         tokens = self._features(images, keep_indices)
         return self._head(tokens), tokens
+
+    def read_by_patches(self, images: Tensor) -> Tensor:
+        """Return logits [B, classes] of all patches of normalized images [B, C, H, W], on the way that subsets take."""
+        everything = torch.arange(self.num_patches, device=images.device).expand(len(images), -1)
+        if not self.embeds_subsets:
+            return self(images, everything)
+        return self.forward_patches(self._gather_patches(images, everything), everything)
 
     def forward_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Return logits [B, classes] of patches [B, K, C, p, p] that lie at `positions` int64 [B, K] of the grid.

@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.inversion import Inversion, InversionConfig, MaskedTeacher, Teacher, ViewConfig, invert, score
+from pipeline.inversion import (
+    Inversion,
+    InversionConfig,
+    MaskedTeacher,
+    Teacher,
+    ViewConfig,
+    frozen_copy,
+    invert,
+    score,
+)
 from tests.conftest import HALF, make_tiny_model
 
 CONFIG = InversionConfig(iterations=4, lr=0.1, stop_steps=[2], stop_fractions=[0.5])
@@ -81,10 +90,31 @@ def test_gradients_that_the_caller_switched_off_are_taken(tiny_teacher: Teacher,
         assert torch.equal(images_of(Teacher(tiny_teacher.model, **NORMAL)), images)
         assert not torch.is_grad_enabled()
     run = Inversion(tiny_teacher, TARGETS, CONFIG, seeds=[0, 1])
-    with torch.no_grad():
-        while not run.finished:
-            run.step()
+    with mode():
+        run.step()
+        state = run.state()
+        later = Inversion(tiny_teacher, TARGETS, CONFIG, seeds=[0, 1])
+        later.load_state(state)
+        while not later.finished:
+            later.step()
+        assert torch.equal(later.result().images, images)
+    while not run.finished:
+        run.step()
     assert torch.equal(run.result().images, images)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_was_made_in_inference_mode_is_inverted(compiled: bool) -> None:
+    """Such tensors cannot be saved for a backward pass; `compiled` leaves the weights plain, as on a GPU."""
+    with torch.inference_mode():
+        teacher = Teacher(make_tiny_model(), **NORMAL)
+        targets, jitter = TARGETS.clone(), torch.zeros(4, 2, 3, dtype=torch.int64)
+    ready = frozen_copy(teacher, "float32", compiled=compiled)
+    assert not any(weight.is_inference() for weight in ready.parameters())
+    assert frozen_copy(ready, "float32", compiled=compiled) is ready
+    images = images_of(teacher, targets, jitter=jitter)
+    own = images_of(Teacher(make_tiny_model(), **NORMAL), jitter=torch.zeros(4, 2, 3, dtype=torch.int64))
+    assert torch.equal(images, own)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from pipeline.errors import ModelError
 from pipeline.inversion import Teacher
 from pipeline.inversion.frozen import frozen_copy
 from tests.conftest import HALF, TINY, enlarge_weights
@@ -63,7 +64,7 @@ def test_a_copy_is_made_once(teacher: Teacher, dtype: str) -> None:
     assert frozen is not teacher
     assert frozen_copy(frozen, dtype) is frozen
     # A further layout on top would not be what was asked for.
-    with pytest.raises(AssertionError, match="already"):
+    with pytest.raises(ModelError, match=r"(packed|rounded) already, .*: give the teacher that this copy was made of"):
         frozen_copy(frozen, "float32" if dtype == "bfloat16" else "bfloat16")
 
 

@@ -359,3 +359,29 @@ def test_the_way_out_that_is_reported_works(tmp_path: Path, tiny_model: nn.Modul
     command = str(refused.value).partition('python -c "')[2].removesuffix('"')
     subprocess.run([sys.executable, "-W", "ignore", "-c", command], cwd=tmp_path, check=True)
     assert_same(read_state_dict(str(tmp_path / "weights.pth"), tiny_model.state_dict()), tiny_model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base_model.model.blocks.0.attn.qkv.lora_A.default.weight", "blocks.0.attn.qkv.base_layer.weight", "lora_A"],
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_refused_with_the_way_to_merge_it(
+    tmp_path: Path, weights: dict[str, Tensor], name: str, beside: bool
+) -> None:
+    safetensors.torch.save_file({**(weights if beside else {}), name: torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(str(tmp_path / "a.safetensors"), weights)
+    assert f"holds an adapter of PEFT, '{name}': merge it first (model = model.merge_and_unload())" in str(caught.value)
+
+
+def test_a_folder_of_checkpoints_is_named_with_what_lies_in_it(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"is a folder: give .* one of those in it \(checkpoint-1000, checkpoint-5"
+    ):
+        read_state_dict(str(tmp_path), weights)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is a folder: an adapter of PEFT; merge it first"):
+        read_state_dict(str(tmp_path), weights)

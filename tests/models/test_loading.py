@@ -561,3 +561,60 @@ def test_tensors_that_timm_lets_be_missing_are_refused(tmp_path: Path, dropped: 
     config = ModelConfig(name=name, checkpoint=str(tmp_path / "weights.pth"), num_classes=10, model_args=sizes)
     with pytest.raises(CheckpointError, match=rf"missing tensors? \({dropped}\)|{dropped}|no classifier"):
         load_model(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_of_half_precision_are_read_exactly(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    half = {name: value.to(dtype) for name, value in make_tiny_model().state_dict().items()}
+    file = tmp_path / f"half.{suffix}"
+    torch.save(half, file) if suffix == "pth" else safetensors.torch.save_file(half, file)
+    read = load_model(config(file)).model.state_dict()
+    assert {value.dtype for value in read.values()} == {torch.float32}
+    assert all(torch.equal(read[name], value.float()) for name, value in half.items())
+
+
+def replaced_head() -> nn.Module:
+    """A model of 10 classes with another head, as many fine-tune it: `num_classes` still says 10."""
+    model: Any = make_tiny_model()
+    model.head = nn.Linear(32, 3)
+    return model.eval()
+
+
+def test_a_head_that_was_put_in_is_saved_with_its_classes(tmp_path: Path) -> None:
+    model, images = replaced_head(), torch.randn(2, 3, 32, 32)
+    save_model(model, tmp_path, class_names=["a", "b", "c"], mean=HALF, std=HALF)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tmp_path}"))
+    assert loaded.class_names == ["a", "b", "c"]
+    assert torch.equal(loaded.model(images), model(images))
+    assert model.num_classes == 10
+    with pytest.raises(ModelError, match="VisionTransformer has 3 classes, class_names has 10"):
+        save_model(model, tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+
+
+def test_a_folder_whose_config_misstates_the_classes_of_its_weights_says_what_to_set(tmp_path: Path) -> None:
+    """timm's own function writes `num_classes`, which stays what it was."""
+    model, images = replaced_head(), torch.randn(2, 3, 32, 32)
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)  # pyright: ignore[reportPrivateImportUsage]
+    name = f"local-dir:{tmp_path}"
+    with pytest.raises(CheckpointError, match="has 3 classes, the model has 10: set num_classes to 3"):
+        load_model(ModelConfig(name=name))
+    with pytest.raises(ModelError, match="was trained for 3 classes, num_classes says 7"):
+        load_model(ModelConfig(name=name, num_classes=7))
+    assert torch.equal(load_model(ModelConfig(name=name, num_classes=3)).model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("inside", "advice"),
+    [
+        ("adapter_config.json", r"it holds an adapter of PEFT: merge it first \(model = model\.merge_and_unload\(\)\)"),
+        ("checkpoint-500/config.json", r"give one of the model folders in it \(checkpoint-500\)"),
+        ("model_best.pth.tar", r"set name to timm's name .* checkpoint to a file in it \(model_best\.pth\.tar\)"),
+    ],
+)
+def test_a_folder_that_is_no_models_says_what_to_give(tmp_path: Path, inside: str, advice: str) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).write_text("{}")
+    with pytest.raises(ModelError, match=advice) as caught:
+        load_model(ModelConfig(name=f"local-dir:{tmp_path}"))
+    assert len(str(caught.value).splitlines()) == 1

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import transformers
 from PIL import Image
+from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.transforms._presets import ImageClassification
 
@@ -49,6 +52,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "dinov2-registers": lambda: transformers.Dinov2WithRegistersForImageClassification(
         transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=3)
+    ),
+    "dinov2-no-registers": lambda: transformers.Dinov2WithRegistersForImageClassification(
+        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=0)
     ),
     "siglip": lambda: transformers.SiglipForImageClassification(
         transformers.SiglipConfig(vision_config=VISION, id2label=SIZES["id2label"])
@@ -130,6 +136,51 @@ def test_a_pruned_copy_is_saved_as_timm_saves_it(made: tuple[str, Path, Any], tm
     if made[0] == "vit-unusual":
         assert notices[0].startswith("copy: its LayerNorms use timm's epsilon 1e-06, not transformers' 0.1, because a ")
     assert bool(notices) == (made[0].startswith(("vit", "deit")))
+
+
+def test_the_number_of_registers_is_the_configs_or_that_of_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "four"
+    theirs = save(
+        transformers.Dinov2WithRegistersForImageClassification(transformers.Dinov2WithRegistersConfig(**DINOV2)), folder
+    )
+    images = torch.randn(2, 3, 32, 32)
+    silent = copied(folder, tmp_path / "silent", num_register_tokens=None)
+    assert "num_register_tokens" not in json.loads((silent / "config.json").read_text())
+    with torch.no_grad():
+        torch.testing.assert_close(load(silent).model(images), theirs(images).logits, rtol=0, atol=1e-4)
+    with pytest.raises(CheckpointError, match=r"register_tokens' is \[1, 4, 24\] .* says \[1, 2, 24\]"):
+        load(copied(folder, tmp_path / "two", num_register_tokens=2))
+    with pytest.raises(ModelError, match="states 'four' as num_register_tokens"):
+        load(copied(folder, tmp_path / "text", num_register_tokens="four"))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_timm_model_in_transformers_wrapper_is_read(tmp_path: Path, again: bool) -> None:
+    """Its config is timm's, but for `model_args`, which may be null, and `pretrained_cfg`, which may be missing."""
+    if again:
+        source: Any = timm.create_model("test_vit", num_classes=4)
+        timm.models.save_for_hf(source, str(tmp_path / "hub"), safe_serialization=True)  # pyright: ignore[reportPrivateImportUsage]
+        stated = json.loads((tmp_path / "hub" / "config.json").read_text())
+        # As published ones are: their arguments are those of the architecture.
+        del stated["model_args"]
+        stated["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(stated | {"label_names": list("abcd")}))
+        theirs: Any = transformers.TimmWrapperForImageClassification.from_pretrained(str(tmp_path / "hub"))
+    else:
+        made = transformers.TimmWrapperConfig(architecture="test_vit", num_labels=4)  # type: ignore[call-arg]
+        theirs = transformers.TimmWrapperForImageClassification(made)
+    save(theirs, folder := tmp_path / "saved")
+    stated = json.loads((folder / "config.json").read_text())
+    assert stated["model_type"] == "timm_wrapper"
+    assert stated["model_args"] is None
+    loaded, images = load(folder), torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), theirs(images).logits)
+    assert loaded.class_names == (list("abcd") if again else list("0123"))
+    assert not again or loaded.mean == (0.1, 0.2, 0.3)
+    # A student from there is saved and loaded as any other.
+    save_model(loaded.model, tmp_path / "student", class_names=list("wxyz"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert torch.equal(load(tmp_path / "student").model(images), loaded.model(images))
 
 
 def test_a_file_of_transformers_as_a_checkpoint_is_refused_with_what_to_give(vit: Path) -> None:
@@ -389,6 +440,23 @@ def test_torchvisions_weights_are_an_artifact_with_torchvisions_normalization(
     assert "note" not in capsys.readouterr().err
 
 
+def assert_heads_as_put_in_are_read(settings: dict[str, Any], folder: Path) -> None:
+    """Fine-tuning replaces all heads by one layer, or the last one."""
+    images, checkpoint = torch.randn(2, 3, 32, 32), str(folder / "tuned.pth")
+    for heads in (nn.Linear(24, 4), nn.Sequential(nn.Linear(24, 4)), nn.Sequential(OrderedDict(head=nn.Linear(24, 4)))):
+        theirs: Any = make_torchvision()
+        theirs.heads = heads
+        torch.save(theirs.state_dict(), checkpoint)
+        loaded = load_model(ModelConfig(checkpoint=checkpoint, **{**settings, "num_classes": 4}))
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(images), theirs(images), rtol=0, atol=1e-4)
+    # A layer before it may compute something, although it has no weights.
+    theirs.heads = nn.Sequential(nn.Tanh(), nn.Linear(24, 4))
+    torch.save(theirs.state_dict(), checkpoint)
+    with pytest.raises(CheckpointError, match=r"lacks 2 tensors: 'heads\.head\.bias', 'heads\.head\.weight'"):
+        load_model(ModelConfig(checkpoint=checkpoint, **{**settings, "num_classes": 4}))
+
+
 def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
     theirs = make_torchvision()
     images = torch.randn(3, 3, 32, 32)
@@ -420,6 +488,7 @@ def test_torchvisions_weights_are_read(tmp_path: Path) -> None:
         checkpoint = str(tmp_path / f"{name}.pth")
         loaded = load_model(ModelConfig(checkpoint=checkpoint, use_ema=use_ema, **settings))
         assert torch.equal(loaded.model.state_dict()["head.weight"], weights["heads.head.weight"] + more)
+    assert_heads_as_put_in_are_read(settings, tmp_path)
     torch.save({**weights, "heads.pre_logits.weight": torch.zeros(24, 24)}, tmp_path / "more.pth")
     with pytest.raises(CheckpointError, match=r"has 1 tensors that the model does not read: 'heads\.pre_logits"):
         load_model(ModelConfig(checkpoint=str(tmp_path / "more.pth"), **settings))

@@ -295,12 +295,12 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on_and_the_index_counts_bo
     assert parts_of(output) == made.parts
     rows = read_index(str(output), plan.digest).to_pylist()
     # The worker may have been writing shard 1 when it was killed.
-    assert [outcome.attempts for row in rows if outcome.shard_id != 1] == [1, 2, 1, 2, 1]
-    assert {(outcome.gpu, outcome.device) for row in rows} <= {("0", "cpu"), ("1", "cpu"), (None, None)}
+    assert [row["attempts"] for row in rows if row["shard_id"] != 1] == [1, 2, 1, 2, 1]
+    assert {(row["gpu"], row["device"]) for row in rows} <= {("0", "cpu"), ("1", "cpu"), (None, None)}
     node = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:8]})"
     assert [rows[2][name] for name in ("node", "device")] == [node, "cpu"]
     retried = summary["num_retried"]
-    assert retried == look(str(output))["num_retried"] == sum((outcome.attempts or 1) > 1 for row in rows)
+    assert retried == look(str(output))["num_retried"] == sum((row["attempts"] or 1) > 1 for row in rows)
     assert f">shards that took more than one attempt</td><td>{retried}</td>" in (output / "report.html").read_text()
     taken = [int(line) for line in (tmp_path / "steps" / targets).read_text().split()]
     again = taken[5]

@@ -1,5 +1,7 @@
 """Patch scores of every kind against attention formed by hand and gradients taken by hand."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.models.dinov2 import DINOV2, DINOV2_SWIGLU
 from pipeline.vit.ranking import Ranking, resolve_ranking
 from pipeline.vit.subset import SubsetViT
 from tests.conftest import TINY, enlarge_weights, make_tiny_model
@@ -148,6 +151,35 @@ NATURAL = {
 @pytest.mark.parametrize(("name", "ranking"), NATURAL.items())
 def test_each_family_has_its_natural_ranking(name: str, ranking: Ranking) -> None:
     assert resolve_ranking(make(name)) == ranking
+
+
+# What docs/families.md calls families, and their names in timm.
+NAMED = {
+    "SigLIP": ["vit_base_patch16_siglip_224"],
+    "Perception Encoder": ["vit_pe_core_base_patch16_224"],
+    "ViT": ["vit_tiny_patch16_224", "vit_small_patch16_rope_224"],
+    "DeiT": ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"],
+    "DINO": ["vit_small_patch16_224.dino"],
+    "DINOv2": ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"],
+    "CLIP": ["vit_base_patch16_clip_224"],
+    "EVA02-CLIP": ["eva02_base_patch16_clip_224", "eva02_large_patch14_clip_224"],
+    "ViTs with global average pooling": ["vit_base_patch16_gap_224", "vit_base_patch16_reg4_gap_256"],
+    "EVA02": ["eva02_tiny_patch14_224", "eva02_base_patch14_448"],
+    "DINOv3": ["vit_small_patch16_dinov3", "vit_base_patch16_dinov3"],
+    "DINOv2 of transformers": [DINOV2, DINOV2_SWIGLU],
+    "ViTs with parallel blocks or differential attention": [
+        *("vit_small_patch16_18x2_224", "vit_dlittle_patch16_reg1_gap_256"),
+    ],
+}
+
+
+def test_the_page_names_the_ranking_that_each_family_gets() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.MULTILINE)
+    said = {family: ranking for ranking, families in table for family in families.split(", ")}
+    assert said.keys() == NAMED.keys()
+    found = {family: {resolve_ranking(make(name)) for name in names} for family, names in NAMED.items()}
+    assert found == {family: {ranking} for family, ranking in said.items()}
 
 
 @pytest.mark.parametrize(
