@@ -281,7 +281,8 @@ def test_an_observer_is_a_name_and_its_range(tmp_path: Path) -> None:
 def test_a_placement_is_a_name_and_its_points(tmp_path: Path) -> None:
     names, points = python_blocks("A placement")
     kinds, quantizer = "pipeline/quantization/bit_widths.py", "pipeline/quantization/quantizer.py"
-    before, last = line_with(kinds, "Placement = "), "            points |= _published(node, weighted, blocks)\n"
+    before = line_with(kinds, "Placement = ")
+    last = "            points |= _outputs(node, weighted, residuals) | stream.get(node, {})\n"
     assert names.replace(', "outputs"', "") == before
     edits = {kinds: [(before, names)], quantizer: [(last, last + points)]}
     Extended(tmp_path, "a placement", edits).run("-c", PLACEMENT, str(tmp_path))

@@ -57,6 +57,12 @@ class Draws:
         """Return bool [B], true with the given probability."""
         return self.values[name] < probability
 
+    def take(self, rows: Tensor) -> "Draws":
+        """Return the numbers of some images, int64 [b]."""
+        values = {name: numbers[rows] for name, numbers in self.values.items()}
+        seeds = tuple(self.seeds[row] for row in rows.tolist())
+        return Draws(values, self.patches[rows], self.erased[rows], seeds)
+
 
 def draw_augmentation(
     image_ids: Sequence[str], *, seed: int, epoch: int, num_patches: int, num_erased: int, device: torch.device

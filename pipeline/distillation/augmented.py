@@ -1,7 +1,8 @@
 """Training images as random views, another at each epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.augment import Draws
 from pipeline.distillation.augment_config import WHOLE_ONLY, AugmentConfig
 from pipeline.distillation.batches import DistillationBatch
+from pipeline.distillation.combining import Combination
 from pipeline.distillation.images import MemoryImages, StreamedImages
 from pipeline.inversion.draws import draw_noise
 from pipeline.log import logger
@@ -47,17 +49,34 @@ class Augmenter:
 
     def __call__(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
         """Return the view of each image at an epoch; it is no longer an image of which answers are kept."""
-        if not len(batch.pixels):
-            return batch
+        return self.view(batch, epoch, slice(None), lambda rows: batch.pixels[rows])
+
+    def view(
+        self, batch: DistillationBatch, epoch: int, own: slice, read: Callable[[Tensor], Tensor]
+    ) -> DistillationBatch:
+        """Return the views of some images of a batch at an epoch: those that they have among all.
+
+        Random numbers, partners and the patches to read are those of the whole batch, and take no time. Pixels are read
+        and changed of these images, and of those that are mixed into them.
+
+        Args:
+            batch: all images; its pixels are not read.
+            epoch: counted from 0.
+            own: which of them.
+            read: returns the pixels [b, C, H, W] of rows of the batch, int64 [b].
+        """
+        rows = torch.arange(len(batch.pixels), device=batch.pixels.device)[own].contiguous()
+        if not len(rows):
+            return replace(batch.take(own), rows=None)
         draws = self._draw(batch, epoch)
-        batch = self._erase(batch, draws)
+        batch, erased = self._erase(batch, draws)
         whole = self.find_whole(batch)
-        pixels = batch.pixels
-        if whole.any():
-            pixels = torch.where(whole.view(-1, 1, 1, 1), self._move(pixels, draws), pixels)
-        viewed = replace(batch, pixels=self._recolor(pixels, draws), rows=None)
-        viewed = self._combine(viewed, whole, draws)
-        return replace(viewed, pixels=self._add_noise(viewed.pixels, draws))
+        batch, combination = self._combine(batch, whole, draws)
+        needed = rows if combination is None else combination.needed(rows)
+        pixels = self._change(read(needed), draws.take(needed), erased[needed], whole[needed])
+        if combination is not None:
+            pixels = combination.apply(pixels, needed)[torch.searchsorted(needed, rows)]
+        return replace(batch.take(own), pixels=self._add_noise(pixels, draws.take(rows)), rows=None)
 
     def find_whole(self, batch: DistillationBatch) -> Tensor:
         """Return which images, bool [B], are read as a whole."""
@@ -77,19 +96,34 @@ class Augmenter:
             device=batch.pixels.device,
         )
 
-    def _erase(self, batch: DistillationBatch, draws: Draws) -> DistillationBatch:
-        """Make patches of the chosen images gray; those on kept patches are whole images then."""
+    def _erase(self, batch: DistillationBatch, draws: Draws) -> tuple[DistillationBatch, Tensor]:
+        """Choose patches, bool [B, N], that become gray; images that were on kept patches are whole ones then."""
         if not self.config.erase:
-            return batch
+            return batch, draws.erased.new_zeros(len(draws.seeds), self.grid[0] * self.grid[1], dtype=torch.bool)
         chosen = draws.chosen("erase", self.config.erase).unsqueeze(1)
         gone = augment.choose_erased(draws, self.grid)
         if self.reads_kept:
             kept = _as_mask(batch, self.grid[0] * self.grid[1])
             gone = torch.where(self.find_whole(batch).unsqueeze(1), gone, ~kept)
             batch = _read_at(batch, kept | chosen)
-        mean, std = self._normalization(batch.pixels)
-        gray = (draws.values["erase_gray"].view(-1, 1, 1, 1) - mean) / std
-        return replace(batch, pixels=augment.paste(batch.pixels, gray, gone & chosen, self.grid))
+        return batch, gone & chosen
+
+    def _change(self, pixels: Tensor, draws: Draws, erased: Tensor, whole: Tensor) -> Tensor:
+        """Change images, each by itself.
+
+        Args:
+            pixels: [B, C, H, W].
+            draws: of these images.
+            erased: patches that become gray, bool [B, N].
+            whole: which images are read as a whole, bool [B].
+        """
+        if self.config.erase:
+            mean, std = self._normalization(pixels)
+            gray = (draws.values["erase_gray"].view(-1, 1, 1, 1) - mean) / std
+            pixels = augment.paste(pixels, gray, erased, self.grid)
+        if whole.any():
+            pixels = torch.where(whole.view(-1, 1, 1, 1), self._move(pixels, draws), pixels)
+        return self._recolor(pixels, draws)
 
     def _move(self, pixels: Tensor, draws: Draws) -> Tensor:
         config = self.config
@@ -120,11 +154,13 @@ class Augmenter:
         )
         return (colored.clamp(0, 1) - mean) / std
 
-    def _combine(self, batch: DistillationBatch, whole: Tensor, draws: Draws) -> DistillationBatch:
-        """Mix images with others of the batch."""
+    def _combine(
+        self, batch: DistillationBatch, whole: Tensor, draws: Draws
+    ) -> tuple[DistillationBatch, Combination | None]:
+        """Choose which images are mixed with others of the batch; return the patches to read then, and the labels."""
         config = self.config
         if not (config.mixup or config.cutmix):
-            return batch
+            return batch, None
         # Whole images are one group, even if the stopped patches of some are filled.
         groups = batch.num_kept.masked_fill(whole, -1)
         partners = augment.find_partners(draws.values["partner"], groups)
@@ -132,23 +168,24 @@ class Augmenter:
         mixed, chosen = draws.chosen("mixup", config.mixup) & whole, draws.chosen("cutmix", config.cutmix)
         # A mixture has no label.
         batch = replace(batch, labels=batch.labels.masked_fill((mixed | chosen) & paired, -1))
-        if config.mixup:
-            batch = replace(batch, pixels=augment.mixup(batch.pixels, partners, draws.values["mixup_share"] * mixed))
-        if config.cutmix:
-            values = draws.values
-            blocks = augment.choose_blocks(
-                values["cutmix_area"], values["cutmix_row"], values["cutmix_column"], self.grid
-            )
-            blocks = blocks & (chosen & whole).unsqueeze(1)
-            united = self._unite(batch, partners, chosen & ~whole, draws)
-            pasted = augment.paste(united.pixels, united.pixels[partners], blocks, self.grid)
-            batch = replace(united, pixels=pasted)
-        return batch
+        values = draws.values
+        blocks = augment.choose_blocks(values["cutmix_area"], values["cutmix_row"], values["cutmix_column"], self.grid)
+        blocks = blocks & (chosen & whole).unsqueeze(1)
+        batch, first, second = self._unite(batch, partners, chosen & ~whole, draws)
+        share = values["mixup_share"] * mixed
+        return batch, Combination(partners, share, blocks, first, second, self.grid)
 
-    def _unite(self, batch: DistillationBatch, partners: Tensor, chosen: Tensor, draws: Draws) -> DistillationBatch:
-        """Give the chosen images, read on kept patches, the patches that their partner and its partner keep."""
+    def _unite(
+        self, batch: DistillationBatch, partners: Tensor, chosen: Tensor, draws: Draws
+    ) -> tuple[DistillationBatch, Tensor, Tensor]:
+        """Give the chosen images, read on kept patches, the patches that their partner and its partner keep.
+
+        Returns:
+            The images with the patches to read, and which of them come from the one and the other, bool [B, N] each.
+        """
         if not chosen.any():
-            return batch
+            nothing = chosen.new_zeros(len(chosen), self.grid[0] * self.grid[1])
+            return batch, nothing, nothing
         kept = _as_mask(batch, self.grid[0] * self.grid[1])
         first, second = partners, partners[partners]
         united = kept.clone()
@@ -158,9 +195,7 @@ class Augmenter:
             united[rows] = augment.unite_kept(kept[rows], others, draws.patches[rows])
         from_first = united & ~kept & kept[first]
         from_second = united & ~kept & ~kept[first]
-        pixels = augment.paste(batch.pixels, batch.pixels[first], from_first, self.grid)
-        pixels = augment.paste(pixels, batch.pixels[second], from_second, self.grid)
-        return replace(_read_at(batch, united), pixels=pixels)
+        return _read_at(batch, united), from_first, from_second
 
     def _add_noise(self, pixels: Tensor, draws: Draws) -> Tensor:
         if not self.config.noise:
@@ -197,24 +232,28 @@ class AugmentedImages:
             source = source.all_made()
         if isinstance(source, MemoryImages):
             # Partners come from the shares of all workers, so that any number of workers shows the same views.
-            for batch in source.whole_batches(epoch, device):
-                yield source.own_share(self._view(batch, epoch))
+            for batch in source.outlines(epoch, device):
+                self._note_skipped(batch)
+                yield self._augmenter.view(batch, epoch, source.own, partial(_read_pixels, source, batch))
         else:
             for batch in source.batches(epoch, device):
-                yield self._view(batch, epoch)
-
-    def _view(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
-        if self._notes:
-            self._note_skipped(batch)
-        return self._augmenter(batch, epoch)
+                self._note_skipped(batch)
+                yield self._augmenter(batch, epoch)
 
     def _note_skipped(self, batch: DistillationBatch) -> None:
+        if not self._notes:
+            return
         skipped = [name for name in WHOLE_ONLY if getattr(self._augmenter.config, name)]
         if not skipped or self._augmenter.find_whole(batch).all():
             return
         self._notes = False
         erased = " (images that erase turns into whole images get all changes)" if self._augmenter.config.erase else ""
         logger.info(f"augment: images with stopped patches do not get {', '.join(skipped)}{erased}")
+
+
+def _read_pixels(source: MemoryImages, outline: DistillationBatch, rows: Tensor) -> Tensor:
+    assert outline.rows is not None
+    return source.pixels(outline.rows[rows])
 
 
 def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:

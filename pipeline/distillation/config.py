@@ -144,11 +144,11 @@ class DistillationConfig:
         temperature: divisor of the logits before they are compared.
         token_weight: weight of the squared difference of the final tokens; 0 turns it off, as `student.linear_head`
             needs.
-        label_weight: weight of the cross-entropy with the images' labels; 0 turns it off. Mixtures of several images
-            have no label and do not take part.
+        label_weight: weight of the cross-entropy with the images' labels, which every dataset needs then; 0 turns it
+            off. Mixtures of several images have no label and do not take part.
         augment: random views that teacher and student read, another of each image at each epoch; with `null`, every
             image is read as it is, and the teacher's answers for images in memory are computed once.
-        dtype: type of the forward pass; weights stay in float32.
+        dtype: type of the forward pass in training. Weights stay in float32, in which the student is scored and saved.
         seed: seed of new weights and of the order of images.
         score_every: epochs between scorings; the last epoch is always scored.
         checkpoint_every: epochs between checkpoints.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray.data
 import torch
+from torch import Tensor
 
 from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.batches import DistillationBatch, Images, to_batch
@@ -63,6 +64,7 @@ class MemoryImages:
 
     Attributes:
         order: empty: the order depends on nothing but seed and epoch.
+        own: rows of a batch of all workers that are this worker's share, which may be none.
     """
 
     order = ""
@@ -72,26 +74,29 @@ class MemoryImages:
         self._rows = np.flatnonzero([image_id not in left_out for image_id in images.image_ids])
         self.num_images = len(self._rows)
         self._share = share
-        self._own = slice(share.rank, None, share.world_size)
+        self.own = slice(share.rank, None, share.world_size)
 
     def batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share, which may be empty, of every batch of an epoch."""
         for rows in self._plan(epoch):
-            own = rows[self._own]
+            own = rows[self.own]
             yield to_batch(self.images.take(own), device, own)
 
-    def whole_batches(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
-        """Yield every batch of an epoch, with the shares of all workers."""
+    def outlines(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
+        """Yield every batch of an epoch, with the shares of all workers, but one empty image in the place of each."""
+        empty = torch.zeros(1, *self.images.pixels.shape[1:], device=device)
+        outline = replace(self.images, pixels=np.empty((len(self.images), 0), np.float32))
         for rows in self._plan(epoch):
-            yield to_batch(self.images.take(rows), device, rows)
+            batch = to_batch(outline.take(rows), device, rows)
+            yield replace(batch, pixels=empty.expand(len(rows), *empty.shape[1:]))
 
-    def own_share(self, batch: DistillationBatch) -> DistillationBatch:
-        """Return this worker's share, which may be empty, of a batch of `whole_batches`."""
-        return batch.take(self._own)
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Return the pixels of rows of the images, on the device of the rows: float32 [B, C, H, W]."""
+        return torch.from_numpy(self.images.pixels[rows.cpu().numpy()]).to(rows.device)
 
     def in_order(self, device: torch.device) -> Iterator[DistillationBatch]:
         """Yield this worker's share of all images once, unshuffled."""
-        own = self._rows[self._own]
+        own = self._rows[self.own]
         for start in range(0, len(own), self._share.batch_size):
             rows = own[start : start + self._share.batch_size]
             yield to_batch(self.images.take(rows), device, rows)

@@ -14,7 +14,7 @@ from pipeline.distillation.answers import Answers
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.config import DistillationConfig
 from pipeline.distillation.descent import Group, backpropagate
-from pipeline.distillation.objective import TERMS, DistillationObjective
+from pipeline.distillation.objective import SUMS, TERMS, DistillationObjective
 from pipeline.distillation.opening import ImageSource, TrainingImages
 from pipeline.distillation.schedule import lr_factor, make_optimizer
 from pipeline.distillation.state import TrainingState, load_state, save_state, try_to_save
@@ -99,9 +99,9 @@ class StudentTrainer:
         """Train on all images once, or on those that a checkpoint within the epoch left; return means over all."""
         self.student.train()
         done = state.epoch_steps
-        totals = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
+        totals = torch.zeros(len(SUMS), dtype=torch.float64)
         if done:
-            totals += torch.tensor(state.epoch_totals, dtype=torch.float64)
+            totals += _totals(state.epoch_totals)
         checksum = torch.zeros(1, dtype=torch.int64, device=self.group.device)
         batches: Iterator[DistillationBatch | None] = chain(
             self.images.batches(state.epoch, self.group.device), repeat(None)
@@ -122,18 +122,20 @@ class StudentTrainer:
         images = round(totals[-1].item())
         if images != self.images.num_images:
             raise IncompleteError(f"epoch {state.epoch + 1} read {images} images of {self.images.num_images}")
-        means = (totals[:-1] / totals[-1]).tolist()
-        return {
-            **dict(zip(TERMS, means, strict=True)),
-            "images": images,
-            "image_ids_checksum": int(self.group.sum(checksum).item()),
-        }
+        return {**self._means(totals), "images": images, "image_ids_checksum": int(self.group.sum(checksum).item())}
+
+    def _means(self, totals: Tensor) -> dict[str, float]:
+        """Return the mean of each term over the images; of `labels` over those that have one, and their number."""
+        sums = dict(zip(SUMS, totals.tolist(), strict=True))
+        labeled = round(sums["labeled"])
+        means = {name: sums[name] / sums["images"] for name in TERMS} | {"labels": sums["labels"] / max(labeled, 1)}
+        return means | ({"labeled": labeled} if self.config.label_weight else {})
 
     def _step(self, batch: DistillationBatch | None, state: TrainingState) -> Tensor | None:
         """Take one step over the shares of all workers.
 
         Returns:
-            Sums of the loss terms and the number of images, float64 on the CPU; None if no worker had an image.
+            `SUMS`, float64 on the CPU; None if no worker had an image.
         """
         self.optimizer.zero_grad()
         parameters, loss = self.student.trained_parameters(), TERMS.index("loss")
@@ -197,13 +199,16 @@ class StudentTrainer:
 
     @torch.no_grad()
     def _top1(self) -> float | None:
-        """Return top-1 on the held-out images, in percent; None if there are none."""
+        """Return top-1 on the held-out images, in percent; None if there are none.
+
+        In float32, as the student is saved, whatever type it is trained in.
+        """
         if self.labeled is None:
             return None
         self.student.eval()
         counts = torch.zeros(2, dtype=torch.int64, device=self.group.device)
         for batch in self.labeled.in_order(self.group.device):
-            correct = count_correct(self.objective.read(batch)[0], batch.labels)[0]
+            correct = count_correct(self.objective.read(batch, torch.float32)[0], batch.labels)[0]
             counts += torch.stack([correct, counts.new_tensor(len(batch.labels))])
         correct, total = self.group.sum(counts).tolist()
         return 100 * correct / total
@@ -222,6 +227,11 @@ def write_metrics(output: str, state: TrainingState) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
     with storage.writing_to(output):
         storage.write_bytes(storage.join(output, METRICS), lines.encode())
+
+
+def _totals(saved: list[float]) -> Tensor:
+    """Return the sums of a checkpoint; earlier versions counted every image as one with a label."""
+    return torch.tensor(saved if len(saved) == len(SUMS) else [*saved, saved[-1]], dtype=torch.float64)
 
 
 def _hash(text: str) -> int:

@@ -11,6 +11,8 @@ from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token
 from pipeline.distillation.students import Student
 
 TERMS = ("kl", "tokens", "labels", "loss")
+# What is summed over images: each of the terms, and the numbers of images with a label and of all.
+SUMS = (*TERMS, "labeled", "images")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -29,19 +31,20 @@ class DistillationObjective(nn.Module):
         self.dtype = DTYPES[config.dtype]
 
     def forward(self, batch: DistillationBatch | None) -> Tensor:
-        """Return the sum of each of `TERMS` over the images, and the number of images: float32 [len(TERMS) + 1].
+        """Return `SUMS` over the images, float32 [len(SUMS)].
 
         A worker that has run out of images passes None and gets zeros, with zero gradients.
         """
         nothing = touch(self.student.trained_parameters())
         if batch is None or not len(batch.pixels):
-            return torch.zeros(len(TERMS) + 1, device=nothing.device) + nothing
+            return torch.zeros(len(SUMS), device=nothing.device) + nothing
         terms = self.losses(batch)
         sums = [terms[name].sum() if name in terms else nothing for name in TERMS]
-        return torch.stack([*sums, nothing.new_tensor(len(batch.pixels))]) + nothing
+        labeled = (batch.labels >= 0).sum() if "labels" in terms else nothing
+        return torch.stack([*sums, labeled.to(nothing), nothing.new_tensor(len(batch.pixels))]) + nothing
 
     def losses(self, batch: DistillationBatch) -> dict[str, Tensor]:
-        """Return each term [B], and their weighted sum as `loss`."""
+        """Return each term [B], and their weighted sum as `loss`; `labels` is 0 where an image has no label."""
         config = self.config
         target, target_tokens = self.answers(batch)
         logits, tokens = self.read(batch)
@@ -56,9 +59,15 @@ class DistillationObjective(nn.Module):
             terms["loss"] = terms["loss"] + config.label_weight * terms["labels"]
         return terms
 
-    def read(self, batch: DistillationBatch) -> tuple[Tensor, Tensor | None]:
-        """Return the student's logits [B, classes], and its final tokens if it reads tokens."""
-        with torch.autocast(batch.pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+    def read(self, batch: DistillationBatch, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the student's logits [B, classes], and its final tokens if it reads tokens.
+
+        Args:
+            batch: to read.
+            dtype: of the forward pass; by default that of the training.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        with torch.autocast(batch.pixels.device.type, dtype, enabled=dtype != torch.float32):
             if self.student.vit is None:
                 return self.student(batch.pixels).float(), None
             return read_kept(self.student.forward_tokens, batch, self.student.vit.num_patches)

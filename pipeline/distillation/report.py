@@ -12,8 +12,13 @@ from pipeline.report.text import short_name
 from pipeline.report.writing import settings_section
 
 _TERMS_ABOUT = (
-    "Means over the images of each epoch: kl is the distance of the student's softened answers from the teacher's, "
-    "tokens that of their final tokens, labels the cross-entropy of the labels; loss is their weighted sum. "
+    "Means over the images of each epoch: kl is the divergence of the student's softened answers from the teacher's in "
+    "nats, times the square of the temperature, tokens the squared difference of their final tokens, and loss the "
+    "weighted sum. "
+)
+_LABELS_ABOUT = (
+    "labels is the cross-entropy of the labels over the images that have one, {labeled} of {images} in the last epoch: "
+    "mixtures have none, and add nothing to the loss for it. "
 )
 
 
@@ -82,7 +87,10 @@ def _loss(history: Sequence[Mapping[str, float]]) -> Section:
         ("loss and its terms", curves({name: points(name) for name in used}, x_label="epoch", y_label="loss")),
         ("learning rate", curves({"lr": points("lr")}, x_label="epoch", y_label="learning rate")),
     ]
-    return Section(heading="Loss", text=_TERMS_ABOUT, plots=plots)
+    last = history[-1]
+    # Mixtures of images have no label.
+    about = _LABELS_ABOUT.format(**last) if "labeled" in last else ""
+    return Section(heading="Loss", text=_TERMS_ABOUT + about, plots=plots)
 
 
 def _scores(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Section:

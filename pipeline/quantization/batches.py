@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.dataset.rows import SEVERAL_DATASETS
 from pipeline.errors import DatasetError
+from pipeline.hashing import hash_number
 from pipeline.quantization.sampling import sampling_rank
 
 
@@ -89,6 +90,21 @@ def draw_window(rows: Sequence[tuple[str, int]], count: int, seed: int) -> Windo
     """
     by_rank = sorted(range(len(rows)), key=lambda number: sampling_rank(rows[number][0], seed), reverse=True)
     return _window(rows, sorted(by_rank[:count]))
+
+
+def spread_rows(windows: Sequence[Window], count: int, seed: int) -> list[int]:
+    """Choose rows from everywhere in a dataset: one at random of each of `count` equal parts, or all of fewer rows.
+
+    Datasets have one class after another, as synthesis makes them and folders list them, or mix them. Parts take of
+    each class as many as it has a share in the first case; the draw does it in the second, where equal distances could
+    hit one class alone.
+    """
+    rows = [row for window in windows for row in window.rows]
+    count = min(count, len(rows))
+    bounds = pairwise(len(rows) * part // count for part in range(count + 1))
+    return [
+        rows[start + hash_number(f"{seed}:{part}", 7) % (stop - start)] for part, (start, stop) in enumerate(bounds)
+    ]
 
 
 def _window(rows: Sequence[tuple[str, int]], numbers: list[int]) -> Window:

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from pipeline.errors import DatasetError, first_few
 from pipeline.log import logger
 from pipeline.quantization.bit_widths import Placement
+from pipeline.quantization.names import tensor_name
 from pipeline.quantization.observe import GraphReader, export_graph
-from pipeline.quantization.quantizer import ROOT
 
 _aten: Any = torch.ops.aten
 _NORMS = {_aten.layer_norm.default, _aten.rms_norm.default}
@@ -92,7 +92,7 @@ def affine_of(weight: Any = None, bias: Any = None) -> Affine | None:
     used = [parameter for parameter in (weight, bias) if parameter is not None]
     if weight is None or any(p.op != "get_attr" or len(p.users) != 1 for p in used):
         return None
-    names = [None if parameter is None else str(parameter.target).removeprefix(ROOT) for parameter in (weight, bias)]
+    names = [None if parameter is None else tensor_name(parameter) for parameter in (weight, bias)]
     return Affine(str(names[0]), names[1])
 
 

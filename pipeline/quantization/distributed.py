@@ -1,7 +1,8 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows
+from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows, spread_rows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.moments import MomentObserver, Moments
@@ -29,7 +30,7 @@ from pipeline.quantization.plan import CalibrationPlan
 from pipeline.quantization.ranges import Ranges, check_observed_ranges
 from pipeline.quantization.reading import iterate_inputs, whole_image
 from pipeline.quantization.transforms import equalized, smoothed
-from pipeline.workers import load_again, threads, with_absolute_paths
+from pipeline.workers import load_again, pick_device, threads, with_absolute_paths
 from pipeline.workers.progress import Count, progress
 from pipeline.workers.training import run_workers, worker_configs
 
@@ -46,7 +47,7 @@ class Calibration:
         channels: of the model before it was smoothed, where it was.
         moments: of what the layers read, by point, where weights or biases are refined.
         image_ids: those that each worker read.
-        samples: a few of the images, float32 [B, C, H, W], normalized.
+        samples: a few of the images, from everywhere in the dataset, float32 [B, C, H, W], normalized.
     """
 
     observers: dict[str, Observer]
@@ -85,17 +86,22 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
         fixed_size: no node can join the cluster any more.
 
     Raises:
-        ConfigError: a fixed cluster is too small.
+        ConfigError: a fixed cluster is too small, or this process has no GPU and one is demanded.
         OtherModelError: a worker loaded other weights than are planned with.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
-    workers, resources = plan.config.workers, None
+    workers, resources, device = plan.config.workers, None, torch.device("cpu")
+    # Before the first image is read: a cluster may be too small, and a GPU may be missing.
     if workers.size:
-        # Before the first image is read: a cluster may be too small.
         resources = worker_configs(workers, fixed_size=fixed_size)
+    else:
+        device = pick_device(workers.device, "workers.device")
     to_read = plan.num_images * plan.config.num_passes
     with own_errors(), progress("calibrate", to_read, on_workers=resources is not None) as count:
-        observed = _calibrate_here(plan, count) if resources is None else _calibrate_on_workers(plan, count, resources)
+        if resources is None:
+            observed = _calibrate_here(plan, count, device)
+        else:
+            observed = _calibrate_on_workers(plan, count, resources)
     calibration = Calibration(**observed, samples=_samples(plan))
     _check_complete(calibration, plan.windows)
     return calibration
@@ -103,7 +109,7 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
 
 def _samples(plan: CalibrationPlan) -> Tensor:
     """Read a few of the images, float32 [B, C, H, W]."""
-    rows = [row for window in plan.windows for row in window.rows][:_NUM_SAMPLES]
+    rows = spread_rows(plan.windows, _NUM_SAMPLES, plan.config.seed)
     samples = _read(_Share(plan.images.select(rows), _batches(plan.windows)), plan.loaded)
     return _pixels(islice(samples, len(rows)))
 
@@ -212,8 +218,11 @@ def _gather_batches(config: CalibrationConfig, loaded: LoadedModel, share: _Shar
     return gather_batches(_read(share, loaded, reads_kept=dense is None), share.batches, dense_patches=dense)
 
 
-def _calibrate_here(plan: CalibrationPlan, count: Count) -> dict[str, Any]:
+def _calibrate_here(plan: CalibrationPlan, count: Count, device: torch.device) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
+    if device.type != "cpu":
+        # The plan's own stays on the CPU, where artifacts are made.
+        loaded = replace(loaded, model=copy.deepcopy(loaded.model).to(device))
     with threads(config.workers.cpus_per_worker):
         return _observe_all(config, loaded, _share(plan.images, plan.windows), count, _ALONE)
 

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from pipeline.errors import ModelError, first_few
 from pipeline.log import logger
 from pipeline.quantization.channels import UNCHANGED, Affine, affine_of
-from pipeline.quantization.quantizer import module_path
+from pipeline.quantization.names import module_path
 
 _aten: Any = torch.ops.aten
 _LINEAR = _aten.linear.default

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import observer_nodes, prepare
+from pipeline.quantization.names import layer_of, layer_path
 from pipeline.quantization.observe import export_graph
 from pipeline.quantization.prepared import tensor_of
-from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, scales_of, weight_spec
+from pipeline.quantization.quantizer import activation_spec, scales_of, weight_spec
 from pipeline.quantization.rounding import weight_limits
 from pipeline.quantization.variants import Values, Variant
 from pipeline.vit.families import refusal

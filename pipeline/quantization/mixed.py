@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.mixed_config import MixedConfig
-from pipeline.quantization.quantizer import layer_of
+from pipeline.quantization.names import layer_of
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.sensitivity import Sensitivity
 

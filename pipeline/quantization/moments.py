@@ -120,25 +120,52 @@ def _width(graph: fx.GraphModule, layer: PreparedLayer) -> int:
 
 @dataclass(frozen=True)
 class _Unfolding:
-    """How a convolution moves its kernel."""
+    """How a convolution moves its kernel, along each of its dimensions.
+
+    Attributes:
+        padding: zeros before and after the values.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
 
-    def rows(self, images: Tensor) -> Tensor:
-        """Return what lies under the kernel at each place, [B, places, in]."""
-        return F.unfold(images, self.kernel, self.dilation, self.padding, self.stride).transpose(1, 2)
+    def rows(self, values: Tensor) -> Tensor:
+        """Return what lies under the kernel at each place, [B, places, in], of values [B, C, ...]."""
+        number = len(self.kernel)
+        # The last dimension comes first.
+        values = F.pad(values, [zeros for pair in reversed(self.padding) for zeros in pair])
+        moves = zip(self.kernel, self.stride, self.dilation, strict=True)
+        for dim, (kernel, stride, dilation) in enumerate(moves, start=2):
+            values = values.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+        # [B, C, *places, *kernel]
+        return values.movedim(1, number + 1).flatten(number + 1).flatten(1, number)
 
 
 def _unfolding(layer: PreparedLayer) -> _Unfolding | None:
     if layer.operator.target is torch.ops.aten.linear.default:
         return None
+    kernel = tuple(layer.weight.meta["val"].shape[2:])
     given: Any = layer.operator.args[3:6]
-    stride, padding, dilation = [*given, *([1, 1], [0, 0], [1, 1])[len(given) :]]
-    kernel = layer.weight.meta["val"].shape[2:]
-    return _Unfolding(*map(tuple, (kernel, stride, padding, dilation)))
+    stride, padding, dilation = [*given, *(1, 0, 1)[len(given) :]]
+    stride, dilation = _for_each(stride, kernel), _for_each(dilation, kernel)
+    return _Unfolding(kernel, stride, _zeros(padding, kernel, dilation), dilation)
+
+
+def _for_each(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a setting of a convolution for each dimension of its kernel."""
+    given = (value,) if isinstance(value, int) else tuple(value)
+    return given * len(kernel) if len(given) == 1 else given
+
+
+def _zeros(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Return how many zeros a convolution puts before and after its input in each dimension."""
+    if padding == "same":
+        totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+        # torch puts the odd one behind.
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((zeros, zeros) for zeros in _for_each(0 if padding == "valid" else padding, kernel))
 
 
 def _embeds_patches(model: Any, layer: PreparedLayer) -> bool:

@@ -22,8 +22,8 @@ from pipeline.quantization.batches import Window, draw_window, plan_windows
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
+from pipeline.quantization.float_layers import find_float_layers, report_float_layers
 from pipeline.quantization.graphs import export_images
-from pipeline.quantization.quantizer import find_float_layers, report_float_layers
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import read_reference

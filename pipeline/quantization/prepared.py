@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from pipeline.quantization.quantizer import WEIGHTED, layer_path
+from pipeline.quantization.names import layer_path
+from pipeline.quantization.operators import WEIGHTED
 
 
 @dataclass(frozen=True)

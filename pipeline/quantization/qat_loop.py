@@ -37,8 +37,9 @@ class Trained:
 
     Attributes:
         values: what it is quantized with: of the best step, or as they were calibrated if that is too little better.
-        history: a row for each `step`, with its `loss` in nats, and with what `HeldBack.measure` returns where that
-            was measured; with held-back images, step 0 is the calibrated model.
+        history: a row for each `step`, with its `loss`, the mean divergence of the softened answers from the teacher's
+            in nats, and with what `HeldBack.measure` returns where that was measured; with held-back images, step 0 is
+            the calibrated model.
         kept_step: of the values; 0 for the calibrated ones.
     """
 
@@ -200,12 +201,17 @@ class QatTrainer:
             # As the end of an epoch it counts with any order of the images.
             state.epoch, state.epoch_steps = state.epoch + 1, 0
             self._save(state)
+        history = [self._in_nats(row) for row in state.history]
         if self.held_back is None:
-            return Trained(self.graph.values(), state.history, state.steps)
+            return Trained(self.graph.values(), history, state.steps)
         if not self._helped(state):
-            return Trained(start, state.history, 0)
+            return Trained(start, history, 0)
         self.graph.load_state_dict(state.best)
-        return Trained(self.graph.values(), state.history, state.best_epoch)
+        return Trained(self.graph.values(), history, state.best_epoch)
+
+    def _in_nats(self, row: dict[str, float]) -> dict[str, float]:
+        """Return a row with the divergence that a step has descended, without the factor T² of its gradient."""
+        return row | {"loss": row["loss"] / self.config.temperature**2} if "loss" in row else row
 
     def _helped(self, state: TrainingState) -> bool:
         """Return whether training reduced the divergence by at least `min_gain`."""

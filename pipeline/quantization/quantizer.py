@@ -1,11 +1,10 @@
 """Quantizer for PT2E: observers on weights and activations, at any bit width; ranges may come from anywhere."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping, Set
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
+from torch import Tensor, fx
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     EdgeOrNode,
@@ -14,20 +13,18 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
 )
 
-from pipeline.errors import ModelError, first_few
-from pipeline.log import logger
+from pipeline.errors import ModelError
 from pipeline.quantization.bit_widths import BitWidths, Placement
+from pipeline.quantization.names import layer_of, layer_path, module_path
+from pipeline.quantization.operators import ADD, WEIGHTED
+from pipeline.quantization.residuals import find_residuals, stream_points
 from pipeline.quantization.rounding import weight_limits
 
 _ANNOTATION = "quantization_annotation"
 _aten: Any = torch.ops.aten
-WEIGHTED = {_aten.linear.default, _aten.conv2d.default}
 _MATMUL = {_aten.matmul.default}
 _SOFTMAX = {_aten.softmax.int}
-_ADD = {_aten.add.Tensor, _aten.add_.Tensor}
 _NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
-# Modules that multiply by weights.
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention)
 # Operators that pass values on unchanged, and are skipped when the producer or consumer of a value is looked for.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
 # Between a product of query and key and its softmax there may also be a scale, masks of windows, which need another
@@ -36,8 +33,6 @@ _BEFORE_SOFTMAX = {
     *(_aten.view.default, _aten.reshape.default, _aten.permute.default, _aten.transpose.int),
     *(_aten.mul.Tensor, _aten.linear.default),
 }
-# Prefix of the exported model's modules (`graphs.Exportable.model`).
-ROOT = "model."
 # The smallest scale. The observers' default, 1.2e-7, is too large for weights: layers whose weights are smaller than
 # 128 times that would be rounded to zero. The product of two scales of this size can still be represented in float32.
 _SMALLEST_SCALE = 2.0**-64
@@ -53,7 +48,7 @@ class MinMaxQuantizer(Quantizer):
     - `matmul`: the same, and both operands of the attention's matrix products.
     - `published`: as in SMI (Hu et al., ICML 2024) after PSAQ-ViT (Li et al., ECCV 2022): the inputs and weights of
       linear layers and convolutions, their outputs unless these enter a nonlinearity, the attention logits before
-      softmax, and the residual stream at every block. Probabilities, LayerNorm, softmax and the position
+      softmax, and the residual stream at every sum, see `residuals`. Probabilities, LayerNorm, softmax and the position
       embedding stay in float; attention @ value is the input of `proj`.
 
     Every activation observer gets its name as the attribute `point`: the module's path and what is observed, such as
@@ -141,46 +136,19 @@ def weight_edges(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     return [(node.args[1], node) for node in weighted if node.args[1].op == "get_attr"]
 
 
-def find_float_layers(model: nn.Module, program: ExportedProgram) -> list[str]:
-    """Return the names of the layers of a model that no placement quantizes.
-
-    Their weights are not constants of the graph: convolutions that standardize them in each forward, recurrent layers,
-    and layers in a part of the forward pass that `torch.export` keeps as a separate graph.
-
-    Args:
-        model: the one that was exported.
-        program: of `graphs.export_images`.
-    """
-    # Compared by identity, because the export chooses one of the names of a layer that has two.
-    quantized = {id(_weight_of(model, weight)) for weight, _ in weight_edges(program.module().graph)}
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
-    return [name for name, module in layers if id(getattr(module, "weight", None)) not in quantized]
-
-
-def report_float_layers(name: str, layers: list[str]) -> None:
-    """Report on standard error which layers of a model stay in float, if there are any."""
-    if layers:
-        named = first_few(map(repr, layers))
-        why = "because their weights are computed in the forward pass"
-        logger.info(f"note: {len(layers)} layers of {name!r} stay in float, {why}: {named}")
-
-
-def _weight_of(model: nn.Module, weight: fx.Node) -> Any:
-    return model.get_submodule(layer_path(weight)).weight
-
-
 def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
     """Return the name of each observed point, an edge (producer, consumer) or a node's output, in the graph's order."""
     points: dict[EdgeOrNode, str] = {}
     weighted = {consumer: layer_path(weight) for weight, consumer in weight_edges(graph)}
-    blocks: set[str] = set()
+    residuals = find_residuals(graph)
+    stream = stream_points(residuals)
     for node in graph.nodes:
         if node in weighted:
             points[(node.args[0], node)] = f"{weighted[node]}:input"
         if placement == "matmul" and node.target in _MATMUL:
-            points |= _operands(node)
+            points |= _operands(node, residuals)
         if placement == "published":
-            points |= _published(node, weighted, blocks)
+            points |= _outputs(node, weighted, residuals) | stream.get(node, {})
     return _number_calls(points)
 
 
@@ -201,63 +169,35 @@ def _number_calls(points: dict[EdgeOrNode, str]) -> dict[EdgeOrNode, str]:
     return numbered
 
 
-def _operands(node: fx.Node) -> dict[EdgeOrNode, str]:
+def _operands(node: fx.Node, residuals: Container[fx.Node]) -> dict[EdgeOrNode, str]:
     """Return both operands of an attention's matrix product: query @ key, or probability @ value."""
-    names = ("query", "key") if _leads_to(node, _SOFTMAX, _BEFORE_SOFTMAX) else ("probability", "value")
+    leads = _leads_to(node, _SOFTMAX, residuals, _BEFORE_SOFTMAX)
+    names = ("query", "key") if leads else ("probability", "value")
     return {(node.args[i], node): f"{module_path(node)}:{name}" for i, name in enumerate(names)}  # type: ignore[misc]
 
 
-def _published(node: fx.Node, weighted: dict[fx.Node, str], blocks: set[str]) -> dict[EdgeOrNode, str]:
-    """Return the points of the `published` placement other than the inputs of layers with weights."""
+def _outputs(node: fx.Node, weighted: dict[fx.Node, str], residuals: Container[fx.Node]) -> dict[EdgeOrNode, str]:
+    """Return the outputs that the `published` placement quantizes: of layers with weights, and attention logits."""
     if node in weighted:
-        return {} if _leads_to(node, _NONLINEAR) else {node: f"{weighted[node]}:output"}
-    if node.target in _MATMUL and _leads_to(node, _SOFTMAX, _BEFORE_SOFTMAX):
+        return {} if _leads_to(node, _NONLINEAR, residuals) else {node: f"{weighted[node]}:output"}
+    if node.target in _MATMUL and _leads_to(node, _SOFTMAX, residuals, _BEFORE_SOFTMAX):
         return {node: f"{module_path(node)}:logits"}
-    if not _is_residual(node):
-        return {}
-    block = module_path(node)
-    first_of_model, first_of_block = not blocks, block not in blocks
-    blocks.add(block)
-    points: dict[EdgeOrNode, str] = {node: f"{block}:{'attention' if first_of_block else 'output'}"}
-    if first_of_model:
-        # After the token gather, so that the observer sees what the blocks read; every other block reads its
-        # predecessor.
-        stream: Any = node.args[0]
-        readers = [user for user in stream.users if user is node or module_path(user).startswith(f"{block}.")]
-        points |= {(stream, reader): f"{block}:input" for reader in readers}
-    return points
+    return {}
 
 
-def _is_residual(node: fx.Node) -> bool:
-    """Return whether a node adds a branch to the residual stream, in the block itself and not in one of its modules."""
-    parent, _, index = module_path(node).rpartition(".")
-    return node.target in _ADD and index.isdigit() and parent == "blocks"
+def _leads_to(node: fx.Node, targets: Set[Any], residuals: Container[fx.Node], through: Set[Any] = frozenset()) -> bool:
+    """Return whether a node's output enters one of the targets, unchanged, with a mask added, or through others.
 
-
-def _leads_to(node: fx.Node, targets: set[Any], through: Set[Any] = frozenset()) -> bool:
-    """Return whether a node's output enters one of the targets, unchanged, with a mask added, or through others."""
+    The residual stream is not followed.
+    """
     for user in node.users:
-        passes = user.target in _PASSES_ON | _ADD | through or getattr(user.target, "__name__", "") == "getitem"
-        if user.target in targets or (passes and not _is_residual(user) and _leads_to(user, targets, through)):
+        passes = user.target in _PASSES_ON | ADD | through or getattr(user.target, "__name__", "") == "getitem"
+        if user.target in targets or (
+            passes and user not in residuals and _leads_to(user, targets, residuals, through)
+        ):
             return True
     return False
 
 
-def layer_of(point: str) -> str:
-    """Return the layer, as `layer_path` names it, or another module that a point belongs to."""
-    return point.partition(":")[0]
-
-
 def _annotation(node: fx.Node) -> QuantizationAnnotation:
     return node.meta.setdefault(_ANNOTATION, QuantizationAnnotation(_annotated=True))
-
-
-def layer_path(weight: fx.Node) -> str:
-    """Return the path of the layer whose weight a node of a graph gets."""
-    return str(weight.target).removeprefix(ROOT).removesuffix(".weight")
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that ran a node; empty if outside of any."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return next(reversed(stack.values()))[0].removeprefix(ROOT)

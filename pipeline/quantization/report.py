@@ -32,8 +32,8 @@ _COLUMNS = {
 _SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
-    "distance of the logits from the float model's, on calibration images; deviation that from the quantized graph "
-    "which the file was made of, which tells a faulty file."
+    "distance of the logits from the float model's, on {compared} of the {images} calibration images, from all "
+    "over the dataset; deviation that from the quantized graph which the file was made of, which tells a faulty file."
 )
 _HELD_BACK = (
     " On images that were not trained on, as they are: divergence of the answers from the float model's, in nats, and "
@@ -104,7 +104,8 @@ def _artifacts(report: Mapping[str, Any]) -> Section:
     tables = [table, *_worded("about", notes), *_worded("not written", failed)]
     scored = {f"{model} {row['artifact']}": row["top1"] for model, row in rows if "top1" in row}
     plots = [("top-1 on the labeled images", bars(scored, x_label="%", x_range=(0, 100)))] if scored else []
-    return Section(heading="Artifacts", text=_ABOUT + (_SCORED if scored else ""), tables=tables, plots=plots)
+    about = _ABOUT.format(compared=report["compared_images"], images=report["images"])
+    return Section(heading="Artifacts", text=about + (_SCORED if scored else ""), tables=tables, plots=plots)
 
 
 def short_table(report: Mapping[str, Any]) -> Table:

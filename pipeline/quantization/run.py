@@ -271,6 +271,7 @@ def _report(
     return {
         "complete": not refused,
         "images": calibration.num_images,
+        "compared_images": len(calibration.samples),
         "images_per_worker": [len(part) for part in calibration.image_ids],
         "placement": config.placement,
         "mode": config.mode,

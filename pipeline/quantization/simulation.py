@@ -9,8 +9,9 @@ from torch.export import ExportedProgram
 
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.graphs import observer_nodes, prepare
+from pipeline.quantization.names import layer_of, layer_path
 from pipeline.quantization.prepared import prepared_layers, tensor_of
-from pipeline.quantization.quantizer import activation_spec, layer_of, layer_path, scales_of, weight_spec
+from pipeline.quantization.quantizer import activation_spec, scales_of, weight_spec
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.rounding import round_nearest

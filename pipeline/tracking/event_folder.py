@@ -73,8 +73,12 @@ class EventFolder:
             self._write(_event(step, Summary(value=given)))
 
     def end(self, status: Status, values: Mapping[str, float]) -> None:
-        """Report the result, at the last step."""
-        self.add(max(self._last.values(), default=0), values)
+        """Report the result, at the last step; that of a run that was repeated, at the next one after its last result.
+
+        TensorBoard shows the last step of a figure, and with it the result that the output holds.
+        """
+        reported = [self._last[name] + 1 for name in values if name in self._last]
+        self.add(max([*self._last.values(), *reported], default=0), values)
         if not self._local:
             self._rewrite()
 

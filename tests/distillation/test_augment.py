@@ -129,23 +129,48 @@ def test_what_an_image_does_not_share_with_others_does_not_depend_on_its_batch()
     torch.testing.assert_close(share.pixels, together.pixels[rows])
 
 
-def test_two_workers_show_the_views_that_one_does() -> None:
+@pytest.mark.parametrize("ragged", [False, True])
+def test_any_number_of_workers_shows_the_views_that_one_does(ragged: bool) -> None:
     """Also where images are mixed with others: those of another worker's share are among them."""
-    augmenter = make_augmenter(EVERYTHING)
-    images = make_images(11)
+    augmenter = make_augmenter(replace(EVERYTHING, mixup=0.7, cutmix=0.7))
+    images = make_images(43, ragged=ragged)
 
-    def views(world_size: int) -> dict[str, Tensor]:
+    def views(world_size: int) -> dict[str, tuple[Tensor, list[int], int]]:
         found = {}
         for rank in range(world_size):
-            share = MemoryImages(images, Share(batch_size=4, seed=0, rank=rank, world_size=world_size))
+            share = MemoryImages(images, Share(batch_size=22, seed=0, rank=rank, world_size=world_size))
             for batch in AugmentedImages(share, augmenter, notes=False).batches(1, CPU):
-                found.update(zip(batch.image_ids, batch.pixels, strict=True))
+                for row, name in enumerate(batch.image_ids):
+                    kept = batch.keep_indices[row, : int(batch.num_kept[row])].tolist()
+                    found[name] = batch.pixels[row], kept, int(batch.labels[row])
         return found
 
-    one, two = views(1), views(2)
-    assert one.keys() == two.keys() == set(images.image_ids)
-    for name, pixels in one.items():
-        torch.testing.assert_close(two[name], pixels)
+    one = views(1)
+    assert one.keys() == set(images.image_ids)
+    for world_size in (2, 3, 30):
+        several = views(world_size)
+        assert several.keys() == one.keys()
+        for name, (pixels, *others) in one.items():
+            torch.testing.assert_close(several[name][0], pixels)
+            assert [*several[name][1:]] == others
+
+
+@pytest.mark.parametrize(("config", "times"), [(replace(EVERYTHING, mixup=0.0, cutmix=0.0), 1), (EVERYTHING, 3)])
+def test_a_worker_reads_and_changes_its_own_images_and_those_that_are_mixed_into_them(
+    config: AugmentConfig, times: int
+) -> None:
+    images, read = make_images(64), list[int]()
+
+    class Counted(MemoryImages):
+        def pixels(self, rows: Tensor) -> Tensor:
+            read.append(len(rows))
+            return super().pixels(rows)
+
+    share = Counted(images, Share(batch_size=32, seed=0, rank=1, world_size=8))
+    batches = list(AugmentedImages(share, make_augmenter(config), notes=False).batches(0, CPU))
+    assert [len(batch.pixels) for batch in batches] == [4, 4]
+    assert all(4 <= number <= 4 * times for number in read)
+    assert (max(read) == 4) is (times == 1)
 
 
 def test_an_image_moves_by_what_is_said() -> None:

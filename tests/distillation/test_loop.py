@@ -1,10 +1,13 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation import DistillationConfig, StudentConfig
@@ -13,7 +16,7 @@ from pipeline.distillation.arriving import ArrivingImages
 from pipeline.distillation.batches import DistillationBatch, Images
 from pipeline.distillation.descent import Group
 from pipeline.distillation.images import MemoryImages
-from pipeline.distillation.loop import StudentTrainer
+from pipeline.distillation.loop import StudentTrainer, _totals
 from pipeline.distillation.objective import DTYPES
 from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState, load_state
@@ -206,3 +209,40 @@ def test_an_epoch_that_misses_an_image_is_reported(
     monkeypatch.setattr(trainer.images, "batches", lossy)
     with pytest.raises(IncompleteError, match="epoch 1 read 7 images of 11"):
         trainer.train()
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 2, -1, -1, 5], [-1] * 6])
+def test_the_figure_of_the_labels_is_the_mean_over_images_that_have_one(
+    teacher: LoadedModel, tmp_path: Path, labels: list[int]
+) -> None:
+    """Mixtures have none: half of all views by default."""
+    images = replace(make_images(6), labels=np.array(labels))
+    settings: dict[str, Any] = {"label_weight": 0.5, "optimizer": "sgd", "lr": 1e-9, "epochs": 1, "batch_size": 3}
+    trainer = make_trainer(teacher, tmp_path, images=images, **settings)
+    (batch,) = MemoryImages(images, Share(batch_size=6, seed=0)).batches(0, CPU)
+    with torch.no_grad():
+        logits = trainer.objective.read(batch)[0]
+        expected = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=-1)
+    trainer.train()
+    (row,) = rows(tmp_path)
+    number = sum(label >= 0 for label in labels)
+    assert (row["labeled"], row["images"]) == (number, 6)
+    assert row["labels"] == pytest.approx(float(expected) / max(number, 1), rel=1e-5)
+    assert row["loss"] == pytest.approx(row["kl"] + 0.5 * row["labels"] * number / 6, rel=1e-5)
+
+
+def test_sums_of_a_checkpoint_of_an_earlier_version_are_taken() -> None:
+    assert _totals([1.0, 0.0, 2.0, 3.0, 8.0]).tolist() == [1.0, 0.0, 2.0, 3.0, 8.0, 8.0]
+    assert _totals([1.0, 0.0, 2.0, 3.0, 5.0, 8.0]).tolist() == [1.0, 0.0, 2.0, 3.0, 5.0, 8.0]
+
+
+def test_a_student_is_scored_in_float32_as_it_is_saved(teacher: LoadedModel, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path, labeled=make_images(6, seed=1), dtype="bfloat16", epochs=1)
+    types: set[tuple[bool, torch.dtype]] = set()
+
+    def watch(layer: torch.nn.Module, _: Any, out: Tensor) -> None:
+        types.add((layer.training, out.dtype))
+
+    trainer.student.model.get_submodule("blocks.0.mlp.fc1").register_forward_hook(watch)
+    trainer.train()
+    assert types == {(True, torch.bfloat16), (False, torch.float32)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import DatasetError
-from pipeline.quantization.batches import draw_window, gather_batches, plan_windows, share_windows
+from pipeline.quantization.batches import draw_window, gather_batches, plan_windows, share_windows, spread_rows
 
 ROWS = [(f"image-{number:02d}", 3 + number % 3) for number in range(23)]
 
@@ -77,3 +77,22 @@ def test_batches_are_the_planned_ones_in_whatever_order_rows_come() -> None:
 def test_an_image_that_does_not_come_is_an_error() -> None:
     with pytest.raises(DatasetError, match="1 images are missing, such as 'b'"):
         list(gather_batches([row("a", 1)], [["a", "b"]]))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rows_to_compare_on_are_spread_over_the_classes_however_they_are_ordered(interleaved: bool) -> None:
+    count = 320
+    classes = [row % 10 if interleaved else row * 10 // count for row in range(count)]
+    windows = plan_windows([(f"image-{row:03d}", 5) for row in range(count)], 32, None, seed=0)
+    rows = spread_rows(windows, 32, seed=0)
+    assert rows == sorted(set(rows)) == spread_rows(windows, 32, seed=0) != spread_rows(windows, 32, seed=1)
+    number = [sum(classes[row] == label for row in rows) for label in range(10)]
+    assert sum(number) == 32
+    # One class after another: each has its share. Mixed: as a random draw.
+    assert min(number) >= (0 if interleaved else 2)
+    assert sum(own > 0 for own in number) >= 8
+
+
+def test_of_few_rows_all_are_compared_on() -> None:
+    windows = plan_windows(ROWS, 8, None, 0, draw_window(ROWS, 5, seed=0))
+    assert spread_rows(windows, 32, seed=0) == [row for window in windows for row in window.rows]

@@ -22,9 +22,10 @@ from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.channels import ChannelObserver
 from pipeline.quantization.graphs import Exportable, convert, export_images, observer_nodes, prepare
 from pipeline.quantization.moments import MomentObserver, Moments
+from pipeline.quantization.names import layer_of, module_path
 from pipeline.quantization.observe import RangeObserver
 from pipeline.quantization.prepared import tensor_of
-from pipeline.quantization.quantizer import MinMaxQuantizer, layer_of, module_path
+from pipeline.quantization.quantizer import MinMaxQuantizer
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.rounding import round_gptq, round_nearest

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.errors import OtherModelError
-from pipeline.models import ModelConfig
+from pipeline.dataset.collection import find_images
+from pipeline.errors import ConfigError, OtherModelError
+from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import CalibrationConfig
 from pipeline.quantization.bit_widths import SmoothingName
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.observers import ObserverName
 from pipeline.quantization.plan import plan_calibration
+from pipeline.quantization.reading import iterate_inputs
 from pipeline.workers import WorkersConfig, progress
 from tests.distillation.conftest import write_ragged
 from tests.quantization.test_refinement import check_equal_moments
@@ -154,3 +157,36 @@ def test_a_calibration_without_workers_says_how_far_it_has_come(
 ) -> None:
     calibrate(images, tiny_folder, tmp_path, 0, 4)
     check_progress(capsys.readouterr().err, NUM_IMAGES)
+
+
+def test_a_calibration_without_workers_computes_on_the_device_that_is_asked_for(
+    images: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = CalibrationConfig(
+        teacher=ModelConfig(name=f"local-dir:{tiny_folder}"),
+        images=images,
+        output=str(tmp_path),
+        workers=WorkersConfig(size=0, device="cuda"),
+    )
+    plan = plan_calibration(config)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"^workers\.device is 'cuda', and this process sees no CUDA device$"):
+            calibrate_ranges(plan)
+        return
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    assert calibrate_ranges(plan).num_images == NUM_IMAGES
+    assert torch.cuda.max_memory_allocated() > before
+    assert next(plan.loaded.model.parameters()).device.type == "cpu"
+
+
+def test_what_artifacts_are_compared_on_is_from_everywhere_in_the_dataset(tiny_folder: Path, tmp_path: Path) -> None:
+    """One class comes after another: the first 32 of 320 images are of one of ten."""
+    path = tmp_path / "images.parquet"
+    ids = write_ragged(path, 320)
+    calibration = calibrate(str(path), tiny_folder, tmp_path / "out", 0, 64)
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
+    pixels = {row["image_id"]: row["pixels"] for row in iterate_inputs(find_images(str(path)), loaded, ids)}
+    rows = [next(n for n, name in enumerate(ids) if np.array_equal(pixels[name], own)) for own in calibration.samples]
+    assert len(rows) == 32
+    assert {row * 10 // 320 for row in rows} == set(range(10))

@@ -183,3 +183,17 @@ def test_a_training_goes_on_from_its_last_checkpoint_to_the_same_bits(
     done, _ = make_trainer(tmp_path, steps.append)
     check_equal(done.train(start).values, untouched[0].values)
     assert steps == []
+
+
+def test_the_loss_that_is_reported_is_the_divergence_that_it_is_called(
+    make_trainer: Callable[..., tuple[QatTrainer, LearnedGraph]], start: Values, tmp_path: Path
+) -> None:
+    """In nats, of softened answers: what is descended is the square of the temperature times as large."""
+    trainer, graph = make_trainer(tmp_path, steps=1, temperature=3.0, held_back=0)
+    (batch, *_) = trainer.images.batches(0, ALONE.device)
+    answers = Answers(as_reader(make_tiny_model()), with_tokens=False, dtype=torch.float32)
+    with torch.no_grad():
+        expected = divergence(graph(batch) / 3, answers(batch)[0] / 3)
+    found = trainer.train(start)
+    assert found.losses == pytest.approx([expected], rel=1e-4)
+    assert found.first_loss == found.last_loss == found.losses[0]

@@ -85,6 +85,18 @@ def test_a_run_that_was_killed_goes_on_in_the_same_folder_without_doubled_steps(
 
 
 @needs_tensorboard
+def test_a_run_that_is_repeated_shows_its_last_result(folder: str, tmp_path: Path) -> None:
+    """As a calibration is, which has no steps: the figures are those of the artifacts that are there now."""
+    config = TrackingConfig(tensorboard=folder)
+    for top1 in (70.0, 72.0, 71.0):
+        with tracking(config, "calibrate", DIGEST, SETTINGS) as tracker:
+            tracker.set_result({"w8a8": {"onnx": {"top1": top1}}, "complete": True})
+        time.sleep(1.1)  # the names of files go by seconds
+    found = read_scalars(storage.join(folder, "calibrate-deadbeef"), tmp_path)
+    assert found == {"result/w8a8/onnx/top1": [(0, 70.0), (1, 72.0), (2, 71.0)]}
+
+
+@needs_tensorboard
 def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with reporting(TrackingConfig(tensorboard=str(tmp_path / "file")), {1: {"loss": 1.0}, 2: {"loss": 1.0}}):
