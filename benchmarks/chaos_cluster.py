@@ -33,13 +33,15 @@ class Nodes:
 
     Args:
         cpus: of each node, beside its GPU.
+        num_nodes: beside the head; they can be added to.
+        env: additions to the environment of the cluster's processes, and so of this one.
     """
 
-    def __init__(self, cpus: int = 0) -> None:
-        self._cpus = cpus
+    def __init__(self, cpus: int = 0, num_nodes: int = NUM_NODES, env: Mapping[str, str] | None = None) -> None:
+        self._cpus, self._num_nodes = cpus, num_nodes
         # Of its own, where no other cluster of this machine is found; short, as the paths of Ray's sockets must be.
         self._folder = tempfile.mkdtemp(prefix="ray-")
-        os.environ.update({**_ENVIRONMENT, "RAY_TMPDIR": self._folder})
+        os.environ.update({**_ENVIRONMENT, **(env or {}), "RAY_TMPDIR": self._folder})
         os.mkdir(f"{self._folder}/ray")
         head = {"num_cpus": 1, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -48,8 +50,13 @@ class Nodes:
 
     def fill(self) -> None:
         """Add the nodes that are missing."""
-        while len(self._cluster.worker_nodes) < NUM_NODES:
+        while len(self._cluster.worker_nodes) < self._num_nodes:
             self._cluster.add_node(num_cpus=self._cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
+
+    def grow(self) -> None:
+        """Add a node for good."""
+        self._num_nodes += 1
+        self.fill()
 
     def drain(self, node_id: str, notice_s: int) -> bool:
         """Tell Ray that a node will be taken, as a spot machine's notice does; return whether Ray took note of it."""
@@ -67,6 +74,16 @@ class Nodes:
         self._cluster.remove_node(nodes[0], allow_graceful=False)
         if replace:
             self.fill()
+
+    def kill_gcs(self) -> None:
+        """Kill the head's own process with SIGKILL; the other processes of the head and of all nodes go on."""
+        assert self._cluster.head_node is not None
+        self._cluster.head_node.kill_gcs_server()
+
+    def start_gcs(self) -> None:
+        """Start the head's own process again, at the address that it had."""
+        assert self._cluster.head_node is not None
+        self._cluster.head_node.start_gcs_server()
 
     def close(self) -> None:
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
@@ -98,9 +115,10 @@ class JobProcess:
     def _file(self, kind: str) -> Path:
         return self.log.with_suffix(f".{kind}")
 
-    def again(self, log: Path) -> "JobProcess":
-        """Start the same job once more, beside this one."""
-        return JobProcess(*self._made_of, log)
+    def again(self, log: Path, address: str | None = None) -> "JobProcess":
+        """Start the same job once more, beside this one or on another cluster."""
+        arguments, here, env, hook = self._made_of
+        return JobProcess(arguments, address or here, env, hook, log)
 
     @property
     def code(self) -> int | None:

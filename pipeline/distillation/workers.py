@@ -30,6 +30,9 @@ from pipeline.precision import announce_dtype
 from pipeline.workers import check_same_digest, load_again, pick_device, threads
 from pipeline.workers.training import check_readers, is_any_node_leaving, parallelize, run_workers, worker_configs
 
+# Adding workers starts all of them again, which takes tens of seconds, and more where models are large.
+_GROW_AT_MOST_EVERY_S = 300.0
+
 
 @dataclass(frozen=True)
 class TrainingTask:
@@ -83,7 +86,7 @@ def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], li
     resources = worker_configs(
         config.workers,
         fixed_size=fixed_size,
-        grow_every_s=max(300.0, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
+        grow_every_s=max(_GROW_AT_MOST_EVERY_S, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
         patience_s=0.0 if arriving is None else arriving.patience_s,
     )
     if task.streams:

@@ -1,0 +1,47 @@
+"""The head's own process is killed with SIGKILL while a synthesis runs on a real cluster."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+needs_redis = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="needs `redis-server` on the PATH, as of Debian's package of that name"
+)
+# A minute alone; beside other clusters on two cores, many more.
+pytestmark = pytest.mark.timeout(1300)
+
+
+def killed(*flags: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.chaos_head", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert (result["identical"], result["lost"], result["doubled"], result["unexpected"]) == (True, 0, 0, [])
+    return result
+
+
+def test_a_job_that_lost_its_head_ends_with_one_line_and_the_rest_is_made_on_another_cluster() -> None:
+    # Ray waits for a minute unless it is told otherwise, as here.
+    result = killed("--storage", "memory", "--give-up-s", "15")
+    assert result["exit_codes"] == [1, 0]
+    assert 0 < result["parts_then"] < result["shards"]
+    assert result["ended_s"] < 60
+    (line,) = result["said"]
+    assert line.startswith("error: the head of the Ray cluster, ")
+    assert line.endswith("Ray ends this job; what is done is kept, run it again for the rest")
+
+
+@pytest.mark.parametrize("storage", ["rocksdb", pytest.param("redis", marks=needs_redis)])
+def test_a_job_goes_on_when_a_head_that_kept_its_state_is_back(storage: str) -> None:
+    result = killed("--storage", storage)
+    assert result["exit_codes"] == [0]
+    gone, back = result["said"]
+    assert gone.startswith("error: the head of the Ray cluster, ")
+    assert back.startswith("warning: the head of the Ray cluster, ")
+    assert back.endswith("answers again")
