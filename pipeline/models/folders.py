@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
+from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.storage import exists, join, read_bytes
 
 
@@ -13,7 +14,7 @@ def read_model_config(folder: str) -> dict[str, Any]:
     Raises:
         DatasetError: the file exists and cannot be read.
     """
-    uri = join(folder, "config.json")
+    uri = join(folder, MODEL_CONFIG)
     if not exists(uri):
         return {}
     try:
