@@ -98,7 +98,7 @@ def write_dataset(config: SynthesisConfig) -> dict[str, float]:
     plan = plan_synthesis(config)
     store.write_manifest(config.output, plan.manifest)
     writer = PartWriter(plan.config, plan.digest)
-    # Of the processor: another process on the core does not count.
+    # CPU time: another process on the core does not count.
     started = time.process_time()
     outcomes = [writer.write_shard(**plan.shards[shard_id]) for shard_id in plan.to_do]
     seconds = time.process_time() - started

@@ -39,7 +39,7 @@ class Nodes:
 
     def __init__(self, cpus: int = 0, num_nodes: int = NUM_NODES, env: Mapping[str, str] | None = None) -> None:
         self._cpus, self._num_nodes = cpus, num_nodes
-        # Of its own, where no other cluster of this machine is found; short, as the paths of Ray's sockets must be.
+        # A folder of its own, so that no other cluster of this machine is found; Ray's sockets need short paths.
         self._folder = tempfile.mkdtemp(prefix="ray-")
         os.environ.update({**_ENVIRONMENT, **(env or {}), "RAY_TMPDIR": self._folder})
         os.mkdir(f"{self._folder}/ray")

@@ -9,6 +9,7 @@ import torch
 from pipeline import storage
 from pipeline.config import from_dict
 from pipeline.dataset import store
+from pipeline.dataset.part_files import DATA
 from pipeline.models import save_model
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
@@ -73,7 +74,7 @@ def compare(output: str, undisturbed: str) -> Difference:
 
 
 def _parts(output: str) -> dict[str, bytes]:
-    data = storage.join(output, "data")
+    data = storage.join(output, DATA)
     return {name: storage.read_bytes(storage.join(data, name)) for name, _ in storage.find_tree(data)[0]}
 
 

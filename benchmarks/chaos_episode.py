@@ -118,7 +118,7 @@ class _Runs:
         for job in self._jobs:
             self._take_note_of(job)
         self.number += 1
-        # Of two runs at once, either may find the other's last shard missing when it ends.
+        # If two runs work at once, either may find the other's last shard missing when it ends.
         self.complete = any(job.code == 0 for job in self._jobs)
 
     def _take_note_of(self, job: JobProcess) -> None:

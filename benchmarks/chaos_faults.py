@@ -27,7 +27,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 STORE_KINDS: tuple[Kind, ...] = ("store_fails", "store_slow", "store_full")
 DRIVER_KINDS: tuple[Kind, ...] = ("driver_killed", "driver_terminated", "driver_interrupted")
 NODE_KINDS: tuple[Kind, ...] = ("node_lost", "node_replaced", "node_drained")
-# Those that a process beside the cluster brings about, once a worker has begun the shard.
+# Faults that a process outside the cluster causes, once a worker has begun the shard.
 FROM_OUTSIDE = (*STORE_KINDS, *DRIVER_KINDS, *NODE_KINDS, "second_run")
 # Each takes a GPU away until the episode ends, and one must be left; a third run would find none.
 _ONCE: tuple[Kind, ...] = ("gpu_broken", "node_lost", "second_run")

@@ -15,7 +15,7 @@ BUCKET = "chaos"
 _LASTS_S = 6.0
 # A request of a slow store.
 _SLOW_S = 0.5
-# Of the requests to a store that fails.
+# One in so many requests to the store fails.
 _ONE_IN = 5
 _PART = re.compile(r"/data/part-(\d+)-[0-9a-f]{8}\.parquet$")
 _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>{}</Message></Error>'

@@ -30,6 +30,7 @@ from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.dataset.sources import find_source
 from pipeline.distillation import distill
+from pipeline.outputs import names
 from pipeline.quantization import CalibrationConfig, calibrate, range_error
 from pipeline.synthesis import SynthesisConfig
 
@@ -136,9 +137,9 @@ def _calibration(bench: Bench, testbed: Testbed, arm: str, seed: int, part: str)
 def _calibrate_reference(bench: Bench, testbed: Testbed) -> tuple[dict[str, Any], float]:
     """Calibrate on the reference images, once; return the ranges and the float model's top-1."""
     config = _calibration(bench, testbed, REFERENCE, 0, RANGES)
-    if not storage.exists(storage.join(config.output, "report.json")):
+    if not storage.exists(storage.join(config.output, names.REPORT)):
         calibrate(config)
-    ranges, report = (storage.read_json(storage.join(config.output, name)) for name in ("ranges.json", "report.json"))
+    ranges, report = (storage.read_json(storage.join(config.output, name)) for name in (names.RANGES, names.REPORT))
     return ranges, report["fp32"][0]["top1"]
 
 

@@ -207,7 +207,7 @@ def run(config: HallucinationConfig) -> dict[str, Any]:
     Returns:
         Where they are, and how many minutes it took.
     """
-    # Of the code that runs, whatever is committed meanwhile.
+    # Taken first: they describe the code that runs, whatever is committed meanwhile.
     measured_on = circumstances("benchmarks.hallucination", _CPU)
     started = time.monotonic()
     trial = partial(measure, config)

@@ -34,7 +34,7 @@ from pipeline.quantization import CalibrationConfig, calibrate
 DENSE, SPARSE = "dense", "sparse"
 # What images are good for, and the figure that says so.
 COMPARED = {"student": "student_top1", "W4A4": "w4a4_top1", "W4A3": "w4a3_top1"}
-# Of the sparse stage all but its stops.
+# The sparse stage without its stops.
 _REBIRTH = {"inversion.stop_steps": [], "inversion.stop_fractions": []}
 
 

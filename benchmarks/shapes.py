@@ -34,7 +34,7 @@ _TEXTURES: list[Callable[[np.ndarray, np.ndarray], np.ndarray]] = [
 ]
 _PERIOD = (4.0, 7.0)  # pixels
 _RADIUS = (8.0, 12.0)  # pixels
-# Of white, between a texture's dark and bright: from 0.2 to 0.4, a teacher saw nothing but textures.
+# Difference between a texture's dark and bright, as a share of white: with 0.2 to 0.4, a teacher saw only textures.
 _CONTRAST = (0.14, 0.28)
 
 

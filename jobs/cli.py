@@ -84,7 +84,7 @@ JOBS = {
         ),
     ),
     "status": Job(
-        "list what of an output is done, missing and failed",
+        "show what is done, missing and failed in an output",
         "jobs.status:StatusConfig",
         ("runs/demo/sparse", "runs/demo/distill/sparse-0 --watch"),
     ),

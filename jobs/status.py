@@ -1,4 +1,4 @@
-"""Print what of an output is done, missing and failed: `python -m jobs.status URI`, with `--watch` to the end."""
+"""Show what is done, missing and failed in an output: `python -m jobs.status URI`; `--watch` keeps watching."""
 
 import sys
 from collections import defaultdict
@@ -11,35 +11,37 @@ import pyarrow as pa
 from jobs.entry import LEVELS, read_level, run_job
 from jobs.watching import watch
 from pipeline import storage
-from pipeline.artifacts.formats import format_of
+from pipeline.artifacts.formats import format_of, unlisted_artifacts
 from pipeline.checks import check_range
 from pipeline.dataset import store
 from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import load_index, num_retried, parts_without_row, valid_rows
 from pipeline.dataset.undone import list_undone
-from pipeline.dataset.work import work_done
+from pipeline.dataset.work import check_price, work_done
 from pipeline.documents import parse_json
 from pipeline.errors import ConfigError, DatasetError, first_few, quoted
-from pipeline.outputs.owners import CONFIG, job_of, qat_checkpoints
+from pipeline.file_kinds import MODEL_CONFIG
+from pipeline.outputs.names import BEST, CHECKPOINTS, CONFIG, EVALUATION, LAST, METRICS, RANGES, REPORT, RESULT
+from pipeline.outputs.owners import job_of, qat_checkpoints
 
 _WITHOUT_VALUE = ("--help", "--print_config")
 
 
-# What a process may sleep is bounded, and nobody looks less often.
+# Longest interval: longer ones are of no use, and `time.sleep` has a limit.
 _DAY_S = 86_400
-# That are looked into for outputs, in one folder.
+# Most folders to search for outputs, in one folder.
 _MOST_FOLDERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """Show what of an output is done, missing and failed.
+    """Show what is done, missing and failed in the output of a job.
 
     Args:
-        uri: the `output` of jobs.synthesize, jobs.compact, jobs.calibrate or jobs.distill.
-        watch: keep looking until its run is over: a table that is redrawn on a terminal, a line for each change
-            elsewhere. Ctrl-C ends it.
-        every_s: seconds between two looks.
+        uri: the output of a synthesize, compact, calibrate or distill job.
+        watch: keep watching until the run is over: a table that is updated in place on a terminal, a line for each
+            change elsewhere. Ctrl-C ends it.
+        every_s: seconds between updates.
     """
 
     uri: str
@@ -82,8 +84,8 @@ def _why_no_output(uri: str) -> str:
         return f"is not there: no file or folder has that name{storage.why_missing(uri)}"
     if storage.is_file(uri):
         return "is a file: give the folder that a job wrote it into"
-    if storage.exists(storage.join(uri, "evaluation.json")):
-        return "is the output of jobs.evaluate, which is complete once it has its evaluation.json"
+    if storage.exists(storage.join(uri, EVALUATION)):
+        return f"is the output of jobs.evaluate, which is complete once it has its {EVALUATION}"
     holds = "holds neither a synthetic dataset nor the output of a calibration or a distillation"
     if qat_checkpoints(uri):
         return f"{holds}, but checkpoints of a calibration that was stopped: run it again, and it goes on from them"
@@ -155,10 +157,9 @@ def _pool(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
     pool = settings if isinstance(settings, dict) else {}
     share, price = pool.get("gpus_per_actor", 1.0), pool.get("price_per_hour")
     try:
-        check_range("pool.gpus_per_actor", share, 0.01, 1)
-        check_range("pool.price_per_hour", price, 0)
+        check_price(share, price)
     except ConfigError as error:
-        raise DatasetError(f"manifest.json of {uri!r}: {error}") from error
+        raise DatasetError(f"{store.MANIFEST} of {uri!r}: {error}") from error
     return {"gpus_per_actor": share, "price_per_hour": price}
 
 
@@ -166,10 +167,10 @@ def _calibration(uri: str) -> dict[str, Any]:
     """Describe a calibration from its report, which is written last, and the artifacts that it names."""
     there = storage.list_files(uri)
     artifacts = made = [name for name in there if format_of(name) is not None]
-    wanted, failed = ["ranges.json", "report.json"], []
-    if "report.json" in there:
+    wanted, failed = [RANGES, REPORT], []
+    if REPORT in there:
         # By their names: a folder may have been moved, or looked at from elsewhere.
-        report = _read_object(storage.join(uri, "report.json"))
+        report = _read_object(storage.join(uri, REPORT))
         named = _artifact_names(uri, report.get("artifacts") or [])
         wanted += named
         made = [name for name in artifacts if name in named]
@@ -179,8 +180,8 @@ def _calibration(uri: str) -> dict[str, Any]:
         "complete": not missing and not failed,
         "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
         "artifacts": made,
-        # Of an earlier run: until there is a report, nobody can tell.
-        "left": [name for name in artifacts if name not in made],
+        # Made by an earlier run; without a report that cannot be known.
+        "left": unlisted_artifacts(there, made),
         "failed": failed,
         "missing": missing,
     }
@@ -190,16 +191,16 @@ def _distillation(uri: str) -> dict[str, Any]:
     """Describe a training from its settings, the metrics of each epoch, and its result, which is written last."""
     config = _read_object(storage.join(uri, CONFIG))
     settings = config.get("config")
-    metrics_uri = storage.join(uri, "metrics.jsonl")
+    metrics_uri = storage.join(uri, METRICS)
     lines = storage.read_bytes(metrics_uri).splitlines() if storage.exists(metrics_uri) else []
-    wanted = ["student/best/config.json", "student/last/config.json", "result.json"]
+    wanted = [f"{BEST}/{MODEL_CONFIG}", f"{LAST}/{MODEL_CONFIG}", RESULT]
     missing = [name for name in wanted if not storage.exists(storage.join(uri, name))]
     return {
         "complete": not missing,
         "digest": config.get("digest"),
         "epochs": settings.get("epochs") if isinstance(settings, dict) else None,
         "epochs_done": _epoch(metrics_uri, lines[-1]) if lines else 0,
-        "checkpoints": storage.list_files(storage.join(uri, "checkpoints")),
+        "checkpoints": storage.list_files(storage.join(uri, CHECKPOINTS)),
         "missing": missing,
     }
 
@@ -213,13 +214,13 @@ def _read_object(uri: str) -> dict[str, Any]:
 
 def _artifact_names(uri: str, rows: Any) -> list[str]:
     if not isinstance(rows, list):
-        raise DatasetError(f"report.json of {uri!r} has {quoted(rows)} for its artifacts, which is no list")
+        raise DatasetError(f"{REPORT} of {uri!r} has {quoted(rows)} for its artifacts, which is no list")
     return [_artifact_name(uri, row) for row in rows]
 
 
 def _artifact_name(uri: str, row: Any) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("uri"), str):
-        raise DatasetError(f"report.json of {uri!r} lists {quoted(row)}, which is no artifact")
+        raise DatasetError(f"{REPORT} of {uri!r} lists {quoted(row)}, which is no artifact")
     return row["uri"].rpartition("/")[2]
 
 

@@ -19,7 +19,7 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
 
     Args:
         look: returns what `jobs.status` prints.
-        every_s: seconds between two looks.
+        every_s: seconds between updates.
         stream: a terminal gets a table in one place, any other stream a line for each change.
         pause: waits for so many seconds.
 

@@ -5,6 +5,9 @@ import io
 import re
 import zipfile
 
+# In a model folder, as timm and transformers write them.
+MODEL_CONFIG = "config.json"
+
 _TORCHSCRIPT = """python -c "import torch; torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth')\""""
 _EXPORTED = """python -c "import torch; torch.save(dict(torch.export.load('FILE').state_dict), 'weights.pth')\""""
 _ONNX = "its weights have lost their names, take the checkpoint that it was exported from"

@@ -27,12 +27,13 @@ ALLOWED = {
     "cluster": "errors log",
     "config": "credentials documents errors log",
     "credentials": "",
-    "dataset": "config documents errors file_kinds log pictures storage transient",
+    "dataset": "checks config documents errors file_kinds lazy log pictures storage transient",
     "documents": "",
     "errors": "credentials transient",
     "file_kinds": "",
     "inputs": "dataset errors log models vit",
     "inversion": "checks errors masking out_of_memory vit",
+    "lazy": "",
     "log": "credentials",
     "masking": "errors trial",
     "models": "checks documents errors file_kinds masking pictures storage trial vit",
@@ -119,6 +120,7 @@ def test_modules_and_functions_stay_short(folder: str) -> None:
     [
         ("pipeline.inversion, pipeline.models", "ray"),
         ("pipeline.dataset.conversion, pipeline.dataset.schema, pipeline.tracking.tracker", "torch"),
+        ("jobs.status", "torch ray"),
         ("pipeline.quantization.config, pipeline.synthesis.run, pipeline.synthesis.guard", "torchao tensorboardX"),
     ],
 )

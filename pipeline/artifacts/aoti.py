@@ -28,7 +28,7 @@ from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
 from pipeline.log import logger
 
-# Of the library in the archive; torch writes it from `aot_inductor.metadata`.
+# End of the name of the metadata file in the archive; torch writes it from `aot_inductor.metadata`.
 _METADATA = ".wrapper_metadata.json"
 # Names of instruction sets that compilers use for computing begin so, as `torch.cpu.get_capabilities` has them.
 _COMPUTING = ("avx", "amx", "fma3", "f16c", "bmi", "sse4_1", "sse4_2", "neon", "sve", "fp16", "bf16", "i8mm", "dot")

@@ -4,7 +4,7 @@ A format is a module of this package that holds a `Format` as `FORMAT`. Its file
 says. Importing the table is cheap: a format's module, and what it needs, is imported when it is first used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +73,11 @@ def format_of(name: str | Path) -> FormatName | None:
     """
     stated: list[FormatName] = [known for known in FORMATS if str(name).lower().endswith(ending_of(known))]
     return max(stated, key=lambda known: len(ending_of(known))) if stated else None
+
+
+def unlisted_artifacts(names: Iterable[str], listed: Collection[str]) -> list[str]:
+    """Return the artifacts among the files of an output that its report does not list: they are of an earlier run."""
+    return [name for name in names if format_of(name) is not None and name not in listed]
 
 
 def format_named(name: FormatName) -> Format:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Of PyTorch's operators those that classifiers compute with: shapes, elements, arithmetic, layers, rounding. Each
+# PyTorch's operators that classifiers compute with: shapes, elements, arithmetic, layers, rounding. Each
 # may also work in place (`add_`). All others are refused: `from_file` writes any file, some read memory unchecked.
 _OPERATORS = """
 alias broadcast_to cat chunk clone col2im concat concatenate constant_pad_nd contiguous copy detach expand expand_as

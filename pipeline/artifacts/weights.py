@@ -11,6 +11,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FORMATS, ending_of
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.errors import CheckpointError
+from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.log import announce
 from pipeline.models import LOCAL_DIR, ModelConfig, load_model
 from pipeline.models.class_names import class_names
@@ -47,7 +48,7 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
 
 
 def _open_folder(folder: str, uri: str) -> Opened:
-    if not storage.exists(storage.join(folder, "config.json")):
+    if not storage.exists(storage.join(folder, MODEL_CONFIG)):
         kinds = ", ".join((*map(ending_of, FORMATS), *_CHECKPOINTS))
         raise CheckpointError(f"{uri!r} is no artifact: neither one of {kinds} nor a folder that timm saved")
     if problem := describe_problem(read_model_config(folder)):

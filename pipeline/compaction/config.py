@@ -11,10 +11,10 @@ class CompactionConfig:
     """Merge the parts of a synthetic dataset into larger files, in another folder.
 
     Args:
-        images: the synthetic dataset, at any fsspec URI. It is left as it is.
+        images: the synthetic dataset, at any fsspec URI. It is not modified.
         output: folder of the compacted dataset, at any fsspec URI.
-        file_mb: largest size of a file in MB, 10^6 bytes; a part that is larger is a file by itself.
-        allow_incomplete: accept a dataset with missing shards; the compacted one stays without them.
+        file_mb: largest size of a file in MB, 10^6 bytes; a larger part becomes a file of its own.
+        allow_incomplete: accept a dataset with missing shards; the compacted dataset lacks them too.
     """
 
     images: str

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.footers import read_footer
-from pipeline.dataset.part_files import holds_parts, merged_metadata, merged_name, part_uri
+from pipeline.dataset.part_files import DATA, holds_parts, merged_metadata, merged_name, part_uri
 from pipeline.dataset.store import temporary_folder
 from pipeline.errors import DatasetError, one_line
 
@@ -56,7 +56,7 @@ class Merger:
 
     def uri(self, shard_ids: range) -> str:
         """Return where the file with the parts of some shards belongs."""
-        return storage.join(self.output, "data", merged_name(shard_ids, self.digest))
+        return storage.join(self.output, DATA, merged_name(shard_ids, self.digest))
 
     def merge(self, shard_ids: range) -> MergedFile:
         """Write the file with the parts of some neighboring shards, unless it is there.

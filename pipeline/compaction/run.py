@@ -23,7 +23,9 @@ from pipeline.dataset.part_files import PartFile, list_part_files
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.log import logger
 from pipeline.outputs import hold
+from pipeline.outputs.names import SHEET, SNAPSHOTS
 from pipeline.outputs.owners import NOT_SHARED
+from pipeline.report.writing import PAGE
 
 # Files that wait for a worker at once: enough for an autoscaler to see how much work there is.
 _MOST_WAITING = 1000
@@ -31,7 +33,7 @@ _MOST_WAITING = 1000
 _RETRIES = 3
 _INTERVAL_S = 5.0
 # What people look at, beside the dataset.
-_PICTURES = ("contact_sheet.png", "forming.json", "report.html")
+_PICTURES = (SHEET, SNAPSHOTS, PAGE)
 
 
 def compact(config: CompactionConfig) -> dict[str, Any]:

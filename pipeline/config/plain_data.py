@@ -12,9 +12,13 @@ import yaml
 from pipeline.documents import check_keys_differ, check_numbers, parse_yaml
 from pipeline.errors import ConfigError, quoted
 
-# By this key jsonargparse finds classes.
+# By this key jsonargparse finds classes, and imports their modules. Since 4.53 it can refuse that itself, with
+# `set_parsing_settings(import_path_denylist=["*"])`. It was tried in place of the checks below. All tests of
+# `tests/config` pass with it, but only with `pipeline` allowed again, because it also looks up optional sections by the
+# import paths of their dataclasses. A config could then import any module of this project. And the setting is of the
+# process, not of a parser: a program that uses this project as a library could not name classes in its own configs.
 _CLASS_PATH = "class_path"
-# Of a line of YAML, in characters; that of a flag has no break in it.
+# Longest line of YAML, in characters: the value of a flag must not be broken.
 _WIDTH = 2**31 - 1
 
 

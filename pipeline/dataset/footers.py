@@ -116,6 +116,18 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     Raises:
         DatasetError: the file cannot be read, is no whole Parquet file, or states more rows than it can hold.
     """
+    found = footer_or_damage(uri)
+    if isinstance(found, DatasetError):
+        raise found
+    return found
+
+
+def footer_or_damage(uri: str) -> tuple[pq.FileMetaData, pa.Schema] | DatasetError:
+    """Return a Parquet file's metadata and its Arrow schema, or the error that says what is wrong with its content.
+
+    Raises:
+        DatasetError: the file cannot be read, and may be whole: the store did not answer, or refused.
+    """
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             size = file.seek(0, os.SEEK_END)
@@ -126,16 +138,11 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
         if _is_of_content(error):
             foreign = _foreign(uri)
             whole = f"is not a whole Parquet file: {as_line(error)}"
-            raise DatasetError(f"{uri!r} {foreign or whole}") from error
+            return DatasetError(f"{uri!r} {foreign or whole}")
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
     if footer.num_rows > size * MOST_ROWS_PER_BYTE:
-        raise DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
+        return DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
     return footer, file_schema
-
-
-def is_unreadable(error: DatasetError) -> bool:
-    """Return whether a file could not be read, and may be whole: the store did not answer, or refused."""
-    return error.__cause__ is not None and not _is_of_content(error.__cause__)
 
 
 def _is_of_content(error: BaseException) -> bool:

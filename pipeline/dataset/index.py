@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
     {
         "shard_id": pa.int32(),
         "num_rows": pa.int32(),
-        # Of the file that holds the part, and of its row group before compression, by which reading is shared out.
+        # Size of the part, and of its row group before compression, by which reading is divided among tasks.
         "bytes": pa.int64(),
         "row_group_bytes": pa.int64(),
         # Classes of the part, and means over its images.

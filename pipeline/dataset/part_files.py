@@ -16,6 +16,8 @@ from pipeline import storage
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
 
+# Folder of the parts, in which nothing else lies.
+DATA = "data"
 _PART = re.compile(r"part-(\d{5,12})(?:-(\d{5,12}))?-([0-9a-f]{8})\.parquet")
 # Key of a merged file's metadata: a JSON list of what the metadata of each part said of that part alone.
 _MERGED = b"parts"
@@ -61,7 +63,7 @@ def parse_part_name(name: str) -> tuple[range, str] | None:
 
 def part_uri(output: str, shard_id: int, digest: str) -> str:
     """Return where a synthesis puts the part of a shard."""
-    return storage.join(output, "data", part_name(shard_id, digest))
+    return storage.join(output, DATA, part_name(shard_id, digest))
 
 
 def list_part_files(output: str, digest: str) -> list[PartFile]:
@@ -70,7 +72,7 @@ def list_part_files(output: str, digest: str) -> list[PartFile]:
     Raises:
         DatasetError: files lie under `data/` that hold no parts of this dataset, or parts that another file holds too.
     """
-    data = storage.join(output, "data")
+    data = storage.join(output, DATA)
     files = sorted((_part_file(data, *entry, digest) for entry in storage.list_sizes(data).items()), key=_order)
     for before, file in pairwise(files):
         shard_id = file.shard_ids[0]

@@ -28,7 +28,7 @@ from pipeline.dataset.listing import (
     report_same_images,
     report_skipped,
 )
-from pipeline.dataset.part_files import PartFile, list_part_files
+from pipeline.dataset.part_files import DATA, PartFile, list_part_files
 from pipeline.dataset.source import Source
 from pipeline.dataset.splits import (
     check_no_hidden_split_folders,
@@ -141,7 +141,7 @@ def _synthetic(uri: str, extra_columns: Sequence[str]) -> Source:
 
 def _name(file: PartFile) -> str:
     """Return the name of a file of parts below the dataset's URI."""
-    return f"data/{file.name}"
+    return f"{DATA}/{file.name}"
 
 
 def _indexed_units(uri: str, file: PartFile, indexed: Mapping[int, IndexedPart]) -> Iterator[RowRange]:

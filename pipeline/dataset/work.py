@@ -2,6 +2,18 @@
 
 from collections.abc import Mapping
 
+from pipeline.checks import check_range
+
+
+def check_price(gpus_per_actor: float, price_per_hour: float | None) -> None:
+    """Refuse an impossible share of a GPU, or an impossible price, of an actor.
+
+    Raises:
+        ConfigError: one of them is out of range, or not a number.
+    """
+    check_range("pool.gpus_per_actor", gpus_per_actor, 0.01, 1)
+    check_range("pool.price_per_hour", price_per_hour, 0)
+
 
 def actors_per_gpu(share: float) -> int:
     """Return how many actors fit on a GPU, each with a share of it; Ray counts ten-thousandths."""
@@ -11,6 +23,15 @@ def actors_per_gpu(share: float) -> int:
 def price(actor_hours: float, price_per_hour: float | None) -> dict[str, float]:
     """Return what so many hours of one actor cost, as `cost`; nothing if the price is not known."""
     return {} if price_per_hour is None else {"cost": round(actor_hours * price_per_hour, 2)}
+
+
+def actor_hours(seconds: Mapping[str | None, float]) -> float:
+    """Return the hours of all actors.
+
+    Args:
+        seconds: device, as in the index → seconds of its actors.
+    """
+    return sum(seconds.values()) / 3600
 
 
 def work_done(
@@ -23,7 +44,7 @@ def work_done(
         gpus_per_actor: share of a GPU that an actor had. An hour of a GPU that two share is two hours of actors.
         price_per_hour: of an actor.
     """
-    hours = sum(seconds.values()) / 3600
+    hours = actor_hours(seconds)
     on_gpus = sum(each for device, each in seconds.items() if device not in (None, "cpu")) / 3600
     shared = {"gpu_hours": round(on_gpus / actors_per_gpu(gpus_per_actor), 4)} if on_gpus else {}
     return {"actor_hours": round(hours, 4), **shared, **price(hours, price_per_hour)}

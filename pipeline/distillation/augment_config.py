@@ -13,7 +13,7 @@ WHOLE_ONLY = ("degrees", "translate", "scale", "flip", "blur", "mixup")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Show a random view of each image at each epoch; the teacher answers for the view that the student sees.
+    """Random views of the images, a new one of each image in each epoch; teacher and student see the same one.
 
     The strength of each change is drawn for each image, uniformly from no change up to the value that is set. Images
     that a model reads on kept patches alone cannot be moved, blurred or mixed up; they take the other changes. `erase`
@@ -23,7 +23,7 @@ class AugmentConfig:
         degrees: largest rotation, in degrees.
         translate: largest shift, as a share of the side.
         scale: largest change of size; 0.1 scales by 0.9 to 1.1.
-        flip: probability of mirroring; 0 where a mirrored object is of no class, such as a digit.
+        flip: probability of mirroring; use 0 where mirrored objects belong to no class, as with digits.
         blur: largest standard deviation of a Gaussian blur, in pixels.
         brightness: largest relative change of brightness.
         contrast: largest relative change of contrast, around the image's mean gray.

@@ -122,14 +122,14 @@ class DistillationConfig:
     """Train a student to match the teacher on synthetic or real images.
 
     Args:
-        teacher: the model to learn from. A ViT reads the kept patches alone, other families read the filled image.
+        teacher: the model to learn from. A ViT reads only the kept patches, other families read the filled image.
         student: the model to train.
         images: URI of a synthetic dataset, Parquet files or an image folder, or a list of URIs, which are shuffled
             together. `{uri: URI, weight: 10}` in the list is read ten times per epoch. Or the file of a synthesis
             config, such as `synthesize.yaml`: its images are made while the student is trained on them.
         images_split: split to read, such as `train`, if there are several; with a list, it applies to every dataset
             that is not synthetic.
-        output: folder that everything is written to, at any fsspec URI.
+        output: folder of the student, checkpoints and report, at any fsspec URI.
         labeled: labeled images to score the student on. The best epoch is the one with the highest top-1; without
             labeled images, the one with the lowest training loss.
         labeled_split: split to read, such as `test`, if there are several.
@@ -142,18 +142,18 @@ class DistillationConfig:
         schedule: learning rate after the warm-up; `cosine` falls to zero.
         warmup_epochs: epochs over which the learning rate rises linearly from zero.
         temperature: divisor of the logits before they are compared.
-        token_weight: weight of the squared difference of the final tokens; 0 turns it off, as `student.linear_head`
-            needs.
+        token_weight: weight of the squared difference of the final tokens; 0 turns it off, which `student.linear_head`
+            requires.
         label_weight: weight of the cross-entropy with the images' labels, which every dataset needs then; 0 turns it
             off. Mixtures of several images have no label and do not take part.
-        augment: random views that teacher and student read, another of each image at each epoch; with `null`, every
-            image is read as it is, and the teacher's answers for images in memory are computed once.
+        augment: random views for teacher and student, a new one of each image in each epoch; with `null`, images are
+            not changed, and the teacher's answers for images in memory are computed once.
         dtype: type of the forward pass in training. Weights stay in float32, in which the student is scored and saved.
         seed: seed of new weights and of the order of images.
         score_every: epochs between scorings; the last epoch is always scored.
         checkpoint_every: epochs between checkpoints.
         checkpoint_minutes: minutes between checkpoints within an epoch. One is also written when a worker's node is
-            about to be taken.
+            about to be reclaimed.
         cache_gb: images that take up to this much memory, decoded, are read once and kept by each worker; larger
             datasets are read again at each epoch.
         shuffle_buffer: images that each worker shuffles together when it reads them again at each epoch.

@@ -23,9 +23,8 @@ from pipeline.errors import IncompleteError, NonFiniteError
 from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
+from pipeline.outputs.names import METRICS
 from pipeline.workers.checkpoint_timer import CheckpointTimer
-
-METRICS = "metrics.jsonl"
 
 
 class StudentTrainer:

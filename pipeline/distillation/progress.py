@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from pipeline import storage
-from pipeline.distillation.loop import METRICS
 from pipeline.errors import DatasetError
 from pipeline.log import logger
+from pipeline.outputs.names import METRICS
 from pipeline.tracking.tracker import Tracker
 from pipeline.workers.progress import reporting
 

@@ -22,17 +22,18 @@ from pipeline.distillation.state import TrainingState, last_place, load_state
 from pipeline.distillation.students import student_or_teacher_reads_kept
 from pipeline.distillation.workers import TrainingTask, prepare_training
 from pipeline.errors import IncompleteError
+from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.log import logger
 from pipeline.models import save_model
 from pipeline.outputs import hold
+from pipeline.outputs.names import BEST, CURVE, LAST, RESULT
 from pipeline.report.writing import write_page
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.workers.training import resources_of
 
-RESULT, CURVE = "result.json", "curve.png"
-# Within a collective operation, as long as anyone may wait for a part.
+# Timeout of collective operations: longer than any worker may wait for a part.
 _FOREVER_S = 30 * 86400.0
 
 
@@ -89,7 +90,7 @@ def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
     if not storage.exists(storage.join(output, RESULT)):
         return None
     students = _students(output)
-    absent = [uri for uri in students.values() if not storage.exists(storage.join(uri, "config.json"))]
+    absent = [uri for uri in students.values() if not storage.exists(storage.join(uri, MODEL_CONFIG))]
     if absent and last_place(output)[0] >= plan.config.epochs:
         logger.warning(f"{absent[0]!r} of a finished training is missing, and is made again from the last checkpoint")
         return None
@@ -104,7 +105,7 @@ def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
 
 def _students(output: str) -> dict[str, str]:
     """Return where the students of a run lie, by their names in its result."""
-    return {"student": storage.join(output, "student", "best"), "last": storage.join(output, "student", "last")}
+    return {"student": storage.join(output, BEST), "last": storage.join(output, LAST)}
 
 
 def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from pipeline import storage
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.log import logger
 from pipeline.models.pickles import read_own
+from pipeline.outputs.names import CHECKPOINTS
 
-FOLDER = "checkpoints"
 # The one before the latest is kept for people who want to go back, or whose latest one was damaged.
 _KEPT = 2
 _GO_BACK = "delete it to go on from the one before it, or from the start"
@@ -76,7 +76,7 @@ def save_state(output: str, state: TrainingState) -> None:
     content = io.BytesIO()
     # Not `asdict`, which would copy every tensor, even those that `student` and `best` share.
     torch.save({name: getattr(state, name) for name in TrainingState.__dataclass_fields__}, content)
-    folder = storage.join(output, FOLDER)
+    folder = storage.join(output, CHECKPOINTS)
     with storage.writing_to(output):
         storage.write_bytes(storage.join(folder, _name(state.epoch, state.epoch_steps)), content.getvalue())
         places = list_places(output)
@@ -84,7 +84,7 @@ def save_state(output: str, state: TrainingState) -> None:
         within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
         for place in old + within:
             storage.remove(storage.join(folder, _name(*place)))
-        # Of writes during which a process was killed; nobody else writes there.
+        # A process that was killed while it wrote leaves them; nobody else writes there.
         storage.remove_temporaries(folder)
 
 
@@ -116,7 +116,7 @@ def load_state(output: str, digest: str, *, order: str = "", notes: bool = False
     """
     found, skipped = None, ""
     for place in reversed(list_places(output)):
-        state = _load(storage.join(output, FOLDER, _name(*place)), digest)
+        state = _load(storage.join(output, CHECKPOINTS, _name(*place)), digest)
         if not state.epoch_steps or state.order == order:
             found = state
             break
@@ -151,7 +151,7 @@ def last_place(output: str) -> tuple[int, int]:
 
 def list_places(output: str) -> list[tuple[int, int]]:
     """Return (epochs done, steps of the next one) of each checkpoint, ascending."""
-    names = storage.list_files(storage.join(output, FOLDER), ".pt")
+    names = storage.list_files(storage.join(output, CHECKPOINTS), ".pt")
     matches = (re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?\.pt", name) for name in names)
     return sorted((int(match[1]), int(match[2] or 0)) for match in matches if match)
 

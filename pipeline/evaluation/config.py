@@ -17,7 +17,7 @@ class EvaluationConfig:
         teacher: the model that defines normalization, image size and class names; it is scored itself if no artifact is
             given.
         labeled: URI of labeled images: Parquet with `image` and `label`, or a folder with a subfolder for each class.
-        labeled_split: which split of them to score on, such as `test`, where there are several.
+        labeled_split: split to read, such as `test`, if there are several.
         artifacts: URI of an artifact of the teacher, or of several: `.pt2`, `.onnx` (weights in further files are read
             from beside it), weights for its architecture (`.safetensors`, `.pth`, `.npz`, `.index.json`; a
             `config.json` beside them is read for their class names and normalization), or folders as timm loads with

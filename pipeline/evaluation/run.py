@@ -21,6 +21,7 @@ from pipeline.inputs import find_labeled, read_inputs
 from pipeline.log import announce
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.out_of_memory import naming_batch_size
+from pipeline.outputs.names import EVALUATION
 from pipeline.outputs.owners import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
 from pipeline.vetting import check_teacher
@@ -69,7 +70,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     result = {"labelled": config.labeled, **split, "artifacts": rows}
     if config.output is not None:
         with storage.writing_to(config.output):
-            storage.write_json(storage.join(config.output, "evaluation.json"), redacted(result))
+            storage.write_json(storage.join(config.output, EVALUATION), redacted(result))
         write_page(config.output, lambda: evaluation_page(to_dict(config), scores, loaded.class_names))
     return result
 

@@ -26,10 +26,10 @@ def _weight(default: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StopFormula:
-    """A stopping schedule given by its end: equal fractions at equal distances.
+    """A stopping schedule given by its end: equally spaced stops of equal fractions.
 
     Args:
-        keep_ratio: share of the patches that are left after the last stop.
+        keep_ratio: share of the patches that remain after the last stop.
         by_step: the iteration of the last stop.
         num_stops: number of stops.
     """
@@ -48,7 +48,8 @@ class AdaptiveEnd:
 
     Args:
         confidence: probability of the target class that the teacher must reach.
-        hold_steps: consecutive steps that must reach it; the last of them shows the image without jitter.
+        hold_steps: consecutive steps that must reach it; in the last of them, the teacher sees the image without
+            jitter.
     """
 
     confidence: float = 0.9
@@ -115,11 +116,11 @@ class InversionConfig:
         flip: probability of a mirrored view.
         views: further changes of what the networks see.
         stop_steps: iterations at which patches are stopped; an empty list for dense inversion.
-        stop_fractions: share of the remaining patches that each stop ends.
+        stop_fractions: share of the remaining patches that each stop removes.
         stop_formula: computes the two lists above; leave them out then.
-        rebirth: number v of sparse images per run (Patch Rebirth; Heo & Choi, arXiv 2509.23235). v times, at equal
-            distances, the N/v best patches are detached as an image of their own. It replaces the stops. Iterations
-            that v does not divide are not run.
+        rebirth: number v of sparse images per run (Patch Rebirth; Heo & Choi, arXiv 2509.23235). At v equally spaced
+            steps, the N/v best of the N patches are detached as an image of their own. It replaces the stops. The
+            number of iterations is rounded down to a multiple of v.
         adaptive_end: end each image once the teacher is confident; by default all images run all iterations.
         scope: `image` computes each loss and draws jitter per image, so that an image does not depend on its batch.
             `published` averages the class loss, takes the total variation over the whole batch, and draws one jitter

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # The norm of a zero difference gets the subgradient 0 instead of 0/0.
 _SMALLEST = 1e-12
-# Of the estimate of the similarities' density, as published.
+# Kernel density estimate of the similarities, as published.
 _BANDWIDTH, _POINTS = 0.01, 10
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
 # Each pixel and its neighbor to the right, below, and on the two diagonals.

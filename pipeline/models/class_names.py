@@ -95,7 +95,7 @@ def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequen
     own: Any = model.pretrained_cfg
     labels = own.get("label_names")
     what = "label_names" if labels else "class names"
-    # Of the class names in a folder's config.json timm keeps only `label_names`.
+    # timm keeps only `label_names` of what a folder's config.json says about classes.
     stated = read_model_config(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else {}
     try:
         names = names_in_config({**stated, **({"label_names": labels} if labels else {})})

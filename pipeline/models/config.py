@@ -26,7 +26,7 @@ class ModelConfig:
     Args:
         name: a timm name (`deit_tiny_patch16_224.fb_in1k`) or `local-dir:FOLDER` as timm or transformers saves
             one.
-        pretrained: take timm's own weights for that name (downloaded).
+        pretrained: download timm's own weights for that name.
         checkpoint: weights at any fsspec URI: `.safetensors`, `.pth`, `.npz`, or the index of a sharded checkpoint.
         use_ema: prefer averaged weights (`ema` or `swa` in the key) where a checkpoint has both.
         num_classes: width of the classifier; by default the model's own.

@@ -11,6 +11,7 @@ import timm
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.documents import parse_json
+from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.adapters import CONFIG, MERGE
 from pipeline.storage import exists, join, list_files, list_folders, read_bytes
 
@@ -23,7 +24,7 @@ def read_model_config(folder: str) -> dict[str, Any]:
     Raises:
         DatasetError: the file exists and cannot be read.
     """
-    uri = join(folder, "config.json")
+    uri = join(folder, MODEL_CONFIG)
     if not exists(uri):
         return {}
     try:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of the client that timm downloads with.
+# Logger of the client that timm downloads with.
 _CLIENT = "huggingface_hub.utils._http"
 _ATTEMPTS = ("thrown while requesting", "Retrying in ")
 

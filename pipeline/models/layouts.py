@@ -109,7 +109,7 @@ DINOV2, DINOV2_SWIGLU = (_classifier("dinov2", names) for names in (_DINOV2, _SW
 REGISTERS, REGISTERS_SWIGLU = (_classifier("dinov2_with_registers", names) for names in (_DINOV2, _SWIGLU))
 SIGLIP = _classifier("vision_model", _SIGLIP, "head.")
 TORCHVISION = Layout(_TORCHVISION)
-# Of torchvision's presets for images (`torchvision.transforms._presets.ImageClassification`), in timm's terms: the
+# torchvision's presets for images (`torchvision.transforms._presets.ImageClassification`), in timm's terms: the
 # shorter edge becomes 256 pixels, of which the center crop keeps 224. A file of weights does not state it.
 TORCHVISION_PREPROCESSING: Mapping[str, Any] = {
     **{"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},

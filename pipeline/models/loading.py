@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
+from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.class_names import class_names
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.image_size import input_size_of, model_input_size
@@ -154,7 +155,7 @@ def save_model(
             data_config=data_config,
         )
     # Newer versions of safetensors write files that their owner alone may read; a cluster's workers may be others.
-    shutil.copymode(Path(folder, "config.json"), Path(folder, "model.safetensors"))
+    shutil.copymode(Path(folder, MODEL_CONFIG), Path(folder, "model.safetensors"))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _OTHER_KINDS = {
     **dict.fromkeys((".toml", ".ini", ".cfg", ".xml", ".html", ".htm", ".md", ".py", ".jsonl"), "no list of names"),
     **dict.fromkeys((".pbtxt", ".parquet", ".pkl", ".npy", ".pth", ".mat"), "no list of names"),
 }
-# Of a name. Lines are matched with patterns that take the square of their length.
+# Longest line, in characters: matching takes time that grows with the square of it.
 _LONGEST_LINE = 1000
 _NUMBER_FIRST = re.compile(r"\s*\d+\s*[,;|:\t=]\s*\S")
 _NUMBER_LAST = re.compile(r".*\S\s*[,;|:\t=]\s*\d+\s*$")

@@ -21,7 +21,8 @@ from pipeline.errors import DatasetError
 from pipeline.log import logger
 from pipeline.outputs.identity import differences, without_locations
 from pipeline.outputs.lease import lease
-from pipeline.outputs.owners import CONFIG, WHAT, JobName, check_output, job_of_config, job_of_manifest, qat_checkpoints
+from pipeline.outputs.names import CONFIG
+from pipeline.outputs.owners import WHAT, JobName, check_output, job_of_config, job_of_manifest, qat_checkpoints
 
 _CLAIMS: dict[JobName, str] = {
     "synthesize": store.MANIFEST,

@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.dataset import store
+from pipeline.dataset.part_files import DATA
 from pipeline.dataset.source import Source
 from pipeline.errors import ConfigError, DatasetError, first_few
+from pipeline.outputs.names import CONFIG, QAT_CHECKPOINTS
 
 JobName = Literal["synthesize", "compact", "calibrate", "distill"]
-# A file in the outputs of calibrate and distill, whose key `job` names the job.
-CONFIG = "config.json"
-# A folder in the output of a calibration, until its trainings are done.
-QAT_CHECKPOINTS = ".qat-checkpoints"
 WHAT: dict[JobName, str] = {
     "synthesize": "a synthetic dataset",
     "compact": "a compacted dataset",
@@ -133,13 +131,13 @@ def check_apart(output: str, images: Iterable[Source]) -> None:
     """
     place = whole_path(output)
     for source in images:
-        folder = source.uri if source.manifest is None else storage.join(source.uri, "data")
+        folder = source.uri if source.manifest is None else storage.join(source.uri, DATA)
         if place.startswith(whole_path(folder)):
             raise ConfigError(
                 f"output {output!r} is inside the images {folder!r}, where its files would be read as images: give it "
                 "a folder of its own"
             )
-        # That may not be there yet.
+        # The folder of images may not exist yet.
         if place == whole_path(source.uri):
             raise ConfigError(f"output {output!r} is the folder of the images: give it a folder of its own")
 

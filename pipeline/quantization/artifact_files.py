@@ -1,6 +1,6 @@
 """Convert a calibrated program to files, open each, and compare it with what was calibrated."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.mixed import Mixture
-from pipeline.quantization.ranges import Ranges
-from pipeline.quantization.refinement import Refinement
-from pipeline.quantization.variants import Values, Variant, calibrated_values, list_variants
+from pipeline.quantization.variants import Values, Variant
 
 # What one file may fail with, of a large model in particular: the others are kept.
 _NOT_MADE = (PipelineError, MemoryError, OSError)
@@ -101,32 +99,25 @@ def make_artifacts(
     config: CalibrationConfig,
     loaded: LoadedModel,
     program: ExportedProgram,
-    ranges: Mapping[int, Ranges],
+    variants: Iterable[tuple[Variant, Values]],
     images: Tensor,
     folder: Path,
-    mixture: Mixture | None = None,
-    refinement: Refinement | None = None,
-    trained: Mapping[str, Values] | None = None,
 ) -> MadeArtifacts:
-    """Convert for every bit width and the mixture, write each format, open it, and compare its logits with the graph's.
+    """Convert each variant, write it in each format, open it, and compare its logits with the graph's.
 
     A file that differs by more than `largest_deviation`, or cannot be written or opened, is deleted again and reported;
     the others are kept.
 
     Args:
-        config: bit widths, formats and placement.
+        config: formats and placement.
         loaded: the float model.
         program: the graph to quantize, of the model as loaded or transformed.
-        ranges: for each bit width of activations.
+        variants: the models to make, each with what to quantize it with.
         images: float32 [B, C, H, W], normalized, to compare on.
         folder: on this machine, for the files.
-        mixture: widths of each layer for an artifact `mixed`.
-        refinement: of weights and biases, where there is one.
-        trained: values that replace those of the calibration, by the label of a variant.
     """
     made, floating = MadeArtifacts([], []), model_predictor(loaded.model)(images)
-    for variant in list_variants(config, mixture):
-        values = (trained or {}).get(variant.label) or calibrated_values(variant, ranges, refinement)
+    for variant, values in variants:
         quantized = _quantize(config, program, variant, values)
         with torch.inference_mode():
             logits = quantized.module()(images)

@@ -52,11 +52,11 @@ class CalibrationConfig:
             then compares the ranges layer by layer, and `report.json` has their `range_error`.
         settings: bit widths, all from one pass over the images. Widths below 8 do not make the artifact faster.
         placement: what is quantized. `linear`: inputs and weights of linear layers and convolutions. `matmul`: also the
-            operands of attention's matrix products. `published`: as in the paper of SMI, also layer outputs, attention
+            operands of attention's matrix products. `published`: as in the SMI paper, also layer outputs, attention
             logits and the residual stream.
-        observer: how the range of each activation is chosen; values outside it are clipped. `min_max`: everything that
-            was seen. `percentile`: all but the outermost values, see the setting `percentile`. `mse`: the range with
-            the least squared error, chosen for each bit width; the same as `min_max` above 10 bits.
+        observer: how the range of each activation is chosen; values outside it are clipped. `min_max`: the whole range
+            that was observed. `percentile`: all but the outermost values, see the setting `percentile`. `mse`: the
+            range with the least squared error, chosen for each bit width; the same as `min_max` above 10 bits.
         percentile: for `observer: percentile`, the share of values in percent that lies below the upper end of the
             range, and above its lower end; default 99.99.
         smoothing: how outlier channels after LayerNorm are handled: their scales move into the weights that read them.
@@ -82,14 +82,14 @@ class CalibrationConfig:
         qat: train each quantized model against the teacher on `images`, after it was calibrated; off by default.
         onnx_weights: how ONNX files store 8-bit weights that are multiplied with 8-bit activations. `uint8` computes
             the same on every CPU. `int8` is faster in ONNX Runtime on x86 CPUs with VNNI; without VNNI its products
-            saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer
-            (`settings: [{weights: 7}]`) are int8 always, and right everywhere.
+            saturate there and in OpenVINO, and the logits are wrong. Weights of 7 bits or fewer (`settings: [{weights:
+            7}]`) are always stored as int8, and correct everywhere.
         onnx_int4: pack weights two to a byte in ONNX files of models whose layers all have 4 bits or fewer per weight,
-            and 8 or fewer per activation; they have half the size of int8 then. So `mixed` is packed only where its
-            `high` has so few. ONNX Runtime unpacks them in every forward on a CPU, which is slower than fp32.
+            and 8 or fewer per activation; such files are half the size of int8. `mixed` is packed only if its `high` is
+            that narrow. On a CPU, ONNX Runtime unpacks them in every forward pass, which is slower than fp32.
         batch_size: images per forward pass in calibration.
         max_images: number of images to calibrate on, drawn at random; all by default.
-        seed: seed of that draw.
+        seed: seed of the random choice of images.
         workers: number and resources of the Ray Train workers.
         allow_incomplete: accept a synthetic dataset with missing shards.
         allow_other_teacher: accept synthetic images made from another teacher, for example to quantize a student.

@@ -3,15 +3,14 @@
 from typing import Any
 
 from pipeline import storage
-from pipeline.artifacts.formats import format_of
+from pipeline.artifacts.formats import unlisted_artifacts
 from pipeline.credentials import redacted
 from pipeline.errors import first_few
 from pipeline.log import logger
 from pipeline.outputs import Claim
+from pipeline.outputs.names import REPORT
 from pipeline.quantization.plan import CalibrationPlan
 
-# Written last, and removed before anything is replaced: it belongs to the `config.json` beside it.
-REPORT = "report.json"
 # Settings of a calibration and of its `qat`; the contents of teacher and images are in the digest.
 _WHERE_AND_HOW = (
     *("teacher", "images", "output", "workers", "allow_incomplete", "allow_other_teacher", "score_batch_size"),
@@ -85,7 +84,7 @@ def _file_name(uri: str) -> str:
 def find_left(output: str, report: dict[str, Any]) -> list[str]:
     """Return the artifacts in an output that its report does not name: an earlier run made them, and they are left."""
     named = {*_artifact_names(report), *(row["artifact"] for row in report.get("failed", ()))}
-    left = [name for name in storage.list_files(output) if format_of(name) is not None and name not in named]
+    left = unlisted_artifacts(storage.list_files(output), named)
     if left:
         logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} has their figures no more")
     return left

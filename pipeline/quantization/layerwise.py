@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.log import logger
+from pipeline.outputs.names import SENSITIVITY
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.mixed import Mixture, choose_widths
 from pipeline.quantization.plan import CalibrationPlan
@@ -69,7 +70,7 @@ def examine_layers(
 def write_layerwise(found: Layerwise, folder: Path) -> None:
     """Write `sensitivity.json`, `sensitivity.md` and `sensitivity.png`, and log the table."""
     rows = {label: [asdict(row) for row in table] for label, table in found.tables.items()}
-    (folder / "sensitivity.json").write_text(json.dumps({"images": found.num_images, "layers": rows}, indent=2))
+    (folder / SENSITIVITY).write_text(json.dumps({"images": found.num_images, "layers": rows}, indent=2))
     pages = []
     for label, table in found.tables.items():
         shown = sensitivity_table(table)

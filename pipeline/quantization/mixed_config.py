@@ -15,9 +15,9 @@ class MixedConfig:
     weight, see `sensitivity.json`.
 
     Args:
-        low: widths that every layer has at first; 4 bits for weights and 8 for activations by default.
+        low: widths that every layer starts with; 4 bits for weights and 8 for activations by default.
         high: widths of the layers that suffer most from `low`; 8 and 8 by default.
-        weight_bits: average bits per weight at the most.
+        weight_bits: upper limit of the average bits per weight.
         max_drop: largest share, in percent, of the held-back images that the quantized model may put into another class
             than the teacher does. There are no labels: it is disagreement, and not a loss of accuracy.
         held_back: images left out of the calibration, drawn at random, to measure divergence and disagreement; at most

@@ -7,7 +7,7 @@ from pipeline import storage
 from pipeline.config import digest as digest_of
 from pipeline.errors import DatasetError, first_few, one_line
 from pipeline.log import logger
-from pipeline.outputs.owners import QAT_CHECKPOINTS
+from pipeline.outputs.names import QAT_CHECKPOINTS
 from pipeline.quantization.variants import Variant
 
 # As `checkpoint_folder` names them; earlier versions left the digest of the run out.

@@ -20,13 +20,13 @@ class QatConfig:
     Args:
         settings: which of the calibration's bit widths are trained; by default all, and `mixed`.
         steps: optimizer steps for each of them.
-        batch_size: images per step at most; the steps of an epoch have equally many.
+        batch_size: largest number of images per step; an epoch is divided into steps of equal size.
         lr: peak learning rate of weights and biases; it falls to zero along a cosine.
         scale_lr: peak learning rate of the logarithms of the scales: about the relative change of a scale per step at
             first.
         temperature: divisor of the logits before they are compared.
-        augment: random views that teacher and quantized model read, another of each image at each epoch; with `null`,
-            every image is read as it is.
+        augment: random views for teacher and quantized model, a new one of each image in each epoch; with `null`,
+            images are not changed.
         cache_gb: images that take up to this much memory, decoded, are read once and kept; more are read again at each
             epoch, in another order.
         shuffle_buffer: images that are shuffled together when they are read again at each epoch.
@@ -36,8 +36,8 @@ class QatConfig:
         min_gain: how much of that divergence training must remove by its best step, in [0, 1), for the trained model to
             be kept; otherwise the calibrated model is. Images like the training images improve more than real ones.
         score_every: steps between two measurements on the held-back images; the last step is always measured.
-        checkpoint_minutes: minutes between checkpoints, from which a training that was cut off goes on. One is also
-            written when a bit width is done, and when a worker's node is about to be taken.
+        checkpoint_minutes: minutes between checkpoints, from which an interrupted training resumes. One is also written
+            when a bit width is done, and when a worker's node is about to be reclaimed.
     """
 
     settings: list[BitWidths] | None = None

@@ -4,11 +4,10 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.outputs.owners import CONFIG, job_of
+from pipeline.outputs.names import CONFIG, RANGES
+from pipeline.outputs.owners import job_of
 from pipeline.quantization.bit_widths import Placement
 from pipeline.quantization.ranges import Ranges, tell_constant
-
-RANGES = "ranges.json"
 
 
 def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Ranges:

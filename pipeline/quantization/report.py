@@ -28,7 +28,7 @@ _COLUMNS = {
     "error": "fp32_error",
     "deviation": "deviation",
 }
-# Those that a person reads first.
+# Columns that a person reads first.
 _SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "

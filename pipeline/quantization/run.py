@@ -15,11 +15,11 @@ from pipeline.evaluation import Score, labeled_batches, measure_accuracy
 from pipeline.log import logger
 from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs import hold
-from pipeline.outputs.owners import CONFIG
+from pipeline.outputs.names import CONFIG, RANGES, REPORT, SENSITIVITY
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
-from pipeline.quantization.earlier import REPORT, find_left, finished_report, settle_refused
+from pipeline.quantization.earlier import find_left, finished_report, settle_refused
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
@@ -29,11 +29,10 @@ from pipeline.quantization.qat import check_training, train_variants
 from pipeline.quantization.qat_checkpoints import remove_checkpoints, remove_others
 from pipeline.quantization.qat_loop import FIGURES, Trained
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
-from pipeline.quantization.reference import RANGES
 from pipeline.quantization.refinement import Refinement
 from pipeline.quantization.report import calibration_page, figures, latency_columns
 from pipeline.quantization.transforms import model_to_quantize
-from pipeline.quantization.variants import calibrated_values, list_variants
+from pipeline.quantization.variants import Values, Variant, calibrated_values, list_variants
 from pipeline.report.writing import write_page
 from pipeline.synthesis.to_make import make_first, names_config
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
@@ -94,20 +93,21 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         images = read_window(plan, plan.probe)
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
-    trained = _train(plan, calibration, ranges, mixture, refinement, fixed_size=fixed_size)
+    variants = [(each, calibrated_values(each, ranges, refinement)) for each in list_variants(config, mixture)]
+    trained = _train(plan, calibration, variants, fixed_size=fixed_size)
     _track(tracker, trained)
+    variants = [(each, trained[each.label].values if each.label in trained else found) for each, found in variants]
     with storage.scratch_folder("calibrate-") as folder:
         files = folder / "made"
         files.mkdir()
-        learned = {label: found.values for label, found in trained.items()}
-        made = make_artifacts(config, loaded, program, ranges, calibration.samples, files, mixture, refinement, learned)
+        made = make_artifacts(config, loaded, program, variants, calibration.samples, files)
         if layerwise is not None:
             write_layerwise(layerwise, files)
         baselines, missing = make_baselines(config, loaded, plan.program, folder)
         rows = _measure(plan, baselines, made.artifacts)
         # Written only now, so that bad data found while scoring leaves nothing behind. A failed baseline is only noted.
         with storage.writing_to(config.output):
-            # That of an earlier run is of its artifacts; killed from here on, this run has none.
+            # An earlier run's report describes other artifacts. If this run is killed from here on, there is none.
             storage.remove(storage.join(config.output, REPORT))
             storage.write_json(storage.join(config.output, CONFIG), plan.document)
             _write_ranges(config, calibration, ranges, trained)
@@ -152,17 +152,14 @@ def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration
 def _train(
     plan: CalibrationPlan,
     calibration: Calibration,
-    ranges: dict[int, Ranges],
-    mixture: Mixture | None,
-    refinement: Refinement | None,
+    variants: list[tuple[Variant, Values]],
     *,
     fixed_size: bool,
 ) -> dict[str, Trained]:
     """Return what training makes of each variant, by its label, if that was asked for."""
     if plan.config.qat is None:
         return {}
-    variants = [variant for variant in list_variants(plan.config, mixture) if variant.label in plan.config.trained]
-    work = [(variant, calibrated_values(variant, ranges, refinement)) for variant in variants]
+    work = [(variant, values) for variant, values in variants if variant.label in plan.config.trained]
     return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
 
 
@@ -281,6 +278,6 @@ def _report(
         "latency_columns": {str(size): name for size, name in latency_columns(config.latency_batch_sizes).items()},
         "fp32": baselines,
         "artifacts": rows,
-        **({"sensitivity": storage.join(config.output, "sensitivity.json")} if sensitivity else {}),
+        **({"sensitivity": storage.join(config.output, SENSITIVITY)} if sensitivity else {}),
         **({"failed": refused} if refused else {}),
     }

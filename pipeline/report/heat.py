@@ -8,7 +8,7 @@ from pipeline.report.text import shortened
 _WIDEST_NAMES = 84
 # Above this share of the darkest color, numbers are white.
 _DARK = 0.55
-# Of the width of a letter, what squares leave free around their number.
+# Padding of a square around its number, in widths of a letter.
 _ROOM = 1.15
 
 

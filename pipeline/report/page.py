@@ -110,7 +110,7 @@ def _section(section: Section) -> str:
 
 
 def _link(name: str, path: str) -> str:
-    # Of a quoted path no browser takes the beginning for a scheme.
+    # Quoted, so that no browser takes the beginning of the path for a scheme.
     target = escape(quote(path, errors="replace"))
     return f'<a href="{target}">{escape(name)}</a>'
 

@@ -12,7 +12,7 @@ Plot = NewType("Plot", str)
 # In units of a plot, which is 400 wide: about a pixel on a phone.
 WIDTH = 400
 FONT = 11
-# Of an average letter, by which texts are fitted.
+# Average width of a letter, to fit texts into boxes.
 LETTER_WIDTH = 0.58 * FONT
 # Okabe and Ito's colors, which people with color blindness tell apart (https://jfly.uni-koeln.de/color/).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")

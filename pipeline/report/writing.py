@@ -13,7 +13,7 @@ from pipeline.log import logger
 from pipeline.report.page import Section, Table
 
 PAGE = "report.html"
-# Of a line, in characters: values are not broken.
+# Longest line, in characters: values are not broken.
 _WIDTH = 2**31 - 1
 
 

@@ -1,7 +1,8 @@
 """Synthesis of datasets: shards, the actors that invert them, and the run."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipeline.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipeline.synthesis.actor import Inverter
@@ -22,21 +23,18 @@ __all__ = [
     "shards_left",
     "synthesize",
 ]
-_MODULES = {
-    "Inverter": "actor",
-    "PoolConfig": "config",
-    "Shard": "shards",
-    "SynthesisConfig": "config",
-    "build_inverter": "stage",
-    "located": "config",
-    "plan_shards": "shards",
-    "shards_left": "summary",
-    "synthesize": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Ray starts processes for single modules of this package, and torch costs each of them seconds and 0.9 GB.
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"pipeline.synthesis.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Ray starts processes for single modules of this package, and torch costs each of them 6 seconds and 0.8 GB.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Inverter": "actor",
+        "PoolConfig": "config",
+        "Shard": "shards",
+        "SynthesisConfig": "config",
+        "build_inverter": "stage",
+        "located": "config",
+        "plan_shards": "shards",
+        "shards_left": "summary",
+        "synthesize": "run",
+    },
+)

@@ -27,7 +27,7 @@ from pipeline.workers import device_name
 from pipeline.workers.checkpoint_timer import CheckpointTimer
 
 FOLDER = "checkpoints"
-# Of the content of the file; another one is not read.
+# Version of the file format; files of other versions are not read.
 _FORMAT = 1
 _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.pt")
 _SHA256_BYTES = 32

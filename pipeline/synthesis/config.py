@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.checks import check_choices, check_finite, check_range, check_ranges, check_seed
-from pipeline.dataset.work import actors_per_gpu
+from pipeline.dataset.work import actors_per_gpu, check_price
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
 from pipeline.models import ModelConfig
@@ -70,8 +70,7 @@ class PoolConfig:
         check_range("pool.initial_size", self.initial_size, self.min_size, self.max_size)
         if self.gpus_per_actor > 1:
             raise ConfigError(f"pool.gpus_per_actor must not exceed 1, not {self.gpus_per_actor:g}: {_ONE_GPU}")
-        check_range("pool.gpus_per_actor", self.gpus_per_actor, 0.01)
-        check_range("pool.price_per_hour", self.price_per_hour, 0)
+        check_price(self.gpus_per_actor, self.price_per_hour)
         check_selectors(self.label_selector, self.fallback)
         if self.no_progress_timeout_s < 1 and self.no_progress_timeout_s != -1:
             raise ConfigError(f"pool.no_progress_timeout_s must be positive or -1, not {self.no_progress_timeout_s}")
@@ -98,14 +97,14 @@ class SynthesisConfig:
         feature_model: CNN of the feature prior, if `inversion.feature_prior` is set.
         student: trained student of the adversarial term, if `inversion.adversarial` is set.
         pool: number and resources of the actors.
-        snapshots: number of images, up to 6, whose progress during inversion `report.html` shows. They are the first
-            of the first part, and are not changed by it.
-        checkpoint_minutes: minutes between checkpoints of a shard that is being inverted, from which another worker
-            goes on to the same images. One is also written when the worker's node is about to be taken. With `null`
-            there are none, and a shard that is cut off is made anew.
-        shard_order: the order in which shards are made; they are the same either way: `numbered`, class by class, or
-            `shuffled`, so that the first ones cover all classes.
-        retry_failed: try shards again that an earlier run recorded as failed; false leaves them, and does the others.
+        snapshots: number of images, up to 6, whose progress during inversion `report.html` shows. The images are the
+            first ones of the first part, and the same with and without snapshots.
+        checkpoint_minutes: minutes between checkpoints of a shard that is being inverted. Another worker can resume
+            from them, and makes the same images. One is also written when the worker's node is about to be reclaimed.
+            With `null` there are none, and an interrupted shard starts over.
+        shard_order: the order in which shards are made: `numbered`, class by class, or `shuffled`, so that the first
+            ones cover all classes. The images are the same either way.
+        retry_failed: retry shards that an earlier run recorded as failed; false skips them.
         dry_run: print what would be done, and how long it would take; write nothing.
         tracking: where to report the run: TensorBoard, MLflow, both or neither.
     """

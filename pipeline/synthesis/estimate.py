@@ -26,7 +26,7 @@ from pipeline.synthesis.identity import image_seed
 # Steps of each phase that are timed. Left out are the first steps after a stop, which have new shapes (a CUDA graph is
 # compiled, warmed up and recorded), and the last, which ranks the patches.
 _TIMED = 3
-# Of a container, by the two versions of control groups.
+# Memory limit of a container, in control groups version 2 and 1.
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

@@ -74,5 +74,5 @@ def turn_s(pool: PoolConfig, num_workers: int) -> float:
         num_workers: of the pool, at most.
     """
     wanted = min(_MOST_TURN_S, max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers))
-    # Within a turn Ray Data sees no progress.
+    # Ray Data sees no progress within a turn.
     return wanted if pool.no_progress_timeout_s == -1 else min(wanted, pool.no_progress_timeout_s / 4)

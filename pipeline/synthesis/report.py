@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.dataset.index import read_index
 from pipeline.dataset.sample import evenly, read_parts
+from pipeline.outputs.names import SHEET, SNAPSHOTS
 from pipeline.report.charts import histogram
 from pipeline.report.confusion import confusion_section
 from pipeline.report.heat import grid
@@ -23,10 +24,8 @@ from pipeline.report.writing import settings_section, write_extra, write_page
 from pipeline.synthesis.neighbors import nearest_within, pixel_vectors
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.preview import COLUMNS_SHOWN, PreviewImage, decode_preview, draw_contact_sheet, read_preview
-from pipeline.synthesis.snapshots import SNAPSHOTS
 from pipeline.synthesis.snapshots_report import snapshots_section
 
-SHEET = "contact_sheet.png"
 _FIGURES = ("label", "keep_indices", "class_loss", "teacher_confidence", "teacher_prediction")
 # Parts whose figures are read, without images; and parts whose images are compared, and how many of these.
 _MOST_PARTS, _MOST_PARTS_WITH_IMAGES, _MOST_COMPARED = 256, 32, 512

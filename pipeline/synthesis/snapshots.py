@@ -15,10 +15,10 @@ import torch
 from pipeline import storage
 from pipeline.errors import as_line
 from pipeline.inversion import Inversion, InversionResult
+from pipeline.outputs.names import SNAPSHOTS
 from pipeline.report.sheet import png, shrunk
 
-SNAPSHOTS = "forming.json"
-# Of the shards, the one that is watched.
+# The shard whose first images are shown.
 WATCHED_SHARD = 0
 # Shares of all steps after which the images are looked at.
 _SHARES = (0.0, 1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)

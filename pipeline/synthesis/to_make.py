@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.config import parse_config
 from pipeline.dataset import schema, store
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.part_files import part_name
+from pipeline.dataset.part_files import DATA, part_name
 from pipeline.dataset.source import Source
 from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import RowRange, Unit
@@ -166,5 +166,5 @@ def _planned_source(plan: SynthesisPlan) -> Source:
     for shard_id in range(len(plan.shards)):
         num_rows, name = plan.shards.size_of(shard_id), part_name(shard_id, plan.digest)
         uri = store.part_uri(output, shard_id, plan.digest)
-        units.append(RowRange(uri, f"data/{name}", 0, 0, 0, num_rows, num_rows * image_bytes))
+        units.append(RowRange(uri, f"{DATA}/{name}", 0, 0, 0, num_rows, num_rows * image_bytes))
     return Source(output, {**schema.COLUMNS, "image": pa.binary()}, manifest["class_names"], True, units, manifest)

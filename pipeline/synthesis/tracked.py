@@ -2,6 +2,7 @@
 
 import time
 
+from pipeline.dataset.work import actor_hours
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.tally import Tally
 from pipeline.tracking.tracker import Tracker
@@ -41,7 +42,7 @@ class TrackedShards:
             "shards_failed": len(tally.failures),
             "images": self._images_before + tally.num_images + tally.num_images_by_another,
             "images_per_s": tally.num_images / (self._last - self._started),
-            "actor_hours": sum(tally.seconds.values()) / 3600,
+            "actor_hours": actor_hours(tally.seconds),
             "class_loss": tally.class_loss,
             "teacher_confidence": tally.teacher_confidence,
         }

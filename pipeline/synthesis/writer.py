@@ -86,7 +86,7 @@ class PartWriter(Inverter):
         # A DatasetError says that storage kept its checkpoint back.
         except (NonFiniteError, DatasetError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
-        # Of the attempts before, as far as a checkpoint kept what they did.
+        # Seconds of earlier attempts count too, as far as a checkpoint kept their work.
         resumed, before = ("", 0.0) if self.checkpoints is None else self.checkpoints.before(shard_id)
         return UnwrittenShard(shard_id, labels, shard, before + time.monotonic() - started, resumed)
 

@@ -20,9 +20,9 @@ class TrackingConfig:
         tensorboard: folder of TensorBoard's event files, at any fsspec URI; each run has a subfolder there. Needs the
             extra `tensorboard`.
         mlflow: address of an MLflow server, such as `http://127.0.0.1:5000`. Needs the extra `mlflow`.
-        mlflow_experiment: MLflow's experiment, made if there is none of this name.
-        run_name: name of the run in both; by default the job and the first 8 digits of the digest. A run is found again
-            by name and digest.
+        mlflow_experiment: MLflow's experiment; it is created if it does not exist.
+        run_name: name of the run in both; by default the job and the first 8 digits of the digest. A restarted job
+            continues the run of the same name and digest.
     """
 
     tensorboard: str | None = None

@@ -241,7 +241,7 @@ def _embeds_subsets(model: Any) -> bool:
         return False
     embed: Any = model.patch_embed
     own_embedding = type(model)._pos_embed in (VisionTransformer._pos_embed, VisionTransformerDistilled._pos_embed)
-    # Of a subclass that adds prompts, or an adapter in the place of a layer, only its own forward is known.
+    # A subclass that adds prompts, or an adapter in the place of a layer, can only be run by its own forward.
     own_forward = type(model).forward_features is VisionTransformer.forward_features
     if not own_forward or type(embed.proj) is not nn.Conv2d:
         return False

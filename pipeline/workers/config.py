@@ -25,13 +25,13 @@ class WorkersConfig:
     Args:
         size: number of workers; 0 does the work in the job's own process.
         min_size: the fewest workers to run with when the cluster cannot provide `size`, or loses nodes; by default
-            `size`. A training adds workers when there is room again. Ray waits for these few without a time limit,
-            whatever `start_timeout_s` is.
+            `size`. A training adds workers when there is room again. Ray waits for these without a time limit, whatever
+            `start_timeout_s` is.
         cpus_per_worker: CPU cores, and torch threads, of each worker.
         device: `auto` takes a GPU per worker if the cluster has any.
         start_timeout_s: seconds to wait for all workers, while nodes start; rounded up to minutes.
-        max_failures: how often workers may be lost before the job gives up; a training goes on from its last
-            checkpoint each time. Errors that would come again end it at once.
+        max_failures: how often workers may be lost before the job gives up; a training resumes from its last checkpoint
+            each time. Errors that would repeat end the job at once.
     """
 
     size: int = 1

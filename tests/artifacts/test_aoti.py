@@ -61,8 +61,8 @@ def made(
     )
     observer = RangeObserver(teacher.model, "linear")
     observer.observe(ragged)
-    ranges = {NARROW.activations: observer.ranges()}
-    result = make_artifacts(config, teacher, programs("linear"), ranges, images(), folder)
+    variants = [(Variant(NARROW.label, NARROW), Values(observer.ranges()))]
+    result = make_artifacts(config, teacher, programs("linear"), variants, images(), folder)
     assert result.refused == []
     (artifact,) = result.artifacts
     return artifact, folder / "w4a4.aoti.pt2"
@@ -129,8 +129,8 @@ def test_every_format_computes_what_was_trained(
         formats=["pt2", "onnx", "aoti"],
         settings=[NARROW],
     )
-    own = {"w4a4": graph.values()}
-    made = make_artifacts(config, teacher, programs("linear"), {}, images(), tmp_path, trained=own)
+    variants = [(Variant(NARROW.label, NARROW), graph.values())]
+    made = make_artifacts(config, teacher, programs("linear"), variants, images(), tmp_path)
     assert made.refused == []
     keep = torch.arange(16).expand(8, -1)
     batch = DistillationBatch(images(), torch.zeros(8), keep, torch.full((8,), 16), [])

@@ -26,6 +26,7 @@ from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.bit_widths import BitWidths, Placement
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.observe import RangeObserver
+from pipeline.quantization.variants import Values, Variant
 from tests.extending import PAGE, ROOT, python_blocks
 
 Programs = Callable[[Placement], ExportedProgram]
@@ -69,7 +70,8 @@ def test_a_format_is_a_file_and_a_name(
     observer.observe(ragged)
     folder, images = tmp_path / "out", torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     folder.mkdir()
-    made = make_artifacts(config, loaded, programs("linear"), {8: observer.ranges()}, images, folder)
+    variants = [(Variant("w8a8", BitWidths()), Values(observer.ranges()))]
+    made = make_artifacts(config, loaded, programs("linear"), variants, images, folder)
     (artifact,) = made.artifacts
     assert (made.refused, artifact.format) == ([], example)
     assert [path.name for path in folder.iterdir()] == [f"w8a8.{example}"]

@@ -24,7 +24,7 @@ from pipeline.distillation.state import TrainingState
 from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model
 from pipeline.outputs import check_same_settings
-from pipeline.outputs.owners import QAT_CHECKPOINTS
+from pipeline.outputs.names import QAT_CHECKPOINTS
 from pipeline.quantization import BitWidths, CalibrationConfig, calibrate
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.plan import plan_calibration

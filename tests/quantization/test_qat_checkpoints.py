@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline import storage
-from pipeline.outputs.owners import QAT_CHECKPOINTS, qat_checkpoints
+from pipeline.outputs.names import QAT_CHECKPOINTS
+from pipeline.outputs.owners import qat_checkpoints
 from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.qat_checkpoints import checkpoint_folder, remove_checkpoints, remove_others, remove_variant

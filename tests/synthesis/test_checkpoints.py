@@ -20,11 +20,11 @@ from pipeline import storage
 from pipeline.dataset.index import read_index
 from pipeline.errors import DatasetError, NonFiniteError
 from pipeline.inversion import Inversion
+from pipeline.outputs.names import SNAPSHOTS
 from pipeline.synthesis import checkpoints
 from pipeline.synthesis.checkpoints import FOLDER, clear_checkpoints
 from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.plan import SynthesisPlan, plan_synthesis
-from pipeline.synthesis.snapshots import SNAPSHOTS
 from pipeline.synthesis.writer import PartWriter
 from tests.synthesis.conftest import ROOT, Made, make_config, parts_of, start, write_config
 

@@ -102,7 +102,7 @@ def test_seeds_differ_between_images_shards_and_configs() -> None:
         ({"pool": {"initial_size": 3, "max_size": 2}}, r"pool.initial_size must lie in \[1, 2\], not 3"),
         ({"pool": {"cpus_per_actor": 0}}, "cpus_per_actor"),
         ({"pool": {"gpus_per_actor": 2}}, "pool.gpus_per_actor must not exceed 1, not 2: an actor computes on one GPU"),
-        ({"pool": {"gpus_per_actor": 0}}, "pool.gpus_per_actor must be at least 0.01, not 0"),
+        ({"pool": {"gpus_per_actor": 0}}, r"pool.gpus_per_actor must lie in \[0.01, 1\], not 0"),
         ({"pool": {"label_selector": {"-gpu": "L4"}}}, "pool.label_selector has '-gpu', which is no label"),
         ({"pool": {"label_selector": {"gpu": "in(L4"}}}, r"pool.label_selector.gpu must be VALUE, .* not 'in\(L4'"),
         ({"pool": {"label_selector": {"ray.io/node-id": "a"}}}, "pool.label_selector has 'ray.io/node-id'"),

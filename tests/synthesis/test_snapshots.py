@@ -7,9 +7,10 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.outputs.names import SNAPSHOTS
 from pipeline.report.page import html_page
 from pipeline.synthesis.plan import plan_synthesis
-from pipeline.synthesis.snapshots import SNAPSHOTS, write_snapshots
+from pipeline.synthesis.snapshots import write_snapshots
 from pipeline.synthesis.snapshots_report import snapshots_section
 from pipeline.synthesis.writer import PartWriter
 from tests.report.page_check import check_page
