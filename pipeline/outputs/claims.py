@@ -17,7 +17,7 @@ from pipeline.config import digest as digest_of
 from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.card import CARD
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 from pipeline.outputs.identity import differences, without_locations
 from pipeline.outputs.lease import lease
@@ -173,10 +173,13 @@ def _read(uri: str) -> dict[str, Any]:
 def _withdraw(output: str, job: JobName, document: dict[str, Any]) -> None:
     """Withdraw a claim without results; a training goes on from its checkpoints only where it is not withdrawn."""
     uri = storage.join(output, _CLAIMS[job])
-    made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values()) or qat_checkpoints(output)
-    if not made and storage.exists(uri) and storage.read_json(uri) == document:
-        with storage.writing_to(output):
+    try:
+        made = {name for name, _ in storage.find_files(output)} - set(_CLAIMS.values()) or qat_checkpoints(output)
+        if not made and storage.exists(uri) and storage.read_json(uri) == document:
             storage.remove(uri)
+    except (DatasetError, OSError) as error:
+        # It must not hide why the run ended.
+        logger.warning(f"{uri!r} of a run that made nothing is left: {one_line(error)}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 
 NAME = ".at-work.json"
@@ -55,9 +55,16 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
     finally:
         over.set()
         heart.join()
-        if _token(_read(uri)) == mine["token"]:
-            with storage.writing_to(output):
-                storage.remove(uri)
+        _release(uri, mine["token"], dead_s)
+
+
+def _release(uri: str, token: str, dead_s: float) -> None:
+    """Delete a lease that is ours; that storage does not answer must not hide what became of the work."""
+    try:
+        if _token(_read(uri)) == token:
+            storage.with_retries(lambda: storage.remove(uri))
+    except OSError as error:
+        logger.warning(f"{uri!r} is left, a run that follows soon waits for up to {dead_s:g} s: {one_line(error)}")
 
 
 def _who() -> dict[str, Any]:

@@ -103,11 +103,11 @@ def test_an_output_of_another_compaction_is_refused(dataset: str, tmp_path: Path
     output = str(tmp_path / "compact")
     store.write_manifest(output, plan_compaction(make_config(dataset, output)).manifest)
     plan_compaction(make_config(dataset, output))
-    with pytest.raises(DatasetError, match=r"with other settings: compaction\.file_bytes is 40000 there, 50000 here"):
+    with pytest.raises(DatasetError, match=r"with other settings: file_mb \(in bytes\) is 40000 there, 50000 here"):
         plan_compaction(make_config(dataset, output, file_mb=0.05))
     write_part(dataset, 1, side=24)
     index_dataset(dataset)
-    with pytest.raises(DatasetError, match=r"made with other settings: .*compaction\.parts_sha256 is"):
+    with pytest.raises(DatasetError, match=r"made with other settings: .*digest of images is"):
         plan_compaction(make_config(dataset, output))
 
 

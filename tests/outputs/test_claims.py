@@ -1,5 +1,6 @@
 """Identity of a run, and the claim of an output by one of several that start at once."""
 
+import errno
 import json
 import os
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import storage
 from pipeline.config import former_default
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.outputs import (
@@ -43,7 +45,9 @@ def test_differences_are_reported_by_name() -> None:
         "inversion.ranking",
         "pool.cpus_per_actor",
     ]
-    assert list(differences(there, {**there, "compaction": {"file_bytes": 6}})) == ["file_bytes is 5 there, 6 here"]
+    assert list(differences(there, {**there, "compaction": {"file_bytes": 6}})) == [
+        "file_mb (in bytes) is 5 there, 6 here"
+    ]
     assert len(classes) < 150
     assert list(differences(there, json.loads(json.dumps(there)))) == []
 
@@ -225,3 +229,20 @@ def test_an_output_in_the_package_of_a_submitted_job_is_refused(
     check_place("/data/out", shared=True)
     with pytest.raises(ConfigError, match=r"output 'runs/x' would be in the package .* \(--output s3://BUCKET/"):
         check_place("runs/x", shared=False)
+
+
+@pytest.mark.parametrize("name", ["find_files", "remove"])
+def test_why_a_run_ended_is_said_where_its_claim_cannot_be_withdrawn(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(uri: str) -> None:
+        raise OSError(errno.EBUSY, "SlowDown")
+
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(storage, name, busy)
+    with (
+        pytest.raises(ConfigError, match="not enough GPUs"),
+        hold(str(tmp_path), "distill", make_document("distill", {}, {})),
+    ):
+        raise ConfigError("not enough GPUs")
+    assert "config.json' of a run that made nothing is left: OSError: [Errno 16] SlowDown" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """One process at a time works on an output; one that died is followed, at once where its machine is this one."""
 
+import errno
 import json
 import os
 import subprocess
@@ -111,3 +112,18 @@ def test_of_a_process_before_a_restart_the_number_says_nothing(
     with lease(str(tmp_path), "distill", **FAST):
         assert time.monotonic() - started >= FAST["dead_s"]
     assert "waiting for it to end, or for 0.6 s" in capsys.readouterr().err
+
+
+def test_a_store_that_does_not_answer_at_the_end_hides_nothing_of_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(uri: str) -> None:
+        raise OSError(errno.EBUSY, "SlowDown")
+
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(storage, "remove", busy)
+    with lease(str(tmp_path), "distill", **FAST):
+        pass
+    assert f"{NAME}' is left, a run that follows soon waits for up to 0.6 s: OSError" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError), lease(str(tmp_path), "distill", **FAST):
+        _ = 1 / 0
