@@ -17,8 +17,9 @@ _PULL = "run `git lfs pull` in its repository"
 _AGAIN = "download or copy it again"
 _DOWNLOAD = "download the file itself"
 _WEIGHTS = "give the weights"
+_CONVERT = "save it as JPEG or PNG"
 # Remedies that apply whatever the file was meant to be.
-_FOR_ANY_FILE = (_UNPACK, _PULL, _AGAIN, _DOWNLOAD)
+_FOR_ANY_FILE = (_UNPACK, _PULL, _AGAIN, _DOWNLOAD, _CONVERT)
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -37,6 +38,8 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
     b"PAR1": ("a Parquet file, not WANTED", _WEIGHTS),
     b"\x89PNG": ("an image, not WANTED", _WEIGHTS),
     b"%PDF": ("a PDF file, not WANTED", _WEIGHTS),
+    b"8BPS": ("a Photoshop file", _CONVERT),
+    b"\xff\x0a": ("a JPEG XL image", _CONVERT),
 }
 # Suffixes of files whose first bytes say little.
 _SUFFIXES: dict[str, tuple[str, str]] = {
@@ -49,6 +52,8 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
     ".index": ("the index of a TensorFlow checkpoint", _TENSORFLOW),
     ".distcp": ("a part of a distributed checkpoint", "give its folder to torch's dcp_to_torch"),
 }
+# Kinds of photos, of phones for example, in the container that videos have.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc")
 # Bytes that may precede a text: a byte order mark, and white space.
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _TENSORFLOW_PART = re.compile(r"\.data-\d+-of-\d+$")
@@ -100,6 +105,8 @@ def _recognize(content: bytes, wanted: str, *, whole: bool) -> tuple[str, str] |
     for magic, (what, instead) in _MAGIC.items():
         if content.startswith(magic):
             return what.replace("WANTED", wanted), instead
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
+        return "a HEIC photo", _CONVERT
     if content[4:8] == b"TFL3":
         return _SUFFIXES[".tflite"]
     if content[257:262] == b"ustar":

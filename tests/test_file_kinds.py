@@ -18,6 +18,9 @@ from pipeline.file_kinds import recognize_foreign
         (b"404: not found", "is text, not an image ('404: not found')"),
         (b"\x89PNG", None),
         (b"PAR1", "is a Parquet file, not an image"),
+        # A phone's photo that was named .jpg.
+        (b"\0\0\0\x18ftypheic", "is a HEIC photo: save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypmp42\x81", None),
         (b"PK\x03\x04 and more", "is corrupt, a zip archive that is cut off: download or copy it again"),
         # The first byte of a Flax checkpoint, as of anything else.
         (b"\x81\xff\0", None),

@@ -303,10 +303,10 @@ def test_links_out_of_a_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFi
     Image.new("RGB", (8, 8)).save(tmp_path / "set" / "cat" / "a.png")
     (tmp_path / "set" / "cat" / "b.png").symlink_to("a.png")
     find_source(str(tmp_path / "set"))
-    assert capsys.readouterr().err == ""
+    assert "out of the folder" not in capsys.readouterr().err
     (tmp_path / "set" / "cat" / "c.png").symlink_to("../../private/me.png")
     find_source(str(tmp_path / "set"))
-    line = capsys.readouterr().err
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "out of the folder" in line)
     assert "followed 1 link out of the folder, such as 'cat/c.png' to" in line
     assert "warning" not in line
 

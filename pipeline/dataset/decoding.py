@@ -197,6 +197,8 @@ def _to_8_bit(image: Any) -> Image.Image:
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             raise UnreadableImageError("it stores white as 0 in more than 8 bits: save it in 8 bits")
         return _from_float(image) if image.mode == "F" else _from_integers(image)
+    # Alpha is dropped in any case, and Pillow would warn of one in a palette.
+    image.info.pop("transparency", None)
     return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 

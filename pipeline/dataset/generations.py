@@ -2,10 +2,11 @@
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.dataset.listing import Listing, same_files
 from pipeline.errors import DatasetError
+from pipeline.log import logger
 
 # `train-00000-of-00005.parquet`, `00000-of-00005.parquet`, `train_0_of_5.parquet`; what follows may be a fingerprint.
 _NUMBERED = re.compile(r"(.*?)(\d+)[-_]of[-_](\d+)(?!\d).*", re.IGNORECASE)
@@ -17,7 +18,7 @@ _ONE = "the same images would be read twice"
 
 
 def check_read_once(uri: str, listing: Listing, names: Sequence[str]) -> None:
-    """Refuse Parquet files that hold the same rows again.
+    """Refuse Parquet files that hold the same rows again, and warn where they may.
 
     Args:
         uri: of the folder.
@@ -42,6 +43,17 @@ def check_read_once(uri: str, listing: Listing, names: Sequence[str]) -> None:
             f"{uri!r} holds the revisions {revisions[0]} and {revisions[1]}: {_ONE}, give the URI of one"
         )
     check_one_generation(uri, names)
+    _report_namesakes(uri, sizes, names)
+
+
+def _report_namesakes(uri: str, sizes: Mapping[str, int], names: Iterable[str]) -> None:
+    """Warn of files of equal name and size in several folders, as a folder `backup` has; equal sizes may be chance."""
+    found: dict[tuple[str, int], str] = {}
+    for name in names:
+        first = found.setdefault((posixpath.basename(name), sizes[name]), name)
+        if first != name:
+            logger.warning(f"{uri!r}: {first!r} and {name!r} have the same size, and both are read: is one a copy?")
+            return
 
 
 def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:

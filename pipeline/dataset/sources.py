@@ -38,7 +38,7 @@ from pipeline.dataset.splits import (
     folder_splits,
     parquet_splits,
 )
-from pipeline.dataset.tables import check_labels_in_files, check_no_log, is_unfinished
+from pipeline.dataset.tables import check_labels_in_files, check_no_log, how_to_read, is_unfinished
 from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError
 from pipeline.log import logger
@@ -87,8 +87,8 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     if parquet:
         return _parquet_folder(uri, listing, parquet, extra_columns, split)
     if not images:
-        there = f": it holds {counted(names, 'file')}, {by_suffix(names)}" if names else ": it is empty"
-        raise DatasetError(f"no dataset at {uri!r}: neither Parquet files nor images are in it{there}")
+        holds = f"it holds {counted(names, 'file')}, {by_suffix(names)}{how_to_read(names)}" if names else "it is empty"
+        raise DatasetError(f"no dataset at {uri!r}: neither Parquet files nor images are in it: {holds}")
     if extra_columns:
         raise DatasetError(f"{uri!r} is a folder of images: it has no column {extra_columns[0]!r}")
     return _image_folder(uri, listing, images, split)

@@ -1,5 +1,6 @@
 """Recognize Parquet folders of other systems, such as Spark and Delta Lake."""
 
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
@@ -59,3 +60,11 @@ def check_labels_in_files(uri: str, names: Sequence[str]) -> None:
             f"{uri!r} is partitioned by label: the folder {match[1]!r} has the label in its name and not in its files. "
             "Write the files with a column `label`"
         )
+
+
+def how_to_read(names: Iterable[str]) -> str:
+    """Return what to do about a folder in which nothing is read, as the end of a sentence; empty if that is unknown."""
+    suffixes = {posixpath.splitext(name.lower())[1] for name in names}
+    if not suffixes.isdisjoint({".tar", ".tgz", ".gz", ".zip", ".7z", ".rar"}):
+        return ": unpack the archives"
+    return ": write it as Parquet, with `to_parquet` of Hugging Face datasets" if ".arrow" in suffixes else ""

@@ -77,7 +77,16 @@ def _make(protocol: str, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if _chains(kind):
         return url_to_fs("::".join(map(_with_lower_scheme, uri.split("::"))))
     uri = _with_lower_scheme(uri)
-    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+    fs = fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri))
+    _reconnect(fs)
+    return fs, kind._strip_protocol(uri)
+
+
+def _reconnect(fs: Any) -> None:
+    """Connect to an SFTP server again if the connection has ended: fsspec keeps it for the life of the process."""
+    transport = getattr(getattr(fs, "client", None), "get_transport", lambda: None)()
+    if transport is not None and not transport.is_active():
+        fs._connect()
 
 
 def _with_lower_scheme(uri: str) -> str:

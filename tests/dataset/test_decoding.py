@@ -229,7 +229,7 @@ def test_other_modes_lose_alpha_and_become_gray_or_rgb(mode: str, kind: str, col
 
 def test_a_palette_becomes_its_colors_and_a_transparent_one_keeps_them() -> None:
     image = Image.new("RGB", (4, 4), (10, 200, 30)).quantize(4)
-    for options in ({}, {"transparency": 0}):
+    for options in ({}, {"transparency": 0}, {"transparency": bytes((0, 128))}):
         np.testing.assert_array_equal(decode_image(encoded(image, "PNG", **options), "x")[0, 0], [10, 200, 30])
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset import rows as row_reader
 from pipeline.dataset.damage import damaged_parts
@@ -362,3 +364,21 @@ def test_a_readme_of_the_users_own_stays(tmp_path: Path) -> None:
     write_synthetic(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert not (write_synthetic(tmp_path / "old", version=1) / "README.md").exists()
+
+
+def test_image_files_are_read_side_by_side_and_stay_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(8):
+        (tmp_path / "a" / f"{number}.png").write_bytes(schema.encode_image(np.full((4, 4, 1), number, np.uint8)))
+    source, read = find_source(str(tmp_path)), storage.read_bytes
+    together = threading.Barrier(8)
+
+    def read_together(uri: str) -> bytes:
+        together.wait(30)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read_together)
+    (table,) = row_reader.read_unit(source, source.units[0])
+    assert table["image_id"].to_pylist() == [f"a/{number}.png" for number in range(8)]
+    values = [schema.decode_image(code, "x")[0, 0, 0] for code in table["image"].to_pylist()]
+    assert values == list(range(8))

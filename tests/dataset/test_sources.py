@@ -160,6 +160,19 @@ def test_parquet_files_that_links_or_copies_repeat_are_refused(tmp_path: Path) -
         find_source(str(tmp_path / "hub"))
 
 
+def test_a_line_asks_whether_files_of_equal_name_and_size_are_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet(tmp_path / "x.parquet")
+    parquet(tmp_path / "more" / "x.parquet", count=9)
+    assert find_source(str(tmp_path)).num_rows == 10
+    assert capsys.readouterr().err == ""
+    parquet(tmp_path / "backup" / "x.parquet")
+    assert find_source(str(tmp_path)).num_rows == 11
+    asked = "'backup/x.parquet' and 'x.parquet' have the same size, and both are read: is one a copy?"
+    assert capsys.readouterr().err == f"warning: '{tmp_path}': {asked}\n"
+
+
 def test_images_that_links_repeat_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image(tmp_path / "ant" / "x.png")
     os.symlink("ant", tmp_path / "latest")

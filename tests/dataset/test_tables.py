@@ -128,3 +128,17 @@ def test_image_folders_may_be_called_as_they_like(tmp_path: Path) -> None:
 def test_labels_that_are_in_the_files_as_well_are_read(tmp_path: Path) -> None:
     write(tmp_path / "label=1" / "part-0.parquet")
     assert "label" in find_source(str(tmp_path)).columns
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("shard-000000.tar", "1 .tar: unpack the archives"),
+        ("data-00000-of-00001.arrow", "1 .arrow: write it as Parquet"),
+        ("x.npz", "1 .npz$"),
+    ],
+)
+def test_what_is_not_read_is_named_with_what_to_do(name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=f"neither Parquet files nor images are in it: it holds 1 file, {remedy}"):
+        find_source(str(tmp_path))

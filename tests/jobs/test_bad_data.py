@@ -23,7 +23,8 @@ JOBS = {
 def write(path: Path, codes: list[bytes]) -> str:
     rows = [{"bytes": code, "path": None} for code in codes]
     columns = {"image": pa.array(rows, schema.IMAGE), "label": [0, 1, 2], "image_id": ["a", "b", "c"]}
-    path.write_bytes(schema.to_parquet(pa.table(columns)))
+    named = schema.arrow_schema([f"class {letter}" for letter in "abcdefghij"], columns=list(columns))
+    path.write_bytes(schema.to_parquet(pa.table(columns, schema=named)))
     return str(path)
 
 

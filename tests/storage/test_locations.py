@@ -3,10 +3,13 @@
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.cached import SimpleCacheFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from pipeline import storage
 from pipeline.errors import DatasetError
@@ -165,3 +168,36 @@ def test_a_working_folder_that_was_deleted_is_named(tmp_path: Path, monkeypatch:
     assert storage.absolute(str(tmp_path / "x")) == str(tmp_path / "x")
     with pytest.raises(DatasetError, match="cannot open 'x': the working folder was deleted, go to one that is there"):
         storage.absolute("x")
+
+
+def test_a_connection_that_has_ended_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server(MemoryFileSystem):
+        """With a connection, as the driver of SFTP has one."""
+
+        protocol = "sftp"
+        cachable = True
+        connections = 0
+        active = True
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.client = self
+            self._connect()
+
+        def _connect(self) -> None:
+            type(self).connections += 1
+            type(self).active = True
+
+        def get_transport(self) -> "Server":
+            return self
+
+        def is_active(self) -> bool:
+            return self.active
+
+    monkeypatch.setitem(_registry, "sftp", Server)
+    for _ in range(2):
+        storage.filesystem("sftp://host/x")
+    assert Server.connections == 1
+    Server.active = False
+    storage.filesystem("sftp://host/x")
+    assert Server.connections == 2
