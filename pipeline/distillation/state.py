@@ -47,7 +47,7 @@ class TrainingState:
         before_top1: held-out top-1 before training, in percent.
         history: one row of metrics per epoch. With `qat`, one per step, and one of before the training.
         epoch_steps: steps done of the next epoch.
-        epoch_totals: sums of the loss terms and number of images over these steps.
+        epoch_totals: `objective.SUMS` over these steps.
         order: what the order of the images depended on, see `StreamedImages`; `epoch_steps` counts in that order only.
     """
 

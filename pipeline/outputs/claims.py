@@ -20,7 +20,7 @@ from pipeline.dataset.card import CARD
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 from pipeline.outputs.identity import differences, without_locations
-from pipeline.outputs.lease import lease
+from pipeline.outputs.lease import is_held, lease
 from pipeline.outputs.names import CONFIG
 from pipeline.outputs.owners import WHAT, JobName, check_output, job_of_config, job_of_manifest, qat_checkpoints
 
@@ -100,8 +100,32 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
     if not storage.exists(uri):
         return None
     there = storage.read_json(uri)
-    check_same_settings(output, job, there, document)
-    return there
+    return there if _is_same(output, job, there, document) else None
+
+
+def _is_same(output: str, job: JobName, there: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Return whether a claim has equal settings; False where it has others, and may be replaced.
+
+    A training of a calibration that was stopped, and made nothing but checkpoints, may: they lie in a folder of their
+    settings, where the next run with these finds them.
+
+    Raises:
+        DatasetError: it has others, and may not be replaced.
+    """
+    try:
+        check_same_settings(output, job, there, document)
+    except DatasetError:
+        if job_of_config(there) != "calibrate" or job != "calibrate" or not _only_checkpoints(output):
+            raise
+        if is_held(output):
+            raise
+        return False
+    return True
+
+
+def _only_checkpoints(output: str) -> bool:
+    """Return whether a calibration has made checkpoints of a training, and nothing else."""
+    return {found for found, _ in storage.find_files(output)} <= {CONFIG} and bool(qat_checkpoints(output))
 
 
 def _how_to_clear(output: str, job: JobName) -> str:
@@ -128,7 +152,12 @@ def claim(output: str, job: JobName, document: dict[str, Any]) -> Claim:
     with storage.writing_to(output):
         new = storage.create_json(uri, document)
     there = _read(uri)
-    check_same_settings(output, job, there, document)
+    if not _is_same(output, job, there, document):
+        changed = "; ".join(list(differences(there.get("identity") or {}, document["identity"]))[:_MAX_NAMED])
+        logger.info(f"{job}: a training of other settings was stopped in {output!r}, and this run begins: {changed}")
+        with storage.writing_to(output):
+            storage.write_json(uri, document)
+        there, new = document, True
     _warn_if_credentials(uri, there)
     if new:
         try:

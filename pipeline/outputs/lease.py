@@ -67,6 +67,25 @@ def _release(uri: str, token: str, dead_s: float) -> None:
         logger.warning(f"{uri!r} is left, a run that follows soon waits for up to {dead_s:g} s: {one_line(error)}")
 
 
+def is_held(output: str, *, dead_s: float = _DEAD_S) -> bool:
+    """Return whether a process is at work on an output; asks for a heartbeat where it may be on another machine.
+
+    Args:
+        output: the folder.
+        dead_s: see `lease`.
+    """
+    uri = storage.join(output, NAME)
+    first, until = _read(uri), time.monotonic() + dead_s
+    while first is not None and not _is_dead(first) and time.monotonic() < until:
+        time.sleep(min(1.0, dead_s))
+        now = _read(uri)
+        if now is None:
+            return False
+        if now != first:
+            return True
+    return False
+
+
 def _who() -> dict[str, Any]:
     try:
         space = os.readlink("/proc/self/ns/pid")

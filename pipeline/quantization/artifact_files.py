@@ -147,7 +147,8 @@ def _make(
         predict = load_quantized(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
-        return _refuse(path, f"could not be made: {type(error).__name__}: {error}")
+        may_come = error.is_transient if isinstance(error, PipelineError) else True
+        return _refuse(path, f"could not be made: {type(error).__name__}: {error}", may_come=may_come)
     note = _int4_note(config, variant, path.name, options.get("weights")) or format_named(kind).note(calibrated.program)
     if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
         note = _saturation_note(path.name, errors["deviation"])
@@ -237,12 +238,20 @@ def _saturation_note(name: str, deviation: float) -> str:
 
 def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, Any]:
     message = f"its logits have a relative error of {deviation:.3g}, {bound:.3g} is allowed"
-    return _refuse(path, f"differs from the calibrated model: {message}", deviation=deviation, bound=bound)
+    reason = f"differs from the calibrated model: {message}"
+    return _refuse(path, reason, may_come=False, deviation=deviation, bound=bound)
 
 
-def _refuse(path: Path, reason: str, **figures: float) -> dict[str, Any]:
-    """Delete what was written of a file, and return its row of the report."""
+def _refuse(path: Path, reason: str, *, may_come: bool, **figures: float) -> dict[str, Any]:
+    """Delete what was written of a file, and return its row of the report.
+
+    Args:
+        path: of the file.
+        reason: why it is not there.
+        may_come: whether the same job may make it another time, with more disk space for example.
+        figures: further ones of the row.
+    """
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
     logger.error(f"{path.name} {reason}; it is not written")
-    return {"artifact": path.name, **figures, "reason": reason}
+    return {"artifact": path.name, **figures, "may_come": may_come, "reason": reason}

@@ -39,10 +39,19 @@ def finished_report(plan: CalibrationPlan, claimed: Claim, *, waited: bool) -> d
     report = storage.read_json(uri)
     if waited:
         return report
-    if report.get("complete") is not True or not _all_there(report, output):
+    if not is_final(report) or not _all_there(report, output):
         return None
-    logger.info(f"calibrate: {output!r} is done with these settings; to train and measure again, delete {uri!r}")
+    refused = [row["artifact"] for row in report.get("failed", ())]
+    but = f", but for what cannot be made ({first_few(refused)})" if refused else ""
+    logger.info(f"calibrate: {output!r} is done with these settings{but}; to train and measure again, delete {uri!r}")
     return _located(report, output)
+
+
+def is_final(report: dict[str, Any]) -> bool:
+    """Return whether the same job would make nothing more: all is there, but for what has no form in its format."""
+    failed = report.get("failed", ())
+    # Earlier versions did not say.
+    return report.get("complete") is True or bool(failed and not any(row.get("may_come", True) for row in failed))
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:

@@ -32,10 +32,22 @@ def _name(variant: Variant, digest: str) -> str:
     return name
 
 
+def tell_others(output: str, digest: str) -> None:
+    """Say that there are checkpoints of other settings than those of a digest: they stay until its run is done."""
+    if others := _others(output, digest):
+        logger.info(
+            f"qat: checkpoints of other settings in {output!r} stay until this run is done, for a run with those "
+            f"settings to go on from: {first_few(others)}"
+        )
+
+
+def _others(output: str, digest: str) -> list[str]:
+    return [name for name in _list_folders(output) if _digest_in(name) != digest[:8]]
+
+
 def remove_others(output: str, digest: str) -> None:
-    """Remove checkpoints of other settings than those of a digest, which nothing goes on from, and say so."""
-    others = [name for name in _list_folders(output) if _digest_in(name) != digest[:8]]
-    if others:
+    """Remove checkpoints of other settings than those of a digest, and say so."""
+    if others := _others(output, digest):
         logger.info(f"qat: removing checkpoints of other settings from {output!r}: {first_few(others)}")
         _remove(output, others)
 

@@ -19,14 +19,14 @@ from pipeline.outputs.names import CONFIG, RANGES, REPORT, SENSITIVITY
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
-from pipeline.quantization.earlier import find_left, finished_report, settle_refused
+from pipeline.quantization.earlier import find_left, finished_report, is_final, settle_refused
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
 from pipeline.quantization.qat import check_training, train_variants
-from pipeline.quantization.qat_checkpoints import remove_checkpoints, remove_others
+from pipeline.quantization.qat_checkpoints import remove_checkpoints, remove_others, tell_others
 from pipeline.quantization.qat_loop import FIGURES, Trained
 from pipeline.quantization.ranges import Ranges, check_observed_ranges, range_error
 from pipeline.quantization.refinement import Refinement
@@ -66,10 +66,10 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     # Errors should come out before a cluster is joined or anything is written.
     plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
-        remove_others(config.output, plan.digest)
+        tell_others(config.output, plan.digest)
         done = finished_report(plan, claimed, waited=waited)
         if done is not None:
-            if done.get("complete"):
+            if is_final(done):
                 remove_checkpoints(config.output)
             return done
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
@@ -127,12 +127,18 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         storage.write_json(storage.join(config.output, REPORT), redacted(report))
     losses = {label: found.losses for label, found in trained.items()}
     write_page(config.output, lambda: calibration_page(plan, report, calibration.ranges, layerwise, losses))
-    if config.qat is not None and refused:
-        names = first_few(row["artifact"] for row in refused)
-        logger.info(f"qat: checkpoints are kept, so that {names} can be made without training again")
-    elif config.qat is not None:
-        remove_checkpoints(config.output)
+    _settle_checkpoints(plan, refused)
     return report
+
+
+def _settle_checkpoints(plan: CalibrationPlan, refused: list[dict[str, Any]]) -> None:
+    """Remove the checkpoints of trainings, but for those with which an artifact that is missing may still be made."""
+    to_come = [row["artifact"] for row in refused if row["may_come"]]
+    if plan.config.qat is None or not to_come:
+        remove_checkpoints(plan.config.output)
+        return
+    remove_others(plan.config.output, plan.digest)
+    logger.info(f"qat: checkpoints are kept, so that {first_few(to_come)} can be made without training again")
 
 
 def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:

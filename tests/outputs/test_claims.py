@@ -19,11 +19,13 @@ from pipeline.outputs import (
     check_same_settings,
     claim,
     differences,
+    find_config,
     hold,
     identifying_settings,
     make_document,
     without_locations,
 )
+from pipeline.outputs.lease import lease
 from pipeline.outputs.owners import JobName, check_place
 
 JOBS: list[JobName] = ["synthesize", "calibrate", "distill"]
@@ -113,7 +115,9 @@ def test_a_run_that_makes_nothing_takes_its_claim_back(tmp_path: Path) -> None:
     assert sorted(os.listdir(output)) == ["checkpoint", "config.json"]
 
 
-def test_a_run_that_has_checkpoints_of_qat_keeps_its_claim_and_others_are_told_what_to_do(tmp_path: Path) -> None:
+def test_a_run_that_has_checkpoints_of_qat_keeps_its_claim_until_another_begins_that_it_does_not_work_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine, other = (make_document("calibrate", {"seed": seed}, {}) for seed in (0, 1))
     folder = tmp_path / ".qat-checkpoints" / "w4a4-01234567" / "checkpoints"
     with pytest.raises(KeyboardInterrupt), hold(str(tmp_path), "calibrate", mine):  # noqa: PT012
@@ -125,10 +129,20 @@ def test_a_run_that_has_checkpoints_of_qat_keeps_its_claim_and_others_are_told_w
         r"seed is 0 there, 1 here; nothing is made yet but checkpoints of a training: if that run is no longer at "
         r"work, delete '.*config\.json' to begin anew"
     )
-    with pytest.raises(DatasetError, match=told):
-        claim(str(tmp_path), "calibrate", other)
-    (tmp_path / "config.json").unlink()
+    with lease(str(tmp_path), "calibrate", beat_s=0.1):
+        for ask in (claim, find_config):
+            with pytest.raises(DatasetError, match=told):
+                ask(str(tmp_path), "calibrate", other)
+    capsys.readouterr()
+    assert find_config(str(tmp_path), "calibrate", other) is None
     assert claim(str(tmp_path), "calibrate", other).new
+    assert "calibrate: a training of other settings was stopped in" in capsys.readouterr().err
+    assert json.loads((tmp_path / "config.json").read_text()) == other
+    assert (folder / "epoch-00001.pt").exists()
+    # Where anything else was made, it is that run's.
+    (tmp_path / "ranges.json").write_text("{}")
+    with pytest.raises(DatasetError, match="seed is 1 there, 0 here; give this run another output"):
+        claim(str(tmp_path), "calibrate", mine)
 
 
 OLD_TEACHER = {"name": "local-dir:/old/t", "std": None}

@@ -197,18 +197,41 @@ def test_other_settings_begin_anew_where_a_training_was_stopped(
     assert trained_so_far(out) == ["w4a4"]
     assert look(str(out))["missing"] == ["ranges.json", "report.json"]
     other = replace(TRAINED, lr=1e-3)
-    told = r"qat\.lr is None there, 0\.001 here; nothing is made yet but checkpoints of a training: .* to begin anew"
-    with pytest.raises(DatasetError, match=told):
-        run(tiny_folder, sparse, out, qat=other)
-    (out / "config.json").unlink()
-    (folder,) = (out / QAT_CHECKPOINTS).iterdir()
-    # As earlier versions named it, and what is no checkpoint.
-    folder.rename(folder.with_name("w4a4"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        stop_at(patch, "w4a4", 1, KeyboardInterrupt())
+        capsys.readouterr()
+        run(tiny_folder, sparse, out, qat=replace(other, checkpoint_minutes=1e-9))
+    told = capsys.readouterr().err
+    assert f"a training of other settings was stopped in '{out}', and this run begins: qat.lr is None there" in told
+    assert f"qat: checkpoints of other settings in '{out}' stay until this run is done" in told
+    assert len(trained_so_far(out)) == 1
+    assert len(list((out / QAT_CHECKPOINTS).iterdir())) == 2
     (out / QAT_CHECKPOINTS / "notes").mkdir()
-    capsys.readouterr()
-    assert run(tiny_folder, sparse, out, qat=other)["complete"] is True
-    assert f"qat: removing checkpoints of other settings from '{out}': w4a4" in capsys.readouterr().err
+    # Back to the first settings: their training goes on.
+    assert run(tiny_folder, sparse, out, qat=TRAINED)["complete"] is True
+    assert "qat: there are checkpoints, " in capsys.readouterr().err
     assert [path.name for path in (out / QAT_CHECKPOINTS).iterdir()] == ["notes"]
+
+
+def test_an_artifact_that_can_never_be_made_keeps_no_checkpoints_and_is_not_trained_for_again(
+    tiny_folder: Path,
+    sparse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def save_nothing(*_: Any, **__: Any) -> list[Path]:
+        raise ModelError("w4a4.onnx: it has no form in ONNX")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
+    report = run(tiny_folder, sparse, out, qat=TRAINED)
+    assert (report["complete"], [row["may_come"] for row in report["failed"]]) == (False, [False])
+    assert not (out / QAT_CHECKPOINTS).exists()
+    stop_at(monkeypatch, "w4a4", 0, AssertionError("it is trained again"))
+    capsys.readouterr()
+    assert run(tiny_folder, sparse, out, qat=TRAINED) == report
+    assert "is done with these settings, but for what cannot be made (w4a4.onnx)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
