@@ -4,8 +4,9 @@
 
 A training that wants two workers and is content with one starts on a cluster with room for one. In its third epoch a
 node joins, and the training is held in that epoch until its worker is ended to be started again beside another. Prints
-one JSON line: workers at the end, seconds from the node's arrival to the end of that epoch, and whether every epoch is
-there once and read every image once. Exits with 1 if not, or if there was no second worker. Needs the extra `test`.
+one JSON line: workers at the end and in each epoch, seconds from the node's arrival to the end of the epoch, whether
+every epoch is there once and read every image once. Exits with 1 if not, or if there was no second worker. Needs the
+extra `test`.
 """
 
 import argparse
@@ -120,6 +121,7 @@ def _result(job: JobProcess, output: Path) -> dict[str, Any]:
     digests = json.loads((output / "result.json").read_text())["weights_sha256"] if job.code == 0 else []
     return {
         "workers": len(digests),
+        "workers_by_epoch": [row["workers"] for row in rows],
         "equal_weights": len(set(digests)) == 1,
         "each_image_once": epochs == list(range(1, _EPOCHS + 1)) and len(images) == 1 and images.pop()[0] == _IMAGES,
         "epochs": len(rows),

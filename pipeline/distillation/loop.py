@@ -178,7 +178,13 @@ class StudentTrainer:
         if scored and score > state.best_score:
             state.best, state.best_epoch, state.best_score = state.student, state.epoch, score
         lr = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": state.epoch, **metrics, "lr": lr, "seconds": round(seconds, 3)}
+        row = {
+            "epoch": state.epoch,
+            **metrics,
+            "lr": lr,
+            "seconds": round(seconds, 3),
+            "workers": self.group.world_size,
+        }
         state.history.append(row if top1 is None else {**row, "top1": top1})
         if self.group.rank:
             return

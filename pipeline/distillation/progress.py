@@ -17,12 +17,15 @@ _NO_FIGURES = ("epoch", "image_ids_checksum")
 
 
 @contextmanager
-def report_epochs(output: str, epochs: int, place: tuple[int, int], tracker: Tracker) -> Iterator[None]:
+def report_epochs(
+    output: str, epochs: int, num_workers: int, place: tuple[int, int], tracker: Tracker
+) -> Iterator[None]:
     """Report each new epoch while the workers train, from the metrics that they write.
 
     Args:
         output: folder of the run.
         epochs: of the whole training.
+        num_workers: that it wants; an epoch that ended with fewer says so.
         place: of the checkpoint to go on from, (epochs done, steps of the next one).
         tracker: is given the figures of every epoch, also those that an earlier run may have failed to report.
     """
@@ -31,7 +34,7 @@ def report_epochs(output: str, epochs: int, place: tuple[int, int], tracker: Tra
         within = f", step {steps} of the next one" if steps else ""
         logger.info(f"distill: there is a checkpoint of epoch {done_before} of {epochs}{within}")
     _drop_rows_after(output, done_before)
-    with reporting(partial(_report, output, epochs, done_before, tracker)):
+    with reporting(partial(_report, output, epochs, num_workers, done_before, tracker)):
         yield
 
 
@@ -45,7 +48,9 @@ def _drop_rows_after(output: str, epoch: int) -> None:
             storage.write_bytes(uri, b"".join(kept))
 
 
-def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: Iterator[None]) -> None:
+def _report(
+    output: str, epochs: int, num_workers: int, last_epoch: int, tracker: Tracker, ticks: Iterator[None]
+) -> None:
     uri, tracked = storage.join(output, METRICS), 0
     for _ in ticks:
         try:
@@ -63,5 +68,8 @@ def _report(output: str, epochs: int, last_epoch: int, tracker: Tracker, ticks: 
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""
             rate = row["images"] / max(row["seconds"], 1e-9)
             left = (epochs - last_epoch) * row["seconds"]
-            progress = f"loss {row['loss']:.4f}{top1}, {rate:.0f} images/s, {left:.0f} s left"
+            # Of an earlier version, rows do not tell.
+            workers = row.get("workers", num_workers)
+            fewer = f", {workers} of {num_workers} workers" if workers < num_workers else ""
+            progress = f"loss {row['loss']:.4f}{top1}, {rate:.0f} images/s{fewer}, {left:.0f} s left"
             logger.info(f"distill: epoch {last_epoch}/{epochs}: {progress}")

@@ -118,7 +118,7 @@ def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[
         beside = _has_room(plan, task, fixed_size=fixed_size)
         with (
             background_synthesis(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
-            report_epochs(output, plan.config.epochs, place, tracker),
+            report_epochs(output, plan.config.epochs, plan.config.workers.size, place, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
     result = _finish(plan, digests, place[0], time.monotonic() - started)

@@ -18,3 +18,4 @@ def test_a_training_takes_a_worker_on_a_node_that_joins_and_reads_every_image_on
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert (result["workers"], result["equal_weights"], result["each_image_once"]) == (2, True, True)
+    assert result["workers_by_epoch"] == [1, 1, 2, 2, 2, 2]

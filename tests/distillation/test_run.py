@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,12 +155,16 @@ def test_a_few_images_are_read_several_times_an_epoch_each_as_another_view(
     assert plan.images.num_rows == 6
 
 
-def test_workers_start_with_as_many_as_find_room(make_config: MakeConfig, runs: dict[int, dict[str, Any]]) -> None:
+def test_workers_start_with_as_many_as_find_room_and_say_so(
+    make_config: MakeConfig, runs: dict[int, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     # The cluster has cores for two of them.
     cores = int(ray.cluster_resources()["CPU"]) // 2
     elastic = WorkersConfig(size=3, min_size=1, cpus_per_worker=cores, device="cpu")
     result = distill(make_config("elastic", workers=elastic))
     check_exact(result, 2)
+    assert [row["workers"] for row in metrics(str(Path(result["student"]).parents[1]))] == [2, 2, 2]
+    assert re.search(r"distill: epoch 3/3: loss .* images/s, 2 of 3 workers, 0 s left", capsys.readouterr().err)
     # On as many threads as cores they round otherwise.
     assert result["loss"] == pytest.approx(runs[2]["loss"], rel=1e-3)
 
