@@ -191,12 +191,17 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local cluster with 4 logical CPUs and 2 logical GPUs: each CPU is a process, which may import torch."""
     import ray
-    from ray._private import worker
+    from ray._private import ray_constants, worker
 
     # A job that ran in this process before may have left a cluster of its own, without GPUs.
     ray.shutdown()
     # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
-    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock,
+    ):
+        # Of this cluster alone; Ray looks for the name beside its own files.
+        patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", str(Path(__file__).with_name("fork_server.py")))
         fcntl.flock(lock, fcntl.LOCK_EX)
         ray.init(
             address="local",

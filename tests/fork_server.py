@@ -1,0 +1,157 @@
+"""Ray's worker processes as copies of one that has imported what they all import, which takes seconds each time.
+
+The clusters of the tests run this file in place of Ray's `setup_worker.py`, see `tests.conftest.ray_session`: the first
+process that Ray starts leaves a server behind, which imports those packages, none of them this project's; each process
+hands its arguments, environment and files to the server, and a copy of the server becomes the worker. Ray asks for no
+particular process: it knows a worker by the id among the arguments. The server ends with the cluster.
+"""
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+PRELOADED = (
+    "ray.data",
+    "ray.train.torch",
+    "ray.train.v2.api.data_parallel_trainer",
+    "pandas",
+    "pyarrow.parquet",
+    "timm",
+    "torchvision",
+)
+CONTEXT = "--serialized-runtime-env-context="
+LANGUAGE = "--language="
+LOOK_S = 0.5
+
+
+def main(arguments: list[str]) -> None:
+    """Ask for a worker with these arguments; in the copy that becomes one, be it."""
+    rest = [each for each in arguments if not each.startswith((CONTEXT, LANGUAGE))]
+    # None for workers that are started before there is a job.
+    context = next((json.loads(each.removeprefix(CONTEXT)) for each in arguments if each.startswith(CONTEXT)), {})
+    # As Ray's `update_envs` has it.
+    os.environ |= {name: os.path.expandvars(value) for name, value in (context.get("env_vars") or {}).items()}
+    folder = Path(_value(arguments, "--temp-dir="), _value(arguments, "--session-name="), "sockets")
+    with (folder / "forks.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = _connect(folder / "forks")
+        if connection is None:
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(folder / "forks"))
+            listening.listen(100)
+            if os.fork() == 0:
+                lock.close()
+                sys.path[0] = _folder_of(rest)
+                return _become_worker(_serve(listening))
+            connection = _connect(folder / "forks")
+    assert connection is not None
+    request = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd()}
+    socket.send_fds(connection, [b" "], [0, 1, 2])
+    connection.sendall(json.dumps(request).encode())
+    return None
+
+
+def _folder_of(arguments: list[str]) -> str:
+    """Return what Python puts first into `sys.path`."""
+    return str(Path(arguments[0]).parent)
+
+
+def _value(arguments: list[str], flag: str) -> str:
+    (value,) = (each.removeprefix(flag) for each in arguments if each.startswith(flag))
+    return value
+
+
+def _connect(path: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except FileNotFoundError:
+        return None
+    return connection
+
+
+def _serve(listening: socket.socket) -> socket.socket:
+    """Make copies of this process as long as its cluster lives; in each copy, return its connection."""
+    # A signal for the group of the process that started this one is not for this one.
+    os.setsid()
+    raylet = int(os.environ["RAY_RAYLET_PID"])
+    _preload()
+    gc.collect()
+    gc.freeze()
+    # Nobody waits for the copies.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listening.settimeout(LOOK_S)
+    while _is_alive(raylet):
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            # As Ray does, which kills all of a worker's group when it ends.
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listening.close()
+            return connection
+        connection.close()
+    os._exit(0)
+
+
+def _preload() -> None:
+    """Import the packages, and draw none of Ray's random ids meanwhile: all copies would go on with the same ones."""
+    import ray.actor
+
+    original: Any = ray.actor.ActorClassID
+    drawn = SimpleNamespace(from_random=lambda: original(os.urandom(original.size())))
+    ray.actor.ActorClassID = drawn  # type: ignore[assignment]
+    for name in PRELOADED:
+        importlib.import_module(name)
+    ray.actor.ActorClassID = original
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _become_worker(connection: socket.socket) -> None:
+    connection.setblocking(True)
+    _, files, _, _ = socket.recv_fds(connection, 1, 3)
+    request: dict[str, Any] = json.loads(connection.makefile("rb").read())
+    connection.close()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv[:] = request["arguments"]
+    _use_python_path(os.environ.get("PYTHONPATH", ""))
+    # Python draws its own seed anew in a copy.
+    importlib.import_module("numpy.random").seed()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _use_python_path(paths: str) -> None:
+    """Do what Python does with `PYTHONPATH` when a process starts, which was too early for this one."""
+    own = [path for path in paths.split(os.pathsep) if path and path not in sys.path]
+    place = sys.path.index(_folder_of(sys.argv)) + 1
+    sys.path[place:place] = own
+    for customized in (Path(path, "sitecustomize.py") for path in own):
+        if customized.exists():
+            runpy.run_path(str(customized))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

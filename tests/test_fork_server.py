@@ -1,0 +1,53 @@
+"""Workers of the tests' cluster, which are copies of one process, are as different as processes of their own."""
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.runtime_env import RuntimeEnv
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def two_workers(env: dict[str, str] | None = None) -> list[Any]:
+    """Two processes that have done nothing yet."""
+
+    class Worker:
+        def ask(self) -> dict[str, Any]:
+            return {
+                "drawn": [random.random(), np.random.rand(), ray.ObjectRef.from_random().hex()],
+                "group": os.getpgid(0) == os.getpid(),
+                "path": sys.path,
+                "own": [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "jobs", "tests")],
+                "environment": dict(os.environ),
+                "preloaded": "torch" in sys.modules,
+            }
+
+    actor: Any = ray.remote(num_cpus=0, runtime_env=RuntimeEnv(env_vars=env or {}))(Worker)
+    both = [actor.remote() for _ in range(2)]
+    answers = ray.get([worker.ask.remote() for worker in both])
+    for worker in both:
+        ray.kill(worker)
+    return answers
+
+
+def test_copies_draw_other_numbers_and_have_nothing_of_this_project_yet() -> None:
+    one, other = two_workers({"FRESH": "1"})
+    assert [a == b for a, b in zip(one["drawn"], other["drawn"], strict=True)] == [False] * 3
+    assert one["preloaded"]
+    assert one["group"]
+    assert one["own"] == []
+    assert str(Path(__file__).parent) not in one["path"]
+
+
+def test_copies_begin_as_their_runtime_environment_says(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['CUSTOMIZED'] = 'yes'\n")
+    (one, _) = two_workers({"PYTHONPATH": str(tmp_path), "OF_THE_TEST": "yes"})
+    assert one["preloaded"]
+    assert {"CUSTOMIZED": "yes", "OF_THE_TEST": "yes"}.items() <= one["environment"].items()
+    assert str(tmp_path) in one["path"]
