@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.trial import NO_CLASSIFIER, device_and_dtype, has_classifier, try_out
+from pipeline.trial import NO_CLASSIFIER, device_and_dtype, has_classifier, trial_images, try_out
+from pipeline.vit.last_block import pad_rows
 
 
 class MaskedModel(nn.Module):
@@ -35,12 +36,31 @@ class MaskedModel(nn.Module):
         self.num_patches = self.grid_size**2
         shape = (in_chans, self.image_size, self.image_size)
         like = device_and_dtype(model)
+        own = try_out(model, type(model).__name__, image_shape=shape, like=like)
         # Of what it returns: people replace the head alone, and `num_classes` stays what it was.
-        self.num_classes: int = try_out(self, type(model).__name__, image_shape=shape, like=like).shape[1]
+        self.num_classes: int = own.shape[1]
+        self._reads_in_parts = _reads_in_parts(model, trial_images(shape, like), own)
 
     def forward(self, images: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Return logits [B, classes] of normalized images [B, C, H, W], masked outside `keep_indices` int64 [B, K]."""
-        return self.model(images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size))
+        shown = images if keep_indices is None else fill_stopped(images, keep_indices, self.grid_size)
+        return _read_in_parts(self.model, shown) if self._reads_in_parts else self.model(shown)
+
+
+def _read_in_parts(model: Any, images: Tensor) -> Tensor:
+    """Return the logits, with as many rows in the head as it takes to round alike in batches of any size."""
+    return model.forward_head(pad_rows(model.forward_features(images)))[: len(images)]
+
+
+def _reads_in_parts(model: Any, images: Tensor, own: Tensor) -> bool:
+    """Return whether a model's features are one tensor, and its head gives its own logits [B, classes] of them."""
+    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+        return False
+    with torch.no_grad():
+        features = model.forward_features(images)
+        if not isinstance(features, Tensor) or len(features) != len(images) or own.is_meta:
+            return False
+        return torch.allclose(_read_in_parts(model, images), own, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
 
 
 def patch_size(model: Any, image_size: tuple[int, int]) -> int:

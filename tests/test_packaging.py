@@ -35,7 +35,7 @@ ALLOWED = {
     "inversion": "checks errors masking out_of_memory vit",
     "lazy": "",
     "log": "credentials",
-    "masking": "errors trial",
+    "masking": "errors trial vit",
     "models": "checks documents errors file_kinds masking pictures storage trial vit",
     "out_of_memory": "errors",
     "outputs": "config credentials dataset errors log storage",
