@@ -27,6 +27,7 @@ from pipeline.models import save_model
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.synthesis.actor import InvertedShard, Inverter
 from pipeline.synthesis.guard import GuardedWriter
+from pipeline.synthesis.outcome import Outcome
 
 _SIDE = 224
 
@@ -85,7 +86,7 @@ def set_up(log: str, shard_s: float, serial: bool) -> None:
         def in_turn(self: GuardedWriter, turn: int, *, first: bool) -> Any:
             # In the inverting thread, so that the next shard waits for it.
             inverted = whole(self, turn, first=first)
-            return inverted if inverted is None or isinstance(inverted, dict) else self._store(inverted)
+            return inverted if inverted is None or isinstance(inverted, Outcome) else self._store(inverted)
 
         GuardedWriter._invert = in_turn  # pyright: ignore[reportAttributeAccessIssue]
 
