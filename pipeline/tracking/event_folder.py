@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.tracking.places import Status
+from pipeline.tracking.places import RESULT, Status
 
 _PREFIX = "events.out.tfevents."
+_SETTINGS = "settings"
 # Object stores cannot append: the file is written again, at most so often, and a new one begun beyond so many bytes.
 _REWRITE_S, _LARGEST = 30.0, 1_000_000
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
@@ -60,7 +61,7 @@ class EventFolder:
                 self._last[value.tag] = max(event.step, self._last.get(value.tag, event.step))
         if not self._last:
             rows = "".join(f"| {name} | `{value}` |\n" for name, value in settings.items())
-            self._write(_event(0, summary.text("settings", f"| setting | value |\n| --- | --- |\n{rows}")))
+            self._write(_event(0, summary.text(_SETTINGS, f"| setting | value |\n| --- | --- |\n{rows}")))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Report figures of a step, except those that were reported of it, or of a later one, before."""
@@ -73,12 +74,15 @@ class EventFolder:
             self._write(_event(step, Summary(value=given)))
 
     def end(self, status: Status, values: Mapping[str, float]) -> None:
-        """Report the result, at the last step; that of a run that was repeated, at the next one after its last result.
+        """Report the result, at the last step.
 
-        TensorBoard shows the last step of a figure, and with it the result that the output holds.
+        A run without steps, as a calibration is, may be repeated: its result comes at the step after the last one,
+        because TensorBoard shows the last.
         """
-        reported = [self._last[name] + 1 for name in values if name in self._last]
-        self.add(max([*self._last.values(), *reported], default=0), values)
+        of_steps = [last for name, last in self._last.items() if not name.startswith((RESULT, _SETTINGS))]
+        of_results = [last + 1 for name, last in self._last.items() if name.startswith(RESULT)]
+        step = max(of_steps or of_results, default=0)
+        self.add(step, values)
         if not self._local:
             self._rewrite()
 

@@ -5,6 +5,8 @@ from typing import Literal, Protocol
 
 # Name of the threads that report, by which messages of libraries are known.
 THREAD = "tracking"
+# What the names of a result's figures begin with.
+RESULT = "result/"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 

@@ -18,7 +18,7 @@ from pipeline.credentials import redacted
 from pipeline.errors import PipelineError, one_line
 from pipeline.log import logger
 from pipeline.tracking.config import TrackingConfig
-from pipeline.tracking.places import THREAD, Place, Status
+from pipeline.tracking.places import RESULT, THREAD, Place, Status
 
 # How long a job waits at its end for what was not taken yet.
 _LAST_WAIT_S = 10.0
@@ -48,7 +48,7 @@ class Tracker:
     def close(self, status: Status) -> None:
         """Report the end, and wait for a few seconds until that is done."""
         done = status == "FINISHED" and self._result.get("complete", True)
-        values = {f"result/{name}": value for name, value in numbers(self._result).items()}
+        values = {f"{RESULT}{name}": value for name, value in numbers(self._result).items()}
         for channel in self._channels:
             channel.end("FAILED" if status == "FINISHED" and not done else status, values)
         deadline = time.monotonic() + _LAST_WAIT_S
