@@ -133,6 +133,9 @@ DIGITS = Testbed(
             "epochs": 300,
             # Better than 1e-3 in top-1 on the sparse images of one seed: 94.2 against 90.4%.
             "lr": 2.0e-3,
+            # Batches of 50, as in the demo, differ by less than seeds do: 94.2, 90.6 and 91.2% with seeds 0 to 2, and
+            # 91.2, 95.6 and 90.2% with these.
+            "batch_size": 25,
         },
     },
     recovery=0.95,
