@@ -122,7 +122,7 @@ DIGITS = Testbed(
     drops={"W8A8": 0.2, "W4A8": 0.5, "W4A4": 1.0, "W3A8": 3.0},
     below_real=0.3,
     students={
-        # Patient and consistent (Beyer et al., CVPR 2022): three times as long as in the demo.
+        # Patient and consistent (Beyer et al., CVPR 2022): longer than in the demo.
         "pruned": {"epochs": 180, "score_every": 60, "checkpoint_every": 180},
         "scratch": {
             "student.depth_pruned": None,
