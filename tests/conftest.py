@@ -213,6 +213,8 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             # output, in the middle of whatever another test reads from there.
             log_to_driver=False,
             logging_level=logging.WARNING,
+            # Of ten seconds otherwise, which tests of metrics would wait for.
+            _system_config={"metrics_report_interval_ms": 2000},
         )
     node: Any = worker._global_node
     # Ten times a second it looks for new lines in the logs of all workers, which are shown to nobody.

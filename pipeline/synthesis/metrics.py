@@ -1,15 +1,21 @@
 """Report a run to Ray's metrics, which Prometheus reads and `examples/grafana/synthesis.json` draws."""
 
+import threading
+
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.synthesis.outcome import Outcome
 
 # Ray puts `ray_` before each name, and `_total` after those of counters.
 _PREFIX = "sparse_inversion_"
+# Ray exports a gauge once each time it is set, and drops it two exports (20 s) later; a shard may take an hour.
+_REPEAT_S = 5.0
 
 
 class RunMetrics:
     """Counters and gauges of a run, labeled by the first 8 digits of the dataset's digest.
+
+    Within the context the gauges are exported all the time; after it, Ray drops them within 20 s.
 
     Args:
         digest: of the dataset.
@@ -26,22 +32,42 @@ class RunMetrics:
         self._bytes = _counter("written_bytes", "Bytes of parts.")
         self._loss = Gauge(f"{_PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
         self._shards_left = Gauge(f"{_PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
-        self._shards_left.set(self._left, self._run)
+        self._last_loss: float | None = None
+        self._ended = threading.Event()
+        self._repeat = threading.Thread(target=self._repeat_gauges, daemon=True)
+        self._set_gauges()
+
+    def __enter__(self) -> "RunMetrics":
+        self._repeat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._repeat.join()
 
     def add(self, outcome: Outcome) -> None:
         """Report a shard that is done or failed."""
         kind = "made" if outcome.is_made else "failed" if outcome.error else "by_another"
         self._shards.inc(1, {**self._run, "outcome": kind})
         self._left -= 1
-        self._shards_left.set(self._left, self._run)
         if outcome.is_made:
             self._images.inc(outcome.num_images, self._run)
             self._bytes.inc(outcome.bytes, self._run)
-            self._loss.set(outcome.class_loss, self._run)
+            self._last_loss = outcome.class_loss
             # Ray refuses to add nothing.
             for counter, seconds in ((self._seconds, outcome.seconds), (self._store_seconds, outcome.store_s)):
                 if seconds > 0:
                     counter.inc(seconds, self._run)
+        self._set_gauges()
+
+    def _repeat_gauges(self) -> None:
+        while not self._ended.wait(_REPEAT_S):
+            self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        self._shards_left.set(self._left, self._run)
+        if self._last_loss is not None:
+            self._loss.set(self._last_loss, self._run)
 
 
 def _counter(name: str, description: str, *tags: str) -> Counter:

@@ -82,7 +82,7 @@ def invert_missing(
     # In the order in which to do them.
     left, barren = dict.fromkeys(to_do), 0
     try:
-        with report:
+        with report, metrics:
             while left:
                 retired = cast(dict[Device, str], ray.get(attempts.retired.remote()))
                 _check_workers_left(plan, attempts, retired, barren)
