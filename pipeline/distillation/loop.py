@@ -17,10 +17,10 @@ from pipeline.distillation.descent import Group, backpropagate
 from pipeline.distillation.objective import SUMS, TERMS, DistillationObjective
 from pipeline.distillation.opening import ImageSource, TrainingImages
 from pipeline.distillation.schedule import lr_factor, make_optimizer
+from pipeline.distillation.scoring import HeldOutScore, score_held_out
 from pipeline.distillation.state import TrainingState, load_state, save_state, try_to_save
 from pipeline.distillation.students import Student
 from pipeline.errors import IncompleteError, NonFiniteError
-from pipeline.evaluation import count_correct
 from pipeline.hashing import hash_number
 from pipeline.models import weight_digest
 from pipeline.outputs.names import METRICS
@@ -88,7 +88,10 @@ class StudentTrainer:
         state = load_state(self.config.output, self.digest, order=self.images.order, notes=self.group.rank == 0)
         if state is None:
             state = TrainingState(digest=self.digest, student=self._weights())
-            state.before_top1 = self._top1()
+            if (before := self._score()) is not None:
+                state.before_top1 = before.top1
+            if (of_teacher := self._score_teacher()) is not None:
+                state.teacher_top1, state.teacher_confusion = of_teacher.top1, of_teacher.confusion
             return state
         self.student.model.load_state_dict(state.student)
         self.optimizer.load_state_dict(state.optimizer)
@@ -173,10 +176,11 @@ class StudentTrainer:
         state.student = self._weights()
         last = state.epoch == self.config.epochs
         scored = self.labeled is None or last or state.epoch % self.config.score_every == 0
-        top1 = self._top1() if scored else None
-        score = -metrics["loss"] if top1 is None else top1
+        held_out = self._score() if scored else None
+        score = -metrics["loss"] if held_out is None else held_out.top1
         if scored and score > state.best_score:
             state.best, state.best_epoch, state.best_score = state.student, state.epoch, score
+            state.best_confusion = {} if held_out is None else held_out.confusion
         lr = self.optimizer.param_groups[0]["lr"]
         row = {
             "epoch": state.epoch,
@@ -185,7 +189,7 @@ class StudentTrainer:
             "seconds": round(seconds, 3),
             "workers": self.group.world_size,
         }
-        state.history.append(row if top1 is None else {**row, "top1": top1})
+        state.history.append(row if held_out is None else {**row, "top1": held_out.top1})
         if self.group.rank:
             return
         write_metrics(self.config.output, state)
@@ -202,21 +206,24 @@ class StudentTrainer:
                 mean = total / self.group.world_size
                 buffer.copy_(mean if buffer.is_floating_point() else mean.round())
 
-    @torch.no_grad()
-    def _top1(self) -> float | None:
-        """Return top-1 on the held-out images, in percent; None if there are none.
+    def _score(self) -> HeldOutScore | None:
+        """Score the student on the held-out images; None if there are none.
 
         In float32, as the student is saved, whatever type it is trained in.
         """
         if self.labeled is None:
             return None
         self.student.eval()
-        counts = torch.zeros(2, dtype=torch.int64, device=self.group.device)
-        for batch in self.labeled.in_order(self.group.device):
-            correct = count_correct(self.objective.read(batch, torch.float32)[0], batch.labels)[0]
-            counts += torch.stack([correct, counts.new_tensor(len(batch.labels))])
-        correct, total = self.group.sum(counts).tolist()
-        return 100 * correct / total
+        return score_held_out(
+            lambda batch: self.objective.read(batch, torch.float32)[0], self.labeled, self.group, "the student"
+        )
+
+    def _score_teacher(self) -> HeldOutScore | None:
+        """Score the teacher on the held-out images, in float32; None if there are none."""
+        if self.labeled is None:
+            return None
+        answers = Answers(self.objective.answers.teacher, with_tokens=False, dtype=torch.float32)
+        return score_held_out(lambda batch: answers(batch)[0], self.labeled, self.group, "the teacher")
 
     def _weights(self) -> dict[str, Tensor]:
         """Return a copy of the student's weights, on the CPU."""

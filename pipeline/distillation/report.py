@@ -1,4 +1,4 @@
-"""The page of a distillation: how the loss fell, and how often the student was right on held-out images."""
+"""The page of a distillation: how the loss fell, and how student and teacher classify held-out images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from pipeline.distillation.config import StudentConfig
 from pipeline.distillation.objective import TERMS
 from pipeline.distillation.plan import DistillationPlan
+from pipeline.distillation.state import TrainingState
 from pipeline.report.charts import curves
+from pipeline.report.confusion import confusion_section
 from pipeline.report.page import Section, Table, html_page
 from pipeline.report.text import short_name
 from pipeline.report.writing import settings_section
@@ -22,21 +24,22 @@ _LABELS_ABOUT = (
 )
 
 
-def distillation_page(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> str:
+def distillation_page(plan: DistillationPlan, result: Mapping[str, Any], state: TrainingState) -> str:
     """Return the page.
 
     Args:
         plan: of the training.
         result: what `result.json` holds.
-        history: a row of metrics for each epoch, as in `metrics.jsonl`.
+        state: after the last epoch.
     """
-    sections = [_summary(plan, result), _loss(history), _scores(plan, result, history)]
+    sections = [_summary(plan, result), _loss(state.history), _scores(plan, result, state.history)]
+    sections += _confusions(plan, state)
     sections.append(settings_section(plan.document["config"]))
     return html_page(f"A student of {short_name(plan.teacher.name)}", sections)
 
 
 def short_table(result: Mapping[str, Any]) -> Table:
-    """Return where the students are and how often they are right, for a terminal.
+    """Return where the students are and how often they and the teacher are right, for a terminal.
 
     Args:
         result: what `result.json` holds.
@@ -48,12 +51,16 @@ def short_table(result: Mapping[str, Any]) -> Table:
     # Without labeled images nothing is known of it.
     if result["before_top1"] is not None:
         rows.insert(0, ["before training", 0, result["before_top1"], "–"])
-    return Table(header=["student", "epoch", "top-1 %", "folder"], rows=rows)
+    # Results of earlier versions do not have it.
+    if result.get("teacher_top1") is not None:
+        rows.insert(0, ["teacher", "–", result["teacher_top1"], "–"])
+    return Table(header=["model", "epoch", "top-1 %", "folder"], rows=rows)
 
 
 def _summary(plan: DistillationPlan, result: Mapping[str, Any]) -> Section:
     rows: list[list[str | int | float | None]] = [
         ["top-1 before training, %", result["before_top1"]],
+        ["top-1 of the teacher, %", result["teacher_top1"]],
         ["top-1 after the last epoch, %", result["top1"]],
         ["best top-1, %", result["best_top1"]],
         ["best epoch", result["best_epoch"]],
@@ -101,7 +108,17 @@ def _scores(plan: DistillationPlan, result: Mapping[str, Any], history: Sequence
     before = [(0.0, result["before_top1"])] if result["before_top1"] is not None else []
     note = (
         f"Top-1 on {plan.labeled.num_rows} labeled images of {plan.labeled.uri}, before training and at each scored "
-        "epoch. The job evaluate shows which classes the student takes for which."
+        "epoch."
     )
     plot = curves({"top-1": [*before, *scored]}, x_label="epoch", y_label="top-1 %")
     return Section(heading="Held-out images", text=note, plots=[("held-out top-1", plot)])
+
+
+def _confusions(plan: DistillationPlan, state: TrainingState) -> list[Section]:
+    """Return which classes teacher and best student take for which, where labeled images were given."""
+    models = {
+        "Classes: the teacher": (state.teacher_confusion, "The teacher:"),
+        "Classes: the best student": (state.best_confusion, f"The student after epoch {state.best_epoch}:"),
+    }
+    names = plan.teacher.class_names
+    return [confusion_section(title, counts, names, text=text) for title, (counts, text) in models.items() if counts]

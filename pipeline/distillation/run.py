@@ -46,8 +46,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     the output, this one waits for it and returns its result.
 
     Returns:
-        What `result.json` holds. `before_top1`, `top1` (last epoch) and `best_top1` are in percent on the labeled
-        images, None without them.
+        What `result.json` holds. `before_top1`, `top1` (last epoch), `best_top1` and `teacher_top1` are in percent on
+        the labeled images, None without them.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings, models or checkpoints do not fit together.
@@ -206,6 +206,7 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "before_top1": state.before_top1,
         "top1": tops[-1] if tops else None,
         "best_top1": state.best_score if tops else None,
+        "teacher_top1": state.teacher_top1,
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "images": plan.images.num_rows,
@@ -214,7 +215,7 @@ def _finish(plan: DistillationPlan, digests: list[str], done_before: int, second
         "weights_sha256": digests,
         "seconds": round(seconds, 2),
     }
-    write_page(output, lambda: distillation_page(plan, result, state.history))
+    write_page(output, lambda: distillation_page(plan, result, state))
     with storage.writing_to(output):
         storage.write_json(storage.join(output, RESULT), redacted(result))
     return result

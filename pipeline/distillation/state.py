@@ -44,7 +44,10 @@ class TrainingState:
         best_epoch: counted from 1; 0 before the first. With `qat`, the best step.
         best_score: held-out top-1 in percent, or minus the training loss. With `qat`, see `HeldBack`.
         optimizer: state of the optimizer.
+        best_confusion: (label, predicted class) → held-out images, of the best epoch.
         before_top1: held-out top-1 before training, in percent.
+        teacher_top1: the teacher's, in percent; None in checkpoints of earlier versions.
+        teacher_confusion: as `best_confusion`, of the teacher.
         history: one row of metrics per epoch. With `qat`, one per step, and one of before the training.
         epoch_steps: steps done of the next epoch.
         epoch_totals: `objective.SUMS` over these steps.
@@ -61,6 +64,9 @@ class TrainingState:
     best_score: float = float("-inf")
     optimizer: dict[str, Any] = field(default_factory=dict)
     before_top1: float | None = None
+    best_confusion: dict[tuple[int, int], int] = field(default_factory=dict)
+    teacher_top1: float | None = None
+    teacher_confusion: dict[tuple[int, int], int] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     epoch_steps: int = 0
     epoch_totals: list[float] = field(default_factory=list)

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -173,7 +174,25 @@ def test_the_best_epoch_is_the_one_of_the_highest_held_out_score(teacher: Loaded
     tops = [row["top1"] for row in rows(tmp_path)]
     assert (state.best_score, state.best_epoch) == (max(tops), tops.index(max(tops)) + 1)
     trainer.student.model.load_state_dict(state.best)
-    assert trainer._top1() == state.best_score
+    assert (held_out := trainer._score()) is not None
+    assert (held_out.top1, held_out.confusion) == (state.best_score, state.best_confusion)
+    assert sum(held_out.confusion.values()) == 20
+
+
+def test_teacher_and_student_are_scored_on_the_same_images(teacher: LoadedModel, tmp_path: Path) -> None:
+    held_out = make_images(20, ragged=False)
+    # Equal to the teacher, and never trained.
+    whole = StudentConfig(depth_pruned=list(range(len(teacher.model.blocks))))  # type: ignore[arg-type]
+    trainer = make_trainer(teacher, tmp_path, labeled=held_out, student=whole, epochs=1, lr=1e-9, warmup_epochs=0.0)
+    trainer.train()
+    state = load_state(str(tmp_path), "d" * 64)
+    assert state is not None
+    with torch.no_grad():
+        predicted = teacher.model(torch.from_numpy(held_out.pixels)).argmax(dim=1).tolist()
+    assert state.teacher_confusion == Counter(zip(held_out.labels.tolist(), predicted, strict=True))
+    right = 100 * sum(label == taken for label, taken in zip(held_out.labels, predicted, strict=True)) / 20
+    assert state.teacher_top1 == state.before_top1 == state.best_score == right
+    assert state.best_confusion == state.teacher_confusion
 
 
 def test_without_labels_the_best_epoch_is_the_one_of_the_lowest_loss(teacher: LoadedModel, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_a_training_on_views_reads_every_image_once_and_scores_images_as_they_ar
     views = AugmentConfig(flip=0.5, mixup=0.5)
     result = distill(make_config("out", augment=views, cache_gb=cache_gb, shuffle_buffer=8))
     check_exact(result, 1)
-    assert result["before_top1"] == runs[0]["before_top1"]
+    scores = ("before_top1", "teacher_top1")
+    assert [result[name] for name in scores] == [runs[0][name] for name in scores] == [runs[2][name] for name in scores]
     assert result["weights_sha256"] != runs[0]["weights_sha256"]
 
 
@@ -214,6 +215,7 @@ def test_what_is_written(make_config: MakeConfig) -> None:
     # Loss and its two terms, the learning rate, and the top-1 before training and of three epochs.
     assert page.tags.count("polyline") == 3 + 1 + 1
     assert {"blocks 1 of the teacher", f"{result['best_top1']:.2f}"} <= set(page.texts)
+    assert {"Classes: the teacher", "Classes: the best student"} <= set(page.texts)
     assert result["student"] == f"{config.output}/student/best"
     assert result["best_top1"] == max(row["top1"] for row in metrics(config.output))
     student = timm.create_model(f"local-dir:{result['student']}", pretrained=True)
@@ -308,7 +310,7 @@ def test_a_worker_that_has_other_weights_ends_the_training(make_config: MakeConf
 
 def test_an_unlabeled_training(make_config: MakeConfig) -> None:
     result = distill(make_config("out", labeled=None, epochs=2))
-    assert result["before_top1"] is result["top1"] is result["best_top1"] is None
+    assert result["teacher_top1"] is result["before_top1"] is result["top1"] is result["best_top1"] is None
     assert result["best_epoch"] == 2
 
 

@@ -72,8 +72,9 @@ def test_a_killed_job_submitted_again_goes_on_and_ends_as_one_that_was_not(
     result = json.loads(captured.out.splitlines()[-1])
     assert 3 <= result["continued_from_epoch"] < 40
     assert f"there is a checkpoint of epoch {result['continued_from_epoch']} of 40" in captured.err
-    *_, header, _, before, best, last, command = captured.err.splitlines()
-    assert header.split() == ["student", "epoch", "top-1", "%", "folder"]
+    *_, header, _, teacher, before, best, last, command = captured.err.splitlines()
+    assert header.split() == ["model", "epoch", "top-1", "%", "folder"]
+    assert teacher.split() == ["teacher", "–", f"{result['teacher_top1']:.2f}", "–"]
     assert before.split()[-3:] == ["0", f"{result['before_top1']:.2f}", "–"]
     scored = {"best": ("best_epoch", "best_top1"), "last": ("epochs", "top1")}
     for name, row in (("best", best), ("last", last)):

@@ -119,17 +119,18 @@ def test_a_compiled_artifact_is_scored_with_leave_to_run_it() -> None:
 
 
 def test_a_training_ends_with_its_students() -> None:
-    result = {"before_top1": 77.0, "best_top1": 98.0, "best_epoch": 4, "top1": 97.5, "epochs": 60}
+    result = {"teacher_top1": 98.5, "before_top1": 77.0, "best_top1": 98.0, "best_epoch": 4, "top1": 97.5, "epochs": 60}
     result |= {"student": "o/student/best", "last": "o/student/last"}
     assert table_lines(students(result)) == [
-        "student          epoch  top-1 %          folder",
+        "model            epoch  top-1 %          folder",
         "-" * 47,
+        "teacher              –    98.50               –",
         "before training      0    77.00               –",
         "best epoch           4    98.00  o/student/best",
         "last epoch          60    97.50  o/student/last",
     ]
-    unlabeled = table_lines(students(result | {"before_top1": None, "best_top1": None, "top1": None}))
-    assert unlabeled[0].split() == ["student", "epoch", "folder"]
+    unlabeled = table_lines(students(result | dict.fromkeys(("teacher_top1", "before_top1", "best_top1", "top1"))))
+    assert unlabeled[0].split() == ["model", "epoch", "folder"]
     assert len(unlabeled) == 4
 
 
