@@ -1,27 +1,33 @@
 """Broken GPUs, shards that kill, outputs of one machine alone: on real workers, with logical GPUs."""
 
+import io
 import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
-from pipeline.cluster import own_errors
+from pipeline.cluster import own_errors, start_here
 from pipeline.dataset.index import read_index
 from pipeline.errors import DatasetError, IncompleteError
 from pipeline.synthesis import first_parts
+from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.devices import Device
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.first_parts import FirstParts
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.outcome import Outcome
-from pipeline.synthesis.passes import invert_missing
+from pipeline.synthesis.passes import _ended, invert_missing
 from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.run import _begin
+from pipeline.synthesis.tally import Tally
 from tests.synthesis.conftest import ROOT, TWO_ACTORS, Made, make_config, parts_of, start, write_config
 
 # GPU 0 fails with every shard, and shard 3 kills the process that works on it.
@@ -181,6 +187,29 @@ def test_the_first_part_of_each_worker_is_looked_for(made: Made) -> None:
     assert parts.why_lost(Outcome(98, "node-8 pid 6")) == ""
     assert "wrote shard 97" in parts.why_lost(Outcome(97, "node-9 pid 7"))
     assert notes == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_part_that_a_worker_finds_on_its_own_disk_alone_costs_its_node_the_work_and_is_made_by_another(
+    made: Made,
+) -> None:
+    """As of an earlier run, for which the file system that all share was not mounted there."""
+    attempts = start_here(Attempts, 3)
+    ray.get(attempts.open_pass.remote([2, 99], 1, fixed_size=True, start_timeout_s=0))
+    report = io.StringIO()
+    progress = ProgressReport(Tally(), num_shards=6, num_done=0, num_images=30, stream=report, why_silent=str)
+    parts = FirstParts(made.summary["output"], made.summary["digest"], progress.note)
+    far = Device("far", "far", "0")
+    ray.get(attempts.enter.remote("a", far, "far pid 7", loaded=True, turn=0))
+    found = [Outcome(99, "far pid 7", by_another=True, node=far.node), Outcome(2, "near pid 6", by_another=True)]
+    left = dict.fromkeys([2, 99])
+    assert [outcome.shard_id for outcome in _ended(found, left, attempts, parts, progress)] == [2]
+    assert list(left) == [99]
+    assert list(ray.get(attempts.retired.remote())) == [far]
+    assert report.getvalue().startswith("synthesis: node far (far) gets no more work: worker far pid 7 found shard 99 ")
+    again: Any = ray.get(attempts.take.remote("b", Device("near", "near", "0"), "near pid 6", 1))
+    ray.kill(attempts)
+    assert again.shard_id == 99
 
 
 def test_a_store_that_does_not_answer_puts_the_look_off_to_the_workers_next_part(
