@@ -10,6 +10,7 @@ of tests share the server that `FORKS` names, which ends with that process; with
 import fcntl
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -33,6 +34,7 @@ PRELOADED = (
 )
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
+FOLDER = "--temp-dir="
 LOOK_S = 0.5
 # Environment variable: path of the socket, whose last suffix is the process with which the server ends.
 FORKS = "FORKS"
@@ -42,6 +44,12 @@ RAYLET = "RAY_RAYLET_PID"
 
 def main(arguments: list[str]) -> None:
     """Ask for a worker with these arguments; in the copy that becomes one, be it."""
+    if not any(each.startswith(FOLDER) for each in arguments):
+        # `ray start` starts the server of Ray's client in this way too, which is no worker.
+        spec = importlib.util.find_spec("ray._private.workers")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        os.execv(sys.executable, [sys.executable, f"{spec.submodule_search_locations[0]}/setup_worker.py", *arguments])
     rest = [each for each in arguments if not each.startswith((CONTEXT, LANGUAGE))]
     # None for workers that are started before there is a job.
     context = next((json.loads(each.removeprefix(CONTEXT)) for each in arguments if each.startswith(CONTEXT)), {})
@@ -69,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 def _socket_of(arguments: list[str]) -> Path:
     """Return the path of the server's socket."""
-    own = Path(_value(arguments, "--temp-dir="), _value(arguments, "--session-name="), "sockets")
+    own = Path(_value(arguments, FOLDER), _value(arguments, "--session-name="), "sockets")
     return Path(os.environ.get(FORKS) or own / f"forks.{os.environ[RAYLET]}")
 
 
