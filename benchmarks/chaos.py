@@ -12,12 +12,9 @@ was done. Exits with 1 if anything differs or a fault did not strike. Needs the 
 """
 
 import argparse
-import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -34,16 +31,16 @@ from benchmarks.chaos_episode import Outcome, Struck, play
 from benchmarks.chaos_faults import Episode, draw
 from benchmarks.chaos_store import BUCKET, FaultyStore
 from benchmarks.circumstances import circumstances
+from benchmarks.drill import Result, drill, parser_of
 
 # Shards for each fault of an episode.
 _SHARDS_PER_FAULT = 3
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path) -> Result:
     """The JSON line, as plain data."""
     started = time.monotonic()
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ.update((store := FaultyStore()).env)
     num_shards = _SHARDS_PER_FAULT * min(options.faults, options.per_episode)
     episodes = draw(options.faults, options.seed, num_shards=num_shards, per_episode=options.per_episode)
@@ -64,15 +61,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         nodes.close()
         store.close()
-    result = {**_result(options.faults, played), "seconds": round(time.monotonic() - started)}
-    if is_right(result):
-        shutil.rmtree(folder)
-    else:
-        print(f"the logs are in {folder}", file=sys.stderr)
-    return {**result, **_circumstances(options, num_shards, store)}
+    seconds = round(time.monotonic() - started)
+    return {**_result(options.faults, played), "seconds": seconds, **_circumstances(options, num_shards, store)}
 
 
-def is_right(result: dict[str, Any]) -> bool:
+def is_right(result: Result) -> bool:
     """Return whether every fault struck, and left no trace."""
     return bool(result["identical"] and result["faults"] == result["drawn"] and not result["unexpected"])
 
@@ -129,13 +122,11 @@ def _circumstances(options: argparse.Namespace, num_shards: int, store: FaultySt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--faults", type=int, default=100, help="faults in all")
     parser.add_argument("--seed", type=int, default=0, help="decides which faults strike, and which shards")
     parser.add_argument("--per-episode", type=int, default=10, help="faults while one dataset is made")
-    result = measure(parser.parse_args(argv))
-    print(json.dumps(result), flush=True)
-    return 0 if is_right(result) else 1
+    return drill(parser, measure, is_right, argv)
 
 
 if __name__ == "__main__":

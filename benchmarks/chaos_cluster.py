@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[1]
+# What each worker of a job calls first.
+_HOOK = "benchmarks.chaos_worker.set_up"
+_POLL_S = 0.05
 # Nodes with a GPU; one can break and one can be lost without replacement, and a run goes on.
 NUM_NODES = 3
 _STORE_BYTES = 100 * 2**20
@@ -98,14 +102,13 @@ class JobProcess:
         arguments: of `python -m`.
         address: of the cluster.
         env: additions to the environment of the process and of its workers.
-        hook: a function, as `module.name`, that each worker calls first.
         log: prefix of the files that get its standard output and its standard error.
     """
 
-    def __init__(self, arguments: list[str], address: str, env: Mapping[str, str], hook: str, log: Path) -> None:
-        self._made_of = (arguments, address, env, hook)
+    def __init__(self, arguments: list[str], address: str, env: Mapping[str, str], log: Path) -> None:
+        self._made_of = (arguments, address, env)
         self.log = log
-        workers = {"env_vars": {**env, "PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": hook}
+        workers = {"env_vars": {**env, "PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": _HOOK}
         own = {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": workers})}
         with self._file("out").open("w") as out, self._file("err").open("w") as err:
             self._process = subprocess.Popen(
@@ -117,8 +120,8 @@ class JobProcess:
 
     def again(self, log: Path, address: str | None = None) -> "JobProcess":
         """Start the same job once more, beside this one or on another cluster."""
-        arguments, here, env, hook = self._made_of
-        return JobProcess(arguments, address or here, env, hook, log)
+        arguments, here, env = self._made_of
+        return JobProcess(arguments, address or here, env, log)
 
     @property
     def code(self) -> int | None:
@@ -132,6 +135,18 @@ class JobProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def wait_for(self, come: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something has come about, while the job runs.
+
+        Raises:
+            SystemExit: the job ended first, or it took too long; the message has what the job reported.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not come():
+            if self.code is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{self.log} stands still, or ended with {self.code}: {self.reported}")
+            time.sleep(_POLL_S)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for its end, and kill it if it does not end in time."""

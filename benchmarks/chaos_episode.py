@@ -13,7 +13,6 @@ from benchmarks.chaos_faults import DRIVER_KINDS, FROM_OUTSIDE, NODE_KINDS, STOR
 from benchmarks.chaos_store import BUCKET, FaultyStore
 from benchmarks.chaos_worker import FOLDERS, loading_order
 
-_HOOK = "benchmarks.chaos_worker.set_up"
 _SIGNALS = {
     "driver_killed": signal.SIGKILL,
     "driver_terminated": signal.SIGTERM,
@@ -102,7 +101,7 @@ class _Runs:
             broken.unlink()
         env = {**self._store.env, "CHAOS": str(self._folder)}
         log = self._folder / f"run-{self.number}"
-        self._jobs = [JobProcess(self._arguments, self._nodes.address, env, _HOOK, log)]
+        self._jobs = [JobProcess(self._arguments, self._nodes.address, env, log)]
         self._ends: dict[JobProcess, int] = {}
         deadline = time.monotonic() + _RUN_S
         while running := [job for job in self._jobs if job.code is None]:

@@ -7,18 +7,14 @@ cluster makes the rest. With `rocksdb` and `redis`, GCS keeps its state there an
 job goes on. The Redis server is one of its own; the program `redis-server` has to be on the PATH.
 
 Prints one JSON line: whether the dataset is identical, seconds from the kill to the job's end, and what the job said
-after the kill. Exits with 1 if the dataset differs, a job hung, ended with another code than it should or said anything
-but our lines. Needs the extra `test`.
+after the kill. Exits with 1 if the dataset differs, a job hung, ended with another code than it should, did not say
+that the head is gone and is back, or said anything but our lines. Needs the extra `test`.
 """
 
 import argparse
-import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +28,9 @@ import yaml
 from benchmarks.chaos_cluster import JobProcess, Nodes
 from benchmarks.chaos_dataset import compare, make_undisturbed, settings, write_teacher
 from benchmarks.circumstances import circumstances
+from benchmarks.drill import Result, drill, parser_of
 
 STORAGES = ("memory", "rocksdb", "redis")
-_HOOK = "benchmarks.chaos_worker.set_up"
 _SHARDS = 20
 # Shards are written when it is killed.
 _KILLED_AFTER = 3
@@ -42,6 +38,8 @@ _KILLED_AFTER = 3
 _DOWN_S = 12.0
 # Of what the job itself says after a kill; progress among it.
 _ALARMS = ("error: ", "warning: ")
+# What alarms are about: the head is gone, which is an error, and is back, a warning.
+_HEAD = "the head of the Ray cluster, "
 _OURS = (*_ALARMS, "synthesis: ", "report: ", "quantize the teacher on it: ")
 _STARTS_S = 120.0
 # Beyond the time that Ray itself waits for GCS; a run that takes longer hangs.
@@ -49,10 +47,9 @@ _SPARE_S = 120.0
 _POLL_S = 0.05
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path) -> Result:
     """The JSON line, as plain data."""
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     write_teacher(folder / "teacher")
     undisturbed = settings(folder / "teacher", str(folder / "undisturbed"), _SHARDS)
     make_undisturbed(undisturbed)
@@ -69,27 +66,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "doubled": len(difference.doubled),
         **runs,
     }
-    if is_right(result):
-        shutil.rmtree(folder)
-    else:
-        print(f"the logs are in {folder}", file=sys.stderr)
     more = {"give_up_s": options.give_up_s, "shards": _SHARDS, "ray": ray.__version__}
     return {**result, **more, **circumstances("benchmarks.chaos_head", torch.device("cpu"))}
 
 
-def is_right(result: dict[str, Any]) -> bool:
-    """Return whether the job ended as it should, with a line or two of ours, and left no trace of the kill."""
-    codes = [1, 0] if result["storage"] == "memory" else [0]
-    return bool(result["identical"] and result["exit_codes"] == codes and not result["unexpected"])
+def is_right(result: Result) -> bool:
+    """Return whether the job said what happened and ended as it should, and left no trace of the kill."""
+    codes, alarms = ([1, 0], _ALARMS[:1]) if result["storage"] == "memory" else ([0], _ALARMS)
+    said = tuple(line.partition(_HEAD)[0] for line in result["said"])
+    ended = result["exit_codes"] == codes and said == alarms and not result["unexpected"]
+    return bool(result["identical"] and ended)
 
 
 def _runs(options: argparse.Namespace, folder: Path, output: str, env: dict[str, str]) -> dict[str, Any]:
     """Run the job until its output is whole, with GCS killed once."""
     job = ["jobs.synthesize", "--config", str(folder / "config.yaml")]
-    nodes = Nodes(env=env)
+    nodes = Nodes(num_nodes=1, env=env)
     try:
-        first = JobProcess(job, nodes.address, {}, _HOOK, folder / "run-0")
-        _wait_for_parts(first, Path(output, "data"))
+        first = JobProcess(job, nodes.address, {}, folder / "run-0")
+        first.wait_for(lambda: len(_parts(Path(output, "data"))) >= _KILLED_AFTER, _STARTS_S)
         before = len(first.reported)
         nodes.kill_gcs()
         killed = time.monotonic()
@@ -114,7 +109,7 @@ def _runs(options: argparse.Namespace, folder: Path, output: str, env: dict[str,
 
 def _again(job: JobProcess, env: dict[str, str], log: Path) -> int | None:
     """Run the job again on a new cluster, and return its exit code."""
-    nodes = Nodes(env=env)
+    nodes = Nodes(num_nodes=1, env=env)
     try:
         second = job.again(log, address=nodes.address)
         _wait(second, _SPARE_S)
@@ -125,14 +120,6 @@ def _again(job: JobProcess, env: dict[str, str], log: Path) -> int | None:
 
 def _parts(data: Path) -> list[Path]:
     return list(data.glob("part-*.parquet"))
-
-
-def _wait_for_parts(job: JobProcess, data: Path) -> None:
-    deadline = time.monotonic() + _STARTS_S
-    while len(_parts(data)) < _KILLED_AFTER:
-        if job.code is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the job was to be under way: {job.code}, {job.reported}")
-        time.sleep(_POLL_S)
 
 
 def _wait(job: JobProcess, timeout_s: float) -> bool:
@@ -185,13 +172,10 @@ def _wait_for_server(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--storage", choices=STORAGES, default="memory", help="where GCS keeps its state")
     parser.add_argument("--give-up-s", type=int, default=60, help="seconds that Ray waits for GCS; 60 is its default")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = measure(parser.parse_args(argv))
-    print(json.dumps(result), flush=True)
-    return 0 if is_right(result) else 1
+    return drill(parser, measure, is_right, argv)
 
 
 if __name__ == "__main__":

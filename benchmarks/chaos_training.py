@@ -9,13 +9,9 @@ job undisturbed. Exits with 1 if not. Needs the extra `test`.
 """
 
 import argparse
-import json
-import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from collections import Counter
@@ -34,6 +30,7 @@ from benchmarks.chaos_episode import Outcome, play
 from benchmarks.chaos_faults import Episode, Fault, Kind
 from benchmarks.chaos_store import FaultyStore
 from benchmarks.circumstances import circumstances
+from benchmarks.drill import Result, drill, parser_of
 from pipeline.dataset import write_images
 
 JOBS = ("distill", "calibrate")
@@ -60,9 +57,9 @@ def draw_kills(num_kills: int, seed: int) -> list[tuple[str, Episode]]:
     return drawn
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path) -> Result:
     """The JSON line, as plain data."""
-    started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="chaos-"))
+    started = time.monotonic()
     write_teacher(folder / "teacher")
     pixels = np.random.default_rng(0).integers(0, 256, (_IMAGES, 32, 32, 3), np.uint8)
     labels, names = [row % _CLASSES for row in range(_IMAGES)], [f"class {label}" for label in range(_CLASSES)]
@@ -81,15 +78,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         nodes.close()
         store.close()
     result = {**_result(options.kills, outcomes, different), "seconds": round(time.monotonic() - started)}
-    if is_right(result):
-        shutil.rmtree(folder)
-    else:
-        print(f"the logs are in {folder}", file=sys.stderr)
     more = {"seed": options.seed, "ray": ray.__version__}
     return {**result, **more, **circumstances("benchmarks.chaos_training", torch.device("cpu"))}
 
 
-def is_right(result: dict[str, Any]) -> bool:
+def is_right(result: Result) -> bool:
     """Return whether every kill struck, and left no trace."""
     return bool(result["identical"] and result["kills"] == result["drawn"] and not result["unexpected"])
 
@@ -155,13 +148,10 @@ def _result(drawn: int, outcomes: Sequence[Outcome], different: list[str]) -> di
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills in all")
     parser.add_argument("--seed", type=int, default=0, help="decides who is killed, and when")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = measure(parser.parse_args(argv))
-    print(json.dumps(result), flush=True)
-    return 0 if is_right(result) else 1
+    return drill(parser, measure, is_right, argv)
 
 
 if __name__ == "__main__":

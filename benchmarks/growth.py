@@ -11,12 +11,9 @@ extra `test`.
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +28,19 @@ from benchmarks.chaos_dataset import write_teacher
 from benchmarks.chaos_faults import Fault
 from benchmarks.chaos_worker import FOLDERS
 from benchmarks.circumstances import circumstances
+from benchmarks.drill import Result, drill, parser_of
 from pipeline.dataset import write_images
 
-_HOOK = "benchmarks.chaos_worker.set_up"
 _IMAGES, _CLASSES, _EPOCHS = 64, 10, 6
 # Counts from 0. From this epoch on, each waits for up to a minute for something from outside, which growing is here.
 _FIRST_HELD = 2
 _HOLDS = [Fault("node_replaced", epoch).names[0] for epoch in range(_FIRST_HELD, _EPOCHS)]
 _STARTS_S, _RUN_S = 400.0, 300.0
-_POLL_S = 0.1
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path) -> Result:
     """The JSON line, as plain data."""
-    started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="growth-"))
+    started = time.monotonic()
     config, orders = _write_config(folder), folder / "orders-of-it"
     for name in FOLDERS:
         (orders / name).mkdir(parents=True)
@@ -53,30 +49,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     nodes = Nodes(cpus=1, num_nodes=0)
     try:
         env = {"CHAOS": str(orders), "GROWTH_LOOK_S": str(options.look_s)}
-        job = JobProcess(["benchmarks.growth_job", "--config", str(config)], nodes.address, env, _HOOK, folder / "run")
+        job = JobProcess(["benchmarks.growth_job", "--config", str(config)], nodes.address, env, folder / "run")
         held = orders / "struck" / _HOLDS[0]
-        _wait_for(job, held.exists)
+        job.wait_for(held.exists, _STARTS_S)
         nodes.grow()
         joined, alone = time.monotonic(), json.loads(held.read_text())["pid"]
         # The training ends its workers to start them again with the new one.
-        _wait_for(job, lambda: not psutil.pid_exists(alone))
+        job.wait_for(lambda: not psutil.pid_exists(alone), _STARTS_S)
         for name in _HOLDS:
             (orders / "acted" / name).touch()
-        _wait_for(job, lambda: len(_rows(folder / "student")) > _FIRST_HELD)
+        job.wait_for(lambda: len(_rows(folder / "student")) > _FIRST_HELD, _STARTS_S)
         grown_s = time.monotonic() - joined
         job.wait(_RUN_S)
     finally:
         nodes.close()
     result = {**_result(job, folder / "student"), "grown_s": round(grown_s, 1), "look_s": options.look_s}
-    if is_right(result):
-        shutil.rmtree(folder)
-    else:
-        print(f"the logs are in {folder}", file=sys.stderr)
     more = {"seconds": round(time.monotonic() - started), "ray": ray.__version__}
     return {**result, **more, **circumstances("benchmarks.growth", torch.device("cpu"))}
 
 
-def is_right(result: dict[str, Any]) -> bool:
+def is_right(result: Result) -> bool:
     """Return whether a worker was added, and no image came twice or was left out."""
     return result["exit_code"] == 0 and result["workers"] == 2 and result["each_image_once"]
 
@@ -101,14 +93,6 @@ def _write_config(folder: Path) -> Path:
     return folder / "config.yaml"
 
 
-def _wait_for(job: JobProcess, come: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _STARTS_S
-    while not come():
-        if job.code is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the training stands still, or ended with {job.code}: {job.reported}")
-        time.sleep(_POLL_S)
-
-
 def _rows(output: Path) -> list[dict[str, Any]]:
     """Return what is written of each epoch."""
     file = output / "metrics.jsonl"
@@ -130,12 +114,9 @@ def _result(job: JobProcess, output: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--look-s", type=float, default=5.0, help="seconds between two looks for room; 300 in jobs")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = measure(parser.parse_args(argv))
-    print(json.dumps(result), flush=True)
-    return 0 if is_right(result) else 1
+    return drill(parser, measure, is_right, argv)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
             _show(table, shown, stream)
             shown = table
             if _is_over(found):
+                _tell_rest(found, stream)
                 return found
             pause(every_s)
             try:
@@ -66,6 +67,22 @@ def _is_over(found: dict[str, Any]) -> bool:
     # A calibration's report is written last, with what it refused. Shards that failed, or whose part is damaged, are
     # made by another run.
     return not found["missing"]
+
+
+def _tell_rest(found: dict[str, Any], stream: TextIO) -> None:
+    """Print why nothing more is waited for, if that is not because all is done."""
+    if found["complete"]:
+        return
+    if found["job"] == "calibrate":
+        line = f"the calibration is over, {len(found['failed'])} refused"
+    elif found["job"] == "compact":
+        line = f"the compaction merges {found['num_parts']} parts, and all are there; other shards were never made"
+    else:
+        undone = ", ".join(f"{found[f'num_{name}']} {name}" for name in ("failed", "damaged") if found[f"num_{name}"])
+        # Whether a run is at work cannot be seen in the output.
+        line = f"no shard is missing, {undone}: the run is over, or another makes these again, as its own lines tell"
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 def _redraw(table: Mapping[str, str], num_shown: int, stream: TextIO) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
+# See `tests/fork_server.py`.
+os.environ["FORKS"] = f"{os.environ['RAY_TMPDIR']}/forks.{os.getpid()}"
 
 import pytest
 import timm
@@ -157,6 +159,12 @@ def cluster_of(item: pytest.Item) -> str | None:
     if item.path.name in ("test_submit.py", "test_autoscaling.py"):
         return "synthesis"
     return "others" if "ray_session" in fixtures else None
+
+
+def forking(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that starts a cluster of its own, whose workers are copies as well."""
+    paths = [str(Path(__file__).with_name("forking")), *filter(None, [env.get("PYTHONPATH")])]
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @pytest.fixture

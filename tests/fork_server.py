@@ -1,20 +1,24 @@
 """Ray's worker processes as copies of one that has imported what they all import, which takes seconds each time.
 
-The clusters of the tests run this file in place of Ray's `setup_worker.py`, see `tests.conftest.ray_session`: the first
-process that Ray starts leaves a server behind, which imports those packages, none of them this project's; each process
-hands its arguments, environment and files to the server, and a copy of the server becomes the worker. Ray asks for no
-particular process: it knows a worker by the id among the arguments. The server ends with the cluster.
+The clusters of the tests run this file in place of Ray's `setup_worker.py`, see `tests.conftest.ray_session` and
+`forking`: the first process that Ray starts leaves a server behind, which imports those packages, none of them this
+project's; each process hands its arguments, environment and files to the server, and a copy of the server becomes the
+worker. Ray asks for no particular process: it knows a worker by the id among the arguments. All clusters of a process
+of tests share the server that `FORKS` names, which ends with that process; without `FORKS` it ends with its cluster.
 """
 
 import fcntl
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,34 +34,51 @@ PRELOADED = (
 )
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
+FOLDER = "--temp-dir="
 LOOK_S = 0.5
+# Environment variable: path of the socket, whose last suffix is the process with which the server ends.
+FORKS = "FORKS"
+# Ray's own: the process of the node that a worker belongs to.
+RAYLET = "RAY_RAYLET_PID"
 
 
 def main(arguments: list[str]) -> None:
     """Ask for a worker with these arguments; in the copy that becomes one, be it."""
+    if not any(each.startswith(FOLDER) for each in arguments):
+        # `ray start` starts the server of Ray's client in this way too, which is no worker.
+        spec = importlib.util.find_spec("ray._private.workers")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        os.execv(sys.executable, [sys.executable, f"{spec.submodule_search_locations[0]}/setup_worker.py", *arguments])
     rest = [each for each in arguments if not each.startswith((CONTEXT, LANGUAGE))]
     # None for workers that are started before there is a job.
     context = next((json.loads(each.removeprefix(CONTEXT)) for each in arguments if each.startswith(CONTEXT)), {})
     # As Ray's `update_envs` has it.
     os.environ |= {name: os.path.expandvars(value) for name, value in (context.get("env_vars") or {}).items()}
-    folder = Path(_value(arguments, "--temp-dir="), _value(arguments, "--session-name="), "sockets")
-    with (folder / "forks.lock").open("w") as lock:
+    path = _socket_of(arguments)
+    with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = _connect(folder / "forks")
+        connection = _connect(path)
         if connection is None:
             listening = socket.socket(socket.AF_UNIX)
-            listening.bind(str(folder / "forks"))
+            listening.bind(str(path))
             listening.listen(100)
             if os.fork() == 0:
                 lock.close()
                 sys.path[0] = _folder_of(rest)
-                return _become_worker(_serve(listening))
-            connection = _connect(folder / "forks")
+                return _become_worker(_serve(listening, int(path.suffix[1:])))
+            connection = _connect(path)
     assert connection is not None
     request = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd()}
     socket.send_fds(connection, [b" "], [0, 1, 2])
     connection.sendall(json.dumps(request).encode())
     return None
+
+
+def _socket_of(arguments: list[str]) -> Path:
+    """Return the path of the server's socket."""
+    own = Path(_value(arguments, FOLDER), _value(arguments, "--session-name="), "sockets")
+    return Path(os.environ.get(FORKS) or own / f"forks.{os.environ[RAYLET]}")
 
 
 def _folder_of(arguments: list[str]) -> str:
@@ -79,18 +100,19 @@ def _connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def _serve(listening: socket.socket) -> socket.socket:
-    """Make copies of this process as long as its cluster lives; in each copy, return its connection."""
+def _serve(listening: socket.socket, owner: int) -> socket.socket:
+    """Make copies of this process as long as its owner lives; in each copy, return its connection."""
     # A signal for the group of the process that started this one is not for this one.
     os.setsid()
-    raylet = int(os.environ["RAY_RAYLET_PID"])
+    # Ray remembers it when it is imported, and has each worker end with it; copies are of any cluster.
+    os.environ[RAYLET] = str(os.getpid())
     _preload()
     gc.collect()
     gc.freeze()
     # Nobody waits for the copies.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listening.settimeout(LOOK_S)
-    while _is_alive(raylet):
+    while _is_alive(owner):
         try:
             connection, _ = listening.accept()
         except TimeoutError:
@@ -125,6 +147,13 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def _end_with(raylet: int) -> None:
+    """End this worker when its node's raylet has ended, as Ray's own watch does in a process of its own."""
+    while _is_alive(raylet):
+        time.sleep(LOOK_S)
+    os._exit(1)
+
+
 def _become_worker(connection: socket.socket) -> None:
     connection.setblocking(True)
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
@@ -136,6 +165,7 @@ def _become_worker(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    threading.Thread(target=_end_with, args=(int(os.environ[RAYLET]),), daemon=True).start()
     sys.argv[:] = request["arguments"]
     _use_python_path(os.environ.get("PYTHONPATH", ""))
     # Python draws its own seed anew in a copy.

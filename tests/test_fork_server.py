@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,13 @@ def test_copies_begin_as_their_runtime_environment_says(tmp_path: Path) -> None:
     assert one["preloaded"]
     assert {"CUSTOMIZED": "yes", "OF_THE_TEST": "yes"}.items() <= one["environment"].items()
     assert str(tmp_path) in one["path"]
+
+
+def test_a_copy_ends_with_the_raylet_of_its_node_whose_copies_are_of_a_server_that_goes_on() -> None:
+    raylet = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = f"from tests.fork_server import _end_with; _end_with({raylet.pid})"
+    copy = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+    with pytest.raises(subprocess.TimeoutExpired):
+        copy.wait(1.5)
+    raylet.communicate(b"\n")
+    assert copy.wait(60) == 1

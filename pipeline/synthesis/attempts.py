@@ -75,7 +75,7 @@ class Attempts:
         self._turns, self._left = Turns(shard_ids, numbers), set(shard_ids)
         self._room, self._at_work = Room(seats, fixed_size, start_timeout_s), AtWork()
         self._waiting: set[str] = set()
-        self._over = False
+        self._over, self._why_put_off = False, ""
         self._last_event = time.monotonic()
         return numbers
 
@@ -83,9 +83,9 @@ class Attempts:
         """Return the devices that get no more work, and why."""
         return dict(self._devices.retired)
 
-    def last_trace(self) -> str:
-        """Return the traceback of the last error that is not known to be a machine's fault; empty if there is none."""
-        return self._trace
+    def last_errors(self) -> tuple[str, str]:
+        """Return the last traceback that helps, and why storage put a turn of this pass off; empty if there is none."""
+        return self._trace, self._why_put_off
 
     def is_retired(self, device: Device) -> bool:
         """Return whether a device gets no more work."""
@@ -125,9 +125,9 @@ class Attempts:
         """Return whether a worker that loads the teacher should try again, because the pass of its turn goes on."""
         return not self._turns.is_past(turn)
 
-    def put_off(self, worker: str) -> None:
+    def put_off(self, worker: str, reason: str) -> None:
         """Record that a worker returns its turn, because storage gave it no teacher: nobody's fault."""
-        self._last_event = time.monotonic()
+        self._last_event, self._why_put_off = time.monotonic(), reason
         self._at_work.loading.pop(worker, None)
 
     def leave(self, worker: str, device: Device) -> None:
@@ -142,7 +142,7 @@ class Attempts:
             The shard; None if there is none for it now, and perhaps later.
         """
         self._at_work.loading.pop(worker, None)
-        if self._turns.is_past(turn):
+        if self._turns.is_past(turn) or self.is_retired(device):
             return None
         self._look_for_lost_nodes()
         self._turns.enter(worker, device, name, turn)
@@ -209,7 +209,7 @@ class Attempts:
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
     def reject(self, node: str, shard_id: int, reason: str) -> None:
-        """Retire a node whose worker wrote a part where the driver does not find it; another makes the shard."""
+        """Retire a node whose worker wrote or found a part that the driver does not find; another makes it."""
         self._devices.retire_node(node, reason)
         self._done.pop(shard_id, None)
         self._left.add(shard_id)

@@ -21,10 +21,14 @@ class DeviceErrors:
         self._actors_per_gpu = actors_per_gpu
         self._counts: dict[Device, int] = {}
         self._seen: set[Device] = set()
+        # Node → why it gets no more work, whichever of its devices is seen later.
+        self._retired_nodes: dict[str, str] = {}
 
     def see(self, device: Device) -> None:
-        """Note that a worker is on a device."""
+        """Note that a worker is on a device, and retire it if its node is."""
         self._seen.add(device)
+        if device.node in self._retired_nodes:
+            self.retired.setdefault(device, self._retired_nodes[device.node])
 
     def count(self, device: Device, reason: str) -> None:
         """Count an error of a device, and retire it if it has too many."""
@@ -38,12 +42,12 @@ class DeviceErrors:
         self._counts.pop(device, None)
 
     def retire_node(self, node: str, reason: str) -> None:
-        """Retire all devices of a node that had workers.
+        """Retire all devices of a node, those that get a worker later too.
 
         Args:
             node: `Device.node` of the devices.
             reason: why.
         """
-        for device in self._seen:
-            if device.node == node:
-                self.retired.setdefault(device, reason)
+        self._retired_nodes.setdefault(node, reason)
+        for device in list(self._seen):
+            self.see(device)

@@ -1,4 +1,4 @@
-"""Look in the output for the first part of each worker: if it writes elsewhere, its work is lost."""
+"""Look in the output for the first part of each worker: if it writes and looks elsewhere, its work is lost."""
 
 import time
 from collections.abc import Callable
@@ -29,18 +29,18 @@ class FirstParts:
         self._lost: set[str] = set()
         self._told = False
 
-    def why_lost(self, made: Outcome) -> str:
+    def why_lost(self, done: Outcome) -> str:
         """Return why what a worker writes is lost; empty if an earlier part of it was found, or this one is there.
 
         Where storage does not answer, that is not known: a line says so once, and the worker's next part is looked for.
 
         Args:
-            made: outcome of a shard that this run made.
+            done: outcome of a shard that this run made, or whose part the worker found.
         """
-        worker = made.worker
+        worker = done.worker
         if worker in self._found:
             return ""
-        uri = store.part_uri(self._output, cast(int, made.shard_id), self._digest)
+        uri = store.part_uri(self._output, cast(int, done.shard_id), self._digest)
         try:
             there = self._is_there(uri, patiently=worker not in self._lost)
         except DatasetError as error:
@@ -52,7 +52,8 @@ class FirstParts:
             self._found.add(worker)
             return ""
         self._lost.add(worker)
-        return f"worker {worker} wrote shard {made.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
+        did = "found" if done.by_another else "wrote"
+        return f"worker {worker} {did} shard {done.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
 
     def _is_there(self, uri: str, *, patiently: bool) -> bool:
         for delay_s in _LOOK_AGAIN_S if patiently else (0.0,):

@@ -77,6 +77,7 @@ class GuardedWriter:
         self._config, self._shards, self._attempts, self._turn_s = config, shards, attempts, turn_s
         self._actor = ray.get_runtime_context().get_actor_id()
         self._device, self._name = this_device(), worker_name()
+        self._where = {"node": self._device.node, "gpu": self._device.card}
         self._loader = Loader(config, digest, schema_version, self._name, self._device)
         self._writer: PartWriter | None = None
         self._poisoned, self._reported = False, False
@@ -105,8 +106,8 @@ class GuardedWriter:
             outcome = self._do(turn, first=not outcomes)
             if outcome is not None:
                 outcomes.append(outcome)
-                # An unwritten shard ends the turn: failures of one machine must not look like failures of the storage.
-                if outcome.over or outcome.unwritten:
+                # Where storage failed the turn ends: failures of one machine must not look like those of all.
+                if outcome.over or outcome.storage_failed:
                     return outcomes
             elif outcomes:
                 return outcomes
@@ -184,7 +185,9 @@ class GuardedWriter:
         # If the part cannot be read, `make` finds out why, and makes it if it is gone.
         with contextlib.suppress(DatasetError):
             if begun.done:
-                return replace(storage.with_retries(lambda: writer.read_back(shard_id)), attempts=begun.attempt)
+                found = storage.with_retries(lambda: writer.read_back(shard_id))
+                # If the driver does not find it, the node where it was read is to blame.
+                return replace(found, attempts=begun.attempt, **self._where)
         if begun.done:
             begun = replace(begun, attempt=begun.attempt + 1)
         try:
@@ -214,9 +217,8 @@ class GuardedWriter:
         return self._end(inverted.writer.store(inverted.made), inverted.begun)
 
     def _end(self, outcome: Outcome, begun: Begun) -> Outcome:
-        where = {"node": self._device.node, "gpu": self._device.card}
         notes = [*outcome.notes, *_about(begun.shard_id, begun.history)]
-        outcome = replace(outcome, **where, attempts=begun.attempt, notes=notes)
+        outcome = replace(outcome, **self._where, attempts=begun.attempt, notes=notes)
         self._ask("end", self._device, begun.shard_id, made=outcome if outcome.is_made else None)
         return outcome
 
@@ -227,7 +229,7 @@ class GuardedWriter:
 
     def _put_off(self, error: Exception) -> Outcome:
         """Return the turn, to tell the driver that storage does not answer; the next turn goes on trying."""
-        self._ask("put_off", self._actor)
+        self._ask("put_off", self._actor, one_line(error, _LONGEST_REASON))
         return Outcome(None, self._name, handed_back=True, notes=[self._loader.note(error)])
 
     def _failed(self, shard_id: int | None, error: Exception) -> Outcome:

@@ -21,7 +21,7 @@ class Outcome:
         worker: name of the process.
         error: type of the error that the shard failed with; empty if it did not fail.
         reason: message of that error, on one line.
-        unwritten: whether the shard was made and could not be written.
+        storage_failed: whether storage is to blame: it took no part, or gave no checkpoint to go on from.
         by_another: whether another run with the same settings made it in the meantime.
         handed_back: whether it goes back to the queue, because the device of this worker failed.
         over: whether the pass is over for this worker.
@@ -48,7 +48,7 @@ class Outcome:
     _: KW_ONLY
     error: str = ""
     reason: str = ""
-    unwritten: bool = False
+    storage_failed: bool = False
     by_another: bool = False
     handed_back: bool = False
     over: bool = False

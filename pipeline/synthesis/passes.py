@@ -61,7 +61,8 @@ def invert_missing(
 
     Raises:
         DatasetError: the checkpoints of an earlier run cannot be listed.
-        IncompleteError: no worker is left, or shard after shard could not be written.
+        IncompleteError: no worker is left, pass after pass finished nothing, or shard after shard failed because of
+            storage.
     """
     attempts = _start(plan)
     tally = Tally()
@@ -93,7 +94,7 @@ def invert_missing(
                     for outcome in _ended(outcomes, left, attempts, first_parts, report):
                         tally.add(outcome)
                         report.shard_finished(outcome)
-                        tally.check_written(outcome)
+                        tally.check_storage(outcome)
                         index.add(outcome)
                         metrics.add(outcome)
                         tracked.add(tally)
@@ -123,9 +124,9 @@ def _ended(
         # A turn that Ray repeated may report a shard again.
         if outcome.handed_back or outcome.shard_id not in left:
             continue
-        lost = first_parts.why_lost(outcome) if outcome.is_made else ""
+        lost = "" if outcome.error else first_parts.why_lost(outcome)
         if lost:
-            # The worker's node is to blame, and others make the shard.
+            # The worker's node is to blame, also for a part of an earlier run on its own disk; others make the shard.
             report.note(f"node {outcome.node} gets no more work: {lost}")
             ray.get(attempts.reject.remote(outcome.node, outcome.shard_id, lost))
             continue
@@ -187,12 +188,16 @@ def _check_workers_left(plan: SynthesisPlan, attempts: ActorHandle, retired: Map
     """Stop if the next pass would fail as the last one did; print the last traceback, if there is one.
 
     Raises:
-        IncompleteError: no device is left to work on; the message names those that failed.
+        IncompleteError: no device is left to work on, or nothing was finished in several passes; the message names the
+            devices that failed, and why storage gave workers no teacher.
     """
-    if not retired and barren < _MAX_BARREN_PASSES:
+    none_left = bool(retired) and not seats(plan.config.pool, without=list(retired))
+    if not none_left and barren < _MAX_BARREN_PASSES:
         return
-    if barren >= _MAX_BARREN_PASSES or not seats(plan.config.pool, without=list(retired)):
-        print(printed_lines(str(ray.get(attempts.last_trace.remote()))), end="", file=sys.stderr, flush=True)
-        reasons = [f"{device}: {reason}" for device, reason in retired.items()]
-        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        raise IncompleteError(f"no working worker is left: {'; '.join(reasons[:3]) or 'all failed'}{more}")
+    trace, put_off = cast(tuple[str, str], ray.get(attempts.last_errors.remote()))
+    print(printed_lines(trace), end="", file=sys.stderr, flush=True)
+    reasons = [f"storage gave a worker no teacher: {put_off}"] if put_off and not none_left else []
+    reasons += [f"{device}: {reason}" for device, reason in retired.items()]
+    more = [f"and {len(reasons) - 3} more"] if len(reasons) > 3 else []
+    what = "no working worker is left" if none_left else f"nothing was finished in {barren} passes over what is left"
+    raise IncompleteError(f"{what}: {'; '.join([*reasons[:3], *more])}".removesuffix(": "))

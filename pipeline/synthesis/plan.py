@@ -94,12 +94,22 @@ def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None =
     announce(config.inversion.notices(inverted.num_patches))
     facts = identity(config, networks)
     new = _manifest(config, loaded, inverted, facts, shards)
-    manifest = storage.with_retries(lambda: _same_dataset(config.output, new))
-    progress = storage.with_retries(lambda: store.read_progress(config.output, len(shards), manifest["digest"]))
-    storage.with_retries(lambda: _check_parts(config.output, manifest["digest"], progress))
+    manifest, progress = storage.with_retries(lambda: _find(config.output, new, len(shards)))
     return SynthesisPlan(
         located(config), manifest["digest"], manifest, shards, inverted.num_patches, inverted.notice, progress
     )
+
+
+def _find(output: str, new: dict[str, Any], num_shards: int) -> tuple[dict[str, Any], store.Progress]:
+    """Return the manifest in the output, the new one if it has none, and what the output holds already.
+
+    Raises:
+        DatasetError: it holds another dataset or damaged parts, or cannot be read.
+    """
+    manifest = _same_dataset(output, new)
+    progress = store.read_progress(output, num_shards, manifest["digest"])
+    _check_parts(output, manifest["digest"], progress)
+    return manifest, progress
 
 
 def _check_parts(output: str, digest: str, progress: store.Progress) -> None:

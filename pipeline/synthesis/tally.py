@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pipeline.errors import IncompleteError
 from pipeline.synthesis.outcome import Outcome
 
-# The run stops after this many shards in a row that could not be written.
-_MAX_UNWRITTEN = 5
+# The run stops after this many shards in a row that failed because of storage.
+_MAX_STORAGE_FAILED = 5
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Tally:
         seconds: device, as in the index → seconds of inverting, of all workers on such devices.
         compile_s: seconds of compiling, of all workers.
         peak_bytes: largest peak of a worker's memory, see `InvertedShard`.
-        num_unwritten: the last shards in a row that were made and could not be written.
+        num_storage_failed: the last shards in a row that failed because of storage.
     """
 
     num_ended: int = 0
@@ -45,7 +45,7 @@ class Tally:
     seconds: defaultdict[str | None, float] = field(default_factory=lambda: defaultdict(float))
     compile_s: float = 0.0
     peak_bytes: int = 0
-    num_unwritten: int = 0
+    num_storage_failed: int = 0
 
     @property
     def num_done(self) -> int:
@@ -65,7 +65,7 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         """Count a shard that is done or failed."""
         self.num_ended += 1
-        self.num_unwritten = self.num_unwritten + 1 if outcome.unwritten else 0
+        self.num_storage_failed = self.num_storage_failed + 1 if outcome.storage_failed else 0
         if outcome.error:
             assert outcome.shard_id is not None
             self.failures[outcome.shard_id] = outcome.reason
@@ -87,14 +87,15 @@ class Tally:
         self.compile_s += outcome.compile_s
         self.peak_bytes = max(self.peak_bytes, outcome.peak_bytes)
 
-    def check_written(self, last: Outcome) -> None:
+    def check_storage(self, last: Outcome) -> None:
         """Stop a run whose images would all be lost.
 
         Args:
             last: the outcome that was added last.
 
         Raises:
-            IncompleteError: shard after shard was made and could not be written.
+            IncompleteError: shard after shard failed because of storage.
         """
-        if self.num_unwritten >= _MAX_UNWRITTEN:
-            raise IncompleteError(f"{self.num_unwritten} shards in a row could not be written: {last.reason}")
+        if self.num_storage_failed >= _MAX_STORAGE_FAILED:
+            number = self.num_storage_failed
+            raise IncompleteError(f"{number} shards in a row failed because of storage: {last.reason}")

@@ -158,16 +158,16 @@ class PartWriter(Inverter):
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
-        unwritten = isinstance(error, OSError | DatasetError)
-        # What could not be written is made again from its checkpoint, what failed by itself from the start.
-        notes = [] if unwritten else self._end_checkpoints(shard_id)
+        storage_failed = isinstance(error, OSError | DatasetError)
+        # What storage failed is made again from its checkpoint, what failed by itself from the start.
+        notes = [] if storage_failed else self._end_checkpoints(shard_id)
         return Outcome(
             shard_id,
             self.worker,
             error=type(error).__name__,
             reason=reason,
             num_images=len(labels),
-            unwritten=unwritten,
+            storage_failed=storage_failed,
             notes=notes,
         )
 

@@ -1,6 +1,7 @@
 """Faults that are drawn, and five of them on a real cluster."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.chaos_dataset import compare
 from benchmarks.chaos_faults import KINDS, STORE_KINDS, draw
 from benchmarks.chaos_training import JOBS, draw_kills
+from tests.conftest import forking
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +77,8 @@ def test_the_comparison_sees_what_is_lost_torn_or_doubled(tmp_path: Path) -> Non
 @pytest.mark.timeout(1300)
 def test_five_faults_leave_no_trace() -> None:
     command = [sys.executable, "-m", "benchmarks.chaos", "--faults", "5", "--seed", "464"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    env = forking(os.environ)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert (result["faults"], result["identical"], result["lost"], result["doubled"]) == (5, True, 0, 0)

@@ -1,6 +1,7 @@
 """The head's own process is killed with SIGKILL while a synthesis runs on a real cluster."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.chaos_head import is_right
+from tests.conftest import forking
 
 ROOT = Path(__file__).parents[2]
 needs_redis = pytest.mark.skipif(
@@ -17,9 +21,23 @@ needs_redis = pytest.mark.skipif(
 pytestmark = pytest.mark.timeout(1300)
 
 
+# What it printed when it was right.
+MEASURED = [json.loads(line) for line in (ROOT / "benchmarks/results/chaos-head.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("result", MEASURED, ids=[row["storage"] for row in MEASURED])
+def test_a_job_that_says_nothing_of_its_head_or_anything_else_is_not_right(result: dict[str, Any]) -> None:
+    assert is_right(result)
+    assert not is_right({**result, "said": []})
+    assert not is_right({**result, "said": result["said"][1:]})
+    assert not is_right({**result, "said": [*result["said"], "warning: the disk is slow"]})
+    assert not is_right({**result, "exit_codes": [1]})
+
+
 def killed(*flags: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.chaos_head", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    env = forking(os.environ)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert (result["identical"], result["lost"], result["doubled"], result["unexpected"]) == (True, 0, 0, [])

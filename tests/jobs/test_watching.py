@@ -162,8 +162,9 @@ def test_nobody_waits_for_artifacts_that_were_refused() -> None:
         raise AssertionError("there is nothing to wait for")
 
     state = {"artifacts": [], "left": [], "failed": [{}], "missing": []}
-    found = {"job": "calibrate", "output": "out", "complete": False, **state}
-    assert watch(lambda: found, every_s=0, stream=io.StringIO(), pause=pause) == found
+    found, stream = {"job": "calibrate", "output": "out", "complete": False, **state}, io.StringIO()
+    assert watch(lambda: found, every_s=0, stream=stream, pause=pause) == found
+    assert stream.getvalue().splitlines()[-1] == "the calibration is over, 1 refused"
 
 
 def test_from_the_command_line(
@@ -191,7 +192,12 @@ def test_a_run_that_ended_with_failed_shards_is_over(tmp_path: Path) -> None:
         store.write_part(output, shard_id, DIGEST, part(shard_id))
     found = watch(lambda: status.look(output), every_s=0, stream=stream, pause=nobody_waits)
     assert (found["complete"], found["num_failed"], found["num_missing"]) == (False, 1, 0)
-    assert "shards 2 of 3 done (66%); trouble 1 failed" in stream.getvalue()
+    shown, why = stream.getvalue().splitlines()
+    assert "shards 2 of 3 done (66%); trouble 1 failed" in shown
+    # As if another run tried it again, which cannot be seen here.
+    assert why == (
+        "no shard is missing, 1 failed: the run is over, or another makes these again, as its own lines tell"
+    )
 
 
 def test_a_compaction_of_the_parts_that_there_were_is_over(tmp_path: Path) -> None:
@@ -204,3 +210,6 @@ def test_a_compaction_of_the_parts_that_there_were_is_over(tmp_path: Path) -> No
 
     found = watch(lambda: status.look(output), every_s=0, stream=stream, pause=pause)
     assert (found["job"], found["complete"], found["missing"], found["num_done"]) == ("compact", False, [1], 2)
+    assert stream.getvalue().splitlines()[-1] == (
+        "the compaction merges 2 parts, and all are there; other shards were never made"
+    )

@@ -280,7 +280,7 @@ shards = plan_shards(writer.config)[:1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 (outcome,) = outcomes_of(writer, shards)
-print(json.dumps([outcome.error, outcome.unwritten]))
+print(json.dumps([outcome.error, outcome.storage_failed]))
 """
 
 

@@ -105,6 +105,28 @@ def test_a_node_that_writes_elsewhere_is_retired_with_all_its_devices_and_its_sh
     assert (begun.shard_id, begun.done) == (4, False)
 
 
+def test_a_device_of_a_rejected_node_that_is_seen_later_gets_no_work_either() -> None:
+    attempts = make([4, 5])
+    assert attempts.enter("a", GPU_0, "process of a", loaded=True, turn=0)
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
+    attempts.reject(GPU_0.node, 4, "it is not there")
+    assert not attempts.enter("b", GPU_1, "process of b", loaded=True, turn=1)
+    assert attempts.retired() == {GPU_0: "it is not there", GPU_1: "it is not there"}
+    assert attempts.enter("c", FAR, "process of c", loaded=True, turn=1)
+    assert taken(attempts, "c", FAR, 1) == 4
+
+
+def test_a_worker_that_loaded_while_its_node_was_rejected_takes_nothing() -> None:
+    attempts = make([4, 5])
+    for worker, device in (("a", GPU_0), ("b", GPU_1)):
+        assert attempts.enter(worker, device, f"process of {worker}", loaded=False, turn=0)
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    attempts.end(GPU_0, 4, made=Outcome(4, "pid 7"))
+    attempts.reject(GPU_0.node, 4, "it is not there")
+    assert taken(attempts, "b", GPU_1, 0) is None
+
+
 def test_a_process_that_ends_itself_is_waited_for_while_ray_starts_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = HereOnly(3)
     attempts.open_pass([4, 5], 2, fixed_size=True, start_timeout_s=900, num_turns=2)
@@ -125,10 +147,12 @@ def test_a_worker_that_storage_keeps_waiting_is_not_taken_for_dead(monkeypatch: 
     for turn in range(5):
         assert attempts.enter("a", GPU_0, "pid 7", loaded=False, turn=turn)
         assert attempts.still_loads(turn)
-        attempts.put_off("a")
+        attempts.put_off("a", "SlowDown")
     assert attempts.retired() == {}
+    assert attempts.last_errors() == ("", "SlowDown")
     attempts.open_pass([4], 2, fixed_size=True, start_timeout_s=0)
     assert not attempts.still_loads(0)
+    assert attempts.last_errors() == ("", "")
 
 
 def test_a_gpu_is_retired_when_errors_follow_each_other() -> None:

@@ -15,6 +15,7 @@ import pytest
 from ray.autoscaler.v2.schema import ClusterStatus
 from ray.autoscaler.v2.sdk import get_cluster_status
 
+from tests.conftest import forking
 from tests.synthesis.conftest import ROOT, parts_of, write_config
 
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -96,7 +97,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     command = [ray, "start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={free_port()}"]
     command += ["--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", f"--object-store-memory={100 * 2**20}"]
     command += [f"--autoscaling-config={tmp_path / 'cluster.json'}"]
-    with running(command, env, tmp_path / "head.log") as head:
+    with running(command, forking(os.environ | env), tmp_path / "head.log") as head:
         deadline = time.monotonic() + 180
         while "Ray runtime started" not in (tmp_path / "head.log").read_text():
             assert head.poll() is None, (tmp_path / "head.log").read_text()

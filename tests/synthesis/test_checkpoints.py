@@ -183,7 +183,7 @@ def test_a_checkpoint_that_storage_does_not_give_for_a_moment_is_asked_for_again
         outcome = write(plan)
     assert len(refused) == (4 if lasting else 2)
     if lasting:
-        assert (outcome.error, outcome.unwritten) == ("DatasetError", True)
+        assert (outcome.error, outcome.storage_failed) == ("DatasetError", True)
         assert "SlowDown" in outcome.reason
         assert steps == []
         assert file.read_bytes() == kept

@@ -1,27 +1,34 @@
 """Broken GPUs, shards that kill, outputs of one machine alone: on real workers, with logical GPUs."""
 
+import io
 import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
-from pipeline.cluster import own_errors
+from pipeline.cluster import own_errors, start_here
 from pipeline.dataset.index import read_index
 from pipeline.errors import DatasetError, IncompleteError
-from pipeline.synthesis import first_parts
+from pipeline.synthesis import first_parts, loading, passes
+from pipeline.synthesis.attempts import Attempts
+from pipeline.synthesis.devices import Device
 from pipeline.synthesis.faults import is_device_error
 from pipeline.synthesis.first_parts import FirstParts
+from pipeline.synthesis.guard import GuardedWriter
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.outcome import Outcome
-from pipeline.synthesis.passes import invert_missing
+from pipeline.synthesis.passes import _ended, invert_missing
 from pipeline.synthesis.plan import plan_synthesis
+from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.run import _begin
+from pipeline.synthesis.tally import Tally
 from tests.synthesis.conftest import ROOT, TWO_ACTORS, Made, make_config, parts_of, start, write_config
 
 # GPU 0 fails with every shard, and shard 3 kills the process that works on it.
@@ -123,14 +130,14 @@ def test_a_shard_that_a_gpu_failed_on_is_made_by_the_other_before_those_that_nob
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "once_faulty.py").write_text(ONCE_FAULTY)
-    file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=TWO_ACTORS, images_per_class=20)
+    file = write_config(tmp_path, tiny_folder, str(tmp_path / "out"), pool=TWO_ACTORS, images_per_class=10)
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "BEGUN": str(tmp_path / "begun")}
     job = start(["-m", "jobs.synthesize", "--config", str(file)], env, setup_hook="once_faulty.set_up")
     out, reported = job.communicate(timeout=500)
     assert job.returncode == 0, reported
-    assert json.loads(out)["num_done"] == 40
+    assert json.loads(out)["num_done"] == 20
     begun = [(gpu, int(shard)) for gpu, shard in map(str.split, (tmp_path / "begun").read_text().splitlines())]
-    assert len(begun) == 41
+    assert len(begun) == 21
     assert {gpu for gpu, _ in begun} == {"0", "1"}
     failed = next(place for place, (gpu, _) in enumerate(begun) if gpu == "0")
     by_other = [shard_id for gpu, shard_id in begun[failed:] if gpu == "1"]
@@ -152,8 +159,20 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(tiny_folder: Path, tmp_path: Path) -> None:
+def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_synthesis(make_config(tiny_folder, tmp_path / "out"))
+
+    # Of a function, so that Ray sends the workers the class itself: they do not know this module.
+    class Hasty(GuardedWriter):
+        """A worker that does not wait for the output, which a node may mount a moment after it has started."""
+
+        def __init__(self, *arguments: Any) -> None:
+            loading._LOOK_AGAIN_S = (0.0,)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(passes, "GuardedWriter", Hasty)
     expected = r"worker .* does not find '.*manifest\.json'.* all machines share"
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
         invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
@@ -169,10 +188,11 @@ def check_gpus_come_free(error: pytest.ExceptionInfo[IncompleteError]) -> None:
         time.sleep(0.2)
 
 
-def test_the_first_part_of_each_worker_is_looked_for(made: Made) -> None:
+def test_the_first_part_of_each_worker_is_looked_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     parts = FirstParts(made.summary["output"], made.summary["digest"], notes.append)
     assert parts.why_lost(Outcome(2, "node-8 pid 6")) == ""
+    monkeypatch.setattr(first_parts, "_LOOK_AGAIN_S", (0.0,))
     reason = parts.why_lost(Outcome(99, "node-9 pid 7"))
     assert reason.startswith("worker node-9 pid 7 wrote shard 99 as '")
     assert "part-00099-" in reason
@@ -181,6 +201,30 @@ def test_the_first_part_of_each_worker_is_looked_for(made: Made) -> None:
     assert parts.why_lost(Outcome(98, "node-8 pid 6")) == ""
     assert "wrote shard 97" in parts.why_lost(Outcome(97, "node-9 pid 7"))
     assert notes == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_part_that_a_worker_finds_on_its_own_disk_alone_costs_its_node_the_work_and_is_made_by_another(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an earlier run, for which the file system that all share was not mounted there."""
+    monkeypatch.setattr(first_parts, "_LOOK_AGAIN_S", (0.0,))
+    attempts = start_here(Attempts, 3)
+    ray.get(attempts.open_pass.remote([2, 99], 1, fixed_size=True, start_timeout_s=0))
+    report = io.StringIO()
+    progress = ProgressReport(Tally(), num_shards=6, num_done=0, num_images=30, stream=report, why_silent=str)
+    parts = FirstParts(made.summary["output"], made.summary["digest"], progress.note)
+    far = Device("far", "far", "0")
+    ray.get(attempts.enter.remote("a", far, "far pid 7", loaded=True, turn=0))
+    found = [Outcome(99, "far pid 7", by_another=True, node=far.node), Outcome(2, "near pid 6", by_another=True)]
+    left = dict.fromkeys([2, 99])
+    assert [outcome.shard_id for outcome in _ended(found, left, attempts, parts, progress)] == [2]
+    assert list(left) == [99]
+    assert list(ray.get(attempts.retired.remote())) == [far]
+    assert report.getvalue().startswith("synthesis: node far (far) gets no more work: worker far pid 7 found shard 99 ")
+    again: Any = ray.get(attempts.take.remote("b", Device("near", "near", "0"), "near pid 6", 1))
+    ray.kill(attempts)
+    assert again.shard_id == 99
 
 
 def test_a_store_that_does_not_answer_puts_the_look_off_to_the_workers_next_part(
@@ -198,6 +242,7 @@ def test_a_store_that_does_not_answer_puts_the_look_off_to_the_workers_next_part
     assert len(notes) == 1
     assert "SlowDown" in notes[0]
     assert parts.why_lost(Outcome(2, "a")) == ""
+    monkeypatch.setattr(first_parts, "_LOOK_AGAIN_S", (0.0,))
     assert "wrote shard 99" in parts.why_lost(Outcome(99, "b"))
 
 

@@ -100,7 +100,8 @@ def test_whatever_fails_while_a_worker_loads_is_its_devices_fault(
         do(writer)
     do(start())
     assert list(attempts.retired()) == [GPU]
-    trace = attempts.last_trace()
+    trace, put_off = attempts.last_errors()
+    assert put_off == ""
     if isinstance(error, CheckpointError):
         assert trace == ""
     else:
@@ -201,6 +202,28 @@ def test_a_constructor_that_fails_once_costs_nothing(
     assert (row["shard_id"], row["error"], row["handed_back"], row["notes"]) == (4, "", False, [])
     assert (row["attempts"], row["node"], row["gpu"]) == (1, "here (here)", "0")
     assert attempts.retired() == {}
+
+
+class Finding:
+    """A writer whose shards are all there already."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def read_back(self, shard_id: int) -> Outcome:
+        return Outcome(shard_id, "here")
+
+
+def test_a_part_that_is_read_back_names_the_node_where_it_was_read(
+    start: Callable[[], GuardedWriter], attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the driver does not find it, that node gets no more work."""
+    attempts.begin("a", GPU, 4, "an earlier process")
+    attempts.end(GPU, 4, made=Outcome(4, "an earlier process"))
+    monkeypatch.setattr(loading, "PartWriter", Finding)
+    row = do(start())
+    assert (row["shard_id"], row["by_another"], row["attempts"]) == (4, False, 1)
+    assert (row["node"], row["gpu"]) == ("here (here)", "0")
 
 
 class Slow:

@@ -19,14 +19,16 @@ import ray.data
 from PIL import Image
 
 from pipeline import storage
-from pipeline.cluster import own_errors
+from pipeline.cluster import own_errors, start_here
 from pipeline.dataset import read_images, schema, store
 from pipeline.dataset.sources import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize
+from pipeline.synthesis.attempts import Attempts
 from pipeline.synthesis.indexing import RunningIndex
 from pipeline.synthesis.outcome import Outcome
+from pipeline.synthesis.passes import _check_workers_left
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.run import _counted, _finish
@@ -325,14 +327,30 @@ def test_why_a_run_ended_is_said_where_its_shards_cannot_be_counted(
 
 
 def test_a_run_that_cannot_write_stops() -> None:
-    written, unwritten = Outcome(0, ""), Outcome(0, "", error="OSError", reason="disk full", unwritten=True)
+    made, failed = Outcome(0, ""), Outcome(0, "", error="OSError", reason="disk full", storage_failed=True)
     tally = Tally()
-    for row in [unwritten] * 4 + [written] + [unwritten] * 4:
+    for row in [failed] * 4 + [made] + [failed] * 4:
         tally.add(row)
-        tally.check_written(row)
-    tally.add(unwritten)
-    with pytest.raises(IncompleteError, match="5 shards in a row could not be written: disk full"):
-        tally.check_written(unwritten)
+        tally.check_storage(row)
+    tally.add(failed)
+    with pytest.raises(IncompleteError, match="5 shards in a row failed because of storage: disk full"):
+        tally.check_storage(failed)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("put_off", [True, False])
+def test_a_run_that_finishes_nothing_pass_after_pass_says_why(
+    put_off: bool, made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers that storage gave no teacher are no broken ones."""
+    plan, attempts = plan_synthesis(made.config), start_here(Attempts, 3)
+    if put_off:
+        ray.get(attempts.put_off.remote("a", "CheckpointError: cannot read 's3://teacher': SlowDown"))
+    why = ": storage gave a worker no teacher: CheckpointError: cannot read 's3://teacher': SlowDown" if put_off else ""
+    _check_workers_left(plan, attempts, {}, 2)
+    with pytest.raises(IncompleteError, match=f"^nothing was finished in 3 passes over what is left{why}$"):
+        _check_workers_left(plan, attempts, {}, 3)
+    ray.kill(attempts)
 
 
 @pytest.mark.parametrize(
