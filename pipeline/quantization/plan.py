@@ -18,7 +18,7 @@ from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import find_config, identifying_settings, make_document
 from pipeline.outputs.owners import check_apart, check_output, check_place, job_of
-from pipeline.quantization.batches import Window, draw_window, plan_windows
+from pipeline.quantization.batches import Window, draw_window, plan_windows, spread_window
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
@@ -33,6 +33,8 @@ from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.
 _MOST_HELD_BACK = 4
+# To compare artifacts on: each adds as many logits as there are classes.
+_NUM_SAMPLES = 32
 # Fewer are taken, but may be a slip: their ranges say little of other images.
 _FEW = 32
 
@@ -48,6 +50,7 @@ class CalibrationPlan:
         program: the model as a graph that reads whole images.
         images: what to calibrate on.
         windows: which of them, and which are read together.
+        samples: a few of those, from everywhere in the dataset, to compare artifacts on.
         probe: those on which the sensitivity of layers is measured; None where it is not.
         held_back: those that are not trained on; None where there are none.
         labeled: what to score on, where there is any.
@@ -60,6 +63,7 @@ class CalibrationPlan:
     program: ExportedProgram
     images: ImageCollection
     windows: list[Window]
+    samples: Window
     probe: Window | None
     held_back: Window | None
     labeled: Source | None
@@ -121,6 +125,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    samples = spread_window(index, windows, _NUM_SAMPLES, config.seed)
     _warn_of_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
     program = checked.program
@@ -129,7 +134,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
     own = checked.labeled, checked.reference
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
+    return CalibrationPlan(config, document, loaded, program, images, windows, samples, probe, held_back, *own)
 
 
 def _warn_of_few(num_images: int) -> None:
