@@ -23,10 +23,10 @@ from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.float_layers import find_float_layers, report_float_layers
-from pipeline.quantization.graphs import export_images
+from pipeline.quantization.graphs import export_images, point_names
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
-from pipeline.quantization.reference import read_reference
+from pipeline.quantization.reference import check_points, read_reference
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
@@ -97,7 +97,10 @@ class CheckedSettings:
     @cached_property
     def program(self) -> ExportedProgram:
         """The model as a graph that can be prepared as the config asks, exported when first asked for."""
-        program = export_images(self.loaded.model, self.config.placement)
+        placement = self.config.placement
+        program = export_images(self.loaded.model, placement)
+        if self.reference is not None:
+            check_points(str(self.config.reference), self.reference, point_names(program, placement))
         if self.config.equalization:
             check_equalization(program)
         if self.config.smoothing != "none":
