@@ -50,6 +50,10 @@ class ModelError(PipelineError):
     """A model is unknown, cannot be run on a token subset, or does not suit its task."""
 
 
+class FormError(ModelError):
+    """A model has no form in a format, which lacks an operator or a bit width; it will have none another time."""
+
+
 class OtherModelError(ModelError):
     """A worker loaded another model than the driver did: nothing may be made with it, on any machine."""
 

@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.failures import new_archive, not_written
 from pipeline.artifacts.formats import Format
 from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.programs import clip_narrow_activations, input_shape, largest_integer, without_origins
 from pipeline.documents import parse_json
-from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
+from pipeline.errors import CheckpointError, ConfigError, one_line
 from pipeline.log import logger
 
 # End of the name of the metadata file in the archive; torch writes it from `aot_inductor.metadata`.
@@ -53,7 +56,10 @@ def save_aoti(program: ExportedProgram, path: str | Path, facts: Facts | None = 
 
     Raises:
         ConfigError: there is no C++ compiler.
-        ModelError: the program cannot be compiled.
+        FormError: the compiler lacks an operator of the program.
+        ModelError: the program could not be compiled: the compiler may have been killed, or the disk of temporary files
+            be full.
+        OSError: the disk is full, or refuses.
     """
     check_aoti()
     metadata = {**(facts or Facts()).to_strings(), **_circumstances(program, str(path))}
@@ -61,11 +67,12 @@ def save_aoti(program: ExportedProgram, path: str | Path, facts: Facts | None = 
     options = {**_options(program), "aot_inductor.metadata": metadata}
     try:
         # Constants are only folded where no gradients are asked for.
-        with torch.no_grad(), warnings.catch_warnings():
+        with new_archive(path) as file, torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
-            torch._inductor.aoti_compile_and_package(prepared, package_path=str(path), inductor_configs=options)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"the model cannot be compiled by AOTInductor: {one_line(error, limit=300)}") from error
+            compile_to = partial(torch._inductor.aoti_compile_and_package, prepared, inductor_configs=options)
+            compile_to(package_path=file)  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        raise not_written("the model cannot be compiled by AOTInductor", error) from error
     _drop_sources(Path(path))
     return [Path(path)]
 

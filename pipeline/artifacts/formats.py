@@ -38,7 +38,8 @@ class Format:
 
     Attributes:
         save: takes a program with images as its one input, the file to write, and the `Facts` that it is to state, as
-            `save` does. It returns the files that it wrote: what does not fit into the file lies in `<path>.data`.
+            `save` does. It returns the files that it wrote: what does not fit into the file lies in `<path>.data`. It
+            raises FormError only for what will never have a form, and so is not made again.
         open: takes a URI, as `load_quantized` does. What could run code is refused, unless files of the format are code
             (`runs_code`), and so is what takes other than one batch of images.
         check: raises ConfigError, before any work, where a package or a compiler is missing.
@@ -99,7 +100,9 @@ def save(program: "ExportedProgram", path: Path, facts: "Facts", **how: Any) -> 
 
     Raises:
         ConfigError: a package is not installed.
-        ModelError: the program has no form in that format.
+        FormError: the program has no form in that format.
+        ModelError: it could not be written, for another reason.
+        OSError: the disk is full, or refuses.
         CheckpointError: the name states no format.
     """
     return _find(path).save(program, path, facts, **how)

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.failures import not_written
 from pipeline.artifacts.formats import Format
 from pipeline.artifacts.onnx_files import local_files, refuse_unreadable
 from pipeline.artifacts.opened import Opened, Predictor
 from pipeline.artifacts.programs import clip_narrow_activations, largest_integer
-from pipeline.errors import CheckpointError, ConfigError, ModelError, one_line
+from pipeline.errors import CheckpointError, ConfigError, FormError, one_line
 
 WeightType = Literal["uint8", "int8", "int16", "int4"]
 # From this opset on QuantizeLinear takes 16 bits, and DequantizeLinear 4; older ones are read by more runtimes.
@@ -50,11 +51,13 @@ def save_onnx(
 
     Raises:
         ConfigError: the ONNX packages are not installed.
-        ModelError: the program has no ONNX form, or weights of more than 4 bits that were to be stored in 4.
+        FormError: ONNX lacks an operator of the program, or weights of more than 4 bits were to be stored in 4.
+        ModelError: the program was not converted, for another reason.
+        OSError: the disk is full, or refuses.
     """
     check_onnx()
     if weights == "int4" and largest_integer(program, "dequantize_per_channel") > 8:
-        raise ModelError(f"{Path(path).name}: weights of more than 4 bits have no form in 4")
+        raise FormError(f"{Path(path).name}: weights of more than 4 bits have no form in 4")
     clipped = clip_narrow_activations(program)
     try:
         exported: Any = torch.onnx.export(
@@ -67,7 +70,7 @@ def save_onnx(
             opset_version=_OPSET_OTHER_BITS if weights == "int4" or _has_16_bits(program) else _OPSET,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise ModelError(f"the model has no ONNX form: {one_line(error)}") from error
+        raise not_written("the model was not converted to ONNX", error) from error
     model = exported.model
     _forget_origins(model)
     if weights != "int8":

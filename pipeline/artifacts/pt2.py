@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from pipeline import storage
 from pipeline.artifacts.facts import Facts
+from pipeline.artifacts.failures import new_archive
 from pipeline.artifacts.formats import Format
 from pipeline.artifacts.misnamed import check_expansion, describe_misnamed
 from pipeline.artifacts.opened import Opened
@@ -53,10 +54,15 @@ def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = N
 
     Returns:
         The file that was written.
+
+    Raises:
+        OSError: the disk is full, or refuses.
     """
     program = without_origins(program)
     program.example_inputs = None
-    torch.export.save(program, path, extra_files={_FACTS: json.dumps((facts or Facts()).to_strings())})
+    extra_files = {_FACTS: json.dumps((facts or Facts()).to_strings())}
+    with new_archive(path) as file:
+        torch.export.save(program, file, extra_files=extra_files)  # pyright: ignore[reportArgumentType]
     return [Path(path)]
 
 

@@ -15,7 +15,7 @@ from pipeline.artifacts.formats import FormatName, ending_of, format_named, load
 from pipeline.artifacts.onnx import WeightType
 from pipeline.artifacts.opened import Predictor
 from pipeline.artifacts.weights import model_predictor
-from pipeline.errors import PipelineError
+from pipeline.errors import FormError, PipelineError
 from pipeline.log import logger
 from pipeline.models import LoadedModel
 from pipeline.quantization.agreement import largest_deviation, relative_error
@@ -147,8 +147,8 @@ def _make(
         predict = load_quantized(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
-        may_come = error.is_transient if isinstance(error, PipelineError) else True
-        return _refuse(path, f"could not be made: {type(error).__name__}: {error}", may_come=may_come)
+        reason = f"could not be made: {type(error).__name__}: {error}"
+        return _refuse(path, reason, may_come=not isinstance(error, FormError))
     note = _int4_note(config, variant, path.name, options.get("weights")) or format_named(kind).note(calibrated.program)
     if errors["deviation"] > bound and _saturates(config, calibrated, kind, path):
         note = _saturation_note(path.name, errors["deviation"])
@@ -248,7 +248,8 @@ def _refuse(path: Path, reason: str, *, may_come: bool, **figures: float) -> dic
     Args:
         path: of the file.
         reason: why it is not there.
-        may_come: whether the same job may make it another time, with more disk space for example.
+        may_come: whether the same job may make it another time, with more disk space for example; what training took
+            hours for is kept until then.
         figures: further ones of the row.
     """
     for file in path.parent.glob(f"{path.name}*"):

@@ -92,19 +92,24 @@ def draw_window(rows: Sequence[tuple[str, int]], count: int, seed: int) -> Windo
     return _window(rows, sorted(by_rank[:count]))
 
 
-def spread_rows(windows: Sequence[Window], count: int, seed: int) -> list[int]:
-    """Choose rows from everywhere in a dataset: one at random of each of `count` equal parts, or all of fewer rows.
+def spread_window(rows: Sequence[tuple[str, int]], windows: Sequence[Window], count: int, seed: int) -> Window:
+    """Draw images from everywhere in windows: one at random of each of `count` equal parts, or all of fewer images.
 
     Datasets have one class after another, as synthesis makes them and folders list them, or mix them. Parts take of
     each class as many as it has a share in the first case; the draw does it in the second, where equal distances could
     hit one class alone.
+
+    Args:
+        rows: image id and number of kept patches, in the dataset's order.
+        windows: of these rows.
+        count: number of images.
+        seed: of the draw.
     """
-    rows = [row for window in windows for row in window.rows]
-    count = min(count, len(rows))
-    bounds = pairwise(len(rows) * part // count for part in range(count + 1))
-    return [
-        rows[start + hash_number(f"{seed}:{part}", 7) % (stop - start)] for part, (start, stop) in enumerate(bounds)
-    ]
+    numbers = [number for window in windows for number in window.rows]
+    count = min(count, len(numbers))
+    bounds = pairwise(len(numbers) * part // count for part in range(count + 1))
+    drawn = [start + hash_number(f"{seed}:{part}", 7) % (stop - start) for part, (start, stop) in enumerate(bounds)]
+    return _window(rows, [numbers[place] for place in drawn])
 
 
 def _window(rows: Sequence[tuple[str, int]], numbers: list[int]) -> Window:

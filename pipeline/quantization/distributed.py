@@ -1,10 +1,9 @@
 """Calibrate on Ray Train workers, and merge their ranges."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.errors import IncompleteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
-from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows, spread_rows
+from pipeline.quantization.batches import CalibrationBatch, Window, gather_batches, share_windows
 from pipeline.quantization.channels import ChannelObserver, ChannelRanges, merge_channels
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.moments import MomentObserver, Moments
@@ -34,9 +33,6 @@ from pipeline.workers import load_again, pick_device, threads, with_absolute_pat
 from pipeline.workers.progress import Count, progress
 from pipeline.workers.training import run_workers, worker_configs
 
-# To compare artifacts on: each adds as many logits as there are classes.
-_NUM_SAMPLES = 32
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -47,7 +43,7 @@ class Calibration:
         channels: of the model before it was smoothed, where it was.
         moments: of what the layers read, by point, where weights or biases are refined.
         image_ids: those that each worker read.
-        samples: a few of the images, from everywhere in the dataset, float32 [B, C, H, W], normalized.
+        samples: the planned ones, to compare artifacts on, float32 [B, C, H, W], normalized.
     """
 
     observers: dict[str, Observer]
@@ -102,30 +98,28 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
             observed = _calibrate_here(plan, count, device)
         else:
             observed = _calibrate_on_workers(plan, count, resources)
-    calibration = Calibration(**observed, samples=_samples(plan))
+    calibration = Calibration(**observed, samples=read_window(plan, plan.samples))
     _check_complete(calibration, plan.windows)
     return calibration
 
 
-def _samples(plan: CalibrationPlan) -> Tensor:
-    """Read a few of the images, float32 [B, C, H, W]."""
-    rows = spread_rows(plan.windows, _NUM_SAMPLES, plan.config.seed)
-    samples = _read(_Share(plan.images.select(rows), _batches(plan.windows)), plan.loaded)
-    return _pixels(islice(samples, len(rows)))
-
-
 def read_window(plan: CalibrationPlan, window: Window) -> Tensor:
-    """Read images in this process, float32 [B, C, H, W], normalized."""
-    return _pixels(_read(_share(plan.images, [window]), plan.loaded))
+    """Read the images of a window in this process, float32 [B, C, H, W], normalized, in the dataset's order.
+
+    Raises:
+        DatasetError: a file cannot be read, or an image cannot be decoded.
+    """
+    rows = _read(_share(plan.images, [window]), plan.loaded)
+    return torch.from_numpy(np.stack([row["pixels"] for row in rows]))
 
 
 def read_batches(plan: CalibrationPlan, window: Window) -> list[CalibrationBatch]:
-    """Read images in this process, at the patches that are calibrated on."""
+    """Read the images of a window in this process, at the patches that are calibrated on.
+
+    Raises:
+        DatasetError: a file cannot be read, or an image cannot be decoded or is missing.
+    """
     return list(_gather_batches(plan.config, plan.loaded, _share(plan.images, [window])))
-
-
-def _pixels(rows: Iterable[dict[str, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack([row["pixels"] for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class _Share:
     """Images that one worker reads.
 
     Attributes:
-        images: with the units that hold its rows.
+        images: with the units that hold its rows, and perhaps others between them.
         batches: image ids that are read together.
     """
 

@@ -111,6 +111,15 @@ def activation_observers(prepared: fx.GraphModule) -> dict[str, MinMaxObserver]:
     return observers
 
 
+def point_names(program: ExportedProgram, placement: Placement) -> list[str]:
+    """Return the names of the points at which a model's activations are observed, in the graph's order.
+
+    Raises:
+        ModelError: there is nothing to quantize.
+    """
+    return list(activation_observers(prepare(program, BitWidths(), placement)))
+
+
 def convert(
     program: ExportedProgram,
     bits: BitWidths,

@@ -18,21 +18,23 @@ from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model
 from pipeline.outputs import find_config, identifying_settings, make_document
 from pipeline.outputs.owners import check_apart, check_output, check_place, job_of
-from pipeline.quantization.batches import Window, draw_window, plan_windows
+from pipeline.quantization.batches import Window, draw_window, plan_windows, spread_window
 from pipeline.quantization.channels import report_other_norms
 from pipeline.quantization.config import EXCLUDED_SETTINGS, RECORDED_SETTINGS, CalibrationConfig
 from pipeline.quantization.equalization import check_equalization
 from pipeline.quantization.float_layers import find_float_layers, report_float_layers
-from pipeline.quantization.graphs import export_images
+from pipeline.quantization.graphs import export_images, point_names
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
-from pipeline.quantization.reference import read_reference
+from pipeline.quantization.reference import check_points, read_reference
 from pipeline.synthesis.to_make import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 
 # Part of all images that is held back at most: the others are calibrated on, and teach.
 _MOST_HELD_BACK = 4
+# To compare artifacts on: each adds as many logits as there are classes.
+_NUM_SAMPLES = 32
 # Fewer are taken, but may be a slip: their ranges say little of other images.
 _FEW = 32
 
@@ -48,6 +50,7 @@ class CalibrationPlan:
         program: the model as a graph that reads whole images.
         images: what to calibrate on.
         windows: which of them, and which are read together.
+        samples: a few of those, from everywhere in the dataset, to compare artifacts on.
         probe: those on which the sensitivity of layers is measured; None where it is not.
         held_back: those that are not trained on; None where there are none.
         labeled: what to score on, where there is any.
@@ -60,6 +63,7 @@ class CalibrationPlan:
     program: ExportedProgram
     images: ImageCollection
     windows: list[Window]
+    samples: Window
     probe: Window | None
     held_back: Window | None
     labeled: Source | None
@@ -93,7 +97,10 @@ class CheckedSettings:
     @cached_property
     def program(self) -> ExportedProgram:
         """The model as a graph that can be prepared as the config asks, exported when first asked for."""
-        program = export_images(self.loaded.model, self.config.placement)
+        placement = self.config.placement
+        program = export_images(self.loaded.model, placement)
+        if self.reference is not None:
+            check_points(str(self.config.reference), self.reference, point_names(program, placement))
         if self.config.equalization:
             check_equalization(program)
         if self.config.smoothing != "none":
@@ -121,6 +128,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     probe = _probe(config, index)
     not_calibrated_on = None if config.mixed is None else probe
     windows = plan_windows(index, config.batch_size, config.max_images, config.seed, not_calibrated_on)
+    samples = spread_window(index, windows, _NUM_SAMPLES, config.seed)
     _warn_of_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
     program = checked.program
@@ -129,7 +137,7 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     find_config(config.output, "calibrate", document)
     storage.check_writable(config.output)
     own = checked.labeled, checked.reference
-    return CalibrationPlan(config, document, loaded, program, images, windows, probe, held_back, *own)
+    return CalibrationPlan(config, document, loaded, program, images, windows, samples, probe, held_back, *own)
 
 
 def _warn_of_few(num_images: int) -> None:

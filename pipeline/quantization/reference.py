@@ -1,9 +1,10 @@
 """Ranges of another calibration, to compare with."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, first_few
 from pipeline.outputs.names import CONFIG, RANGES
 from pipeline.outputs.owners import job_of
 from pipeline.quantization.bit_widths import Placement
@@ -39,3 +40,20 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     found = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
     tell_constant(uri, found)
     return found
+
+
+def check_points(uri: str, reference: Ranges, points: Iterable[str]) -> None:
+    """Check that a reference was observed at the points of this calibration, before the pass over its images.
+
+    Raises:
+        DatasetError: it was not: an earlier version observed others in this model.
+    """
+    points = set(points)
+    if reference.keys() == points:
+        return
+    without, only = sorted(points - reference.keys()), sorted(reference.keys() - points)
+    found = [f"{first_few(names)} only {where}" for names, where in ((only, "there"), (without, "here")) if names]
+    raise DatasetError(
+        f"reference {uri!r} observed this model at other points ({'; '.join(found)}), as earlier versions did: make "
+        f"the reference again, with the settings under `config` in {storage.join(uri, CONFIG)!r}"
+    )

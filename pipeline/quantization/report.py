@@ -32,8 +32,9 @@ _COLUMNS = {
 _SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
-    "distance of the logits from the float model's, on {compared} of the {images} calibration images, from all "
-    "over the dataset; deviation that from the quantized graph which the file was made of, which tells a faulty file."
+    "distance of the logits from the float model's, on {compared} of the {images} calibration images, one drawn from "
+    "each of {compared} equal parts of them; deviation that from the quantized graph which the file was made of, which "
+    "tells a faulty file."
 )
 _HELD_BACK = (
     " On images that were not trained on, as they are: divergence of the answers from the float model's, in nats, and "

@@ -66,12 +66,12 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     # Errors should come out before a cluster is joined or anything is written.
     plan = plan_calibration(config, checked)
     with hold(config.output, "calibrate", plan.document) as (claimed, waited):
-        tell_others(config.output, plan.digest)
         done = finished_report(plan, claimed, waited=waited)
         if done is not None:
             if is_final(done):
-                remove_checkpoints(config.output)
+                _remove_all_checkpoints(plan)
             return done
+        tell_others(config.output, plan.digest)
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
             fixed_size = connect()
             check_training(plan)
@@ -84,7 +84,6 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
     config, loaded = plan.config, plan.loaded
     calibration = calibrate_ranges(plan, fixed_size=fixed_size)
     check_observed_ranges(calibration.ranges)
-    # Before the work that a reference of other activations would end.
     error = None if plan.reference is None else range_error(calibration.ranges, plan.reference)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
     program, layerwise = _quantized_program(plan, calibration), None
@@ -135,10 +134,16 @@ def _settle_checkpoints(plan: CalibrationPlan, refused: list[dict[str, Any]]) ->
     """Remove the checkpoints of trainings, but for those with which an artifact that is missing may still be made."""
     to_come = [row["artifact"] for row in refused if row["may_come"]]
     if plan.config.qat is None or not to_come:
-        remove_checkpoints(plan.config.output)
+        _remove_all_checkpoints(plan)
         return
     remove_others(plan.config.output, plan.digest)
     logger.info(f"qat: checkpoints are kept, so that {first_few(to_come)} can be made without training again")
+
+
+def _remove_all_checkpoints(plan: CalibrationPlan) -> None:
+    """Remove the checkpoints of trainings; a line names those of other settings, which may have been wanted."""
+    remove_others(plan.config.output, plan.digest)
+    remove_checkpoints(plan.config.output)
 
 
 def _quantized_program(plan: CalibrationPlan, calibration: Calibration) -> ExportedProgram:

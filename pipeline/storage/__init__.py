@@ -40,7 +40,7 @@ from pipeline.storage.locations import (
     join,
     why_missing,
 )
-from pipeline.storage.retrying import with_retries
+from pipeline.storage.retrying import look_again, with_retries
 from pipeline.storage.text import decode_text
 from pipeline.storage.writable import check_writable, new_folders, remove_empty
 
@@ -67,6 +67,7 @@ __all__ = [
     "list_folders",
     "list_sizes",
     "local_file",
+    "look_again",
     "new_file",
     "new_folders",
     "open_file",

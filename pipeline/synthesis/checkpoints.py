@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -33,9 +33,8 @@ _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.pt")
 _SHA256_BYTES = 32
 # A shard of a second or two has no checkpoint, so the folder need not be listed for each of them.
 _LIST_EVERY_S = 60.0
-# Seconds before each further attempt to read.
+# Seconds before each further attempt to read: minutes in all, for a shard that took hours is at stake.
 _RETRY_DELAYS_S = (0.5, 2.0, 8.0, 30.0, 60.0, 120.0)
-T = TypeVar("T")
 
 
 @dataclass
@@ -102,7 +101,7 @@ class Checkpoints:
         if self._find(name):
             file.there = True
             try:
-                content = _patiently(lambda: storage.read_bytes(file.uri))
+                content = storage.with_retries(lambda: storage.read_bytes(file.uri), delays_s=_RETRY_DELAYS_S)
                 file.resumed, file.seconds = _go_on(run, file.uri, content, facts, snapshots)
             except (DatasetError, CheckpointError) as error:
                 if error.is_transient:
@@ -137,7 +136,8 @@ class Checkpoints:
         """
         if time.monotonic() - self._listed_at > _LIST_EVERY_S:
             try:
-                self._listed = _patiently(lambda: storage.list_files(storage.join(self._output, FOLDER)))
+                folder = storage.join(self._output, FOLDER)
+                self._listed = storage.with_retries(lambda: storage.list_files(folder), delays_s=_RETRY_DELAYS_S)
             except DatasetError as error:
                 if error.is_transient:
                     raise
@@ -190,22 +190,6 @@ class _Follower:
             state = {**self._facts, "run": self._run.state(), "forming": snapshots, "seconds": seconds}
             self._written = self._write(state)
             self._when.saved()
-
-
-def _patiently(read: Callable[[], T]) -> T:
-    """Read from storage, and ask again for minutes where it does not answer: a shard that took hours is at stake.
-
-    Raises:
-        DatasetError: it kept failing to answer, or refused.
-    """
-    for delay_s in _RETRY_DELAYS_S:
-        try:
-            return read()
-        except DatasetError as error:
-            if not error.is_transient:
-                raise
-            time.sleep(delay_s)
-    return read()
 
 
 def _go_on(

@@ -1,6 +1,5 @@
 """Look in the output for the first part of each worker: if it writes and looks elsewhere, its work is lost."""
 
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -42,7 +41,8 @@ class FirstParts:
             return ""
         uri = store.part_uri(self._output, cast(int, done.shard_id), self._digest)
         try:
-            there = self._is_there(uri, patiently=worker not in self._lost)
+            delays_s = (0.0,) if worker in self._lost else _LOOK_AGAIN_S
+            there = storage.look_again(lambda: storage.exists(uri), delays_s)
         except DatasetError as error:
             if not self._told:
                 self._note(f"whether workers write where this process reads is looked at later: {error}")
@@ -54,10 +54,3 @@ class FirstParts:
         self._lost.add(worker)
         did = "found" if done.by_another else "wrote"
         return f"worker {worker} {did} shard {done.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
-
-    def _is_there(self, uri: str, *, patiently: bool) -> bool:
-        for delay_s in _LOOK_AGAIN_S if patiently else (0.0,):
-            time.sleep(delay_s)
-            if storage.exists(uri):
-                return True
-        return False

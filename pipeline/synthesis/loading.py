@@ -85,11 +85,8 @@ def check_output(output: str, worker: str, device: Device) -> None:
         DatasetError: it does not, or cannot.
     """
     manifest = store.manifest_uri(output)
-    for delay_s in _LOOK_AGAIN_S:
-        time.sleep(delay_s)
-        if storage.exists(manifest):
-            storage.check_writable(output)
-            return
-    raise DatasetError(
-        f"worker {worker} of node {device.host} does not find {manifest!r}, which this run wrote: {NOT_SHARED}"
-    )
+    if not storage.look_again(lambda: storage.exists(manifest), _LOOK_AGAIN_S):
+        raise DatasetError(
+            f"worker {worker} of node {device.host} does not find {manifest!r}, which this run wrote: {NOT_SHARED}"
+        )
+    storage.check_writable(output)

@@ -74,14 +74,11 @@ class EventFolder:
             self._write(_event(step, Summary(value=given)))
 
     def end(self, status: Status, values: Mapping[str, float]) -> None:
-        """Report the result, at the last step.
+        """Report the result, at the last step, but after an earlier result, because TensorBoard shows the last.
 
-        A run without steps, as a calibration is, may be repeated: its result comes at the step after the last one,
-        because TensorBoard shows the last.
+        A run may be repeated without further steps: a calibration has none, or with `qat` those of the same training.
         """
-        of_steps = [last for name, last in self._last.items() if not name.startswith((RESULT, _SETTINGS))]
-        of_results = [last + 1 for name, last in self._last.items() if name.startswith(RESULT)]
-        step = max(of_steps or of_results, default=0)
+        step = max((last + name.startswith(RESULT) for name, last in self._last.items()), default=0)
         self.add(step, values)
         if not self._local:
             self._rewrite()

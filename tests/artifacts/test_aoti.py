@@ -19,7 +19,7 @@ from pipeline.artifacts.facts import Facts
 from pipeline.artifacts.formats import FormatName
 from pipeline.artifacts.opened import Opened
 from pipeline.distillation.batches import DistillationBatch
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, FormError, ModelError
 from pipeline.evaluation import open_artifact
 from pipeline.models import LoadedModel, ModelConfig, load_model
 from pipeline.quantization import BitWidths
@@ -258,3 +258,30 @@ def test_one_call_runs_every_format(package: Path, files: Callable[[BitWidths, F
         assert model.facts.class_names is not None
         with pytest.raises(CheckpointError, match=r"reads images of \['batch', 3, 32, 32\], not \[3, 32, 32\]"):
             model(images()[0])
+
+
+@pytest.fixture(scope="module")
+def linear() -> ExportedProgram:
+    """A program that takes seconds to compile."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+    return torch.export.export(model, (torch.zeros(2, 3, 2, 2),))
+
+
+def test_a_compiler_that_is_killed_is_no_reason_that_lasts(
+    linear: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nkill -9 $$\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(ModelError, match="the model cannot be compiled by AOTInductor") as raised:
+        aoti.save_aoti(linear, tmp_path / "x.aoti.pt2")
+    assert not isinstance(raised.value, FormError)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
+def test_a_full_disk_is_an_error_that_leaves_the_process_alive(linear: ExportedProgram, tmp_path: Path) -> None:
+    (tmp_path / "x.aoti.pt2").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        aoti.save_aoti(linear, tmp_path / "x.aoti.pt2")

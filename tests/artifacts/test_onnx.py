@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pipeline.artifacts.onnx import open_onnx, save_onnx
-from pipeline.errors import CheckpointError, DatasetError, ModelError
+from pipeline.errors import CheckpointError, DatasetError, FormError
 from pipeline.quantization import BitWidths
 from pipeline.quantization.agreement import largest_deviation, relative_error
 from pipeline.quantization.batches import CalibrationBatch
@@ -84,8 +84,20 @@ def test_weights_of_four_bits_are_packed_two_to_a_byte(
 def test_weights_of_more_bits_are_not_cut_to_four(
     quantized: Callable[[BitWidths], ExportedProgram], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=r"x\.onnx: weights of more than 4 bits have no form in 4"):
+    with pytest.raises(FormError, match=r"x\.onnx: weights of more than 4 bits have no form in 4"):
         save_onnx(quantized(BitWidths(weights=5)), tmp_path / "x.onnx", weights="int4")
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvalsh(images).flatten(1)
+
+
+def test_an_operator_that_onnx_lacks_is_a_reason_that_lasts(tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(Eigenvalues(), (torch.zeros(2, 3, 2, 2),), dynamic_shapes=({0: batch},))
+    with pytest.raises(FormError, match=r"the model was not converted to ONNX: DispatchError: .*linalg_eigh"):
+        save_onnx(program, tmp_path / "x.onnx")
 
 
 @pytest.fixture

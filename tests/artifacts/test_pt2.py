@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch.export import ExportedProgram
 
-from pipeline.artifacts.pt2 import open_pt2
+from pipeline.artifacts.pt2 import open_pt2, save_pt2
 from pipeline.artifacts.pt2_documents import find_code
 from pipeline.errors import CheckpointError
 from pipeline.quantization import BitWidths
+from pipeline.quantization.bit_widths import Placement
 from tests.conftest import make_tiny_model
 
 Files = Callable[[BitWidths, str], Path]
@@ -244,3 +246,12 @@ def test_another_archive_is_refused(read: Read) -> None:
 def test_what_lies_under_the_name_of_a_program_is_reported(content: bytes, message: str, read: Read) -> None:
     with pytest.raises(CheckpointError, match=rf"cannot read '.*x\.pt2' as a .pt2 program: {message}"):
         read(content)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
+def test_a_full_disk_is_an_error_that_leaves_the_process_alive(
+    programs: Callable[[Placement], ExportedProgram], tmp_path: Path
+) -> None:
+    (tmp_path / "x.pt2").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        save_pt2(programs("linear"), tmp_path / "x.pt2")

@@ -1,11 +1,13 @@
 """Calibration batches depend only on the dataset, and every image is in exactly one."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import DatasetError
-from pipeline.quantization.batches import draw_window, gather_batches, plan_windows, share_windows, spread_rows
+from pipeline.quantization.batches import draw_window, gather_batches, plan_windows, share_windows, spread_window
 
 ROWS = [(f"image-{number:02d}", 3 + number % 3) for number in range(23)]
 
@@ -83,9 +85,13 @@ def test_an_image_that_does_not_come_is_an_error() -> None:
 def test_rows_to_compare_on_are_spread_over_the_classes_however_they_are_ordered(interleaved: bool) -> None:
     count = 320
     classes = [row % 10 if interleaved else row * 10 // count for row in range(count)]
-    windows = plan_windows([(f"image-{row:03d}", 5) for row in range(count)], 32, None, seed=0)
-    rows = spread_rows(windows, 32, seed=0)
-    assert rows == sorted(set(rows)) == spread_rows(windows, 32, seed=0) != spread_rows(windows, 32, seed=1)
+    index = [(f"image-{row:03d}", 5 + row % 2) for row in range(count)]
+    windows = plan_windows(index, 32, None, seed=0)
+    drawn = spread_window(index, windows, 32, seed=0)
+    rows = drawn.rows
+    assert rows == sorted(set(rows))
+    assert drawn == spread_window(index, windows, 32, seed=0) != spread_window(index, windows, 32, seed=1)
+    assert sorted(chain(*drawn.batches)) == [index[row][0] for row in rows]
     number = [sum(classes[row] == label for row in rows) for label in range(10)]
     assert sum(number) == 32
     # One class after another: each has its share. Mixed: as a random draw.
@@ -95,4 +101,4 @@ def test_rows_to_compare_on_are_spread_over_the_classes_however_they_are_ordered
 
 def test_of_few_rows_all_are_compared_on() -> None:
     windows = plan_windows(ROWS, 8, None, 0, draw_window(ROWS, 5, seed=0))
-    assert spread_rows(windows, 32, seed=0) == [row for window in windows for row in window.rows]
+    assert spread_window(ROWS, windows, 32, seed=0).rows == [row for window in windows for row in window.rows]

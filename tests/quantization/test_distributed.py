@@ -180,13 +180,15 @@ def test_a_calibration_without_workers_computes_on_the_device_that_is_asked_for(
     assert next(plan.loaded.model.parameters()).device.type == "cpu"
 
 
-def test_what_artifacts_are_compared_on_is_from_everywhere_in_the_dataset(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows_a_group", "workers"), [(5, 0), (320, 0), (320, 2)])
+def test_what_artifacts_are_compared_on_is_one_image_of_each_thirty_second_of_the_dataset(
+    rows_a_group: int, workers: int, tiny_folder: Path, tmp_path: Path
+) -> None:
     """One class comes after another: the first 32 of 320 images are of one of ten."""
     path = tmp_path / "images.parquet"
-    ids = write_ragged(path, 320)
-    calibration = calibrate(str(path), tiny_folder, tmp_path / "out", 0, 64)
+    ids = write_ragged(path, 320, rows_a_group=rows_a_group)
+    samples = calibrate(str(path), tiny_folder, tmp_path / "out", workers, 64).samples
     loaded = load_model(ModelConfig(name=f"local-dir:{tiny_folder}"))
     pixels = {row["image_id"]: row["pixels"] for row in iterate_inputs(find_images(str(path)), loaded, ids)}
-    rows = [next(n for n, name in enumerate(ids) if np.array_equal(pixels[name], own)) for own in calibration.samples]
-    assert len(rows) == 32
-    assert {row * 10 // 320 for row in rows} == set(range(10))
+    rows = [next(n for n, name in enumerate(ids) if np.array_equal(pixels[name], own)) for own in samples]
+    assert [row // 10 for row in rows] == list(range(32))

@@ -1,8 +1,6 @@
 """Quantization-aware distillation in a calibration: off by default, and as good on any number of workers."""
 
-import errno
 import json
-import os
 import re
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,6 +12,7 @@ import ray
 import torch
 
 from jobs.status import look
+from pipeline import storage
 from pipeline.artifacts import load_quantized, onnx
 from pipeline.config import from_dict
 from pipeline.dataset.collection import find_images
@@ -21,7 +20,7 @@ from pipeline.distillation.images import read_into_memory
 from pipeline.distillation.opening import open_images
 from pipeline.distillation.order import Share
 from pipeline.distillation.state import TrainingState
-from pipeline.errors import ConfigError, DatasetError, ModelError, NonFiniteError, PipelineError
+from pipeline.errors import ConfigError, DatasetError, FormError, ModelError, NonFiniteError, PipelineError
 from pipeline.models import ModelConfig, load_model, save_model
 from pipeline.outputs import check_same_settings
 from pipeline.outputs.names import QAT_CHECKPOINTS
@@ -178,6 +177,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, label: str, steps: int, error: Base
     monkeypatch.setattr(QatTrainer, "_step", stop)
 
 
+def make_no_onnx(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have every ONNX file fail with an error."""
+
+    def save_nothing(*_: Any, **__: Any) -> list[Path]:
+        raise error
+
+    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
+
+
 def trained_so_far(output: Path) -> list[str]:
     """Return the labels of variants that have checkpoints."""
     return sorted({path.parts[-3].partition("-")[0] for path in (output / QAT_CHECKPOINTS).rglob("*.pt")})
@@ -209,7 +217,9 @@ def test_other_settings_begin_anew_where_a_training_was_stopped(
     (out / QAT_CHECKPOINTS / "notes").mkdir()
     # Back to the first settings: their training goes on.
     assert run(tiny_folder, sparse, out, qat=TRAINED)["complete"] is True
-    assert "qat: there are checkpoints, " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "qat: there are checkpoints, " in told
+    assert f"qat: removing checkpoints of other settings from '{out}': w4a4-" in told
     assert [path.name for path in (out / QAT_CHECKPOINTS).iterdir()] == ["notes"]
 
 
@@ -220,11 +230,8 @@ def test_an_artifact_that_can_never_be_made_keeps_no_checkpoints_and_is_not_trai
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def save_nothing(*_: Any, **__: Any) -> list[Path]:
-        raise ModelError("w4a4.onnx: it has no form in ONNX")
-
     out = tmp_path / "out"
-    monkeypatch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
+    make_no_onnx(monkeypatch, FormError("w4a4.onnx: it has no form in ONNX"))
     report = run(tiny_folder, sparse, out, qat=TRAINED)
     assert (report["complete"], [row["may_come"] for row in report["failed"]]) == (False, [False])
     assert not (out / QAT_CHECKPOINTS).exists()
@@ -263,10 +270,15 @@ def test_a_finished_training_is_not_done_again_unless_a_file_of_it_is_gone(
     out = tmp_path / "out"
     report = run(tiny_folder, sparse, out, qat=TRAINED)
     stop_at(monkeypatch, "w4a4", 0, KeyboardInterrupt())
+    # As a run that was killed at its end leaves them.
+    storage.write_bytes(str(out / QAT_CHECKPOINTS / "w4a4-89abcdef" / "checkpoints" / "epoch-00001.pt"), b"content")
     capsys.readouterr()
     assert run(tiny_folder, sparse, out, qat=TRAINED) == report
     again = f"calibrate: '{out}' is done with these settings; to train and measure again, delete '{out}/report.json'"
-    assert again in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert again in printed
+    assert f"qat: removing checkpoints of other settings from '{out}': w4a4-89abcdef" in printed
+    assert "stay until this run is done" not in printed
     # Moved, and asked for with other settings that decide nothing.
     moved = out.rename(tmp_path / "moved")
     elsewhere = run(tiny_folder, sparse, moved, qat=replace(TRAINED, cache_gb=0), score_batch_size=1)
@@ -286,13 +298,12 @@ def test_an_artifact_that_could_not_be_made_is_made_later_without_training_again
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def save_nothing(*_: Any, **__: Any) -> list[Path]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(onnx, "FORMAT", replace(onnx.FORMAT, save=save_nothing))
-        assert run(tiny_folder, sparse, out, qat=TRAINED)["complete"] is False
+        # As of a compiler that was killed: nobody knows that it would be again.
+        make_no_onnx(patch, ModelError("the model cannot be compiled"))
+        report = run(tiny_folder, sparse, out, qat=TRAINED)
+    assert (report["complete"], [row["may_come"] for row in report["failed"]]) == (False, [True])
     told = "qat: checkpoints are kept, so that w4a4.onnx can be made without training again"
     assert told in capsys.readouterr().err
     stop_at(monkeypatch, "w4a4", 0, AssertionError("it is trained again"))

@@ -21,7 +21,7 @@ from pipeline.quantization.batches import CalibrationBatch
 from pipeline.quantization.distributed import Calibration, calibrate_ranges
 from pipeline.quantization.mixed_config import MixedConfig
 from pipeline.quantization.observe import RangeObserver
-from pipeline.quantization.plan import plan_calibration
+from pipeline.quantization.plan import check_settings, plan_calibration
 from pipeline.synthesis import SynthesisConfig
 from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.writer import PartWriter
@@ -159,6 +159,18 @@ def test_ranges_are_compared_with_those_of_real_images(
     with pytest.raises(DatasetError, match="is not the output of a calibration"):
         calibrate(make_config(tiny_folder, synthetic, tmp_path / "x", reference=synthetic))
     document = storage.read_json(str(tmp_path / "real" / "config.json"))
+    # As an earlier version named a point, which is found out before the images are read or, by a synthesis, made.
+    renamed = {("stem:input" if name == constant else name): bounds for name, bounds in ranges[1].items()}
+    storage.write_json(str(tmp_path / "real" / "ranges.json"), renamed)
+    config = make_config(tiny_folder, synthetic, tmp_path / "x", reference=reference.output)
+    again = f"make the reference again, with the settings under `config` in '{tmp_path}/real/config.json'"
+    at_others = rf"at other points \(stem:input only there; {constant} only here\), as earlier versions did: {again}"
+    with pytest.raises(DatasetError, match=at_others):
+        plan_calibration(config)
+    with pytest.raises(DatasetError, match=at_others):
+        _ = check_settings(config).program
+    calibrate(from_dict(CalibrationConfig, document["config"]))
+    assert plan_calibration(config).reference == {name: tuple(bounds) for name, bounds in ranges[1].items()}
     document["identity"]["smoothing"] = "repq"
     storage.write_json(str(tmp_path / "real" / "config.json"), document)
     with pytest.raises(DatasetError, match="has ranges of a model that its smoothing has changed"):

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from pipeline.errors import DatasetError, PipelineError
-from pipeline.storage import with_retries
+from pipeline.storage import look_again, with_retries
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,22 @@ def test_an_error_of_ours_is_tried_again_where_the_store_led_to_it(monkeypatch: 
 
 def _not_there() -> None:
     raise DatasetError("not there") from FileNotFoundError("key")
+
+
+def test_delays_of_a_callers_own_decide_how_often_it_is_tried() -> None:
+    called: list[int] = []
+
+    def work() -> None:
+        called.append(1)
+        raise OSError("no answer")
+
+    with pytest.raises(OSError, match="no answer"):
+        with_retries(work, delays_s=(0.0, 0.0, 0.0, 0.0))
+    assert len(called) == 5
+
+
+def test_a_file_is_looked_for_again_until_it_is_there_or_no_look_is_left() -> None:
+    found = iter([False, True, False, False])
+    assert look_again(lambda: next(found), (0.0, 0.0, 0.0))
+    assert not look_again(lambda: next(found), (0.0, 0.0))
+    assert next(found, None) is None

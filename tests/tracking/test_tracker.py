@@ -86,14 +86,39 @@ def test_a_run_that_was_killed_goes_on_in_the_same_folder_without_doubled_steps(
 
 @needs_tensorboard
 def test_a_run_that_is_repeated_shows_its_last_result(folder: str, tmp_path: Path) -> None:
-    """As a calibration is, which has no steps: the figures are those of the artifacts that are there now."""
-    config = TrackingConfig(tensorboard=folder)
-    for top1 in (70.0, 72.0, 71.0):
-        with tracking(config, "calibrate", DIGEST, SETTINGS) as tracker:
-            tracker.set_result({"w8a8": {"onnx": {"top1": top1}}, "complete": True})
+    """As a calibration is, which has no steps, or with `qat` the same ones each time.
+
+    The figures are those of the artifacts that are there now.
+    """
+    for job, losses, first in (("calibrate", {}, 0), ("qat", {1: {"loss": 0.5}, 2: {"loss": 0.25}}, 2)):
+        for top1 in (70.0, 72.0, 71.0):
+            with tracking(TrackingConfig(tensorboard=folder), job, DIGEST, SETTINGS) as tracker:
+                for step, values in losses.items():
+                    tracker.add(step, values)
+                tracker.set_result({"w8a8": {"onnx": {"top1": top1}}, "complete": True})
+            time.sleep(1.1)  # the names of files go by seconds
+        found = read_scalars(storage.join(folder, f"{job}-deadbeef"), tmp_path)
+        assert found.pop("result/w8a8/onnx/top1") == [(first, 70.0), (first + 1, 72.0), (first + 2, 71.0)]
+        assert [step for step, _ in found.pop("loss", [])] == [*losses]
+        assert found == {}
+
+
+@needs_tensorboard
+def test_a_run_that_goes_on_after_its_result_shows_the_next_one_at_its_last_step(folder: str, tmp_path: Path) -> None:
+    """As a training does that is given more epochs under the same name."""
+    config = TrackingConfig(tensorboard=folder, run_name="one")
+    for epochs, top1 in ((2, 70.0), (2, 71.0), (3, 72.0), (6, 73.0)):
+        with tracking(config, "distill", DIGEST, SETTINGS) as tracker:
+            for epoch in range(1, epochs + 1):
+                tracker.add(epoch, {"loss": 1 / epoch})
+            tracker.set_result({"top1": top1})
         time.sleep(1.1)  # the names of files go by seconds
-    found = read_scalars(storage.join(folder, "calibrate-deadbeef"), tmp_path)
-    assert found == {"result/w8a8/onnx/top1": [(0, 70.0), (1, 72.0), (2, 71.0)]}
+    assert read_scalars(storage.join(folder, "one"), tmp_path)["result/top1"] == [
+        (2, 70.0),
+        (3, 71.0),
+        (4, 72.0),
+        (6, 73.0),
+    ]
 
 
 @needs_tensorboard
