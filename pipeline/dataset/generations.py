@@ -89,8 +89,8 @@ def check_one_generation(uri: str, names: Iterable[str]) -> None:
         if before != total or twice != name:
             first = example if before != total else twice
             raise DatasetError(
-                f"{uri!r} has {first!r} and {name!r}, by their names of two generations of a dataset, which would be read "
-                f"as one with images twice: {_NAME_THEM}"
+                f"{uri!r} has {first!r} and {name!r}, by their names of two generations of a dataset, which would be "
+                f"read as one with images twice: {_NAME_THEM}"
             )
 
 
