@@ -241,12 +241,22 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
 def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
     """Return the class names of parts without them, from the manifest beside `data/`; None if there is none."""
     output = posixpath.dirname(posixpath.dirname(part.uri))
-    names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
+    names = store.read_manifest(output)["class_names"] if _has_manifest(output) else []
     if schema.names_digest(names) == part.names_digest:
         return names
     missing = "but not the manifest.json with their class names: labels go by number"
     logger.warning(f"{uri!r} holds parts of a synthetic dataset, {missing}")
     return None
+
+
+def _has_manifest(output: str) -> bool:
+    """Return whether there is a manifest; "no" if it is forbidden to ask, as beside a file with a signed address."""
+    try:
+        return storage.exists(store.manifest_uri(output))
+    except DatasetError as error:
+        if error.is_transient:
+            raise
+        return False
 
 
 def _file_uri(uri: str, name: str) -> str:

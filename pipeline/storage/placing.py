@@ -7,6 +7,7 @@ there is a moment in which no file has the name, and a process that is killed th
 
 import contextlib
 import errno
+import inspect
 import posixpath
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,9 @@ def is_on(fs: Any, path: str) -> bool:
         OSError, or an error of the driver: it is not known. Most `exists` of fsspec answer "no" then.
     """
     if isinstance(fs, AsyncFileSystem):
-        return bool(fs.exists(path))
+        # To a web server's refusal, or none to ask, that of HTTP answers "no" too, unless it is told to be strict.
+        strict = {"strict": True} if "strict" in inspect.signature(fs._exists).parameters else {}
+        return bool(fs.exists(path, **strict))
     try:
         fs.info(path)
     except OSError as error:
