@@ -68,6 +68,13 @@ def missing_shards(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     return {stem: (len(numbers), total) for (stem, total), numbers in found.items() if len(numbers) < total}
 
 
+def report_missing(uri: str, names: Iterable[str]) -> None:
+    """Warn of numbered files that are not all there."""
+    for name, (there, total) in missing_shards(names).items():
+        of = f" of {name!r}" if name else ""
+        logger.warning(f"{uri!r} has {there} of the {total} files{of}: the others are missing")
+
+
 def check_one_generation(uri: str, names: Iterable[str]) -> None:
     """Refuse files that were numbered twice, as `x-00000-of-00001` beside `x-00000-of-00002`: the same rows again.
 
