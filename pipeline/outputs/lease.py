@@ -120,7 +120,7 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
     seen: dict[str, Any] | None = None
     seen_at = time.monotonic()
     waited = False
-    while not storage.with_retries(lambda: storage.create_json(uri, mine)):
+    while not _create(uri, mine, was_seen=bool(seen)):
         # Empty: deleted in the meantime, or incomplete, as a killed process leaves it where there are no hard links.
         other = storage.with_retries(lambda: _read(uri)) or {}
         if other != seen:
@@ -143,6 +143,13 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
         # Whoever was seen to hold it has let it go.
         return waited or bool(seen)
     return waited
+
+
+def _create(uri: str, mine: dict[str, Any], *, was_seen: bool) -> bool:
+    """Create the lease if there is none. That of a process that was seen has to be gone at two looks."""
+    if was_seen and _read_surely(uri) is not None:
+        return False
+    return storage.with_retries(lambda: storage.create_json(uri, mine))
 
 
 _announced: set[str] = set()

@@ -162,6 +162,26 @@ def test_a_store_that_does_not_answer_does_not_say_that_nobody_is_at_work(
     assert not is_held(str(tmp_path))
 
 
+def test_who_waits_does_not_take_the_moment_for_the_end_in_which_a_file_is_replaced(tmp_path: Path) -> None:
+    """As HDFS and SMB replace the file with each heartbeat."""
+    write_lease(tmp_path)
+    begun = threading.Event()
+
+    def work() -> None:
+        with lease(str(tmp_path), "distill", beat_s=0.1, dead_s=60):
+            begun.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(work)
+        for beat in range(3):
+            assert not begun.wait(0.8)
+            (tmp_path / NAME).unlink()
+            assert not begun.wait(0.12)
+            write_lease(tmp_path, beat=beat)
+        (tmp_path / NAME).unlink()
+        waiting.result(timeout=60)
+
+
 def test_a_wait_for_a_heartbeat_is_said_and_waited_for_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lease(tmp_path)
     assert not is_held(str(tmp_path), dead_s=0.3)
