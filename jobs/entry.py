@@ -14,7 +14,7 @@ from jobs.cli import examples_of
 from jobs.stopping import Stop, exit_code
 from pipeline.config import parse_config
 from pipeline.credentials import redacted
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.log import logger, print_safely
 
 C = TypeVar("C")
@@ -59,6 +59,7 @@ def run_job(
     try:
         with stop.as_interrupt() if hears else contextlib.nullcontext():
             config = parse_config(config_class, flags, prog=f"python -m jobs.{name}", examples=examples_of(name))
+            _check_stays(getattr(config, "output", None))
             # Ray prints about lost workers on standard output, which is for the one line of the result.
             with contextlib.redirect_stdout(_Briefly(sys.stderr)), _exits_as_interrupts(stop):
                 try:
@@ -81,6 +82,18 @@ def run_job(
     _print_ending(lambda: ending(config, result))
     done = _print_result(json.dumps(redacted(result)))
     return 0 if done and result.get("complete", True) else 1
+
+
+def _check_stays(output: str | None) -> None:
+    """Refuse an output that is gone when the job ends.
+
+    Raises:
+        ConfigError: it is in the memory of this process.
+    """
+    if output is not None and output.lower().startswith("memory://"):
+        raise ConfigError(
+            f"output {output!r} is in the memory of this process, and gone when the job ends: name a folder"
+        )
 
 
 def _print_ending(make: Callable[[], Iterable[str]]) -> None:

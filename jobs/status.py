@@ -138,7 +138,7 @@ def _compacted(uri: str, manifest: dict[str, Any]) -> dict[str, int]:
     facts = manifest[store.COMPACTION]
     num_parts = facts.get("num_parts") if isinstance(facts, dict) else None
     if not isinstance(num_parts, int):
-        raise DatasetError(f"manifest.json of {uri!r} has {quoted(facts)} as {store.COMPACTION!r}")
+        raise DatasetError(f"{store.MANIFEST} of {uri!r} has {quoted(facts)} as {store.COMPACTION!r}")
     return {"num_parts": num_parts}
 
 

@@ -66,6 +66,10 @@ class DatasetError(PipelineError):
     """A dataset is missing, truncated, foreign, of another config, or cannot be written."""
 
 
+class DamagedError(DatasetError):
+    """A file of a dataset was read, and its content is not what it must be; its writer has to write it again."""
+
+
 class ClusterError(PipelineError):
     """The Ray cluster to join does not exist, does not answer, or has another version; or none could be started."""
 

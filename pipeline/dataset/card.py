@@ -8,6 +8,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from pipeline import storage
+from pipeline.dataset.classes import stated_names
 from pipeline.dataset.splits import Splits, check_no_hidden_splits, parquet_splits
 from pipeline.documents import parse_yaml
 from pipeline.errors import DatasetError, as_line
@@ -89,6 +90,20 @@ def card_class_names(card: dict[str, Any], config: dict[str, Any] | None) -> lis
     return None
 
 
+def agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
+    """Return the class names of Parquet files, which the files or a card may hold.
+
+    Raises:
+        DatasetError: both hold them, and they differ.
+    """
+    if in_files is not None and in_card is not None and in_files != in_card:
+        raise DatasetError(
+            f"{uri!r}: its Parquet files name {len(in_files)} classes, {in_files[:3]}..., and its {CARD} "
+            f"{len(in_card)}, {in_card[:3]}...: correct the card"
+        )
+    return in_card if in_files is None else in_files
+
+
 def _describes(info: dict[str, Any], wanted: Any, *, alone: bool) -> bool:
     """Return whether a description is of the configuration of a name; the only one may leave out whose it is."""
     if alone and (wanted is None or "config_name" not in info):
@@ -122,11 +137,8 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
 
 def _names_of(feature: Any) -> list[str] | None:
     try:
-        names = feature["dtype"]["class_label"]["names"] if feature["name"] == "label" else None
-        # The card may hold a mapping with quoted numbers as keys.
-        ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-        return None if ordered is None else [str(name) for name in ordered]
-    except (KeyError, TypeError, ValueError):
+        return stated_names(feature["dtype"]["class_label"]["names"]) if feature["name"] == "label" else None
+    except (KeyError, TypeError):
         return None
 
 

@@ -1,8 +1,9 @@
 """Compare and order class names."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from pipeline.errors import DatasetError
 
@@ -15,6 +16,23 @@ _MAX_NUMBERS_PER_CLASS = 2
 def as_number(name: str) -> int | None:
     """Return the number that a name is, zero-padded or not; None for any other name."""
     return int(name) if name.isascii() and name.isdigit() else None
+
+
+def stated_names(names: Any) -> list[str] | None:
+    """Return the names of labels 0, 1, 2, ... as metadata of Hugging Face state them; None if they state none.
+
+    A list of nothing but nulls names no class, and neither does a mapping that leaves a label out: to close the gap
+    would shift the names of the labels behind it.
+
+    Args:
+        names: a list, or a mapping of labels, as numbers or texts, to names.
+    """
+    if isinstance(names, Mapping):
+        labels = {as_number(str(label)): name for label, name in names.items()}
+        names = [labels[label] for label in range(len(names))] if labels.keys() == set(range(len(names))) else None
+    if not isinstance(names, list) or (names and all(name is None for name in names)):
+        return None
+    return [str(name) for name in names]
 
 
 def order_classes(names: Collection[str]) -> list[str]:

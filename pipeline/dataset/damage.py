@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
-from pipeline.dataset.footers import footer_or_damage
+from pipeline.dataset.footers import read_footer
 from pipeline.dataset.part_files import DATA, PartFile, holds_parts, list_part_files
-from pipeline.errors import DatasetError
+from pipeline.errors import DamagedError
 
 
 def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[int, str]:
@@ -37,10 +37,10 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
 def _damage(output: str, digest: str, file: PartFile) -> str | None:
     """Say what is wrong with a file of parts; None if nothing is. One that cannot be read may be whole: raise that."""
     uri = storage.join(output, DATA, file.name)
-    found = storage.with_retries(lambda: footer_or_damage(uri))
-    if isinstance(found, DatasetError):
-        return str(found)
-    footer, _ = found
+    try:
+        footer, _ = storage.with_retries(lambda: read_footer(uri))
+    except DamagedError as error:
+        return str(error)
     if holds_parts(footer.metadata, footer.num_row_groups, file.shard_ids, digest):
         return None
     return f"{uri!r} is not a part of this dataset: its metadata names another shard or none"

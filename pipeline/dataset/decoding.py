@@ -52,6 +52,8 @@ _HIGH_BYTES = re.compile(r"(?:RGB|RGBA|RGBa|RGBX|LA|CMYK);16([LBN])")
 _GRAY_ALPHA = "LA;16B"
 # Byte order → the opposite one; N is that of this machine.
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+# What follows 0xFF where a scan of a JPEG begins.
+_SCAN = 0xDA
 # TIFF tags and their values.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SAMPLE_FORMAT, _SIGNED = 339, 2
@@ -96,6 +98,8 @@ def decode(encoded: bytes) -> Image.Image:
             )
         _check_tags(getattr(image, "tag_v2", {}))
         image.load()
+        if image.format in ("JPEG", "MPO") and not _has_end(encoded):
+            raise UnreadableImageError("it is a JPEG without an end: truncated, or filled up with other bytes")
         if of_16_bits:
             _check_not_dark(image, encoded)
         turn = _UPRIGHT.get(_orientation(image))
@@ -115,6 +119,21 @@ def decode(encoded: bytes) -> Image.Image:
 
 def _open(encoded: bytes) -> Any:
     return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Return whether a JPEG ends after its first scan has begun; a preview in its head has an end of its own.
+
+    Pillow notices that a file stops there, and not that its rest is zeros, as a download leaves it that was cut off.
+    """
+    place = 2
+    while jpeg[place : place + 1] == b"\xff":
+        marker = jpeg[place + 1]
+        if marker == _SCAN:
+            # In the data of a scan 0xFF is never followed by such a byte.
+            return jpeg.find(b"\xff\xd9", place) >= 0
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return True  # of an unusual structure, which Pillow read
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import schema
 from pipeline.dataset.columns import column_types, likely_labels, unread_ids
-from pipeline.errors import DatasetError, as_line, one_line
+from pipeline.errors import DamagedError, DatasetError, as_line, one_line
 from pipeline.file_kinds import recognize_foreign
 from pipeline.transient import is_forbidden
 
@@ -114,18 +114,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     """Return a Parquet file's metadata and its Arrow schema.
 
     Raises:
-        DatasetError: the file cannot be read, is no whole Parquet file, or states more rows than it can hold.
-    """
-    found = footer_or_damage(uri)
-    if isinstance(found, DatasetError):
-        raise found
-    return found
-
-
-def footer_or_damage(uri: str) -> tuple[pq.FileMetaData, pa.Schema] | DatasetError:
-    """Return a Parquet file's metadata and its Arrow schema, or the error that says what is wrong with its content.
-
-    Raises:
+        DamagedError: the file is no whole Parquet file, or states more rows than it can hold.
         DatasetError: the file cannot be read, and may be whole: the store did not answer, or refused.
     """
     try:
@@ -138,10 +127,10 @@ def footer_or_damage(uri: str) -> tuple[pq.FileMetaData, pa.Schema] | DatasetErr
         if _is_of_content(error):
             foreign = _foreign(uri)
             whole = f"is not a whole Parquet file: {as_line(error)}"
-            return DatasetError(f"{uri!r} {foreign or whole}")
+            raise DamagedError(f"{uri!r} {foreign or whole}") from error
         raise DatasetError(f"cannot read {uri!r}: {one_line(error)}") from error
     if footer.num_rows > size * MOST_ROWS_PER_BYTE:
-        return DatasetError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
+        raise DamagedError(f"{uri!r} states {footer.num_rows} rows in {size} bytes: it is damaged, or made to harm")
     return footer, file_schema
 
 

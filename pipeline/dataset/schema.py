@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.dataset.classes import stated_names
 from pipeline.dataset.decoding import UnreadableImageError, decode
 from pipeline.documents import parse_json
 from pipeline.errors import DatasetError
@@ -137,10 +138,10 @@ def class_names_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | 
 @lru_cache(maxsize=2)
 def _names_in(marks: bytes) -> tuple[str, ...] | None:
     try:
-        names = parse_json(marks)["info"]["features"]["label"]["names"]
+        names = stated_names(parse_json(marks)["info"]["features"]["label"]["names"])
     except (KeyError, TypeError, ValueError):
         return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+    return None if names is None else tuple(names)
 
 
 def names_digest_of(metadata: Mapping[bytes, bytes] | None) -> str | None:

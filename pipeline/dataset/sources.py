@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset import schema, store
-from pipeline.dataset.card import CARD, card_class_names, card_config, card_splits, class_order, read_card
+from pipeline.dataset.card import CARD, agreed_names, card_class_names, card_config, card_splits, class_order, read_card
 from pipeline.dataset.decoding import IMAGE_SUFFIXES
 from pipeline.dataset.folders import check_all_read, check_folders, class_folder, find_classes
 from pipeline.dataset.footers import FileFacts, read_facts
-from pipeline.dataset.generations import check_read_once, missing_shards
+from pipeline.dataset.generations import check_read_once, report_missing
 from pipeline.dataset.incomplete_files import check_not_empty, check_pulled
 from pipeline.dataset.index import IndexedPart, indexed_parts
 from pipeline.dataset.listing import (
@@ -168,34 +168,18 @@ def _parquet_folder(
     check_utf8_names(uri, files)
     check_read_once(uri, listing, files)
     check_pulled(uri, dict(listing.files), files)
-    for name, (there, total) in missing_shards(files).items():
-        of = f" of {name!r}" if name else ""
-        logger.warning(f"{uri!r} has {there} of the {total} files{of}: the others are missing")
+    report_missing(uri, files)
     unread = {name for found in splits.files.values() for name in found} - set(files)
     report_skipped(uri, listing, "Parquet files", read=[*files, *([CARD] if card else [])], unread=unread)
     in_card = card_class_names(card, config)
     source = _parquet(uri, files, extra_columns, in_card)
     if "label" not in source.columns:
         check_labels_in_files(uri, files)
-    return replace(source, class_names=_agreed_names(uri, source.class_names, in_card))
+    return replace(source, class_names=agreed_names(uri, source.class_names, in_card))
 
 
 def _card(uri: str, listing: Listing) -> dict[str, Any]:
     return read_card(uri) if any(name == CARD for name, _ in listing.files) else {}
-
-
-def _agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None) -> list[str] | None:
-    """Return the class names of Parquet files, which the files or a card may hold.
-
-    Raises:
-        DatasetError: both hold them, and they differ.
-    """
-    if in_files is not None and in_card is not None and in_files != in_card:
-        raise DatasetError(
-            f"{uri!r}: its Parquet files name {len(in_files)} classes, {in_files[:3]}..., and its {CARD} "
-            f"{len(in_card)}, {in_card[:3]}...: correct the card"
-        )
-    return in_card if in_files is None else in_files
 
 
 def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Sequence[str] | None = None) -> Source:
@@ -241,12 +225,22 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
 def _names_beside(uri: str, part: FileFacts) -> list[str] | None:
     """Return the class names of parts without them, from the manifest beside `data/`; None if there is none."""
     output = posixpath.dirname(posixpath.dirname(part.uri))
-    names = store.read_manifest(output)["class_names"] if storage.exists(store.manifest_uri(output)) else []
+    names = store.read_manifest(output)["class_names"] if _has_manifest(output) else []
     if schema.names_digest(names) == part.names_digest:
         return names
     missing = "but not the manifest.json with their class names: labels go by number"
     logger.warning(f"{uri!r} holds parts of a synthetic dataset, {missing}")
     return None
+
+
+def _has_manifest(output: str) -> bool:
+    """Return whether there is a manifest; "no" if it is forbidden to ask, as beside a file with a signed address."""
+    try:
+        return storage.exists(store.manifest_uri(output))
+    except DatasetError as error:
+        if error.is_transient:
+            raise
+        return False
 
 
 def _file_uri(uri: str, name: str) -> str:

@@ -60,11 +60,19 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
 
 def _release(uri: str, token: str, dead_s: float) -> None:
     """Delete a lease that is ours; that storage does not answer must not hide what became of the work."""
-    try:
+
+    def delete() -> None:
         if _token(_read(uri)) == token:
-            storage.with_retries(lambda: storage.remove(uri))
-    except OSError as error:
+            storage.remove(uri)
+
+    try:
+        storage.with_retries(delete)
+    except (OSError, DatasetError) as error:
         logger.warning(f"{uri!r} is left, a run that follows soon waits for up to {dead_s:g} s: {one_line(error)}")
+
+
+# URI → the lease in which no heartbeat came for long enough: a second look need not wait again.
+_found_dead: dict[str, dict[str, Any]] = {}
 
 
 def is_held(output: str, *, dead_s: float = _DEAD_S) -> bool:
@@ -73,16 +81,21 @@ def is_held(output: str, *, dead_s: float = _DEAD_S) -> bool:
     Args:
         output: the folder.
         dead_s: see `lease`.
+
+    Raises:
+        DatasetError, OSError: storage does not answer, so it is not known.
     """
     uri = storage.join(output, NAME)
-    first, until = _read(uri), time.monotonic() + dead_s
-    while first is not None and not _is_dead(first) and time.monotonic() < until:
+    first, until = _read_surely(uri), time.monotonic() + dead_s
+    if first is None or _is_dead(first) or first == _found_dead.get(uri):
+        return False
+    logger.info(f"waiting up to {dead_s:g} s for a heartbeat of {_described(first)}, which began in {output!r}")
+    while time.monotonic() < until:
         time.sleep(min(1.0, dead_s))
-        now = _read(uri)
-        if now is None:
-            return False
+        now = _read_surely(uri)
         if now != first:
-            return True
+            return now is not None
+    _found_dead[uri] = first
     return False
 
 
@@ -107,19 +120,20 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
     seen: dict[str, Any] | None = None
     seen_at = time.monotonic()
     waited = False
-    while not storage.create_json(uri, mine):
+    while not _create(uri, mine, was_seen=bool(seen)):
         # Empty: deleted in the meantime, or incomplete, as a killed process leaves it where there are no hard links.
-        other = _read(uri) or {}
+        other = storage.with_retries(lambda: _read(uri)) or {}
         if other != seen:
             waited = waited or bool(seen)
             seen, seen_at = other, time.monotonic()
         if _token(other) == mine["token"]:
             break
-        if (other and _is_dead(other)) or time.monotonic() - seen_at > dead_s:
-            storage.write_json(uri, mine)
+        known = bool(other) and (_is_dead(other) or other == _found_dead.get(uri))
+        if known or time.monotonic() - seen_at > dead_s:
+            storage.with_retries(lambda: storage.write_json(uri, mine))
             # If several processes find the holder dead, the last one to write gets the lease.
             time.sleep(_SETTLE_S)
-            if _token(_read(uri)) == mine["token"]:
+            if _token(storage.with_retries(lambda: _read(uri))) == mine["token"]:
                 break
             continue
         if other:
@@ -131,6 +145,13 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
     return waited
 
 
+def _create(uri: str, mine: dict[str, Any], *, was_seen: bool) -> bool:
+    """Create the lease if there is none. That of a process that was seen has to be gone at two looks."""
+    if was_seen and _read_surely(uri) is not None:
+        return False
+    return storage.with_retries(lambda: storage.create_json(uri, mine))
+
+
 _announced: set[str] = set()
 
 
@@ -138,11 +159,14 @@ def _announce_waiting(uri: str, other: dict[str, Any], job: str, dead_s: float) 
     if str(_token(other)) in _announced:
         return
     _announced.add(str(_token(other)))
-    who = f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
     logger.info(
-        f"{job}: a run with the same settings is at work on {uri.rpartition('/')[0]!r} ({who}): waiting for it to end, "
-        f"or for {dead_s:g} s without a heartbeat"
+        f"{job}: a run with the same settings is at work on {uri.rpartition('/')[0]!r} ({_described(other)}): waiting "
+        f"for it to end, or for {dead_s:g} s without a heartbeat"
     )
+
+
+def _described(other: dict[str, Any]) -> str:
+    return f"{other.get('host')} pid {other.get('pid')}, since {other.get('since')}"
 
 
 def _is_dead(other: dict[str, Any]) -> bool:
@@ -178,12 +202,33 @@ def _beat(uri: str, mine: dict[str, Any], over: threading.Event, beat_s: float) 
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    """Return the content of the lease file; None if there is none, or if it is incomplete."""
+    """Return the content of the lease file; None if there is none, or if it is incomplete.
+
+    Raises:
+        DatasetError: it cannot be read; whether a process holds it is not known.
+    """
     try:
         value = storage.read_json(uri)
-    except DatasetError:
+    except DatasetError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | ValueError):
+            raise
         return None
     return value if isinstance(value, dict) else None
+
+
+def _read_surely(uri: str) -> dict[str, Any] | None:
+    """Return the content of the lease file; None if there is none at two looks.
+
+    While one is replaced, some file systems have none for a moment.
+
+    Raises:
+        DatasetError, OSError: storage kept failing.
+    """
+    there = storage.with_retries(lambda: _read(uri))
+    if there is None:
+        time.sleep(_SETTLE_S)
+        there = storage.with_retries(lambda: _read(uri))
+    return there
 
 
 def _token(lease: dict[str, Any] | None) -> Any:

@@ -22,8 +22,6 @@ WHAT: dict[JobName, str] = {
 NOT_SHARED = "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
 # What people lay into an output before a job begins: its config, where its messages go, notes.
 _BESIDE = (".err", ".log", ".md", ".out", ".txt", ".yaml", ".yml")
-# A folder at the root of a disk.
-_OF_THE_DISK = "lost+found"
 # Keys by which configs of earlier versions, without `job`, are recognized.
 _KEYS: dict[JobName, set[str]] = {
     "calibrate": {"digest", "placement", "mode"},
@@ -93,7 +91,7 @@ def check_output(output: str, job: JobName) -> None:
 def _others(output: str) -> list[str]:
     """Return what lies in a folder that no job has begun in; hidden files are of jobs that were stopped."""
     files = [name for name in storage.list_files(output) if not name.lower().endswith(_BESIDE)]
-    return sorted(files + [f"{name}/" for name in storage.list_folders(output) if name != _OF_THE_DISK])
+    return sorted(files + [f"{name}/" for name in storage.list_folders(output)])
 
 
 def check_place(output: str, *, shared: bool) -> None:

@@ -30,7 +30,8 @@ def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) ->
     """Write a file atomically: in a file system it is moved into place, an object store gets one request.
 
     A process killed at any moment leaves the old file or the new one. It may also leave a temporary file named
-    `.NAME.HEX.tmp`, which readers of datasets ignore.
+    `.NAME.HEX.tmp`, which readers of datasets ignore. HDFS and SMB cannot replace a file in one step: there, no file
+    has the name for a moment, and a process killed then leaves none.
 
     Args:
         uri: the file.

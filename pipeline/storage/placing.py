@@ -1,11 +1,13 @@
 """Put whole files in their places on storage that is not a disk of this machine.
 
 An object store shows an object when all of it has arrived. A file system shows a file from its first byte on: there it
-is written under another name, and moved.
+is written under another name, and moved. HDFS and SMB move nothing onto a file that is there: while one is replaced,
+there is a moment in which no file has the name, and a process that is killed then leaves both under hidden ones.
 """
 
 import contextlib
 import errno
+import inspect
 import posixpath
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +37,9 @@ def is_on(fs: Any, path: str) -> bool:
         OSError, or an error of the driver: it is not known. Most `exists` of fsspec answer "no" then.
     """
     if isinstance(fs, AsyncFileSystem):
-        return bool(fs.exists(path))
+        # To a web server's refusal, or none to ask, that of HTTP answers "no" too, unless it is told to be strict.
+        strict = {"strict": True} if "strict" in inspect.signature(fs._exists).parameters else {}
+        return bool(fs.exists(path, **strict))
     try:
         fs.info(path)
     except OSError as error:
@@ -59,7 +63,7 @@ def place_whole(fs: Any, path: str, write: Callable[[str], object], temporary_in
         Whether the file was put there; False where another one is, and is not to be replaced.
 
     Raises:
-        OSError, or an error of the driver: it could not be written.
+        OSError, or an error of the driver: it could not be written; the file that was there is there again.
     """
     if not grows_in_place(fs):
         write(path)
@@ -86,10 +90,12 @@ def _make_folder(fs: Any, folder: str) -> None:
 
 
 def _move(fs: Any, temporary: str, path: str, *, replace: bool) -> bool:
+    """Move a file; where the storage moves nothing onto another file, that one is set aside for this moment."""
     try:
         fs.mv(temporary, path)
-    except (OSError, *driver_errors()):
-        if not is_on(fs, path):
+    except (OSError, *driver_errors()) as error:
+        # Without the temporary file it is not known whose file is there: that of before, or the one to be put there.
+        if not (_says_it_exists(error) and is_on(fs, temporary) and is_on(fs, path)):
             raise
     fs.invalidate_cache()
     # HDFS and SMB move nothing onto a file that is there, and WebHDFS does not say so.
@@ -97,9 +103,35 @@ def _move(fs: Any, temporary: str, path: str, *, replace: bool) -> bool:
         return True
     if not replace:
         return False
-    fs.rm_file(path)
-    fs.mv(temporary, path)
-    fs.invalidate_cache()
-    if is_on(fs, temporary):
-        raise OSError(f"{temporary!r} could not be moved to {path!r}")
+    _replace(fs, temporary, path)
     return True
+
+
+def _says_it_exists(error: BaseException) -> bool:
+    """Return whether an error of moving says that the target is there; HDFS says "input/output error" for that."""
+    return getattr(error, "errno", None) in (errno.EEXIST, errno.EIO) or "exists" in str(error).lower()
+
+
+def _replace(fs: Any, temporary: str, path: str) -> None:
+    """Put a file in the place of another one, which comes back if that fails."""
+    aside = posixpath.join(posixpath.dirname(temporary), temporary_name(posixpath.basename(path)))
+    try:
+        fs.mv(path, aside)
+    except (OSError, *driver_errors()):
+        # Another process may have set it aside or deleted it.
+        if is_on(fs, path):
+            raise
+    try:
+        fs.mv(temporary, path)
+        fs.invalidate_cache()
+        if is_on(fs, temporary):
+            raise OSError(f"{temporary!r} could not be moved to {path!r}")
+    except (OSError, *driver_errors()):
+        with contextlib.suppress(OSError, *driver_errors()):
+            fs.mv(aside, path)
+        raise
+    finally:
+        with contextlib.suppress(OSError, *driver_errors()):
+            fs.invalidate_cache()
+            if is_on(fs, aside):
+                fs.rm_file(aside)

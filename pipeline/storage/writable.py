@@ -1,7 +1,9 @@
 """Check that a folder can be written to, and leave no trace of it."""
 
 import contextlib
+import hashlib
 import os
+import socket
 import uuid
 from pathlib import Path
 
@@ -10,17 +12,18 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import DatasetError
 from pipeline.storage.files import warn_left, write_bytes
 from pipeline.storage.locations import filesystem, join, location_errors, reason
+from pipeline.storage.placing import grows_in_place
 from pipeline.transient import driver_errors, is_refusal
 
-# A fixed name: where deleting is forbidden, one empty file stays, which readers skip.
 _PROBE = ".probe"
 
 
 def check_writable(uri: str) -> None:
     """Check before the work starts that a folder can be written to, by writing and deleting a small file.
 
-    If deleting is forbidden, a hidden empty file stays, and a line on standard error says that files are left. It is
-    the same for every check, but where replacing a file is forbidden too.
+    Any number of processes may check one folder at the same time. If deleting is forbidden, a hidden empty file stays,
+    and a line on standard error says that files are left. It is the same for every check of one machine, but where
+    replacing a file is forbidden too.
 
     Raises:
         DatasetError: the small file could not be written.
@@ -37,17 +40,30 @@ def check_writable(uri: str) -> None:
 
 
 def _write_probe(uri: str) -> str:
-    """Write a small file to a folder, and return its location."""
-    probe = join(uri, _PROBE)
+    """Write a small file to a folder, and return its location.
+
+    One name for all would be replaced by hundreds of workers in the same second, and Google's store takes a write of a
+    name per second; a name for each check would fill a bucket that lets nothing be deleted. A file system that moves
+    files may move none onto another, so there each check has its own, and deletes it.
+    """
+    probe = join(uri, _own_name() if grows_in_place(filesystem(uri)[0]) else _name_of_machine())
     try:
         write_bytes(probe, b"")
     except OSError as error:
         # A store may let files be made, and none be replaced: one of an earlier check may be there.
         if not is_refusal(error):
             raise
-        probe = join(uri, f"{_PROBE}.{uuid.uuid4().hex[:8]}")
+        probe = join(uri, _own_name())
         write_bytes(probe, b"")
     return probe
+
+
+def _own_name() -> str:
+    return f"{_PROBE}.{uuid.uuid4().hex[:8]}"
+
+
+def _name_of_machine() -> str:
+    return f"{_PROBE}.{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
 
 
 def _delete_probe(uri: str, probe: str) -> None:
@@ -63,16 +79,18 @@ def _delete_probe(uri: str, probe: str) -> None:
 
 def _file_above(uri: str) -> Path | None:
     """Return the local file that takes the place of a folder, or of one above it; None if there is none."""
-    fs, path = filesystem(uri)
-    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
-    return next((folder for folder in folders if os.path.exists(folder) and not os.path.isdir(folder)), None)
+    return next((folder for folder in _and_above(uri) if os.path.exists(folder) and not os.path.isdir(folder)), None)
 
 
 def new_folders(uri: str) -> list[Path]:
     """Return the local folders that writing to a folder would create, innermost first; empty on an object store."""
+    return [folder for folder in _and_above(uri) if not os.path.exists(folder)]
+
+
+def _and_above(uri: str) -> list[Path]:
+    """Return a local folder and those above it, innermost first; none on an object store."""
     fs, path = filesystem(uri)
-    folders = (Path(path), *Path(path).parents) if isinstance(fs, LocalFileSystem) else ()
-    return [folder for folder in folders if not os.path.exists(folder)]
+    return [Path(path), *Path(path).parents] if isinstance(fs, LocalFileSystem) else []
 
 
 def remove_empty(folders: list[Path]) -> None:

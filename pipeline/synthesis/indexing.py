@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -58,7 +58,7 @@ class RunningIndex:
             try:
                 self._write(self._merged())
             except DatasetError as error:
-                self._warn(error)
+                self._warn("read", error)
 
     def _merged(self) -> pa.Table:
         """Return the index in the output with this run's parts.
@@ -89,7 +89,7 @@ class RunningIndex:
         try:
             table = complete_index(self._output, self._digest, self._merged(), sizes)
         except DatasetError as error:
-            self._warn(error)
+            self._warn("read", error)
             return self.table()
         if not table.equals(self._stored):
             self._write(table)
@@ -100,8 +100,9 @@ class RunningIndex:
             storage.with_retries(lambda: write_index(self._output, self._digest, table))
             self._stored, self._unsaved = table, False
         except OSError as error:
-            self._warn(error)
+            self._warn("written", error)
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, done: Literal["read", "written"], error: Exception) -> None:
         # Every part says of itself what the index says of it.
-        logger.warning(f"the index of {self._output!r} could not be written: {one_line(error)}")
+        more = ", and is not written" if done == "read" else ""
+        logger.warning(f"the index of {self._output!r} could not be {done}{more}: {one_line(error)}")

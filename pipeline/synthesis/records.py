@@ -9,6 +9,14 @@ from pipeline.synthesis.outcome import Outcome
 _LOST_NODES_PER_ATTEMPT = 3
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a shard is given up: the name of an error, and a line."""
+
+    error: str
+    reason: str
+
+
 @dataclass
 class ShardRecord:
     """Attempts at a shard that is not made yet.
@@ -34,7 +42,7 @@ class ShardRecord:
         self.history.append(line)
         self.unreported.append(line)
 
-    def refusal(self, max_attempts: int) -> "Refusal | None":
+    def refusal(self, max_attempts: int) -> Refusal | None:
         """Return why the shard is given up; None if it may be tried again."""
         lost, own = self.lost_nodes, len(self.history) - self.lost_nodes
         if own < max_attempts and lost < _LOST_NODES_PER_ATTEMPT * max_attempts:
@@ -44,14 +52,6 @@ class ShardRecord:
         last = "; ".join(self.history[-max_attempts:])
         error = "WorkerDied" if self.deaths or self.lost_nodes else "DeviceError"
         return Refusal(error, f"given up after {len(self.history)} attempts{cause}: {last}")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a shard is given up: the name of an error, and a line."""
-
-    error: str
-    reason: str
 
 
 @dataclass(frozen=True)

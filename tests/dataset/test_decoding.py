@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.decoding import FORMATS, IMAGE_SUFFIXES, decode
+from pipeline.dataset.decoding import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, decode
 from pipeline.dataset.schema import decode_image
 from pipeline.errors import DatasetError
 
@@ -253,6 +253,19 @@ def test_orientation_that_cannot_be_read_is_none() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_jpeg_that_was_filled_up_with_zeros_is_refused_and_other_bytes_after_its_end_are_not() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0\xff\xd9"}, {"format": "MPO"}):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, **{"format": "JPEG", **options})
+        whole = buffer.getvalue()
+        for rest in (b"", bytes(999), b"\xff\xda" + bytes(99), whole[: len(whole) // 2]):
+            assert decode(whole + rest).size == (64, 64)
+        for stop in (len(whole) // 2, len(whole) - 2):
+            with pytest.raises(UnreadableImageError, match=r"without an end|is truncated"):
+                decode(whole[:stop] + bytes(len(whole)))
+
+
 def test_damaged_files_of_every_format_are_one_line() -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))

@@ -32,6 +32,8 @@ class Server:
         path = request.path.partition("?")[0]
         if path != "/made/t.parquet" or "list-type" in request.path:
             return self.refuse(request, 403, "AccessDenied")
+        for fault in filter(str.isdigit, self.faults):
+            return self.refuse(request, int(fault), "Refused")
         if "expired" in self.faults and request.command == "GET":
             return self.refuse(request, 400, "ExpiredToken")
         start, stop = 0, len(self.content)
@@ -110,6 +112,23 @@ def test_a_connection_that_is_cut_is_one_line(server: Server, scheme: str) -> No
         list(read_unit(source, source.units[0]))
     with pytest.raises(DatasetError, match=r"cannot read '.*t\.parquet': ClientPayloadError: "):
         find_source(uri)
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 503])
+def test_a_web_server_that_refuses_is_not_one_without_the_file(server: Server, status: int) -> None:
+    server.faults.append(str(status))
+    with pytest.raises(DatasetError, match=rf"cannot read 'http.*t\.parquet': ClientResponseError: {status}") as error:
+        find_source(f"{server.url}/made/t.parquet")
+    assert error.value.is_transient is (status > 403)
+
+
+def test_a_web_server_without_the_file_and_none_at_all(server: Server) -> None:
+    server.faults.append("404")
+    with pytest.raises(DatasetError, match=r"no dataset at 'http.*': there is no such file"):
+        find_source(f"{server.url}/made/t.parquet")
+    with pytest.raises(DatasetError, match=r"cannot read 'http.*': ClientConnectorError: Cannot connect") as error:
+        find_source("http://127.0.0.1:9/made/t.parquet")
+    assert error.value.is_transient
 
 
 def test_an_expired_token_is_not_called_a_damaged_file(server: Server) -> None:

@@ -1,4 +1,6 @@
 import io
+import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset import schema
+from pipeline.dataset.card import card_class_names
 from pipeline.errors import DatasetError
 
 
@@ -85,6 +88,27 @@ def test_class_names_survive() -> None:
     assert schema.class_names_of(schema.arrow_schema(None).metadata) is None
     assert schema.class_names_of(None) is None
     assert schema.class_names_of({b"huggingface": b"{"}) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b"], ("a", "b")),
+        ([0, 1], ("0", "1")),
+        ({"1": "b", "0": "a"}, ("a", "b")),
+        # Without label 1, `c` would be taken for it.
+        ({"0": "a", "2": "c"}, None),
+        ({"a": "0"}, None),
+        ([None, None], None),
+        (None, None),
+        ("ab", None),
+    ],
+)
+def test_class_names_are_those_of_every_label_or_none(names: Any, expected: tuple[str, ...] | None) -> None:
+    marks = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    assert schema.class_names_of({b"huggingface": json.dumps(marks).encode()}) == expected
+    card = {"dataset_info": {"features": [{"name": "label", "dtype": {"class_label": {"names": names}}}]}}
+    assert card_class_names(card, None) == (None if expected is None else list(expected))
 
 
 FEW, MANY = ["ant", "bee"], [f"class {number}" for number in range(5000)]

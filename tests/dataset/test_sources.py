@@ -131,7 +131,7 @@ def test_what_a_system_leaves_on_a_disk_is_no_class(
 def test_two_generations_of_a_dataset_are_not_read_as_one(tmp_path: Path) -> None:
     for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
         parquet(tmp_path / "data" / f"{name}.parquet")
-    one = "'data/train-00000-of-00001.parquet' and 'data/train-00000-of-00002.parquet', of two generations"
+    one = "'data/train-00000-of-00001.parquet' and 'data/train-00000-of-00002.parquet', by their names of two gen"
     for card in ("", "---\nconfigs:\n- {config_name: x, data_files: [{split: train, path: data/train-*}]}\n---\n"):
         (tmp_path / "README.md").write_text(card)
         with pytest.raises(DatasetError, match=one):

@@ -80,7 +80,7 @@ def test_the_job_prints_one_json_line_below_a_table_and_a_command_that_works(
         (["--formats", "[tflite]"], "ConfigError", "tflite"),
         (["--batchsize", "3"], "ConfigError", "batchsize"),
         (["--images", "{tmp}/nowhere"], "DatasetError", "nowhere"),
-        (["--images", "{tmp}/bad.parquet"], "DatasetError", "bad.parquet"),
+        (["--images", "{tmp}/bad.parquet"], "DamagedError", "bad.parquet"),
         (["--labeled", "{tmp}/unlabeled"], "DatasetError", "has no labels"),
         (["--labeled", "{tmp}/nowhere"], "DatasetError", "nowhere"),
         (["--labeled", "{tmp}/beyond.parquet"], "DatasetError", "beyond.parquet' has label 10, there are 10 classes"),

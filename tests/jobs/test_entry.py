@@ -22,9 +22,11 @@ class Config:
 
     Args:
         outcome: what becomes of the job.
+        output: where it would write.
     """
 
     outcome: str
+    output: str | None = None
 
 
 def job(config: Config) -> dict[str, object]:
@@ -49,6 +51,12 @@ def run(*argv: str) -> int:
 def test_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--outcome", "done") == 0
     assert json.loads(capsys.readouterr().out) == {"outcome": "done", "complete": True}
+
+
+def test_an_output_that_is_gone_with_the_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--outcome", "done", "--output", "memory://out") == 1
+    line = "error: ConfigError: output 'memory://out' is in the memory of this process, and gone when the job ends: "
+    assert capsys.readouterr().err == f"{line}name a folder\n"
 
 
 @pytest.mark.parametrize(

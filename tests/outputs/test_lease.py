@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.errors import DatasetError
 from pipeline.outputs import lease as lease_module
-from pipeline.outputs.lease import NAME, lease
+from pipeline.outputs.lease import NAME, is_held, lease
 
 FAST: dict[str, Any] = {"beat_s": 0.05, "dead_s": 0.6}
 
@@ -127,3 +128,85 @@ def test_a_store_that_does_not_answer_at_the_end_hides_nothing_of_the_work(
     assert f"{NAME}' is left, a run that follows soon waits for up to 0.6 s: OSError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError), lease(str(tmp_path), "distill", **FAST):
         _ = 1 / 0
+
+
+def fail_reads(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
+    """Let the next reads fail, each with an error; all after them succeed."""
+    read, left = storage.read_bytes, iter(errors)
+
+    def busy(uri: str) -> bytes:
+        error = next(left, None)
+        if error is not None:
+            raise DatasetError(f"cannot read {uri!r}: {error}") from error
+        return read(uri)
+
+    monkeypatch.setattr("pipeline.storage.files.read_bytes", busy)
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", (0.0,) * 3)
+
+
+def test_a_store_that_does_not_answer_does_not_say_that_nobody_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, cut = FileNotFoundError(errno.ENOENT, "gone"), ConnectionResetError("cut")
+    with lease(str(tmp_path), "calibrate", beat_s=0.05):
+        # One that misses the file as it is replaced, and a store that comes back, and goes again.
+        fail_reads(monkeypatch, gone, cut, None, cut, cut)
+        assert is_held(str(tmp_path))
+        fail_reads(monkeypatch, *[PermissionError(errno.EACCES, "denied")] * 9)
+        with pytest.raises(DatasetError, match="denied"):
+            is_held(str(tmp_path))
+        fail_reads(monkeypatch, *[cut] * 90)
+        with pytest.raises(DatasetError, match="cut"):
+            is_held(str(tmp_path))
+        monkeypatch.undo()
+    assert not is_held(str(tmp_path))
+
+
+def test_who_waits_does_not_take_the_moment_for_the_end_in_which_a_file_is_replaced(tmp_path: Path) -> None:
+    """As HDFS and SMB replace the file with each heartbeat."""
+    write_lease(tmp_path)
+    begun = threading.Event()
+
+    def work() -> None:
+        with lease(str(tmp_path), "distill", beat_s=0.1, dead_s=60):
+            begun.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(work)
+        for beat in range(3):
+            assert not begun.wait(0.8)
+            (tmp_path / NAME).unlink()
+            assert not begun.wait(0.12)
+            write_lease(tmp_path, beat=beat)
+        (tmp_path / NAME).unlink()
+        waiting.result(timeout=60)
+
+
+def test_a_wait_for_a_heartbeat_is_said_and_waited_for_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lease(tmp_path)
+    assert not is_held(str(tmp_path), dead_s=0.3)
+    line = f"waiting up to 0.3 s for a heartbeat of elsewhere pid 1, since then, which began in {str(tmp_path)!r}\n"
+    assert capsys.readouterr().err == line
+    assert not is_held(str(tmp_path), dead_s=600)
+    with lease(str(tmp_path), "calibrate", dead_s=600) as waited:
+        assert waited is False
+    assert capsys.readouterr().err == ""
+    write_lease(tmp_path, beat=4)  # it was only slow
+    assert not is_held(str(tmp_path), dead_s=0.3)
+    assert "waiting up to 0.3 s" in capsys.readouterr().err
+
+
+def test_a_lease_that_cannot_be_read_at_the_end_is_read_again_and_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lease(str(tmp_path), "distill", beat_s=60):
+        fail_reads(monkeypatch, ConnectionResetError("cut"))
+    assert os.listdir(tmp_path) == []
+
+    def work() -> float:
+        fail_reads(monkeypatch, *[ConnectionResetError("cut")] * 9)
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError), lease(str(tmp_path), "distill", beat_s=60):
+        work()
+    assert f"{NAME}' is left, a run that follows soon waits for up to 30 s: DatasetError" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """File systems on which a file is seen while it grows: HDFS, SFTP and the like."""
 
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,23 @@ class Disk(ArrowFSWrapper):
             raise ConnectionResetError("cut")
 
 
+class Strict(Disk):
+    """Moves nothing onto a file that is there, and says so, as SMB."""
+
+    says = FileExistsError(errno.EEXIST, "File exists")
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        if self.exists(path2):
+            raise self.says
+        super().mv(path1, path2, **options)
+
+
+class Plain(Strict):
+    """HDFS, whose library has one error for every move that is not done."""
+
+    says = OSError(errno.EIO, "HDFS Rename failed. Detail: [errno 5] Input/output error")
+
+
 class Hadoop(Disk):
     """Moves nothing onto a file that is there, as HDFS; and does not say so, as WebHDFS."""
 
@@ -35,7 +55,7 @@ class Hadoop(Disk):
             super().mv(path1, path2, **options)
 
 
-@pytest.fixture(params=[Disk, Hadoop])
+@pytest.fixture(params=[Disk, Strict, Plain, Hadoop])
 def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     monkeypatch.setitem(_registry, "hdfs", request.param)
     return f"hdfs://{tmp_path}/out"
@@ -100,3 +120,65 @@ def test_a_store_that_does_not_answer_is_not_said_to_be_without_a_file(
     monkeypatch.setattr(Disk, "info", refuse)
     with pytest.raises(DatasetError, match=r"cannot read 'hdfs://.*': ConnectionResetError: no answer"):
         storage.exists(f"{folder}/part")
+
+
+def move_by(monkeypatch: pytest.MonkeyPatch, move: Callable[[str, str], None]) -> None:
+    for kind in (Disk, Strict, Hadoop):
+        monkeypatch.setattr(kind, "mv", lambda self, source, target: move(source, target))
+
+
+def test_a_write_whose_temporary_file_is_gone_is_not_taken_for_done(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{folder}/part", b"old")
+
+    def lose(source: str, target: str) -> None:
+        Path(source).unlink()
+        raise FileNotFoundError(errno.ENOENT, "gone", source)
+
+    move_by(monkeypatch, lose)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        storage.write_bytes(f"{folder}/part", b"new")
+    assert storage.read_bytes(f"{folder}/part") == b"old"
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "cut"), PermissionError(errno.EACCES, "denied")], ids=repr
+)
+def test_a_move_that_fails_for_another_reason_leaves_the_file_that_is_there(
+    error: OSError, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{folder}/part", b"old")
+
+    def fail(source: str, target: str) -> None:
+        raise error
+
+    move_by(monkeypatch, fail)
+    with pytest.raises(type(error)):
+        storage.write_bytes(f"{folder}/part", b"new")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"part": b"old"}
+
+
+def test_a_file_comes_back_whose_successor_could_not_be_moved(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{folder}/part", b"old")
+    answers = iter([FileExistsError(errno.EEXIST, "File exists"), ConnectionResetError("cut"), None])
+
+    def fail_on_the_second(source: str, target: str) -> None:
+        error = next(answers) if Path(target).name == "part" else None
+        if error is not None:
+            raise error
+        Path(source).rename(target)
+
+    move_by(monkeypatch, fail_on_the_second)
+    with pytest.raises(ConnectionResetError):
+        storage.write_bytes(f"{folder}/part", b"new")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"part": b"old"}
+
+
+def test_many_workers_may_check_at_once_that_they_can_write(folder: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{folder}/manifest.json", b"1")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(storage.check_writable, [folder] * 80)) == [None] * 80
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]

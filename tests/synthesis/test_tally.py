@@ -156,7 +156,7 @@ def test_a_store_that_does_not_answer_costs_the_index_neither_the_run_nor_what_o
         outage.setattr(storage, asked, busy)
         index.save()
         index.complete({1: 10, 7: 10})
-    assert capsys.readouterr().err.count("could not be written: DatasetError: cannot read") == 2
+    assert capsys.readouterr().err.count("could not be read, and is not written: DatasetError: cannot read") == 2
     assert read_index(output, "d" * 64)["worker"].to_pylist() == ["other"]
     index.save()
     assert read_index(output, "d" * 64)["worker"].to_pylist() == ["mine", "other"]
