@@ -59,7 +59,7 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
             several sets of weights, or an adapter.
     """
     weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
-    if (adapter := adapter_tensor(weights)) is not None:
+    if (adapter := adapter_tensor(weights, model_keys)) is not None:
         raise CheckpointError(f"checkpoint {uri!r} holds an adapter of PEFT, {adapter!r}: {MERGE}")
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
