@@ -13,6 +13,7 @@ import timm
 import timm.data
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError
@@ -590,6 +591,44 @@ def test_a_head_that_was_put_in_is_saved_with_its_classes(tmp_path: Path) -> Non
     assert model.num_classes == 10
     with pytest.raises(ModelError, match="VisionTransformer has 3 classes, class_names has 10"):
         save_model(model, tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_a_head_of_several_layers_is_named_before_anything_is_saved(tmp_path: Path, num_classes: int) -> None:
+    """timm would look for `head.weight` in vain, also where the number of classes is the old one."""
+    model: Any = make_tiny_model()
+    model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(32, num_classes))
+    names = [str(number) for number in range(num_classes)]
+    with pytest.raises(ModelError) as refused:
+        save_model(model, tmp_path / "m", class_names=names, mean=HALF, std=HALF)
+    assert str(refused.value) == (
+        "VisionTransformer has no head.bias, head.weight and has head.1.bias, head.1.weight, unlike the model that "
+        "timm would load from the folder; put the one layer that has weights in the place of 'head'"
+    )
+    assert not (tmp_path / "m").exists()
+    model.head = model.head[1]
+    save_model(model, tmp_path / "m", class_names=names, mean=HALF, std=HALF)
+    assert load_model(ModelConfig(name=f"local-dir:{tmp_path / 'm'}")).class_names == names
+
+
+def without_the_last_block(model: Any) -> nn.Module:
+    model.blocks = model.blocks[:-1]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (without_the_last_block(make_tiny_model()), r"has no blocks\.1\.attn.*, \.\.\., unlike .* from the folder$"),
+        (make_tiny_model(norm_layer=nn.LayerNorm), "was made with norm_layer=.*, which a config.json cannot hold"),
+        (VisionTransformer(depth=1, num_classes=10), "VisionTransformer was not made by timm.create_model"),
+        (nn.Linear(1, 10), "Linear was not made by timm.create_model"),
+    ],
+)
+def test_what_timm_could_not_load_is_not_saved(tmp_path: Path, model: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        save_model(model, tmp_path / "m", class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_folder_whose_config_misstates_the_classes_of_its_weights_says_what_to_set(tmp_path: Path) -> None:
