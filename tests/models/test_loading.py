@@ -646,9 +646,11 @@ def test_a_folder_whose_config_misstates_the_classes_of_its_weights_says_what_to
 @pytest.mark.parametrize(
     ("inside", "advice"),
     [
-        ("adapter_config.json", r"it holds an adapter of PEFT: merge it first \(model = model\.merge_and_unload\(\)\)"),
+        ("adapter_config.json", r"it is an adapter of PEFT; merge it first \(model = model\.merge_and_unload\(\)\)"),
+        ("latest", r"it is a DeepSpeed checkpoint; convert it with its zero_to_fp32\.py"),
         ("checkpoint-500/config.json", r"give one of the model folders in it \(checkpoint-500\)"),
         ("model_best.pth.tar", r"set name to timm's name .* checkpoint to a file in it \(model_best\.pth\.tar\)"),
+        ("model.safetensors.index.json", r"checkpoint to a file in it \(model\.safetensors\.index\.json\)"),
     ],
 )
 def test_a_folder_that_is_no_models_says_what_to_give(tmp_path: Path, inside: str, advice: str) -> None:
