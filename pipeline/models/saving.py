@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import timm.models
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ModelError, first_few
 from pipeline.file_kinds import MODEL_CONFIG
@@ -40,7 +40,7 @@ def save_model(
         "std": std,
         "input_size": model_input_size(model),
     }
-    with _counting(model, len(class_names)):
+    with _counting(model, len(class_names)), _copying(model):
         timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
             model,
             str(folder),
@@ -90,6 +90,24 @@ def _check_tensors(model: nn.Module, made: nn.Module) -> None:
     raise ModelError(
         f"{type(model).__name__} {' and '.join(found)}, unlike the model that timm would load from the folder{advice}"
     )
+
+
+@contextmanager
+def _copying(model: nn.Module) -> Iterator[None]:
+    """Let a model give copies of its tensors inside the context.
+
+    safetensors refuses tensors that layers share, as CoaT's do, and those in another order (`channels_last`).
+    """
+
+    def copy(_module: nn.Module, tensors: dict[str, Tensor], *_: Any) -> None:
+        for name, value in tensors.items():
+            tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+
+    handle = model.register_state_dict_post_hook(copy)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

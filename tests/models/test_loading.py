@@ -593,6 +593,19 @@ def test_a_head_that_was_put_in_is_saved_with_its_classes(tmp_path: Path) -> Non
         save_model(model, tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
 
 
+def test_layers_that_share_weights_or_hold_them_in_another_order_are_saved(tmp_path: Path) -> None:
+    """As the blocks of CoaT do, which share a position encoding."""
+    sizes: dict[str, Any] = {"embed_dims": (16, 16, 16, 16), "serial_depths": (2, 1, 1, 1)}
+    model: Any = timm.create_model("coat_lite_tiny", img_size=64, num_classes=3, **sizes).eval()
+    assert model.cpe1.proj.weight is model.serial_blocks1[0].cpe.proj.weight
+    for number, each in enumerate((model, make_tiny_model(num_classes=3).to(memory_format=torch.channels_last))):
+        folder = tmp_path / str(number)
+        save_model(each, folder, class_names=list("abc"), mean=HALF, std=HALF)
+        loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
+        images = torch.randn(2, *loaded.input_size)
+        assert torch.equal(loaded.model(images), each(images))
+
+
 @pytest.mark.parametrize("num_classes", [3, 10])
 def test_a_head_of_several_layers_is_named_before_anything_is_saved(tmp_path: Path, num_classes: int) -> None:
     """timm would look for `head.weight` in vain, also where the number of classes is the old one."""
