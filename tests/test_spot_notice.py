@@ -77,7 +77,7 @@ def watch(cloud: str, port: int, *command: str) -> Iterator[subprocess.Popen[str
 
 
 def drained(watcher: subprocess.Popen[str], times: int) -> list[str]:
-    """What the watcher says until it has run its command so often, without what the command prints."""
+    """Wait until the watcher has run its command `times` times, and return the watcher's own lines."""
     assert watcher.stdout
     assert watcher.stderr
     for _ in range(times):

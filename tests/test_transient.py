@@ -76,11 +76,11 @@ def test_so_may_what_hugging_face_answers(status: int, expected: bool) -> None:
 
 
 class DriverError(Exception):
-    """Of a driver that these tests do not install."""
+    """Stands for the base error of a storage driver that is not installed here."""
 
 
 class WrongPassword(DriverError):
-    """Of the same driver."""
+    """Stands for the error of that driver that does not pass: the password is wrong."""
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Which images of a batch are mixed with which others: known of the whole batch, before any pixel is read.
+"""Choose which images of a batch are mixed, before any pixel is read.
 
-So each worker reads and changes its own images and those that are mixed into them, and shows what one alone would.
+Every worker makes the same choice for the whole batch. It then reads only its own images and those mixed into them, and
+gets the same pixels as a single worker would.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pipeline.distillation import augment
 
 @dataclass(frozen=True)
 class Combination:
-    """What is taken from other images of the batch.
+    """Which other images of the batch each image is mixed with, and how much of them it takes.
 
     An image takes part of its partner and, on kept patches, of its partner's partner.
 
@@ -42,9 +43,12 @@ class Combination:
         return torch.cat([own, *others]).unique()
 
     def apply(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Return the pixels [b, C, H, W] of some rows, mixed with others among them; see `needed`.
+        """Mix the given rows of the batch with each other, and return their pixels [b, C, H, W].
 
-        Rows that are there for others alone, and whose own partners are not, come out as anything.
+        Args:
+            pixels: of the rows, [b, C, H, W].
+            rows: what `needed` returned, int64 [b]. Rows that are only mixed into others, and whose own partners are
+                missing, get meaningless pixels.
         """
         first, second = (_places(rows, of[rows]) for of in (self.partners, self.partners[self.partners]))
         if self.share.any():

@@ -196,6 +196,7 @@ class Inversion:
         self.targets, self._jitter = self.targets[rows], self._jitter[:, rows]
         self._views = self._views and self._views.keep(rows)
 
+    @_with_gradients
     def result(self) -> InversionResult:
         """The images so far.
 
@@ -221,6 +222,7 @@ class Inversion:
         """The images that have not ended, as they are now."""
         return Harvest(self.images.detach(), self.keep_indices)
 
+    @_with_gradients
     def state(self) -> dict[str, Any]:
         """Return everything that `load_state` needs, on the CPU, as plain data; what is drawn from the seeds is not.
 

@@ -6,8 +6,8 @@ from pipeline.models.loading import (
     LoadedModel,
     RealImageTransform,
     load_model,
-    save_model,
 )
+from pipeline.models.saving import save_model
 from pipeline.models.weights import weight_digest
 
 __all__ = [

@@ -19,8 +19,9 @@ from torch import Tensor
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.file_kinds import describe_foreign
-from pipeline.models.adapters import CONFIG, MERGE, adapter_tensor
+from pipeline.models.adapters import MERGE, adapter_tensor
 from pipeline.models.containers import expanded_size, readable_kind
+from pipeline.models.folders import describe_weights_folder
 from pipeline.models.layouts import TORCHVISION, source_names
 from pipeline.models.pickles import read_pickle
 from pipeline.models.weight_sets import choose_set, find_weights
@@ -36,13 +37,6 @@ _PREFERRED_FILES = (
 )
 _PREFERRED_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
-# File that shows which software saved a folder → what the folder is, and what to do with it.
-_FOLDERS = {
-    "zero_to_fp32.py": ("a DeepSpeed checkpoint", "convert it: python FOLDER/zero_to_fp32.py FOLDER weights"),
-    "latest": ("a DeepSpeed checkpoint", "convert it with its zero_to_fp32.py"),
-    "saved_model.pb": ("a TensorFlow SavedModel", "save its tensors under timm's names with torch.save"),
-    "_CHECKPOINT_METADATA": ("an Orbax checkpoint (JAX)", "save its tensors under timm's names with torch.save"),
-}
 
 
 def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = True) -> dict[str, Tensor]:
@@ -59,7 +53,7 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
             several sets of weights, or an adapter.
     """
     weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
-    if (adapter := adapter_tensor(weights)) is not None:
+    if (adapter := adapter_tensor(weights, model_keys)) is not None:
         raise CheckpointError(f"checkpoint {uri!r} holds an adapter of PEFT, {adapter!r}: {MERGE}")
     prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
@@ -115,26 +109,11 @@ def _content(uri: str) -> bytes:
         content = read_bytes(uri)
     except DatasetError as error:
         if (names := _list(uri)) or list_folders(uri):
-            raise CheckpointError(f"checkpoint {uri!r} is a folder: {_describe_folder(uri, names)}") from error
+            raise CheckpointError(f"checkpoint {uri!r} is a folder: {describe_weights_folder(uri, names)}") from error
         raise CheckpointError(f"checkpoint: {error}") from error
     if (size := expanded_size(content)) is not None:
         raise CheckpointError(f"checkpoint {uri!r} would unpack {len(content)} bytes to {size}: it is no checkpoint")
     return content
-
-
-def _describe_folder(uri: str, names: list[str]) -> str:
-    if any(name.endswith(".distcp") for name in names):
-        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {uri} weights.pth"
-        return f"a distributed checkpoint (FSDP); convert it: {convert}"
-    for name, (what, instead) in _FOLDERS.items():
-        if name in names:
-            return f"{what}; {instead.replace('FOLDER', uri)}"
-    if CONFIG in names:
-        return f"an adapter of PEFT; {MERGE}"
-    weights = [name for name in names if name in _PREFERRED_FILES or name.endswith(_PREFERRED_SUFFIXES)]
-    if not names:
-        return f"give the file of weights in one of those in it ({', '.join(list_folders(uri)[:5])})"
-    return f"give the file of weights in it ({', '.join((weights or names)[:5])})"
 
 
 def _read_safetensors(uri: str, content: bytes) -> dict[str, Tensor]:

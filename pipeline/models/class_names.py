@@ -100,7 +100,8 @@ def _own_names(name: str, model: nn.Module, count: int, trained: bool) -> Sequen
     try:
         names = names_in_config({**stated, **({"label_names": labels} if labels else {})})
     except ValueError as error:
-        raise ConfigError(f"model {name!r}: its own {what} {error}; set class_names to override them") from error
+        where = "label_names" if labels else "config.json"
+        raise ConfigError(f"model {name!r}: its own {where} {error}; set class_names to override them") from error
     if names is None or len(names) == count:
         return names
     if trained:

@@ -1,4 +1,4 @@
-"""Read the `config.json` of a model folder."""
+"""Read the `config.json` of a model folder, and say what a folder is that has none."""
 
 import json
 import tempfile
@@ -15,7 +15,15 @@ from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.adapters import CONFIG, MERGE
 from pipeline.storage import exists, join, list_files, list_folders, read_bytes
 
-_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".bin", ".ckpt", ".pt", ".npz")
+_WEIGHTS = (".safetensors", ".index.json", ".pth", ".pth.tar", ".bin", ".ckpt", ".pt", ".npz")
+# File that shows which software saved a folder → what the folder is, and what to do with it.
+_KINDS = {
+    "zero_to_fp32.py": ("a DeepSpeed checkpoint", "convert it: python FOLDER/zero_to_fp32.py FOLDER weights"),
+    "latest": ("a DeepSpeed checkpoint", "convert it with its zero_to_fp32.py"),
+    "saved_model.pb": ("a TensorFlow SavedModel", "save its tensors under timm's names with torch.save"),
+    "_CHECKPOINT_METADATA": ("an Orbax checkpoint (JAX)", "save its tensors under timm's names with torch.save"),
+    CONFIG: ("an adapter of PEFT", MERGE),
+}
 
 
 def read_model_config(folder: str) -> dict[str, Any]:
@@ -41,15 +49,47 @@ def describe_contents(folder: str) -> str:
         DatasetError: the folder cannot be listed.
     """
     names = list_files(folder)
-    if "config.json" in names:
+    if MODEL_CONFIG in names:
         return ""
-    if CONFIG in names:
-        return f"; it holds an adapter of PEFT: {MERGE}"
-    if inner := [name for name in list_folders(folder) if exists(join(folder, name, "config.json"))]:
+    if kind := _kind(folder, names):
+        return f"; it is {kind}"
+    if inner := [name for name in list_folders(folder) if exists(join(folder, name, MODEL_CONFIG))]:
         return f"; give one of the model folders in it ({', '.join(inner[:5])})"
-    if weights := [name for name in names if name.endswith(_WEIGHTS)]:
+    if weights := _weights(names):
         return f"; set name to timm's name of the model, and checkpoint to a file in it ({', '.join(weights[:5])})"
     return ""
+
+
+def describe_weights_folder(uri: str, names: list[str]) -> str:
+    """Say what a folder is that was given as a file of weights, and what to give instead.
+
+    Args:
+        uri: of the folder.
+        names: of the files in it.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
+    if kind := _kind(uri, names):
+        return kind
+    if not names:
+        return f"give the file of weights in one of those in it ({', '.join(list_folders(uri)[:5])})"
+    return f"give the file of weights in it ({', '.join((_weights(names) or names)[:5])})"
+
+
+def _kind(uri: str, names: list[str]) -> str | None:
+    """Say what a folder is that holds no weights as they are read, and what to do; None if that is not known."""
+    if any(name.endswith(".distcp") for name in names):
+        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {uri} weights.pth"
+        return f"a distributed checkpoint (FSDP); convert it: {convert}"
+    for name, (what, instead) in _KINDS.items():
+        if name in names:
+            return f"{what}; {instead.replace('FOLDER', uri)}"
+    return None
+
+
+def _weights(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(_WEIGHTS)]
 
 
 @contextmanager
@@ -74,7 +114,7 @@ def folder_of_timm(folder: str) -> Iterator[str]:
     fixed = {name: entries[name] for name in ("fixed_input_size",) if name in entries}
     repaired = {**stated, "model_args": stated.get("model_args") or {}, "pretrained_cfg": {**own, **fixed}}
     with tempfile.TemporaryDirectory(prefix="timm-") as made:
-        Path(made, "config.json").write_text(json.dumps(repaired))
+        Path(made, MODEL_CONFIG).write_text(json.dumps(repaired))
         yield made
 
 

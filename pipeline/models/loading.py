@@ -1,29 +1,24 @@
-"""Load a timm model with its class names and preprocessing, and save one as a folder."""
+"""Load a timm model with its class names and preprocessing."""
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm.data
-import timm.models
 from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
-from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.class_names import class_names
 from pipeline.models.config import LOCAL_DIR, ModelConfig
-from pipeline.models.image_size import input_size_of, model_input_size
+from pipeline.models.image_size import input_size_of
 from pipeline.models.making import make_model
 from pipeline.models.preprocessing import (
     PREPROCESSING,
     describe_crop_fault,
 )
-from pipeline.models.weights import check_finite_weights, head_classes, weight_digest
+from pipeline.models.weights import check_finite_weights, weight_digest
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
 
 
@@ -125,54 +120,6 @@ def assumed_preprocessing(config: ModelConfig, data_config: Mapping[str, Any]) -
 def _shown(value: Any) -> Any:
     # As it is set.
     return list(value) if isinstance(value, tuple) else value
-
-
-def save_model(
-    model: nn.Module, folder: str | Path, *, class_names: list[str], mean: tuple[float, ...], std: tuple[float, ...]
-) -> None:
-    """Save a model as a local folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
-
-    Args:
-        model: made by `timm.create_model`, which recorded its arguments; weights are saved as safetensors.
-        folder: on this machine; made if it is missing.
-        class_names: one per class.
-        mean, std: one value per channel, of pixels in [0, 1].
-
-    Raises:
-        ModelError: there is not one name for each class of its classifier.
-    """
-    data_config = {
-        "mean": mean,
-        "std": std,
-        "input_size": model_input_size(model),
-    }
-    with _counting(model, len(class_names)):
-        timm.models.save_for_hf(  # pyright: ignore[reportPrivateImportUsage]
-            model,
-            str(folder),
-            model_config={"label_names": list(class_names)},
-            safe_serialization=True,
-            data_config=data_config,
-        )
-    # Newer versions of safetensors write files that their owner alone may read; a cluster's workers may be others.
-    shutil.copymode(Path(folder, MODEL_CONFIG), Path(folder, "model.safetensors"))
-
-
-@contextmanager
-def _counting(model: Any, num_classes: int) -> Iterator[None]:
-    """Let a model state its number of classes inside the context: people replace the head alone, and timm writes it.
-
-    Raises:
-        ModelError: its classifier has another number.
-    """
-    stated = model.num_classes
-    if num_classes != (own := head_classes(model.state_dict(), model) or stated):
-        raise ModelError(f"{type(model).__name__} has {own} classes, class_names has {num_classes}")
-    model.num_classes = num_classes
-    try:
-        yield
-    finally:
-        model.num_classes = stated
 
 
 class RealImageTransform:

@@ -54,9 +54,12 @@ def read_weights(
         weights = add_class_position(weights)
     check_floating(uri, weights, outline)
     for name, value in weights.items():
-        if value.shape != made[name].shape:
+        if value.shape != (wanted := made[name].shape):
+            if name.startswith("head") and value.shape[1:] == wanted[1:]:
+                classes = f"has {value.shape[0]} classes, its config.json {wanted[0]}"
+                raise CheckpointError(f"checkpoint {uri!r} {classes}: correct id2label and label2id there")
             found = f"{layout.sources(name)[0]!r} is {list(value.shape)} in timm's shape"
-            raise CheckpointError(f"checkpoint {uri!r}: {found}, its config.json says {list(made[name].shape)}")
+            raise CheckpointError(f"checkpoint {uri!r}: {found}, its config.json says {list(wanted)}")
     left_out = sorted(name for name in read if name.startswith(layout.left_out))
     notice = f"checkpoint {uri!r}: left out, as transformers' classifier does not read them: {', '.join(left_out)}"
     return uri, weights, (notice,) if left_out else ()

@@ -141,7 +141,7 @@ def find_points(graph: fx.Graph, placement: Placement) -> dict[EdgeOrNode, str]:
     points: dict[EdgeOrNode, str] = {}
     weighted = {consumer: layer_path(weight) for weight, consumer in weight_edges(graph)}
     residuals = find_residuals(graph)
-    stream = stream_points(residuals)
+    stream = stream_points(residuals, weighted)
     for node in graph.nodes:
         if node in weighted:
             points[(node.args[0], node)] = f"{weighted[node]}:input"

@@ -1,6 +1,7 @@
 """Find the residual stream of an exported model: the sums of branches with what they were computed from."""
 
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -31,10 +32,16 @@ def find_residuals(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
     return found
 
 
-def stream_points(residuals: dict[fx.Node, fx.Node | None]) -> dict[fx.Node, dict[Any, str]]:
+def stream_points(
+    residuals: dict[fx.Node, fx.Node | None], weighted: Container[fx.Node]
+) -> dict[fx.Node, dict[Any, str]]:
     """Return the names of what is observed at each sum: its output and, at the first one, the edges that the stream is.
 
     The first of several sums in a module is called `attention`, the others and a single one `output`.
+
+    Args:
+        residuals: of `find_residuals`.
+        weighted: the layers with weights, whose inputs have names of their own. A block of a CNN begins with one.
     """
     number, seen = Counter(map(module_path, residuals)), set[str]()
     points: dict[fx.Node, dict[Any, str]] = {}
@@ -45,7 +52,7 @@ def stream_points(residuals: dict[fx.Node, fx.Node | None]) -> dict[fx.Node, dic
             # After the token gather, so that the observer sees what the blocks read; every other block reads its
             # predecessor.
             readers = [user for user in stream.users if user is node or module_path(user).startswith(f"{block}.")]
-            points[node] |= {(stream, reader): f"{block}:input" for reader in readers}
+            points[node] |= {(stream, reader): f"{block}:input" for reader in readers if reader not in weighted}
         seen.add(block)
     return points
 

@@ -1,4 +1,4 @@
-"""Who works in a pass, and how long those who have nothing to do wait for the others. Imports no torch."""
+"""Track which workers of a pass are busy, and how long idle workers wait for them. Imports no torch."""
 
 import time
 from collections.abc import Container
@@ -61,7 +61,7 @@ class AtWork:
 
 @dataclass(frozen=True)
 class Room:
-    """What a pass can still get of workers.
+    """How many workers the cluster can still give a pass, and how long to wait for them.
 
     Attributes:
         seats: workers that the cluster has room for now.

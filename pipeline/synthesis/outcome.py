@@ -1,4 +1,4 @@
-"""What a worker tells the driver about a shard, and about a turn that had none. Imports no torch."""
+"""The result of one turn of a worker, with or without a shard, as sent to the driver. Imports no torch."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard; by default nothing was made, and there was no error.
+    """The result of a shard: made, failed or handed back; by default nothing was made, without an error.
 
     Ray Data carries it from the worker to the driver as a row of a table, see `to_table` and `from_table`.
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion import (
+    AdaptiveEnd,
+    Harvest,
     Inversion,
     InversionConfig,
     MaskedTeacher,
@@ -101,6 +103,46 @@ def test_gradients_that_the_caller_switched_off_are_taken(tiny_teacher: Teacher,
     while not run.finished:
         run.step()
     assert torch.equal(run.result().images, images)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adaptive_end": AdaptiveEnd(confidence=0.15, hold_steps=2)},
+        {"stop_steps": [], "stop_fractions": [], "rebirth": 2},
+        {"basis": "cosine", "views": ViewConfig(degrees=5.0, scale=0.1, blur=0.5, noise=0.1)},
+    ],
+)
+def test_what_comes_out_in_inference_mode_can_be_trained_on(tiny_teacher: Teacher, changes: dict[str, Any]) -> None:
+    config = InversionConfig(**{"iterations": 8, "lr": 0.3, "stop_steps": [2], "stop_fractions": [0.5], **changes})
+    own = invert(tiny_teacher, TARGETS, config, seeds=[0, 1])
+    with torch.inference_mode():
+        run = Inversion(tiny_teacher, TARGETS, config, seeds=[0, 1])
+        # Some images have ended by then.
+        for _ in range(5):
+            run.step()
+        state = run.state()
+        result = invert(tiny_teacher, TARGETS, config, seeds=[0, 1])
+        held = tensors_of([state, run.result().harvests, result.harvests, result.losses, result.num_steps])
+    assert len(held) > 10
+    assert not any(value.is_inference() for value in held)
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    for harvest, expected in zip(result.harvests, own.harvests, strict=True):
+        assert torch.equal(harvest.images, expected.images)
+        (weight * harvest.images).sum().backward()
+    later = Inversion(tiny_teacher, TARGETS, config, seeds=[0, 1])
+    later.load_state(state)
+    while not later.finished:
+        later.step()
+    assert torch.equal(later.result().images, own.images)
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return all tensors of plain data and harvests."""
+    if isinstance(value, Harvest):
+        return [value.images, value.keep_indices]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return [value] if isinstance(value, torch.Tensor) else [each for item in items for each in tensors_of(item)]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -373,6 +374,30 @@ def test_an_adapter_is_refused_with_the_way_to_merge_it(
     with pytest.raises(CheckpointError) as caught:
         read_state_dict(str(tmp_path / "a.safetensors"), weights)
     assert f"holds an adapter of PEFT, '{name}': merge it first (model = model.merge_and_unload())" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_a_model_with_names_like_an_adapters_is_none(tmp_path: Path, prefix: str) -> None:
+    with torch.device("meta"):
+        names = timm.create_model("dla46_c").state_dict().keys()
+    assert any(name.startswith("base_layer.") for name in names)
+    weights = {name: torch.ones(2) for name in names}
+    torch.save({"state_dict": prefixed(weights, prefix)}, tmp_path / "dla.pth")
+    assert_same(read_state_dict(str(tmp_path / "dla.pth"), names), weights)
+
+
+def test_an_adapter_in_a_model_with_names_like_its_own_is_refused(tmp_path: Path) -> None:
+    keys = ["base_layer.0.weight", "fc.weight"]
+    held = dict.fromkeys(["base_layer.0.base_layer.weight", "fc.weight"], torch.ones(2))
+    torch.save(held, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"an adapter of PEFT, 'base_layer\.0\.base_layer\.weight'"):
+        read_state_dict(str(tmp_path / "a.pth"), keys)
+
+
+def test_beside_the_prompt_encoder_of_sam_lies_no_adapter(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    held = {**prefixed(weights, "image_encoder."), "prompt_encoder.no_mask_embed.weight": torch.ones(2)}
+    torch.save(held, tmp_path / "sam.pth")
+    assert_same(read_state_dict(str(tmp_path / "sam.pth"), weights), weights)
 
 
 def test_a_folder_of_checkpoints_is_named_with_what_lies_in_it(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ import timm
 import timm.data
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError, ModelError
@@ -592,6 +593,57 @@ def test_a_head_that_was_put_in_is_saved_with_its_classes(tmp_path: Path) -> Non
         save_model(model, tmp_path, class_names=list("abcdefghij"), mean=HALF, std=HALF)
 
 
+def test_layers_that_share_weights_or_hold_them_in_another_order_are_saved(tmp_path: Path) -> None:
+    """As the blocks of CoaT do, which share a position encoding."""
+    sizes: dict[str, Any] = {"embed_dims": (16, 16, 16, 16), "serial_depths": (2, 1, 1, 1)}
+    model: Any = timm.create_model("coat_lite_tiny", img_size=64, num_classes=3, **sizes).eval()
+    assert model.cpe1.proj.weight is model.serial_blocks1[0].cpe.proj.weight
+    for number, each in enumerate((model, make_tiny_model(num_classes=3).to(memory_format=torch.channels_last))):
+        folder = tmp_path / str(number)
+        save_model(each, folder, class_names=list("abc"), mean=HALF, std=HALF)
+        loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
+        images = torch.randn(2, *loaded.input_size)
+        assert torch.equal(loaded.model(images), each(images))
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_a_head_of_several_layers_is_named_before_anything_is_saved(tmp_path: Path, num_classes: int) -> None:
+    """timm would look for `head.weight` in vain, also where the number of classes is the old one."""
+    model: Any = make_tiny_model()
+    model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(32, num_classes))
+    names = [str(number) for number in range(num_classes)]
+    with pytest.raises(ModelError) as refused:
+        save_model(model, tmp_path / "m", class_names=names, mean=HALF, std=HALF)
+    assert str(refused.value) == (
+        "VisionTransformer has no head.bias, head.weight and has head.1.bias, head.1.weight, unlike the model that "
+        "timm would load from the folder; put the one layer that has weights in the place of 'head'"
+    )
+    assert not (tmp_path / "m").exists()
+    model.head = model.head[1]
+    save_model(model, tmp_path / "m", class_names=names, mean=HALF, std=HALF)
+    assert load_model(ModelConfig(name=f"local-dir:{tmp_path / 'm'}")).class_names == names
+
+
+def without_the_last_block(model: Any) -> nn.Module:
+    model.blocks = model.blocks[:-1]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (without_the_last_block(make_tiny_model()), r"has no blocks\.1\.attn.*, \.\.\., unlike .* from the folder$"),
+        (make_tiny_model(norm_layer=nn.LayerNorm), "was made with norm_layer=.*, which a config.json cannot hold"),
+        (VisionTransformer(depth=1, num_classes=10), "VisionTransformer was not made by timm.create_model"),
+        (nn.Linear(1, 10), "Linear was not made by timm.create_model"),
+    ],
+)
+def test_what_timm_could_not_load_is_not_saved(tmp_path: Path, model: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        save_model(model, tmp_path / "m", class_names=list("abcdefghij"), mean=HALF, std=HALF)
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_folder_whose_config_misstates_the_classes_of_its_weights_says_what_to_set(tmp_path: Path) -> None:
     """timm's own function writes `num_classes`, which stays what it was."""
     model, images = replaced_head(), torch.randn(2, 3, 32, 32)
@@ -607,9 +659,11 @@ def test_a_folder_whose_config_misstates_the_classes_of_its_weights_says_what_to
 @pytest.mark.parametrize(
     ("inside", "advice"),
     [
-        ("adapter_config.json", r"it holds an adapter of PEFT: merge it first \(model = model\.merge_and_unload\(\)\)"),
+        ("adapter_config.json", r"it is an adapter of PEFT; merge it first \(model = model\.merge_and_unload\(\)\)"),
+        ("latest", r"it is a DeepSpeed checkpoint; convert it with its zero_to_fp32\.py"),
         ("checkpoint-500/config.json", r"give one of the model folders in it \(checkpoint-500\)"),
         ("model_best.pth.tar", r"set name to timm's name .* checkpoint to a file in it \(model_best\.pth\.tar\)"),
+        ("model.safetensors.index.json", r"checkpoint to a file in it \(model\.safetensors\.index\.json\)"),
     ],
 )
 def test_a_folder_that_is_no_models_says_what_to_give(tmp_path: Path, inside: str, advice: str) -> None:

@@ -228,7 +228,7 @@ def test_a_config_that_is_not_understood_is_refused(
             {"image_size": 64},
             r"position_embeddings' is \[1, 17, 24\] in timm's shape, its config.json says \[1, 65, 24\]",
         ),
-        ({"id2label": {"0": "a", "1": "b"}}, r"classifier\..*' is \[5.* its config.json says \[2"),
+        ({"id2label": {"0": "a", "1": "b"}}, "has 5 classes, its config.json 2: correct id2label and label2id there"),
         ({"intermediate_size": 41}, r"intermediate.dense\..*\[40.*\[41"),
     ],
 )
@@ -275,6 +275,12 @@ def test_class_names_as_hugging_faces_own_training_script_writes_them(vit: Path,
         inverse = {"label2id": {name: str(i) for i, name in enumerate(names)}}
         loaded = load(copied(vit, tmp_path / names[0], **labels, **inverse))
         assert loaded.class_names == names
+
+
+def test_class_numbers_with_a_gap_are_named_with_the_file_that_has_them(vit: Path, tmp_path: Path) -> None:
+    labels = {str(number): name for number, name in zip((0, 1, 2, 3, 5), "abcde", strict=True)}
+    with pytest.raises(ConfigError, match=r"its own config\.json does not number its 5 classes .*: 4 is missing"):
+        load(copied(vit, tmp_path / "m", id2label=labels, label2id=None))
 
 
 def test_class_names_that_repeat_get_the_number_of_their_class(vit: Path, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_training_keeps_its_digest(loaded: LoadedModel, name: str, monkeypatch
     config = make(DistillationConfig, {**changes, "augment": None})
     monkeypatch.setattr(training, "weight_digest", lambda model: f"{2:064x}")
     student = build_student(replace(config.student, model=None, depth_pruned=[1]), loaded, seed=0)
-    labelled = IMAGES if config.labeled else None
-    assert training._document(config, loaded, student, IMAGES, labelled)["digest"] == recorded
+    labeled = IMAGES if config.labeled else None
+    assert training._document(config, loaded, student, IMAGES, labeled)["digest"] == recorded
 
 
 def test_views_belong_to_the_identity_of_a_training(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,25 @@ def test_the_residual_stream_is_found_whatever_the_family_calls_its_blocks(
     assert not [point for point in points if ".grn:" in point]
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "first"),
+    [
+        ("resnet18", {"layers": (1, 1, 1, 1)}, "layer1.0.conv1"),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}, "stages.0.blocks.0.conv_dw"),
+    ],
+)
+def test_a_convolution_that_reads_the_residual_stream_itself_keeps_the_name_of_its_input(
+    name: str, sizes: dict[str, Any], first: str
+) -> None:
+    program = export_images(timm.create_model(name, num_classes=10, **sizes).eval(), "published")
+    points = find_points(program.module().graph, "published").values()
+    assert set(find_points(program.module().graph, "linear").values()) <= set(points)
+    observers = activation_observers(prepare(program, BitWidths(), "published"))
+    assert f"{first}:input" in observers
+    # The sum reads the same values: its edge is that point too.
+    assert f"{first.rpartition('.')[0]}:input" in set(points) - set(observers)
+
+
 def test_layers_that_read_the_same_values_share_the_width_of_the_first() -> None:
     """As query, key and value of EVA02 do where they are computed apart, and the halves of its gated MLP."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}

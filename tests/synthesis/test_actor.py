@@ -216,7 +216,7 @@ def make_writer(teacher: Path, output: Path) -> PartWriter:
 
 
 def outcomes_of(writer: PartWriter, shards: Sequence[Shard]) -> list[Outcome]:
-    """What the driver gets."""
+    """Write shards, and return the outcomes as the driver gets them."""
     return [writer.write_shard(**shard) for shard in shards]
 
 

@@ -124,7 +124,7 @@ def busy() -> CheckpointError:
 
 
 class Busy:
-    """A writer that a store which throttles gives at the last of so many attempts."""
+    """Stands for the writer's class; a throttling store lets only the last of `attempts` calls make a writer."""
 
     def __init__(self, attempts: int) -> None:
         self.left = attempts

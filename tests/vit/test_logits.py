@@ -1,4 +1,4 @@
-"""What a model returns counts: not what it says of its classes, and not what its parts would return."""
+"""Classes are counted from a model's own logits, not from `num_classes`, and its own forward must return them."""
 
 from collections.abc import Callable
 from typing import Any
