@@ -93,11 +93,10 @@ def draw_window(rows: Sequence[tuple[str, int]], count: int, seed: int) -> Windo
 
 
 def spread_window(rows: Sequence[tuple[str, int]], windows: Sequence[Window], count: int, seed: int) -> Window:
-    """Draw images from everywhere in windows: one at random of each of `count` equal parts, or all of fewer images.
+    """Draw images spread over the dataset: one at random from each of `count` equal parts, or all if there are fewer.
 
-    Datasets have one class after another, as synthesis makes them and folders list them, or mix them. Parts take of
-    each class as many as it has a share in the first case; the draw does it in the second, where equal distances could
-    hit one class alone.
+    If the dataset is sorted by class, each class gets its share of the images, because each part lies in it. If classes
+    alternate, the random draw keeps the shares right on average; every k-th image could always be of the same class.
 
     Args:
         rows: image id and number of kept patches, in the dataset's order.
