@@ -28,7 +28,7 @@ from benchmarks.keeping import Figures, comparable_settings, kept_or_measured, r
 from benchmarks.testbeds import INVERTED, MIXED, TESTBEDS, Testbed, make_inputs
 from pipeline import storage
 from pipeline.config import parse_config
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.distillation import distill
 from pipeline.outputs import names
 from pipeline.quantization import CalibrationConfig, calibrate, range_error

@@ -21,8 +21,8 @@ from benchmarks.circumstances import circumstances
 from examples.digits.teacher import DigitsConfig, load_scans, normalize, split_scans
 from jobs.entry import run_job
 from pipeline.checks import check_ranges
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import find_source
 from pipeline.distillation.answers import as_reader
 from pipeline.errors import ConfigError
 from pipeline.inputs import COLUMNS, conversion

@@ -240,11 +240,11 @@ def test_a_job_is_a_file_and_a_line(tmp_path: Path) -> None:
 
 def test_a_source_of_images_is_what_is_read_how_it_is_found_and_how_it_is_read(tmp_path: Path) -> None:
     unit, found, find, read_case, read = python_blocks("A source of images")
-    units, sources, rows = (f"pipeline/dataset/{name}.py" for name in ("units", "sources", "rows"))
-    union, one_image = line_with(units, "Unit = "), line_with(sources, "    if uri.lower().endswith(IMAGE_SUFFIXES)")
+    units, discovery, rows = (f"pipeline/dataset/{name}.py" for name in ("units", "discovery", "rows"))
+    union, one_image = line_with(units, "Unit = "), line_with(discovery, "    if uri.lower().endswith(IMAGE_SUFFIXES)")
     edits = {
         units: [(union, unit)],
-        sources: [
+        discovery: [
             ("import posixpath\n", "import io\nimport posixpath\nimport zipfile\n"),
             ("import pyarrow as pa\n", "import numpy as np\nimport pyarrow as pa\n"),
             ("import ImageFiles", "import ArrayRows, ImageFiles"),
@@ -253,7 +253,7 @@ def test_a_source_of_images_is_what_is_read_how_it_is_found_and_how_it_is_read(t
         ],
         rows: [
             ("import ImageFiles", "import ArrayRows, ImageFiles"),
-            ("source import Source\n", "source import Source\nfrom pipeline.dataset.sources import load_arrays\n"),
+            ("source import Source\n", "source import Source\nfrom pipeline.dataset.discovery import load_arrays\n"),
             ("from pipeline.errors", "from pipeline.dataset.schema import encode_image\nfrom pipeline.errors"),
             ("        case ImageFiles():\n", f"{read_case}        case ImageFiles():\n"),
             ("def _read_files(", f"{read}\n\ndef _read_files("),

@@ -23,10 +23,10 @@ from jobs.status import StatusConfig, status
 from pipeline.artifacts.formats import load_quantized
 from pipeline.dataset import schema
 from pipeline.dataset.card import read_card
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.own_card import dataset_card
 from pipeline.dataset.rows import read_first, read_unit
 from pipeline.dataset.schema import class_names_of, open_image
-from pipeline.dataset.sources import find_source
 from pipeline.errors import CheckpointError, ConfigError, DatasetError, ModelError, PipelineError
 from pipeline.evaluation.report import evaluation_page
 from pipeline.evaluation.scores import Score

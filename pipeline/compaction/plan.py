@@ -13,9 +13,9 @@ from pipeline.config import digest as digest_of
 from pipeline.credentials import redacted
 from pipeline.dataset import store
 from pipeline.dataset.damage import damaged_parts
+from pipeline.dataset.discovery import is_synthetic
 from pipeline.dataset.index import complete_index, load_index, parts_without_row
 from pipeline.dataset.part_files import list_part_files, part_uri
-from pipeline.dataset.sources import is_synthetic
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.outputs import check_same_settings
 from pipeline.outputs.owners import check_output, check_place, whole_path

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import digest as digest_of
+from pipeline.dataset.discovery import find_source, is_synthetic
 from pipeline.dataset.rows import read_first
 from pipeline.dataset.source import Source
-from pipeline.dataset.sources import find_source, is_synthetic
 from pipeline.dataset.units import Unit
 from pipeline.errors import DatasetError
 

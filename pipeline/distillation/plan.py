@@ -24,7 +24,7 @@ from pipeline.log import announce, logger
 from pipeline.models import LoadedModel, load_model, weight_digest
 from pipeline.outputs import find_config, identifying_settings, make_document, without_locations
 from pipeline.outputs.owners import check_apart, check_place
-from pipeline.synthesis.to_make import ImagesToMake, check_all_come, names_config, plan_images, planned_images
+from pipeline.synthesis.input_synthesis import ImagesToMake, check_all_come, names_config, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 from pipeline.vit.subset import SubsetViT

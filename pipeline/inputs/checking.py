@@ -2,9 +2,9 @@
 
 from pipeline.dataset.collection import ImageCollection
 from pipeline.dataset.conversion import Convert
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import SEVERAL_DATASETS, read_columns, read_first, repeated_id
 from pipeline.dataset.source import Source
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs.reading import COLUMNS, conversion
 from pipeline.log import logger

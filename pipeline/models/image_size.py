@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import CheckpointError
 from pipeline.models.config import ModelConfig
-from pipeline.models.creating import as_trained, make_outline
+from pipeline.models.timm_factory import as_trained, make_outline
 
 
 def input_size_of(model: nn.Module, data_config: dict[str, Any]) -> tuple[int, int, int]:

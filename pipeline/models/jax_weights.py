@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.models.config import ModelConfig
-from pipeline.models.creating import TIMM_ERRORS, create_model, misfit, reason_of
+from pipeline.models.timm_factory import TIMM_ERRORS, create_model, misfit, reason_of
 from pipeline.models.weights import check_first_layer
 
 # Positions may be resampled; the layer before the classifier is refused where it matters (`check_representation`).

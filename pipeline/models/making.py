@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import LOCAL_DIR, ModelConfig
-from pipeline.models.creating import as_trained, check_known, create_model, fill_model, make_outline
 from pipeline.models.epsilon import set_epsilon
 from pipeline.models.folders import read_model_config
 from pipeline.models.image_size import asked_size, model_input_size, size_notices, unknown_size
@@ -21,6 +20,7 @@ from pipeline.models.layouts import (
     rename_torchvision,
 )
 from pipeline.models.positions import resampling
+from pipeline.models.timm_factory import as_trained, check_known, create_model, fill_model, make_outline
 from pipeline.models.transformers_folder import is_transformers
 from pipeline.models.transformers_weights import describe_folder, folder_preprocessing, read_weights
 from pipeline.models.weights import (

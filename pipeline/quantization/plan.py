@@ -27,7 +27,7 @@ from pipeline.quantization.graphs import export_images, point_names
 from pipeline.quantization.ranges import Ranges
 from pipeline.quantization.reading import calibration_reads_kept, read_patch_counts
 from pipeline.quantization.reference import check_points, read_reference
-from pipeline.synthesis.to_make import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
+from pipeline.synthesis.input_synthesis import ImagesToMake, check_all_come, leaving_failed, plan_images, planned_images
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 

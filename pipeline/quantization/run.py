@@ -19,12 +19,12 @@ from pipeline.outputs.names import CONFIG, RANGES, REPORT, SENSITIVITY
 from pipeline.quantization.artifact_files import Artifact, make_artifacts, make_baselines
 from pipeline.quantization.config import CalibrationConfig
 from pipeline.quantization.distributed import Calibration, calibrate_ranges, read_window
-from pipeline.quantization.earlier import find_left, finished_report, is_final, settle_refused
 from pipeline.quantization.graphs import export_images
 from pipeline.quantization.latency import measure_latencies
 from pipeline.quantization.layerwise import examine_layers, write_layerwise
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.plan import CalibrationPlan, check_before_making, check_settings, plan_calibration
+from pipeline.quantization.previous_run import find_left, finished_report, is_final, settle_refused
 from pipeline.quantization.qat import check_training, train_variants
 from pipeline.quantization.qat_checkpoints import remove_checkpoints, remove_others, tell_others
 from pipeline.quantization.qat_loop import FIGURES, Trained
@@ -34,7 +34,7 @@ from pipeline.quantization.report import calibration_page, figures, latency_colu
 from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant, calibrated_values, list_variants
 from pipeline.report.writing import write_page
-from pipeline.synthesis.to_make import make_first, names_config
+from pipeline.synthesis.input_synthesis import make_first, names_config
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 _MEGABYTE = 1e6

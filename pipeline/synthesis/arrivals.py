@@ -15,7 +15,7 @@ from pipeline.dataset import store
 from pipeline.errors import MissingImagesError
 from pipeline.outputs.owners import NOT_SHARED
 from pipeline.synthesis.exit_code import ExitCode
-from pipeline.synthesis.to_make import ImagesToMake
+from pipeline.synthesis.input_synthesis import ImagesToMake
 
 _LOOK_EVERY_S = 1.0
 # A listing costs more than a look at a file, and failures are few.

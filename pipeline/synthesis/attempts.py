@@ -22,7 +22,7 @@ from pipeline.synthesis.blame import DeviceErrors
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.records import Begun, Refusal, Running, ShardRecord
-from pipeline.synthesis.turns import Turns
+from pipeline.synthesis.shard_queue import Turns
 
 # After this time a device does what it failed on itself, if nobody else is there: sooner than the pass is over.
 _ALONE_S = 1.0

@@ -24,8 +24,8 @@ from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals
 from pipeline.synthesis.capacity import needs, reachable_seats, seats
+from pipeline.synthesis.input_synthesis import ImagesToMake
 from pipeline.synthesis.pool import pool_options
-from pipeline.synthesis.to_make import ImagesToMake
 
 # A process of its own can be stopped at any time, and stops as every job does. Without the working folder in the
 # module path: a user's own `jobs` may lie there.

@@ -27,9 +27,9 @@ from pipeline.synthesis.outcome import Outcome, from_table
 from pipeline.synthesis.plan import SynthesisPlan
 from pipeline.synthesis.pool import pool_options, turn_s
 from pipeline.synthesis.progress import ProgressReport, report_plan
-from pipeline.synthesis.starting import set_timeouts
 from pipeline.synthesis.tally import Tally
-from pipeline.synthesis.tracked import TrackedShards
+from pipeline.synthesis.timeouts import set_timeouts
+from pipeline.synthesis.tracked_shards import TrackedShards
 from pipeline.tracking.tracker import Tracker
 
 # The run stops after this many passes in a row in which no shard was finished.

@@ -15,7 +15,7 @@ from pipeline.synthesis.columns import arrow_column, common_schema, plain_table,
 from pipeline.synthesis.config import SynthesisConfig, located
 from pipeline.synthesis.pool import pool_options
 from pipeline.synthesis.rows import IMAGE_IDS, LABELS, NEEDED, SHARD_ID, RowReader, columns_of
-from pipeline.synthesis.starting import set_timeouts
+from pipeline.synthesis.timeouts import set_timeouts
 
 Shards = ray.data.Dataset | Sequence[Mapping[str, Any]]
 

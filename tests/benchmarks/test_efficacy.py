@@ -15,7 +15,7 @@ from benchmarks.cifar import CLASS_NAMES, Photos
 from benchmarks.efficacy import QUANTIZED, RANGES, measure
 from benchmarks.efficacy_report import goals, page
 from benchmarks.testbeds import CIFAR, DIGITS, TESTBEDS, make_inputs
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.models import ModelConfig, load_model
 from pipeline.quantization import BitWidths
 from tests.examples.digits.test_demo import write_small_stages

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.compaction import CompactionConfig
 from pipeline.dataset import schema, store
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.index import complete_index, read_index, write_index
 from pipeline.dataset.own_card import write_card
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import find_source
 from tests.conftest import make_manifest
 
 DIGEST = "0123456789abcdef" * 4

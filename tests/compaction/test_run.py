@@ -20,10 +20,10 @@ from pipeline.compaction.plan import plan_compaction
 from pipeline.config import to_dict
 from pipeline.dataset import read_images, store
 from pipeline.dataset.collection import find_images, image_facts
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.index import INDEX, read_index
 from pipeline.dataset.open_files import OpenFiles
 from pipeline.dataset.rows import read_columns, read_unit
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.outputs.owners import check_output
 from pipeline.storage import upload_folder

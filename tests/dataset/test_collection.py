@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.dataset import read_images, schema
 from pipeline.dataset.collection import find_images, image_facts, source_facts
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import read_unit, repeated_id
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.dataset.test_reader import write_synthetic
 

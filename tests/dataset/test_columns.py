@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.dataset import schema
 from pipeline.dataset.columns import cast_column, column_types, likely_labels
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 
 CODES = [schema.encode_image(np.full((8, 8, 3), value, np.uint8)) for value in range(3)]

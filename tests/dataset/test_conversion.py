@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.dataset import schema
 from pipeline.dataset.collection import find_images
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import read_columns
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import check_inputs, conversion, find_labeled
 from pipeline.models import LoadedModel, ModelConfig, load_model

@@ -11,6 +11,7 @@ import pytest
 from pipeline import storage
 from pipeline.dataset import schema, store
 from pipeline.dataset.damage import damaged_parts
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.index import (
     INDEX,
     complete_index,
@@ -22,7 +23,6 @@ from pipeline.dataset.index import (
     write_index,
 )
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
 

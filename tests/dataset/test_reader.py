@@ -14,8 +14,8 @@ from pipeline import storage
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset import rows as row_reader
 from pipeline.dataset.damage import damaged_parts
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.own_card import write_card
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
 

@@ -13,8 +13,8 @@ import pytest
 from s3fs import S3FileSystem
 
 from pipeline.dataset import write_images
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.rows import read_unit
-from pipeline.dataset.sources import find_source
 from pipeline.errors import DatasetError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset import schema
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.tables import is_unfinished
 from pipeline.errors import DatasetError
 

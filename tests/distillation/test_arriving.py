@@ -37,7 +37,7 @@ from pipeline.synthesis import background, capacity, synthesize
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
 from pipeline.synthesis.exit_code import ExitCode
-from pipeline.synthesis.to_make import names_config, plan_images, planned_images
+from pipeline.synthesis.input_synthesis import names_config, plan_images, planned_images
 from pipeline.synthesis.writer import PartWriter
 from pipeline.workers import WorkersConfig
 from pipeline.workers.training import resources_of

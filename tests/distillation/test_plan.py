@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.collection import ImageCollection
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.distillation import DistillationConfig, StudentConfig
 from pipeline.distillation.plan import _warn_of_other_teachers, plan_distillation
 from pipeline.models import LoadedModel, ModelConfig

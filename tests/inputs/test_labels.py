@@ -11,7 +11,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES as torchvision_names
 
 from pipeline.dataset import schema
 from pipeline.dataset.classes import misnumbered
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import find_labeled
 from pipeline.inputs.labels import map_labels, match_classes, only_spelled_otherwise

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.dataset import read_images, schema, store, write_images
 from pipeline.dataset.collection import find_images
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.errors import DatasetError
 from pipeline.inputs import check_inputs, find_labeled, read_inputs
 from pipeline.inversion import Teacher

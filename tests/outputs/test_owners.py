@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import from_dict
 from pipeline.dataset import store, write_images
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluation import EvaluationConfig, evaluate

@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.cluster import own_errors, start_here
 from pipeline.dataset import read_images, schema, store
-from pipeline.dataset.sources import find_source
+from pipeline.dataset.discovery import find_source
 from pipeline.errors import ConfigError, DatasetError, IncompleteError, ModelError, PipelineError
 from pipeline.models import save_model
 from pipeline.synthesis import Inverter, build_inverter, plan_shards, synthesize

@@ -20,7 +20,7 @@ from pipeline.synthesis.plan import plan_synthesis
 from pipeline.synthesis.progress import ProgressReport
 from pipeline.synthesis.shards import ShardPlan
 from pipeline.synthesis.tally import Tally
-from pipeline.synthesis.tracked import TrackedShards
+from pipeline.synthesis.tracked_shards import TrackedShards
 from pipeline.synthesis.writer import PartWriter
 from pipeline.tracking.tracker import Tracker
 from tests.synthesis.conftest import make_config

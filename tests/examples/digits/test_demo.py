@@ -18,7 +18,7 @@ from examples.digits.report import check_claims, render, results, summary_tables
 from examples.digits.teacher import CLASS_NAMES
 from pipeline import storage
 from pipeline.config import parse_config
-from pipeline.dataset import sources
+from pipeline.dataset import discovery
 from pipeline.dataset.store import write_images
 from pipeline.errors import ConfigError
 from pipeline.report.page import text_table
@@ -219,7 +219,7 @@ def test_all_stages_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFix
     # evaluate, three datasets, five calibrations, a student on each set of images.
     assert len(page.links) == len(set(page.links)) == 1 + 3 + 5 + len(ARMS)
     assert all((output / link).is_file() for link in page.links)
-    rows = {data: sources.find_source(str(output / data)).num_rows for data in ("sparse", "dense", "noise")}
+    rows = {data: discovery.find_source(str(output / data)).num_rows for data in ("sparse", "dense", "noise")}
     assert rows == {"sparse": 20, "dense": 20, "noise": 20}
 
 

@@ -18,7 +18,7 @@ from examples.digits.teacher import (
     normalize,
     split_scans,
 )
-from pipeline.dataset import schema, sources
+from pipeline.dataset import discovery, schema
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig, RealImageTransform, load_model
 
@@ -89,11 +89,11 @@ def test_folder_loads_in_timm_and_here_and_sets_are_datasets(tmp_path: Path) -> 
     assert loaded.class_names == CLASS_NAMES
     assert (loaded.mean, loaded.std, loaded.input_size) == ((0.5,), (0.5,), (1, 32, 32))
 
-    held_out = sources.find_source(str(tmp_path / "held_out.parquet"))
+    held_out = discovery.find_source(str(tmp_path / "held_out.parquet"))
     assert held_out.num_rows == 500
     assert held_out.class_names == CLASS_NAMES
-    assert sources.find_source(str(tmp_path / "real.parquet")).num_rows == 50
-    assert sources.find_source(str(tmp_path / "reference.parquet")).num_rows == 50
+    assert discovery.find_source(str(tmp_path / "real.parquet")).num_rows == 50
+    assert discovery.find_source(str(tmp_path / "reference.parquet")).num_rows == 50
 
     # The eval transform takes a 32×32 picture pixel by pixel.
     scan = load_scans().images[0]

@@ -12,8 +12,8 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from pipeline.dataset import write_images
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.listing import list_tree
-from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import ImageFiles
 from pipeline.errors import DatasetError
 

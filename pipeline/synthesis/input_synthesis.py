@@ -10,9 +10,9 @@ import pyarrow as pa
 from pipeline.config import parse_config
 from pipeline.dataset import schema, store
 from pipeline.dataset.collection import ImageCollection
+from pipeline.dataset.discovery import find_source
 from pipeline.dataset.part_files import DATA, part_name
 from pipeline.dataset.source import Source
-from pipeline.dataset.sources import find_source
 from pipeline.dataset.units import RowRange, Unit
 from pipeline.errors import ConfigError, IncompleteError, first_few
 from pipeline.log import logger
