@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeVar
 
 from jobs.cli import examples_of
 from jobs.stopping import Stop, exit_code
+from pipeline import storage
 from pipeline.config import parse_config
 from pipeline.credentials import redacted
 from pipeline.errors import ConfigError, PipelineError
@@ -90,7 +91,7 @@ def _check_stays(output: str | None) -> None:
     Raises:
         ConfigError: it is in the memory of this process.
     """
-    if output is not None and output.lower().startswith("memory://"):
+    if output is not None and storage.in_memory(output):
         raise ConfigError(
             f"output {output!r} is in the memory of this process, and gone when the job ends: name a folder"
         )

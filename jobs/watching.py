@@ -75,12 +75,12 @@ def _tell_rest(found: dict[str, Any], stream: TextIO) -> None:
         return
     if found["job"] == "calibrate":
         line = f"the calibration is over, {len(found['failed'])} refused"
-    elif found["job"] == "compact":
+    elif found["job"] == "compact" and found["num_shards"] > found["num_parts"]:
         line = f"the compaction merges {found['num_parts']} parts, and all are there; other shards were never made"
     else:
         undone = ", ".join(f"{found[f'num_{name}']} {name}" for name in ("failed", "damaged") if found[f"num_{name}"])
         # Whether a run is at work cannot be seen in the output.
-        line = f"no shard is missing, {undone}: the run is over, or another makes these again, as its own lines tell"
+        line = f"no shard is missing, {undone}. If another run is making these again, its own lines say so"
     stream.write(f"{line}\n")
     stream.flush()
 

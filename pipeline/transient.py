@@ -86,6 +86,14 @@ def is_refusal(error: BaseException) -> bool:
     return any(map(_is_refused, _causes(error)))
 
 
+def is_missing(error: BaseException | None) -> bool:
+    """Return whether an error says that there is no such file or folder."""
+    # That of smbprotocol is an OSError with this errno, and no FileNotFoundError.
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOENT
+    )
+
+
 def is_forbidden(error: OSError) -> bool:
     """Return whether storage denied access."""
     # gcsfs raises a plain OSError for it.

@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         connection = _connect(path)
         if connection is None:
+            # That of a server which died does not answer.
+            path.unlink(missing_ok=True)
             listening = socket.socket(socket.AF_UNIX)
             listening.bind(str(path))
             listening.listen(100)
@@ -95,7 +97,7 @@ def _connect(path: Path) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionRefusedError):
         return None
     return connection
 

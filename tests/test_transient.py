@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.transient import is_of_store, is_refusal, is_transient
+from pipeline.transient import is_missing, is_of_store, is_refusal, is_transient
 
 
 def answer(status: int) -> aiohttp.ClientResponseError:
@@ -169,3 +169,14 @@ def test_what_a_file_holds_does_not_change(read: Callable[[Path], None], tmp_pat
     with pytest.raises(PipelineError) as raised:
         read(tmp_path)
     assert not raised.value.is_transient
+
+
+@pytest.mark.parametrize("says", [FileNotFoundError("no"), NotADirectoryError("no"), OSError(errno.ENOENT, "no")])
+def test_a_driver_may_say_in_several_ways_that_a_file_is_missing(says: OSError) -> None:
+    class SmbError(OSError):
+        """Python makes a FileNotFoundError of an OSError alone."""
+
+    assert is_missing(says)
+    assert is_missing(SmbError(errno.ENOENT, "no such file"))
+    assert not is_missing(SmbError(errno.EIO, "no answer"))
+    assert not is_missing(None)

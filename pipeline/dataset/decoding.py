@@ -99,7 +99,9 @@ def decode(encoded: bytes) -> Image.Image:
         _check_tags(getattr(image, "tag_v2", {}))
         image.load()
         if image.format in ("JPEG", "MPO") and not _has_end(encoded):
-            raise UnreadableImageError("it is a JPEG without an end: truncated, or filled up with other bytes")
+            raise UnreadableImageError(
+                "it is a JPEG without an end marker: cut off, or padded (save it anew if the picture is whole)"
+            )
         if of_16_bits:
             _check_not_dark(image, encoded)
         turn = _UPRIGHT.get(_orientation(image))

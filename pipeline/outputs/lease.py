@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
+from pipeline.transient import is_missing
 
 NAME = ".at-work.json"
 _BEAT_S = 5.0
@@ -71,7 +72,8 @@ def _release(uri: str, token: str, dead_s: float) -> None:
         logger.warning(f"{uri!r} is left, a run that follows soon waits for up to {dead_s:g} s: {one_line(error)}")
 
 
-# URI → the lease in which no heartbeat came for long enough: a second look need not wait again.
+# URI → the lease that got no heartbeat for long enough. `claim` asks `is_held` and then takes the lease, and need not
+# wait twice. With a heartbeat the content of the file is another, so an entry never hides a living process.
 _found_dead: dict[str, dict[str, Any]] = {}
 
 
@@ -83,13 +85,13 @@ def is_held(output: str, *, dead_s: float = _DEAD_S) -> bool:
         dead_s: see `lease`.
 
     Raises:
-        DatasetError, OSError: storage does not answer, so it is not known.
+        DatasetError: storage does not answer, so it is not known.
     """
     uri = storage.join(output, NAME)
     first, until = _read_surely(uri), time.monotonic() + dead_s
     if first is None or _is_dead(first) or first == _found_dead.get(uri):
         return False
-    logger.info(f"waiting up to {dead_s:g} s for a heartbeat of {_described(first)}, which began in {output!r}")
+    logger.info(f"waiting up to {dead_s:g} s to see whether {_described(first)}, is still at work on {output!r}")
     while time.monotonic() < until:
         time.sleep(min(1.0, dead_s))
         now = _read_surely(uri)
@@ -210,7 +212,7 @@ def _read(uri: str) -> dict[str, Any] | None:
     try:
         value = storage.read_json(uri)
     except DatasetError as error:
-        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | ValueError):
+        if not (is_missing(error.__cause__) or isinstance(error.__cause__, ValueError)):
             raise
         return None
     return value if isinstance(value, dict) else None

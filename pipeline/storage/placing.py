@@ -2,7 +2,7 @@
 
 An object store shows an object when all of it has arrived. A file system shows a file from its first byte on: there it
 is written under another name, and moved. HDFS and SMB move nothing onto a file that is there: while one is replaced,
-there is a moment in which no file has the name, and a process that is killed then leaves both under hidden ones.
+there is a moment in which no file has the name, and if the process is killed then, both are lost.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from pipeline.storage.local_files import temporary_name
-from pipeline.transient import driver_errors
+from pipeline.transient import driver_errors, is_missing
 
 # Protocols of file systems, which can move a file.
 _FILE_SYSTEMS = {"hdfs", "arrow_hdfs", "webhdfs", "webHDFS", "sftp", "ssh", "ftp", "smb", "dbfs", "webdav"}
@@ -43,7 +43,7 @@ def is_on(fs: Any, path: str) -> bool:
     try:
         fs.info(path)
     except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENOENT:
+        if is_missing(error):
             return False
         raise
     return True
@@ -63,7 +63,8 @@ def place_whole(fs: Any, path: str, write: Callable[[str], object], temporary_in
         Whether the file was put there; False where another one is, and is not to be replaced.
 
     Raises:
-        OSError, or an error of the driver: it could not be written; the file that was there is there again.
+        OSError, or an error of the driver: it could not be written. The file that was there is there again or, where
+            storage failed that too, lies in `temporary_in` under a hidden name.
     """
     if not grows_in_place(fs):
         write(path)
@@ -133,5 +134,6 @@ def _replace(fs: Any, temporary: str, path: str) -> None:
     finally:
         with contextlib.suppress(OSError, *driver_errors()):
             fs.invalidate_cache()
-            if is_on(fs, aside):
+            # What could not come back is all that is left.
+            if is_on(fs, aside) and is_on(fs, path):
                 fs.rm_file(aside)

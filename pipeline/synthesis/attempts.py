@@ -84,7 +84,7 @@ class Attempts:
         return dict(self._devices.retired)
 
     def last_errors(self) -> tuple[str, str]:
-        """Return the last traceback that helps, and why storage put a turn of this pass off; empty if there is none."""
+        """Return the last traceback, and why a worker could not load its teacher in this pass; either may be empty."""
         return self._trace, self._why_put_off
 
     def is_retired(self, device: Device) -> bool:
@@ -142,14 +142,15 @@ class Attempts:
             The shard; None if there is none for it now, and perhaps later.
         """
         self._at_work.loading.pop(worker, None)
-        if self._turns.is_past(turn) or self.is_retired(device):
+        if self._turns.is_past(turn):
             return None
         self._look_for_lost_nodes()
         self._turns.enter(worker, device, name, turn)
         for shard_id in self._at_work.inverted_by(name):
             return Begun(shard_id, attempt=self._shards[shard_id].num_begun)
-        shard_id = self._turns.take(device)
-        if shard_id is None and self._turns.any_back and self._is_quiet():
+        # Its node may have been rejected while it loaded.
+        shard_id = None if (retired := self.is_retired(device)) else self._turns.take(device)
+        if shard_id is None and not retired and self._turns.any_back and self._is_quiet():
             shard_id = self._turns.take(device, any_device=True)
         if shard_id is None:
             return None

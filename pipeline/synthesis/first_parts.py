@@ -1,4 +1,4 @@
-"""Look in the output for the first part of each worker: if it writes and looks elsewhere, its work is lost."""
+"""Look in the output for the first part of each worker, because a worker may write to another machine's folder."""
 
 from collections.abc import Callable
 from typing import cast
@@ -25,24 +25,28 @@ class FirstParts:
     def __init__(self, output: str, digest: str, note: Callable[[str], None]) -> None:
         self._output, self._digest, self._note = output, digest, note
         self._found: set[str] = set()
-        self._lost: set[str] = set()
+        # Node, or worker of an unknown one → why.
+        self._rejected: dict[str, str] = {}
         self._told = False
 
     def why_lost(self, done: Outcome) -> str:
         """Return why what a worker writes is lost; empty if an earlier part of it was found, or this one is there.
 
         Where storage does not answer, that is not known: a line says so once, and the worker's next part is looked for.
+        A line reports each node once; of its other parts, which may be many, none is looked for.
 
         Args:
             done: outcome of a shard that this run made, or whose part the worker found.
         """
         worker = done.worker
+        node = done.node or worker
+        if node in self._rejected:
+            return self._rejected[node]
         if worker in self._found:
             return ""
         uri = store.part_uri(self._output, cast(int, done.shard_id), self._digest)
         try:
-            delays_s = (0.0,) if worker in self._lost else _LOOK_AGAIN_S
-            there = storage.look_again(lambda: storage.exists(uri), delays_s)
+            there = storage.look_again(lambda: storage.exists(uri), _LOOK_AGAIN_S)
         except DatasetError as error:
             if not self._told:
                 self._note(f"whether workers write where this process reads is looked at later: {error}")
@@ -51,6 +55,8 @@ class FirstParts:
         if there:
             self._found.add(worker)
             return ""
-        self._lost.add(worker)
         did = "found" if done.by_another else "wrote"
-        return f"worker {worker} {did} shard {done.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
+        why = f"worker {worker} {did} shard {done.shard_id} as {uri!r}, and it is not there: {NOT_SHARED}"
+        self._rejected[node] = why
+        self._note(f"node {node} gets no more work: {why}")
+        return why

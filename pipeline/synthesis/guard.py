@@ -106,7 +106,7 @@ class GuardedWriter:
             outcome = self._do(turn, first=not outcomes)
             if outcome is not None:
                 outcomes.append(outcome)
-                # Where storage failed the turn ends: failures of one machine must not look like those of all.
+                # Where storage failed the turn ends, so that one machine's failures in a row do not end the run.
                 if outcome.over or outcome.storage_failed:
                     return outcomes
             elif outcomes:

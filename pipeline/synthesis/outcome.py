@@ -21,7 +21,7 @@ class Outcome:
         worker: name of the process.
         error: type of the error that the shard failed with; empty if it did not fail.
         reason: message of that error, on one line.
-        storage_failed: whether storage is to blame: it took no part, or gave no checkpoint to go on from.
+        storage_failed: whether storage is to blame: the part could not be written, or the checkpoint not read.
         by_another: whether another run with the same settings made it in the meantime.
         handed_back: whether it goes back to the queue, because the device of this worker failed.
         over: whether the pass is over for this worker.

@@ -127,7 +127,6 @@ def _ended(
         lost = "" if outcome.error else first_parts.why_lost(outcome)
         if lost:
             # The worker's node is to blame, also for a part of an earlier run on its own disk; others make the shard.
-            report.note(f"node {outcome.node} gets no more work: {lost}")
             ray.get(attempts.reject.remote(outcome.node, outcome.shard_id, lost))
             continue
         del left[outcome.shard_id]

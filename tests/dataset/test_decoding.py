@@ -252,7 +252,6 @@ def test_orientation_that_cannot_be_read_is_none() -> None:
     assert decode(content).size == (4, 2)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_jpeg_that_was_filled_up_with_zeros_is_refused_and_other_bytes_after_its_end_are_not() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0\xff\xd9"}, {"format": "MPO"}):
@@ -262,10 +261,11 @@ def test_a_jpeg_that_was_filled_up_with_zeros_is_refused_and_other_bytes_after_i
         for rest in (b"", bytes(999), b"\xff\xda" + bytes(99), whole[: len(whole) // 2]):
             assert decode(whole + rest).size == (64, 64)
         for stop in (len(whole) // 2, len(whole) - 2):
-            with pytest.raises(UnreadableImageError, match=r"without an end|is truncated"):
+            with pytest.raises(UnreadableImageError, match=r"without an end marker|is truncated"):
                 decode(whole[:stop] + bytes(len(whole)))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_files_of_every_format_are_one_line() -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))

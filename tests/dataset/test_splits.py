@@ -88,11 +88,19 @@ def test_numbered_files_that_are_absent_are_counted() -> None:
     [
         (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], (0, 1)),
         (["data/00000-of-00002.parquet", "data/00001-of-00002.parquet", "data/00000-of-00004.parquet"], (0, 2)),
-        (["train-00000-of-00002-0a1b2c3d.parquet", "train-00000-of-00002-c3d40a1b2c3d4e5f.parquet"], (0, 1)),
+        (["train-00000-of-00002-0a1b2c3d4e5f0a1b.parquet", "train-00000-of-00002-c3d40a1b2c3d4e5f.parquet"], (0, 1)),
         (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], (0, 1)),
         (["part_1_of_2.parquet", "part_1_of_3.parquet"], (0, 1)),
         (["train-00000-of-00001.parquet", "train-00000-of-00002-c3d40a1b2c3d4e5f.parquet"], (0, 1)),
-        (["train-00000-of-00002-0a1b2c3d.parquet", "train-00001-of-00002-c3d40a1b.parquet"], None),
+        (
+            [
+                "part-00000-of-00001-0a1b2c3d-0a1b-4c3d-8e5f-0a1b2c3d4e5f.parquet",
+                "part-00000-of-00002-ca1b2c3d-0a1b-4c3d-8e5f-0a1b2c3d4e5f.parquet",
+            ],
+            (0, 1),
+        ),
+        (["train-00000-of-00002-0a1b2c3d4e5f0a1b.parquet", "train-00001-of-00002-c3d40a1b2c3d4e5f.parquet"], None),
+        (["rank-0-of-2-0a1b2c3d.parquet", "rank-0-of-2-0a1b2c3e.parquet"], None),
         (["rank_0_of_2_00000.parquet", "rank_0_of_2_00001.parquet", "rank_1_of_2_00000.parquet"], None),
         (["x-00000-of-00002.part0.parquet", "x-00000-of-00002.part1.parquet"], None),
         (["shard_3_of_10_batch_0.parquet", "shard_3_of_10_batch_1.parquet"], None),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import status
-from jobs.watching import describe, watch
+from jobs.watching import _tell_rest, describe, watch
 from pipeline.dataset import store
 from pipeline.errors import DatasetError
 from tests.conftest import make_manifest
@@ -195,9 +195,7 @@ def test_a_run_that_ended_with_failed_shards_is_over(tmp_path: Path) -> None:
     shown, why = stream.getvalue().splitlines()
     assert "shards 2 of 3 done (66%); trouble 1 failed" in shown
     # As if another run tried it again, which cannot be seen here.
-    assert why == (
-        "no shard is missing, 1 failed: the run is over, or another makes these again, as its own lines tell"
-    )
+    assert why == ("no shard is missing, 1 failed. If another run is making these again, its own lines say so")
 
 
 def test_a_compaction_of_the_parts_that_there_were_is_over(tmp_path: Path) -> None:
@@ -212,4 +210,13 @@ def test_a_compaction_of_the_parts_that_there_were_is_over(tmp_path: Path) -> No
     assert (found["job"], found["complete"], found["missing"], found["num_done"]) == ("compact", False, [1], 2)
     assert stream.getvalue().splitlines()[-1] == (
         "the compaction merges 2 parts, and all are there; other shards were never made"
+    )
+
+
+def test_a_compaction_with_damaged_parts_says_so() -> None:
+    stream = io.StringIO()
+    found = {"job": "compact", "complete": False, "num_parts": 4, "num_shards": 4, "num_failed": 0, "num_damaged": 2}
+    _tell_rest(found, stream)
+    assert stream.getvalue() == (
+        "no shard is missing, 2 damaged. If another run is making these again, its own lines say so\n"
     )

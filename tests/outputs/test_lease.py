@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 
 from pipeline import storage
 from pipeline.errors import DatasetError
@@ -37,6 +39,27 @@ def test_an_incomplete_file_is_taken_over_after_a_while(content: str, tmp_path: 
         assert waited is False
         assert time.monotonic() - started >= FAST["dead_s"]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_driver_with_an_error_of_its_own_for_missing_files_holds_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of SMB, whose error is an OSError with this number, and no FileNotFoundError."""
+
+    class SmbError(OSError):
+        pass
+
+    class Smb(LocalFileSystem):
+        protocol = "smb"
+
+        def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
+            if not os.path.exists(path):
+                raise SmbError(errno.ENOENT, "no such file")
+            return super().cat_file(path, start, end, **options)
+
+    monkeypatch.setitem(_registry, "smb", Smb)
+    monkeypatch.setattr("pipeline.storage.retrying.RETRY_DELAYS_S", ())
+    assert not is_held(f"smb://{tmp_path}")
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
@@ -162,8 +185,11 @@ def test_a_store_that_does_not_answer_does_not_say_that_nobody_is_at_work(
     assert not is_held(str(tmp_path))
 
 
-def test_who_waits_does_not_take_the_moment_for_the_end_in_which_a_file_is_replaced(tmp_path: Path) -> None:
+def test_who_waits_does_not_take_the_moment_for_the_end_in_which_a_file_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As HDFS and SMB replace the file with each heartbeat."""
+    monkeypatch.setattr("pipeline.outputs.lease._SETTLE_S", 2.0)
     write_lease(tmp_path)
     begun = threading.Event()
 
@@ -185,7 +211,7 @@ def test_who_waits_does_not_take_the_moment_for_the_end_in_which_a_file_is_repla
 def test_a_wait_for_a_heartbeat_is_said_and_waited_for_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lease(tmp_path)
     assert not is_held(str(tmp_path), dead_s=0.3)
-    line = f"waiting up to 0.3 s for a heartbeat of elsewhere pid 1, since then, which began in {str(tmp_path)!r}\n"
+    line = f"waiting up to 0.3 s to see whether elsewhere pid 1, since then, is still at work on {str(tmp_path)!r}\n"
     assert capsys.readouterr().err == line
     assert not is_held(str(tmp_path), dead_s=600)
     with lease(str(tmp_path), "calibrate", dead_s=600) as waited:

@@ -177,6 +177,23 @@ def test_a_file_comes_back_whose_successor_could_not_be_moved(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"part": b"old"}
 
 
+def test_a_file_that_cannot_come_back_is_not_deleted(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{folder}/part", b"old")
+    answers = iter([FileExistsError(errno.EEXIST, "File exists"), *[ConnectionResetError("cut")] * 2])
+
+    def fail_onto_the_part(source: str, target: str) -> None:
+        if Path(target).name == "part":
+            raise next(answers)
+        Path(source).rename(target)
+
+    move_by(monkeypatch, fail_onto_the_part)
+    with pytest.raises(ConnectionResetError):
+        storage.write_bytes(f"{folder}/part", b"new")
+    assert [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] == [b"old"]
+
+
 def test_many_workers_may_check_at_once_that_they_can_write(folder: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{folder}/manifest.json", b"1")
     with ThreadPoolExecutor(8) as pool:

@@ -199,8 +199,11 @@ def test_the_first_part_of_each_worker_is_looked_for(made: Made, monkeypatch: py
     assert reason.endswith("Give an output that all machines share, such as s3://...")
     # One whose first part was found is not looked after again, and one whose part was not is not believed either.
     assert parts.why_lost(Outcome(98, "node-8 pid 6")) == ""
-    assert "wrote shard 97" in parts.why_lost(Outcome(97, "node-9 pid 7"))
-    assert notes == []
+    assert parts.why_lost(Outcome(97, "node-9 pid 7")) == reason
+    # Neither are others of the node, which may be many.
+    assert "wrote shard 96" in (others := parts.why_lost(Outcome(96, "node-7 pid 1", node="seven")))
+    assert parts.why_lost(Outcome(95, "node-7 pid 2", node="seven", by_another=True)) == others
+    assert notes == [f"node node-9 pid 7 gets no more work: {reason}", f"node seven gets no more work: {others}"]
 
 
 @pytest.mark.usefixtures("ray_session")
