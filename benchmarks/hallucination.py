@@ -139,7 +139,15 @@ def train_student(loaded: LoadedModel, images: Images, *, epochs: int, seed: int
         answers = Answers(Teacher(loaded.model, mean=HALF, std=HALF), with_tokens=True, dtype=torch.float32)
         answers.keep(images, _CPU, batch_size=config.batch_size, rank=0, world_size=1)
         share = MemoryImages(images, Share(batch_size=config.batch_size, seed=seed))
-        StudentTrainer(config, "benchmark", student, answers, share, None, Group(0, 1, _CPU)).train()
+        StudentTrainer(
+            config=config,
+            digest="benchmark",
+            student=student,
+            answers=answers,
+            images=share,
+            labeled=None,
+            group=Group(0, 1, _CPU),
+        ).train()
     return student.eval()
 
 

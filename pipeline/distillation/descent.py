@@ -1,6 +1,6 @@
 """Steps of the workers of a training: sum gradients over them, and agree on when to save."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,26 @@ from pipeline.workers.checkpoint_timer import CheckpointTimer
 
 @dataclass(frozen=True)
 class Group:
-    """The workers that train together: this worker's rank, their number, and this worker's device."""
+    """The workers that train together, as one of them sees them.
+
+    Attributes:
+        rank: of this worker.
+        world_size: number of workers.
+        device: of this worker.
+        parallelize: wraps a module for several workers, as `ray.train.torch.prepare_model` does; the backward pass then
+            averages gradients over the workers. None where there is one worker.
+        noticed: returns whether a worker's node is about to be taken, see `CheckpointTimer`.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    parallelize: Callable[[nn.Module], nn.Module] | None = None
+    noticed: Callable[[], bool] | None = None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module with gradients that are averaged over the workers."""
+        return module if self.parallelize is None else self.parallelize(module)
 
     def share(self, batch_size: int, *, seed: int, shuffle_buffer: int) -> Share:
         """Return which images this worker reads; see `Share`."""

@@ -3,11 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, repeat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.distillation.answers import Answers
@@ -42,13 +42,11 @@ class StudentTrainer:
         images: this worker's share of the training images.
         labeled: this worker's share of the held-out images, if there are any.
         group: the workers.
-        parallelize: wraps the student and its loss for several workers, as `ray.train.torch.prepare_model` does; the
-            backward pass then averages gradients over the workers.
-        noticed: whether a worker's node is about to be taken, see `CheckpointTimer`.
     """
 
     def __init__(
         self,
+        *,
         config: DistillationConfig,
         digest: str,
         student: Student,
@@ -56,16 +54,14 @@ class StudentTrainer:
         images: TrainingImages,
         labeled: ImageSource | None,
         group: Group,
-        parallelize: Callable[[nn.Module], nn.Module] | None = None,
-        noticed: Callable[[], bool] | None = None,
     ) -> None:
         self.config, self.digest, self.group = config, digest, group
         self.student = student.to(group.device)
         self.images, self.labeled = images, labeled
         self.optimizer = make_optimizer(student.trained_parameters(), config)
         self.objective = DistillationObjective(config, self.student, answers)
-        self.parallel = self.objective if parallelize is None else parallelize(self.objective)
-        self._mid_epoch = CheckpointTimer(60 * config.checkpoint_minutes, noticed)
+        self.parallel = group.wrap(self.objective)
+        self._mid_epoch = CheckpointTimer(60 * config.checkpoint_minutes, group.noticed)
 
     def train(self) -> list[str]:
         """Train from the last checkpoint to the last epoch.

@@ -10,7 +10,6 @@ import ray.train
 import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, get_device
-from torch import nn
 
 from pipeline.cluster import connect
 from pipeline.dataset.collection import ImageCollection
@@ -102,11 +101,9 @@ def _fit(task: TrainingTask, resources: tuple[ScalingConfig, TorchConfig]) -> li
 
 
 def _train_on_worker(task: TrainingTask) -> list[str]:
-    context = ray.train.get_context()
     connect()
     with threads(task.config.workers.cpus_per_worker):
-        group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-        return train_on(task, group, parallelize, is_any_node_leaving)
+        return train_on(task, group_of_worker())
 
 
 def _train_here(task: TrainingTask, device: torch.device) -> list[str]:
@@ -114,18 +111,18 @@ def _train_here(task: TrainingTask, device: torch.device) -> list[str]:
         return train_on(task, Group(0, 1, device))
 
 
-def train_on(
-    task: TrainingTask,
-    group: Group,
-    parallelize: Callable[[nn.Module], nn.Module] | None = None,
-    noticed: Callable[[], bool] | None = None,
-) -> list[str]:
+def group_of_worker() -> Group:
+    """Return the workers of Ray Train that this process is one of."""
+    context = ray.train.get_context()
+    return Group(context.get_world_rank(), context.get_world_size(), get_device(), parallelize, is_any_node_leaving)
+
+
+def train_on(task: TrainingTask, group: Group) -> list[str]:
     """Train as one of the workers.
 
     Args:
         task: see `TrainingTask`.
         group: the workers.
-        parallelize, noticed: see `StudentTrainer`.
 
     Returns:
         SHA-256 of the weights that each worker ended with.
@@ -141,17 +138,10 @@ def train_on(
     student = build_student(config.student, teacher, seed=config.seed)
     check_same_digest("the untrained student", weight_digest(student.model), task.student_digest)
     with naming_batch_size("batch_size", config.batch_size):
-        return _train(task, group, teacher, student, parallelize, noticed)
+        return _train(task, group, teacher, student)
 
 
-def _train(
-    task: TrainingTask,
-    group: Group,
-    teacher: LoadedModel,
-    student: Student,
-    parallelize: Callable[[nn.Module], nn.Module] | None,
-    noticed: Callable[[], bool] | None,
-) -> list[str]:
+def _train(task: TrainingTask, group: Group, teacher: LoadedModel, student: Student) -> list[str]:
     config = task.config
     answers = Answers(
         as_reader(teacher.model).to(group.device), with_tokens=config.token_weight > 0, dtype=DTYPES[config.dtype]
@@ -166,7 +156,15 @@ def _train(
         answers.keep(
             shown.images, group.device, batch_size=config.batch_size, rank=group.rank, world_size=group.world_size
         )
-    trainer = StudentTrainer(config, task.digest, student, answers, shown, labeled, group, parallelize, noticed)
+    trainer = StudentTrainer(
+        config=config,
+        digest=task.digest,
+        student=student,
+        answers=answers,
+        images=shown,
+        labeled=labeled,
+        group=group,
+    )
     return trainer.train()
 
 

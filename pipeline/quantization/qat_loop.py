@@ -1,7 +1,7 @@
 """Training loop of quantization-aware distillation, on a worker."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
@@ -131,12 +131,10 @@ class QatCheckpoints:
     Attributes:
         folder: URI.
         digest: of the run.
-        noticed: whether a worker's node is about to be taken, see `CheckpointTimer`.
     """
 
     folder: str
     digest: str
-    noticed: Callable[[], bool] | None = None
 
 
 class QatTrainer:
@@ -154,11 +152,11 @@ class QatTrainer:
         group: the workers.
         checkpoints: where to write them, and to go on from.
         done: what to call with the number of images of each step.
-        parallelize: see `StudentTrainer`.
     """
 
     def __init__(
         self,
+        *,
         config: QatConfig,
         label: str,
         graph: LearnedGraph,
@@ -168,7 +166,6 @@ class QatTrainer:
         group: Group,
         checkpoints: QatCheckpoints,
         done: Count,
-        parallelize: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.config, self.label, self.graph = config, label, graph
         self.images, self.held_back, self.group, self.done = images, held_back, group, done
@@ -177,9 +174,8 @@ class QatTrainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": own, "peak": config.lr}, {"params": scales, "peak": config.scale_lr}], weight_decay=0.0
         )
-        objective = QatObjective(graph, answers, config.temperature)
-        self.parallel = objective if parallelize is None else parallelize(objective)
-        self._when = CheckpointTimer(60 * config.checkpoint_minutes, checkpoints.noticed)
+        self.parallel = group.wrap(QatObjective(graph, answers, config.temperature))
+        self._when = CheckpointTimer(60 * config.checkpoint_minutes, group.noticed)
 
     def train(self, start: Values) -> Trained:
         """Train from the last checkpoint to the last step.

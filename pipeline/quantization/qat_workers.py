@@ -1,14 +1,11 @@
 """Set up a worker of quantization-aware distillation, and train on it."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import ray
 import ray.train
 import torch
-from ray.train.torch import get_device
 from torch import nn
 
 from pipeline.cluster import connect
@@ -16,6 +13,7 @@ from pipeline.dataset.collection import ImageCollection
 from pipeline.distillation.answers import Answers, as_reader
 from pipeline.distillation.descent import Group
 from pipeline.distillation.opening import as_views, open_images
+from pipeline.distillation.workers import group_of_worker
 from pipeline.errors import NonFiniteError
 from pipeline.models import LoadedModel
 from pipeline.out_of_memory import naming_batch_size
@@ -32,7 +30,6 @@ from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant
 from pipeline.workers import load_again, pick_device, threads
 from pipeline.workers.progress import Count
-from pipeline.workers.training import is_any_node_leaving, parallelize
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,7 @@ class QatTask:
 def train_on_worker(task: QatTask) -> dict[str, Trained]:
     """Train as one of Ray Train's workers; see `train_all`."""
     connect()
-    context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size(), get_device())
-    return train_all(task, group, parallelize, is_any_node_leaving)
+    return train_all(task, group_of_worker())
 
 
 def train_here(task: QatTask) -> dict[str, Trained]:
@@ -78,18 +73,12 @@ def train_here(task: QatTask) -> dict[str, Trained]:
     return train_all(task, Group(0, 1, pick_device(task.config.workers.device, "workers.device")))
 
 
-def train_all(
-    task: QatTask,
-    group: Group,
-    parallelize: Callable[[nn.Module], nn.Module] | None = None,
-    noticed: Callable[[], bool] | None = None,
-) -> dict[str, Trained]:
+def train_all(task: QatTask, group: Group) -> dict[str, Trained]:
     """Train one variant after another, and return each by its label.
 
     Args:
         task: see `QatTask`.
         group: the workers.
-        parallelize, noticed: see `StudentTrainer`.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
@@ -105,8 +94,20 @@ def train_all(
         model = copy.deepcopy(model).to(group.device)
         answers = Answers(as_reader(loaded.model).to(group.device), with_tokens=False, dtype=torch.float32)
         images, held_back, work = _open(task, loaded, answers, group)
-        train = partial(_train_one, task, model, answers, images, held_back, group, parallelize, noticed)
-        return {variant.label: train(variant, values) for variant, values in work}
+        setup = _Setup(task, model, answers, images, held_back, group)
+        return {variant.label: _train_one(setup, variant, values) for variant, values in work}
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What the trainings of all variants on a worker share; see `QatTrainer`."""
+
+    task: QatTask
+    model: nn.Module
+    answers: Answers
+    images: QatImages
+    held_back: HeldBack | None
+    group: Group
 
 
 def _open(
@@ -123,30 +124,28 @@ def _open(
     return views if kept else WholeImages(views, whole_image(loaded)), held_back, work
 
 
-def _train_one(
-    task: QatTask,
-    model: nn.Module,
-    answers: Answers,
-    images: QatImages,
-    held_back: HeldBack | None,
-    group: Group,
-    parallelize: Callable[[nn.Module], nn.Module] | None,
-    noticed: Callable[[], bool] | None,
-    variant: Variant,
-    values: Values,
-) -> Trained:
+def _train_one(setup: _Setup, variant: Variant, values: Values) -> Trained:
     """Train a variant; nothing of it stays on the device.
 
     Raises:
         NonFiniteError: a loss or parameter became NaN or infinite.
         ConfigError: a step does not fit into memory; it would not on another try.
     """
-    checkpoints = QatCheckpoints(checkpoint_folder(task.config.output, variant, task.digest), task.digest, noticed)
+    task, group = setup.task, setup.group
     with naming_batch_size("qat.batch_size", task.qat.batch_size):
-        graph = LearnedGraph(model, task.config.placement, variant, values).to(group.device)
-        own = answers, images, held_back, group, checkpoints, task.count, parallelize
+        trainer = QatTrainer(
+            config=task.qat,
+            label=variant.label,
+            graph=LearnedGraph(setup.model, task.config.placement, variant, values).to(group.device),
+            answers=setup.answers,
+            images=setup.images,
+            held_back=setup.held_back,
+            group=group,
+            checkpoints=QatCheckpoints(checkpoint_folder(task.config.output, variant, task.digest), task.digest),
+            done=task.count,
+        )
         try:
-            return QatTrainer(task.qat, variant.label, graph, *own).train(values)
+            return trainer.train(values)
         except NonFiniteError:
             if group.rank == 0:
                 # They may hold what is not finite; those of other variants are good.

@@ -356,7 +356,16 @@ def make_trainer(
     shown = AugmentedImages(memory, augmenter, notes=False)
     student = build_student(config.student, teacher, seed=config.seed)
     labeled = MemoryImages(images, Share(batch_size=6, seed=0))
-    return StudentTrainer(config, "d" * 64, student, answers, shown, labeled, Group(0, 1, CPU)), recorder
+    trainer = StudentTrainer(
+        config=config,
+        digest="d" * 64,
+        student=student,
+        answers=answers,
+        images=shown,
+        labeled=labeled,
+        group=Group(0, 1, CPU),
+    )
+    return trainer, recorder
 
 
 @pytest.mark.parametrize("ragged", [False, True])

@@ -58,8 +58,15 @@ def make_trainer(
     if keep_answers and isinstance(training, MemoryImages):
         answers.keep(training.images, CPU, batch_size=4, rank=0, world_size=1)
     held_out = None if labeled is None else share(labeled)
-    built = build_student(config.student, teacher, seed=config.seed)
-    return StudentTrainer(config, "d" * 64, built, answers, training, held_out, ALONE)
+    return StudentTrainer(
+        config=config,
+        digest="d" * 64,
+        student=build_student(config.student, teacher, seed=config.seed),
+        answers=answers,
+        images=training,
+        labeled=held_out,
+        group=ALONE,
+    )
 
 
 def rows(output: Path) -> list[dict[str, float]]:

@@ -105,8 +105,17 @@ def train_on(
     config = QatConfig(**{"lr": 1e-3, "scale_lr": 1e-2, **settings})  # type: ignore[arg-type]
     answers = Answers(reader, with_tokens=False, dtype=torch.float32)
     shown: Any = Views(images)
-    checkpoints, alone = QatCheckpoints(str(folder), "d" * 64), Group(0, 1, torch.device("cpu"))
-    trainer = QatTrainer(config, "w3a4", graph, answers, shown, None, alone, checkpoints, lambda _: None)
+    trainer = QatTrainer(
+        config=config,
+        label="w3a4",
+        graph=graph,
+        answers=answers,
+        images=shown,
+        held_back=None,
+        group=Group(0, 1, torch.device("cpu")),
+        checkpoints=QatCheckpoints(str(folder), "d" * 64),
+        done=lambda _: None,
+    )
     return trainer.train(Values({}))
 
 

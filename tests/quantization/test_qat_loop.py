@@ -53,9 +53,18 @@ def make_trainer(
         graph = LearnedGraph(model, "linear", W3A4, start)
         views = Augmenter(AugmentConfig(), 0, HALF, HALF, (4, 4), reads_kept=True)
         images = AugmentedImages(MemoryImages(make_images(11), Share(batch_size=4, seed=0)), views, notes=False)
-        held_back = hold_back(ragged, answers, ALONE, batch_size=4) if config.held_back else None
-        parts = answers, images, held_back, ALONE, QatCheckpoints(str(folder), "d" * 64), done
-        return QatTrainer(config, "w3a4", graph, *parts), graph
+        trainer = QatTrainer(
+            config=config,
+            label="w3a4",
+            graph=graph,
+            answers=answers,
+            images=images,
+            held_back=hold_back(ragged, answers, ALONE, batch_size=4) if config.held_back else None,
+            group=ALONE,
+            checkpoints=QatCheckpoints(str(folder), "d" * 64),
+            done=done,
+        )
+        return trainer, graph
 
     return make
 
