@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
             listening.listen(100)
             if os.fork() == 0:
                 lock.close()
-                sys.path[0] = _folder_of(rest)
-                return _become_worker(_serve(listening, int(path.suffix[1:])))
+                sys.path[0] = folder = _folder_of(rest)
+                return _become_worker(_serve(listening, int(path.suffix[1:])), folder)
             connection = _connect(path)
     assert connection is not None
     request = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd()}
@@ -156,7 +156,7 @@ def _end_with(raylet: int) -> None:
     os._exit(1)
 
 
-def _become_worker(connection: socket.socket) -> None:
+def _become_worker(connection: socket.socket, folder: str) -> None:
     connection.setblocking(True)
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
     request: dict[str, Any] = json.loads(connection.makefile("rb").read())
@@ -169,6 +169,8 @@ def _become_worker(connection: socket.socket) -> None:
     os.chdir(request["folder"])
     threading.Thread(target=_end_with, args=(int(os.environ[RAYLET]),), daemon=True).start()
     sys.argv[:] = request["arguments"]
+    # By another name of the same folder, where one cluster was started through a link.
+    sys.path[sys.path.index(folder)] = _folder_of(sys.argv)
     _use_python_path(os.environ.get("PYTHONPATH", ""))
     # Python draws its own seed anew in a copy.
     importlib.import_module("numpy.random").seed()
