@@ -75,7 +75,7 @@ def _tell_rest(found: dict[str, Any], stream: TextIO) -> None:
         return
     if found["job"] == "calibrate":
         line = f"the calibration is over, {len(found['failed'])} refused"
-    elif found["job"] == "compact" and found["num_shards"] > found["num_parts"]:
+    elif found["job"] == "compact" and not (found["num_failed"] or found["num_damaged"]):
         line = f"the compaction merges {found['num_parts']} parts, and all are there; other shards were never made"
     else:
         undone = ", ".join(f"{found[f'num_{name}']} {name}" for name in ("failed", "damaged") if found[f"num_{name}"])

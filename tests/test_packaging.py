@@ -38,7 +38,7 @@ ALLOWED = {
     "masking": "errors trial vit",
     "models": "checks documents errors file_kinds masking pictures storage trial vit",
     "out_of_memory": "errors",
-    "outputs": "config credentials dataset errors log storage",
+    "outputs": "config credentials dataset errors log storage transient",
     "pictures": "",
     "report": "credentials errors log pictures storage",
     "storage": "credentials documents errors file_kinds log transient",

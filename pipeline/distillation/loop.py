@@ -86,11 +86,12 @@ class StudentTrainer:
             state = TrainingState(digest=self.digest, student=self._weights())
             if (before := self._score()) is not None:
                 state.before_top1 = before.top1
-            if (of_teacher := self._score_teacher()) is not None:
-                state.teacher_top1, state.teacher_confusion = of_teacher.top1, of_teacher.confusion
-            return state
-        self.student.model.load_state_dict(state.student)
-        self.optimizer.load_state_dict(state.optimizer)
+        else:
+            self.student.model.load_state_dict(state.student)
+            self.optimizer.load_state_dict(state.optimizer)
+        # Checkpoints of earlier versions do not have it.
+        if state.teacher_top1 is None and (of_teacher := self._score_teacher()) is not None:
+            state.teacher_top1, state.teacher_confusion = of_teacher.top1, of_teacher.confusion
         return state
 
     def _train_epoch(self, state: TrainingState) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pipeline.distillation.students import Student, build_student, student_or_te
 from pipeline.errors import ConfigError
 from pipeline.inputs import check_inputs, check_planned, find_labeled, other_teacher
 from pipeline.log import announce, logger
-from pipeline.models import LoadedModel, load_model, weight_digest
+from pipeline.models import LoadedModel, check_savable, load_model, weight_digest
 from pipeline.outputs import find_config, identifying_settings, make_document, without_locations
 from pipeline.outputs.owners import check_apart, check_place
 from pipeline.synthesis.input_synthesis import ImagesToMake, check_all_come, names_config, plan_images, planned_images
@@ -69,6 +69,8 @@ def plan_distillation(config: DistillationConfig) -> DistillationPlan:
     check_teacher(teacher)
     student = build_student(config.student, teacher, seed=config.seed)
     announce(student.notices)
+    # A student that cannot be saved must not be trained first.
+    check_savable(student.model)
     _check_tokens(config, as_reader(teacher.model), student)
     if config.augment is not None:
         config.augment.check_channels("augment", teacher.input_size[0])

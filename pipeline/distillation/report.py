@@ -60,7 +60,6 @@ def short_table(result: Mapping[str, Any]) -> Table:
 def _summary(plan: DistillationPlan, result: Mapping[str, Any]) -> Section:
     rows: list[list[str | int | float | None]] = [
         ["top-1 before training, %", result["before_top1"]],
-        ["top-1 of the teacher, %", result["teacher_top1"]],
         ["top-1 after the last epoch, %", result["top1"]],
         ["best top-1, %", result["best_top1"]],
         ["best epoch", result["best_epoch"]],
@@ -73,6 +72,8 @@ def _summary(plan: DistillationPlan, result: Mapping[str, Any]) -> Section:
         ["student", _student(plan.config.student)],
         ["best student", result["student"]],
     ]
+    if result["teacher_top1"] is not None:
+        rows.insert(0, ["top-1 of the teacher, %", result["teacher_top1"]])
     return Section(heading="What was trained", tables=[Table(header=["", ""], rows=rows)])
 
 

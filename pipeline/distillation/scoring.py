@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group
 from pipeline.distillation.opening import ImageSource
-from pipeline.evaluation import count_correct
+from pipeline.evaluation import check_logits
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def score_held_out(
     pairs: Counter[tuple[int, int]] = Counter()
     for batch in images.in_order(group.device):
         logits = predict(batch)
-        count_correct(logits, batch.labels, name)
+        check_logits(logits, batch.labels, name)
         pairs.update(zip(batch.labels.tolist(), logits.argmax(dim=1).tolist(), strict=True))
     shares = group.gather(json.dumps([[*pair, count] for pair, count in pairs.items()]))
     total: Counter[tuple[int, int]] = Counter()

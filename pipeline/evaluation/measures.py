@@ -39,6 +39,17 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     """Count the labels [B] that are the first, and among the first five, of logits [B, classes]: int64 [2].
 
     Raises:
+        CheckpointError: see `check_logits`.
+    """
+    check_logits(logits, labels, name)
+    ranks = rank_labels(logits, labels)
+    return torch.stack([(ranks == 0).sum(), (ranks < 5).sum()])
+
+
+def check_logits(logits: Tensor, labels: Tensor, name: str) -> None:
+    """Check that logits [B, classes] can be scored on labels [B].
+
+    Raises:
         CheckpointError: a label is beyond the classes, or a logit is not finite: NaN would count as the largest.
     """
     if int(labels.max()) >= logits.shape[1]:
@@ -46,8 +57,6 @@ def count_correct(logits: Tensor, labels: Tensor, name: str = "the model") -> Te
     finite = logits.isfinite().all(dim=1)
     if not bool(finite.all()):
         raise CheckpointError(f"{name!r} answers {int((~finite).sum())} of {len(labels)} images with NaN or infinity")
-    ranks = rank_labels(logits, labels)
-    return torch.stack([(ranks == 0).sum(), (ranks < 5).sum()])
 
 
 def rank_labels(logits: Tensor, labels: Tensor) -> Tensor:

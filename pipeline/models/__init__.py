@@ -7,7 +7,7 @@ from pipeline.models.loading import (
     RealImageTransform,
     load_model,
 )
-from pipeline.models.saving import save_model
+from pipeline.models.saving import check_savable, save_model
 from pipeline.models.weights import weight_digest
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "LoadedModel",
     "ModelConfig",
     "RealImageTransform",
+    "check_savable",
     "load_model",
     "model_input_size",
     "save_model",

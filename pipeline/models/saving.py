@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError, first_few
 from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.image_size import model_input_size
+from pipeline.models.timm_factory import TIMM_ERRORS, reason_of
 from pipeline.models.weights import head_classes, named_layers
+
+# Where `torch.compile` and `DistributedDataParallel` keep the model that they wrap.
+_WRAPPERS = ("_orig_mod", "module")
 
 
 def save_model(
@@ -30,11 +34,9 @@ def save_model(
         mean, std: one value per channel, of pixels in [0, 1].
 
     Raises:
-        ModelError: there is not one name for each class of its classifier, or timm could not load what would be saved,
-            for it does not make such a model: a head of several layers, blocks that were cut off, or arguments that
-            JSON does not hold.
+        ModelError: there is not one name for each class of its classifier, or as `check_savable`.
     """
-    _check_tensors(model, _make_again(model))
+    check_savable(model)
     data_config = {
         "mean": mean,
         "std": std,
@@ -52,6 +54,16 @@ def save_model(
     shutil.copymode(Path(folder, MODEL_CONFIG), Path(folder, "model.safetensors"))
 
 
+def check_savable(model: nn.Module) -> None:
+    """Check that timm could load what `save_model` would write.
+
+    Raises:
+        ModelError: it could not, for it does not make such a model: a head of several layers, blocks that were cut off,
+            a wrapper, no classifier, or arguments that JSON does not hold.
+    """
+    _check_tensors(model, _make_again(model))
+
+
 def _make_again(model: Any) -> nn.Module:
     """Return the outline of the model that timm makes of what it recorded, on the meta device.
 
@@ -60,7 +72,9 @@ def _make_again(model: Any) -> nn.Module:
     """
     family, architecture = type(model).__name__, (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:
-        raise ModelError(f"{family} was not made by timm.create_model, which could not load it either")
+        raise ModelError(f"{family} has no pretrained_cfg with an architecture, as models of timm.create_model have")
+    if not hasattr(model, "num_classes"):
+        raise ModelError(f"{family} has no classifier to save")
     arguments = timm.models.get_model_args(model)
     for name, value in arguments.items():
         try:
@@ -70,8 +84,11 @@ def _make_again(model: Any) -> nn.Module:
                 f"{family} was made with {name}={value!r:.80}, which a config.json cannot hold: make it with timm's "
                 "name for that, a text"
             ) from error
-    with torch.device("meta"):
-        return timm.create_model(architecture, **arguments)
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, **arguments)
+    except TIMM_ERRORS as error:
+        raise ModelError(f"timm cannot make {architecture!r} again: {reason_of(error)}") from error
 
 
 def _check_tensors(model: nn.Module, made: nn.Module) -> None:
@@ -87,6 +104,9 @@ def _check_tensors(model: nn.Module, made: nn.Module) -> None:
     found = [f"has no {first_few(lacking)}"] * bool(lacking) + [f"has {first_few(added)}"] * bool(added)
     head = next((head for head in named_layers(model, "classifier") if added and added[0].startswith(f"{head}.")), None)
     advice = "" if head is None else f"; put the one layer that has weights in the place of {head!r}"
+    wrapper = next((name for name in _WRAPPERS if all(each.startswith(f"{name}.") for each in own)), None)
+    if wrapper is not None:
+        advice = f"; give the model that is wrapped, its {wrapper!r}"
     raise ModelError(
         f"{type(model).__name__} {' and '.join(found)}, unlike the model that timm would load from the folder{advice}"
     )
@@ -101,7 +121,7 @@ def _copying(model: nn.Module) -> Iterator[None]:
 
     def copy(_module: nn.Module, tensors: dict[str, Tensor], *_: Any) -> None:
         for name, value in tensors.items():
-            tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
     handle = model.register_state_dict_post_hook(copy)
     try:

@@ -148,9 +148,8 @@ class Attempts:
         self._turns.enter(worker, device, name, turn)
         for shard_id in self._at_work.inverted_by(name):
             return Begun(shard_id, attempt=self._shards[shard_id].num_begun)
-        # Its node may have been rejected while it loaded.
-        shard_id = None if (retired := self.is_retired(device)) else self._turns.take(device)
-        if shard_id is None and not retired and self._turns.any_back and self._is_quiet():
+        shard_id = None if (rejected := self.is_retired(device)) else self._turns.take(device)
+        if shard_id is None and not rejected and self._turns.any_back and self._is_quiet():
             shard_id = self._turns.take(device, any_device=True)
         if shard_id is None:
             return None

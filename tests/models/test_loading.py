@@ -634,8 +634,10 @@ def without_the_last_block(model: Any) -> nn.Module:
     [
         (without_the_last_block(make_tiny_model()), r"has no blocks\.1\.attn.*, \.\.\., unlike .* from the folder$"),
         (make_tiny_model(norm_layer=nn.LayerNorm), "was made with norm_layer=.*, which a config.json cannot hold"),
-        (VisionTransformer(depth=1, num_classes=10), "VisionTransformer was not made by timm.create_model"),
-        (nn.Linear(1, 10), "Linear was not made by timm.create_model"),
+        (VisionTransformer(depth=1, num_classes=10), "VisionTransformer has no pretrained_cfg with an architecture"),
+        (nn.Linear(1, 10), "Linear has no pretrained_cfg with an architecture"),
+        (timm.create_model("resnet10t", features_only=True), "FeatureListNet has no classifier to save"),
+        (torch.compile(make_tiny_model()), "give the model that is wrapped, its '_orig_mod'"),
     ],
 )
 def test_what_timm_could_not_load_is_not_saved(tmp_path: Path, model: nn.Module, message: str) -> None:

@@ -117,6 +117,14 @@ def test_a_device_of_a_rejected_node_that_is_seen_later_gets_no_work_either() ->
     assert taken(attempts, "c", FAR, 1) == 4
 
 
+def test_a_worker_that_asks_again_for_its_shard_gets_it_although_its_node_was_rejected_meanwhile() -> None:
+    """Otherwise everybody waits for the shard, and nobody works on it."""
+    attempts = make([4, 5])
+    assert taken(attempts, "a", GPU_0, 0) == 4
+    attempts.reject(GPU_0.node, 5, "it is not there")
+    assert taken(attempts, "a", GPU_0, 0) == 4
+
+
 def test_a_worker_that_loaded_while_its_node_was_rejected_takes_nothing() -> None:
     attempts = make([4, 5])
     for worker, device in (("a", GPU_0), ("b", GPU_1)):
@@ -231,7 +239,7 @@ def test_workers_on_a_lost_node_are_not_waited_for_without_end(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "module", ["at_work", "attempts", "blame", "columns", "exit_code", "holders", "records", "turns"]
+    "module", ["at_work", "attempts", "blame", "columns", "exit_code", "holders", "records", "shard_queue"]
 )
 def test_processes_that_need_no_torch_do_not_load_it(module: str) -> None:
     code = f"import sys, pipeline.synthesis.{module}; sys.exit('torch' in sys.modules)"
