@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.checks import describe_normalization_fault
 from pipeline.errors import ConfigError, ModelError
+from pipeline.vit.wrappers import wrapped_as
 
-# Attributes in which wrappers keep the model: `torch.compile`, and DataParallel and its like.
-_WRAPPED = ("_orig_mod", "module")
 # `torch.Generator.manual_seed` takes any 64 bits, signed or not.
 _SEEDS = range(-(2**63), 2**64)
 
@@ -23,9 +22,8 @@ def check_model(model: nn.Module) -> None:
         ModelError: it is wrapped in another module, or has weights that are not float32.
     """
     family = type(model).__name__
-    for name in _WRAPPED:
-        if isinstance(getattr(model, name, None), nn.Module):
-            raise ModelError(f"{family} is a wrapper: give the model in it, `model.{name}`")
+    if (inner := wrapped_as(model)) is not None:
+        raise ModelError(f"{family} is a wrapper: give the model in it, `model.{inner}`")
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ModelError(f"{family} has weights in {_kind(weight)} ({name}): convert it with `model.float()`")

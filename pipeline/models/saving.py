@@ -17,9 +17,7 @@ from pipeline.file_kinds import MODEL_CONFIG
 from pipeline.models.image_size import model_input_size
 from pipeline.models.timm_factory import TIMM_ERRORS, reason_of
 from pipeline.models.weights import head_classes, named_layers
-
-# Where `torch.compile` and `DistributedDataParallel` keep the model that they wrap.
-_WRAPPERS = ("_orig_mod", "module")
+from pipeline.vit.wrappers import wrapped_as
 
 
 def save_model(
@@ -104,9 +102,8 @@ def _check_tensors(model: nn.Module, made: nn.Module) -> None:
     found = [f"has no {first_few(lacking)}"] * bool(lacking) + [f"has {first_few(added)}"] * bool(added)
     head = next((head for head in named_layers(model, "classifier") if added and added[0].startswith(f"{head}.")), None)
     advice = "" if head is None else f"; put the one layer that has weights in the place of {head!r}"
-    wrapper = next((name for name in _WRAPPERS if all(each.startswith(f"{name}.") for each in own)), None)
-    if wrapper is not None:
-        advice = f"; give the model that is wrapped, its {wrapper!r}"
+    if (inner := wrapped_as(model)) is not None:
+        advice = f"; give the model that is wrapped, its {inner!r}"
     raise ModelError(
         f"{type(model).__name__} {' and '.join(found)}, unlike the model that timm would load from the folder{advice}"
     )
