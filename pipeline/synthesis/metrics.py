@@ -1,6 +1,6 @@
 """Report a run to Ray's metrics, which Prometheus reads and `examples/grafana/synthesis.json` draws."""
 
-import threading
+from collections.abc import Iterator
 
 from ray.util.metrics import Counter, Gauge
 
@@ -8,14 +8,10 @@ from pipeline.synthesis.outcome import Outcome
 
 # Ray puts `ray_` before each name, and `_total` after those of counters.
 _PREFIX = "sparse_inversion_"
-# Ray exports a gauge once each time it is set, and drops it two exports (20 s) later; a shard may take an hour.
-_REPEAT_S = 5.0
 
 
 class RunMetrics:
     """Counters and gauges of a run, labeled by the first 8 digits of the dataset's digest.
-
-    Within the context the gauges are exported all the time; after it, Ray drops them within 20 s.
 
     Args:
         digest: of the dataset.
@@ -33,17 +29,7 @@ class RunMetrics:
         self._loss = Gauge(f"{_PREFIX}class_loss", "Mean class loss of the last shard.", tag_keys=("run",))
         self._shards_left = Gauge(f"{_PREFIX}shards_left", "Shards that this run has still to do.", tag_keys=("run",))
         self._last_loss: float | None = None
-        self._ended = threading.Event()
-        self._repeat = threading.Thread(target=self._repeat_gauges, daemon=True)
         self._set_gauges()
-
-    def __enter__(self) -> "RunMetrics":
-        self._repeat.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._repeat.join()
 
     def add(self, outcome: Outcome) -> None:
         """Report a shard that is done or failed."""
@@ -60,8 +46,15 @@ class RunMetrics:
                     counter.inc(seconds, self._run)
         self._set_gauges()
 
-    def _repeat_gauges(self) -> None:
-        while not self._ended.wait(_REPEAT_S):
+    def repeat_gauges(self, ticks: Iterator[None]) -> None:
+        """Set the gauges at every tick; a shard may take an hour.
+
+        Ray exports a gauge once each time it is set, and drops it two exports (20 s) later.
+
+        Args:
+            ticks: as `pipeline.workers.progress.reporting` gives them.
+        """
+        for _ in ticks:
             self._set_gauges()
 
     def _set_gauges(self) -> None:

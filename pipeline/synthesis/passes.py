@@ -31,6 +31,7 @@ from pipeline.synthesis.tally import Tally
 from pipeline.synthesis.timeouts import set_timeouts
 from pipeline.synthesis.tracked_shards import TrackedShards
 from pipeline.tracking.tracker import Tracker
+from pipeline.workers.progress import reporting
 
 # The run stops after this many passes in a row in which no shard was finished.
 _MAX_BARREN_PASSES = 3
@@ -83,7 +84,7 @@ def invert_missing(
     # In the order in which to do them.
     left, barren = dict.fromkeys(to_do), 0
     try:
-        with report, metrics:
+        with report, reporting(metrics.repeat_gauges):
             while left:
                 retired = cast(dict[Device, str], ray.get(attempts.retired.remote()))
                 _check_workers_left(plan, attempts, retired, barren)

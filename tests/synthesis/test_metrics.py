@@ -15,6 +15,7 @@ import ray
 from pipeline.synthesis import synthesize
 from pipeline.synthesis.metrics import RunMetrics
 from pipeline.synthesis.outcome import Outcome
+from pipeline.workers.progress import reporting
 from tests.synthesis.conftest import make_config
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "synthesis.json"
@@ -55,7 +56,7 @@ def asked_for() -> set[str]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_prometheus_reads_what_a_run_did_for_as_long_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.synthesis.metrics._REPEAT_S", 1.0)
+    monkeypatch.setattr("pipeline.workers.progress._INTERVAL_S", 1.0)
     made = [Outcome(0, "a", **MADE), Outcome(1, "a", **MADE)]
     gauges = {"ray_sparse_inversion_class_loss": 0.5, "ray_sparse_inversion_shards_left": 4}
     counters = {
@@ -67,7 +68,8 @@ def test_prometheus_reads_what_a_run_did_for_as_long_as_it_runs(monkeypatch: pyt
         "ray_sparse_inversion_storing_seconds_total": 0.5,
         "ray_sparse_inversion_written_bytes_total": 2000,
     }
-    with RunMetrics("deadbeef" * 8, 8) as metrics:
+    metrics = RunMetrics("deadbeef" * 8, 8)
+    with reporting(metrics.repeat_gauges):
         for each in (*made, Outcome(2, "b", error="OSError"), Outcome(3, "b", by_another=True)):
             metrics.add(each)
         assert wait_for("deadbeef", lambda found: found == counters | gauges) == counters | gauges
@@ -81,7 +83,7 @@ def test_prometheus_reads_what_a_run_did_for_as_long_as_it_runs(monkeypatch: pyt
 def test_a_real_run_exports_every_metric_that_the_dashboard_asks_for(
     tiny_folder: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.synthesis.metrics._REPEAT_S", 1.0)
+    monkeypatch.setattr("pipeline.workers.progress._INTERVAL_S", 1.0)
     seen: dict[str, dict[str, float]] = {}
 
     def look(seconds: float) -> None:
