@@ -98,17 +98,16 @@ class CheckedSettings:
     @cached_property
     def program(self) -> ExportedProgram:
         """The model as a graph that can be prepared as the config asks, exported when first asked for."""
-        program = export_images(self.loaded.model, self.config.placement)
+        placement = self.config.placement
+        program = export_images(self.loaded.model, placement)
+        # A finished calibration is not compared again.
+        if self.reference is not None and not storage.exists(storage.join(self.config.output, REPORT)):
+            check_points(str(self.config.reference), self.reference, point_names(program, placement))
         if self.config.equalization:
             check_equalization(program)
         if self.config.smoothing != "none":
             report_other_norms(program.module().graph)
         return program
-
-    def check_reference(self) -> None:
-        """Raise DatasetError if the reference is of other points; a finished calibration is not compared again."""
-        if self.reference is not None and not storage.exists(storage.join(self.config.output, REPORT)):
-            check_points(str(self.config.reference), self.reference, point_names(self.program, self.config.placement))
 
 
 def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None = None) -> CalibrationPlan:
@@ -134,7 +133,6 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     samples = spread_window(index, windows, _NUM_SAMPLES, config.seed)
     _warn_of_few(sum(len(window.rows) for window in windows))
     held_back = _hold_back(config, index)
-    checked.check_reference()
     program = checked.program
     report_float_layers(loaded.name, find_float_layers(loaded.model, program))
     document = _document(config, images, loaded)
@@ -208,7 +206,6 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     _check_images(config, images, loaded)
     check_planned(images, loaded, reads_kept=calibration_reads_kept(config, loaded))
     _ = checked.program
-    checked.check_reference()
     if not config.allow_incomplete:
         check_all_come(to_make)
         # With fewer images than planned it is another one.
