@@ -12,6 +12,7 @@ from pipeline.distillation.batches import DistillationBatch
 from pipeline.distillation.descent import Group
 from pipeline.distillation.opening import ImageSource
 from pipeline.evaluation import check_logits
+from pipeline.report.confusion import count_right
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,16 @@ class HeldOutScore:
     """How a model answers the held-out images of all workers.
 
     Attributes:
-        top1: share in percent whose label is the predicted class.
         confusion: (label, predicted class) → images.
     """
 
-    top1: float
     confusion: dict[tuple[int, int], int]
+
+    @property
+    def top1(self) -> float:
+        """Share in percent of the images whose label is the predicted class."""
+        right, total = count_right(self.confusion)
+        return 100 * right / total
 
 
 @torch.no_grad()
@@ -51,5 +56,4 @@ def score_held_out(
     total: Counter[tuple[int, int]] = Counter()
     for share in shares:
         total.update({(label, taken): count for label, taken, count in json.loads(share)})
-    correct = sum(count for (label, taken), count in total.items() if label == taken)
-    return HeldOutScore(100 * correct / total.total(), dict(sorted(total.items())))
+    return HeldOutScore(dict(sorted(total.items())))

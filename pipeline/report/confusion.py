@@ -25,7 +25,7 @@ def confusion_section(heading: str, counts: Confusion, class_names: Sequence[str
         class_names: of labels 0, 1, 2, ...
         text: before the counts.
     """
-    total, right = sum(counts.values()), sum(count for (label, taken), count in counts.items() if label == taken)
+    right, total = count_right(counts)
     share = f"{right} of {total} images ({100 * right / max(1, total):.1f}%) are taken for their class."
     intro = f"{text} {share}".strip()
     seen = sorted({label for pair in counts for label in pair})
@@ -37,6 +37,11 @@ def confusion_section(heading: str, counts: Confusion, class_names: Sequence[str
     caption = f"% of the images of a class that are taken for it: the {len(worst)} lowest of {len(seen)} classes"
     plots = [(caption, bars(worst, x_label="%", x_range=(0, 100)))]
     return Section(heading=heading, text=intro, tables=_mistakes(counts, class_names), plots=plots)
+
+
+def count_right(counts: Confusion) -> tuple[int, int]:
+    """Return how many images are taken for their class, and how many there are."""
+    return sum(count for (label, taken), count in counts.items() if label == taken), sum(counts.values())
 
 
 def _worst(counts: Confusion, class_names: Sequence[str]) -> dict[str, float | None]:
