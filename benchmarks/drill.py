@@ -1,4 +1,4 @@
-"""What drills of faults share: a folder that is kept where something went wrong, and the line that they print."""
+"""Run a drill of faults: keep its folder where something went wrong, and print its result as a line."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What goes wrong when artifacts are written: operators that a format lacks, and disks that are full."""
+"""Turn failures of writing artifacts into errors: operators that a format lacks, and full disks."""
 
 import io
 from collections.abc import Iterator

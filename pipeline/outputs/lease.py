@@ -124,7 +124,7 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
     waited = False
     while not _create(uri, mine, was_seen=bool(seen)):
         # Empty: deleted in the meantime, or incomplete, as a killed process leaves it where there are no hard links.
-        other = storage.with_retries(lambda: _read(uri)) or {}
+        other = _read_patiently(uri) or {}
         if other != seen:
             waited = waited or bool(seen)
             seen, seen_at = other, time.monotonic()
@@ -135,7 +135,7 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
             storage.with_retries(lambda: storage.write_json(uri, mine))
             # If several processes find the holder dead, the last one to write gets the lease.
             time.sleep(_SETTLE_S)
-            if _token(storage.with_retries(lambda: _read(uri))) == mine["token"]:
+            if _token(_read_patiently(uri)) == mine["token"]:
                 break
             continue
         if other:
@@ -218,6 +218,10 @@ def _read(uri: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _read_patiently(uri: str) -> dict[str, Any] | None:
+    return storage.with_retries(lambda: _read(uri))
+
+
 def _read_surely(uri: str) -> dict[str, Any] | None:
     """Return the content of the lease file; None if there is none at two looks.
 
@@ -226,10 +230,10 @@ def _read_surely(uri: str) -> dict[str, Any] | None:
     Raises:
         DatasetError, OSError: storage kept failing.
     """
-    there = storage.with_retries(lambda: _read(uri))
+    there = _read_patiently(uri)
     if there is None:
         time.sleep(_SETTLE_S)
-        there = storage.with_retries(lambda: _read(uri))
+        there = _read_patiently(uri)
     return there
 
 

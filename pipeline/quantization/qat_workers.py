@@ -100,7 +100,7 @@ def train_all(task: QatTask, group: Group) -> dict[str, Trained]:
 
 @dataclass(frozen=True)
 class _Setup:
-    """What the trainings of all variants on a worker share; see `QatTrainer`."""
+    """Parts of a `QatTrainer` that are the same for all variants on a worker."""
 
     task: QatTask
     model: nn.Module

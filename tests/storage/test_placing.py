@@ -127,6 +127,19 @@ def move_by(monkeypatch: pytest.MonkeyPatch, move: Callable[[str, str], None]) -
         monkeypatch.setattr(kind, "mv", lambda self, source, target: move(source, target))
 
 
+def fail_onto_the_part(monkeypatch: pytest.MonkeyPatch, *answers: OSError | None) -> None:
+    """Let moves onto the part fail, each with an error, or succeed."""
+    left = iter(answers)
+
+    def move(source: str, target: str) -> None:
+        error = next(left) if Path(target).name == "part" else None
+        if error is not None:
+            raise error
+        Path(source).rename(target)
+
+    move_by(monkeypatch, move)
+
+
 def test_a_write_whose_temporary_file_is_gone_is_not_taken_for_done(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,15 +176,7 @@ def test_a_file_comes_back_whose_successor_could_not_be_moved(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(f"{folder}/part", b"old")
-    answers = iter([FileExistsError(errno.EEXIST, "File exists"), ConnectionResetError("cut"), None])
-
-    def fail_on_the_second(source: str, target: str) -> None:
-        error = next(answers) if Path(target).name == "part" else None
-        if error is not None:
-            raise error
-        Path(source).rename(target)
-
-    move_by(monkeypatch, fail_on_the_second)
+    fail_onto_the_part(monkeypatch, FileExistsError(errno.EEXIST, "File exists"), ConnectionResetError("cut"), None)
     with pytest.raises(ConnectionResetError):
         storage.write_bytes(f"{folder}/part", b"new")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"part": b"old"}
@@ -181,14 +186,8 @@ def test_a_file_that_cannot_come_back_is_not_deleted(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(f"{folder}/part", b"old")
-    answers = iter([FileExistsError(errno.EEXIST, "File exists"), *[ConnectionResetError("cut")] * 2])
-
-    def fail_onto_the_part(source: str, target: str) -> None:
-        if Path(target).name == "part":
-            raise next(answers)
-        Path(source).rename(target)
-
-    move_by(monkeypatch, fail_onto_the_part)
+    cut = ConnectionResetError("cut")
+    fail_onto_the_part(monkeypatch, FileExistsError(errno.EEXIST, "File exists"), cut, cut)
     with pytest.raises(ConnectionResetError):
         storage.write_bytes(f"{folder}/part", b"new")
     assert [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] == [b"old"]

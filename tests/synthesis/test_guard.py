@@ -117,7 +117,7 @@ def test_another_teacher_ends_the_run(start: Callable[[], GuardedWriter], monkey
 
 
 def busy() -> CheckpointError:
-    """What a teacher's checkpoint raises where the store throttles."""
+    """Return the error of reading a teacher's checkpoint from a store that throttles."""
     error = CheckpointError("checkpoint: cannot read 's3://teacher'")
     error.__cause__ = OSError(errno.EBUSY, "SlowDown: reduce your request rate")
     return error
