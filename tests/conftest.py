@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the clusters of this process alone: in a shared folder Ray would join, or wait for, the last one it finds there.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 # See `tests/fork_server.py`.
-os.environ["FORKS"] = f"{os.environ['RAY_TMPDIR']}/forks.{os.getpid()}"
+os.environ["FORKS"] = f"{os.environ['RAY_TMPDIR']}/forks"
 
 import pytest
 import timm
@@ -41,6 +41,7 @@ from torch import nn
 
 from pipeline.inversion import Teacher
 from pipeline.models import save_model
+from tests.fork_server import start_server
 
 # OpenVINO tells Google Analytics when it is imported, and keeps an identity in the home directory; NNCF imports it.
 # Without this package both do neither.
@@ -163,6 +164,7 @@ def cluster_of(item: pytest.Item) -> str | None:
 
 def forking(env: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that starts a cluster of its own, whose workers are copies as well."""
+    start_server()
     paths = [str(Path(__file__).with_name("forking")), *filter(None, [env.get("PYTHONPATH")])]
     return {**env, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -203,6 +205,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     # A job that ran in this process before may have left a cluster of its own, without GPUs.
     ray.shutdown()
+    start_server()
     # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
     with (
         pytest.MonkeyPatch.context() as patch,

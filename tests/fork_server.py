@@ -1,13 +1,15 @@
 """Ray's worker processes as copies of one that has imported what they all import, which takes seconds each time.
 
 The clusters of the tests run this file in place of Ray's `setup_worker.py`, see `tests.conftest.ray_session` and
-`forking`: the first process that Ray starts leaves a server behind, which imports those packages, none of them this
-project's; each process hands its arguments, environment and files to the server, and a copy of the server becomes the
-worker. Ray asks for no particular process: it knows a worker by the id among the arguments. All clusters of a process
-of tests share the server that `FORKS` names, which ends with that process; without `FORKS` it ends with its cluster.
+`forking`. Each process of tests has a server, which imports those packages, none of them this project's; each process
+that Ray starts hands its arguments, environment and files to the server, and a copy of the server becomes the worker.
+Ray asks for no particular process: it knows a worker by the id among the arguments. Without a server that answers, the
+process becomes the worker itself.
+
+The server has the environment of the tests, not that of the first worker: Ray keeps variables that it finds when it is
+imported. With the job of one worker kept in this way, workers for another job start, and never get a task.
 """
 
-import fcntl
 import gc
 import importlib
 import importlib.util
@@ -16,6 +18,7 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -35,17 +38,22 @@ PRELOADED = (
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
 FOLDER = "--temp-dir="
+SERVE = "--serve"
 LOOK_S = 0.5
-# Environment variable: path of the socket, whose last suffix is the process with which the server ends.
+# Environment variable: path of the server's socket.
 FORKS = "FORKS"
-# Ray's own: the process of the node that a worker belongs to.
+# Ray's own: the process of the node that a worker belongs to, and the number of its job; a worker for any job has this.
 RAYLET = "RAY_RAYLET_PID"
+JOB = "RAY_JOB_ID"
+ANY_JOB = "ffffffff"
 
 
 def main(arguments: list[str]) -> None:
     """Ask for a worker with these arguments; in the copy that becomes one, be it."""
-    if not any(each.startswith(FOLDER) for each in arguments):
-        # `ray start` starts the server of Ray's client in this way too, which is no worker.
+    # `ray start` starts the server of Ray's client in this way too, which is no worker.
+    is_worker = any(each.startswith(FOLDER) for each in arguments)
+    connection = _connect(os.environ[FORKS]) if is_worker else None
+    if connection is None:
         spec = importlib.util.find_spec("ray._private.workers")
         assert spec is not None
         assert spec.submodule_search_locations is not None
@@ -55,32 +63,31 @@ def main(arguments: list[str]) -> None:
     context = next((json.loads(each.removeprefix(CONTEXT)) for each in arguments if each.startswith(CONTEXT)), {})
     # As Ray's `update_envs` has it.
     os.environ |= {name: os.path.expandvars(value) for name, value in (context.get("env_vars") or {}).items()}
-    path = _socket_of(arguments)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = _connect(path)
-        if connection is None:
-            # That of a server which died does not answer.
-            path.unlink(missing_ok=True)
-            listening = socket.socket(socket.AF_UNIX)
-            listening.bind(str(path))
-            listening.listen(100)
-            if os.fork() == 0:
-                lock.close()
-                sys.path[0] = folder = _folder_of(rest)
-                return _become_worker(_serve(listening, int(path.suffix[1:])), folder)
-            connection = _connect(path)
-    assert connection is not None
     request = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd()}
     socket.send_fds(connection, [b" "], [0, 1, 2])
     connection.sendall(json.dumps(request).encode())
-    return None
 
 
-def _socket_of(arguments: list[str]) -> Path:
-    """Return the path of the server's socket."""
-    own = Path(_value(arguments, FOLDER), _value(arguments, "--session-name="), "sockets")
-    return Path(os.environ.get(FORKS) or own / f"forks.{os.environ[RAYLET]}")
+def start_server() -> None:
+    """Start the server of this process's clusters, unless it runs already; it ends with this process."""
+    path = os.environ[FORKS]
+    if not os.path.exists(path):
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(path)
+        listening.listen(100)
+        command = [sys.executable, __file__, SERVE, str(listening.fileno()), str(os.getpid())]
+        with open(f"{path}.log", "wb") as log:
+            own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [listening.fileno()]}
+            # A signal for this process's group is not for the server.
+            subprocess.Popen(command, start_new_session=True, **own)
+        listening.close()
+
+
+def serve(listening: socket.socket, owner: int) -> None:
+    """Be the server of that process; in a copy, be a worker."""
+    # The folder of this file, whose modules are none of a worker's.
+    del sys.path[0]
+    _become_worker(_next_connection(listening, owner))
 
 
 def _folder_of(arguments: list[str]) -> str:
@@ -88,26 +95,20 @@ def _folder_of(arguments: list[str]) -> str:
     return str(Path(arguments[0]).parent)
 
 
-def _value(arguments: list[str], flag: str) -> str:
-    (value,) = (each.removeprefix(flag) for each in arguments if each.startswith(flag))
-    return value
-
-
-def _connect(path: Path) -> socket.socket | None:
+def _connect(path: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(str(path))
+        connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     return connection
 
 
-def _serve(listening: socket.socket, owner: int) -> socket.socket:
+def _next_connection(listening: socket.socket, owner: int) -> socket.socket:
     """Make copies of this process as long as its owner lives; in each copy, return its connection."""
-    # A signal for the group of the process that started this one is not for this one.
-    os.setsid()
     # Ray remembers it when it is imported, and has each worker end with it; copies are of any cluster.
     os.environ[RAYLET] = str(os.getpid())
+    os.environ[JOB] = ANY_JOB
     _preload()
     gc.collect()
     gc.freeze()
@@ -156,7 +157,7 @@ def _end_with(raylet: int) -> None:
     os._exit(1)
 
 
-def _become_worker(connection: socket.socket, folder: str) -> None:
+def _become_worker(connection: socket.socket) -> None:
     connection.setblocking(True)
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
     request: dict[str, Any] = json.loads(connection.makefile("rb").read())
@@ -169,8 +170,7 @@ def _become_worker(connection: socket.socket, folder: str) -> None:
     os.chdir(request["folder"])
     threading.Thread(target=_end_with, args=(int(os.environ[RAYLET]),), daemon=True).start()
     sys.argv[:] = request["arguments"]
-    # By another name of the same folder, where one cluster was started through a link.
-    sys.path[sys.path.index(folder)] = _folder_of(sys.argv)
+    sys.path.insert(0, _folder_of(sys.argv))
     _use_python_path(os.environ.get("PYTHONPATH", ""))
     # Python draws its own seed anew in a copy.
     importlib.import_module("numpy.random").seed()
@@ -180,12 +180,14 @@ def _become_worker(connection: socket.socket, folder: str) -> None:
 def _use_python_path(paths: str) -> None:
     """Do what Python does with `PYTHONPATH` when a process starts, which was too early for this one."""
     own = [path for path in paths.split(os.pathsep) if path and path not in sys.path]
-    place = sys.path.index(_folder_of(sys.argv)) + 1
-    sys.path[place:place] = own
+    sys.path[1:1] = own
     for customized in (Path(path, "sitecustomize.py") for path in own):
         if customized.exists():
             runpy.run_path(str(customized))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1] == SERVE:
+        serve(socket.socket(fileno=int(sys.argv[2])), owner=int(sys.argv[3]))
+    else:
+        main(sys.argv[1:])

@@ -5,12 +5,15 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray.runtime_env import RuntimeEnv
+
+from tests.conftest import forking
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -62,3 +65,37 @@ def test_a_copy_ends_with_the_raylet_of_its_node_whose_copies_are_of_a_server_th
         copy.wait(1.5)
     raylet.communicate(b"\n")
     assert copy.wait(60) == 1
+
+
+JOB = """
+import sys
+import ray
+own = {"address": "local", "num_cpus": 1, "include_dashboard": False}
+ray.init(**{"address": sys.argv[1]} if sys.argv[1:] else own)
+preloaded = ray.remote(lambda: "torch" in __import__("sys").modules)
+print(ray.get(preloaded.remote(), timeout=60), ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_of_another_cluster_are_copies_too_for_each_of_its_jobs() -> None:
+    def start(*address: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", JOB, *address]
+        return subprocess.Popen(command, env=forking(os.environ), stdin=PIPE, stdout=PIPE, text=True)
+
+    with start() as first:
+        assert first.stdout is not None
+        preloaded, address = first.stdout.readline().split()
+        with start(address) as second:
+            (answer, _) = second.communicate("")
+        first.communicate("")
+    assert preloaded == "True"
+    assert answer.split() == ["True", address]
+
+
+def test_without_a_server_a_process_becomes_the_worker_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", JOB]
+    done = subprocess.run(
+        command, env={**forking(os.environ), "FORKS": str(tmp_path / "none")}, input="", stdout=PIPE, text=True
+    )
+    assert done.stdout.split()[0] == "False"
