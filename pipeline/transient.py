@@ -69,12 +69,12 @@ def is_transient(error: BaseException) -> bool:
 
     A file that is not there or not for this user stays so, and what a file holds does not change.
     """
-    return any(map(_may_pass, _causes(error)))
+    return any(map(_may_pass, causes(error)))
 
 
 def is_of_store(error: BaseException) -> bool:
     """Return whether an error is transient, and of a network or a store rather than of this machine."""
-    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in _causes(error))
+    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in causes(error))
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -83,7 +83,7 @@ def is_refusal(error: BaseException) -> bool:
     Other errors of storage are worth another attempt, more of them than `is_transient` names: a file is gone where
     another run cleared temporary files, and a driver's OSError may have no errno.
     """
-    return any(map(_is_refused, _causes(error)))
+    return any(map(_is_refused, causes(error)))
 
 
 def is_missing(error: BaseException | None) -> bool:
@@ -100,13 +100,22 @@ def is_forbidden(error: OSError) -> bool:
     return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException, *, wrapped_as: str | None = None) -> Iterator[BaseException]:
+    """Yield an error, the error that it was raised from, and so on to the first one.
+
+    Args:
+        error: the last error of the chain.
+        wrapped_as: name of an attribute in which a library keeps the error that it wraps. Where an error has it, the
+            chain goes on there, and not with `__cause__`.
+    """
     cause: BaseException | None = error
     seen: set[int] = set()
+    # A chain may be a circle: Python lets an error be raised from one that it caused.
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__
+        wrapped: BaseException | None = None if wrapped_as is None else getattr(cause, wrapped_as, None)
+        cause = wrapped or cause.__cause__
 
 
 def _may_pass(error: BaseException) -> bool:

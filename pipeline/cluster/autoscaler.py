@@ -1,5 +1,6 @@
-"""Find out what nodes the autoscaler of a cluster can bring."""
+"""Find out whether nodes can still join the cluster, and which ones its autoscaler can bring."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +10,10 @@ from typing import Any
 import ray
 import ray.exceptions
 import yaml
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.state import state
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # The head starts a process for the question, unless the driver runs there.
@@ -58,6 +62,19 @@ class NodeTypes:
             total += each * min(count, left)
             left -= min(count, left)
         return total
+
+
+def is_fixed_size() -> bool:
+    """Return whether no node will join the joined cluster any more: `ray.init()` started it, for one machine.
+
+    On such a cluster, a pool or a number of workers that does not fit is refused at once; on any other, the job waits
+    for nodes. The answer comes from the head, which records how it was started, and not from what this process has
+    done. So it is the same in every process that has joined: the driver, a submitted job, an actor, or a process that
+    joined a cluster which another process started. Nor can it be left over from a cluster joined earlier. Asking takes
+    one request to the head.
+    """
+    metadata = _internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+    return metadata is not None and bool(json.loads(metadata).get("ray_init_cluster"))
 
 
 def node_types() -> NodeTypes | None:

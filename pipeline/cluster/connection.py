@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 import ray.util.client
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
-from ray._private import services, worker
+from ray._private import services
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import check_version_info
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,14 +33,11 @@ _NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`,
 _LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
-def connect() -> bool:
+def connect() -> None:
     """Join the cluster this process belongs to (RAY_ADDRESS, or one started on this machine), else start a local one.
 
     A process that has joined already stays where it is. Standard output is left to the job: what workers print goes
     to Ray's log files, and Ray Data prints only warnings.
-
-    Returns:
-        Whether the cluster is one that this process started, now or before: no node will join it.
 
     Raises:
         ClusterError: see `check_cluster`; or Ray could not join or start the cluster.
@@ -68,8 +65,6 @@ def connect() -> bool:
     context.print_on_execution_start = False
     # Our own errors come back as what they are, and not as text in Ray's.
     context.raise_original_map_exception = True
-    node = worker._global_node
-    return node is not None and node.is_head()
 
 
 def start_here(kind: type, *arguments: Any, **named: Any) -> ActorHandle:

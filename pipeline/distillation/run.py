@@ -67,7 +67,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         if waited and (result := _find_result(plan)) is not None:
             return result
         with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
-            return _run(plan, tracker, fixed_size=connect())
+            connect()
+            return _run(plan, tracker)
 
 
 def epochs_left(config: DistillationConfig) -> str:
@@ -108,16 +109,16 @@ def _students(output: str) -> dict[str, str]:
     return {"student": storage.join(output, BEST), "last": storage.join(output, LAST)}
 
 
-def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
+def _run(plan: DistillationPlan, tracker: Tracker) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     place = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
         # Report problems of the training before hours are spent on images.
         task = _read(plan, _arriving(plan, arrivals))
-        train = prepare_training(task, fixed_size=fixed_size)
-        beside = _has_room(plan, task, fixed_size=fixed_size)
+        train = prepare_training(task)
+        beside = _has_room(plan, task)
         with (
-            background_synthesis(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
+            background_synthesis(plan.to_make, arrivals) as synthesis,
             report_epochs(output, plan.config.epochs, plan.config.workers.size, place, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
@@ -137,14 +138,14 @@ def _arriving(plan: DistillationPlan, arrivals: PartArrivals | None) -> Arriving
     return Arriving(planned, in_memory, 0.0 if arrivals is None else _FOREVER_S)
 
 
-def _has_room(plan: DistillationPlan, task: TrainingTask, *, fixed_size: bool) -> bool:
+def _has_room(plan: DistillationPlan, task: TrainingTask) -> bool:
     """Return whether images can be made beside the training."""
     if plan.to_make is None:
         return True
     others = resources_of(plan.config.workers)
     # Tasks of Ray Data read what is streamed.
     others["CPU"] += task.streams
-    return has_room(plan.to_make, others, fixed_size=fixed_size)
+    return has_room(plan.to_make, others)
 
 
 def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside: bool) -> list[str]:

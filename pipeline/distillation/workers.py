@@ -58,12 +58,11 @@ class TrainingTask:
         return anew or isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
 
 
-def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], list[str]]:
+def prepare_training(task: TrainingTask) -> Callable[[], list[str]]:
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
         task: see `TrainingTask`.
-        fixed_size: no node can join the cluster any more.
 
     Returns:
         A function that trains, on the workers or in this process, and returns the SHA-256 of the weights that each
@@ -84,7 +83,6 @@ def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], li
     grows = not task.streams and arriving is None
     resources = worker_configs(
         config.workers,
-        fixed_size=fixed_size,
         grow_every_s=max(_GROW_AT_MOST_EVERY_S, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
         patience_s=0.0 if arriving is None else arriving.patience_s,
     )

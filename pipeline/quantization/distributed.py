@@ -67,7 +67,7 @@ class Calibration:
         return sum(map(len, self.image_ids))
 
 
-def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
+def calibrate_ranges(plan: CalibrationPlan) -> Calibration:
     """Read every planned image, on `workers.size` workers, and merge what they saw.
 
     One pass over the images observes the ranges. If the model is smoothed, a pass before it observes the range of each
@@ -79,7 +79,6 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
 
     Args:
         plan: of the calibration.
-        fixed_size: no node can join the cluster any more.
 
     Raises:
         ConfigError: a fixed cluster is too small, or this process has no GPU and one is demanded.
@@ -89,7 +88,7 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
     workers, resources, device = plan.config.workers, None, torch.device("cpu")
     # Before the first image is read: a cluster may be too small, and a GPU may be missing.
     if workers.size:
-        resources = worker_configs(workers, fixed_size=fixed_size)
+        resources = worker_configs(workers)
     else:
         device = pick_device(workers.device, "workers.device")
     to_read = plan.num_images * plan.config.num_passes

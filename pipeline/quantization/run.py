@@ -73,16 +73,16 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             return done
         tell_others(config.output, plan.digest)
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
-            fixed_size = connect()
+            connect()
             check_training(plan)
-            report = _calibrate(plan, tracker, fixed_size=fixed_size)
+            report = _calibrate(plan, tracker)
             tracker.set_result(figures(report))
             return report
 
 
-def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
+def _calibrate(plan: CalibrationPlan, tracker: Tracker) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
-    calibration = calibrate_ranges(plan, fixed_size=fixed_size)
+    calibration = calibrate_ranges(plan)
     check_observed_ranges(calibration.ranges)
     error = None if plan.reference is None else range_error(calibration.ranges, plan.reference)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
@@ -93,7 +93,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     variants = [(each, calibrated_values(each, ranges, refinement)) for each in list_variants(config, mixture)]
-    trained = _train(plan, calibration, variants, fixed_size=fixed_size)
+    trained = _train(plan, calibration, variants)
     _track(tracker, trained)
     variants = [(each, trained[each.label].values if each.label in trained else found) for each, found in variants]
     with storage.scratch_folder("calibrate-") as folder:
@@ -161,17 +161,13 @@ def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration
 
 
 def _train(
-    plan: CalibrationPlan,
-    calibration: Calibration,
-    variants: list[tuple[Variant, Values]],
-    *,
-    fixed_size: bool,
+    plan: CalibrationPlan, calibration: Calibration, variants: list[tuple[Variant, Values]]
 ) -> dict[str, Trained]:
     """Return what training makes of each variant, by its label, if that was asked for."""
     if plan.config.qat is None:
         return {}
     work = [(variant, values) for variant, values in variants if variant.label in plan.config.trained]
-    return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
+    return train_variants(plan, calibration.channels, work)
 
 
 def _write_ranges(

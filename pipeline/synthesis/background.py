@@ -19,7 +19,7 @@ import ray.exceptions
 from ray.actor import ActorHandle
 
 import pipeline
-from pipeline.cluster.autoscaler import node_types
+from pipeline.cluster.autoscaler import is_fixed_size, node_types
 from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals
@@ -63,15 +63,12 @@ class Synthesis:
 
 
 @contextmanager
-def background_synthesis(
-    to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
-) -> Iterator[Synthesis | None]:
+def background_synthesis(to_make: ImagesToMake | None, arrivals: PartArrivals | None) -> Iterator[Synthesis | None]:
     """Make the missing images of a dataset in a process that ends with the context; the cluster must be joined.
 
     Args:
         to_make: the images, if any.
         arrivals: what readers wait for them with, from `expected_parts`; None if all are there.
-        fixed_size: whether no more nodes can join the cluster.
 
     Yields:
         The synthesis; None where there is nothing to make.
@@ -82,8 +79,8 @@ def background_synthesis(
     if to_make is None or arrivals is None:
         yield None
         return
-    # The process that joins this cluster cannot know that no node will come, and would wait for one.
-    pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)), fixed_size=fixed_size)
+    # Here a cluster that is too small raises an error of this process; the other one would only end with an exit code.
+    pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)))
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()
@@ -144,7 +141,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: bool) -> bool:
+def has_room(to_make: ImagesToMake, others: Mapping[str, float]) -> bool:
     """Return whether the cluster has room for the pool of a synthesis and for others; say so where it does not.
 
     Where what an autoscaler can bring is not known, it is taken to be enough.
@@ -152,14 +149,13 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     Args:
         to_make: the images of a training.
         others: resources of what is to run beside it, by Ray's names.
-        fixed_size: whether no more nodes can join the cluster.
     """
     plan, pool = to_make.plan, to_make.plan.config.pool
     actor, present = needs(pool), seats(pool)
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
-    there = _most(name, fixed_size=fixed_size)
+    there = _most(name)
     # No more than the nodes have room for, which `label_selector` may choose from.
-    reachable = reachable_seats(pool, present, fixed_size=fixed_size)
+    reachable = reachable_seats(pool, present)
     actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:
         return True
@@ -173,10 +169,10 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     return False
 
 
-def _most(name: str, *, fixed_size: bool) -> float | None:
+def _most(name: str) -> float | None:
     """Return how much of a resource the cluster has, or will have at most; None if that is not known."""
     there = ray.cluster_resources().get(name, 0.0)
-    if fixed_size:
+    if is_fixed_size():
         return there
     coming = node_types()
     if coming is None:

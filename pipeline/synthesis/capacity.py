@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from pipeline.cluster.autoscaler import node_types
+from pipeline.cluster.autoscaler import is_fixed_size, node_types
 from pipeline.synthesis.config import PoolConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.selectors import Selector, matches, ray_options
@@ -116,15 +116,14 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     return total
 
 
-def reachable_seats(pool: PoolConfig, present: int, *, fixed_size: bool) -> float:
+def reachable_seats(pool: PoolConfig, present: int) -> float:
     """Return how many actors there will be room for once the autoscaler has brought all it can.
 
     Args:
         pool: settings.
         present: seats on the present nodes.
-        fixed_size: whether no more nodes can join the cluster.
     """
-    if fixed_size:
+    if is_fixed_size():
         return present
     coming, actor = node_types(), needs(pool)
     if coming is None:

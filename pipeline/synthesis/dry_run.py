@@ -47,12 +47,12 @@ def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool
     """Run a few steps of a shard of these classes; and say how many actors a run may have, and whether on GPUs."""
     config = plan.config
     with own_errors():
-        fixed_size = connect()
-        options = pool_options(config, len(plan.to_do), fixed_size=fixed_size)
+        connect()
+        options = pool_options(config, len(plan.to_do))
         on_gpu = bool(options.get("num_gpus"))
         report_plan(describe_choice(config.pool))
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
-        actors = _most_actors(options.pop("compute").max_size, config.pool, fixed_size=fixed_size)
+        actors = _most_actors(options.pop("compute").max_size, config.pool)
         # Typed by Ray as a class with another interface than a handle.
         prober: Any = ray.remote(**options)(_Prober).remote()
         try:
@@ -70,9 +70,9 @@ class _Prober:
         return probe(config, labels, actors_per_machine)
 
 
-def _most_actors(max_size: int, pool: PoolConfig, *, fixed_size: bool) -> int:
+def _most_actors(max_size: int, pool: PoolConfig) -> int:
     """Return how many actors there can be at once; and say so, if they are fewer than the pool would take."""
-    reachable = reachable_seats(pool, seats(pool), fixed_size=fixed_size)
+    reachable = reachable_seats(pool, seats(pool))
     if reachable >= max_size:
         return max_size
     actors = max(1, int(reachable))

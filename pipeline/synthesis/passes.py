@@ -11,7 +11,7 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline import storage
-from pipeline.cluster import free_resources, start_here
+from pipeline.cluster import free_resources, is_fixed_size, start_here
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
@@ -41,9 +41,7 @@ _MANY_TURNS = 20_000
 _SPARE_TURNS = 2
 
 
-def invert_missing(
-    plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *, fixed_size: bool, tracker: Tracker | None = None
-) -> Tally:
+def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, tracker: Tracker | None = None) -> Tally:
     """Run the pool over the missing shards.
 
     Ray Data repeats a call on the actor that failed in it. So calls name no shard: workers take shards from `Attempts`,
@@ -54,7 +52,6 @@ def invert_missing(
         plan: of the run.
         to_do: ids of the missing shards, in the order to do them.
         index: of the dataset; parts that are made are added.
-        fixed_size: whether no more nodes can join the cluster.
         tracker: to report to, if any.
 
     Returns:
@@ -91,7 +88,7 @@ def invert_missing(
                 held |= hold_gpus([device for device in retired if device not in held])
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
-                with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as outcomes:
+                with closing(_one_pass(plan, list(left), attempts, retired)) as outcomes:
                     for outcome in _ended(outcomes, left, attempts, first_parts, report):
                         tally.add(outcome)
                         report.shard_finished(outcome)
@@ -147,15 +144,15 @@ def _start(plan: SynthesisPlan) -> ActorHandle:
 
 
 def _one_pass(
-    plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
+    plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str]
 ) -> Generator[Outcome, None, None]:
     pool = plan.config.pool
-    options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
+    options = pool_options(plan.config, len(shard_ids), without=list(retired), overlapping=True)
     workers = options["compute"]
     opening = attempts.open_pass.remote(
         shard_ids,
         min(workers.max_size, seats(pool, without=list(retired))),
-        fixed_size=fixed_size,
+        fixed_size=is_fixed_size(),
         start_timeout_s=pool.start_timeout_s,
         num_turns=len(shard_ids) + _SPARE_TURNS * workers.max_size,
     )

@@ -93,16 +93,16 @@ def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, An
     if to_do:
         try:
             with own_errors():
-                fixed_size = connect()
+                connect()
                 # The cluster may be too small, which must come out before anything is written.
-                options = pool_options(plan.config, len(to_do), fixed_size=fixed_size)
+                options = pool_options(plan.config, len(to_do))
                 report_plan(describe_choice(plan.config.pool))
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = storage.with_retries(lambda: _begin(plan))
                 # If another run with these settings is at work, a random order keeps the two at different shards.
                 if not claimed.new and not plan.is_shuffled:
                     random.shuffle(to_do)
-                tally = invert_missing(plan, to_do, index, fixed_size=fixed_size, tracker=tracker)
+                tally = invert_missing(plan, to_do, index, tracker)
         except IncompleteError as error:
             raise IncompleteError(f"{_counted(plan)}run it again for the rest: {error}") from error
     with storage.writing_to(plan.config.output):

@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from torch import nn
 
 from pipeline import storage
-from pipeline.cluster import free_resources, own_errors, own_signals
+from pipeline.cluster import free_resources, is_fixed_size, own_errors, own_signals
 from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, IncompleteError, PipelineError, as_line
 from pipeline.log import logger
@@ -75,7 +75,6 @@ def resources_of(workers: WorkersConfig) -> dict[str, float]:
 def worker_configs(
     workers: WorkersConfig,
     *,
-    fixed_size: bool,
     grow_every_s: float = math.inf,
     patience_s: float = 0.0,
 ) -> tuple[ScalingConfig, TorchConfig]:
@@ -83,7 +82,6 @@ def worker_configs(
 
     Args:
         workers: at least one.
-        fixed_size: no node can join the cluster any more.
         grow_every_s: seconds between two looks for room for more workers, where they are fewer than `workers.size`.
             Adding some starts all of them again, from the last checkpoint.
         patience_s: seconds that a worker may keep the others waiting beyond half an hour, which is torch's own limit.
@@ -103,7 +101,7 @@ def worker_configs(
                 f"{setting} {workers.fewest} needs {workers.fewest * amount:g} {name}s, {amount:g} for each, and the "
                 f"cluster has {total.get(name, 0):g}"
             )
-            if fixed_size:
+            if is_fixed_size():
                 without_gpus = (
                     "; without GPUs, set workers.device to cpu" if name == "GPU" and not total.get(name) else ""
                 )

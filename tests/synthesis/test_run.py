@@ -505,10 +505,10 @@ def test_a_dry_run_that_gets_no_actor_says_what_it_waits_for_and_ends(
 
 def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
-        pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed_size=True)
+        pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
     with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) per actor"):
-        pool_options(huge, 6, fixed_size=True)
+        pool_options(huge, 6)
 
 
 def test_a_pool_that_does_not_start_in_time_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
