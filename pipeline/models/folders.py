@@ -64,8 +64,8 @@ def describe_weights_folder(uri: str, names: list[str]) -> str:
     """Say what a folder is that was given as a file of weights, and what to give instead.
 
     Args:
-        uri: of the folder.
-        names: of the files in it.
+        uri: location of the folder.
+        names: names of the files in the folder.
 
     Raises:
         DatasetError: the folder cannot be listed.
@@ -100,7 +100,7 @@ def folder_of_timm(folder: str) -> Iterator[str]:
     cannot do without: it writes `model_args` as null, and no `pretrained_cfg` for a model that it has made itself.
 
     Args:
-        folder: on this machine; it need not exist.
+        folder: path on this machine; the folder need not exist.
     """
     stated = read_model_config(folder) if Path(folder).is_dir() else {}
     if stated.get("model_type") != "timm_wrapper" or not isinstance(stated.get("architecture"), str):

@@ -39,8 +39,9 @@ class MadeModel:
     """A model with its weights.
 
     Attributes:
-        notices: for the user, about how the weights were fitted to it.
-        preset: whether its normalization is that of the layout of its file, as torchvision's has one.
+        notices: messages for the user about how the weights were fitted to the model.
+        preset: whether its normalization is the one that goes with the layout of its file, as torchvision's layout has
+            one.
     """
 
     model: nn.Module
