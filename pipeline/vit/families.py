@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.trial import NO_CLASSIFIER, has_classifier
 
-# Families that can be; `SubsetViT` says how.
+# Families that can be run on a subset of their tokens; `SubsetViT` says how.
 _FAMILIES = (VisionTransformer, Eva)
 
 
