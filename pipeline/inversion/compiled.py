@@ -31,7 +31,7 @@ class Compiled:
         backend: backend of `torch.compile`. `aot_eager` captures the same graphs and generates no code.
 
     Attributes:
-        max_rows: as given; it may be changed between calls.
+        max_rows: largest number of rows in a call, as above; it may be changed between calls.
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
     """
 

@@ -69,8 +69,8 @@ class EndedImages:
         device: device of the images.
 
     Attributes:
-        rows: int64 [b], where in the batch of the start the images that go on stood.
-        steps: steps that each image takes, int64 [B], on the CPU.
+        rows: int64 [b], places that the images which go on had in the batch at the start.
+        steps: int64 [B], on the CPU: number of steps that each image takes.
     """
 
     def __init__(self, batch: int, num_steps: int, device: torch.device) -> None:

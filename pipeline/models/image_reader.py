@@ -26,7 +26,7 @@ class ImageReader(nn.Module):
     Attributes:
         model: the timm model.
         vit: the model wrapped to read kept tokens; None if it reads the filled image.
-        mean, std: as given.
+        mean, std: the model's own normalization, as above.
     """
 
     def __init__(self, model: nn.Module, teacher: LoadedModel, *, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -24,9 +24,9 @@ from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.records import Begun, Refusal, Running, ShardRecord
 from pipeline.synthesis.shard_queue import Turns
 
-# After this time a device does what it failed on itself, if nobody else is there: sooner than the pass is over.
+# After so many seconds a device that is alone retries the shards that it failed on; a pass ends only later.
 _ALONE_S = 1.0
-# Between two looks at which nodes are there.
+# Seconds between two looks at which nodes are alive.
 _LOOK_S = 5.0
 
 
@@ -34,10 +34,9 @@ class Attempts:
     """Attempts of one run; the driver makes this class a Ray actor.
 
     Args:
-        max_attempts: attempts at a shard before it is given up.
-        actors_per_gpu: actors that share a GPU, and fail together with it.
-        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but it does not use
-            up one of `max_attempts`.
+        max_attempts: number of attempts at a shard before it is given up.
+        actors_per_gpu: number of actors that share a GPU, and fail together with it.
+        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but not counted.
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
@@ -62,10 +61,10 @@ class Attempts:
 
         Args:
             shard_ids: shards to do in this pass, in order.
-            seats: number of workers that the cluster has room for now.
-            fixed_size: whether no more nodes can join the cluster.
-            start_timeout_s: how long to wait for workers that Ray is still starting.
-            num_turns: of the pass; by default one for each shard.
+            seats: number of workers that the present nodes have room for.
+            fixed_size: whether no more nodes can join the cluster, as `pipeline.cluster.is_fixed_size` says.
+            start_timeout_s: seconds to wait for workers that Ray is still starting.
+            num_turns: number of turns of the pass; by default one for each shard.
 
         Returns:
             The numbers of its turns.
@@ -95,11 +94,11 @@ class Attempts:
         """Register a worker's turn, and return whether the worker may go on.
 
         Args:
-            worker: id of its actor, which stays the same when Ray restarts it.
-            device: the device it computes on.
-            name: of its process.
-            loaded: whether it has loaded the teacher; otherwise it does so next.
-            turn: that it has.
+            worker: id of the worker's actor, which stays the same when Ray restarts it.
+            device: the device that the worker computes on.
+            name: name of the actor's process.
+            loaded: whether the worker has loaded the teacher. If not, it does so next.
+            turn: number of the turn that the worker has.
 
         Returns:
             Whether it may work; if not, its device is retired, or the turn's pass is over.
@@ -191,8 +190,8 @@ class Attempts:
         """Record that a shard is done, or failed for a reason that is not the device's.
 
         Args:
-            device, shard_id: of the worker, and of the shard.
-            made: outcome of a shard that this run made; None of one that failed, or that another run made.
+            device, shard_id: the worker's device, and the shard that ended.
+            made: outcome of a shard that this run made; None if it failed, or if another run made it.
         """
         self._last_event = time.monotonic()
         running = self._at_work.running.pop(shard_id, None)
@@ -223,8 +222,9 @@ class Attempts:
         Args:
             worker: id of the worker's actor.
             device: the device that failed.
-            reason: in one line.
-            shard_id: the shard that the worker had begun, and now gives back or up; None if it was loading the teacher.
+            reason: what went wrong, in one line.
+            shard_id: the shard that the worker had begun and now hands back or gives up; None if it was loading the
+                teacher.
             trace: traceback of the error, if it helps to find the cause.
 
         Returns:

@@ -39,8 +39,8 @@ class Synthesis:
     """A synthesis that runs in a process of its own.
 
     Attributes:
-        process: that it runs in.
-        arrivals: what readers wait for its parts with.
+        process: the process that it runs in.
+        arrivals: what readers use to wait for its parts.
     """
 
     process: subprocess.Popen[bytes]
@@ -67,8 +67,8 @@ def background_synthesis(to_make: ImagesToMake | None, arrivals: PartArrivals | 
     """Make the missing images of a dataset in a process that ends with the context; the cluster must be joined.
 
     Args:
-        to_make: the images, if any.
-        arrivals: what readers wait for them with, from `expected_parts`; None if all are there.
+        to_make: images to make; None if there are none.
+        arrivals: what readers use to wait for the images, from `expected_parts`; None if all images are there.
 
     Yields:
         The synthesis; None where there is nothing to make.
@@ -86,7 +86,7 @@ def background_synthesis(to_make: ImagesToMake | None, arrivals: PartArrivals | 
     watch.start()
     try:
         yield Synthesis(process, arrivals)
-        # All parts are there; what people look at may not be.
+        # Without an error the training has read all parts. The report and pictures may still be in the making.
         exit_code = process.wait()
         if exit_code:
             logger.warning(f"the synthesis of {arrivals.output!r} made all images and ended with exit code {exit_code}")
@@ -134,7 +134,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         logger.warning(f"the synthesis did not stop within {_STOP_S:g} s: it is killed")
     finally:
-        # Also where a second Ctrl-C came.
+        # Also if a second Ctrl-C interrupted the wait.
         process.kill()
         process.wait()
         if process.stdin is not None:
@@ -147,14 +147,14 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float]) -> bool:
     Where what an autoscaler can bring is not known, it is taken to be enough.
 
     Args:
-        to_make: the images of a training.
-        others: resources of what is to run beside it, by Ray's names.
+        to_make: images of a training that are to be made.
+        others: resources that will be taken beside the synthesis, by Ray's names.
     """
     plan, pool = to_make.plan, to_make.plan.config.pool
     actor, present = needs(pool), seats(pool)
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
     there = _most(name)
-    # No more than the nodes have room for, which `label_selector` may choose from.
+    # The pool may be smaller than the resources allow: `label_selector` may leave out nodes.
     reachable = reachable_seats(pool, present)
     actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:

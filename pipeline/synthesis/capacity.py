@@ -17,11 +17,11 @@ class Needs:
     """Needs of an actor.
 
     Attributes:
-        on_gpu: whether it computes on a GPU.
-        actors_per_gpu: actors that share a GPU.
-        num_gpus: its share of one GPU; 0 without.
-        num_cpus: CPU cores.
-        selectors: the node must match one of them, the first if possible; any node will do if there is none.
+        on_gpu: whether the actor computes on a GPU.
+        actors_per_gpu: number of actors that share a GPU.
+        num_gpus: share of one GPU that the actor takes; 0 without a GPU.
+        num_cpus: number of CPU cores that the actor takes.
+        selectors: label selectors in order of preference, one of which the node must match; empty if any node will do.
     """
 
     num_gpus: float
@@ -37,8 +37,8 @@ class Needs:
         """Return how many actors fit on an idle node; one whose labels are not known is taken to be selected.
 
         Args:
-            resources: of the node, by Ray's names.
-            labels: of the node; `None` if they are not known.
+            resources: resources of the node, by Ray's names.
+            labels: labels of the node; `None` if they are not known.
         """
         chosen = labels is None or any(matches(labels, selector) for selector in self.selectors)
         if self.selectors and not chosen:
@@ -104,7 +104,7 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     """Return how many actors the present nodes have room for, if nothing else runs on them.
 
     Args:
-        pool: settings.
+        pool: settings of the pool.
         without: devices that must get no actor.
     """
     actor, total = needs(pool), 0
@@ -120,8 +120,8 @@ def reachable_seats(pool: PoolConfig, present: int) -> float:
     """Return how many actors there will be room for once the autoscaler has brought all it can.
 
     Args:
-        pool: settings.
-        present: seats on the present nodes.
+        pool: settings of the pool.
+        present: number of actors that the present nodes have room for.
     """
     if is_fixed_size():
         return present

@@ -44,7 +44,10 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
 
 
 def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool]:
-    """Run a few steps of a shard of these classes; and say how many actors a run may have, and whether on GPUs."""
+    """Run a few steps of a shard of these classes.
+
+    Returns the measurements, the number of actors that a run may have, and whether they compute on GPUs.
+    """
     config = plan.config
     with own_errors():
         connect()
@@ -53,7 +56,7 @@ def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool
         report_plan(describe_choice(config.pool))
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
         actors = _most_actors(options.pop("compute").max_size, config.pool)
-        # Typed by Ray as a class with another interface than a handle.
+        # Ray's type hints say that this is a class, with another interface than an actor's handle.
         prober: Any = ray.remote(**options)(_Prober).remote()
         try:
             _wait_for_start(prober, config.pool.start_timeout_s)

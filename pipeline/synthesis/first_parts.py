@@ -18,14 +18,14 @@ class FirstParts:
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        note: prints a line.
+        digest: digest of the dataset.
+        note: function that prints a line.
     """
 
     def __init__(self, output: str, digest: str, note: Callable[[str], None]) -> None:
         self._output, self._digest, self._note = output, digest, note
         self._found: set[str] = set()
-        # Node, or worker of an unknown one → why.
+        # Node, or worker whose node is unknown → why its parts are lost.
         self._rejected: dict[str, str] = {}
         self._told = False
 

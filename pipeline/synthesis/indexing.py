@@ -20,7 +20,7 @@ from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 from pipeline.synthesis.outcome import Outcome
 
-# Seconds between two writes; parts that are younger are opened by readers.
+# Seconds between two writes. Readers open parts themselves that are newer than the index.
 _INTERVAL_S = 60.0
 
 
@@ -29,7 +29,7 @@ class RunningIndex:
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
+        digest: digest of the dataset.
     """
 
     def __init__(self, output: str, digest: str) -> None:
@@ -84,7 +84,7 @@ class RunningIndex:
         """Write the index with every part that is there, and return it.
 
         Args:
-            sizes: shard id → bytes of each part in `data/`.
+            sizes: shard id → size of its part in `data/`, in bytes.
         """
         try:
             table = complete_index(self._output, self._digest, self._merged(), sizes)

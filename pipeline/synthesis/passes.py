@@ -49,10 +49,10 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, t
     next pass, with a pool that avoids retired devices.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         to_do: ids of the missing shards, in the order to do them.
-        index: of the dataset; parts that are made are added.
-        tracker: to report to, if any.
+        index: index of the dataset, to which parts are added as they are made.
+        tracker: where to report the run; None for nowhere.
 
     Returns:
         What became of the shards.
@@ -78,7 +78,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, t
     tracked = TrackedShards(tracker, plan)
     first_parts = FirstParts(plan.config.output, plan.digest, report.note)
     held: dict[Device, ActorHandle] = {}
-    # In the order in which to do them.
+    # A dict, because it keeps the order in which shards are done.
     left, barren = dict.fromkeys(to_do), 0
     try:
         with report, reporting(metrics.repeat_gauges):
@@ -98,7 +98,7 @@ def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, t
                         tracked.add(tally)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
-        # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
+        # In a process that goes on, the traceback of an error would keep these actors, and they their GPUs.
         for actor in (attempts, *held.values()):
             ray.kill(actor)
         index.save()
@@ -124,7 +124,8 @@ def _ended(
             continue
         lost = "" if outcome.error else first_parts.why_lost(outcome)
         if lost:
-            # The worker's node is to blame, also for a part of an earlier run on its own disk; others make the shard.
+            # The worker's node is to blame, also where an earlier run left the part on the node's own disk. Workers on
+            # other nodes make the shard.
             ray.get(attempts.reject.remote(outcome.node, outcome.shard_id, lost))
             continue
         del left[outcome.shard_id]

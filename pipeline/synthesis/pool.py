@@ -30,9 +30,9 @@ def pool_options(
     for more than there can be: on a full cluster an actor that waits takes the place of one that restarts.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         num_shards: number of shards to do.
-        without: devices that must get no actor; the GPUs among them must be held, see `holders`.
+        without: devices that must get no actor. The GPUs among them must be held, see `holders`.
         overlapping: whether an actor with a GPU is called for two shards at once, and keeps its calls apart itself.
 
     Raises:
@@ -66,11 +66,11 @@ def pool_options(
 
 
 def turn_s(pool: PoolConfig, num_workers: int) -> float:
-    """Return the seconds for which a worker does shards before it reports them.
+    """Return for how many seconds a worker makes shards before it reports them.
 
     Args:
-        pool: settings.
-        num_workers: of the pool, at most.
+        pool: settings of the pool.
+        num_workers: largest number of workers that the pool can have.
     """
     wanted = min(_MOST_TURN_S, max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers))
     # Ray Data sees no progress within a turn.

@@ -54,11 +54,11 @@ def write_pictures(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
 def synthesis_page(
     plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[int], shown: Sequence[PreviewImage]
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a synthesis.
 
     Args:
-        plan: of the run.
-        summary: see `summarize`.
+        plan: plan of the run.
+        summary: summary of the run, as `summarize` returns it.
         done: ids of the shards that have a part.
         shown: images of the contact sheet.
 
@@ -121,7 +121,7 @@ def _means(output: str, digest: str) -> list[list[str | int | float | None]]:
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return the mean of what is known; None if nothing is."""
+    """Return the mean of the values that are known; None if none is."""
     known = np.isfinite(values)
     return float(np.average(values[known], weights=weights[known])) if known.any() else None
 

@@ -29,7 +29,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
     own types.
 
     Args:
-        config: of the images.
+        config: settings of the images.
 
     Raises:
         ConfigError: by the stage, if the cluster is too small for the pool.

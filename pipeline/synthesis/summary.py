@@ -18,9 +18,9 @@ def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: 
     """Return what was done and what was not, as plain data.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         tally: what the workers reported.
-        index: of the dataset.
+        index: index of the dataset.
         progress: what the output holds now.
     """
     pool = plan.config.pool

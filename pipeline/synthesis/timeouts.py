@@ -20,8 +20,8 @@ def set_timeouts(context: DataContext, pool: PoolConfig) -> None:
     leave those that are there idle, and then give up.
 
     Args:
-        context: of the dataset.
-        pool: settings.
+        context: context of the dataset to be run on the pool.
+        pool: settings of the pool.
     """
     context.wait_for_min_actors_s = -1
     context.execution_no_progress_timeout_s = pool.no_progress_timeout_s
