@@ -157,12 +157,12 @@ class CalibrationConfig:
 
     @property
     def num_passes(self) -> int:
-        """How often all images are read."""
+        """Number of times that all images are read."""
         return 1 + (self.smoothing != "none") + self.refines
 
     @property
     def refines(self) -> bool:
-        """Whether what layers read decides weights or biases."""
+        """Whether weights or biases are computed from what the layers read."""
         return self.rounding != "nearest" or self.bias_correction
 
     def __post_init__(self) -> None:

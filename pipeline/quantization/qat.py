@@ -52,9 +52,9 @@ def train_variants(
     """Train variants one after another, from their last checkpoints, and return each by its label.
 
     Args:
-        plan: of the calibration; its config has settings of the training.
-        channels: of the model before it was smoothed, where it was.
-        work: variants, each with what calibration found.
+        plan: plan of the calibration, whose config has the settings of the training.
+        channels: ranges of the model's channels before it was smoothed; None if it was not.
+        work: variants, each with the values that calibration found for it.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite. Checkpoints of variants that were trained before are kept.

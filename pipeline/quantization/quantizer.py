@@ -56,10 +56,10 @@ class MinMaxQuantizer(Quantizer):
     `blocks.0.attn.qkv:input#2`.
 
     Args:
-        bits: of all layers that have none of their own.
-        placement: one of these.
-        layers: bit widths of single layers, see `layer_of`. Layers that read the same values, as a query, key and value
-            that are computed apart do, share the width of activations of the first.
+        bits: bit widths of all layers that have none of their own.
+        placement: one of the placements above.
+        layers: bit widths of single layers, by the names of `layer_of`. Layers that read the same values, as separate
+            query, key and value layers do, share the activation width of the first one.
     """
 
     def __init__(self, bits: BitWidths, placement: Placement, layers: Mapping[str, BitWidths] | None = None) -> None:

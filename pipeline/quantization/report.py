@@ -28,7 +28,7 @@ _COLUMNS = {
     "error": "fp32_error",
     "deviation": "deviation",
 }
-# Columns that a person reads first.
+# Columns that are shown in a terminal: those that a person reads first.
 _SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
@@ -56,14 +56,14 @@ def calibration_page(
     layerwise: Layerwise | None,
     losses: Mapping[str, Sequence[float]],
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a calibration.
 
     Args:
-        plan: of the calibration.
-        report: what `report.json` holds.
-        ranges: as observed.
-        layerwise: what was found of the layers, where it was asked for.
-        losses: of each step of the training, by the model's label; empty without `qat`.
+        plan: plan of the calibration.
+        report: content of `report.json`.
+        ranges: smallest and largest activations observed, by point.
+        layerwise: sensitivities of the layers; None if they were not measured.
+        losses: loss of each step of a training, by the model's label; empty without `qat`.
 
     Raises:
         DatasetError: the reference has other observers, or no range to compare with.

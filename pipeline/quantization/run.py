@@ -60,7 +60,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     checked = check_settings(config)
     if names_config(config.images):
         to_make = check_before_making(checked, config.images)
-        # All of them: those to calibrate on are drawn at random, and read several times.
+        # All images are made first, because those to calibrate on are drawn at random and read several times.
         made = make_first(to_make, allow_incomplete=config.allow_incomplete)
         config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
@@ -131,7 +131,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker) -> dict[str, Any]:
 
 
 def _settle_checkpoints(plan: CalibrationPlan, refused: list[dict[str, Any]]) -> None:
-    """Remove the checkpoints of trainings, but for those with which an artifact that is missing may still be made."""
+    """Remove the checkpoints of trainings, except those from which a missing artifact may still be made."""
     to_come = [row["artifact"] for row in refused if row["may_come"]]
     if plan.config.qat is None or not to_come:
         _remove_all_checkpoints(plan)
@@ -183,7 +183,7 @@ def _write_ranges(
 
 
 def _track(tracker: Tracker, trained: dict[str, Trained]) -> None:
-    # All figures of a step at once: MLflow takes none of a step that it has passed.
+    # All figures of a step are given at once, because MLflow takes none for a step that it has passed.
     for rows in zip(*(found.history for found in trained.values()), strict=True):
         named = zip(trained, rows, strict=True)
         figures = {f"qat/{label}/{name}": row[name] for label, row in named for name in row if name != "step"}
@@ -224,7 +224,7 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
             scores = measure_accuracy(predict, batches)
     timed = partial(measure_latencies, input_size=plan.loaded.input_size, batch_sizes=config.latency_batch_sizes)
     rows = [_row(artifact, scores.get(str(number)), timed(artifact)) for number, artifact in enumerate(artifacts)]
-    # Without a float model first, there is nothing to agree with.
+    # `agreement` compares with the first row, which is the float model only if there are baselines.
     return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
 
 
