@@ -22,8 +22,8 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
         placement: placement of this calibration.
 
     Raises:
-        DatasetError: the output is no calibration, or an unfinished one, or one of another teacher or placement, or of a
-            smoothed or equalized model; or all of its activations are constant.
+        DatasetError: the output is no calibration, or an unfinished one, or one of another teacher or placement, or of
+            a smoothed or equalized model; or all of its activations are constant.
     """
     if job_of(uri) != "calibrate":
         raise DatasetError(f"reference {uri!r} is not the output of a calibration")
@@ -33,7 +33,7 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     for name, mine in (("teacher", teacher_digest), ("placement", placement)):
         if facts.get(name) != mine:
             raise DatasetError(f"reference {uri!r} has the {name} {facts.get(name)!r}, this calibration {mine!r}")
-    # Defaults are not among the facts.
+    # Facts leave out settings at their defaults, so each of these that is named here has changed the model.
     if changed := [name for name in ("smoothing", "equalization") if name in facts]:
         raise DatasetError(f"reference {uri!r} has ranges of a model that its {changed[0]} has changed")
     ranges = storage.read_json(storage.join(uri, RANGES))
