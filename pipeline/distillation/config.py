@@ -61,7 +61,7 @@ EXCLUDED_SETTINGS = (
     "allow_incomplete",
     "tracking",
 )
-# What changed its name is recorded, and counts, under the first one.
+# A setting that was renamed is recorded, and counts in digests, under its first name.
 RECORDED_AS = {name: former for former, name in LABELED.items()}
 _POSITIVE = (
     "epochs",

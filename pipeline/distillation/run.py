@@ -33,7 +33,7 @@ from pipeline.synthesis.background import Synthesis, background_synthesis, has_r
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.workers.training import resources_of
 
-# Timeout of collective operations: longer than any worker may wait for a part.
+# Timeout of collective operations, in seconds: longer than any worker may wait for a part.
 _FOREVER_S = 30 * 86400.0
 
 
@@ -82,7 +82,7 @@ def epochs_left(config: DistillationConfig) -> str:
 
 
 def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
-    """Return the result of a finished run, with its students where they lie now; None if it has to be run.
+    """Return the result of a finished run, with the present locations of its students; None if it has to be run.
 
     Raises:
         DatasetError: the output cannot be read.
@@ -159,7 +159,7 @@ def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside:
         try:
             return train()
         except IncompleteError as error:
-            # Its actors may hold what the workers need, on a cluster whose limits are not known.
+            # The actors of the synthesis may hold what the workers need, on a cluster whose limits are not known.
             if not error.is_transient or not synthesis.runs:
                 raise
             logger.warning(f"{error}; the training begins again when all images are made")

@@ -38,10 +38,11 @@ class TrainingTask:
     """Work for each worker: locations, and images that fit into memory as a reference to Ray's object store.
 
     Attributes:
-        config: with absolute local paths.
-        digest: of the run.
-        teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are, or will be; `labeled` may be None.
+        config: settings with absolute local paths.
+        digest: digest of the run.
+        teacher_digest, student_digest: SHA-256 of the weights, as the driver loaded or made them.
+        images, labeled: the images: files, a reference to Ray's object store, or images yet to be made; `labeled` may
+            be None.
     """
 
     config: DistillationConfig
@@ -62,7 +63,7 @@ def prepare_training(task: TrainingTask) -> Callable[[], list[str]]:
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
-        task: see `TrainingTask`.
+        task: what to train on what.
 
     Returns:
         A function that trains, on the workers or in this process, and returns the SHA-256 of the weights that each
@@ -71,7 +72,7 @@ def prepare_training(task: TrainingTask) -> Callable[[], list[str]]:
         dying.
 
     Raises:
-        ConfigError: the cluster is too small, or this process has no GPU and one is demanded.
+        ConfigError: the cluster is too small and no node can join it, or this process has no GPU and one is demanded.
     """
     config = task.config
     if not config.workers.size:
@@ -119,8 +120,8 @@ def train_on(task: TrainingTask, group: Group) -> list[str]:
     """Train as one of the workers.
 
     Args:
-        task: see `TrainingTask`.
-        group: the workers.
+        task: what to train on what, the same for all workers.
+        group: the workers that train together.
 
     Returns:
         SHA-256 of the weights that each worker ended with.
