@@ -71,7 +71,7 @@ def find_code(document: Any) -> tuple[str, str] | None:
     """Return the key and the value of an entry that torch could run or evaluate; None if it only reads the document.
 
     Args:
-        document: parsed, of a program, its weights or its constants.
+        document: parsed JSON of a program, of its weights or of its constants.
     """
     for key, value in _entries(document):
         if not _is_data(key, value):
@@ -80,7 +80,7 @@ def find_code(document: Any) -> tuple[str, str] | None:
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Return every value under the key that it stands under, and every key as a `name`."""
+    """Return every value with the key that it belongs to, and every key with the key `name`."""
     if isinstance(value, dict):
         for inner_key, inner in value.items():
             yield "name", inner_key
