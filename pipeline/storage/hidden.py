@@ -19,6 +19,6 @@ def is_hidden(segment: str) -> bool:
     """Return whether the name of a file or folder is hidden (`.x`), or is one that no user gives (`lost+found`).
 
     Args:
-        segment: of a path, without `/`.
+        segment: part of a path, without `/`.
     """
     return segment.startswith(".") or _OF_SYSTEMS.fullmatch(segment) is not None

@@ -39,7 +39,7 @@ def temporary_path(target: Path, folder: Path) -> Path:
 
 
 def temporary_name(name: str) -> str:
-    """Return a new name for what will be moved to a file of a name; readers pass by it."""
+    """Return a new hidden name for a file that will be renamed to this name; readers ignore it."""
     return f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
