@@ -21,7 +21,7 @@ class MaskedModel(nn.Module):
     Args:
         model: a timm classifier; it is put in evaluation mode.
         image_size: height and width in pixels.
-        in_chans: channels of its images.
+        in_chans: number of channels of its images.
 
     Raises:
         ModelError: the model has no classifier or no such grid, or does not read images of that shape.

@@ -18,7 +18,7 @@ from pipeline.config.plain_data import check_no_classes, names_class, read_setti
 from pipeline.errors import ConfigError, quoted
 
 _FLAG = re.compile(r"--[\w.+-]+")
-# Flags of the parser's own; "" is of what is no flag.
+# Names of flags that belong to the parser itself; "" stands for an argument that is no flag.
 _NO_SETTINGS = ("", "config", "help", "print_config")
 
 
@@ -26,10 +26,10 @@ def resolve(config: type, values: Mapping[str, Any], name: str = "", folder: str
     """Return settings as plain data, with the sections that are files of their own in their place.
 
     Args:
-        config: dataclass that they are of.
-        values: as YAML holds them, without classes; keys may be dotted, and end in `+` to add to a list.
-        name: of the section that they are, dotted; empty for the whole.
-        folder: that the paths of files are relative to; by default that of the process.
+        config: dataclass that the settings belong to.
+        values: settings as YAML holds them, without classes. Keys may be dotted, and end in `+` to add to a list.
+        name: dotted name of the section that they are; empty for the whole config.
+        folder: folder that paths of files are relative to; by default the working folder of the process.
 
     Raises:
         ConfigError: there is a key that is no setting, or something else where a section belongs.

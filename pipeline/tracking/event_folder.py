@@ -28,7 +28,7 @@ def check_installed() -> None:
     """Refuse to report where tensorboardX is missing.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: tensorboardX is not installed.
     """
     if find_spec("tensorboardX") is None:
         raise ConfigError("tracking.tensorboard needs a package that is not installed: pip install '.[tensorboard]'")
@@ -38,8 +38,8 @@ class EventFolder:
     """The event files of one run.
 
     Args:
-        folder: of all runs.
-        run: name of this one's subfolder.
+        folder: folder of all runs.
+        run: name of this run's subfolder.
     """
 
     errors: tuple[type[Exception], ...] = (PipelineError, OSError)
