@@ -113,7 +113,7 @@ def _print_result(line: str) -> bool:
         print(line, flush=True)
     except OSError as error:
         logger.error(f"the job is done, but its result could not be printed: {type(error).__name__}: {error}")
-        # What Python still holds of the line would be tried again when it ends.
+        # Python would try to print the rest of the line again when it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return False
     return True

@@ -80,7 +80,7 @@ class Stop:
         raise KeyboardInterrupt
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        # Not imported here: a process without Ray has nothing of it to end.
+        # It is not imported here, because a process that has not loaded Ray has nothing of Ray to end.
         cluster = sys.modules.get("pipeline.cluster")
         if cluster is not None:
             cluster.kill_own_processes()

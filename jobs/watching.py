@@ -62,7 +62,7 @@ def _is_over(found: dict[str, Any]) -> bool:
     if found["complete"] or found["job"] == "distill":
         return found["complete"]
     if found["job"] == "compact":
-        # Without the shards that its images lack (`allow_incomplete`).
+        # Shards that the images lack do not count (`allow_incomplete`).
         return found["num_done"] >= found["num_parts"]
     # A calibration's report is written last, with what it refused. Shards that failed, or whose part is damaged, are
     # made by another run.

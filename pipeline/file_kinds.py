@@ -5,7 +5,7 @@ import io
 import re
 import zipfile
 
-# In a model folder, as timm and transformers write them.
+# Name of the config in a model folder, as timm and transformers write it.
 MODEL_CONFIG = "config.json"
 
 _TORCHSCRIPT = """python -c "import torch; torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth')\""""

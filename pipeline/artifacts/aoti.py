@@ -104,7 +104,7 @@ def open_aoti(uri: str) -> Opened:
         _check_processor(metadata, uri)
         batch, *size = _stated_shape(metadata, uri)
         try:
-            # Not `aoti_load_package`, which compiles a probe of this processor, for which there may be no compiler.
+            # `aoti_load_package` would compile a probe of this processor, and there may be no compiler.
             loader = _loader()(str(path), "model", False, 1, -1, False)
         except RuntimeError as error:
             raise CheckpointError(f"cannot load {uri!r} as an AOTInductor package: {one_line(error)}") from error
@@ -140,7 +140,7 @@ def _options(program: ExportedProgram) -> dict[str, Any]:
     options: dict[str, Any] = {
         # By default torch would fetch a compiler where conda is installed.
         "cpp.cxx": (_compiler(),),
-        # As many threads as there are where the package runs, not where it was compiled.
+        # The number of threads is that of the machine where the package runs, not of the one that compiled it.
         "cpp.dynamic_threads": True,
         "aot_inductor.enable_line_tables": False,
         # Folds constants: packs weights for the kernels. Dequantized weights would be stored as floats.

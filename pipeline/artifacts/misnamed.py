@@ -7,7 +7,7 @@ from pipeline.errors import CheckpointError
 from pipeline.file_kinds import recognize_foreign
 from pipeline.models.containers import excessive_size, readable_kind
 
-# Larger files are judged by their beginning.
+# Size in bytes above which a file is judged by its beginning alone.
 _MOST_BYTES = 2**28
 _HEAD = 1024
 

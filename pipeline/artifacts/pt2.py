@@ -24,8 +24,8 @@ from pipeline.errors import CheckpointError, one_line
 
 # Name of the file with the `Facts`, under `extra/` in the archive.
 _FACTS = "facts.json"
-# What `torch.export.save` writes, under one folder. torch's reader takes other entries for compiled code (`.so`) or, at
-# the root, for a file of an older format, which it unpickles.
+# Entries that `torch.export.save` writes, under one folder. torch's reader takes others for compiled code (`.so`) or,
+# at the root, for a file of an older format, which it unpickles.
 _ENTRIES = re.compile(
     r"models/model\.json|data/(weights/(model_weights_config\.json|weight_\d+)"
     r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
@@ -36,7 +36,7 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError),
     *(SyntaxError, SpecViolationError),
 )
-# What `torch.export.save` stores is what the program was exported with, as a pickle; to run it needs none.
+# `torch.export.save` stores the example inputs of the export as a pickle. The program runs without them.
 _WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
 _LISTED = "those that classifiers compute with are allowed, see pipeline/artifacts/pt2_documents.py"

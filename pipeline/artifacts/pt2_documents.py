@@ -59,7 +59,8 @@ _WORDS = "Symbol|Integer|Rational|Mul|Add|Pow|Max|Min|Mod|FloorDiv|True|False|po
 _SIZES = re.compile(rf"(?:[\s\d,()=*+/-]|'[su]\d++'|[su]\d++|{_WORDS})*+", re.ASCII)
 _LONGEST_SIZE = 4096
 _POWER = re.compile(r"\*\*|Pow")
-# What could be code wherever it stands; programs as `torch.export.save` writes them for a classifier have none of it.
+# Keys of entries that could be code wherever they occur. Programs of a classifier, as `torch.export.save` writes them,
+# have none of them.
 _ABSENT = {"use_pickle", "guards_code", "as_custom_obj", "as_graph", "as_operator"}
 # Text that only operators and people read: under these keys, and of a node's metadata.
 _TEXT = {"as_string", "as_strings", "torch_version"}

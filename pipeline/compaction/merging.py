@@ -14,7 +14,7 @@ from pipeline.dataset.part_files import DATA, holds_parts, merged_metadata, merg
 from pipeline.dataset.store import temporary_folder
 from pipeline.errors import DatasetError, one_line
 
-# What the metadata of a part says of the whole dataset, or is in the names and columns of a merged file anyway.
+# Keys of a part's metadata that concern the whole dataset, or that names and columns of a merged file state anyway.
 _SHARED = (b"huggingface", b"class_names_sha256", b"digest", b"schema_version", b"shard_id")
 _AGAIN = "delete it and run the synthesis again"
 
@@ -102,7 +102,7 @@ class Merger:
 
         Raises:
             DatasetError: the part is missing or damaged, or belongs to another dataset.
-            OSError: it kept failing to be read.
+            OSError: the part could not be read, in several attempts.
         """
         uri = part_uri(self.images, shard_id, self.digest)
         content = storage.with_retries(lambda: _content(uri))

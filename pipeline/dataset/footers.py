@@ -120,7 +120,7 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             size = file.seek(0, os.SEEK_END)
-            # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
+            # `metadata.schema` is not used: it is a reference cycle, which keeps megabytes until garbage is collected.
             footer, file_schema = parquet.metadata, parquet.schema_arrow
     # A ValueError comes from a web server that does not serve parts of files.
     except (pa.ArrowException, ValueError, *storage.read_errors()) as error:

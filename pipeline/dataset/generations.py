@@ -11,9 +11,9 @@ from pipeline.log import logger
 
 # `train-00000-of-00005.parquet`, `00000-of-00005.parquet`, `train_0_of_5.parquet`.
 _NUMBERED = re.compile(r"(.*?)(\d+)[-_]of[-_](\d+)(?!\d)(.*)", re.IGNORECASE)
-# What tells generations apart after the total: the fingerprint of Hugging Face datasets (16 digits), or a UUID.
+# Text after the total that tells generations apart: the fingerprint of Hugging Face datasets (16 digits), or a UUID.
 _FINGERPRINT = re.compile(r"-([0-9a-f]{16}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})(?=\.)")
-# What browsers and file managers add to the name of a copy.
+# Additions of browsers and file managers to the name of a copy.
 _COPY = re.compile(r"(.*?)(?: ?\(\d+\)| - Copy(?: \(\d+\))?| copy(?: \d+)?)(\.parquet)", re.IGNORECASE)
 # The cache of Hugging Face's hub has a folder for each revision of a repository.
 _REVISION = re.compile(r"(?:.*/)?snapshots/([0-9a-f]{40})/.*")

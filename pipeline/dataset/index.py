@@ -105,7 +105,7 @@ def _parse_index(content: bytes, digest: str, columns: Sequence[str]) -> pa.Tabl
     """Return columns of an index, given the content of its file.
 
     Raises:
-        DatasetError: it is of another dataset, or a column is missing.
+        DatasetError: the index belongs to another dataset, or lacks a column.
         ArrowException, KeyError, OSError, ValueError: it is damaged.
     """
     parquet = pq.ParquetFile(pa.BufferReader(content))

@@ -21,7 +21,7 @@ DATA = "data"
 _PART = re.compile(r"part-(\d{5,12})(?:-(\d{5,12}))?-([0-9a-f]{8})\.parquet")
 # Key of a merged file's metadata: a JSON list of what the metadata of each part said of that part alone.
 _MERGED = b"parts"
-# What Parquet takes at least to describe a row group with the columns of a part.
+# Smallest number of bytes with which Parquet describes a row group with the columns of a part.
 _LEAST_BYTES = 100
 
 

@@ -37,7 +37,7 @@ COLUMNS = {
     "teacher_confidence": pa.float32(),
     "teacher_prediction": pa.int64(),
 }
-# Of these, what only a synthesis knows, and no job reads to make an input of a model.
+# Those columns that only a synthesis fills in. No job makes a model's input from them.
 ABOUT_SYNTHESIS = ("shard_id", "class_loss", "teacher_confidence", "teacher_prediction")
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
@@ -170,7 +170,7 @@ def texts(uri: str, name: str, values: Sequence[str]) -> list[str]:
     """Return names as a list; a text would be read letter by letter, and a mapping for its keys.
 
     Raises:
-        DatasetError: they are no list of texts.
+        DatasetError: the names are no list of texts.
     """
     if isinstance(values, str | Mapping) or not all(isinstance(value, str) for value in values):
         raise DatasetError(f"{uri!r}: {name} must be a list of texts, not {values!r:.80}")

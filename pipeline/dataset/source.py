@@ -18,7 +18,7 @@ class Arrivals(Protocol):
         """Wait until a file is there.
 
         Raises:
-            PipelineError: it will not come.
+            PipelineError: the file will not be made.
         """
         ...
 

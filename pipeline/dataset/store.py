@@ -40,7 +40,7 @@ _MANIFEST: dict[str, type] = {
     "teacher": dict,
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# What is missing is listed shard by shard; more than these is no dataset but an attack on memory.
+# Missing shards are listed one by one, so a manifest that states more than these is an attack on memory, not a dataset.
 _MOST = {"num_shards": 10**7, "num_images": 10**11}
 _TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 

@@ -1,11 +1,11 @@
-"""List the shards that are not done as JSON, in lines that stay short where most of a large dataset is not there."""
+"""List unfinished shards as JSON, in lines that stay short even if most of a large dataset is missing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Largest number of entries in a list. The reasons of all others are in the records under `failed/`.
 MOST_LISTED = 1000
-# Fewer neighbors are listed one by one.
+# Smallest number of neighbors that become a range. Fewer are listed one by one.
 _SHORTEST_RANGE = 3
 
 

@@ -45,7 +45,7 @@ def check_inputs(
 
 def _check_source(source: Source, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None) -> None:
     convert = conversion(source, loaded, labels=labels, reads_kept=reads_kept)
-    # What a synthetic dataset holds fits its manifest, and labels of class folders their names: nothing to check.
+    # Labels of a synthetic dataset fit its manifest, and those of class folders their names: nothing to check.
     if "label" in source.columns and source.manifest is None:
         for table in read_columns(source, "label"):
             convert.labels(table)

@@ -138,7 +138,7 @@ def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionCon
     Raises:
         ConfigError: two have the same name, none sees a view, none has a weight, or the class loss is missing that an
             adaptive end reads.
-        ModelError: one sees the blocks of a teacher that does not show them.
+        ModelError: a term reads the attention of the teacher's blocks, which this teacher does not show.
     """
     names = [term.name for term in terms]
     repeated = next((name for name in names if names.count(name) > 1), None)

@@ -105,7 +105,7 @@ def _content(uri: str) -> bytes:
     """Return the content of a file of weights, of an index or of a shard.
 
     Raises:
-        CheckpointError: it cannot be read, or is an archive that unpacks to far more.
+        CheckpointError: the file cannot be read, or is an archive that unpacks to far more than its size.
     """
     try:
         content = read_bytes(uri)

@@ -122,7 +122,7 @@ def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]
     """Return the `mean` and `std` that timm wrote into a folder's config; empty if one of them is missing.
 
     Raises:
-        ValueError: they are impossible values.
+        ValueError: the values are impossible.
     """
     own = config.get("pretrained_cfg")
     if not isinstance(own, dict) or own.get("mean") is None or own.get("std") is None:

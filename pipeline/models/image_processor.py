@@ -22,7 +22,7 @@ def read_processor(folder: str) -> tuple[dict[str, Any], int] | None:
     And the edge, in pixels, of the squares that it makes. None if there is no such file.
 
     Raises:
-        DatasetError: it exists and cannot be read.
+        DatasetError: the file exists and cannot be read.
         ValueError: it is no JSON object, or describes what timm does not do; the message begins with its name.
     """
     uri = join(folder, _FILE)

@@ -67,7 +67,7 @@ def _make_again(model: Any) -> nn.Module:
     """Return the outline of the model that timm makes of what it recorded, on the meta device.
 
     Raises:
-        ModelError: it recorded nothing, or what cannot be written as JSON.
+        ModelError: the model recorded no arguments, or some that cannot be written as JSON.
     """
     family, architecture = type(model).__name__, (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:

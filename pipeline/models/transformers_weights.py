@@ -20,7 +20,7 @@ def describe_folder(what: str, config: Mapping[str, Any]) -> TransformersClassif
     """Return the timm model that a folder's config describes.
 
     Raises:
-        ModelError: there is none; the message begins with `what`.
+        ModelError: the config describes no model of timm's; the message begins with `what`.
     """
     try:
         return describe_classifier(config)

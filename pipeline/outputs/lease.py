@@ -142,7 +142,7 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
             _announce_waiting(uri, other, job, dead_s)
         time.sleep(min(1.0, beat_s / 2))
     else:
-        # Whoever was seen to hold it has let it go.
+        # Processes that were seen to hold the lease have released it.
         return waited or bool(seen)
     return waited
 

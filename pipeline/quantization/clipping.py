@@ -8,7 +8,7 @@ from pipeline.quantization.histogram import MAX_BINS, Histogram
 _LEAST_BINS = 16
 # The ends of the first search, as shares of the extremes: 1 to 1/256, half an octave apart.
 _COARSE = 2.0 ** -np.linspace(0, 8, 17)
-# Around the best ends so far: the gaps of the search before, in eight parts.
+# Factors of the best ends so far, for two finer searches: eight steps between the neighbors in the search before.
 _FINER = [2.0 ** np.linspace(-step, step, 9) for step in (1 / 2, 1 / 8)]
 
 

@@ -24,7 +24,7 @@ _LINEAR = _aten.linear.default
 _FUSED = _aten.scaled_dot_product_attention.default
 _MATMUL = _aten.matmul.default
 _SOFTMAX = _aten.softmax.int
-# These only move values, or multiply them by what their sign says.
+# Operators that only move values, or multiply each by a factor that depends on its sign alone.
 _MOVES = {
     *(_aten.reshape.default, _aten.view.default, _aten.flatten.using_ints, _aten.unflatten.int),
     *(_aten.transpose.int, _aten.permute.default, _aten.squeeze.dim, _aten.unsqueeze.default),

@@ -151,7 +151,7 @@ def convert(
         differing = sorted(observers.keys() ^ ranges.keys())
         raise ModelError(f"ranges do not fit the model: {len(differing)} observers differ, such as {differing[0]!r}")
     with torch.no_grad():
-        # One forward fills the observers of the weights; what activation observers see of it is overwritten.
+        # One forward fills the observers of the weights. Those of the activations are overwritten afterwards.
         prepared(*_example_arguments(program))
         for name, observer in observers.items():
             low, high = ranges[name]

@@ -147,7 +147,8 @@ class _RoundLearned(torch.autograd.Function):
     # Written out, because autograd would keep twice as many tensors of the activations' size.
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
-        # As torchao's operators do: the largest weight of a channel lies in the middle of two levels.
+        # Multiplied by the reciprocal as torchao's operators do, because the largest weight of a channel lies in the
+        # middle of two levels.
         steps = values * scale.reciprocal()
         levels = steps.round().add_(zero_point)
         clipped = levels.clamp(*limits)

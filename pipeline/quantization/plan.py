@@ -283,7 +283,7 @@ def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: Lo
 
     Raises:
         ConfigError: the output lies in one of them.
-        DatasetError: one is not, and the config does not allow it.
+        DatasetError: a dataset is incomplete or of another teacher, and the config does not allow that.
     """
     check_apart(config.output, images.sources)
     if not config.allow_incomplete:

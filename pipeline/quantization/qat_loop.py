@@ -26,7 +26,7 @@ from pipeline.quantization.variants import Values
 from pipeline.workers.checkpoint_timer import CheckpointTimer
 from pipeline.workers.progress import Count
 
-# What is measured on the held-back images; the best step has the least of the first.
+# Names of the measurements on held-back images. The best step is the one with the smallest value of the first.
 FIGURES = ("divergence", "disagreement")
 CRITERION = FIGURES[0]
 
@@ -195,7 +195,7 @@ class QatTrainer:
             raise NonFiniteError(state.steps, f"qat parameter of {self.label}")
         self.group.gather_equal(weight_digest(self.graph))
         if state.epoch_steps:
-            # As the end of an epoch it counts with any order of the images.
+            # Recorded as the end of an epoch, so that the checkpoint counts with any order of the images.
             state.epoch, state.epoch_steps = state.epoch + 1, 0
             self._save(state)
         history = [self._in_nats(row) for row in state.history]

@@ -12,7 +12,7 @@ from pipeline.report.strips import bars, intervals, relative_intervals
 from pipeline.report.text import short_name
 from pipeline.report.writing import settings_section
 
-# More rows make a page that nobody scrolls through.
+# Largest number of rows of a table: nobody scrolls through more.
 _MOST_ROWS = 160
 _WORST = 10
 
@@ -197,7 +197,7 @@ def _compared(ranges: Ranges, reference: Ranges) -> Section:
     errors = range_errors(ranges, reference)
     worst = sorted(errors, key=lambda name: -errors[name])[:_WORST]
     rows = [[name, f"{errors[name]:.3f}", _range(ranges[name]), _range(reference[name])] for name in worst]
-    # Without those that are constant in the reference.
+    # Activations that are constant in the reference are left out.
     shares = {name: _relative(ranges[name], reference[name]) for name in list(errors)[:_MOST_ROWS]}
     note = (
         "Each layer's range on these images in blue; the band is its range on the reference's images. A range that "

@@ -27,7 +27,7 @@ from pipeline.report.svg import (
 _HEIGHT = 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
 _LEGEND_ROW = 16
-# More points than pixels show nothing more.
+# Largest number of points of a curve: with more points than pixels it looks the same.
 _MOST_POINTS = 400
 
 

@@ -39,7 +39,7 @@ th { border-bottom: 2px solid #888; white-space: nowrap; }
 .tiles figcaption { font-size: .75rem; }
 summary { cursor: pointer; }
 """
-# Longer cells are text to read: aligned to the left, and broken over several lines.
+# Length in characters above which a cell counts as text: aligned to the left, and broken over several lines.
 _WORDS = 28
 
 

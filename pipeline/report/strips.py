@@ -47,7 +47,7 @@ def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float
     for index, value in enumerate(rows.values()):
         y = frame.middle(index)
         shown = finite([value])
-        # On an axis without 0, from its end.
+        # On an axis without 0, a bar begins at the end of the axis.
         start, end = frame.x(0.0), frame.x(shown[0] if shown else 0.0)
         shapes.append(rectangle(min(start, end), y - 5, abs(end - start), 10, color=COLORS[0]))
         shapes.append(text(max(start, end) + 4, y + 4, tick_text(shown[0]) if shown else "–"))
@@ -156,7 +156,7 @@ class _Frame:
     def _ticks(self) -> list[float]:
         if self._bend(2.0) == 2.0:
             return ticks(self._low, self._high)
-        # On an axis of few powers of ten, three times each as well.
+        # On an axis with few powers of ten, ticks are also at three times each power.
         steps = (1, 3) if self._high - self._low < 8 else (1,)
         values = [sign * step * 10.0**power for power in range(7) for step in steps for sign in (-1, 1)]
         return sorted(value for value in [0.0, *values] if self._low <= self._bend(value) <= self._high)

@@ -128,7 +128,7 @@ def _local_path(uri: str) -> str:
     path = os.path.expanduser(uri[match.end() :] if match else uri)
     while path.startswith("./"):
         path = path[2:].lstrip("/")
-    # Not `abspath`, which would resolve `..` after a symbolic link wrongly.
+    # `abspath` is not used, because it resolves `..` after a symbolic link wrongly.
     here = "" if os.path.isabs(path) else _working_folder(uri)
     return os.path.join(here, "" if path == "." else path).rstrip("/") or "/"
 

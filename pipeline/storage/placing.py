@@ -95,7 +95,7 @@ def _move(fs: Any, temporary: str, path: str, *, replace: bool) -> bool:
     try:
         fs.mv(temporary, path)
     except (OSError, *driver_errors()) as error:
-        # Without the temporary file it is not known whose file is there: that of before, or the one to be put there.
+        # If the temporary file is gone, the file at the path may be the old one, or the one that was moved there.
         if not (_says_it_exists(error) and is_on(fs, temporary) and is_on(fs, path)):
             raise
     fs.invalidate_cache()
@@ -134,6 +134,6 @@ def _replace(fs: Any, temporary: str, path: str) -> None:
     finally:
         with contextlib.suppress(OSError, *driver_errors()):
             fs.invalidate_cache()
-            # What could not come back is all that is left.
+            # A file that could not be put back is the only copy left, and stays.
             if is_on(fs, aside) and is_on(fs, path):
                 fs.rm_file(aside)

@@ -20,7 +20,7 @@ from pipeline.synthesis.input_synthesis import ImagesToMake
 _LOOK_EVERY_S = 1.0
 # A listing costs more than a look at a file, and failures are few.
 _LIST_EVERY_S = 10.0
-# For stores that show a new file only after a moment.
+# Seconds before a last look, for stores that show a new file only after a moment.
 _LAST_LOOK_S = 3.0
 
 

@@ -9,11 +9,11 @@ from pipeline.synthesis.records import Running
 
 # Ray Data gives each worker the turn that it has and the next one.
 TURNS_PER_WORKER = 2
-# Longer than a worker takes between two shards.
+# Seconds without work after which a pass may end: longer than a worker takes between two shards.
 _BETWEEN_SHARDS_S = 3.0
 # Seconds to wait for another machine where the cluster can grow.
 _GROWING_S = 60.0
-# After this time nobody waits any more for a process that Ray is to start in the place of one that ended itself.
+# Seconds to wait for the process that Ray starts in the place of one that ended itself.
 _RESTART_S = 120.0
 
 

@@ -198,13 +198,13 @@ class Attempts:
         if running is not None:
             self._turns.end(running.worker, running.turn, shard_id, made)
         self._left.discard(shard_id)
-        # One that was written after an error was inverted before it.
+        # A shard that was inverted before an error, and written after it, does not clear the device of that error.
         if running is None or not running.inverted:
             self._devices.clear(device)
         if made is not None:
             # All else that was remembered of it is of no more use, and there may be millions.
             shard = self._shards.pop(shard_id, None)
-            # One that was done, and whose part was gone, is made without being begun again.
+            # A shard that was done, and whose part was gone, is made again without being begun again.
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
     def reject(self, node: str, shard_id: int, reason: str) -> None:

@@ -79,14 +79,14 @@ def background_synthesis(to_make: ImagesToMake | None, arrivals: PartArrivals | 
     if to_make is None or arrivals is None:
         yield None
         return
-    # Here a cluster that is too small raises an error of this process; the other one would only end with an exit code.
+    # Raises in this process if the cluster is too small; the other process would only end with an exit code.
     pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)))
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()
     try:
         yield Synthesis(process, arrivals)
-        # Without an error the training has read all parts. The report and pictures may still be in the making.
+        # The training has read all parts, but the report and the pictures may not be written yet.
         exit_code = process.wait()
         if exit_code:
             logger.warning(f"the synthesis of {arrivals.output!r} made all images and ended with exit code {exit_code}")
@@ -102,7 +102,7 @@ def _start(path: str) -> subprocess.Popen[bytes]:
     its own, so that Ctrl-C reaches this process alone, which passes it on.
     """
     address = ray.get_runtime_context().gcs_address
-    # Where this package lies, so does `jobs`.
+    # The folder of this package, which holds `jobs` too, must be in the module path.
     paths = [str(Path(pipeline.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return subprocess.Popen(
         [*_COMMAND, "--config", path, "--shard_order", "shuffled", *_level()],
@@ -121,7 +121,7 @@ def _level() -> list[str]:
 
 def _watch(process: subprocess.Popen[bytes], ending: ActorHandle) -> None:
     exit_code = process.wait()
-    # Where the cluster is gone, those who wait for parts are too.
+    # If the cluster is gone, so are those who wait for parts.
     with suppress(ray.exceptions.RayError):
         ray.get(ending.set.remote(exit_code))
 

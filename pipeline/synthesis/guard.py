@@ -115,7 +115,8 @@ class GuardedWriter:
                 time.sleep(self._turn_s / _LOOKS_PER_TURN)
                 if self._ask_if_more_may_come(turn):
                     continue
-            # After an error the process is to end, once what it did is reported. What is done waits for no long shard.
+            # After an error the process must end as soon as its outcomes are reported. Outcomes must not wait for a
+            # long shard either.
             if self._poisoned or time.monotonic() + (self._shard_s if outcomes else 0.0) >= end:
                 return outcomes
 

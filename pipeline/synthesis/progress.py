@@ -97,7 +97,7 @@ class ProgressReport:
             self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: Outcome) -> None:
-        """Print what there is to say of a shard, which the tally has counted."""
+        """Print the line of a shard that has ended, once the tally has counted it."""
         with self._lock:
             self._last_shard = time.monotonic()
             if outcome.error:
@@ -109,7 +109,7 @@ class ProgressReport:
                 if waited and logger.isEnabledFor(logging.INFO):
                     self._print(f"synthesis: shard {outcome.shard_id} {waited}")
                 if self._began is None:
-                    # Before it, nodes were started and models loaded, which tells nothing of the images to come.
+                    # Earlier, nodes were started and models loaded, which says nothing about the speed of later images.
                     self._began = max(self._started, time.monotonic() - outcome.seconds - outcome.store_s)
             self._print_status()
 

@@ -32,7 +32,8 @@ _MOST_PARTS, _MOST_PARTS_WITH_IMAGES, _MOST_COMPARED = 256, 32, 512
 _MOST_CLASSES = 30
 _NEAREST_PAIRS = 8
 _MOST_FAILURES = 10
-# As PNG files; in a page they take a third more. The pairs, at most 38 kB a picture, take about as much.
+# Bytes of the gallery's pictures as PNG files; in a page they take a third more. The pairs, at most 38 kB a picture,
+# take about as much.
 _GALLERY_BYTES = 750_000
 
 

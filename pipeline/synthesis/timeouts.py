@@ -17,7 +17,7 @@ def set_timeouts(context: DataContext, pool: PoolConfig) -> None:
     """Let a dataset begin with `min_size` actors, and end with an error if it gets fewer in time, or stalls.
 
     Ray Data's own setting waits for every actor that the pool starts with. Where a spot market gives fewer, it would
-    leave those that are there idle, and then give up.
+    leave the few actors idle, and then give up.
 
     Args:
         context: context of the dataset to be run on the pool.

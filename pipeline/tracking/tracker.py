@@ -66,7 +66,7 @@ class _Channel:
         self._thread.start()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        # Where nobody takes them, they would fill the memory.
+        # If the thread has given up, further figures would only fill the memory.
         if self._thread.is_alive():
             self._waiting.put(partial(self._place.add, step, values))
 
