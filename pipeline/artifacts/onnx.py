@@ -58,7 +58,7 @@ def save_onnx(
     """
     check_onnx()
     if weights == "int4" and largest_integer(program, "dequantize_per_channel") > 8:
-        raise FormError(f"{Path(path).name}: weights of more than 4 bits have no form in 4")
+        raise FormError(f"{Path(path).name}: weights of more than 4 bits cannot be stored in 4")
     clipped = clip_narrow_activations(program)
     try:
         exported: Any = torch.onnx.export(

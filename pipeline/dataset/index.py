@@ -110,7 +110,7 @@ def _parse_index(content: bytes, digest: str, columns: Sequence[str]) -> pa.Tabl
     """
     parquet = pq.ParquetFile(pa.BufferReader(content))
     if (parquet.schema_arrow.metadata or {}).get(_DIGEST) != digest.encode():
-        raise DatasetError("it is of another dataset")
+        raise DatasetError("it belongs to another dataset")
     # Equal rows take next to nothing in a file, and all memory when they are read.
     if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
         raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")

@@ -161,7 +161,7 @@ def _warn_of_other_teachers(images: ImageCollection, teacher: LoadedModel) -> No
     for source in images.sources:
         found = other_teacher(source, teacher)
         if found is not None:
-            logger.warning(f"distill: {found}: it answers them all the same")
+            logger.warning(f"distill: {found}: the teacher answers them all the same")
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:

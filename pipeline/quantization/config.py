@@ -174,9 +174,11 @@ class CalibrationConfig:
                 f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
             )
         if self.reference is not None and self.smoothing != "none":
-            raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
+            raise ConfigError(
+                f"reference: smoothing {self.smoothing} changes the model, and its ranges then compare with none"
+            )
         if self.reference is not None and self.equalization:
-            raise ConfigError("reference: ranges of a model with equalization are not those of another")
+            raise ConfigError("reference: equalization changes the model, and its ranges then compare with none")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "max_images"), 1)

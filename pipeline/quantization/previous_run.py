@@ -95,7 +95,7 @@ def find_left(output: str, report: dict[str, Any]) -> list[str]:
     named = {*_artifact_names(report), *(row["artifact"] for row in report.get("failed", ()))}
     left = unlisted_artifacts(storage.list_files(output), named)
     if left:
-        logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} has their figures no more")
+        logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} no longer has their figures")
     return left
 
 

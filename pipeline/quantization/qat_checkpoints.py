@@ -86,4 +86,4 @@ def _remove(output: str, names: Iterable[str]) -> None:
         # The folder itself, once nothing is in it.
         storage.remove_temporaries(folder)
     except OSError as error:
-        logger.warning(f"checkpoints of qat were not removed, and can be by hand: {one_line(error)}")
+        logger.warning(f"checkpoints of qat could not be removed, delete them by hand: {one_line(error)}")
