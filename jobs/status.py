@@ -27,9 +27,9 @@ from pipeline.outputs.owners import job_of, qat_checkpoints
 _WITHOUT_VALUE = ("--help", "--print_config")
 
 
-# Longest interval: longer ones are of no use, and `time.sleep` has a limit.
+# Largest value of `every_s`: longer intervals are useless, and `time.sleep` has a limit.
 _DAY_S = 86_400
-# Most folders to search for outputs, in one folder.
+# Largest number of folders in a location that are searched for outputs.
 _MOST_FOLDERS = 20
 
 
@@ -151,7 +151,7 @@ def _seconds_by_device(index: pa.Table) -> dict[str | None, float]:
 
 
 def _pool(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the share of a GPU and the price of an actor, as the dataset was begun with."""
+    """Return the pool's share of a GPU and price of an actor, with which the dataset was begun."""
     config = manifest.get("config")
     settings = config.get("pool") if isinstance(config, dict) else None
     pool = settings if isinstance(settings, dict) else {}

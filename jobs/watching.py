@@ -64,8 +64,8 @@ def _is_over(found: dict[str, Any]) -> bool:
     if found["job"] == "compact":
         # Shards that the images lack do not count (`allow_incomplete`).
         return found["num_done"] >= found["num_parts"]
-    # A calibration's report is written last, with what it refused. Shards that failed, or whose part is damaged, are
-    # made by another run.
+    # A calibration's report, with the artifacts it refused, is written last. Shards that failed, or whose part is
+    # damaged, are made by another run.
     return not found["missing"]
 
 

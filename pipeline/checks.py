@@ -31,7 +31,7 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 
 def check_choices(config: Any, prefix: str = "") -> None:
-    """Refuse values that are none of those that a dataclass lists as `Literal`, also in lists and unions.
+    """Refuse values that are not among those that a dataclass lists as `Literal`, also within lists and unions.
 
     The command line checks the types of all settings; this is for configs that Python code makes.
 

@@ -80,7 +80,7 @@ def _check_softmax(loaded: LoadedModel) -> None:
 
 
 def _is_embedding(loaded: LoadedModel) -> bool:
-    """Return whether the outputs are those of an image tower of timm's, which have no names."""
+    """Return whether the outputs are an image tower's embedding: timm has no names for them."""
     if loaded.name.startswith(LOCAL_DIR) or _TOWER.search(loaded.name) is None:
         return False
     own, count = timm.get_pretrained_cfg(loaded.name), len(loaded.class_names)

@@ -44,7 +44,7 @@ class Facts:
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], uri: str) -> "Facts":
-        """Read what `to_strings` wrote, and names as other programs write them; other keys are left alone.
+        """Read facts that `to_strings` wrote, and class names as other programs write them; other keys are ignored.
 
         Raises:
             CheckpointError: a value is not what its key says, two keys name other classes, or `mean` and `std` are not

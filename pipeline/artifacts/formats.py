@@ -78,7 +78,7 @@ def format_of(name: str | Path) -> FormatName | None:
 
 
 def unlisted_artifacts(names: Iterable[str], listed: Collection[str]) -> list[str]:
-    """Return the artifacts among the files of an output that its report does not list: they are of an earlier run."""
+    """Return the artifacts among the files of an output that its report does not list: an earlier run made them."""
     return [name for name in names if format_of(name) is not None and name not in listed]
 
 

@@ -45,7 +45,7 @@ fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine fake_
 sym_constrain_range sym_constrain_range_for_size
 """
 _COMPUTING = frozenset(_OPERATORS.split())
-# Arithmetic of sizes. torch gives these their inputs by position; of others it prints the inputs' names into code.
+# Operators of arithmetic on sizes. torch calls them with inputs by position; for others it prints names into code.
 _ON_SIZES = re.compile(
     r"_operator\.(eq|ne|le|ge|lt|gt|neg|pos|mul|add|sub|floordiv|mod|truediv|and_|or_)"
     r"|torch\.sym_(not|int|float|ite|max|min|sqrt)"
@@ -140,7 +140,7 @@ def _is_size(expression: str) -> bool:
 
 
 def _is_structure(spec: Any) -> bool:
-    """Whether a specification of inputs or outputs is of plain containers: others name what torch would import."""
+    """Return whether inputs or outputs are specified as plain containers: others name classes that torch imports."""
     if not isinstance(spec, list) or len(spec) != 2 or spec[0] != 1:
         return False
     return all(_is_container(node) for node in _nodes(spec[1]))

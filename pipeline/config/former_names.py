@@ -69,7 +69,7 @@ class FormerNames:
 
 
 def _with_sections(name: str) -> set[str]:
-    """Return a dotted name and those of the sections that it lies in."""
+    """Return a dotted name with the names of the sections that it lies in."""
     parts = name.split(".")
     return {".".join(parts[: length + 1]) for length in range(len(parts))}
 

@@ -61,7 +61,7 @@ def _resolve_key(config: type, key: Any, value: Any, name: str, folder: str) -> 
 
 
 def _resolve(hint: Any, value: Any, name: str, folder: str) -> Any:
-    """Return the value of a setting with its sections resolved; as it is where it can have none."""
+    """Return the value of a setting with its sections resolved; a value that can have none is returned unchanged."""
     members, section, entry = _members(hint), _section(hint), _entry(hint)
     if value is None:
         return _resolve_null(hint, name)
@@ -95,7 +95,7 @@ def _resolve_entry(entry: Any, value: Any, name: str, folder: str) -> Any:
 
 
 def _resolve_added(hint: Any, value: Any, name: str, folder: str) -> Any:
-    """Return what is added to a list, an entry or several."""
+    """Return the entries, one or several, that are added to a list."""
     entry = _entry(hint)
     if entry is None or isinstance(value, list | tuple):
         return _resolve(hint, value, name, folder)
@@ -136,7 +136,7 @@ def _defaults(section: Any, name: str) -> dict[str, Any]:
 
 
 def _split(flags: Sequence[str]) -> Iterator[tuple[list[str], str, str | None]]:
-    """Yield each flag of a command line with what it is made of, its name, and its value if it has one."""
+    """Yield each flag of a command line as its arguments, its name, and its value if it has one."""
     rest = list(flags)
     while rest:
         parts = [rest.pop(0)]

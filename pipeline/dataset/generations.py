@@ -78,8 +78,8 @@ def report_missing(uri: str, names: Iterable[str]) -> None:
 def check_one_generation(uri: str, names: Iterable[str]) -> None:
     """Refuse files that were numbered twice, as `x-00000-of-00001` beside `x-00000-of-00002`: the same rows again.
 
-    A dataset that is written anew in more or fewer files leaves those of before; so does a copy of both. What else
-    follows the total belongs to the name: `rank_0_of_2_00000` and `rank_0_of_2_00001` are two files of one writer.
+    A dataset that is written again as more or fewer files leaves the old ones; so does a copy of both. Any other text
+    after the total belongs to the name: `rank_0_of_2_00000` and `rank_0_of_2_00001` are two files of one writer.
 
     Args:
         uri: location of the folder, for messages.

@@ -139,7 +139,7 @@ def report_same_images(uri: str, listing: Listing, names: Iterable[str]) -> None
 def _blobs(root: str) -> list[str]:
     """Return the folder that the Hugging Face cache keeps files in, if `root` is in one of its snapshots.
 
-    A snapshot is of links to it, as `datasets--me--x/snapshots/0123abcd/data/x.parquet` to `datasets--me--x/blobs/...`.
+    A snapshot holds links to it: `datasets--me--x/snapshots/0123abcd/data/x.parquet` to `datasets--me--x/blobs/...`.
     """
     repository, snapshots, _ = f"{root}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
     return [os.path.join(repository, "blobs", "")] if snapshots else []

@@ -99,7 +99,7 @@ def _part_file(data: str, name: str, size: int, digest: str) -> PartFile:
 
 
 def merged_metadata(facts: Mapping[int, Mapping[str, str]]) -> dict[bytes, bytes]:
-    """Return the metadata of a merged file: what was particular to each of its parts.
+    """Return the metadata of a merged file: the facts that concern each of its parts alone.
 
     Args:
         facts: shard id → what the part's own metadata said of that part alone, such as how its micro-batches were

@@ -85,7 +85,7 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
 
 
 def find_failures(output: str, shard_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return shard id → failure record, of those of some shards that have one.
+    """Return shard id → failure record, for those of the given shards that have one.
 
     Raises:
         DatasetError: a file is no failure record, or storage kept failing to answer.

@@ -16,7 +16,7 @@ def check_price(gpus_per_actor: float, price_per_hour: float | None) -> None:
 
 
 def actors_per_gpu(share: float) -> int:
-    """Return how many actors fit on a GPU, each with a share of it; Ray counts ten-thousandths."""
+    """Return how many actors fit on a GPU, given each actor's share of it; Ray counts shares in ten-thousandths."""
     return 10_000 // round(10_000 * share)
 
 

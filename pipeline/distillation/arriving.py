@@ -117,7 +117,7 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
 
 
 def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
-    """Yield all images in a random order, mixed by a buffer of so many images.
+    """Yield all images in a random order, mixed in a buffer that holds the given number of images.
 
     Once the buffer is full, each part swaps places with as many images of it, and only those are copied.
     """

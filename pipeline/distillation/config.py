@@ -228,7 +228,7 @@ def _check_labels(config: DistillationConfig) -> None:
 
 
 def _check_frozen(config: DistillationConfig) -> None:
-    """Check that what is trained can change every term of the loss; its value chooses the best epoch."""
+    """Check that the trained weights can change every term of the loss: its value chooses the best epoch."""
     if config.token_weight and config.student.linear_head:
         raise ConfigError(
             f"token_weight is {config.token_weight:g}, and student.linear_head trains the head alone, which changes no "

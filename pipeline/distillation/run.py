@@ -143,7 +143,7 @@ def _has_room(plan: DistillationPlan, task: TrainingTask) -> bool:
     if plan.to_make is None:
         return True
     others = resources_of(plan.config.workers)
-    # Tasks of Ray Data read what is streamed.
+    # Streamed images are read by tasks of Ray Data, which need a core.
     others["CPU"] += task.streams
     return has_room(plan.to_make, others)
 

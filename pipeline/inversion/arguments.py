@@ -65,7 +65,7 @@ def checked_targets(targets: Any, num_classes: int) -> Tensor:
     """
     if not isinstance(targets, Tensor) or targets.ndim != 1 or not len(targets) or not _is_whole(targets):
         raise ConfigError(f"targets must be classes, int64 [B], not {_shown(targets)}")
-    # A copy: what was made in inference mode cannot be saved for a backward pass.
+    # Copied, because tensors that were made in inference mode cannot be saved for a backward pass.
     classes = targets.to(torch.int64, copy=True)
     beyond = classes[(classes < 0) | (classes >= num_classes)]
     if len(beyond):

@@ -184,7 +184,7 @@ class Inversion:
         return (~ended).nonzero().squeeze(1)
 
     def _go_on_with(self, ending: ConfidenceTracker, rows: Tensor) -> None:
-        """Narrow the batch, and all that is kept for each image of it."""
+        """Narrow the batch, and everything that is kept per image, to the given rows."""
         self._optimizer.keep(rows)
         self.keep_indices = self.keep_indices[rows]
         self._ended.keep(rows)
@@ -219,7 +219,7 @@ class Inversion:
 
     @property
     def _going(self) -> Harvest:
-        """The images that have not ended, as they are now."""
+        """Return the images that have not ended, as they are now."""
         return Harvest(self.images.detach(), self.keep_indices)
 
     @_with_gradients

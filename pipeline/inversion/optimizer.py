@@ -9,7 +9,7 @@ from pipeline.inversion.basis import CosineBasis
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.teacher import AnyTeacher
 
-# Pixels that the fused Adam takes at once on a CPU, at the widest; what is left over it rounds differently.
+# Largest number of pixels that the fused Adam takes at once on a CPU. It rounds those that are left over differently.
 _ADAM_WIDTH = 16
 
 

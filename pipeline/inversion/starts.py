@@ -11,7 +11,7 @@ from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import generators_of
 from pipeline.inversion.teacher import AnyTeacher
 
-# Radii lie between these shares of the side, and their density falls with the square of the radius.
+# Radii of the leaves lie between these shares of the image's side; their density falls with the square of the radius.
 _SMALLEST, _LARGEST = 0.047, 0.6
 # Standard deviations: brightness of the leaves, color beside it (per channel), shading across a leaf of the
 # size of the image, and of the grain.

@@ -41,15 +41,15 @@ class ViewDraws:
     moves: bool = True
 
     def at(self, step: int, *, moves: bool) -> "ViewDraws":
-        """Return what is drawn for one step."""
+        """Return the numbers of one step."""
         return replace(self, numbers=self.numbers[step], noise_seeds=self.noise_seeds[step], moves=moves)
 
     def part(self, rows: slice) -> "ViewDraws":
-        """Return what is drawn for some images of a step."""
+        """Return the numbers of some images of a step."""
         return replace(self, numbers=self.numbers[rows], noise_seeds=self.noise_seeds[rows])
 
     def keep(self, rows: Tensor) -> "ViewDraws":
-        """Return what is drawn for the given images, int64 [b], at every step."""
+        """Return the numbers of the images at these rows of the batch, int64 [b], at every step."""
         return replace(self, numbers=self.numbers[:, rows], noise_seeds=self.noise_seeds[:, rows.cpu()])
 
 

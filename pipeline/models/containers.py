@@ -16,7 +16,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def readable_kind(name: str, content: bytes) -> Readable | None:
-    """Return how to read a checkpoint, judging by its content; None if it is of a kind that is not read.
+    """Return how to read a checkpoint, judging by its content; None if files of its kind are not read.
 
     Args:
         name: file name or URI, used only to distinguish the JSON index of a sharded checkpoint from other JSON.

@@ -4,7 +4,7 @@ from torch import nn
 
 
 def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -> tuple[str, ...]:
-    """Let the LayerNorms of a trained model add what they were trained with.
+    """Set the epsilon of a trained model's LayerNorms to the one that they were trained with.
 
     timm cannot write that number into a saved folder. So a model that is yet to be trained and saved keeps timm's, with
     a notice.

@@ -78,7 +78,7 @@ def describe_weights_folder(uri: str, names: list[str]) -> str:
 
 
 def _kind(uri: str, names: list[str]) -> str | None:
-    """Say what a folder is that holds no weights as they are read, and what to do; None if that is not known."""
+    """Say what a folder without readable weights is, and what to do; None if that is not known."""
     if any(name.endswith(".distcp") for name in names):
         convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {uri} weights.pth"
         return f"a distributed checkpoint (FSDP); convert it: {convert}"

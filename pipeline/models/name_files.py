@@ -117,7 +117,7 @@ def _names_under(key: str, value: Any) -> list[str]:
 
 
 def _is_lossy_inverse(value: Any, names: list[str]) -> bool:
-    """Return whether a mapping of names to numbers is that of names of which some repeat."""
+    """Return whether a mapping of names to numbers was made from names that repeat, and so lost some numbers."""
     if not isinstance(value, Mapping) or value.keys() != set(names) or len(value) == len(names):
         return False
     numbered = {str(number): name for number, name in enumerate(names)}

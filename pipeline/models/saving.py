@@ -64,7 +64,7 @@ def check_savable(model: nn.Module) -> None:
 
 
 def _make_again(model: Any) -> nn.Module:
-    """Return the outline of the model that timm makes of what it recorded, on the meta device.
+    """Return the model that timm makes from the arguments that this one recorded, on the meta device.
 
     Raises:
         ModelError: the model recorded no arguments, or some that cannot be written as JSON.

@@ -49,7 +49,7 @@ def job_of_manifest(manifest: Any) -> JobName:
 
 
 def job_of_config(config: dict[str, Any]) -> JobName | None:
-    """Return the job whose `config.json` this is; None if it is of no job of this software."""
+    """Return the job whose `config.json` this is; None if no job of this software wrote it."""
     for job, keys in _KEYS.items():
         if config.get("job") == job or ("job" not in config and keys <= config.keys()):
             return job

@@ -61,7 +61,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class MadeArtifacts:
-    """Artifacts that compute what was calibrated, and for each that does not a row that says why."""
+    """Artifacts that agree with the calibrated graph, and for each one that does not a row that says why."""
 
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
@@ -243,7 +243,7 @@ def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, A
 
 
 def _refuse(path: Path, reason: str, *, may_come: bool, **figures: float) -> dict[str, Any]:
-    """Delete what was written of a file, and return its row of the report.
+    """Delete a refused file, as far as it was written, and return its row of the report.
 
     Args:
         path: path of the file.

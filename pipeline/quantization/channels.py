@@ -162,7 +162,7 @@ class ChannelObserver(GraphReader):
         super().__init__(model, graph)
 
     def ranges(self) -> ChannelRanges:
-        """Return what was seen; normalizations of a model that read no image are missing."""
+        """Return the ranges seen so far; normalizations that no image has passed are missing."""
         return {
             name: (extremes.low.numpy(), extremes.high.numpy())
             for name, extremes in self._extremes.items()

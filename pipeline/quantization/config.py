@@ -203,7 +203,7 @@ class CalibrationConfig:
 
 
 def _check_onnx(config: CalibrationConfig) -> None:
-    """Check that settings of ONNX files apply to one of them."""
+    """Check that settings of ONNX files apply to at least one file."""
     given = {"onnx_int4: true": config.onnx_int4, "onnx_weights: int8": config.onnx_weights == "int8"}
     for setting in (name for name, is_given in given.items() if is_given and "onnx" not in config.formats):
         raise ConfigError(f"{setting} is for ONNX files, and formats is {config.formats}: add onnx, or leave it out")

@@ -96,7 +96,7 @@ class MomentObserver(GraphReader):
         graph.recompile()
 
     def moments(self, add: Callable[[Tensor], Tensor] = lambda own: own) -> dict[str, Moments]:
-        """Return what was seen, by point.
+        """Return the sums seen so far, by point.
 
         Args:
             add: function that returns the sum over all workers of the int64 tensors that each of them passes to it, in

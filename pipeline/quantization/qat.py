@@ -91,7 +91,7 @@ def _task(
 
 
 def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
-    """Return how many images are to be read, all variants together, and say what earlier runs have done of it."""
+    """Return how many images are still to be read for all variants, and say how many earlier runs have read."""
     held_back = 0 if plan.held_back is None else len(plan.held_back.rows)
     sizes = even_sizes(plan.images.num_rows - held_back, qat.batch_size)
     each = sum(islice(cycle(sizes), qat.steps))

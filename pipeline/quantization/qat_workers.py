@@ -129,7 +129,7 @@ def _train_one(setup: _Setup, variant: Variant, values: Values) -> Trained:
 
     Raises:
         NonFiniteError: a loss or parameter became NaN or infinite.
-        ConfigError: a step does not fit into memory; it would not on another try.
+        ConfigError: a step does not fit into memory, and would not on another try either.
     """
     task, group = setup.task, setup.group
     with naming_batch_size("qat.batch_size", task.qat.batch_size):

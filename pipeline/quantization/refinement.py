@@ -82,7 +82,7 @@ class Refinement:
         return (self._parameter(layer, "bias").double() - error).float()
 
     def parameters(self, bits: BitWidths, layers: Mapping[str, BitWidths] | None = None) -> dict[str, Tensor]:
-        """Return the values that take the place of those in the graph, see `graphs.convert`.
+        """Return values that replace the graph's own weights and biases, as `graphs.convert` takes them.
 
         Args:
             bits: bit widths of all layers that have none of their own.

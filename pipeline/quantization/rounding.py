@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
-# Added to the diagonal of a Hessian, as a share of its mean.
+# Number that is added to the diagonal of a Hessian, as a share of the diagonal's mean.
 _DAMPING = 0.01
 
 

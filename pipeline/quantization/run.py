@@ -173,7 +173,7 @@ def _train(
 def _write_ranges(
     config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges], trained: dict[str, Trained]
 ) -> None:
-    """Write what was seen and, where an artifact represents something else, what that is."""
+    """Write the observed ranges and, where artifacts use other ranges, those as well."""
     storage.write_json(storage.join(config.output, RANGES), calibration.ranges)
     if config.observer != "min_max":
         for bits, ranges in used.items():
@@ -243,7 +243,7 @@ def _row(artifact: Artifact, scored: Score | None, latencies: dict[str, float]) 
 
 
 def _mixture_row(mixture: Mixture) -> dict[str, Any]:
-    """Return what was chosen: average bits instead of the largest, and the widths of each layer."""
+    """Return the chosen widths for a row of the report: the average bits per weight, and the widths of each layer."""
     activations = sorted({bits.activations for bits in mixture.layers.values()})
     return {
         "weights": round(mixture.weight_bits, 3),

@@ -44,7 +44,7 @@ def temporary_name(name: str) -> str:
 
 
 def create_locally(target: Path, content: bytes) -> bool:
-    """Write a file unless it exists, and return whether this call wrote it; of several at once, one does."""
+    """Write a file unless it exists, and return whether this call wrote it; of several calls at once, one does."""
     with _temporary(target, target.parent, content) as temporary:
         try:
             os.link(temporary, target)

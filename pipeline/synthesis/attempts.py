@@ -79,7 +79,7 @@ class Attempts:
         return numbers
 
     def retired(self) -> dict[Device, str]:
-        """Return the devices that get no more work, and why."""
+        """Return device → why it gets no more work."""
         return dict(self._devices.retired)
 
     def last_errors(self) -> tuple[str, str]:
@@ -180,7 +180,7 @@ class Attempts:
         return Begun(shard_id, deaths, refusal, attempt=shard.num_begun)
 
     def inverted(self, device: Device, shard_id: int) -> None:
-        """Record that a shard is inverted, and what is left is to write it."""
+        """Record that a shard is inverted, and only needs to be written."""
         self._last_event = time.monotonic()
         self._devices.clear(device)
         if shard_id in self._at_work.running:
@@ -202,7 +202,7 @@ class Attempts:
         if running is None or not running.inverted:
             self._devices.clear(device)
         if made is not None:
-            # All else that was remembered of it is of no more use, and there may be millions.
+            # The rest of the shard's record is useless now, and there may be millions of shards.
             shard = self._shards.pop(shard_id, None)
             # A shard that was done, and whose part was gone, is made again without being begun again.
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1

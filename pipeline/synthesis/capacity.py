@@ -63,7 +63,7 @@ class Needs:
 
 
 def needs(pool: PoolConfig) -> Needs:
-    """Return what an actor needs, given the nodes that are there and those that may come."""
+    """Return what an actor needs, given the present nodes and those that the autoscaler can bring."""
     return _choose(pool)[0]
 
 

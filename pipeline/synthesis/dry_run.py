@@ -118,7 +118,7 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         report_plan("actors will share GPUs, but this measurement had one to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {_duration(hours / at_once)} with {actors} actors")
-    # The price is an actor's, and each of those that share a GPU takes so much longer.
+    # The price is that of an actor-hour, and actors that share a GPU take longer in proportion.
     priced = price(hours * actors / at_once, config.pool.price_per_hour)
     if priced:
         report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")

@@ -30,7 +30,7 @@ class FirstParts:
         self._told = False
 
     def why_lost(self, done: Outcome) -> str:
-        """Return why what a worker writes is lost; empty if an earlier part of it was found, or this one is there.
+        """Return why a worker's parts are lost; empty if an earlier part of the worker was found, or this one is.
 
         Where storage does not answer, that is not known: a line says so once, and the worker's next part is looked for.
         A line reports each node once; of its other parts, which may be many, none is looked for.

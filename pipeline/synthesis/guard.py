@@ -169,7 +169,7 @@ class GuardedWriter:
         begun: Begun | None = self._ask("take", self._actor, self._device, self._name, turn)
         if begun is None:
             return None
-        # In this thread, so that `_leave`, which runs here too, knows of it.
+        # Noted in this thread, because `_leave`, which runs here too, must know of it.
         with self._returned:
             self._holding.add(turn)
         made = self._make(writer, begun)

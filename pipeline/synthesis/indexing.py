@@ -103,6 +103,6 @@ class RunningIndex:
             self._warn("written", error)
 
     def _warn(self, done: Literal["read", "written"], error: Exception) -> None:
-        # Every part says of itself what the index says of it.
+        # Nothing is lost: every part holds the facts that the index has of it.
         more = ", and is not written" if done == "read" else ""
         logger.warning(f"the index of {self._output!r} could not be {done}{more}: {one_line(error)}")

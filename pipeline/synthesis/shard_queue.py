@@ -59,7 +59,7 @@ class Turns:
         return bool(self._by_worker)
 
     def is_past(self, number: int) -> bool:
-        """Return whether a turn is of an earlier pass, of which nobody reads the outcomes any more."""
+        """Return whether a turn belongs to an earlier pass, whose outcomes nobody reads any more."""
         return number < self._first
 
     def enter(self, worker: str, device: Device, name: str, number: int) -> None:

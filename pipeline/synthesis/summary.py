@@ -15,7 +15,7 @@ from pipeline.synthesis.tally import Tally
 
 
 def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: store.Progress) -> dict[str, Any]:
-    """Return what was done and what was not, as plain data.
+    """Return a summary of the run, as plain data: what was done and what was not.
 
     Args:
         plan: plan of the run.

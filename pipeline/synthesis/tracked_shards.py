@@ -27,12 +27,12 @@ class TrackedShards:
         self._started, self._last = time.monotonic(), 0.0
 
     def add(self, tally: Tally) -> None:
-        """Report what is counted by now, unless that was done within the last ten seconds."""
+        """Report the present figures, unless some were reported within the last ten seconds."""
         if time.monotonic() - self._last >= _INTERVAL_S:
             self.report(tally)
 
     def report(self, tally: Tally) -> None:
-        """Report what is counted by now."""
+        """Report the present figures."""
         if self._tracker is None:
             return
         self._last = time.monotonic()

@@ -126,7 +126,7 @@ class PartWriter(Inverter):
         return Outcome(worker=self.worker, num_images=num_images, **facts)
 
     def _write(self, shard_id: int, shard: InvertedShard) -> dict[str, int]:
-        """Write a part; return its bytes, and those of its row group before compression."""
+        """Write a part; return its size, and that of its row group before compression, both in bytes."""
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
             # Recorded because other micro-batches may round differently: (step, images at once from then on).
@@ -140,7 +140,7 @@ class PartWriter(Inverter):
         return {"bytes": len(content), "row_group_bytes": row_group.total_byte_size}
 
     def _end_checkpoints(self, shard_id: int) -> list[str]:
-        """Delete the checkpoint of a shard that needs none any more; return what the driver should know of it."""
+        """Delete the checkpoint of a shard that no longer needs one; return notes for the driver."""
         return [] if self.checkpoints is None else self.checkpoints.end(shard_id)
 
     def _is_done(self, shard_id: int) -> bool:

@@ -37,7 +37,7 @@ class Tracker:
         self._result: Mapping[str, Any] = {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Report figures of a step; what was reported of it before stays. What is no finite number is left out."""
+        """Report figures of a step. Those reported before stay; values that are not finite are left out."""
         for channel in self._channels:
             channel.add(step, numbers(values))
 
@@ -57,7 +57,7 @@ class Tracker:
 
 
 class _Channel:
-    """The thread that serves one place, and what it has still to report."""
+    """The thread that serves one place, and the reports that wait for it."""
 
     def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
         self._place = place

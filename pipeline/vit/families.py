@@ -42,7 +42,7 @@ def refusal(model: Any) -> str | None:
 
 
 def num_prefix_in_blocks(model: Any) -> int:
-    """Return how many tokens run through a model's `blocks` in front of those of the patches."""
+    """Return how many tokens run through a model's `blocks` before the patch tokens."""
     return model.num_prefix_tokens
 
 

@@ -38,7 +38,7 @@ def _has_timms_head(model: Any) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Return whether a block computes what is computed here: an adapter replaces a layer, and also has its weight."""
+    """Return whether `last_block` computes what a block does: an adapter replaces a layer, and has its weight too."""
     return is_timms(block) and getattr(block.attn, "gate", None) is None and type(block.attn.qkv) is nn.Linear
 
 

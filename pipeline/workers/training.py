@@ -62,7 +62,7 @@ def resources_per_worker(workers: WorkersConfig) -> dict[str, float]:
 
 
 def resources_of(workers: WorkersConfig) -> dict[str, float]:
-    """Return what all workers take of the joined cluster, or this process in their place, by Ray's names.
+    """Return the resources that all workers, or this process in their place, take of the cluster, by Ray's names.
 
     Ray knows nothing of what this process takes; it sees the GPU that an actor on its machine is given too.
     """
