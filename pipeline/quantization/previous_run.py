@@ -48,7 +48,7 @@ def finished_report(plan: CalibrationPlan, claimed: Claim, *, waited: bool) -> d
 
 
 def is_final(report: dict[str, Any]) -> bool:
-    """Return whether the same job would make nothing more, because only artifacts without a form are missing."""
+    """Return whether the same job would make nothing more: all artifacts are there that can ever be made."""
     failed = report.get("failed", ())
     # Reports of earlier versions do not say whether an artifact may still come.
     return report.get("complete") is True or bool(failed and not any(row.get("may_come", True) for row in failed))
