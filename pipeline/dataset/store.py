@@ -105,7 +105,7 @@ def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
     try:
         record = storage.read_json(uri)
     except DatasetError:
-        # A run that makes the shard after all removes its record at any moment.
+        # A run that makes the shard after all may have removed its record at this moment.
         if storage.exists(uri):
             raise
         return None

@@ -9,7 +9,7 @@ from pipeline.report.text import escape
 # Markup of a plot. Only the functions of this package make it, and they escape all text.
 Plot = NewType("Plot", str)
 
-# Width of a plot in its own units. A unit is about a pixel on a phone.
+# Width of a plot, and size of its font, in units of a plot. A unit is about a pixel on a phone.
 WIDTH = 400
 FONT = 11
 # Average width of a letter, to fit texts into boxes.
