@@ -82,13 +82,14 @@ class Checkpoints:
     ) -> Callable[[], None]:
         """Let a run go on from its checkpoint, if there is one.
 
-        Returns a function that takes one step of the run and writes a checkpoint when it is time for one.
-
         Args:
             run: inversion of the shard, which has not begun yet.
             shard_id: number of the shard.
             seeds: seeds of the run's images, by which the checkpoint is recognized.
             snapshots: what watches the run; None if nothing does.
+
+        Returns:
+            A function that takes one step of the run, and writes a checkpoint when it is time for one.
 
         Raises:
             DatasetError: storage kept failing to answer; the checkpoint stays as it is, if there is one.
