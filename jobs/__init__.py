@@ -5,6 +5,6 @@ from pathlib import Path
 
 from jobs.stopping import stop_quietly_while_importing
 
-# Only where this process is a job, and not where tests or a user's own program import one.
+# Only if this process is a job, not if tests or a user's own program import one.
 if sys.argv[0] == "-m" or Path(sys.argv[0]).name == "sparse-inversion":
     stop_quietly_while_importing()

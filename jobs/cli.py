@@ -16,12 +16,12 @@ PROG = "sparse-inversion"
 
 @dataclass(frozen=True)
 class Job:
-    """A job by where its parts are, so that the command line imports only the job that it runs.
+    """A job, described by the names of its modules, so that the command line imports only the job that it runs.
 
     Attributes:
-        about: what it does.
-        config: module and class of its settings.
-        examples: flags of real commands, for its `--help`; files are of this repository, or of `make demo`.
+        about: what the job does, in one line.
+        config: module and class of the job's settings.
+        examples: flags of real commands, for `--help`. Their files are in this repository or come from `make demo`.
     """
 
     about: str
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def examples_of(name: str) -> list[str]:
-    """Return real commands of a job, to be copied; none of what is no job of the list."""
+    """Return real commands of a job, to be copied; empty for a name that is not in the list of jobs."""
     return [f"python -m jobs.{name} {flags}" for flags in JOBS[name].examples] if name in JOBS else []
 
 
@@ -137,7 +137,7 @@ def _print_completion(arguments: Sequence[str]) -> int:
 
 
 def _whole_parser() -> jsonargparse.ArgumentParser:
-    """All jobs with all their settings as one parser."""
+    """Return one parser for all jobs with all their settings."""
     parser = jsonargparse.ArgumentParser(prog=PROG)
     commands = parser.add_subcommands()
     for name, job in JOBS.items():

@@ -11,7 +11,7 @@ from pipeline.dataset.listing import counted
 
 
 def _ending(config: CompactionConfig, summary: dict[str, Any]) -> list[str]:
-    """Return what became of how much, and how to check it."""
+    """Return lines that say how much was merged, and how to check it."""
     size = f"{summary['bytes'] / 10**6:.3g} MB"
     images, parts, files = (counted(range(summary[f"num_{noun}s"]), noun) for noun in ("image", "part", "file"))
     line = f"compact: {images} of {parts} are in {files}, {size}: {config.output}"

@@ -28,9 +28,9 @@ def command(job: str, teacher: ModelConfig | None = None, **settings: str | bool
     """Return the command line of a job, as a shell takes it.
 
     Args:
-        job: as in `python -m jobs.NAME`.
-        teacher: whose settings are given to the job as its `teacher`.
-        settings: further flags; those that are None are left out.
+        job: name of the job, as in `python -m jobs.NAME`.
+        teacher: settings of a model, which become the job's `teacher`; None for no such flags.
+        settings: further flags by name. Those that are None are left out.
     """
     flags = [] if teacher is None else _teacher_flags(teacher)
     flags += [part for name, value in settings.items() if value is not None for part in (f"--{name}", _as_flag(value))]
@@ -43,7 +43,7 @@ def next_line(why: str, line: str) -> list[str]:
 
 
 def beside(output: str, name: str) -> str:
-    """Return a folder for what is made of an output: next to it, or in it where it is a whole bucket or disk."""
+    """Return a folder for what is made from an output: next to it, or in it if it is a whole bucket or disk."""
     folder = output.rstrip("/")
     parent, _, own = folder.rpartition("/")
     return storage.join(output, name) if not own or parent.endswith("/") else f"{folder}-{name}"
@@ -53,9 +53,9 @@ def score_line(config: Any, artifact: str, *, compiled: bool = False) -> list[st
     """Return the line with the command that scores an artifact of a calibration or a student of a distillation.
 
     Args:
-        config: of the job; it has a `teacher`, and `labeled` images or none.
-        artifact: its URI.
-        compiled: whether it is machine code, which this job made.
+        config: settings of the job, which have a `teacher`, and `labeled` images or None.
+        artifact: location of the artifact or student.
+        compiled: whether it is machine code, which this job compiled.
     """
     own: dict[str, Any] = {"artifacts": from_here(artifact), "allow_compiled": True if compiled else None}
     if config.labeled is None:

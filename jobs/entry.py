@@ -38,14 +38,13 @@ def run_job(
     0 only if everything is done, 1 for an error or work left undone, 130 after Ctrl-C and 143 after SIGTERM.
 
     Args:
-        name: as in `python -m jobs.NAME`.
-        config_class: what `--config` and the flags are parsed to.
-        job: does the work and returns what the one JSON line on standard output says; `"complete": False` in it
-            makes the exit code 1.
-        argv: the flags, by default those of the process; `--quiet` and `-v` say how much is printed.
-        left: returns one line for a stopped job: what is done, and how to continue.
-        ending: returns what a person reads of the result, line by line, and the command to go on with; see
-            `jobs.ending`.
+        name: name of the job, as in `python -m jobs.NAME`.
+        config_class: dataclass that `--config` and the flags are parsed to.
+        job: function that does the work and returns what the JSON line on standard output says; `"complete": False` in
+            it makes the exit code 1.
+        argv: flags; by default those of the process. `--quiet` and `-v` say how much is printed.
+        left: function that returns one line for a stopped job: what is done, and how to continue.
+        ending: function that returns lines for a person: the result, and the command to go on with; see `jobs.ending`.
     """
     level, flags = read_level(sys.argv[1:] if argv is None else argv)
     logger.setLevel(level)
@@ -89,7 +88,7 @@ def _check_stays(output: str | None) -> None:
     """Refuse an output that is gone when the job ends.
 
     Raises:
-        ConfigError: it is in the memory of this process.
+        ConfigError: the output is in the memory of this process.
     """
     if output is not None and storage.in_memory(output):
         raise ConfigError(
@@ -98,7 +97,7 @@ def _check_stays(output: str | None) -> None:
 
 
 def _print_ending(make: Callable[[], Iterable[str]]) -> None:
-    """Print what a person reads of a result; it costs nobody the result that a file beside it cannot be read."""
+    """Print the lines of a result that a person reads; a file that cannot be read costs only these lines."""
     if not logger.isEnabledFor(logging.INFO):
         return
     try:
@@ -114,7 +113,7 @@ def _print_result(line: str) -> bool:
         print(line, flush=True)
     except OSError as error:
         logger.error(f"the job is done, but its result could not be printed: {type(error).__name__}: {error}")
-        # What Python still holds of the line would be tried again when it ends.
+        # Python would try to print the rest of the line again when it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return False
     return True
@@ -182,7 +181,7 @@ def _what_is_left(config: C | None, left: Callable[[C], str]) -> str:
 
 
 def _in_cluster() -> bool:
-    """Whether this process has joined a Ray cluster; jobs that need none never import Ray."""
+    """Return whether this process has joined a Ray cluster; jobs that need none never import Ray."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 

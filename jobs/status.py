@@ -27,9 +27,9 @@ from pipeline.outputs.owners import job_of, qat_checkpoints
 _WITHOUT_VALUE = ("--help", "--print_config")
 
 
-# Longest interval: longer ones are of no use, and `time.sleep` has a limit.
+# Largest value of `every_s`: longer intervals are useless, and `time.sleep` has a limit.
 _DAY_S = 86_400
-# Most folders to search for outputs, in one folder.
+# Largest number of folders in a location that are searched for outputs.
 _MOST_FOLDERS = 20
 
 
@@ -79,7 +79,7 @@ def look(uri: str) -> dict[str, Any]:
 
 
 def _why_no_output(uri: str) -> str:
-    """Say of a location that is no job's output what is there, as the predicate of a sentence."""
+    """Say what is at a location that is no job's output, as the predicate of a sentence."""
     if not storage.exists(uri):
         return f"is not there: no file or folder has that name{storage.why_missing(uri)}"
     if storage.is_file(uri):
@@ -95,7 +95,7 @@ def _why_no_output(uri: str) -> str:
 
 
 def _outputs_below(uri: str) -> list[str]:
-    """Return the folders in a location, and in those, that are outputs; of a location with many, the first ones."""
+    """Return the outputs among the folders in a location and in those folders; of many folders, only the first."""
     found: list[str] = []
     for name in storage.list_folders(uri)[:_MOST_FOLDERS]:
         inner = storage.join(uri, name)
@@ -132,7 +132,7 @@ def _dataset(uri: str) -> dict[str, Any]:
 
 
 def _compacted(uri: str, manifest: dict[str, Any]) -> dict[str, int]:
-    """Return how many parts a compaction merges, which may be fewer than the shards; nothing of another dataset."""
+    """Return how many parts a compaction merges, which may be fewer than the shards; empty for any other dataset."""
     if store.COMPACTION not in manifest:
         return {}
     facts = manifest[store.COMPACTION]
@@ -143,7 +143,7 @@ def _compacted(uri: str, manifest: dict[str, Any]) -> dict[str, int]:
 
 
 def _seconds_by_device(index: pa.Table) -> dict[str | None, float]:
-    """Return device → seconds of actors on it, of parts of which they are known."""
+    """Return kind of device → seconds of the actors on it, summed over the parts whose seconds are known."""
     seconds: defaultdict[str | None, float] = defaultdict(float)
     for device, each in zip(index["device"].to_pylist(), index["seconds"].to_pylist(), strict=True):
         seconds[device] += each or 0.0
@@ -151,7 +151,7 @@ def _seconds_by_device(index: pa.Table) -> dict[str | None, float]:
 
 
 def _pool(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the share of a GPU and the price of an actor, as the dataset was begun with."""
+    """Return the pool's share of a GPU and price of an actor, with which the dataset was begun."""
     config = manifest.get("config")
     settings = config.get("pool") if isinstance(config, dict) else None
     pool = settings if isinstance(settings, dict) else {}
@@ -180,7 +180,7 @@ def _calibration(uri: str) -> dict[str, Any]:
         "complete": not missing and not failed,
         "digest": _read_object(storage.join(uri, CONFIG)).get("digest"),
         "artifacts": made,
-        # Made by an earlier run; without a report that cannot be known.
+        # Artifacts of an earlier run. Without a report they cannot be told apart.
         "left": unlisted_artifacts(there, made),
         "failed": failed,
         "missing": missing,
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _takes_next(flags: Sequence[str]) -> bool:
-    """Return whether what comes after some flags is the value of the last one."""
+    """Return whether the next argument after these flags is the value of the last one."""
     return bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] not in _WITHOUT_VALUE
 
 

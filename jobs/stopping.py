@@ -41,7 +41,7 @@ class Stop:
     """The signal that stops a job, as soon as there is one.
 
     Attributes:
-        number: of the signal; SIGINT until one arrives.
+        number: number of the signal; SIGINT until one arrives.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Stop:
             _set_again(before)
 
     def read_exit(self, exited: SystemExit) -> None:
-        """Take note of the signal that a handler of Ray's own turned into an exit."""
+        """Take note of the signal that one of Ray's own handlers turned into an exit."""
         if exited.code == signal.SIGTERM:
             self.number = signal.SIGTERM
 
@@ -80,7 +80,7 @@ class Stop:
         raise KeyboardInterrupt
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        # Not imported here: a process without Ray has nothing of it to end.
+        # It is not imported here, because a process that has not loaded Ray has nothing of Ray to end.
         cluster = sys.modules.get("pipeline.cluster")
         if cluster is not None:
             cluster.kill_own_processes()

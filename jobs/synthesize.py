@@ -10,7 +10,7 @@ from pipeline.synthesis import SynthesisConfig, shards_left, synthesize
 
 
 def _ending(config: SynthesisConfig, summary: dict[str, Any]) -> list[str]:
-    """Return how to go on from a whole dataset."""
+    """Return lines that say how to go on from a complete dataset."""
     if not summary.get("complete"):
         return []
     asked = command("calibrate", config.teacher, images=config.output, output=beside(config.output, "int8"))

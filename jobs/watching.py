@@ -18,10 +18,10 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
     Where the storage does not answer, that is said, and the next look tries again.
 
     Args:
-        look: returns what `jobs.status` prints.
+        look: function that returns what `jobs.status` prints.
         every_s: seconds between updates.
-        stream: a terminal gets a table in one place, any other stream a line for each change.
-        pause: waits for so many seconds.
+        stream: where to print. A terminal gets a table in one place, any other stream a line for each change.
+        pause: function that waits for a number of seconds.
 
     Raises:
         DatasetError: there is nothing to look at, or the first look failed.
@@ -49,7 +49,7 @@ def watch(look: Look, *, every_s: float, stream: TextIO, pause: Callable[[float]
 
 
 def _show(table: Mapping[str, str], shown: Mapping[str, str], stream: TextIO) -> None:
-    """Print a table in the place of the one that is shown, or its changes as a line."""
+    """Print a table over the one that is shown; where there is no terminal, print its changes as a line."""
     if stream.isatty():
         _redraw(table, len(shown), stream)
     elif _without_speed(table) != _without_speed(shown):
@@ -62,15 +62,15 @@ def _is_over(found: dict[str, Any]) -> bool:
     if found["complete"] or found["job"] == "distill":
         return found["complete"]
     if found["job"] == "compact":
-        # Without the shards that its images lack (`allow_incomplete`).
+        # Shards that the images lack do not count (`allow_incomplete`).
         return found["num_done"] >= found["num_parts"]
-    # A calibration's report is written last, with what it refused. Shards that failed, or whose part is damaged, are
-    # made by another run.
+    # A calibration's report, with the artifacts it refused, is written last. Shards that failed, or whose part is
+    # damaged, are made by another run.
     return not found["missing"]
 
 
 def _tell_rest(found: dict[str, Any], stream: TextIO) -> None:
-    """Print why nothing more is waited for, if that is not because all is done."""
+    """Print why the watching ends although not all is done."""
     if found["complete"]:
         return
     if found["job"] == "calibrate":
@@ -105,7 +105,7 @@ def describe(found: dict[str, Any], first: dict[str, Any], seconds: float) -> di
     Args:
         found: the present state.
         first: the state at the first look.
-        seconds: since then.
+        seconds: seconds since the first look.
     """
     table = {"output": found["output"], **_ROWS[found["job"]](found, first, seconds)}
     return {name: value for name, value in table.items() if value}

@@ -18,8 +18,8 @@ def check_finite(config: Any, prefix: str = "") -> None:
     Nested configs have checked themselves when they were made.
 
     Args:
-        config: the dataclass.
-        prefix: of its settings' names in messages, such as `qat.`.
+        config: a dataclass of settings.
+        prefix: beginning of its settings' names in messages, such as `qat.`.
 
     Raises:
         ConfigError: a field is not finite; the message names it.
@@ -31,13 +31,13 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 
 def check_choices(config: Any, prefix: str = "") -> None:
-    """Refuse values that are none of those that a dataclass lists as `Literal`, also in lists and unions.
+    """Refuse values that are not among those that a dataclass lists as `Literal`, also within lists and unions.
 
     The command line checks the types of all settings; this is for configs that Python code makes.
 
     Args:
-        config: the dataclass.
-        prefix: of its settings' names in messages, such as `pool.`.
+        config: a dataclass of settings.
+        prefix: beginning of its settings' names in messages, such as `pool.`.
 
     Raises:
         ConfigError: a value is not in the list; the message names its setting and the list.
@@ -51,7 +51,7 @@ def check_choices(config: Any, prefix: str = "") -> None:
 
 @cache
 def _choices(config_class: type) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each setting that has a list of them; None is one where the setting may be left out."""
+    """Return the accepted values of each setting that lists them, with None if the setting may be left out."""
     hints = get_type_hints(config_class)
     found = {field.name: _listed(hints[field.name]) for field in fields(config_class)}
     return {name: choices for name, choices in found.items() if any(choice is not None for choice in choices)}
@@ -77,13 +77,13 @@ def check_range(
     """Refuse a number outside its range. None, for a setting that is not set, is in every range.
 
     Args:
-        name: of the setting, for the message.
-        value: to check.
-        low, high: ends of the range, inclusive.
-        open_low, open_high: whether that end is exclusive.
+        name: name of the setting, for the message.
+        value: value of the setting; None if it is not set.
+        low, high: smallest and largest value that is accepted.
+        open_low, open_high: whether that end itself is refused.
 
     Raises:
-        ConfigError: it is outside, or not a number.
+        ConfigError: the value is outside the range, or not a number.
     """
     if value is None:
         return
@@ -111,7 +111,7 @@ def check_seed(seed: int) -> None:
     """Refuse a `seed` that torch cannot take, which has 64 bits.
 
     Raises:
-        ConfigError: it is negative or larger.
+        ConfigError: the seed is negative, or larger than 64 bits.
     """
     check_range("seed", seed, 0)
     if seed > _MOST_SEED:
@@ -119,14 +119,14 @@ def check_seed(seed: int) -> None:
 
 
 def check_located(name: str, uris: str | Iterable[str] | None) -> None:
-    """Refuse an empty location, which an unset variable of a shell leaves; None is not given.
+    """Refuse an empty location, as an unset shell variable leaves it. None, for a setting that is not set, passes.
 
     Args:
-        name: of the setting, for the message.
-        uris: one, or several.
+        name: name of the setting, for the message.
+        uris: one location or several; None if the setting is not set.
 
     Raises:
-        ConfigError: one is empty.
+        ConfigError: a location is empty.
     """
     if uris is not None and "" in ([uris] if isinstance(uris, str) else uris):
         raise ConfigError(f"{name} is empty: name a file or a folder, `.` for the working folder")
@@ -136,7 +136,7 @@ def check_labeled_split(labeled: str | None, split: str | None) -> None:
     """Refuse a split of labeled images where there are none: nothing would be scored.
 
     Raises:
-        ConfigError: a split is given alone.
+        ConfigError: a split is given without labeled images.
     """
     if split is not None and labeled is None:
         raise ConfigError(

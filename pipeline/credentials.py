@@ -20,7 +20,7 @@ _USERS = {"sftp", "ssh", "ftp", "hdfs", "arrow_hdfs", "webhdfs", "smb"}
 _HTTP = {"http", "https"}
 _SCHEME = re.compile(r"\w+$")
 _LONGEST_SCHEME = 32
-# What stands before a path in which an `@` may follow: a port, an IPv6 address, the name of an access point of S3.
+# Beginnings of a URI after which an `@` belongs to the path: a port, an IPv6 address, the name of an S3 access point.
 _NO_PASSWORD = re.compile(r"[^:]*:\d{1,5}(?:[/?#]|$)|\[|arn:")
 _PARAMETER = re.compile(r"([?&#])([\w.%-]{1,80})=([^\s&'\"]+)")
 # Words of a parameter's name: `X-Amz-Signature`, `access_token`, `AccessKeyId`.

@@ -30,8 +30,8 @@ def parse_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
     """Return the plain data that a YAML text holds; tags such as `!!python/object` are refused.
 
     Args:
-        text: of one document.
-        load: what reads it, as data alone.
+        text: content of one document.
+        load: function that parses the text, without making anything but plain data.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -47,7 +47,7 @@ def check_keys_differ(text: str) -> None:
     """Refuse YAML in which a mapping has a key twice: its parsers take the last one and drop the others.
 
     Args:
-        text: that `parse_yaml` reads.
+        text: text that `parse_yaml` reads.
 
     Raises:
         ValueError: a key comes twice; the message gives its line.
@@ -74,10 +74,10 @@ def check_numbers(text: str) -> None:
     """Refuse YAML with zero-padded numbers, which are octal: `010` is 8, and as a flag it is 10.
 
     Args:
-        text: that `parse_yaml` reads.
+        text: text that `parse_yaml` reads.
 
     Raises:
-        ValueError: there is one; the message gives its line.
+        ValueError: there is such a number; the message gives its line.
     """
     for event in yaml.parse(text, Loader=_EVENTS):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _OCTAL.fullmatch(event.value):

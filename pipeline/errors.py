@@ -11,7 +11,7 @@ from pipeline.credentials import without_credentials
 from pipeline.transient import is_transient
 
 _LONGEST_QUOTED = 60
-# Names in a message.
+# Number of names that a message lists.
 _FEW = 3
 
 
@@ -82,7 +82,7 @@ class NonFiniteError(PipelineError):
     Args:
         step: iteration, counted from 0.
         term: name of the loss term, or `pixels`.
-        shard_id: the shard in which it happened, if known.
+        shard_id: number of the shard in which it happened; None if it is not known.
     """
 
     def __init__(self, step: int, term: str, shard_id: int | None = None) -> None:

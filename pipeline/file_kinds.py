@@ -5,7 +5,7 @@ import io
 import re
 import zipfile
 
-# In a model folder, as timm and transformers write them.
+# Name of the config in a model folder, as timm and transformers write it.
 MODEL_CONFIG = "config.json"
 
 _TORCHSCRIPT = """python -c "import torch; torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth')\""""
@@ -64,7 +64,7 @@ def describe_foreign(name: str, content: bytes) -> str:
 
     Args:
         name: file name or URI.
-        content: the whole file.
+        content: content of the whole file.
     """
     found = _recognize(content, "a checkpoint", whole=True) or _by_name(name)
     what, instead = found or _text(content, "a checkpoint") or _guess(name, content)
@@ -75,9 +75,9 @@ def recognize_foreign(content: bytes, wanted: str, *, whole: bool = True) -> str
     """Say what a file is instead of the wanted kind, from its content alone: `is a web page: download ...`.
 
     Args:
-        content: of the file.
+        content: content of the file, or its beginning.
         wanted: what the file should be, such as `an image`.
-        whole: whether `content` is the whole file, or its first kilobyte.
+        whole: whether `content` is the whole file; otherwise it is the first kilobyte.
 
     Returns:
         The predicate of a sentence; None if the kind is unknown, or if the content begins like the wanted kind.

@@ -11,7 +11,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
     For packages some of whose modules must stay light: importing one of them runs the package's `__init__` too.
 
     Args:
-        package: its `__name__`.
+        package: name of the package, its `__name__`.
         homes: exported name → module of the package that defines it.
     """
 

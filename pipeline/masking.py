@@ -21,7 +21,7 @@ class MaskedModel(nn.Module):
     Args:
         model: a timm classifier; it is put in evaluation mode.
         image_size: height and width in pixels.
-        in_chans: channels of its images.
+        in_chans: number of channels of its images.
 
     Raises:
         ModelError: the model has no classifier or no such grid, or does not read images of that shape.
@@ -37,7 +37,7 @@ class MaskedModel(nn.Module):
         shape = (in_chans, self.image_size, self.image_size)
         like = device_and_dtype(model)
         own = try_out(model, type(model).__name__, image_shape=shape, like=like)
-        # Of what it returns: people replace the head alone, and `num_classes` stays what it was.
+        # Counted on the output, because people replace the head alone, and `num_classes` stays what it was.
         self.num_classes: int = own.shape[1]
         self._reads_in_parts = _reads_in_parts(model, trial_images(shape, like), own)
 

@@ -34,11 +34,11 @@ def naming_batch_size(setting: str, size: int) -> Iterator[None]:
     """Say which setting to lower where memory runs out.
 
     Args:
-        setting: that decides how many images are read together.
-        size: its value.
+        setting: name of the setting that decides how many images are read together.
+        size: value of that setting.
 
     Raises:
-        ConfigError: memory ran out; it would on another try.
+        ConfigError: memory ran out, and would on another try too.
     """
     try:
         with as_out_of_memory():

@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import first_few
 from pipeline.log import logger
 
-# How long to wait for the nodes of a cluster to report what they support.
+# Seconds to wait for the nodes of a cluster to report what they support.
 _PATIENCE_S = 60.0
 
 
@@ -29,7 +29,7 @@ def announce_dtype(dtype: str, *, on_gpu: bool, on_nodes: bool = False) -> None:
     Args:
         dtype: `float32` or `bfloat16`.
         on_gpu: whether the work is done on GPUs, where it is never slow.
-        on_nodes: whether the work is done on the nodes of the joined Ray cluster instead of in this process.
+        on_nodes: whether the work is done on the nodes of the joined Ray cluster. If not, it is done in this process.
     """
     if dtype != "bfloat16" or on_gpu:
         return

@@ -26,13 +26,13 @@ def aws_notice(metadata: str) -> str:
     """Ask EC2's metadata service (IMDSv2) whether this machine will be stopped or terminated.
 
     Args:
-        metadata: address of the service.
+        metadata: address of the metadata service.
 
     Returns:
         The notice, with its time; empty if there is none.
 
     Raises:
-        OSError: it does not answer.
+        OSError: the service does not answer.
     """
     ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{metadata}/latest/api/token", ttl, method="PUT")
@@ -52,7 +52,7 @@ def gcp_notice(metadata: str) -> str:
 
 def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(url, headers=headers, method=method)
-    # A proxy is for the world outside.
+    # Without a proxy: proxies are for the world outside, and the service is inside the machine's network.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
         return answer.read().decode()
@@ -69,8 +69,8 @@ def watch(cloud: str, act: Callable[[], bool], metadata: str | None = None, *, p
 
     Args:
         cloud: `aws` or `gcp`.
-        act: returns whether it succeeded.
-        metadata: address of the metadata service, if it is another than the cloud's own.
+        act: function that acts on a notice and returns whether it succeeded.
+        metadata: address of the metadata service; by default that of the cloud.
         pause_s: seconds between two questions.
     """
     ask, address = CLOUDS[cloud]
@@ -85,7 +85,7 @@ def watch(cloud: str, act: Callable[[], bool], metadata: str | None = None, *, p
             silent, notice = True, done
         if done and not notice:
             _say("the notice was withdrawn")
-        # One with another time is another one.
+        # A notice with another time is another notice.
         done = notice if notice == done or (notice and act()) else ""
         time.sleep(pause_s)
 

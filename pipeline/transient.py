@@ -22,7 +22,7 @@ _DRIVER_ERRORS = (
     ("smbprotocol.exceptions", "SMBException"),
     ("fsspec.implementations.ftp", "Error"),
 )
-# Those of them that are about the request or the user and state no HTTP status.
+# Driver errors that are about the request or the user, and state no HTTP status.
 _LASTING_DRIVER_ERRORS = (
     ("huggingface_hub.errors", "EntryNotFoundError"),
     ("huggingface_hub.errors", "OfflineModeIsEnabled"),
@@ -32,7 +32,7 @@ _LASTING_DRIVER_ERRORS = (
     ("smbprotocol.exceptions", "SMBAuthenticationError"),
     ("fsspec.implementations.ftp", "error_perm"),
 )
-# What the system and the drivers say of a location that is not for this user, or can be no file.
+# Error numbers of the system and the drivers for a location that is closed to this user, or cannot be a file.
 _REFUSALS = {
     errno.ENOTDIR,
     errno.EISDIR,
@@ -45,11 +45,11 @@ _REFUSALS = {
 # Errors that usually repeat but may still be retried on storage: missing files, errors of pyarrow and Pillow without an
 # errno, and EINVAL, which S3 also reports for data damaged on its way.
 _LASTING = {None, errno.ENOENT, errno.EINVAL}
-# Errors that may pass, and are of this machine: its disk is full, or it has no more of something.
+# Errors that may pass, but come from this machine: its disk is full, or another resource is used up.
 _OF_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _REFUSAL_TYPES = (NotADirectoryError, IsADirectoryError, PermissionError)
 _STATUSES = range(100, 600)
-# Answers of a web server to a request that is all right.
+# Statuses with which a web server answers a request that is valid.
 _BUSY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -59,22 +59,22 @@ def driver_errors() -> tuple[type[BaseException], ...]:
 
 
 def _loaded(errors: Iterable[tuple[str, str]]) -> tuple[type[BaseException], ...]:
-    """Return those of the errors, each named by module and class, whose modules are loaded and have them."""
+    """Return the error classes, given their modules and names, whose modules are loaded and have them."""
     there = ((sys.modules[module], name) for module, name in errors if module in sys.modules)
     return tuple(getattr(module, name) for module, name in there if hasattr(module, name))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error, or one that led to it, is of a network, a store or a disk, and may pass.
+    """Return whether an error, or one that led to it, comes from a network, a store or a disk, and may pass.
 
-    A file that is not there or not for this user stays so, and what a file holds does not change.
+    A file that is missing or closed to this user stays so, and the content of a file does not change.
     """
-    return any(map(_may_pass, _causes(error)))
+    return any(map(_may_pass, causes(error)))
 
 
 def is_of_store(error: BaseException) -> bool:
-    """Return whether an error is transient, and of a network or a store rather than of this machine."""
-    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in _causes(error))
+    """Return whether an error is transient, and comes from a network or a store rather than from this machine."""
+    return is_transient(error) and not any(getattr(cause, "errno", None) in _OF_MACHINE for cause in causes(error))
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -83,7 +83,7 @@ def is_refusal(error: BaseException) -> bool:
     Other errors of storage are worth another attempt, more of them than `is_transient` names: a file is gone where
     another run cleared temporary files, and a driver's OSError may have no errno.
     """
-    return any(map(_is_refused, _causes(error)))
+    return any(map(_is_refused, causes(error)))
 
 
 def is_missing(error: BaseException | None) -> bool:
@@ -100,13 +100,22 @@ def is_forbidden(error: OSError) -> bool:
     return isinstance(error, PermissionError) or str(error).startswith("Forbidden")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException, *, wrapped_as: str | None = None) -> Iterator[BaseException]:
+    """Yield an error, the error that it was raised from, and so on to the first one.
+
+    Args:
+        error: the last error of the chain.
+        wrapped_as: name of an attribute in which a library keeps the error that it wraps. Where an error has it, the
+            chain goes on there, and not with `__cause__`.
+    """
     cause: BaseException | None = error
     seen: set[int] = set()
+    # A chain may be a circle: Python lets an error be raised from one that it caused.
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__
+        wrapped: BaseException | None = None if wrapped_as is None else getattr(cause, wrapped_as, None)
+        cause = wrapped or cause.__cause__
 
 
 def _may_pass(error: BaseException) -> bool:

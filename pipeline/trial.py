@@ -10,7 +10,7 @@ from pipeline.errors import ModelError, one_line
 
 # Errors that models raise for images of a shape that they do not take.
 SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
-# Of a model for which `has_classifier` is false.
+# Text for messages about a model for which `has_classifier` returns false.
 NO_CLASSIFIER = "it has no classifier head (num_classes is 0, or an Identity is in its place)"
 # Probabilities sum to 1 up to rounding in every row; the logits of two different images do not.
 _SUM_TOLERANCE = 1e-3
@@ -27,11 +27,11 @@ def try_out(
     """Run a model on a gray image and one of noise, so that an unsuitable one is refused before any work starts.
 
     Args:
-        read: a module in evaluation mode, or a function, of images [B, C, H, W].
-        name: of the model, for the message.
+        read: a module in evaluation mode, or a function, that reads images [B, C, H, W].
+        name: name of the model, for the message.
         image_shape: channels, height and width in pixels.
-        num_classes: number of logits expected per image; None for any number.
-        like: a tensor with the dtype and device of `read`'s images; float32 on the CPU by default.
+        num_classes: number of logits that is expected per image; None for any number.
+        like: a tensor with the dtype and device that the images should have; by default float32 on the CPU.
 
     Returns:
         Its logits of the two images, [2, classes].
@@ -62,8 +62,8 @@ def describe_output(output: Any, num_classes: int | None = None) -> str | None:
     """Return why the output for two images is not their logits; None if it is.
 
     Args:
-        output: of a model.
-        num_classes: number of logits expected per image; None for any number.
+        output: what the model returned for two images.
+        num_classes: number of logits that is expected per image; None for any number.
     """
     wanted = f"a classifier of {num_classes} classes returns [B, {num_classes}]"
     wanted = "a classifier returns [B, classes]" if num_classes is None else wanted
@@ -104,5 +104,5 @@ def _members(output: Any) -> str:
 
 
 def device_and_dtype(model: nn.Module) -> Tensor | None:
-    """Return a parameter of the model, for `like`; None if it has none."""
+    """Return a parameter of the model, to be used as `like`; None if the model has none."""
     return next(model.parameters(), None)

@@ -21,9 +21,9 @@ def check_teacher(loaded: LoadedModel, *, classes: bool = True, stored: bool = F
 
     Args:
         loaded: the teacher.
-        classes: its output is read as a softmax over its classes, as everywhere except in calibration without scores
-            and without training.
-        stored: its images are to be stored in a dataset.
+        classes: whether its output is read as a softmax over its classes, as everywhere except in a calibration without
+            scores and training.
+        stored: whether its images are to be stored in a dataset.
 
     Raises:
         ModelError: its number of channels is not that of pictures, it has too many patches to store, no classifier or a
@@ -43,7 +43,7 @@ def check_pictures(loaded: LoadedModel) -> None:
     """Refuse a model whose number of channels is not that of pictures.
 
     Raises:
-        ModelError: it is not; the message gives the number.
+        ModelError: the model reads another number of channels; the message gives it.
     """
     channels = loaded.input_size[0]
     if channels not in PICTURE_CHANNELS:
@@ -54,7 +54,7 @@ def check_stored(loaded: LoadedModel) -> None:
     """Refuse a model whose images a dataset cannot hold.
 
     Raises:
-        ModelError: it has more patches than `keep_indices` can number.
+        ModelError: the model has more patches than `keep_indices` can number.
     """
     patches = num_patches(loaded)
     if patches > MAX_PATCHES:
@@ -80,7 +80,7 @@ def _check_softmax(loaded: LoadedModel) -> None:
 
 
 def _is_embedding(loaded: LoadedModel) -> bool:
-    """Return whether the outputs are those of an image tower of timm's, which have no names."""
+    """Return whether the outputs are an image tower's embedding: timm has no names for them."""
     if loaded.name.startswith(LOCAL_DIR) or _TOWER.search(loaded.name) is None:
         return False
     own, count = timm.get_pretrained_cfg(loaded.name), len(loaded.class_names)

@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import json
 import logging
 import os
 import shutil
@@ -232,6 +233,22 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     node.kill_log_monitor()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def open_cluster(ray_session: None) -> Iterator[None]:
+    """The cluster of the tests, as nodes may join it: its head records that `ray start` started it."""
+    import ray
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    assert ray.is_initialized()
+    recorded: Any = _internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+    changed = json.dumps({**json.loads(recorded), "ray_init_cluster": False})
+    _internal_kv_put(CLUSTER_METADATA_KEY, changed, overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
+    yield
+    _internal_kv_put(CLUSTER_METADATA_KEY, recorded, overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each part of `pipeline` may import of it, besides itself. Jobs may import everything.
 ALLOWED = {
-    "artifacts": "checks documents errors file_kinds log models storage",
+    "artifacts": "checks documents errors file_kinds log models storage transient",
     "checks": "errors",
     "cluster": "errors log",
     "config": "credentials documents errors log",

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.errors import CheckpointError, ClusterError, ConfigError, DatasetError, IncompleteError, PipelineError
 from pipeline.models.checkpoints import read_state_dict
-from pipeline.transient import is_missing, is_of_store, is_refusal, is_transient
+from pipeline.transient import causes, is_missing, is_of_store, is_refusal, is_transient
 
 
 def answer(status: int) -> aiohttp.ClientResponseError:
@@ -55,6 +55,21 @@ def test_what_a_store_or_a_network_does_may_pass(error: Exception, expected: boo
     for _ in range(3):
         assert outer.is_transient is expected
         outer = pickle.loads(pickle.dumps(outer))  # noqa: S301
+
+
+def test_the_causes_of_an_error_are_walked_once_even_around_a_circle() -> None:
+    first, second, third = ValueError("first"), OSError("second"), KeyError("third")
+    third.__cause__, second.__cause__ = second, first
+    assert list(causes(third)) == [third, second, first]
+    first.__cause__ = third
+    assert list(causes(third)) == [third, second, first]
+
+
+def test_an_error_that_a_library_wraps_goes_before_the_one_that_it_was_raised_from() -> None:
+    wrapped, outer = ValueError("wrapped"), RuntimeError("compiler")
+    outer.inner_exception, outer.__cause__ = wrapped, KeyError("cause")  # type: ignore[attr-defined]
+    assert list(causes(outer, wrapped_as="inner_exception")) == [outer, wrapped]
+    assert list(causes(outer)) == [outer, outer.__cause__]
 
 
 @pytest.mark.parametrize(("code", "expected"), [(500, True), (429, True), (400, False)])

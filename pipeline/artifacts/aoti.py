@@ -33,7 +33,7 @@ from pipeline.log import logger
 
 # End of the name of the metadata file in the archive; torch writes it from `aot_inductor.metadata`.
 _METADATA = ".wrapper_metadata.json"
-# Names of instruction sets that compilers use for computing begin so, as `torch.cpu.get_capabilities` has them.
+# Beginnings of the names, in `torch.cpu.get_capabilities`, of instruction sets that compilers use for computing.
 _COMPUTING = ("avx", "amx", "fma3", "f16c", "bmi", "sse4_1", "sse4_2", "neon", "sve", "fp16", "bf16", "i8mm", "dot")
 # With one of these, x86 processors add products of 8 bits in 32 bits at once, and in 16 bits otherwise.
 _ADDS_IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -47,7 +47,7 @@ def save_aoti(program: ExportedProgram, path: str | Path, facts: Facts | None = 
     program dequantizes before every product there.
 
     Args:
-        program: a float or a quantized one, which takes images alone, with its example inputs.
+        program: a float or quantized program, whose only input is images, with its example inputs.
         path: the file to write; its name ends with `.pt2`.
         facts: class names and normalization, for the metadata of the package.
 
@@ -66,7 +66,7 @@ def save_aoti(program: ExportedProgram, path: str | Path, facts: Facts | None = 
     prepared = clip_narrow_activations(without_origins(program))
     options = {**_options(program), "aot_inductor.metadata": metadata}
     try:
-        # Constants are only folded where no gradients are asked for.
+        # The compiler folds constants only where no gradients are computed.
         with new_archive(path) as file, torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
             compile_to = partial(torch._inductor.aoti_compile_and_package, prepared, inductor_configs=options)
@@ -81,7 +81,7 @@ def check_aoti() -> None:
     """Find out before the work that there is no C++ compiler.
 
     Raises:
-        ConfigError: with the name of the compiler that was looked for.
+        ConfigError: there is none; the message names the compiler that was looked for.
     """
     name = _compiler()
     if shutil.which(name) is None:
@@ -96,15 +96,15 @@ def open_aoti(uri: str) -> Opened:
 
     Raises:
         DatasetError: there is no such file.
-        CheckpointError: it is not a package, does not say which images it reads, or was compiled for a processor that
-            has instructions which this one lacks.
+        CheckpointError: the file is not a package, does not say which images it reads, or was compiled for a processor
+            that has instructions which this one lacks.
     """
     with storage.local_file(uri) as path:
         metadata = _read_metadata(path, uri)
         _check_processor(metadata, uri)
         batch, *size = _stated_shape(metadata, uri)
         try:
-            # Not `aoti_load_package`, which compiles a probe of this processor, for which there may be no compiler.
+            # `aoti_load_package` would compile a probe of this processor, and there may be no compiler.
             loader = _loader()(str(path), "model", False, 1, -1, False)
         except RuntimeError as error:
             raise CheckpointError(f"cannot load {uri!r} as an AOTInductor package: {one_line(error)}") from error
@@ -140,7 +140,7 @@ def _options(program: ExportedProgram) -> dict[str, Any]:
     options: dict[str, Any] = {
         # By default torch would fetch a compiler where conda is installed.
         "cpp.cxx": (_compiler(),),
-        # As many threads as there are where the package runs, not where it was compiled.
+        # The number of threads is that of the machine where the package runs, not of the one that compiled it.
         "cpp.dynamic_threads": True,
         "aot_inductor.enable_line_tables": False,
         # Folds constants: packs weights for the kernels. Dequantized weights would be stored as floats.
@@ -176,7 +176,7 @@ def list_instruction_sets(capabilities: Mapping[str, bool | int]) -> list[str]:
     The length of SVE's vectors is one: code is compiled for it, and computes something else with another.
 
     Args:
-        capabilities: as `torch.cpu.get_capabilities` returns them.
+        capabilities: result of `torch.cpu.get_capabilities`.
     """
     found = {name: value for name, value in capabilities.items() if value and name.startswith(_COMPUTING)}
     return sorted(name if value is True else f"{name}={value}" for name, value in found.items())

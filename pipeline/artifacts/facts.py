@@ -14,7 +14,7 @@ from pipeline.models.class_names import distinct_names
 from pipeline.models.folders import describe_problem, read_model_config, stated_normalization
 from pipeline.models.name_files import agreed_names, names_by_key, names_in_config
 
-# Ours, Ultralytics', and those of transformers and timm.
+# Keys under which metadata holds class names: ours, Ultralytics', and those of transformers and timm.
 _NAME_KEYS = ("class_names", "names", "id2label", "label2id", "label_names", "idx_to_class", "class_to_idx")
 
 
@@ -23,8 +23,8 @@ class Facts:
     """Facts of a model that its graph does not hold. None where a file does not state them.
 
     Attributes:
-        class_names: one for each column of the logits, all different.
-        mean, std: of pixels in [0, 1], one for each channel.
+        class_names: names of the classes, one for each column of the logits, all different.
+        mean, std: mean and standard deviation of pixels in [0, 1], one number for each channel.
     """
 
     class_names: list[str] | None = None
@@ -44,7 +44,7 @@ class Facts:
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], uri: str) -> "Facts":
-        """Read what `to_strings` wrote, and names as other programs write them; other keys are left alone.
+        """Read facts that `to_strings` wrote, and class names as other programs write them; other keys are ignored.
 
         Raises:
             CheckpointError: a value is not what its key says, two keys name other classes, or `mean` and `std` are not
@@ -104,10 +104,10 @@ def class_columns(own: Sequence[str] | None, wanted: Sequence[str] | None, num_c
     """Return which column of an artifact's logits belongs to each class of the teacher.
 
     Args:
-        own: the artifact's class names; None where it states none.
-        wanted: the teacher's class names; None where nobody named them.
-        num_classes: of the teacher.
-        uri: the artifact, for messages.
+        own: class names of the artifact; None if it states none.
+        wanted: class names of the teacher; None if they are only numbers.
+        num_classes: number of the teacher's classes.
+        uri: location of the artifact, for messages.
 
     Raises:
         CheckpointError: the artifact has other classes than the teacher; the message names those that differ.
@@ -130,11 +130,11 @@ def check_class_order(student: LoadedModel, teacher: LoadedModel) -> None:
     Names that the teacher does not have are left alone: the model may have been trained on other classes.
 
     Args:
-        student: the model, with the classifier that it was trained with.
-        teacher: whose answers are compared with its own.
+        student: the trained model, with the classifier that it was trained with.
+        teacher: the teacher that its answers are compared with.
 
     Raises:
-        ModelError: with a class and its two numbers.
+        ModelError: a class has two numbers; the message names it and them.
     """
     own, wanted = (Facts.of(model).class_names or [] for model in (student, teacher))
     numbers = {name: number for number, name in enumerate(wanted)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormError, ModelError, one_line
+from pipeline.transient import causes
 
 # How torch's exporter to ONNX and its compiler name an operator that they have no form of.
 _LACKING = {
@@ -22,18 +23,12 @@ def not_written(message: str, error: Exception) -> ModelError:
     It is a `FormError` only where the library says that it lacks an operator: whatever else it says may be for want of
     memory, disk space, or a compiler that was killed.
     """
-    lacking = next((cause for cause in _causes(error) if type(cause).__name__ in _LACKING), None)
+    # torch's compiler keeps the error that it wraps in this attribute.
+    chain = causes(error, wrapped_as="inner_exception")
+    lacking = next((cause for cause in chain if type(cause).__name__ in _LACKING), None)
     if lacking is not None:
         return FormError(f"{message}: {one_line(lacking, limit=_MOST)}")
     return ModelError(f"{message}: {one_line(error, limit=_MOST)}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        # torch's compiler wraps errors in its own.
-        inner: Any = getattr(error, "inner_exception", None)
-        error = inner or error.__cause__
 
 
 class _Archive(io.RawIOBase):

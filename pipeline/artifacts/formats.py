@@ -37,18 +37,19 @@ class Format:
     """Functions that write, vet and open files of one format.
 
     Attributes:
-        save: takes a program with images as its one input, the file to write, and the `Facts` that it is to state, as
-            `save` does. It returns the files that it wrote: what does not fit into the file lies in `<path>.data`. It
-            raises FormError only for what will never have a form, and so is not made again.
-        open: takes a URI, as `load_quantized` does. What could run code is refused, unless files of the format are code
-            (`runs_code`), and so is what takes other than one batch of images.
-        check: raises ConfigError, before any work, where a package or a compiler is missing.
-        open_exact: opens without the optimizations of a runtime whose products of int8 weights may saturate, so that
-            none does; None for other formats.
-        takes_weights: whether `save` takes `weights`, how they are stored, see `save_onnx`.
-        in_torch: files run in torch, so the float model itself is their baseline; other formats export one.
-        runs_code: opening a file runs machine code that it holds, so `load_quantized` opens it only where that is
-            allowed.
+        save: writes a program whose only input is images, given the path of the file and the `Facts` that it states,
+            and returns the paths that it wrote: large weights may go to `<path>.data`. It raises FormError only for a
+            program that can never have this form, so that nobody tries again.
+        open: opens a file at a URI, as `load_quantized` does. It refuses files that could run code, unless files of the
+            format are code (`runs_code`), and files that read anything but one batch of images.
+        check: raises ConfigError before any work if a package or a compiler is missing.
+        open_exact: opens a file without the optimizations of a runtime whose products of int8 weights may saturate;
+            None for formats that have no such products.
+        takes_weights: whether `save` takes an argument `weights`, which says how they are stored, as `save_onnx` does.
+        in_torch: whether files run in torch, so that the float model itself is their baseline. For other formats one is
+            exported.
+        runs_code: whether opening a file runs machine code that it holds. `load_quantized` then opens it only if that
+            is allowed.
         note: returns a remark on a program's figures for the report, or None.
     """
 
@@ -63,7 +64,7 @@ class Format:
 
 
 def ending_of(name: FormatName) -> str:
-    """Return how names of files of a format end: `.onnx`."""
+    """Return the ending of a format's file names, such as `.onnx`."""
     return f".{_ENDINGS.get(name, name)}"
 
 
@@ -77,7 +78,7 @@ def format_of(name: str | Path) -> FormatName | None:
 
 
 def unlisted_artifacts(names: Iterable[str], listed: Collection[str]) -> list[str]:
-    """Return the artifacts among the files of an output that its report does not list: they are of an earlier run."""
+    """Return the artifacts among the files of an output that its report does not list: an earlier run made them."""
     return [name for name in names if format_of(name) is not None and name not in listed]
 
 
@@ -90,10 +91,10 @@ def save(program: "ExportedProgram", path: Path, facts: "Facts", **how: Any) -> 
     """Write a program in the format that the name of the file states.
 
     Args:
-        program: a float or a quantized one, which takes images alone.
+        program: a float or quantized program, whose only input is images.
         path: the file to write.
-        facts: class names and normalization, which the file is to state.
-        how: further settings of that format's own.
+        facts: class names and normalization, for the file's metadata.
+        how: further settings of that format.
 
     Returns:
         The files that were written.
@@ -114,9 +115,9 @@ def load_quantized(uri: str | Path, *, allow_compiled: bool = False) -> "Opened"
     What is returned is called with normalized images, float32 [B, C, H, W], and returns logits, float32 [B, classes].
 
     Args:
-        uri: a file on this machine or at any fsspec URI.
-        allow_compiled: open compiled packages as well (`.aoti.pt2`). They are machine code, which runs with all rights
-            of this process as soon as the file is opened: allow it only for files whose origin you trust.
+        uri: path on this machine, or any fsspec URI.
+        allow_compiled: whether to open compiled packages (`.aoti.pt2`) as well. They are machine code, which runs with
+            all rights of this process as soon as the file is opened: allow it only for files whose origin you trust.
 
     Raises:
         ConfigError: a package is not installed.

@@ -7,7 +7,7 @@ from pipeline.errors import CheckpointError
 from pipeline.file_kinds import recognize_foreign
 from pipeline.models.containers import excessive_size, readable_kind
 
-# Larger files are judged by their beginning.
+# Size in bytes above which a file is judged by its beginning alone.
 _MOST_BYTES = 2**28
 _HEAD = 1024
 
@@ -16,8 +16,8 @@ def describe_misnamed(path: Path, wanted: str) -> str | None:
     """Say what a file is that could not be read, as the predicate of a sentence; None where that is not known.
 
     Args:
-        path: on this machine.
-        wanted: what it should be: `an ONNX model`.
+        path: path of the file on this machine.
+        wanted: what the file should be, such as `an ONNX model`.
     """
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES)
@@ -33,7 +33,7 @@ def check_expansion(archive: zipfile.ZipFile, path: Path, uri: str) -> None:
     """Refuse an archive that unpacks to many times its size, before anything in it is read.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: the archive is of that kind.
     """
     stored = path.stat().st_size
     if (size := excessive_size(archive, stored)) is not None:

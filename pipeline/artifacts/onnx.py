@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError, FormError, one_line
 WeightType = Literal["uint8", "int8", "int16", "int4"]
 # From this opset on QuantizeLinear takes 16 bits, and DequantizeLinear 4; older ones are read by more runtimes.
 _OPSET, _OPSET_OTHER_BITS = 20, 21
-# Protobuf ends at 2 GiB; some of it is the graph.
+# Largest size of weights within the file: Protobuf ends at 2 GiB, and the graph takes some of it.
 _MAX_INLINE_BYTES = 2**31 - 2**27
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 _OUTPUT_TYPES = (*_INPUT_TYPES, "tensor(double)")
@@ -37,14 +37,15 @@ def save_onnx(
     """Write a program with the input `images` and the output `logits`.
 
     Args:
-        program: a float or a quantized one, which takes images alone.
+        program: a float or quantized program, whose only input is images.
         path: the file to write; large weights go into a second file, `<path>.data`, which belongs beside it.
         facts: class names and normalization, for the file's metadata.
         weights: how int8 weights are stored. `uint8` has the zero point 128: ONNX Runtime's products of uint8
             activations and int8 weights saturate in 16 bits on x86 processors without VNNI, those of two uint8 do not.
             `int16` is for activations of more than 8 bits, which ONNX Runtime rounds to 8 beside 8-bit weights.
             `int4` packs two weights of 4 bits or fewer into a byte.
-        max_inline_bytes: weights of more bytes in all go into the second file.
+        max_inline_bytes: largest size, in bytes, of all weights together that the file itself holds; more go into the
+            second file.
 
     Returns:
         The files that were written.
@@ -57,7 +58,7 @@ def save_onnx(
     """
     check_onnx()
     if weights == "int4" and largest_integer(program, "dequantize_per_channel") > 8:
-        raise FormError(f"{Path(path).name}: weights of more than 4 bits have no form in 4")
+        raise FormError(f"{Path(path).name}: weights of more than 4 bits cannot be stored in 4")
     clipped = clip_narrow_activations(program)
     try:
         exported: Any = torch.onnx.export(
@@ -85,7 +86,7 @@ def check_onnx() -> None:
     """Find out before the work that the ONNX packages are missing.
 
     Raises:
-        ConfigError: with the name of the missing package.
+        ConfigError: a package is missing; the message names it.
     """
     try:
         import onnx  # noqa: F401
@@ -99,9 +100,9 @@ def open_onnx(uri: str, *, exact: bool = False) -> Opened:
     """Open an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
 
     Args:
-        uri: the model; weights that it keeps in further files are looked for beside it.
-        exact: leave out ONNX Runtime's optimizations, so that it dequantizes before every operator as the `.pt2` does
-            and no product can saturate.
+        uri: location of the model. Weights that it keeps in further files are looked for beside it.
+        exact: whether to leave out ONNX Runtime's optimizations, so that it dequantizes before every operator as the
+            `.pt2` does, and no product can saturate.
 
     Raises:
         ConfigError: the ONNX packages are not installed.

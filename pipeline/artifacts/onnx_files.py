@@ -16,7 +16,7 @@ def local_files(uri: str) -> Iterator[Path]:
 
     Raises:
         DatasetError: there is no such file, or a file that it needs is missing.
-        CheckpointError: it is not an ONNX model, keeps weights elsewhere than beside it, or they are cut off.
+        CheckpointError: the file is not an ONNX model, keeps weights elsewhere than beside it, or lacks a part of them.
     """
     with storage.local_file(uri) as path:
         for name, size in sorted(_further_files(path, uri).items()):
@@ -26,7 +26,7 @@ def local_files(uri: str) -> Iterator[Path]:
 
 
 def refuse_unreadable(path: Path, uri: str, error: BaseException) -> CheckpointError:
-    """Return the error of a file that is no ONNX model, which says what it is where that is known."""
+    """Return the error to raise for a file that is no ONNX model; it says what the file is, if that is known."""
     found = describe_misnamed(path, "an ONNX model")
     return CheckpointError(f"cannot read {uri!r} as an ONNX model: {f'it {found}' if found else one_line(error)}")
 

@@ -13,7 +13,7 @@ from pipeline.models import LoadedModel
 
 # Normalized images float32 [B, C, H, W] on the CPU → logits float32 [B, classes] on the CPU.
 Predictor = Callable[[Tensor], Tensor]
-# What a model raises that does not take the images it is given.
+# Errors that a model may raise if it does not take the images that it is given.
 _MISFIT = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
@@ -22,10 +22,10 @@ class Opened:
     """An artifact that can be run: called with any number of images, float32 [B, C, H, W], it returns their logits.
 
     Attributes:
-        predict: takes images in the artifact's own normalization.
-        facts: what the file states of itself.
-        input_size: channels, height and width that it was made for; None where it takes any.
-        batch_size: the only number of images that it takes at once; None where it takes any.
+        predict: function of images in the artifact's own normalization.
+        facts: class names and normalization that the file states.
+        input_size: channels, height and width of the images that it reads; None if it reads any.
+        batch_size: the only number of images that it reads at once; None if it reads any number.
     """
 
     predict: Predictor

@@ -22,21 +22,21 @@ from pipeline.artifacts.pt2_documents import find_code
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, one_line
 
-# Under `extra/` of the archive.
+# Name of the file with the `Facts`, under `extra/` in the archive.
 _FACTS = "facts.json"
-# What `torch.export.save` writes, under one folder. torch's reader takes other entries for compiled code (`.so`) or, at
-# the root, for a file of an older format, which it unpickles.
+# Entries that `torch.export.save` writes, under one folder. torch's reader takes others for compiled code (`.so`) or,
+# at the root, for a file of an older format, which it unpickles.
 _ENTRIES = re.compile(
     r"models/model\.json|data/(weights/(model_weights_config\.json|weight_\d+)"
     r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
     r"|extra/[^/]+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
-# What torch and zipfile stumble over in a file that is cut off or mangled.
+# Errors that torch and zipfile raise for a file that is cut off or mangled.
 _UNREADABLE = (
     *(zipfile.BadZipFile, RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError),
     *(SyntaxError, SpecViolationError),
 )
-# What `torch.export.save` stores is what the program was exported with, as a pickle; to run it needs none.
+# `torch.export.save` stores the example inputs of the export as a pickle. The program runs without them.
 _WITHOUT_INPUTS = "set `program.example_inputs = None` and save it again with torch.export.save"
 
 _LISTED = "those that classifiers compute with are allowed, see pipeline/artifacts/pt2_documents.py"
@@ -48,7 +48,7 @@ def save_pt2(program: ExportedProgram, path: str | Path, facts: Facts | None = N
     It is the reference: integers are dequantized before every operator, so it is not fast.
 
     Args:
-        program: takes images alone.
+        program: a program whose only input is images.
         path: the file to write; its name ends with `.pt2`.
         facts: class names and normalization, for the extra file `facts.json` of the archive.
 
@@ -77,7 +77,7 @@ def open_pt2(uri: str) -> Opened:
     with storage.local_file(uri) as path:
         try:
             facts = _check(path, uri)
-            # A file object, for torch wants a path to end with `.pt2`, and a user's may end otherwise.
+            # A file object, because torch wants a path to end with `.pt2`, and a user's may end differently.
             with path.open("rb") as file:
                 exported = torch.export.load(file)
             program = exported.module()

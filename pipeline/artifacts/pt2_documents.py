@@ -45,7 +45,7 @@ fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine fake_
 sym_constrain_range sym_constrain_range_for_size
 """
 _COMPUTING = frozenset(_OPERATORS.split())
-# Arithmetic of sizes. torch gives these their inputs by position; of others it prints the inputs' names into code.
+# Operators of arithmetic on sizes. torch calls them with inputs by position; for others it prints names into code.
 _ON_SIZES = re.compile(
     r"_operator\.(eq|ne|le|ge|lt|gt|neg|pos|mul|add|sub|floordiv|mod|truediv|and_|or_)"
     r"|torch\.sym_(not|int|float|ite|max|min|sqrt)"
@@ -59,7 +59,8 @@ _WORDS = "Symbol|Integer|Rational|Mul|Add|Pow|Max|Min|Mod|FloorDiv|True|False|po
 _SIZES = re.compile(rf"(?:[\s\d,()=*+/-]|'[su]\d++'|[su]\d++|{_WORDS})*+", re.ASCII)
 _LONGEST_SIZE = 4096
 _POWER = re.compile(r"\*\*|Pow")
-# What could be code wherever it stands; programs as `torch.export.save` writes them for a classifier have none of it.
+# Keys of entries that could be code wherever they occur. Programs of a classifier, as `torch.export.save` writes them,
+# have none of them.
 _ABSENT = {"use_pickle", "guards_code", "as_custom_obj", "as_graph", "as_operator"}
 # Text that only operators and people read: under these keys, and of a node's metadata.
 _TEXT = {"as_string", "as_strings", "torch_version"}
@@ -71,7 +72,7 @@ def find_code(document: Any) -> tuple[str, str] | None:
     """Return the key and the value of an entry that torch could run or evaluate; None if it only reads the document.
 
     Args:
-        document: parsed, of a program, its weights or its constants.
+        document: parsed JSON of a program, of its weights or of its constants.
     """
     for key, value in _entries(document):
         if not _is_data(key, value):
@@ -80,7 +81,7 @@ def find_code(document: Any) -> tuple[str, str] | None:
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Return every value under the key that it stands under, and every key as a `name`."""
+    """Return every value with the key that it belongs to, and every key with the key `name`."""
     if isinstance(value, dict):
         for inner_key, inner in value.items():
             yield "name", inner_key
@@ -139,7 +140,7 @@ def _is_size(expression: str) -> bool:
 
 
 def _is_structure(spec: Any) -> bool:
-    """Whether a specification of inputs or outputs is of plain containers: others name what torch would import."""
+    """Return whether inputs or outputs are specified as plain containers: others name classes that torch imports."""
     if not isinstance(spec, list) or len(spec) != 2 or spec[0] != 1:
         return False
     return all(_is_container(node) for node in _nodes(spec[1]))

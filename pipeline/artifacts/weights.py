@@ -25,12 +25,12 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
     """Open weights of a known architecture, or a folder that brings its own.
 
     Args:
-        uri: a checkpoint, or a folder as timm saves one.
-        config: names the architecture of a checkpoint.
+        uri: location of a checkpoint, or of a folder as timm saves one.
+        config: settings of the teacher, which name the architecture of a checkpoint.
 
     Raises:
         DatasetError: there is no such file.
-        CheckpointError: it is neither, is corrupt, or holds a model that answers with no classes.
+        CheckpointError: the location holds neither, the file is corrupt, or the model does not output classes.
     """
     if uri.lower().endswith(_CHECKPOINTS):
         # Weights are read as the teacher's are. Their names are those that lie beside them, never the teacher's.
@@ -38,7 +38,7 @@ def open_weights(uri: str, config: ModelConfig) -> Opened:
         own = replace(config, checkpoint=uri, pretrained=False)
         loaded = load_model(own)
         _, about_names = class_names(own, loaded.model)
-        # And they are shown images as the teacher is, unless the layout or what lies beside them says otherwise.
+        # They are shown images as the teacher is, unless their layout or a file beside them says otherwise.
         others = (*about_names, *assumed_preprocessing(own, loaded.data_config))
         announce([notice for notice in loaded.notices if notice not in others])
         if loaded.preset:

@@ -1,5 +1,6 @@
 """The Ray cluster that a job belongs to: join it, watch it, and turn its errors into this project's."""
 
+from pipeline.cluster.autoscaler import is_fixed_size
 from pipeline.cluster.connection import (
     check_answer,
     check_cluster,
@@ -15,6 +16,7 @@ __all__ = [
     "check_cluster",
     "connect",
     "free_resources",
+    "is_fixed_size",
     "kill_own_processes",
     "own_errors",
     "own_signals",

@@ -1,5 +1,6 @@
-"""Find out what nodes the autoscaler of a cluster can bring."""
+"""Find out whether nodes can still join the cluster, and which ones its autoscaler can bring."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,13 +10,16 @@ from typing import Any
 import ray
 import ray.exceptions
 import yaml
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.state import state
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-# The head starts a process for the question, unless the driver runs there.
+# Seconds to wait for the head's answer: it starts a process for the question, unless the driver runs there.
 _ANSWER_TIMEOUT_S = 60.0
 _HEAD = "node:__internal_head__"
-# As Ray has it where the launcher's file says nothing.
+# Ray's default where the launcher's file does not state it.
 _MAX_WORKERS = 2
 _UNLIMITED = 10_000
 
@@ -25,9 +29,9 @@ class NodeType:
     """Nodes of one kind that an autoscaler can bring.
 
     Attributes:
-        resources: of each node, by Ray's names.
-        max_count: number of such nodes at most.
-        labels: of each node, as far as they are known before it starts; `None` if none of them is known.
+        resources: resources of one such node, by Ray's names.
+        max_count: largest number of such nodes.
+        labels: labels of each node, as far as they are known before it starts; `None` if none is known.
     """
 
     resources: Mapping[str, float]
@@ -40,8 +44,8 @@ class NodeTypes:
     """The nodes that an autoscaler can bring.
 
     Attributes:
-        types: of nodes; an empty list without an autoscaler.
-        max_nodes: number of nodes of all types together at most.
+        types: types of nodes; empty without an autoscaler.
+        max_nodes: largest number of nodes of all types together.
     """
 
     types: list[NodeType] = field(default_factory=list)
@@ -51,7 +55,7 @@ class NodeTypes:
         """Return the largest sum of an amount over nodes that can be there together.
 
         Args:
-            amount: of one node of a type.
+            amount: function that returns the amount of one node of a type.
         """
         total, left = 0.0, self.max_nodes
         for each, count in sorted(((amount(kind), kind.max_count) for kind in self.types), reverse=True):
@@ -60,11 +64,24 @@ class NodeTypes:
         return total
 
 
-def node_types() -> NodeTypes | None:
-    """Return what nodes the autoscaler of the joined cluster can bring: none without one; None if it cannot be known.
+def is_fixed_size() -> bool:
+    """Return whether no node will join the joined cluster any more: `ray.init()` started it, for one machine.
 
-    Ray has a place where autoscalers report what they can bring, which hosted ones do and Ray's own does not. What that
-    one was started with stands in a file on the head. KubeRay's runs in a container of its own, and is not known.
+    On such a cluster, a pool or a number of workers that does not fit is refused at once; on any other, the job waits
+    for nodes. The answer comes from the head, which records how it was started, and not from what this process has
+    done. So it is the same in every process that has joined: the driver, a submitted job, an actor, or a process that
+    joined a cluster which another process started. Nor can it be left over from a cluster joined earlier. Asking takes
+    one request to the head.
+    """
+    metadata = _internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+    return metadata is not None and bool(json.loads(metadata).get("ray_init_cluster"))
+
+
+def node_types() -> NodeTypes | None:
+    """Return what nodes the autoscaler of the joined cluster can bring: no types without one; None if it is not known.
+
+    Ray has a place where autoscalers report what they can bring. Hosted ones do so, and Ray's own does not, but the
+    file that it was started with is on the head. KubeRay's runs in a container of its own, and cannot be asked.
     """
     return _node_types_of(ray.get_runtime_context().gcs_address)
 
@@ -74,7 +91,7 @@ def _node_types_of(gcs_address: str) -> NodeTypes | None:
     reported = state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
         types = [
-            # What is reported has no labels; Ray chooses by those that the nodes have.
+            # The report has no labels, but the nodes may have some, by which Ray chooses them.
             NodeType(dict(group.resources), _UNLIMITED if group.max_count == -1 else group.max_count, labels=None)
             for group in reported.node_group_configs
             if group.max_count
@@ -99,7 +116,7 @@ def read_on_head(port: str) -> NodeTypes | None:
     """Find the node types from the autoscaler process on this machine, the head; see `node_types`.
 
     Args:
-        port: of the head, which tells its autoscaler apart from those of other clusters on this machine.
+        port: port of the head's GCS, which tells this autoscaler apart from those of other clusters on the machine.
     """
     import psutil  # type: ignore[reportMissingModuleSource]  # Ray brings it, and it is found once Ray is imported
 

@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 import ray.util.client
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
-from ray._private import services, worker
+from ray._private import services
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import check_version_info
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,21 +26,18 @@ from pipeline.cluster.head import open_connection, watch_head
 from pipeline.cluster.ray_messages import leave_out_pool_ends, quiet_core, without_token_advice
 from pipeline.errors import ClusterError, one_line
 
-# A head node that is there accepts a connection in milliseconds, and answers within a second or two.
+# Seconds. A head that is alive accepts a connection in milliseconds, and answers within a second or two.
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 _NO_CLIENT = "jobs run on the cluster itself: submit them with `ray job submit`, or start them on one of its machines"
 _LOCAL = "for a cluster of this machine alone set RAY_ADDRESS=local"
 
 
-def connect() -> bool:
+def connect() -> None:
     """Join the cluster this process belongs to (RAY_ADDRESS, or one started on this machine), else start a local one.
 
     A process that has joined already stays where it is. Standard output is left to the job: what workers print goes
     to Ray's log files, and Ray Data prints only warnings.
-
-    Returns:
-        Whether the cluster is one that this process started, now or before: no node will join it.
 
     Raises:
         ClusterError: see `check_cluster`; or Ray could not join or start the cluster.
@@ -58,9 +55,9 @@ def connect() -> bool:
         watch_head(ray.get_runtime_context().gcs_address)
     leave_out_pool_ends()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # It warns that there are no progress bars, which is what was asked for.
+    # This one warns that there are no progress bars, which were switched off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    # They print the traceback of an error that is raised all the same.
+    # These print the traceback of an error that is raised all the same.
     for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -68,12 +65,10 @@ def connect() -> bool:
     context.print_on_execution_start = False
     # Our own errors come back as what they are, and not as text in Ray's.
     context.raise_original_map_exception = True
-    node = worker._global_node
-    return node is not None and node.is_head()
 
 
 def start_here(kind: type, *arguments: Any, **named: Any) -> ActorHandle:
-    """Start a small actor on the machine of this process, without which the run is lost anyway."""
+    """Start a small actor on the machine of this process: if that machine is lost, the run is lost in any case."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(num_cpus=0)(kind)
     return actor_class.options(scheduling_strategy=here).remote(*arguments, **named)
@@ -106,7 +101,7 @@ def check_cluster() -> None:
 
 
 def _address() -> str | None:
-    """The address, as host:port, of the cluster that `ray.init()` would join; None where it would start a local one."""
+    """Return the address, as host:port, of the cluster that `ray.init()` would join; None if it would start one."""
     given = os.environ.get("RAY_ADDRESS", "")
     if given.startswith("ray://"):
         raise ClusterError(f"RAY_ADDRESS {given!r} is for Ray Client: {_NO_CLIENT}")
@@ -139,7 +134,7 @@ def check_answer(address: str, where: str) -> None:
     """Ask the head for its versions.
 
     Raises:
-        ClusterError: it gives none in time, or others than those of this process.
+        ClusterError: the head gives none in time, or they differ from those of this process.
     """
     # A head that is stuck, and a server of another kind, accept connections and stay silent; Ray would wait a minute
     # and more. With TLS that is left to Ray.

@@ -11,7 +11,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import IncompleteError, PipelineError, one_line
 
-# What a task may end with through no fault of its code: a full disk or object store, a worker that was killed.
+# Errors that a task may end with through no fault of its code: a full disk or object store, a worker that was killed.
 _WORLD = (ray.exceptions.RayError, OSError, MemoryError)
 
 
@@ -41,7 +41,7 @@ def own_errors() -> Iterator[None]:
 
 
 def _release_actors(error: BaseException) -> None:
-    """Drop what keeps the actors of a dataset that ended with an error.
+    """Drop all references to the actors of a dataset that ended with an error, so that they are released.
 
     Ray Data 2.60 stops a dataset whose first block fails only when its executor is collected. The tracebacks of the
     error refer to that, as does a cycle of its own.
@@ -58,14 +58,14 @@ def _release_actors(error: BaseException) -> None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what a task ended with, or a task that it waited for; of another error the error itself."""
+    """Return the error that a task, or one that it waited for, ended with; any other error is returned as it is."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
 
 
 def _our_error(error: BaseException) -> PipelineError | None:
-    """The error of ours that a task, or an actor while it was starting, ended with."""
+    """Return the error of ours that a task, or an actor while it was starting, ended with; None if it is not ours."""
     # An actor that died while starting carries the error of its constructor as its argument.
     for carrier in (error, *error.args):
         cause = getattr(carrier, "cause", None)
@@ -75,6 +75,6 @@ def _our_error(error: BaseException) -> PipelineError | None:
 
 
 def free_resources() -> str:
-    """Say what of the cluster is not taken: why an actor may be waiting."""
+    """Say how many CPUs and GPUs of the cluster are free, as a hint at why an actor is waiting."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s are free" for name in ("CPU", "GPU"))

@@ -11,7 +11,7 @@ import ray
 from pipeline.log import logger
 
 _LOOK_S = 5.0
-# Looks in a row without an answer, after which it is reported.
+# Number of looks in a row without an answer after which the head is reported.
 _SILENT_LOOKS = 2
 
 
@@ -19,7 +19,7 @@ def watch_head(address: str) -> None:
     """Report in one line when the head stops answering, and when it answers again, until this process leaves Ray.
 
     Args:
-        address: of the head's GCS, as host:port.
+        address: address of the head's GCS, as host:port.
     """
 
     def joined() -> bool:
@@ -59,7 +59,7 @@ def open_connection(address: str, *, timeout_s: float) -> None:
 
     Raises:
         OSError: nothing listens there.
-        ValueError: it is no host:port.
+        ValueError: the address is not of the form host:port.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()

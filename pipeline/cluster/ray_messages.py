@@ -13,7 +13,7 @@ from ray._private import worker
 
 from pipeline.log import logger
 
-# Among the severities of Ray's C++ core.
+# The number of "fatal" among the severities of Ray's C++ core.
 _FATAL = 3
 _TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 _TOKEN_ENABLED = "Token authentication is enabled for this Ray cluster"
@@ -29,8 +29,8 @@ def quiet_core() -> None:
     if logger.isEnabledFor(logging.DEBUG) or "RAY_BACKEND_LOG_LEVEL" in os.environ:
         return
     core = ctypes.CDLL(_raylet.__file__)
-    # Another version of Ray may not have it; then the warnings are printed. (Ray's environment variable for it would
-    # be passed on to the processes of a local cluster, and is answered with a line of its own.)
+    # Another version of Ray may lack this variable; then the warnings are printed. (The processes of a local cluster
+    # would inherit Ray's environment variable for it, and Ray answers that with a line of its own.)
     with suppress(ValueError):
         ctypes.c_int.in_dll(core, "_ZN3ray6RayLog19severity_threshold_E").value = _FATAL
 

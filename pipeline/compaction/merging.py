@@ -14,7 +14,7 @@ from pipeline.dataset.part_files import DATA, holds_parts, merged_metadata, merg
 from pipeline.dataset.store import temporary_folder
 from pipeline.errors import DatasetError, one_line
 
-# What the metadata of a part says of the whole dataset, or is in the names and columns of a merged file anyway.
+# Keys of a part's metadata that concern the whole dataset, or that names and columns of a merged file state anyway.
 _SHARED = (b"huggingface", b"class_names_sha256", b"digest", b"schema_version", b"shard_id")
 _AGAIN = "delete it and run the synthesis again"
 
@@ -24,10 +24,10 @@ class MergedFile:
     """Report of a worker about one file.
 
     Attributes:
-        shard_ids: shards whose parts it holds.
-        num_rows: of each part.
-        row_group_bytes: bytes of each part's row group before compression.
-        made: whether this call wrote the file; otherwise it was there.
+        shard_ids: ids of the shards whose parts the file holds.
+        num_rows: number of rows of each part.
+        row_group_bytes: size of each part's row group before compression, in bytes.
+        made: whether this call wrote the file. If not, the file was there before.
     """
 
     shard_ids: range
@@ -42,10 +42,10 @@ class Merger:
 
     Attributes:
         images: folder of the dataset.
-        output: folder of the compacted one.
-        digest: of the dataset.
-        schema_version: of the dataset.
-        class_names: of the dataset.
+        output: folder of the compacted dataset.
+        digest: digest of the dataset.
+        schema_version: version of the dataset's schema.
+        class_names: names of the dataset's classes.
     """
 
     images: str
@@ -101,14 +101,14 @@ class Merger:
         """Return the bytes of a part, and its rows and metadata; images stay encoded.
 
         Raises:
-            DatasetError: it is missing, damaged or another's.
-            OSError: it kept failing to be read.
+            DatasetError: the part is missing or damaged, or belongs to another dataset.
+            OSError: the part could not be read, in several attempts.
         """
         uri = part_uri(self.images, shard_id, self.digest)
         content = storage.with_retries(lambda: _content(uri))
         try:
             table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-        # An OSError, too: with it Arrow reports damage as well.
+        # An OSError too, because Arrow reports some damage with it.
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{uri!r} is damaged, {_AGAIN}: {one_line(error)}") from error
         if not holds_parts(table.schema.metadata, 1, range(shard_id, shard_id + 1), self.digest):
@@ -123,7 +123,7 @@ def _check_images(uri: str, table: pa.Table) -> None:
     """Refuse images that are no whole PNG files. Parquet has no checksum of them, and a copy may outlive the original.
 
     Raises:
-        DatasetError: there is one.
+        DatasetError: an image is not a whole PNG file.
     """
     encoded = (image for chunk in table["image"].chunks for image in chunk.field("bytes"))
     for image_id, image in zip(table["image_id"].to_pylist(), encoded, strict=True):

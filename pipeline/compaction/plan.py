@@ -26,11 +26,11 @@ class CompactionPlan:
     """A compaction whose dataset and output were checked.
 
     Attributes:
-        manifest: of the compacted dataset: that of the dataset, and how its parts are merged.
-        progress: what the dataset holds.
-        index: of the dataset, a row for each part.
-        files: shards of each file, in order.
-        merger: what the workers need.
+        manifest: manifest of the compacted dataset: that of the dataset, and how its parts are merged.
+        progress: which shards the dataset holds.
+        index: index of the dataset, with a row for each part.
+        files: ids of the shards in each file, in order.
+        merger: what workers write the files with.
     """
 
     manifest: dict[str, Any]
@@ -41,7 +41,7 @@ class CompactionPlan:
 
     @property
     def num_missing(self) -> int:
-        """Shards of the dataset without a part."""
+        """Number of the dataset's shards that have no part."""
         return len(self.progress.missing) + len(self.progress.failed)
 
 
@@ -76,11 +76,11 @@ def plan_compaction(config: CompactionConfig) -> CompactionPlan:
 
 
 def group_parts(sizes: Mapping[int, int], file_bytes: int) -> Iterator[range]:
-    """Yield the shards of each file: as many neighboring parts as fit, one or more; a missing shard ends a file.
+    """Yield the shards of each file: as many neighboring parts as fit, at least one. A missing shard ends a file.
 
     Args:
-        sizes: shard id → bytes of each part, in order.
-        file_bytes: largest size of a file.
+        sizes: shard id → size of its part in bytes, in order.
+        file_bytes: largest size of a file, in bytes.
     """
     start = stop = total = 0
     for shard_id, size in sizes.items():
@@ -106,10 +106,10 @@ def _check_places(images: str, output: str) -> None:
 
 
 def _check_output_files(output: str, manifest: dict[str, Any], files: list[range]) -> None:
-    """Refuse an output that holds another compaction, or files that are not of this one.
+    """Refuse an output that holds another compaction, or files that do not belong to this one.
 
     Raises:
-        DatasetError: it does.
+        DatasetError: the output holds something else.
     """
     uri = store.manifest_uri(output)
     if storage.exists(uri):
@@ -153,7 +153,7 @@ def _check_parts(images: str, digest: str, progress: store.Progress, index: pa.T
     """Refuse parts that the index cannot describe: they are damaged, or not as a synthesis writes them.
 
     Raises:
-        DatasetError: there is one.
+        DatasetError: a part is of that kind.
     """
     unknown = parts_without_row(index, progress.parts)
     damaged = damaged_parts(images, digest, unknown)

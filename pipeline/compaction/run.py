@@ -27,12 +27,12 @@ from pipeline.outputs.names import SHEET, SNAPSHOTS
 from pipeline.outputs.owners import NOT_SHARED
 from pipeline.report.writing import PAGE
 
-# Files that wait for a worker at once: enough for an autoscaler to see how much work there is.
+# Number of files that wait for a worker at once: enough for an autoscaler to see how much work there is.
 _MOST_WAITING = 1000
-# Further attempts at a file whose worker was lost. Storage that fails is tried again by the worker itself.
+# Number of further attempts at a file whose worker was lost. Where storage fails, the worker itself tries again.
 _RETRIES = 3
 _INTERVAL_S = 5.0
-# What people look at, beside the dataset.
+# Files beside the dataset that people look at.
 _PICTURES = (SHEET, SNAPSHOTS, PAGE)
 
 
@@ -163,7 +163,7 @@ def _check_there(plan: CompactionPlan, files: list[PartFile]) -> None:
     """Check that this machine sees what the workers wrote.
 
     Raises:
-        DatasetError: it does not.
+        DatasetError: a file is missing here.
     """
     there = {file.shard_ids for file in files}
     for shard_ids in plan.files:

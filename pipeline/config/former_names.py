@@ -17,8 +17,8 @@ class FormerNames:
     Whatever is read of one command line goes through one of these, so that `warn` prints one line.
 
     Args:
-        config_class: dataclass; its class variable `FORMER_NAMES`, where there is one, maps former dotted names to
-            those of today.
+        config_class: a dataclass of settings. Its class variable `FORMER_NAMES`, if it has one, maps former dotted
+            names to those of today.
     """
 
     def __init__(self, config_class: type) -> None:
@@ -69,7 +69,7 @@ class FormerNames:
 
 
 def _with_sections(name: str) -> set[str]:
-    """Return a dotted name and those of the sections that it lies in."""
+    """Return a dotted name with the names of the sections that it lies in."""
     parts = name.split(".")
     return {".".join(parts[: length + 1]) for length in range(len(parts))}
 

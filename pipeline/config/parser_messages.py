@@ -14,7 +14,7 @@ _KINDS = {
 
 
 def in_words(message: str) -> str:
-    """Return a message of the parser, of one line, in words; as it is where it is of another kind."""
+    """Return the parser's message, one line, in words of a config; messages of other kinds are returned unchanged."""
     for pattern, say in _PATTERNS:
         if found := pattern.fullmatch(message):
             return say(found)

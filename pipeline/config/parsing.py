@@ -34,9 +34,9 @@ def parse_config(
     see `FormerNames`, of which one line warns.
 
     Args:
-        config_class: what to read.
-        argv: the flags, by default those of the process.
-        prog: the command, for `--help`.
+        config_class: dataclass to parse the settings to.
+        argv: flags; by default those of the process.
+        prog: the command, as `--help` shows it.
         examples: command lines that `--help` ends with.
 
     Raises:
@@ -66,15 +66,15 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose config files hold data alone, and may hold settings under their former names.
 
     Attributes:
-        config_class: the config to be parsed; `object` until it is set.
-        former_names: those of its settings; of none until they are set.
+        config_class: dataclass of the settings; `object` until it is set.
+        former_names: former names of its settings; empty until they are set.
     """
 
     config_class: type = object
     former_names = FormerNames(object)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        # Files and text after `--config` come by here, too. The folder is that of the file.
+        # Files and text after `--config` are read through this method too. The folder is that of the file.
         path = kwargs.get("path")
         values = self._resolved(content, f"the config file {path!r}" if path else "the text of --config")
         return super().parse_string(write_settings(values), *args, **kwargs)
@@ -84,7 +84,7 @@ class Parser(jsonargparse.ArgumentParser):
         if not isinstance(values, Mapping):
             held = "is empty" if values is None else f"holds {quoted(values)}"
             raise ConfigError(f"{what} {held}: write settings into it, as `name: value`")
-        # A file may name another, which comes by here as well.
+        # A file may name another one, which is read through this method as well.
         other = {"config": values["config"]} if "config" in values else {}
         renamed = self.former_names.rename_keys({key: values[key] for key in values if key not in other})
         try:
@@ -107,8 +107,8 @@ def make_parser(config_class: type, *, prog: str | None = None, examples: Sequen
     """Build the command line of a config: `--config FILE.yaml`, and a flag for each of its settings.
 
     Args:
-        config_class: what is parsed.
-        prog: the command, for `--help`.
+        config_class: dataclass to parse the settings to.
+        prog: the command, as `--help` shows it.
         examples: command lines that `--help` ends with, to be copied.
     """
     shown = "\n".join(f"  {line}" for line in examples)

@@ -26,14 +26,14 @@ def read_settings(text: str, what: str) -> Any:
     """Return the plain data that a YAML text holds.
 
     Args:
-        text: of a file, or of a flag.
-        what: it is, for the message.
+        text: content of a file, or value of a flag.
+        what: what the text is, for the message.
 
     Raises:
         ConfigError: it cannot be read, has a key twice, or a number that YAML reads as octal.
     """
     try:
-        # The parser's own, for it reads numbers such as 1e-3 where YAML's does not.
+        # The parser's own loader, because it reads numbers such as 1e-3, and YAML's does not.
         values = parse_yaml(text, jsonargparse.get_loader("yaml"))
         check_keys_differ(text)
         check_numbers(text)

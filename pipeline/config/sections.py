@@ -18,7 +18,7 @@ from pipeline.config.plain_data import check_no_classes, names_class, read_setti
 from pipeline.errors import ConfigError, quoted
 
 _FLAG = re.compile(r"--[\w.+-]+")
-# Flags of the parser's own; "" is of what is no flag.
+# Names of flags that belong to the parser itself; "" stands for an argument that is no flag.
 _NO_SETTINGS = ("", "config", "help", "print_config")
 
 
@@ -26,10 +26,10 @@ def resolve(config: type, values: Mapping[str, Any], name: str = "", folder: str
     """Return settings as plain data, with the sections that are files of their own in their place.
 
     Args:
-        config: dataclass that they are of.
-        values: as YAML holds them, without classes; keys may be dotted, and end in `+` to add to a list.
-        name: of the section that they are, dotted; empty for the whole.
-        folder: that the paths of files are relative to; by default that of the process.
+        config: dataclass that the settings belong to.
+        values: settings as YAML holds them, without classes. Keys may be dotted, and end in `+` to add to a list.
+        name: dotted name of the section that they are; empty for the whole config.
+        folder: folder that paths of files are relative to; by default the working folder of the process.
 
     Raises:
         ConfigError: there is a key that is no setting, or something else where a section belongs.
@@ -61,7 +61,7 @@ def _resolve_key(config: type, key: Any, value: Any, name: str, folder: str) -> 
 
 
 def _resolve(hint: Any, value: Any, name: str, folder: str) -> Any:
-    """Return the value of a setting with its sections resolved; as it is where it can have none."""
+    """Return the value of a setting with its sections resolved; a value that can have none is returned unchanged."""
     members, section, entry = _members(hint), _section(hint), _entry(hint)
     if value is None:
         return _resolve_null(hint, name)
@@ -95,7 +95,7 @@ def _resolve_entry(entry: Any, value: Any, name: str, folder: str) -> Any:
 
 
 def _resolve_added(hint: Any, value: Any, name: str, folder: str) -> Any:
-    """Return what is added to a list, an entry or several."""
+    """Return the entries, one or several, that are added to a list."""
     entry = _entry(hint)
     if entry is None or isinstance(value, list | tuple):
         return _resolve(hint, value, name, folder)
@@ -136,7 +136,7 @@ def _defaults(section: Any, name: str) -> dict[str, Any]:
 
 
 def _split(flags: Sequence[str]) -> Iterator[tuple[list[str], str, str | None]]:
-    """Yield each flag of a command line with what it is made of, its name, and its value if it has one."""
+    """Yield each flag of a command line as its arguments, its name, and its value if it has one."""
     rest = list(flags)
     while rest:
         parts = [rest.pop(0)]

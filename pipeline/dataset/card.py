@@ -21,7 +21,7 @@ def read_card(uri: str) -> dict[str, Any]:
     """Return the YAML of the card in a folder; empty where the card has none.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: the card cannot be read.
     """
     card = storage.join(uri, CARD)
     lines = storage.read_bytes(card).decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()
@@ -39,7 +39,7 @@ def card_config(uri: str, card: dict[str, Any]) -> dict[str, Any] | None:
     """Return the only or default configuration of a card; None if the card has none.
 
     Raises:
-        DatasetError: there are several, and none is marked as the default.
+        DatasetError: the card has several configurations, and none is marked as the default.
     """
     configs = card.get("configs")
     configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
@@ -94,7 +94,7 @@ def agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None
     """Return the class names of Parquet files, which the files or a card may hold.
 
     Raises:
-        DatasetError: both hold them, and they differ.
+        DatasetError: both the files and the card hold names, and they differ.
     """
     if in_files is not None and in_card is not None and in_files != in_card:
         raise DatasetError(
@@ -105,7 +105,7 @@ def agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None
 
 
 def _describes(info: dict[str, Any], wanted: Any, *, alone: bool) -> bool:
-    """Return whether a description is of the configuration of a name; the only one may leave out whose it is."""
+    """Return whether a `dataset_info` describes the configuration of that name; an only one need not state the name."""
     if alone and (wanted is None or "config_name" not in info):
         return True
     return info.get("config_name", "default") == (wanted or "default")
@@ -117,9 +117,9 @@ def class_order(uri: str, card: dict[str, Any], names: Sequence[str]) -> list[st
     Warnings name what is in the card and is not read: the splits of an image folder are its folders.
 
     Args:
-        uri: of the folder.
+        uri: location of the folder.
         card: what `read_card` returned.
-        names: of the subfolders, in the order without a card; empty if there are none.
+        names: names of the subfolders, in the order that they have without a card; empty if there are none.
     """
     if card.get("configs"):
         logger.warning(
@@ -161,7 +161,7 @@ def _splits_in(uri: str, folder: str, names: Sequence[str]) -> Splits | None:
     """Group the files in a folder by their names below it; all are `train` if these name no split; None without files.
 
     Raises:
-        DatasetError: they name no split, and suggest different ones.
+        DatasetError: the names of the files name no split, but suggest different ones.
     """
     inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
     found = parquet_splits(inside)

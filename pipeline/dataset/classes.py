@@ -25,7 +25,7 @@ def stated_names(names: Any) -> list[str] | None:
     would shift the names of the labels behind it.
 
     Args:
-        names: a list, or a mapping of labels, as numbers or texts, to names.
+        names: a list of names, or a mapping of labels, as numbers or texts, to names.
     """
     if isinstance(names, Mapping):
         labels = {as_number(str(label)): name for label, name in names.items()}
@@ -59,7 +59,7 @@ def misnumbered(names: Sequence[str]) -> str | None:
     such numbers identify a class.
 
     Args:
-        names: of labels 0, 1, 2, ...
+        names: names of labels 0, 1, 2, ..., in that order.
     """
     if not differ_in_numbers(names):
         return None

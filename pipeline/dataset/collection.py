@@ -21,8 +21,8 @@ class ImageCollection:
     """Images of one or several sources.
 
     Attributes:
-        sources: one or more. If there are several, each has a `qualifier`, which its image ids begin with.
-        units: in reading order, (index of the source, rows or files of it that are read together).
+        sources: at least one source. If there are several, each has a `qualifier`, with which its image ids begin.
+        units: pairs in reading order: index of a source, and rows or files of it that are read together.
     """
 
     sources: tuple[Source, ...]
@@ -79,10 +79,10 @@ def find_images(
     `3fa8c01e/tench-000007`. The qualifier derives from the dataset's content, so moving it changes no id.
 
     Args:
-        uris: of datasets, each as `find_source` takes it.
-        split: which split to read, in every dataset that is not synthetic.
-        extra_columns: columns of Parquet files to read besides the contract's.
-        times: how often each dataset is read, where that is not once. The ids of its second reading begin with
+        uris: one or several locations, each as `find_source` takes it.
+        split: name of the split to read from every dataset that is not synthetic.
+        extra_columns: columns of Parquet files to read besides those of the contract.
+        times: number of times that each dataset is read; by default once. Image ids of a second reading begin with
             `3fa8c01e.2/`, and so on.
 
     Raises:
@@ -103,7 +103,7 @@ def _qualify(sources: Sequence[Source], times: Sequence[int]) -> Iterator[Source
     """Yield the sources, each as often as it is to be read and with a qualifier of its own.
 
     Raises:
-        DatasetError: two of them are the same dataset.
+        DatasetError: two sources are the same dataset.
     """
     found: dict[str, Source] = {}
     for source, readings in zip(sources, times, strict=True):

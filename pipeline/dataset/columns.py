@@ -15,7 +15,7 @@ from pipeline.dataset import schema
 from pipeline.errors import DatasetError, as_line
 
 _IMAGE, _IMAGE_ID, _LABEL, _KEPT = "image", "image_id", "label", "keep_indices"
-# Columns of the contract that count as absent where their type is another: not every reader needs them.
+# Columns of the contract that count as absent if they have another type, because not every reader needs them.
 _OPTIONAL = (_LABEL, _IMAGE_ID, *schema.ABOUT_SYNTHESIS)
 # Names that others give to the column of labels, in lower case.
 _NAMES_OF_LABELS = ("label", "labels", "target", "targets", "class", "class_id", "category", "fine_label", "y")
@@ -29,9 +29,9 @@ def column_types(uri: str, file_schema: pa.Schema, extra_columns: Sequence[str] 
     `keep_indices`; a column of such a name in other files is another's, and is read as it is if it is asked for.
 
     Args:
-        uri: of the file, for messages.
-        file_schema: of the file.
-        extra_columns: columns to read besides the contract's.
+        uri: location of the file, for messages.
+        file_schema: schema of the file.
+        extra_columns: columns to read besides those of the contract.
 
     Raises:
         DatasetError: there is no column of images, or a column is missing, comes twice or cannot be converted.
@@ -60,7 +60,7 @@ def likely_labels(file_schema: pa.Schema) -> str | None:
     """Return name and type of a column that may be meant as `label`, by its name; None if there is none, or a `label`.
 
     Args:
-        file_schema: of a file. A `label` that is not numeric, and so is not read, is returned too.
+        file_schema: schema of a file. A `label` that is not numeric, and so is not read, is returned too.
     """
     label = next((field.type for field in file_schema if field.name == _LABEL), None)
     if label is not None:
@@ -145,10 +145,10 @@ def cast_column(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.
     """Convert a column of a file to the type that `column_types` gave for it.
 
     Args:
-        uri: of the file, for messages.
-        name: of the column.
-        column: as the file has it.
-        kind: the type to return.
+        uri: location of the file, for messages.
+        name: name of the column.
+        column: the column as it is in the file.
+        kind: the type to convert to.
 
     Raises:
         DatasetError: a value does not fit, such as a label of 1.5.

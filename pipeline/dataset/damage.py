@@ -14,8 +14,8 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        shard_ids: shards to look at, as far as there are parts of them.
+        digest: digest of the dataset.
+        shard_ids: ids of the shards whose parts are checked, where there are any.
 
     Raises:
         DatasetError: a part cannot be read, and may be whole.
@@ -35,7 +35,11 @@ def damaged_parts(output: str, digest: str, shard_ids: Sequence[int]) -> dict[in
 
 
 def _damage(output: str, digest: str, file: PartFile) -> str | None:
-    """Say what is wrong with a file of parts; None if nothing is. One that cannot be read may be whole: raise that."""
+    """Say what is wrong with a file of parts; None if nothing is.
+
+    Raises:
+        DatasetError: the file cannot be read, and may be whole.
+    """
     uri = storage.join(output, DATA, file.name)
     try:
         footer, _ = storage.with_retries(lambda: read_footer(uri))

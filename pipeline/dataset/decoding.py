@@ -52,7 +52,7 @@ _HIGH_BYTES = re.compile(r"(?:RGB|RGBA|RGBa|RGBX|LA|CMYK);16([LBN])")
 _GRAY_ALPHA = "LA;16B"
 # Byte order → the opposite one; N is that of this machine.
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-# What follows 0xFF where a scan of a JPEG begins.
+# Byte that follows 0xFF where a scan of a JPEG begins.
 _SCAN = 0xDA
 # TIFF tags and their values.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
@@ -85,7 +85,7 @@ def decode(encoded: bytes) -> Image.Image:
       cannot be read is ignored.
 
     Raises:
-        UnreadableImageError: it cannot be read, or a rule refuses it.
+        UnreadableImageError: the file cannot be read, or a rule refuses it.
     """
     try:
         image = _open(encoded)

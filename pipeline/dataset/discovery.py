@@ -43,7 +43,7 @@ from pipeline.dataset.units import ImageFiles, RowRange, Unit
 from pipeline.errors import DatasetError
 from pipeline.log import logger
 
-# Image files per unit.
+# Number of image files in a unit.
 _IMAGES_PER_UNIT = 128
 
 
@@ -53,10 +53,10 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
     One line on standard error names the files that are skipped. `docs/images.md` has the rules.
 
     Args:
-        uri: a synthetic dataset, a Parquet file or a folder of them, or a folder of images, with one subfolder per
-            class or none.
-        extra_columns: columns of Parquet files to read besides the contract's.
-        split: which of several splits to read, such as `test`.
+        uri: location of a synthetic dataset, of a Parquet file or a folder of them, or of a folder of images, with one
+            subfolder per class or none.
+        extra_columns: columns of Parquet files to read besides those of the contract.
+        split: name of the split to read, where there are several, such as `test`.
 
     Raises:
         DatasetError: nothing is there, it holds no images, or files are truncated, foreign or of several kinds; or
@@ -186,10 +186,10 @@ def _parquet(uri: str, names: list[str], extra_columns: Sequence[str], known: Se
     """Return the source that Parquet files are.
 
     Args:
-        uri: of the file, or the folder of the files.
-        names: of the files in the folder.
-        extra_columns: columns to read besides the contract's.
-        known: class names from elsewhere, for files that hold none.
+        uri: location of the file, or of the folder of the files.
+        names: names of the files in the folder.
+        extra_columns: columns to read besides those of the contract.
+        known: class names from elsewhere, for files that hold none; None if none are known.
     """
     files = read_facts([_file_uri(uri, name) for name in names], extra_columns)
     first: FileFacts | None = None

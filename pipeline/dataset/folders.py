@@ -54,16 +54,16 @@ def _check_no_masks(uri: str, classes: Sequence[str]) -> None:
 
 
 def check_all_read(uri: str, root: str, images: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse a class subfolder whose images are all of a format that is not read: labels would be without it.
+    """Refuse a class subfolder whose images all have a format that is not read: its class would have no image.
 
     Args:
-        uri: for messages.
+        uri: location of the image folder, for messages.
         root: folder of the class subfolders, below `uri`.
         images: names of the images that are read.
-        names: of all files below `uri`.
+        names: names of all files below `uri`.
 
     Raises:
-        DatasetError: there is one.
+        DatasetError: there is such a subfolder.
     """
     read = {class_folder(root, name) for name in images}
     if "" in read:
@@ -89,9 +89,9 @@ def find_classes(uri: str, root: str, roots: Iterable[str], images: Sequence[str
     additional ones count too, so that a class without a test image does not shift the labels.
 
     Args:
-        uri: for messages.
+        uri: location of the image folder, for messages.
         root: folder of the class subfolders, below `uri`; `""` for `uri` itself.
-        roots: such folders of all splits.
+        roots: folders of class subfolders of all splits.
         images: names of all images below `uri`.
         empty: names of folders below `uri` that hold no file.
 

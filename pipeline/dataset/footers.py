@@ -15,7 +15,7 @@ from pipeline.errors import DamagedError, DatasetError, as_line, one_line
 from pipeline.file_kinds import recognize_foreign
 from pipeline.transient import is_forbidden
 
-# Bytes read of a file that is no Parquet file, enough to recognize what it is.
+# Number of bytes that are read of a file that is no Parquet file, enough to recognize what it is.
 _HEAD_BYTES = 1024
 # Even equal rows take space for their pages. Plans list rows, so a number without any would take all memory.
 MOST_ROWS_PER_BYTE = 1000
@@ -28,13 +28,13 @@ class FileFacts:
     """Facts from a Parquet file's footer.
 
     Attributes:
-        uri: of the file.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes; empty if there are no rows.
-        class_names: of labels 0, 1, 2, ..., if the file holds them.
-        names_digest: of the class names, if the file holds either.
-        row_groups: rows and bytes of each.
-        likely_labels: name and type of a column that may be meant as `label`, if there is none of that name.
-        unread_ids: name and type of a column `image_id` that holds no ids.
+        uri: location of the file.
+        columns: name → Arrow type as it will be read (for `image`, encoded bytes); empty if there are no rows.
+        class_names: names of labels 0, 1, 2, ..., if the file holds them.
+        names_digest: digest of the class names, if the file holds names or digest.
+        row_groups: number of rows and bytes of each row group.
+        likely_labels: name and type of a column that may be meant as `label`, if no column has that name.
+        unread_ids: name and type of a column `image_id` whose values are no ids.
     """
 
     uri: str
@@ -50,8 +50,8 @@ def read_facts(uris: Sequence[str], extra_columns: Sequence[str] = ()) -> Iterat
     """Read the footers of Parquet files with images, many at a time, and yield the facts in the order of the files.
 
     Args:
-        uris: of the files.
-        extra_columns: columns to read besides the contract's.
+        uris: locations of the files.
+        extra_columns: columns to read besides those of the contract.
 
     Raises:
         DatasetError: a file is truncated or foreign, lacks a column, or has rows without an image according to its
@@ -90,7 +90,7 @@ def _check_no_nulls(uri: str, footer: pq.FileMetaData) -> None:
     """Refuse rows without an image early, if the file's statistics count them.
 
     Raises:
-        DatasetError: there are some.
+        DatasetError: the file has rows without an image.
     """
     if not footer.num_row_groups:
         return
@@ -120,9 +120,9 @@ def read_footer(uri: str) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
         with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
             size = file.seek(0, os.SEEK_END)
-            # Not `metadata.schema`: that is a reference cycle, which keeps megabytes until garbage is collected.
+            # `metadata.schema` is not used: it is a reference cycle, which keeps megabytes until garbage is collected.
             footer, file_schema = parquet.metadata, parquet.schema_arrow
-    # A ValueError: of a web server that gives no parts of files.
+    # A ValueError comes from a web server that does not serve parts of files.
     except (pa.ArrowException, ValueError, *storage.read_errors()) as error:
         if _is_of_content(error):
             foreign = _foreign(uri)

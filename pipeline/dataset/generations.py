@@ -11,9 +11,9 @@ from pipeline.log import logger
 
 # `train-00000-of-00005.parquet`, `00000-of-00005.parquet`, `train_0_of_5.parquet`.
 _NUMBERED = re.compile(r"(.*?)(\d+)[-_]of[-_](\d+)(?!\d)(.*)", re.IGNORECASE)
-# What tells generations apart after the total: the fingerprint of Hugging Face datasets (16 digits), or a UUID.
+# Text after the total that tells generations apart: the fingerprint of Hugging Face datasets (16 digits), or a UUID.
 _FINGERPRINT = re.compile(r"-([0-9a-f]{16}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})(?=\.)")
-# What browsers and file managers add to the name of a copy.
+# Additions of browsers and file managers to the name of a copy.
 _COPY = re.compile(r"(.*?)(?: ?\(\d+\)| - Copy(?: \(\d+\))?| copy(?: \d+)?)(\.parquet)", re.IGNORECASE)
 # The cache of Hugging Face's hub has a folder for each revision of a repository.
 _REVISION = re.compile(r"(?:.*/)?snapshots/([0-9a-f]{40})/.*")
@@ -25,9 +25,9 @@ def check_read_once(uri: str, listing: Listing, names: Sequence[str]) -> None:
     """Refuse Parquet files that hold the same rows again, and warn where they may.
 
     Args:
-        uri: of the folder.
-        listing: of the folder.
-        names: of the files that are to be read.
+        uri: location of the folder.
+        listing: entries of the folder.
+        names: names of the files that are to be read.
 
     Raises:
         DatasetError: two names lead to one file, a file is a copy of another by its name and size, there are two
@@ -51,7 +51,7 @@ def check_read_once(uri: str, listing: Listing, names: Sequence[str]) -> None:
 
 
 def _report_namesakes(uri: str, sizes: Mapping[str, int], names: Iterable[str]) -> None:
-    """Warn of files of equal name and size in several folders, as a folder `backup` has; equal sizes may be chance."""
+    """Warn of files with equal names and sizes in several folders, such as a folder `backup`; it may be chance."""
     found: dict[tuple[str, int], str] = {}
     for name in names:
         first = found.setdefault((posixpath.basename(name), sizes[name]), name)
@@ -78,12 +78,12 @@ def report_missing(uri: str, names: Iterable[str]) -> None:
 def check_one_generation(uri: str, names: Iterable[str]) -> None:
     """Refuse files that were numbered twice, as `x-00000-of-00001` beside `x-00000-of-00002`: the same rows again.
 
-    A dataset that is written anew in more or fewer files leaves those of before; so does a copy of both. What else
-    follows the total belongs to the name: `rank_0_of_2_00000` and `rank_0_of_2_00001` are two files of one writer.
+    A dataset that is written again as more or fewer files leaves the old ones; so does a copy of both. Any other text
+    after the total belongs to the name: `rank_0_of_2_00000` and `rank_0_of_2_00001` are two files of one writer.
 
     Args:
-        uri: of the folder, for messages.
-        names: of the files that are to be read.
+        uri: location of the folder, for messages.
+        names: names of the files that are to be read.
 
     Raises:
         DatasetError: files of one name state different totals, or one number of a total is there twice.
@@ -104,7 +104,7 @@ def check_one_generation(uri: str, names: Iterable[str]) -> None:
 def _numbered(names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str], int, int]]:
     """Yield name, (name before the number with its folder, rest of the name), number and total of numbered files.
 
-    The rest is without fingerprint, and without what a copy is called.
+    The rest is without fingerprint, and without the mark of a copy, such as ` (1)`.
     """
     for name in names:
         folder, file = posixpath.split(name)

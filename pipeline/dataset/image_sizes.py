@@ -21,7 +21,7 @@ def check_one_size(uri: str, names: Iterable[str]) -> None:
     """Refuse Parquet files whose names or folders state different sizes: `train/160px/0.parquet`, `train/320px/...`.
 
     Raises:
-        DatasetError: they do.
+        DatasetError: the files state different sizes.
     """
     found: dict[frozenset[str], str] = {}
     for name in names:
@@ -35,11 +35,11 @@ def check_no_size_folders(uri: str, folders: Collection[str]) -> None:
     """Refuse folders that would be read as classes, and are all named like sizes of images: `160px` and `320px`.
 
     Args:
-        uri: for messages.
-        folders: below the location; their last names count.
+        uri: location of the images, for messages.
+        folders: folders below the location, of which the last name counts.
 
     Raises:
-        DatasetError: they are.
+        DatasetError: all folders are named like sizes.
     """
     if folders and all(_SIZE_FOLDER.fullmatch(folder.rpartition("/")[2]) for folder in folders):
         first, *others = sorted(folders)

@@ -15,7 +15,7 @@ def check_not_empty(uri: str, sizes: Mapping[str, int], images: Iterable[str]) -
     """Refuse empty image files, which an interrupted copy leaves.
 
     Raises:
-        DatasetError: there are some.
+        DatasetError: a file is empty.
     """
     empty = [name for name in images if not sizes[name]]
     if empty:
@@ -26,9 +26,9 @@ def check_pulled(uri: str, sizes: Mapping[str, int], names: Iterable[str]) -> No
     """Refuse pointers of Git LFS, which `git clone` leaves in place of files that were not pulled.
 
     Args:
-        uri: of the folder.
-        sizes: name below the folder → bytes; files of more than a pointer has are not opened.
-        names: of the files that are to be read.
+        uri: location of the folder.
+        sizes: name of a file below the folder → its size in bytes. Only files as small as a pointer are opened.
+        names: names of the files that are to be read.
 
     Raises:
         DatasetError: there are pointers, or a small file cannot be read.

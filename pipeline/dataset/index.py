@@ -23,7 +23,7 @@ from pipeline.log import logger
 
 INDEX = "index.parquet"
 _DIGEST = b"digest"
-# As many as a manifest may have shards, twice.
+# Twice the number of shards that a manifest may have.
 _MOST_ROWS = 2 * 10**7
 _SCHEMA = pa.schema(
     {
@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
 COLUMNS = tuple(_SCHEMA.names)
 # Indexes of earlier versions lack them.
 _LATER_COLUMNS = ("attempts", "node", "gpu", "device")
-# What only the worker knows that made a part.
+# Columns that only the worker which made a part can fill in.
 KNOWN_BY_MAKER = ("seconds", "worker", "peak_bytes", "node", "gpu", "device")
 # Columns of a part that its row sums up.
 _SUMMED = ("label", "class_loss", "teacher_confidence")
@@ -70,12 +70,12 @@ def index_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Return the index of a dataset; without rows if there is none that can be used, which one line says.
+    """Return the index of a dataset. It has no rows if no index can be used; a line then says why.
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        columns: of the index.
+        digest: digest of the dataset.
+        columns: columns of the index to read.
     """
     try:
         return load_index(output, digest, columns)
@@ -84,7 +84,7 @@ def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa
 
 
 def load_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Return the index as `read_index`, for callers to whom an index that is there must not look like none.
+    """Return the index as `read_index` does, but raise if storage does not answer: callers may overwrite the index.
 
     Raises:
         DatasetError: storage kept failing to answer.
@@ -105,12 +105,12 @@ def _parse_index(content: bytes, digest: str, columns: Sequence[str]) -> pa.Tabl
     """Return columns of an index, given the content of its file.
 
     Raises:
-        DatasetError: it is of another dataset, or a column is missing.
+        DatasetError: the index belongs to another dataset, or lacks a column.
         ArrowException, KeyError, OSError, ValueError: it is damaged.
     """
     parquet = pq.ParquetFile(pa.BufferReader(content))
     if (parquet.schema_arrow.metadata or {}).get(_DIGEST) != digest.encode():
-        raise DatasetError("it is of another dataset")
+        raise DatasetError("it belongs to another dataset")
     # Equal rows take next to nothing in a file, and all memory when they are read.
     if parquet.metadata.num_rows > _MOST_ROWS or parquet.metadata.num_rows > len(content):
         raise DatasetError(f"it states {parquet.metadata.num_rows} rows in {len(content)} bytes")
@@ -162,11 +162,11 @@ def write_index(output: str, digest: str, table: pa.Table) -> None:
 
 
 def valid_rows(table: pa.Table, sizes: Mapping[int, int]) -> pa.Table:
-    """Return the rows of the parts that are as the index says, one for each.
+    """Return the rows of the index that agree with the part files, one row for each part.
 
     Args:
-        table: of the index.
-        sizes: shard id → bytes of each part in `data/`.
+        table: rows of the index.
+        sizes: shard id → size in bytes of its part in `data/`.
     """
     shard_ids, stated = (table[name].to_numpy() for name in ("shard_id", "bytes"))
     listed = np.array([sizes.get(shard_id, -1) for shard_id in shard_ids.tolist()], np.int64)
@@ -185,7 +185,7 @@ def last_rows(table: pa.Table) -> pa.Table:
 
 
 def indexed_parts(output: str, digest: str, sizes: Mapping[int, int]) -> dict[int, IndexedPart]:
-    """Return what the index says of the parts that are as it says, by shard id."""
+    """Return shard id → facts of its part, for parts that agree with the index."""
     rows = valid_rows(read_index(output, digest, _FOR_READERS), sizes)
     columns = (rows[name].to_pylist() for name in ("shard_id", "num_rows", "row_group_bytes"))
     return {shard_id: IndexedPart(num_rows, size) for shard_id, num_rows, size in zip(*columns, strict=True)}
@@ -197,11 +197,11 @@ def unindexed(output: str, digest: str, sizes: Mapping[int, int]) -> list[int]:
 
 
 def parts_without_row(rows: pa.Table, sizes: Mapping[int, int]) -> list[int]:
-    """Return the ids of the parts that have no row.
+    """Return the ids of the shards whose parts have no row in an index.
 
     Args:
         rows: valid rows of an index.
-        sizes: shard id → bytes of each part in `data/`.
+        sizes: shard id → size in bytes of its part in `data/`.
     """
     known = set(rows["shard_id"].to_pylist())
     return [shard_id for shard_id in sizes if shard_id not in known]
@@ -214,9 +214,9 @@ def complete_index(output: str, digest: str, known: pa.Table, sizes: Mapping[int
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        known: rows that are known, the latest last.
-        sizes: shard id → bytes of each part in `data/`.
+        digest: digest of the dataset.
+        known: rows that are known already; of several rows for a part, the last one counts.
+        sizes: shard id → size in bytes of its part in `data/`.
     """
     rows = valid_rows(known, sizes)
     absent = parts_without_row(rows, sizes)
@@ -233,7 +233,7 @@ def _row_of_part(output: str, digest: str, shard_id: int, size: int) -> dict[str
 
 
 def read_part_facts(output: str, digest: str, shard_id: int) -> dict[str, Any]:
-    """Return a part's row of the index as far as the part itself says it. Its images are not read.
+    """Return a part's row of the index, as far as the part's own columns tell it. Its images are not read.
 
     Raises:
         DatasetError: the part cannot be read, lacks a column, or is not one row group.

@@ -18,14 +18,15 @@ class Listing:
     """Entries below a location, by their names relative to it; `/` separates folders.
 
     Attributes:
-        files: (name, size in bytes), sorted. If the location is a file, it is listed under an empty name.
-        folders: names at every depth, sorted; with empty folders, if the store keeps them.
-        hidden: hidden files and folders, and what systems leave (`lost+found`); not what lies below such a folder.
-        loops: links to a folder that contains them, which are not followed.
-        special: devices, pipes and the like.
+        files: pairs (name, size in bytes), sorted. If the location is a file, it is listed under an empty name.
+        folders: names of folders at every depth, sorted, including empty ones if the store keeps them.
+        hidden: names of hidden files and folders, and of what systems leave (`lost+found`). What lies below such a
+            folder is left out.
+        loops: names of links to a folder that contains them; they are not followed.
+        special: names of devices, pipes and the like.
         num_links: number of links that are followed.
-        num_links_out: number of links that lead out of the folder, which are followed.
-        link_out: name and target of the first of them.
+        num_links_out: number of followed links that lead out of the folder.
+        link_out: name and target of the first link that leads out; None without any.
     """
 
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -111,7 +112,7 @@ def _note_link(entry: "os.DirEntry[str]", name: str, root: str, listing: Listing
 
 
 def same_files(uri: str, listing: Listing, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of names below a local folder that lead to one file, where links are followed; else none."""
+    """Return pairs of names below a local folder that lead to the same file; empty if no link was followed."""
     if not listing.num_links:
         return []
     folder = storage.filesystem(uri)[1]
@@ -126,7 +127,7 @@ def same_files(uri: str, listing: Listing, names: Iterable[str]) -> list[tuple[s
 
 
 def report_same_images(uri: str, listing: Listing, names: Iterable[str]) -> None:
-    """Tell of images that are read twice because of links, as of a folder `latest` beside the one that it leads to."""
+    """Warn of images that are read twice because of links, such as a folder `latest` beside the one it leads to."""
     pairs = same_files(uri, listing, names)
     if pairs:
         first, second = pairs[0]
@@ -138,14 +139,14 @@ def report_same_images(uri: str, listing: Listing, names: Iterable[str]) -> None
 def _blobs(root: str) -> list[str]:
     """Return the folder that the Hugging Face cache keeps files in, if `root` is in one of its snapshots.
 
-    A snapshot is of links to it, as `datasets--me--x/snapshots/0123abcd/data/x.parquet` to `datasets--me--x/blobs/...`.
+    A snapshot holds links to it: `datasets--me--x/snapshots/0123abcd/data/x.parquet` to `datasets--me--x/blobs/...`.
     """
     repository, snapshots, _ = f"{root}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
     return [os.path.join(repository, "blobs", "")] if snapshots else []
 
 
 def _report_links(uri: str, listing: Listing) -> None:
-    """Tell of links out of a folder that are followed: a stranger's may lead to any file of this machine."""
+    """Warn of followed links that lead out of a folder: a stranger's link may lead to any file of this machine."""
     if listing.link_out:
         name, target = listing.link_out
         number = f"{listing.num_links_out} link{'' if listing.num_links_out == 1 else 's'}"
@@ -156,7 +157,7 @@ def check_utf8_names(uri: str, names: Iterable[str]) -> None:
     """Refuse names of files to read, or of classes, that are not UTF-8: no file of ours could hold them.
 
     Raises:
-        DatasetError: there is one.
+        DatasetError: a name is not UTF-8.
     """
     for name in names:
         if not _is_text(name):
@@ -168,10 +169,10 @@ def report_skipped(uri: str, listing: Listing, kind: str, *, read: Collection[st
 
     Args:
         uri: the location.
-        listing: of the location.
-        kind: what is read, in plural, such as `images`.
+        listing: entries of the location.
+        kind: what is read, in the plural, such as `images`.
         read: names of the files that are read.
-        unread: names of files that are not read because another split was asked for; they go unmentioned.
+        unread: names of files that are not read because they belong to another split; they are not mentioned.
     """
     used = {*read, *unread}
     skipped = sorted({name for name, _ in listing.files} - used) + listing.special

@@ -32,7 +32,8 @@ class OpenFiles:
         """Return a file, opened now or before.
 
         Raises:
-            OSError, pyarrow.ArrowException: it cannot be opened, or is no Parquet file; see `storage.read_errors`, too.
+            OSError, pyarrow.ArrowException: the file cannot be opened, or is no Parquet file. `storage.read_errors`
+            lists what drivers raise besides.
         """
         if uri not in self._files:
             file = storage.open_file(uri)

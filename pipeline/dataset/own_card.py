@@ -63,7 +63,8 @@ def write_card(output: str, manifest: Mapping[str, Any]) -> None:
 
     Args:
         output: folder of the dataset.
-        manifest: of the dataset; version 1 has all facts in its parts, and gets no card.
+        manifest: manifest of the dataset. With version 1 of the contract the parts hold all facts, and there is no
+            card.
 
     Raises:
         OSError: it could not be written.
@@ -87,7 +88,7 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
         "dataset_info": {"features": schema.card_features(manifest["class_names"])},
     }
-    # PyYAML writes these as line ends inside of names, which YAML reads as spaces.
+    # PyYAML would write such characters as line ends inside of names, and YAML reads those as spaces.
     has_breaks = any(mark in name for name in manifest["class_names"] for mark in _LINE_ENDS)
     # A huge width, so that no name is folded over two lines.
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=not has_breaks, width=2**31)

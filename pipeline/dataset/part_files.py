@@ -21,7 +21,7 @@ DATA = "data"
 _PART = re.compile(r"part-(\d{5,12})(?:-(\d{5,12}))?-([0-9a-f]{8})\.parquet")
 # Key of a merged file's metadata: a JSON list of what the metadata of each part said of that part alone.
 _MERGED = b"parts"
-# What Parquet takes at least to describe a row group with the columns of a part.
+# Smallest number of bytes with which Parquet describes a row group with the columns of a part.
 _LEAST_BYTES = 100
 
 
@@ -30,9 +30,9 @@ class PartFile:
     """A file under `data/`.
 
     Attributes:
-        name: of the file.
-        shard_ids: shards that it holds, one row group each if they are several.
-        size: in bytes.
+        name: name of the file.
+        shard_ids: ids of the shards whose parts the file holds; if there are several, each part is a row group.
+        size: size of the file in bytes.
     """
 
     name: str
@@ -99,10 +99,11 @@ def _part_file(data: str, name: str, size: int, digest: str) -> PartFile:
 
 
 def merged_metadata(facts: Mapping[int, Mapping[str, str]]) -> dict[bytes, bytes]:
-    """Return the metadata of a merged file: what was particular to each of its parts.
+    """Return the metadata of a merged file: the facts that concern each of its parts alone.
 
     Args:
-        facts: shard id → what the part's own metadata said of it alone, such as how its micro-batches were split.
+        facts: shard id → what the part's own metadata said of that part alone, such as how its micro-batches were
+            split.
     """
     return {_MERGED: json.dumps([{"shard_id": shard_id, **own} for shard_id, own in facts.items()]).encode()}
 
@@ -111,10 +112,10 @@ def holds_parts(metadata: Mapping[bytes, bytes] | None, num_row_groups: int, sha
     """Return whether a file's footer matches its name: the digest and the shards that it should hold.
 
     Args:
-        metadata: of the file.
-        num_row_groups: of the file.
-        shard_ids: that it should hold.
-        digest: of the dataset.
+        metadata: metadata of the file; None if it has none.
+        num_row_groups: number of the file's row groups.
+        shard_ids: ids of the shards that the file should hold.
+        digest: digest of the dataset.
     """
     facts = metadata or {}
     if facts.get(b"digest") != digest.encode():

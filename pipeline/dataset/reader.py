@@ -31,21 +31,23 @@ def read_images(
     decode: bool = True,
     override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
-    """Return images, and what is known of each, as a Ray Dataset.
+    """Return images, with all that is known of each, as a Ray Dataset.
 
     Rows hold `image`: uint8 [H, W, C] (or the encoded bytes), C being 1 for gray and 3 for color; `image_id`, which
     derives from file and row if the source has none; `label` int64 if there are labels; and for a synthetic dataset all
     other columns of the contract. Rows come in any order, as Ray Data's tasks end; sort by `image_id` where it matters.
 
     Args:
-        uri: a synthetic dataset, a Parquet file or a folder of them with a column `image` (binary, or
-            struct<bytes, path>), or a folder of images with one subfolder per class, or none. Several URIs are read one
-            after another, with the columns that all of them have; ids then begin with a qualifier of their dataset, see
-            `find_images`.
-        split: which of several splits to read, such as `test`; `docs/images.md` says how splits are found.
-        columns: columns to read; further columns of a Parquet file must be named here.
+        uri: location of a synthetic dataset, of a Parquet file or a folder of them with a column `image` (binary, or
+            struct<bytes, path>), or of a folder of images with one subfolder per class, or none. Several locations are
+            read one after another, with the columns that all of them have; ids then begin with a qualifier of their
+            dataset, see `find_images`.
+        split: name of the split to read, where there are several, such as `test`; `docs/images.md` says how splits are
+            found.
+        columns: columns to read; by default all of the contract's. Further columns of a Parquet file must be named
+            here.
         decode: whether to decode the images.
-        override_num_blocks: number of blocks to read, for parallelism.
+        override_num_blocks: number of blocks to read, which limits how many tasks read at once.
 
     Raises:
         DatasetError: nothing is there, it holds no images, a file is truncated or foreign, a column is missing, or
@@ -94,8 +96,8 @@ def read_collection(
     """Return the rows of a collection in its order, converted per source.
 
     Args:
-        images: what to read.
-        columns: columns to read, where a source has them; None for all.
+        images: the images to read.
+        columns: columns to read, from the sources that have them; None for all.
         converts: one function per source, from rows with encoded images to rows; None leaves rows unchanged.
         num_blocks: number of blocks to read. They are fewer, and divided by their bytes in memory, where a task would
             have to read a large row group for a few of its rows.

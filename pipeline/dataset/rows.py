@@ -25,9 +25,9 @@ _ROWS_AT_ONCE = 64
 _BYTES_AT_ONCE = 16 * 2**20
 # Number of rows without images that are read at once.
 _SMALL_ROWS_AT_ONCE = 2**16
-# Row groups of a file that one thread reads, so that they share the cost of its footer.
+# Number of row groups of a file that one thread reads, so that they share the cost of its footer.
 _NEIGHBORS = 16
-# What to do about ids that repeat.
+# Advice where ids repeat, for messages.
 SEVERAL_DATASETS = "if these are several datasets, give the URI of each in a list"
 
 
@@ -71,7 +71,7 @@ def repeated_id(source: Source) -> str | None:
     and row. Ids are read without the images.
 
     Raises:
-        DatasetError: they cannot be read.
+        DatasetError: the ids cannot be read.
     """
     if source.manifest is not None or "image_id" not in source.columns:
         return None
@@ -90,10 +90,10 @@ def read_unit(
     """Yield the rows of a unit with encoded images in the contract's types, in tables of moderate size.
 
     Args:
-        source: the unit's source.
-        unit: what to read.
+        source: the source that the unit belongs to.
+        unit: rows or files to read.
         columns: columns to read; None for all.
-        files: keeps the unit's file open for the units that are read next; by default it is closed.
+        files: keeps the unit's file open for the units that are read next. By default the file is closed again.
 
     Raises:
         DatasetError: a file cannot be read, or has a row without an image.
@@ -112,7 +112,7 @@ def read_unit(
 
 
 def _qualified(table: pa.Table, qualifier: str) -> pa.Table:
-    """Return the rows with the qualifier of their dataset before their ids."""
+    """Return the rows with their dataset's qualifier in front of each id."""
     if "image_id" not in table.column_names:
         return table
     ids = pc.binary_join_element_wise(qualifier, table["image_id"], "/")  # pyright: ignore[reportAttributeAccessIssue]

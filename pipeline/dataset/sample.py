@@ -25,9 +25,9 @@ def read_parts(output: str, digest: str, rows: Mapping[int, Sequence[int] | None
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        rows: id of a shard that is done → rows of its part, or None for all; one or more.
-        columns: of the contract.
+        digest: digest of the dataset.
+        rows: id of a finished shard → numbers of rows in its part, or None for all rows; at least one shard.
+        columns: columns of the contract to read.
 
     Raises:
         DatasetError: a part cannot be read.

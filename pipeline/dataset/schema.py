@@ -37,7 +37,7 @@ COLUMNS = {
     "teacher_confidence": pa.float32(),
     "teacher_prediction": pa.int64(),
 }
-# Of these, what only a synthesis knows, and no job reads to make an input of a model.
+# Those columns that only a synthesis fills in. No job makes a model's input from them.
 ABOUT_SYNTHESIS = ("shard_id", "class_loss", "teacher_confidence", "teacher_prediction")
 # keep_indices is stored in 16 bits.
 MAX_PATCHES = 2**15
@@ -58,8 +58,8 @@ def arrow_schema(
 
     Args:
         class_names: names of labels 0, 1, 2, ...; None marks labels as plain numbers.
-        columns: by default all.
-        metadata: further facts for the file's metadata.
+        columns: columns of the contract to include; by default all.
+        metadata: further facts for the file's metadata, as texts.
     """
     names = list(COLUMNS if columns is None else columns)
     features = {name: _feature(name, class_names) for name in names}
@@ -82,9 +82,9 @@ def part_schema(
 
     Args:
         class_names: names of labels 0, 1, 2, ...
-        shard_id: of the part.
-        metadata: further facts for the file's metadata.
-        version: of the dataset's contract; with 1 every part holds all names, and no digest of them.
+        shard_id: number of the part's shard.
+        metadata: further facts for the file's metadata, as texts.
+        version: version of the dataset's contract. With version 1 every part holds all names, and no digest of them.
     """
     if version == 1:
         return arrow_schema(class_names, metadata=metadata)
@@ -170,7 +170,7 @@ def texts(uri: str, name: str, values: Sequence[str]) -> list[str]:
     """Return names as a list; a text would be read letter by letter, and a mapping for its keys.
 
     Raises:
-        DatasetError: they are no list of texts.
+        DatasetError: the names are no list of texts.
     """
     if isinstance(values, str | Mapping) or not all(isinstance(value, str) for value in values):
         raise DatasetError(f"{uri!r}: {name} must be a list of texts, not {values!r:.80}")
@@ -198,9 +198,9 @@ def open_image(encoded: bytes, name: str, uri: str | None = None) -> Image.Image
     """Return a decoded picture of mode L or RGB, whatever it was stored as, by the rules of `decoding.decode`.
 
     Args:
-        encoded: bytes of an image file, of any format in `decoding.FORMATS`.
-        name: of the image, for the message.
-        uri: what it was read from, for the message.
+        encoded: content of an image file, of any format in `decoding.FORMATS`.
+        name: name of the image, for messages.
+        uri: location that the image was read from, for messages.
 
     Raises:
         DatasetError: it is not an image, is truncated or far too large, or a rule refuses it.
@@ -226,8 +226,8 @@ def image_column(images: Sequence[np.ndarray], image_ids: Sequence[str]) -> pa.A
     """Build the contract's `image` column from pictures.
 
     Args:
-        images: uint8 [H, W, C] each.
-        image_ids: one per image.
+        images: pictures, uint8 [H, W, C] each.
+        image_ids: name of each image.
     """
     rows = [{"bytes": encode_image(x), "path": f"{name}.png"} for x, name in zip(images, image_ids, strict=True)]
     return pa.array(rows, IMAGE)
@@ -244,7 +244,7 @@ def to_parquet(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
     """Write a table as the bytes of a Parquet file, with zstd. The same table gives the same bytes.
 
     Args:
-        row_group_size: rows that are read together; by default all.
+        row_group_size: number of rows that are read together; by default all.
     """
     buffer = io.BytesIO()
     options = parquet_options(table.column_names)

@@ -18,7 +18,7 @@ class Arrivals(Protocol):
         """Wait until a file is there.
 
         Raises:
-            PipelineError: it will not come.
+            PipelineError: the file will not be made.
         """
         ...
 
@@ -28,14 +28,15 @@ class Source:
     """Images at a URI, found to be readable.
 
     Attributes:
-        uri: as given.
-        columns: name → Arrow type as it will be read, `image` being encoded bytes.
-        class_names: of labels 0, 1, 2, ...; None if unknown.
-        synthetic: whether it was made by inversion: pixels then lie on the teacher's grid, and must not be resized.
+        uri: location as the user gave it.
+        columns: name → Arrow type as it will be read; for `image`, encoded bytes.
+        class_names: names of labels 0, 1, 2, ...; None if they are not known.
+        synthetic: whether the images were made by inversion. Their pixels then lie on the teacher's patch grid, and
+            must not be resized.
         units: rows or files that are read together.
-        manifest: of a synthetic dataset, if there is one.
+        manifest: manifest of a synthetic dataset; None if there is none.
         qualifier: prefix of the image ids, if several datasets are read together.
-        arrivals: of a dataset that is being made; its files are read when they are there.
+        arrivals: what readers wait with for the files of a dataset that is still being made; None for any other.
         likely_labels: name and type of a column that may be meant as `label`, for a message; None if `label` is there.
 
     Raises:

@@ -35,7 +35,7 @@ class Splits:
     """Files by split, and files that belong to none.
 
     Attributes:
-        files: split → names of its files, as given.
+        files: split → names of its files, as they were given.
         others: names of files that belong to no split.
     """
 
@@ -80,12 +80,12 @@ def choose_split(uri: str, splits: Splits, wanted: str | None) -> tuple[str | No
     """Return the split to read, and its files; None and all files if there are no splits.
 
     Args:
-        uri: for messages.
-        splits: the splits found.
-        wanted: name of a split, or a synonym (`val` for `validation`).
+        uri: location of the files, for messages.
+        splits: the splits that were found.
+        wanted: name of a split, or a synonym (`val` for `validation`); None if the user chose none.
 
     Raises:
-        DatasetError: there is no such split, or there are several and none is wanted.
+        DatasetError: there is no such split, or there are several splits and the user chose none.
     """
     found = ", ".join(f"{split!r}" for split in sorted(splits.files))
     if wanted is not None:
@@ -155,7 +155,7 @@ def check_no_hidden_split_folders(uri: str, images: Collection[str]) -> None:
     """Refuse image folders that would be read as classes, but whose names all suggest a split: `trainA/` and `testA/`.
 
     Raises:
-        DatasetError: they suggest different splits.
+        DatasetError: the names suggest different splits.
     """
     hints = {top: _hints_in(top) for top in _top_folders(images)}
     if all(hints.values()) and len(frozenset().union(*hints.values())) > 1:

@@ -40,7 +40,7 @@ _MANIFEST: dict[str, type] = {
     "teacher": dict,
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# What is missing is listed shard by shard; more than these is no dataset but an attack on memory.
+# Missing shards are listed one by one, so a manifest that states more than these is an attack on memory, not a dataset.
 _MOST = {"num_shards": 10**7, "num_images": 10**11}
 _TEACHER: dict[str, type] = {"name": str, "weights_sha256": str}
 
@@ -50,9 +50,9 @@ class Progress:
     """State of a dataset's shards according to its files.
 
     Attributes:
-        parts: shard id → bytes of the file that holds its part, in order.
+        parts: shard id → size in bytes of the file that holds its part, in order.
         failed: shard id → failure record, for shards that are not done.
-        missing: ids of the others, which were not tried yet or are being worked on.
+        missing: ids of all other shards, which were not tried yet or are being worked on.
     """
 
     parts: dict[int, int]
@@ -85,10 +85,10 @@ def read_progress(output: str, num_shards: int, digest: str) -> Progress:
 
 
 def find_failures(output: str, shard_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return shard id → failure record, of those of some shards that have one.
+    """Return shard id → failure record, for those of the given shards that have one.
 
     Raises:
-        DatasetError: a file is none, or storage kept failing to answer.
+        DatasetError: a file is no failure record, or storage kept failing to answer.
     """
     with ThreadPoolExecutor(storage.READ_THREADS) as threads:
         records = threads.map(lambda each: storage.with_retries(lambda: find_failure(output, each)), shard_ids)
@@ -99,13 +99,13 @@ def find_failure(output: str, shard_id: int) -> dict[str, Any] | None:
     """Return the failure record of a shard, if it has one.
 
     Raises:
-        DatasetError: the file is none, or cannot be read.
+        DatasetError: the file is no failure record, or cannot be read.
     """
     uri = _failure_uri(output, shard_id)
     try:
         record = storage.read_json(uri)
     except DatasetError:
-        # Whoever makes the shard after all removes it.
+        # A run that makes the shard after all may have removed its record at this moment.
         if storage.exists(uri):
             raise
         return None
@@ -148,7 +148,8 @@ def write_failure(output: str, shard_id: int, record: Mapping[str, Any]) -> None
     """Record why a shard could not be done.
 
     Args:
-        record: `error` (name of its type), `reason`, and anything that helps to investigate.
+        record: why it failed: `error` (name of the error's type), `reason` (one line), and anything that helps to
+            investigate.
 
     Raises:
         OSError: it could not be written.
@@ -175,7 +176,7 @@ def read_manifest(output: str) -> dict[str, Any]:
     """Return the manifest of a dataset.
 
     Raises:
-        DatasetError: there is none, it is not a manifest of this software, or it is incomplete.
+        DatasetError: the dataset has no manifest, or one that is incomplete or not from this software.
     """
     uri = manifest_uri(output)
     manifest = storage.read_json(uri)
@@ -226,12 +227,12 @@ def write_images(
     """Write labeled images of any origin as one Parquet file that this and other software can read.
 
     Args:
-        uri: of the file.
-        images: uint8 [H, W, C] each, with 1 or 3 channels.
-        labels: one per image.
+        uri: location of the file.
+        images: pictures, uint8 [H, W, C] each, with 1 or 3 channels.
+        labels: class of each image, as a number.
         class_names: names of labels 0, 1, 2, ...
-        image_ids: unique names; by default numbers.
-        row_group_size: rows that are read together.
+        image_ids: names of the images, all different; by default numbers.
+        row_group_size: number of rows that are read together.
 
     Raises:
         DatasetError: counts differ, labels are no whole numbers or have no name, names or ids are no texts, ids repeat,

@@ -29,8 +29,8 @@ def check_no_log(uri: str, names: Iterable[str], hidden: Iterable[str]) -> None:
     """Refuse a folder whose Parquet files may hold rows that are not in its table.
 
     Args:
-        uri: of the folder, for messages.
-        names: of all files below it.
+        uri: location of the folder, for messages.
+        names: names of all files below it.
         hidden: names of hidden files and folders below it.
 
     Raises:
@@ -48,8 +48,8 @@ def check_labels_in_files(uri: str, names: Sequence[str]) -> None:
     """Refuse files whose labels are in the names of their folders, as in a table that Spark or Hive partitioned.
 
     Args:
-        uri: of the folder, for messages.
-        names: of the files below it.
+        uri: location of the folder, for messages.
+        names: names of the files below it.
 
     Raises:
         DatasetError: the folders are named by label.

@@ -1,19 +1,19 @@
-"""List the shards that are not done as JSON, in lines that stay short where most of a large dataset is not there."""
+"""List unfinished shards as JSON, in lines that stay short even if most of a large dataset is missing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Entries of a list. Of more, the records under `failed/` have the reasons.
+# Largest number of entries in a list. The reasons of all others are in the records under `failed/`.
 MOST_LISTED = 1000
-# Fewer neighbors are listed one by one.
+# Smallest number of neighbors that become a range. Fewer are listed one by one.
 _SHORTEST_RANGE = 3
 
 
 def list_undone(**lists: Sequence[Any]) -> dict[str, Any]:
-    """Return each list of shards, of its first 1,000 entries, after how many shards there are in all, as `num_NAME`.
+    """Return each list, cut after its first 1,000 entries, and before it, as `num_NAME`, how many shards it has in all.
 
     Args:
-        lists: name → shards: their ids, of which neighbors are put together (see `id_ranges`), or records.
+        lists: name of a list → its shards: ids, of which neighbors are put together (see `id_ranges`), or records.
     """
     listed: dict[str, Any] = {}
     for name, shards in lists.items():
@@ -23,7 +23,7 @@ def list_undone(**lists: Sequence[Any]) -> dict[str, Any]:
 
 
 def id_ranges(ids: Iterable[int]) -> list[int | str]:
-    """Return rising ids, three and more neighbors as a text, `0-9`, both ends included, as in the setting `classes`."""
+    """Return rising ids, where three or more neighbors become a text such as `0-9`, as in the setting `classes`."""
     runs: list[list[int]] = []
     for each in ids:
         if runs and each == runs[-1][1] + 1:

@@ -14,11 +14,11 @@ class RowRange:
     """Rows of one row group of a Parquet file.
 
     Attributes:
-        name: of the file below the source's URI; image ids derive from it.
-        first_row: number of the row group's first row in the file.
-        start, stop: rows of the row group that belong to the range.
-        size: approximate bytes of these rows.
-        row_group_bytes: of all rows of the row group; 0 where the range is all of it.
+        name: name of the file below the source's URI, from which image ids derive.
+        first_row: number that the row group's first row has in the file.
+        start, stop: first row of the range within the row group, and the first row after it.
+        size: size of these rows in bytes, approximately.
+        row_group_bytes: size of the whole row group in bytes; 0 if the range is all of it.
     """
 
     uri: str
@@ -96,8 +96,8 @@ def split_units(units: Sequence[tuple[int, Unit]], pieces: Sequence[int]) -> lis
     in total: pandas may write gigabytes as one.
 
     Args:
-        units: each with the index of its source.
-        pieces: number of pieces of each unit.
+        units: units, each with the index of its source.
+        pieces: number of pieces to cut each unit into.
     """
     fetched = sum(
         unit.fetched_bytes * count

@@ -16,7 +16,7 @@ def check_price(gpus_per_actor: float, price_per_hour: float | None) -> None:
 
 
 def actors_per_gpu(share: float) -> int:
-    """Return how many actors fit on a GPU, each with a share of it; Ray counts ten-thousandths."""
+    """Return how many actors fit on a GPU, given each actor's share of it; Ray counts shares in ten-thousandths."""
     return 10_000 // round(10_000 * share)
 
 
@@ -29,7 +29,7 @@ def actor_hours(seconds: Mapping[str | None, float]) -> float:
     """Return the hours of all actors.
 
     Args:
-        seconds: device, as in the index → seconds of its actors.
+        seconds: kind of device, as in the index → seconds of the actors on such devices.
     """
     return sum(seconds.values()) / 3600
 
@@ -40,9 +40,10 @@ def work_done(
     """Return `actor_hours`, and where GPUs took part `gpu_hours`, and `cost` if the price is known.
 
     Args:
-        seconds: device that parts were made on, `cpu` or a GPU's model, or None if unknown → seconds of its actors.
+        seconds: kind of device that parts were made on (`cpu`, or a GPU's model, or None if unknown) → seconds of the
+            actors on such devices.
         gpus_per_actor: share of a GPU that an actor had. An hour of a GPU that two share is two hours of actors.
-        price_per_hour: of an actor.
+        price_per_hour: price of an actor-hour; None if it is not known.
     """
     hours = actor_hours(seconds)
     on_gpus = sum(each for device, each in seconds.items() if device not in (None, "cpu")) / 3600

@@ -20,7 +20,7 @@ def read_kept(read: Reader, batch: DistillationBatch, num_patches: int) -> tuple
     """Read every image at its kept patches; images that keep equally many are read together.
 
     Args:
-        num_patches: of a whole image; images that keep all are read without gathering.
+        num_patches: number of patches of a whole image. Images that keep all of them are read without gathering.
 
     Returns:
         Logits [B, classes] and final tokens [B, P + largest K, D], padded with zeros, both float32 and in the order of
@@ -51,7 +51,7 @@ class Answers:
     Args:
         teacher: a `SubsetViT`, which reads kept tokens, or any other model, which reads the filled image.
         with_tokens: whether tokens are wanted; only a `SubsetViT` has them.
-        dtype: of the forward pass.
+        dtype: dtype of the forward pass.
     """
 
     def __init__(self, teacher: nn.Module, *, with_tokens: bool, dtype: torch.dtype) -> None:

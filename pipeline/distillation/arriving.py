@@ -22,7 +22,7 @@ from pipeline.distillation.order import Share, even_sizes, streamed_order
 from pipeline.inputs import read_units
 from pipeline.models import LoadedModel
 
-# Images of the last buffer that are copied at a time.
+# Number of images that are copied at a time out of the last buffer.
 _GIVEN_AT_ONCE = 256
 
 
@@ -31,9 +31,10 @@ class Arriving:
     """Images that are being made, for all workers.
 
     Attributes:
-        planned: all images, in the order in which they are made; its one source has them in the order of the dataset.
+        planned: all images. Its one source lists them in the order of the dataset, its units in the order in which they
+            are made.
         in_memory: whether all of them fit into the memory of each worker.
-        patience_s: seconds that a worker may wait for a part at most.
+        patience_s: longest time, in seconds, that a worker may wait for a part.
     """
 
     planned: ImageCollection
@@ -45,13 +46,13 @@ class ArrivingImages:
     """A worker's share of images that are being made.
 
     Args:
-        arriving: all images.
+        arriving: all images, as they will be made.
         loaded: the teacher.
-        share: of the worker.
+        share: the worker's share of the images.
         labels: whether labels are needed.
 
     Attributes:
-        order: what the order of the images depends on, besides seed and epoch.
+        order: text that names what the order of the images depends on, besides seed and epoch.
     """
 
     def __init__(self, arriving: Arriving, loaded: LoadedModel, share: Share, *, labels: bool) -> None:
@@ -78,7 +79,7 @@ class ArrivingImages:
         mixed = mix_in_buffer(arriving, share.shuffle_buffer, np.random.default_rng((share.seed, share.rank)))
         for images in rebatch(mixed, sizes):
             yield to_batch(images, device)
-        # Every worker has read its own by the end of an epoch, so all are there.
+        # By the end of an epoch every worker has read its own parts, so all parts are there.
         self._has_waited = True
 
     def all_made(self) -> MemoryImages | StreamedImages:
@@ -86,7 +87,7 @@ class ArrivingImages:
         if self._made is None:
             (source,) = self._planned.sources
             if source.arrivals is not None and not self._has_waited:
-                # A training that goes on after its first epoch, while a part that was lost is made again.
+                # A training may go on after its first epoch while a lost part is made again.
                 for _, unit in self._planned.units:
                     source.arrivals.wait_for(cast(RowRange, unit).uri)
             there = ImageCollection.of(replace(source, arrivals=None))
@@ -116,7 +117,7 @@ def _convert(convert: Convert, table: pa.Table) -> Images:
 
 
 def mix_in_buffer(parts: Iterable[Images], buffer: int, random: np.random.Generator) -> Iterator[Images]:
-    """Yield all images in a random order, mixed by a buffer of so many images.
+    """Yield all images in a random order, mixed in a buffer that holds the given number of images.
 
     Once the buffer is full, each part swaps places with as many images of it, and only those are copied.
     """

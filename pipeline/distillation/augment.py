@@ -17,14 +17,14 @@ from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.hashing import hash_number
 
-# One number per image for each; what is added goes to the end, so that the others stay as they were.
+# Names of the numbers that are drawn for each image. New names go to the end, so that the draws of the others stay.
 _NAMES = (
     *("angle", "down", "right", "size", "flip", "blur", "brightness", "contrast", "saturation", "noise", "partner"),
     *("mixup", "mixup_share", "cutmix", "cutmix_area", "cutmix_row", "cutmix_column"),
 )
-# Drawn last, so that adding them did not change the draws above.
+# These are drawn last, so that adding them did not change the draws above.
 _ERASED_NAMES = ("erase", "erase_gray", "erase_block", "erase_area", "erase_row", "erase_column")
-# Share of an image.
+# Largest part of an image that is erased, as a share of its patches.
 _LARGEST_ERASED = 0.8
 _SEED_BYTES = 7
 
@@ -34,10 +34,11 @@ class Draws:
     """Random numbers of a batch.
 
     Attributes:
-        values: of each name, uniform in [0, 1): float32 [B].
-        patches: one per patch, uniform in [0, 1): float32 [B, N]. They decide which patches of other images are added.
+        values: numbers by name, uniform in [0, 1): float32 [B] each.
+        patches: float32 [B, N], uniform in [0, 1), a number for each patch. They decide which patches of other images
+            are added.
         erased: numbers like `patches`, which decide which patches are erased; [B, 0] if blocks are erased instead.
-        seeds: of the noise of each image.
+        seeds: seeds of each image's noise.
     """
 
     values: dict[str, Tensor]
@@ -72,7 +73,7 @@ def draw_augmentation(
     generators = [torch.Generator().manual_seed(hash_number(name, _SEED_BYTES)) for name in names]
     values, patches = _draw_table(generators, _NAMES, num_patches, device)
     erased_values, erased = _draw_table(generators, _ERASED_NAMES, num_erased, device)
-    # Otherwise the noise would begin with the numbers that were drawn above.
+    # Seeds of their own, because the noise would otherwise begin with the numbers that were drawn above.
     seeds = tuple(hash_number(f"{name} noise", _SEED_BYTES) for name in names)
     return Draws(values | erased_values, patches, erased, seeds)
 
@@ -90,9 +91,9 @@ def move(pixels: Tensor, *, angle: Tensor, down: Tensor, right: Tensor, size: Te
     """Rotate, shift and scale each image; what comes in from outside is its reflection.
 
     Args:
-        angle: in degrees.
-        down, right: in sides of the image.
-        size: factor.
+        angle: angle of each image, float32 [B], in degrees.
+        down, right: shift of each image, float32 [B], as a share of its height or width.
+        size: factor of each image's size, float32 [B].
     """
     height, width = pixels.shape[-2:]
     cosine, sine = torch.cos(torch.deg2rad(angle)) / size, torch.sin(torch.deg2rad(angle)) / size
@@ -137,9 +138,9 @@ def recolor(pixels: Tensor, *, brightness: Tensor, contrast: Tensor, saturation:
     torchvision's functions take one factor for all images.
 
     Args:
-        brightness: factor of the pixels.
-        contrast: factor of the distance from the mean gray of the image.
-        saturation: factor of the distance from gray; None for images that do not have three channels.
+        brightness: factor of the pixels, float32 [B].
+        contrast: factor of the distance from the image's mean gray, float32 [B].
+        saturation: factor of the distance from gray, float32 [B]; None for images that do not have three channels.
     """
     pixels = pixels * _spread(brightness)
     if saturation is not None:
@@ -172,9 +173,9 @@ def choose_blocks(area: Tensor, row: Tensor, column: Tensor, grid: tuple[int, in
     """Return the patches of a block of each image, bool [B, grid height × grid width] (CutMix, Yun et al., 2019).
 
     Args:
-        area: share of the image, in [0, 1].
-        row, column: where the block lies, from 0 at the top or left end to 1 at the other.
-        grid: height and width, in patches.
+        area: size of the block as a share of the image, float32 [B], in [0, 1].
+        row, column: place of the block, float32 [B]: 0 is the top or left end, 1 the other end.
+        grid: number of patches in a column and in a row.
     """
     inside = []
     for length, place in zip(grid, (row, column), strict=True):
@@ -206,9 +207,9 @@ def unite_kept(kept: Tensor, others: Sequence[Tensor], order: Tensor) -> Tensor:
     """Add patches that other images keep to those of each image, equally many for all, so that one pass reads them.
 
     Args:
-        kept: patches that each image keeps, as many as any other, bool [B, N].
-        others: the same of other images.
-        order: float32 in [0, 1) [B, N]; decides which patches are left out of the larger unions.
+        kept: bool [B, N], the patches that each image keeps, equally many for all images.
+        others: the same for other images, one tensor for each set of partners.
+        order: float32 [B, N], in [0, 1), which decides what patches are left out where a union is larger than others.
 
     Returns:
         bool [B, N]; each image's own patches are among them.

@@ -7,7 +7,7 @@ from pipeline.config import former_default
 from pipeline.errors import ConfigError
 
 _SHARES = ("translate", "flip", "brightness", "contrast", "saturation", "mixup", "cutmix", "erase")
-# These need the pixels between the kept patches.
+# Settings of changes that need the pixels between the kept patches.
 WHOLE_ONLY = ("degrees", "translate", "scale", "flip", "blur", "mixup")
 
 
@@ -62,8 +62,8 @@ class AugmentConfig:
         """Check that images of so many channels can be changed so.
 
         Args:
-            setting: that holds these settings, for the message.
-            channels: of the images.
+            setting: name of the setting that holds these settings, for the message.
+            channels: number of channels of the images.
 
         Raises:
             ConfigError: the saturation of images without colors was to be changed.

@@ -26,11 +26,11 @@ class Augmenter:
 
     Attributes:
         config: strengths of the changes.
-        seed: of the training.
-        mean, std: normalization of the pixels, one per channel.
-        grid: height and width in patches; in pixels for a teacher without patches.
-        reads_kept: whether teacher or student reads the kept patches alone, so that an image with stopped patches
-            cannot be moved.
+        seed: seed of the training.
+        mean, std: normalization of the pixels, one number per channel.
+        grid: number of patches in a column and in a row; for a teacher without patches, the numbers of pixels.
+        reads_kept: whether teacher or student reads only the kept patches, so that an image with stopped patches cannot
+            be moved.
     """
 
     config: AugmentConfig
@@ -48,22 +48,22 @@ class Augmenter:
         return cls(config, seed, teacher.mean, teacher.std, grid, reads_kept)
 
     def __call__(self, batch: DistillationBatch, epoch: int) -> DistillationBatch:
-        """Return the view of each image at an epoch; it is no longer an image of which answers are kept."""
+        """Return the view of each image at an epoch, marked as no longer an image whose answers are kept."""
         return self.view(batch, epoch, slice(None), lambda rows: batch.pixels[rows])
 
     def view(
         self, batch: DistillationBatch, epoch: int, own: slice, read: Callable[[Tensor], Tensor]
     ) -> DistillationBatch:
-        """Return the views of some images of a batch at an epoch: those that they have among all.
+        """Return the views that some images of a batch have at an epoch; they are the same as if all were returned.
 
         Random numbers, partners and the patches to read are those of the whole batch, and take no time. Pixels are read
         and changed of these images, and of those that are mixed into them.
 
         Args:
-            batch: all images; its pixels are not read.
-            epoch: counted from 0.
-            own: which of them.
-            read: returns the pixels [b, C, H, W] of rows of the batch, int64 [b].
+            batch: outlines of all images of the batch, whose pixels are not read.
+            epoch: number of the epoch, counted from 0.
+            own: the images to return, as a slice of the batch.
+            read: function that returns the pixels [b, C, H, W] of rows of the batch, int64 [b].
         """
         rows = torch.arange(len(batch.pixels), device=batch.pixels.device)[own].contiguous()
         if not len(rows):
@@ -91,7 +91,7 @@ class Augmenter:
             seed=self.seed,
             epoch=epoch,
             num_patches=count if self.reads_kept else 0,
-            # Where the grid is one of pixels, blocks alone are erased.
+            # On a grid of pixels only blocks are erased, not scattered patches.
             num_erased=0 if self.grid == tuple(batch.pixels.shape[-2:]) else count,
             device=batch.pixels.device,
         )
@@ -112,10 +112,10 @@ class Augmenter:
         """Change images, each by itself.
 
         Args:
-            pixels: [B, C, H, W].
-            draws: of these images.
-            erased: patches that become gray, bool [B, N].
-            whole: which images are read as a whole, bool [B].
+            pixels: float32 [B, C, H, W], normalized.
+            draws: random numbers of these images.
+            erased: bool [B, N], patches that become gray.
+            whole: bool [B], images that are read as a whole.
         """
         if self.config.erase:
             mean, std = self._normalization(pixels)
@@ -214,9 +214,9 @@ class AugmentedImages:
     """A worker's share of training images, shown as views; each image is still read once an epoch.
 
     Args:
-        source: the images.
+        source: this worker's share of the images, as they are.
         augmenter: turns them into views.
-        notes: whether to log, once, which settings images on kept patches do not take.
+        notes: whether to log, once, which settings have no effect on images that are read on kept patches.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ def _as_mask(batch: DistillationBatch, num_patches: int) -> Tensor:
     """Return the kept patches as bool [B, N]."""
     width = batch.keep_indices.shape[1]
     valid = torch.arange(width, device=batch.num_kept.device) < batch.num_kept.unsqueeze(1)
-    # The padding goes to a column of its own.
+    # Padding is written to an additional column, which is cut off.
     indices = batch.keep_indices.masked_fill(~valid, num_patches)
     mask = torch.zeros(len(indices), num_patches + 1, dtype=torch.bool, device=indices.device)
     return mask.scatter(1, indices, True)[:, :num_patches]

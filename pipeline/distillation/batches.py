@@ -13,11 +13,11 @@ class Images:
     """Images in memory, N of them, in the order of their source.
 
     Attributes:
-        pixels: float32 [N, C, H, W], normalized as the teacher's.
-        labels: int64 [N], -1 where unknown.
+        pixels: float32 [N, C, H, W], in the teacher's normalization.
+        labels: int64 [N], -1 where a label is not known.
         keep_indices: int64 [N, largest K], each row padded with 0.
         num_kept: int64 [N], number of valid entries in each row.
-        image_ids: unique names.
+        image_ids: names of the images, all different.
     """
 
     pixels: np.ndarray
@@ -41,11 +41,11 @@ class DistillationBatch:
 
     Attributes:
         pixels: float32 [B, C, H, W], normalized.
-        labels: int64 [B].
+        labels: int64 [B], -1 where a label is not known.
         keep_indices: int64 [B, K], padded with zeros.
-        num_kept: int64 [B], how many of these count.
-        image_ids: one per image.
-        rows: rows of the images in memory, int64 [B]; None if they are streamed.
+        num_kept: int64 [B], number of valid entries in each row of `keep_indices`.
+        image_ids: name of each image.
+        rows: int64 [B], rows that the images have among all images in memory; None if the images are streamed.
     """
 
     pixels: Tensor

@@ -19,11 +19,12 @@ class Combination:
     An image takes part of its partner and, on kept patches, of its partner's partner.
 
     Attributes:
-        partners: row of each image's partner, int64 [B].
-        share: of the partner in a weighted mean; 0 where there is none, float32 [B].
-        blocks: patches of a whole image that its partner's replace, bool [B, N].
-        first, second: patches that an image on kept patches gets from its partner, and from its partner's, bool [B, N].
-        grid: height and width in patches.
+        partners: int64 [B], row of each image's partner.
+        share: float32 [B], weight of the partner in the mean; 0 for an image that is not averaged.
+        blocks: bool [B, N], patches of a whole image that are replaced by its partner's.
+        first, second: bool [B, N], patches that an image on kept patches gets from its partner, and from its partner's
+            partner.
+        grid: number of patches in a column and in a row.
     """
 
     partners: Tensor
@@ -37,7 +38,7 @@ class Combination:
         """Return the rows, ascending, whose pixels decide those of some rows, int64."""
         mixed, pasted = self.share > 0, self.blocks.any(dim=1)
         one = mixed | pasted | self.first.any(dim=1)
-        # What is pasted may be a mean itself.
+        # A block may be pasted from an image that is itself a mean with its partner.
         two = self.second.any(dim=1) | (pasted & mixed[self.partners])
         others = self.partners[own[one[own]]], self.partners[self.partners[own[two[own]]]]
         return torch.cat([own, *others]).unique()
@@ -46,7 +47,7 @@ class Combination:
         """Mix the given rows of the batch with each other, and return their pixels [b, C, H, W].
 
         Args:
-            pixels: of the rows, [b, C, H, W].
+            pixels: float32 [b, C, H, W], pixels of the rows.
             rows: what `needed` returned, int64 [b]. Rows that are only mixed into others, and whose own partners are
                 missing, get meaningless pixels.
         """
@@ -59,6 +60,6 @@ class Combination:
 
 
 def _places(rows: Tensor, others: Tensor) -> Tensor:
-    """Return where each of the others is among the rows, which ascend; its own place where it is not there."""
+    """Return the place of each of the others among the ascending rows; an absent one gets its own image's place."""
     places = torch.searchsorted(rows, others).clamp(max=len(rows) - 1)
     return torch.where(rows[places] == others, places, torch.arange(len(rows), device=rows.device))

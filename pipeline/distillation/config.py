@@ -61,7 +61,7 @@ EXCLUDED_SETTINGS = (
     "allow_incomplete",
     "tracking",
 )
-# What changed its name is recorded, and counts, under the first one.
+# A setting that was renamed is recorded, and counts in digests, under its first name.
 RECORDED_AS = {name: former for former, name in LABELED.items()}
 _POSITIVE = (
     "epochs",
@@ -228,7 +228,7 @@ def _check_labels(config: DistillationConfig) -> None:
 
 
 def _check_frozen(config: DistillationConfig) -> None:
-    """Check that what is trained can change every term of the loss; its value chooses the best epoch."""
+    """Check that the trained weights can change every term of the loss: its value chooses the best epoch."""
     if config.token_weight and config.student.linear_head:
         raise ConfigError(
             f"token_weight is {config.token_weight:g}, and student.linear_head trains the head alone, which changes no "

@@ -18,12 +18,13 @@ class Group:
     """The workers that train together, as one of them sees them.
 
     Attributes:
-        rank: of this worker.
+        rank: rank of this worker, from 0.
         world_size: number of workers.
-        device: of this worker.
-        parallelize: wraps a module for several workers, as `ray.train.torch.prepare_model` does; the backward pass then
-            averages gradients over the workers. None where there is one worker.
-        noticed: returns whether a worker's node is about to be taken, see `CheckpointTimer`.
+        device: device of this worker.
+        parallelize: function that wraps a module for several workers, as `ray.train.torch.prepare_model` does; the
+            backward pass then averages gradients over the workers. None if there is one worker.
+        noticed: function that returns whether a worker's node is about to be taken, see `CheckpointTimer`; None if
+            nodes stay.
     """
 
     rank: int
@@ -64,7 +65,7 @@ class Group:
         """Return the digest of each worker's weights, which must be the same.
 
         Raises:
-            IncompleteError: they differ.
+            IncompleteError: the digests differ.
         """
         digests = self.gather(digest)
         if len(set(digests)) > 1:
@@ -94,14 +95,15 @@ def backpropagate(
     """Give each parameter the gradient of the mean loss over the images of all workers, whatever share each has.
 
     Args:
-        objective: maps a batch, or None for no images, to sums over it: terms, and last the number of images. For
-            several workers it is wrapped in `DistributedDataParallel`, which averages gradients over them.
-        batch: this worker's share.
-        parameters: that are trained.
-        group: the workers.
-        when: to save a checkpoint: about every five seconds all workers ask together whether a node is about to be
+        objective: module that maps a batch, or None for no images, to sums over its images: the terms, and last the
+            number of images. For several workers it is wrapped in `DistributedDataParallel`, which averages gradients
+            over them.
+        batch: this worker's share of the batch; None if it has no images left.
+        parameters: the parameters that are trained.
+        group: the workers that train together.
+        when: the timer of checkpoints. About every five seconds all workers ask together whether a node is about to be
             taken.
-        loss: which of the terms to descend.
+        loss: index of the term to descend among the sums.
 
     Returns:
         The sums over all workers, float64 on the CPU; if there was no image, gradients are zero.

@@ -26,7 +26,7 @@ from pipeline.inputs import read_inputs
 from pipeline.models import LoadedModel
 from pipeline.models.image_reader import num_patches
 
-# Rows of a streamed dataset that are read by one task.
+# Number of rows of a streamed dataset that one task reads.
 _ROWS_PER_BLOCK = 256
 
 
@@ -58,13 +58,13 @@ class MemoryImages:
     """A worker's share of images in memory.
 
     Args:
-        images: of all workers.
-        share: of the worker.
+        images: images of all workers.
+        share: the worker's share of them.
         left_out: ids of images that nobody reads.
 
     Attributes:
-        order: empty: the order depends on nothing but seed and epoch.
-        own: rows of a batch of all workers that are this worker's share, which may be none.
+        order: always empty, because the order depends only on seed and epoch.
+        own: slice of a batch that is this worker's share; it may be empty.
     """
 
     order = ""
@@ -83,7 +83,7 @@ class MemoryImages:
             yield to_batch(self.images.take(own), device, own)
 
     def outlines(self, epoch: int, device: torch.device) -> Iterator[DistillationBatch]:
-        """Yield every batch of an epoch, with the shares of all workers, but one empty image in the place of each."""
+        """Yield every batch of an epoch, for all workers together, with an empty image in place of each image."""
         empty = torch.zeros(1, *self.images.pixels.shape[1:], device=device)
         outline = replace(self.images, pixels=np.empty((len(self.images), 0), np.float32))
         for rows in self._plan(epoch):
@@ -113,12 +113,12 @@ class StreamedImages:
     Args:
         source: images of all workers.
         loaded: the model that will read them.
-        share: of the worker.
-        labels, reads_kept: see `read_inputs`.
-        left_out: ids of images of the source that nobody reads.
+        share: the worker's share of them.
+        labels, reads_kept: whether labels are needed, and whether only kept patches are read; as in `read_inputs`.
+        left_out: ids of images that no worker reads.
 
     Attributes:
-        order: what the order of the images depends on, besides seed and epoch.
+        order: text that names what the order of the images depends on, besides seed and epoch.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ def open_inputs(
     """Return the rows of `read_inputs`, in the order of the source.
 
     Args:
-        source, loaded, labels, reads_kept: see `read_inputs`.
-        num_blocks: number of blocks to read; Ray's choice by default.
+        source, loaded, labels, reads_kept: arguments of `read_inputs`.
+        num_blocks: number of blocks to read; by default Ray chooses it.
 
     Raises:
         DatasetError: as `read_inputs`.
@@ -217,7 +217,7 @@ def gather(portions: Iterable[Images], source: ImageCollection, loaded: LoadedMo
     """Return all images of a source together, without holding their pixels twice.
 
     Raises:
-        DatasetError: they are not as many as the source has.
+        DatasetError: the number of images is not that of the source.
     """
     pixels = np.empty((source.num_rows, *loaded.input_size), np.float32)
     parts: list[Images] = []
@@ -235,8 +235,8 @@ def concatenate(parts: Sequence[Images], pixels: np.ndarray | None = None) -> Im
     """Concatenate images.
 
     Args:
-        parts: at least one.
-        pixels: of all parts, if they are in one array already.
+        parts: images to put one after another; at least one.
+        pixels: float32 [N, C, H, W], pixels of all parts, if they are in one array already.
     """
     width = max(part.keep_indices.shape[1] for part in parts)
     return Images(

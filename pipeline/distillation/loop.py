@@ -35,13 +35,13 @@ class StudentTrainer:
     on their number.
 
     Args:
-        config: of the distillation.
-        digest: of the run.
-        student: on the CPU.
-        answers: of the teacher.
+        config: settings of the distillation.
+        digest: digest of the run.
+        student: the student, on the CPU.
+        answers: what gives the teacher's answers.
         images: this worker's share of the training images.
-        labeled: this worker's share of the held-out images, if there are any.
-        group: the workers.
+        labeled: this worker's share of the held-out images; None without any.
+        group: the workers that train together.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class StudentTrainer:
         else:
             self.student.model.load_state_dict(state.student)
             self.optimizer.load_state_dict(state.optimizer)
-        # Checkpoints of earlier versions do not have it.
+        # Checkpoints of earlier versions do not have the teacher's score.
         if state.teacher_top1 is None and (of_teacher := self._score_teacher()) is not None:
             state.teacher_top1, state.teacher_confusion = of_teacher.top1, of_teacher.confusion
         return state
@@ -124,7 +124,7 @@ class StudentTrainer:
         return {**self._means(totals), "images": images, "image_ids_checksum": int(self.group.sum(checksum).item())}
 
     def _means(self, totals: Tensor) -> dict[str, float]:
-        """Return the mean of each term over the images; of `labels` over those that have one, and their number."""
+        """Return the mean of each term over the images; for `labels`, over those with a label, with their number."""
         sums = dict(zip(SUMS, totals.tolist(), strict=True))
         labeled = round(sums["labeled"])
         means = {name: sums[name] / sums["images"] for name in TERMS} | {"labels": sums["labels"] / max(labeled, 1)}

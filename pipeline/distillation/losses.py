@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ‖ student) of the softened classes, in nats, times T² (Hinton et al., 2015, section 2).
+    """Divergence KL(teacher ‖ student) of the softened classes, in nats, times T² (Hinton et al., 2015, section 2).
 
     arXiv 1503.02531. The factor keeps the gradient's magnitude independent of T.
 
     Args:
         student, teacher: logits [B, classes].
-        temperature: T.
+        temperature: T, the divisor of both logits.
 
     Returns:
         [B]

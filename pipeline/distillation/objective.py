@@ -11,7 +11,7 @@ from pipeline.distillation.losses import hard_label_loss, soft_label_loss, token
 from pipeline.distillation.students import Student
 
 TERMS = ("kl", "tokens", "labels", "loss")
-# What is summed over images: each of the terms, and the numbers of images with a label and of all.
+# Names of the sums over images: each loss term, the number of images with a label, and the number of all images.
 SUMS = (*TERMS, "labeled", "images")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,7 +22,7 @@ class DistillationObjective(nn.Module):
     Args:
         config: weights of the terms, temperature and dtype.
         student: the model to train.
-        answers: of the teacher.
+        answers: what gives the teacher's answers.
     """
 
     def __init__(self, config: DistillationConfig, student: Student, answers: Answers) -> None:
@@ -63,8 +63,8 @@ class DistillationObjective(nn.Module):
         """Return the student's logits [B, classes], and its final tokens if it reads tokens.
 
         Args:
-            batch: to read.
-            dtype: of the forward pass; by default that of the training.
+            batch: the batch to read.
+            dtype: dtype of the forward pass; by default that of the training.
         """
         dtype = self.dtype if dtype is None else dtype
         with torch.autocast(batch.pixels.device.type, dtype, enabled=dtype != torch.float32):

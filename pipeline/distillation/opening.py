@@ -29,11 +29,11 @@ def open_images(
     """Return a worker's share of images.
 
     Args:
-        where: files to stream images from, or one reference to all images in Ray's object store.
+        where: files to stream images from, or a list with one reference to all images in Ray's object store.
         loaded: the model that will read them.
-        share: of the worker.
-        labels, reads_kept: see `read_inputs`.
-        left_out: ids of images that nobody reads.
+        share: the worker's share of the images.
+        labels, reads_kept: whether labels are needed, and whether only kept patches are read; as in `read_inputs`.
+        left_out: ids of images that no worker reads.
     """
     if isinstance(where, ImageCollection):
         return StreamedImages(where, loaded, share, labels=labels, reads_kept=reads_kept, left_out=left_out)
@@ -53,12 +53,12 @@ def as_views(
     """Return the images as random views, another at each epoch, if that is asked for; otherwise as they are.
 
     Args:
-        images: of a worker.
-        augment: what changes; `None` for images as they are.
-        teacher: whose input the views are.
-        seed: of the training.
-        reads_kept: whether teacher or student reads the kept patches alone.
-        notes: whether to log what the views leave out, as one of the workers does.
+        images: this worker's share of the images.
+        augment: settings of the views; `None` for images as they are.
+        teacher: the teacher, which knows the normalization and the patch grid of the images.
+        seed: seed of the training.
+        reads_kept: whether teacher or student reads only the kept patches.
+        notes: whether to log which settings have no effect. One of the workers does.
     """
     if augment is None:
         return images

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.dataset.units import Unit, split_units
 
-# Pieces of row groups per worker, at least, so that each reads images of several groups where that is cheap.
+# Smallest number of pieces of row groups per worker, so that each reads images of several groups where that is cheap.
 _PIECES_PER_WORKER = 4
 
 
@@ -16,10 +16,10 @@ class Share:
     """Which images a worker reads, and in what order.
 
     Attributes:
-        batch_size: images per step, over all workers.
-        seed: of the order.
+        batch_size: number of images per step, over all workers.
+        seed: seed of the order.
         rank, world_size: rank and number of workers.
-        shuffle_buffer: images that a worker shuffles together where they are not in memory.
+        shuffle_buffer: number of images that a worker shuffles together, if they are not in memory.
     """
 
     batch_size: int
@@ -30,13 +30,13 @@ class Share:
 
     @property
     def own_batch_size(self) -> int:
-        """How many images of a full batch the worker reads."""
+        """Number of images that the worker reads of a full batch."""
         return len(range(self.rank, self.batch_size, self.world_size))
 
 
 def streamed_order(share: Share) -> str:
     """Return what the order of streamed images depends on, besides seed and epoch."""
-    # Earlier versions divided row groups otherwise, and called it otherwise.
+    # Earlier versions divided row groups in another way, which had another name.
     return f"{share.world_size} workers, shuffle buffer {share.shuffle_buffer}, equal shares"
 
 
@@ -62,9 +62,9 @@ def share_units(units: Sequence[tuple[int, Unit]], share: Share, *, epoch: int) 
     row group is fetched by each worker whose rows reach into it, and small ones once for each piece, see `split_units`.
 
     Args:
-        units: of an `ImageCollection`, each with the index of its source.
-        share: of the worker.
-        epoch: with the share's seed, it decides the order.
+        units: units of an `ImageCollection`, each with the index of its source.
+        share: the worker's share.
+        epoch: number of the epoch, which decides the order together with the share's seed.
     """
     pieces = -(-_PIECES_PER_WORKER * share.world_size // max(1, len(units)))
     split = split_units(units, [min(pieces, unit.num_rows) for _, unit in units])

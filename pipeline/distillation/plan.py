@@ -36,12 +36,12 @@ class DistillationPlan:
     """A distillation whose settings, models and images were checked.
 
     Attributes:
-        config: with absolute local paths, because workers have other working folders.
+        config: settings with absolute local paths, because workers have other working folders.
         document: content of `config.json`: everything that decides the student, as plain data, and its digest.
-        teacher: as loaded on the driver.
-        student: untrained, on the driver.
-        images, labeled: the training images, and the labeled ones if there are any.
-        to_make: the training images, if they are given by the config of their synthesis; `images` are then as planned.
+        teacher: the teacher as the driver loaded it.
+        student: the untrained student as the driver made it.
+        images, labeled: the training images, and the labeled images; the latter None without any.
+        to_make: the synthesis of the training images, if its config was given. `images` are then the planned ones.
     """
 
     config: DistillationConfig
@@ -141,7 +141,7 @@ def _document(
         "class_names_sha256": digest_of({"names": teacher.class_names}),
         # Facts of the images, because the same folder may hold another dataset than before.
         **image_facts(images),
-        # The first epoch then has another order.
+        # Images that are read as they are made have another order in the first epoch.
         **({"as_made": True} if as_made else {}),
         "labelled": None if labeled is None else image_facts(labeled),
     }
@@ -161,7 +161,7 @@ def _warn_of_other_teachers(images: ImageCollection, teacher: LoadedModel) -> No
     for source in images.sources:
         found = other_teacher(source, teacher)
         if found is not None:
-            logger.warning(f"distill: {found}: it answers them all the same")
+            logger.warning(f"distill: {found}: the teacher answers them all the same")
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:

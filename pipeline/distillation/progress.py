@@ -12,7 +12,7 @@ from pipeline.outputs.names import METRICS
 from pipeline.tracking.tracker import Tracker
 from pipeline.workers.progress import reporting
 
-# Entries of a row that draw no curve.
+# Entries of a row that are not reported as figures.
 _NO_FIGURES = ("epoch", "image_ids_checksum")
 
 
@@ -24,10 +24,11 @@ def report_epochs(
 
     Args:
         output: folder of the run.
-        epochs: of the whole training.
-        num_workers: that it wants; an epoch that ended with fewer says so.
-        place: of the checkpoint to go on from, (epochs done, steps of the next one).
-        tracker: is given the figures of every epoch, also those that an earlier run may have failed to report.
+        epochs: number of epochs of the whole training.
+        num_workers: number of workers that the training wants. A line tells of an epoch that ended with fewer.
+        place: place of the checkpoint to go on from: (epochs done, steps of the next one).
+        tracker: where the figures of every epoch are reported, including those that an earlier run may have failed to
+            report.
     """
     done_before, steps = place
     if done_before or steps:
@@ -57,18 +58,18 @@ def _report(
             lines = storage.read_bytes(uri).splitlines()
             row = json.loads(lines[-1])
         except (DatasetError, IndexError):
-            # Not written yet.
+            # The workers have not written any metrics yet.
             continue
         for new in map(json.loads, lines[tracked:]):
             tracker.add(new["epoch"], {name: new[name] for name in new if name not in _NO_FIGURES})
         tracked = max(tracked, len(lines))
-        # It is less where the last checkpoint could not be used, and epochs come again.
+        # The epoch may also fall: where the last checkpoint could not be used, epochs are done again.
         if row["epoch"] != last_epoch:
             last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""
             rate = row["images"] / max(row["seconds"], 1e-9)
             left = (epochs - last_epoch) * row["seconds"]
-            # Of an earlier version, rows do not tell.
+            # Rows of earlier versions do not state the number of workers.
             workers = row.get("workers", num_workers)
             fewer = f", {workers} of {num_workers} workers" if workers < num_workers else ""
             progress = f"loss {row['loss']:.4f}{top1}, {rate:.0f} images/s{fewer}, {left:.0f} s left"

@@ -25,12 +25,12 @@ _LABELS_ABOUT = (
 
 
 def distillation_page(plan: DistillationPlan, result: Mapping[str, Any], state: TrainingState) -> str:
-    """Return the page.
+    """Return the HTML page of a distillation.
 
     Args:
-        plan: of the training.
-        result: what `result.json` holds.
-        state: after the last epoch.
+        plan: plan of the training.
+        result: content of `result.json`.
+        state: state of the training after the last epoch.
     """
     sections = [_summary(plan, result), _loss(state.history), _scores(plan, result, state.history)]
     sections += _confusions(plan, state)
@@ -42,16 +42,16 @@ def short_table(result: Mapping[str, Any]) -> Table:
     """Return where the students are and how often they and the teacher are right, for a terminal.
 
     Args:
-        result: what `result.json` holds.
+        result: content of `result.json`.
     """
     rows: list[list[str | int | float | None]] = [
         ["best epoch", result["best_epoch"], result["best_top1"], result["student"]],
         ["last epoch", result["epochs"], result["top1"], result["last"]],
     ]
-    # Without labeled images nothing is known of it.
+    # Without labeled images no accuracy is known.
     if result["before_top1"] is not None:
         rows.insert(0, ["before training", 0, result["before_top1"], "–"])
-    # Results of earlier versions do not have it.
+    # Results of earlier versions do not have the teacher's accuracy.
     if result.get("teacher_top1") is not None:
         rows.insert(0, ["teacher", "–", result["teacher_top1"], "–"])
     return Table(header=["model", "epoch", "top-1 %", "folder"], rows=rows)
@@ -89,7 +89,7 @@ def _loss(history: Sequence[Mapping[str, float]]) -> Section:
     def points(name: str) -> list[tuple[float, float]]:
         return [(row["epoch"], row[name]) for row in history if name in row]
 
-    # A term that is not asked for is 0 throughout.
+    # A term without a weight is 0 throughout.
     used = [name for name in TERMS if any(value for _, value in points(name))]
     plots = [
         ("loss and its terms", curves({name: points(name) for name in used}, x_label="epoch", y_label="loss")),

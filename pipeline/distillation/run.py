@@ -33,7 +33,7 @@ from pipeline.synthesis.background import Synthesis, background_synthesis, has_r
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.workers.training import resources_of
 
-# Timeout of collective operations: longer than any worker may wait for a part.
+# Timeout of collective operations, in seconds: longer than any worker may wait for a part.
 _FOREVER_S = 30 * 86400.0
 
 
@@ -67,7 +67,8 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         if waited and (result := _find_result(plan)) is not None:
             return result
         with tracking(config.tracking, "distill", plan.digest, plan.document["config"]) as tracker:
-            return _run(plan, tracker, fixed_size=connect())
+            connect()
+            return _run(plan, tracker)
 
 
 def epochs_left(config: DistillationConfig) -> str:
@@ -81,7 +82,7 @@ def epochs_left(config: DistillationConfig) -> str:
 
 
 def _find_result(plan: DistillationPlan) -> dict[str, Any] | None:
-    """Return the result of a finished run, with its students where they lie now; None if it has to be run.
+    """Return the result of a finished run, with the present locations of its students; None if it has to be run.
 
     Raises:
         DatasetError: the output cannot be read.
@@ -108,16 +109,16 @@ def _students(output: str) -> dict[str, str]:
     return {"student": storage.join(output, BEST), "last": storage.join(output, LAST)}
 
 
-def _run(plan: DistillationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
+def _run(plan: DistillationPlan, tracker: Tracker) -> dict[str, Any]:
     output, started = plan.config.output, time.monotonic()
     place = last_place(output)
     with own_errors(), expected_parts(plan.to_make) as arrivals:
         # Report problems of the training before hours are spent on images.
         task = _read(plan, _arriving(plan, arrivals))
-        train = prepare_training(task, fixed_size=fixed_size)
-        beside = _has_room(plan, task, fixed_size=fixed_size)
+        train = prepare_training(task)
+        beside = _has_room(plan, task)
         with (
-            background_synthesis(plan.to_make, arrivals, fixed_size=fixed_size) as synthesis,
+            background_synthesis(plan.to_make, arrivals) as synthesis,
             report_epochs(output, plan.config.epochs, plan.config.workers.size, place, tracker),
         ):
             digests = train() if synthesis is None else _train_with(synthesis, train, beside=beside)
@@ -137,14 +138,14 @@ def _arriving(plan: DistillationPlan, arrivals: PartArrivals | None) -> Arriving
     return Arriving(planned, in_memory, 0.0 if arrivals is None else _FOREVER_S)
 
 
-def _has_room(plan: DistillationPlan, task: TrainingTask, *, fixed_size: bool) -> bool:
+def _has_room(plan: DistillationPlan, task: TrainingTask) -> bool:
     """Return whether images can be made beside the training."""
     if plan.to_make is None:
         return True
     others = resources_of(plan.config.workers)
-    # Tasks of Ray Data read what is streamed.
+    # Streamed images are read by tasks of Ray Data, which need a core.
     others["CPU"] += task.streams
-    return has_room(plan.to_make, others, fixed_size=fixed_size)
+    return has_room(plan.to_make, others)
 
 
 def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside: bool) -> list[str]:
@@ -158,7 +159,7 @@ def _train_with(synthesis: Synthesis, train: Callable[[], list[str]], *, beside:
         try:
             return train()
         except IncompleteError as error:
-            # Its actors may hold what the workers need, on a cluster whose limits are not known.
+            # The actors of the synthesis may hold what the workers need, on a cluster whose limits are not known.
             if not error.is_transient or not synthesis.runs:
                 raise
             logger.warning(f"{error}; the training begins again when all images are made")

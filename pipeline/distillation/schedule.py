@@ -10,14 +10,14 @@ from pipeline.distillation.config import DistillationConfig
 
 
 def lr_factor(progress: float, *, warmup: float, shape: str) -> float:
-    """Return the factor of the peak learning rate.
+    """Return the learning rate at a point of the training, as a factor of the peak learning rate.
 
     It depends on the share of the training done, not on the number of steps, which differs between workers that read
     different numbers of images.
 
     Args:
-        progress: share of the images of all epochs that was read, in [0, 1].
-        warmup: share over which the factor rises linearly from 0 to 1.
+        progress: share of the training that is done, in [0, 1], counted in images over all epochs.
+        warmup: share of the training over which the factor rises linearly from 0 to 1.
         shape: `constant`, or `cosine` from 1 down to 0 after the warm-up.
     """
     if progress < warmup:

@@ -20,7 +20,7 @@ class HeldOutScore:
     """How a model answers the held-out images of all workers.
 
     Attributes:
-        confusion: (label, predicted class) → images.
+        confusion: (label, predicted class) → number of images.
     """
 
     confusion: dict[tuple[int, int], int]
@@ -39,10 +39,10 @@ def score_held_out(
     """Score a model on the images of all workers; each reads its share, and all return the same.
 
     Args:
-        predict: maps a batch to logits [B, classes].
-        images: this worker's share.
-        group: the workers.
-        name: of the model, for errors.
+        predict: function that maps a batch to logits [B, classes].
+        images: this worker's share of the held-out images.
+        group: the workers that score together.
+        name: name of the model, for errors.
 
     Raises:
         CheckpointError: a label is beyond the classes, or a logit is not finite.

@@ -22,7 +22,8 @@ from pipeline.log import logger
 from pipeline.models.pickles import read_own
 from pipeline.outputs.names import CHECKPOINTS
 
-# The one before the latest is kept for people who want to go back, or whose latest one was damaged.
+# Number of checkpoints that are kept. The one before the latest is for people who want to go back, or whose latest
+# checkpoint was damaged.
 _KEPT = 2
 _GO_BACK = "delete it to go on from the one before it, or from the start"
 
@@ -35,23 +36,25 @@ class TrainingState:
     state. Within an epoch, BatchNorm's statistics are those of rank 0.
 
     Attributes:
-        digest: of the run that it belongs to.
+        digest: digest of the run that it belongs to.
         epoch: number of epochs done.
-        images_seen: over all epochs and workers; decides the learning rate.
-        steps: of the optimizer.
-        student: weights of what is trained, after `epoch` epochs, or within the next one.
+        images_seen: number of images read, over all epochs and workers, which decides the learning rate.
+        steps: number of optimizer steps.
+        student: weights of the model that is trained, after `epoch` epochs or within the next one.
         best: weights of the best epoch.
-        best_epoch: counted from 1; 0 before the first. With `qat`, the best step.
-        best_score: held-out top-1 in percent, or minus the training loss. With `qat`, see `HeldBack`.
-        optimizer: state of the optimizer.
-        best_confusion: (label, predicted class) → held-out images, of the best epoch.
+        best_epoch: number of the best epoch, counted from 1; 0 before the first. With `qat`, the best step.
+        best_score: held-out top-1 in percent, or minus the training loss if there are no held-out images. With `qat`,
+            the score from `HeldBack`.
+        optimizer: state dict of the optimizer.
+        best_confusion: (label, predicted class) → number of held-out images, in the best epoch.
         before_top1: held-out top-1 before training, in percent.
-        teacher_top1: the teacher's, in percent; None in checkpoints of earlier versions.
-        teacher_confusion: as `best_confusion`, of the teacher.
-        history: one row of metrics per epoch. With `qat`, one per step, and one of before the training.
-        epoch_steps: steps done of the next epoch.
-        epoch_totals: `objective.SUMS` over these steps.
-        order: what the order of the images depended on, see `StreamedImages`; `epoch_steps` counts in that order only.
+        teacher_top1: held-out top-1 of the teacher, in percent; None in checkpoints of earlier versions.
+        teacher_confusion: the same as `best_confusion`, for the teacher.
+        history: one row of metrics per epoch. With `qat`, one per step, and one from before the training.
+        epoch_steps: number of steps done in the next epoch.
+        epoch_totals: sums over these steps, in the order of `objective.SUMS`.
+        order: text that names what the order of the images depended on, see `StreamedImages`. `epoch_steps` holds only
+            in that order.
     """
 
     digest: str
@@ -90,16 +93,16 @@ def save_state(output: str, state: TrainingState) -> None:
         within = [place for place in places if place[1] and place != (state.epoch, state.epoch_steps)]
         for place in old + within:
             storage.remove(storage.join(folder, _name(*place)))
-        # A process that was killed while it wrote leaves them; nobody else writes there.
+        # A process that was killed while it wrote leaves temporary files; nobody else writes there.
         storage.remove_temporaries(folder)
 
 
 def try_to_save(output: str, state: TrainingState, where: str) -> None:
-    """Write a checkpoint; a training can do without, and the next one may be written.
+    """Write a checkpoint, or warn: a training can do without one, and the next one may succeed.
 
     Args:
-        output, state: see `save_state`.
-        where: the training is, for the warning.
+        output, state: folder of the run and its state, as in `save_state`.
+        where: how far the training is, for the warning.
     """
     try:
         save_state(output, state)
@@ -112,10 +115,10 @@ def load_state(output: str, digest: str, *, order: str = "", notes: bool = False
 
     Args:
         output: folder of the run.
-        digest: of the run.
-        order: what the order of the images depends on now. A checkpoint within an epoch of another order does not
-            count, and the training continues after the last epoch that has one.
-        notes: whether to log that.
+        digest: digest of the run.
+        order: text that names what the order of the images depends on now. A checkpoint within an epoch of another
+            order does not count, and the training continues after the last epoch that has a checkpoint.
+        notes: whether to log that a checkpoint does not count.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another run.

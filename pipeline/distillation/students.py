@@ -22,7 +22,7 @@ class Student(ImageReader):
     """A model to train on the teacher's images.
 
     Args:
-        model, teacher, mean, std: see `ImageReader`.
+        model, teacher, mean, std: arguments of `ImageReader`: the student, and what it is wrapped for.
         linear_head: whether to freeze everything except the classifier.
         notices: messages for the user about how the model was loaded.
     """
@@ -101,7 +101,7 @@ def build_student(config: StudentConfig, teacher: LoadedModel, *, seed: int) -> 
 
 
 def student_or_teacher_reads_kept(teacher: LoadedModel, student: Student) -> bool:
-    """Return whether teacher or student reads the kept patches alone, so that their grid must be the teacher's."""
+    """Return whether teacher or student reads only the kept patches, so that their grid must be the teacher's."""
     return refusal(teacher.model) is None or student.vit is not None
 
 

@@ -38,10 +38,11 @@ class TrainingTask:
     """Work for each worker: locations, and images that fit into memory as a reference to Ray's object store.
 
     Attributes:
-        config: with absolute local paths.
-        digest: of the run.
-        teacher_digest, student_digest: of their weights, as the driver found or made them.
-        images, labeled: where they are, or will be; `labeled` may be None.
+        config: settings with absolute local paths.
+        digest: digest of the run.
+        teacher_digest, student_digest: SHA-256 of the weights, as the driver loaded or made them.
+        images, labeled: the images: files, a reference to Ray's object store, or images yet to be made; `labeled` may
+            be None.
     """
 
     config: DistillationConfig
@@ -58,12 +59,11 @@ class TrainingTask:
         return anew or isinstance(self.images, ImageCollection) or isinstance(self.labeled, ImageCollection)
 
 
-def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], list[str]]:
+def prepare_training(task: TrainingTask) -> Callable[[], list[str]]:
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
-        task: see `TrainingTask`.
-        fixed_size: no node can join the cluster any more.
+        task: what to train on what.
 
     Returns:
         A function that trains, on the workers or in this process, and returns the SHA-256 of the weights that each
@@ -72,7 +72,7 @@ def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], li
         dying.
 
     Raises:
-        ConfigError: the cluster is too small, or this process has no GPU and one is demanded.
+        ConfigError: the cluster is too small and no node can join it, or this process has no GPU and one is demanded.
     """
     config = task.config
     if not config.workers.size:
@@ -84,7 +84,6 @@ def prepare_training(task: TrainingTask, *, fixed_size: bool) -> Callable[[], li
     grows = not task.streams and arriving is None
     resources = worker_configs(
         config.workers,
-        fixed_size=fixed_size,
         grow_every_s=max(_GROW_AT_MOST_EVERY_S, 4 * 60 * config.checkpoint_minutes) if grows else math.inf,
         patience_s=0.0 if arriving is None else arriving.patience_s,
     )
@@ -121,8 +120,8 @@ def train_on(task: TrainingTask, group: Group) -> list[str]:
     """Train as one of the workers.
 
     Args:
-        task: see `TrainingTask`.
-        group: the workers.
+        task: what to train on what, the same for all workers.
+        group: the workers that train together.
 
     Returns:
         SHA-256 of the weights that each worker ended with.

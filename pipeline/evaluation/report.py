@@ -10,17 +10,17 @@ from pipeline.report.strips import bars
 from pipeline.report.text import short_name
 from pipeline.report.writing import settings_section
 
-# Each artifact's confusion takes a plot.
+# Largest number of artifacts whose confusion is drawn: each takes a plot of its own.
 _MOST_ARTIFACTS = 12
 
 
 def evaluation_page(config: Mapping[str, Any], scores: Mapping[str, Score], class_names: Sequence[str]) -> str:
-    """Return the page.
+    """Return the HTML page of an evaluation.
 
     Args:
         config: settings of the evaluation.
-        scores: by artifact, the first being what the others are compared with.
-        class_names: of labels 0, 1, 2, ...
+        scores: score of each artifact; the first is the one that the others are compared with.
+        class_names: names of labels 0, 1, 2, ...
     """
     shown = list(scores)[:_MOST_ARTIFACTS]
     sections = [

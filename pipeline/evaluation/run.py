@@ -104,15 +104,16 @@ def open_artifact(uri: str, config: ModelConfig, teacher: LoadedModel, *, allow_
     """Return a predictor of the teacher's images and classes from an artifact's name.
 
     Args:
-        uri: `.pt2`, `.onnx`, `.aoti.pt2`, weights of the teacher's architecture, or a folder as timm saves one.
-        config: the teacher's.
-        teacher: as loaded from it; its normalization and class names hold.
-        allow_compiled: open compiled packages, which run code.
+        uri: location of a `.pt2`, `.onnx` or `.aoti.pt2` file, of weights of the teacher's architecture, or of a folder
+            as timm saves one.
+        config: settings of the teacher.
+        teacher: the teacher loaded from them, whose normalization and class names apply.
+        allow_compiled: whether to open compiled packages, which run code.
 
     Raises:
         DatasetError: there is no such file.
-        CheckpointError: it is corrupt, of another kind than its name says, reads images of another size, or has other
-            classes than the teacher.
+        CheckpointError: the file is corrupt, of another kind than its name says, reads images of another size, or has
+            other classes than the teacher.
     """
     opened = load_quantized(uri, allow_compiled=allow_compiled) if format_of(uri) else open_weights(uri, config)
     return fit_to_teacher(opened, uri, teacher)

@@ -14,10 +14,10 @@ class Score:
     """How an artifact answers labeled images.
 
     Attributes:
-        images: their number.
-        top1, top5: shares in percent whose label is the first, or among the first five, of the predicted classes.
-        agreement: share in percent whose predicted class is that of the first artifact.
-        confusion: (label, predicted class) → images.
+        images: number of images.
+        top1, top5: percentage of images whose label is the first, or among the first five, of the predicted classes.
+        agreement: percentage of images whose predicted class is the same as the first artifact's.
+        confusion: (label, predicted class) → number of images.
     """
 
     images: int

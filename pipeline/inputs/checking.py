@@ -19,16 +19,16 @@ def check_inputs(
     reads_kept: bool | None = None,
     ids: bool = True,
 ) -> None:
-    """Check, without a cluster, all but the images beyond the first, on which reading would fail hours later.
+    """Check, without a cluster, all that reading would fail on hours later, except images other than the first ones.
 
     If labels go by number, one line on standard error says so, with the classes that are taken to be the same.
 
     Args:
-        images: from one or several URIs.
+        images: images of one or several sources.
         loaded: the model that will read the images.
         labels: whether labels are needed.
-        reads_kept: see `read_inputs`.
-        ids: whether to read all ids for it; a caller that reads them anyway checks them itself.
+        reads_kept: whether only the kept patches are read, see `read_inputs`.
+        ids: whether to read all image ids to find repeated ones. A caller that reads them anyway checks them itself.
 
     Raises:
         DatasetError: as `read_inputs`; or two images of a source share an id, a label has no class, kept patches are
@@ -45,7 +45,7 @@ def check_inputs(
 
 def _check_source(source: Source, loaded: LoadedModel, *, labels: bool, reads_kept: bool | None) -> None:
     convert = conversion(source, loaded, labels=labels, reads_kept=reads_kept)
-    # What a synthetic dataset holds fits its manifest, and labels of class folders their names: nothing to check.
+    # Labels of a synthetic dataset fit its manifest, and those of class folders their names: nothing to check.
     if "label" in source.columns and source.manifest is None:
         for table in read_columns(source, "label"):
             convert.labels(table)
@@ -64,7 +64,7 @@ def _warn_of_labels(convert: Convert) -> None:
 def check_planned(
     images: ImageCollection, loaded: LoadedModel, *, labels: bool = False, reads_kept: bool | None = None
 ) -> None:
-    """Check of images that are not there yet what `check_inputs` checks without reading them.
+    """Check images that are yet to be made, as far as `check_inputs` checks images without reading them.
 
     Raises:
         DatasetError: as `read_inputs`.
@@ -90,13 +90,13 @@ def find_labeled(uri: str, loaded: LoadedModel, split: str | None = None, *, rea
     """Find labeled images at a URI, and check them without a cluster.
 
     Args:
-        uri: see `find_source`.
+        uri: location of the images, as `find_source` takes it.
         loaded: the model that will read the images.
-        split: which of several splits to read.
-        reads_kept: whether kept patches are read alone, as by a student that is trained on them.
+        split: name of the split to read, where there are several.
+        reads_kept: whether only the kept patches are read, as by a student that is trained on them.
 
     Raises:
-        DatasetError: there are none, or as `check_inputs`.
+        DatasetError: there are no labeled images, or as `check_inputs`.
     """
     source = find_source(uri, split=split)
     _check_source(source, loaded, labels=True, reads_kept=reads_kept)

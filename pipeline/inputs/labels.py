@@ -34,9 +34,9 @@ def map_labels(source: Source, loaded: LoadedModel, *, needed: bool) -> tuple[li
     labels are not needed, classes that the model does not have get `UNKNOWN`.
 
     Args:
-        source: the source of the labels.
-        loaded: the model.
-        needed: whether labels are needed.
+        source: the source that the labels belong to.
+        loaded: the model whose classes the labels are mapped to.
+        needed: whether labels are needed. If not, classes that the model lacks are accepted.
 
     Raises:
         DatasetError: labels are needed, and the source's classes cannot be found among the model's.
@@ -121,8 +121,9 @@ class ClassMatch:
     """The model's class for each class of a dataset.
 
     Attributes:
-        labels: the number of the model's class for each class of the dataset; None where no single one matches.
-        ambiguous: names of the dataset that match several classes of the model, or the same class as another name.
+        labels: for each class of the dataset the number of the model's class, or None where no single class matches.
+        ambiguous: names of the dataset's classes that match several classes of the model, or the same class as another
+            name.
     """
 
     labels: list[int | None]
@@ -166,7 +167,7 @@ def only_spelled_otherwise(dataset_names: Sequence[str], match: ClassMatch, mode
 
     Args:
         dataset_names: names of the dataset's classes.
-        match: what `match_classes` returned for them.
+        match: result of `match_classes` for them.
         model_names: names of the model's classes.
     """
     unmatched = match.labels.count(None)
@@ -270,7 +271,7 @@ def _all_descriptions() -> dict[str, str]:
 
 
 def _sets() -> Iterator[dict[str, str]]:
-    """Yield synset → description of sets of classes; what a later one says of a class goes before."""
+    """Yield sets of classes as mappings of synset → description. For a class in several sets, the last one counts."""
     for subset in reversed(_SUBSETS):
         info = timm.data.ImageNetInfo(subset)
         yield dict(zip(info.label_names(), info.label_descriptions(), strict=True))

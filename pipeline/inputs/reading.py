@@ -34,7 +34,10 @@ def read_inputs(
     reads_kept: bool | None = None,
     override_num_blocks: int | None = None,
 ) -> ray.data.Dataset:
-    """Return rows `pixels` float32 [C, H, W] normalized, `label` int64, `keep_indices` int64 list, `image_id` string.
+    """Return a model's inputs as a Ray Dataset, one row per image.
+
+    The columns are `pixels` (float32 [C, H, W], normalized), `label` (int64), `keep_indices` (list of int64) and
+    `image_id` (string).
 
     Synthetic images are only normalized, because they lie on the teacher's patch grid. Real ones go through the
     evaluation transform of the model's own config.
@@ -48,9 +51,10 @@ def read_inputs(
             `find_images`, perhaps with fewer units or in another order.
         loaded: the model that will read the images.
         labels: whether labels are needed.
-        reads_kept: whether kept patches are read alone, so that their grid must be the model's; by default, whether the
-            model can.
-        override_num_blocks: number of blocks to read, for parallelism; by default few if there are few images.
+        reads_kept: whether only the kept patches are read, so that their grid must be the model's; by default, whether
+            the model can do so.
+        override_num_blocks: number of blocks to read, which limits how many tasks read at once; by default few if there
+            are few images.
 
     Raises:
         DatasetError: as `read_images`; or synthetic images have another size or patch grid than the model; or labels

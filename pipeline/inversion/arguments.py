@@ -30,7 +30,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a model on the meta device, of which the work can be counted but no image be made.
+    """Refuse a model on the meta device: its work can be counted, but no image can be made from it.
 
     Raises:
         ModelError: a weight has no values.
@@ -41,10 +41,10 @@ def check_values(model: nn.Module) -> None:
 
 
 def normalization(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation as numbers.
+    """Return mean and standard deviation as floats, one per channel.
 
     Raises:
-        ModelError: they are not of pixels in [0, 1], or not one number per channel.
+        ModelError: there is not one number per channel, or they cannot belong to pixels in [0, 1].
     """
     try:
         numbers = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
@@ -65,7 +65,7 @@ def checked_targets(targets: Any, num_classes: int) -> Tensor:
     """
     if not isinstance(targets, Tensor) or targets.ndim != 1 or not len(targets) or not _is_whole(targets):
         raise ConfigError(f"targets must be classes, int64 [B], not {_shown(targets)}")
-    # A copy: what was made in inference mode cannot be saved for a backward pass.
+    # Copied, because tensors that were made in inference mode cannot be saved for a backward pass.
     classes = targets.to(torch.int64, copy=True)
     beyond = classes[(classes < 0) | (classes >= num_classes)]
     if len(beyond):
@@ -74,7 +74,7 @@ def checked_targets(targets: Any, num_classes: int) -> Tensor:
 
 
 def checked_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """Return the seeds as numbers of Python.
+    """Return the seeds as Python integers.
 
     Raises:
         ConfigError: there is not one for each target, or one is not a whole number of 64 bits.
@@ -94,11 +94,11 @@ def checked_images(images: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a copy of starting images as float32 in the order of their dimensions.
 
     Raises:
-        ConfigError: they have another shape, or are no floating-point numbers: 8-bit pixels are not normalized.
+        ConfigError: the images have another shape, or are not floating-point: 8-bit pixels would not be normalized.
     """
     if not isinstance(images, Tensor) or list(images.shape) != list(shape) or not images.is_floating_point():
         raise ConfigError(f"init must be normalized images, float {list(shape)}, not {_shown(images)}")
-    # In another order of dimensions the optimizer would round other pixels otherwise.
+    # In another memory order, such as channels last, the optimizer would round pixels differently.
     return images.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 

@@ -23,10 +23,10 @@ class CosineBasis:
     """Convert images to scaled cosine coefficients and back; coefficients drawn from N(0, 1) make images of variance 1.
 
     Args:
-        in_chans: channels; the colors of three are decorrelated.
+        in_chans: number of channels. Three channels are decorrelated by the colors of photographs.
         size: height and width in pixels.
-        falloff: exponent α; a coefficient of frequency f counts f^-α.
-        device: of the images.
+        falloff: exponent α: a coefficient of frequency f is scaled by f^-α.
+        device: device of the images.
 
     Raises:
         ConfigError: as `check_falloff`.
@@ -62,7 +62,7 @@ def check_falloff(size: int, falloff: float) -> None:
         falloff: exponent α of `CosineBasis`.
 
     Raises:
-        ConfigError: it is too large for images of this size.
+        ConfigError: the exponent is too large for images of this size.
     """
     smallest = _scales(size, falloff).min().item()
     # NaN, of powers that were not finite, is not less than anything.

@@ -15,7 +15,7 @@ _MAX_GRAPHS = 256
 
 
 class Compiled:
-    """A function of rows as `torch.compile` makes it: on CUDA one launch of a CUDA graph, on a CPU fused loops.
+    """A function of rows, compiled by `torch.compile`: one launch of a CUDA graph on CUDA, fused loops on a CPU.
 
     The number of rows falls during a run, when memory runs out or images leave the batch. Rows are padded to
     `max_rows`, its half, its quarter and so on, so that a batch that shrinks image by image needs few graphs.
@@ -23,15 +23,15 @@ class Compiled:
     Graphs are found by shape alone, so one compiled in an earlier inversion of the same process is used again.
 
     Args:
-        function: takes `leading` and then tensors of equal length; returns one row for each of their rows.
+        function: function of `leading` and then tensors of equal length, which returns one row for each of their rows.
         leading: first arguments of every call, passed unchanged.
-        device: the device it runs on.
+        device: the device that the function runs on.
         max_rows: largest number of rows in a call. None disables padding, for functions whose rows depend on each
             other.
-        backend: of `torch.compile`; `aot_eager` captures the same graphs and generates no code.
+        backend: backend of `torch.compile`. `aot_eager` captures the same graphs and generates no code.
 
     Attributes:
-        max_rows: as given; it may be changed between calls.
+        max_rows: largest number of rows in a call, as above; it may be changed between calls.
         compile_s: seconds spent in calls whose shapes were new to this object. Nearly all of it is compiling.
     """
 

@@ -57,7 +57,7 @@ class AdaptiveEnd:
 
     def __post_init__(self) -> None:
         check_range("adaptive_end.confidence", self.confidence, 0, 1, open_low=True, open_high=True)
-        # One step with jitter and one without.
+        # At least two: one step with jitter and one without.
         check_range("adaptive_end.hold_steps", self.hold_steps, 2)
 
 

@@ -19,8 +19,8 @@ def draw_jitter(
 
     Args:
         generators: one per image, on the CPU.
-        largest_shift: dy and dx are uniform in [-largest_shift, largest_shift].
-        flip_probability: probability of a mirrored view.
+        largest_shift: largest shift in pixels; dy and dx are uniform in [-largest_shift, largest_shift].
+        flip_probability: probability that an image is mirrored.
     """
     tables = []
     for generator in generators:

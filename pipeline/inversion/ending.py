@@ -16,9 +16,9 @@ class ConfidenceTracker:
     without jitter. Counts stay on the device; the host reads them at those last steps alone.
 
     Args:
-        config: the confidence and the number of steps.
-        first_step: the first step that counts; before it patches are still being stopped.
-        num_steps: of the whole run.
+        config: the probability to reach, and the number of consecutive steps that must reach it.
+        first_step: the first step that counts. Before it, patches are still being stopped.
+        num_steps: number of steps of the whole run.
         batch: number of images.
         device: device of the images.
 
@@ -35,10 +35,11 @@ class ConfidenceTracker:
         self._held = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def watch(self, step: int, class_losses: Tensor) -> Tensor | None:
-        """Count the class losses [b] of a step, of the images still in the batch.
+        """Count one more step for the images still in the batch, given their class losses [b].
 
         Returns:
-            Which of them may end, bool [b]; None at a step at which none can. The caller then drops them with `keep`.
+            Which of the images may end, bool [b]; None at a step at which no image can. The caller drops those that end
+            with `keep`.
         """
         if step < self.first_step:
             return None
@@ -60,16 +61,16 @@ class ConfidenceTracker:
 
 
 class EndedImages:
-    """Images of a run that have ended, as they were last seen, and where in its batch the others stand.
+    """Images of a run that have ended, as the teacher last saw them, and the places of the others in the batch.
 
     Args:
-        batch: number of images.
-        num_steps: of the whole run.
-        device: of the images.
+        batch: number of images at the start.
+        num_steps: number of steps of the whole run.
+        device: device of the images.
 
     Attributes:
-        rows: int64 [b], where in the batch of the start the images that go on stood.
-        steps: steps that each image takes, int64 [B], on the CPU.
+        rows: int64 [b], places that the images which go on had in the batch at the start.
+        steps: int64 [B], on the CPU: number of steps that each image takes.
     """
 
     def __init__(self, batch: int, num_steps: int, device: torch.device) -> None:
@@ -81,9 +82,9 @@ class EndedImages:
         """Put aside images that end.
 
         Args:
-            ended: which of those that went on up to now, bool [b].
-            seen: all that went on up to now.
-            steps: that they have taken.
+            ended: bool [b]: which of the images that were still in the batch end now.
+            seen: the images that were still in the batch, with their patches, as the teacher last saw them.
+            steps: number of steps that these images have taken.
         """
         if self._last is None:
             self._last = Harvest(seen.images.clone(), seen.keep_indices.clone())

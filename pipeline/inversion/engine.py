@@ -32,7 +32,7 @@ from pipeline.inversion.views import draw_views
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
-# Whatever the caller has switched off.
+# Steps need gradients, also when the caller is in inference mode.
 _with_gradients = torch.inference_mode(mode=False)
 
 
@@ -40,9 +40,9 @@ class Inversion:
     """A running inversion, with the arguments of `invert`: call `step` until it is `finished`, then `result`.
 
     Attributes:
-        images: float32 [b, C, H, W], of those that have not ended; `.grad` holds the last step's gradient.
-        keep_indices: int64 [b, K], the patches alive.
-        num_steps: steps done.
+        images: float32 [b, C, H, W], the images that have not ended; `.grad` holds the last step's gradient.
+        keep_indices: int64 [b, K], the patches alive in these images.
+        num_steps: number of steps done.
     """
 
     @_with_gradients
@@ -77,7 +77,7 @@ class Inversion:
         self._harvests: list[Harvest] = []
         self._ending = self._make_ending(len(targets), device)
         self._still = self._still_steps()
-        # Drawn even if it is given, so that the views, which come next from the same seeds, do not depend on it.
+        # Drawn even if a jitter is given, so that the views, which the same seeds draw next, do not depend on that.
         drawn = self._draw(generators)
         self._jitter = (drawn if jitter is None else checked_jitter(jitter, drawn.shape)).to(device)
         alike = config.scope == "published"
@@ -100,12 +100,12 @@ class Inversion:
 
     @property
     def micro_batch(self) -> int:
-        """Images in one forward and backward, at most."""
+        """Largest number of images in one forward and backward pass."""
         return self._split.size
 
     @property
     def fewest(self) -> int:
-        """The smallest that `micro_batch` has been."""
+        """Smallest value that `micro_batch` has had in this run."""
         return self._split.fewest
 
     @property
@@ -184,7 +184,7 @@ class Inversion:
         return (~ended).nonzero().squeeze(1)
 
     def _go_on_with(self, ending: ConfidenceTracker, rows: Tensor) -> None:
-        """Narrow the batch, and all that is kept for each image of it."""
+        """Narrow the batch, and everything that is kept per image, to the given rows."""
         self._optimizer.keep(rows)
         self.keep_indices = self.keep_indices[rows]
         self._ended.keep(rows)
@@ -219,7 +219,7 @@ class Inversion:
 
     @property
     def _going(self) -> Harvest:
-        """The images that have not ended, as they are now."""
+        """Return the images that have not ended, as they are now."""
         return Harvest(self.images.detach(), self.keep_indices)
 
     @_with_gradients
@@ -251,10 +251,10 @@ class Inversion:
         """Go on where a run with equal arguments was when `state` was taken, to the same bits on devices of one kind.
 
         Args:
-            state: of a run of the same teacher, targets, config, seeds, `init`, `jitter` and terms.
+            state: what `state` returned in a run with equal arguments: teacher, targets, config, seeds and the rest.
 
         Raises:
-            CheckpointError: it cannot be of such a run; this one is as it was.
+            CheckpointError: the state cannot come from such a run. This run is then left as it was.
         """
         assert self.num_steps == 0, "a state is loaded into a run that has not begun"
         if state.keys() != self._state().keys() or state["optimizer"]["images"].shape[1:] != self.images.shape[1:]:

@@ -19,12 +19,12 @@ class TeacherShape:
 
     Attributes:
         depth: number of blocks.
-        width: D, of a token.
-        hidden: width of the MLP.
-        num_prefix_tokens: CLS, distillation and register tokens.
-        patch_values: values in a patch, C·p².
-        num_classes: outputs of all classifiers together.
-        tokens_read: leading tokens that the last block is computed for; 0 for all tokens.
+        width: D, the width of a token.
+        hidden: width of the MLP's hidden layer.
+        num_prefix_tokens: number of CLS, distillation and register tokens.
+        patch_values: number of values in a patch, C·p².
+        num_classes: number of outputs of all classifiers together.
+        tokens_read: number of leading tokens that the last block is computed for; 0 for all tokens.
     """
 
     depth: int
@@ -79,7 +79,7 @@ def step_flops(shape: TeacherShape, num_kept: int) -> Flops:
     tokens, width, hidden = shape.num_prefix_tokens + num_kept, shape.width, shape.hidden
     read = shape.tokens_read or tokens
     whole = tokens * width * (4 * width + 2 * hidden)
-    # The last block computes keys and values of all tokens, and queries, projection and MLP of those that are read.
+    # The last block computes keys and values for all tokens; queries, projection and MLP only for those that are read.
     last = tokens * width * 2 * width + read * width * (2 * width + 2 * hidden)
     linear = 2 * ((shape.depth - 1) * whole + last + num_kept * shape.patch_values * width)
     linear += 2 * width * shape.num_classes
@@ -91,8 +91,8 @@ def run_flops(shape: TeacherShape, phases: Iterable[tuple[int, int]]) -> Flops:
     """Count a whole run of one image.
 
     Args:
-        shape: of the teacher.
-        phases: (number of steps, patches alive), as `schedule.alive_phases` gives them.
+        shape: dimensions of the teacher.
+        phases: pairs (number of steps, patches alive), as `schedule.alive_phases` returns them.
     """
     total = Flops(0, 0)
     for num_steps, num_kept in phases:

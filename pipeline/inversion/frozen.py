@@ -12,7 +12,7 @@ from pipeline.errors import ModelError
 from pipeline.inversion.arguments import check_values
 from pipeline.inversion.teacher import AnyTeacher
 
-# The copy is of the same class as the teacher.
+# A frozen copy has the class of its teacher.
 T = TypeVar("T", bound=AnyTeacher)
 
 

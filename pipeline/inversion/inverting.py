@@ -21,16 +21,17 @@ def invert(
     jitter: Tensor | None = None,
     terms: Sequence[Term] | None = None,
 ) -> InversionResult:
-    """Invert the teacher into one image for each target; with Patch Rebirth into several.
+    """Invert the teacher into one image for each target, or, with Patch Rebirth, into several.
 
     Args:
-        teacher: on the device to run on.
-        targets: classes, int64 [B].
+        teacher: a teacher on the device to run on.
+        targets: int64 [B], the class to invert for each image.
         config: losses, schedule and optimizer.
-        seeds: one per image; with scope `image` it alone decides the image's start and jitter.
-        init: starting images [B, C, H, W] in normalized space, instead of noise from the seeds.
-        jitter: int64 [iterations, B, 3], rows of (dy, dx, flip), instead of draws from the seeds.
-        terms: what is minimized; by default `build_terms(config)`, which holds the terms that need no other network.
+        seeds: one seed per image. With scope `image`, it alone decides the image's start and jitter.
+        init: starting images [B, C, H, W] in normalized space; by default they are drawn from the seeds.
+        jitter: int64 [iterations, B, 3], rows of (dy, dx, flip); by default they are drawn from the seeds.
+        terms: the loss terms to minimize; by default `build_terms(config)`, which has the terms that need no other
+            network.
 
     Raises:
         NonFiniteError: a loss term or the pixels became NaN or infinite.

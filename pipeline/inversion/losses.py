@@ -50,7 +50,7 @@ class _NeighborNorms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, start_dim: int) -> Tensor:
-        """[B] of images [B, C, H, W] with `start_dim` 1; [1], over the whole batch, with 0."""
+        """Return the sums [B] for images [B, C, H, W] if `start_dim` is 1, or one sum [1] over the batch if it is 0."""
         dims = (1, 2, 3) if start_dim else (0, 1, 2, 3)
         norms = [torch.linalg.vector_norm(images[a] - images[b], dim=dims, keepdim=True) for a, b in _NEIGHBORS]
         ctx.save_for_backward(images, *norms)
@@ -79,10 +79,10 @@ def pixel_l2(images: Tensor) -> Tensor:
 
 
 def pixel_losses(*, published: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the losses of pixels alone, by the setting of `InversionConfig` that holds their weight.
+    """Return the losses that read pixels only, each under the `InversionConfig` setting that holds its weight.
 
     Args:
-        published: take the total variation over the whole batch, as the published code does.
+        published: whether to take the total variation over the whole batch, as the published code does.
     """
     return {"tv_l2": tv_l2_batch if published else tv_l2, "tv_l1": tv_l1, "l2": pixel_l2}
 
@@ -136,7 +136,7 @@ class FeaturePrior:
     then depend on each other.
 
     Args:
-        network: a CNN with BatchNorm2d layers that reads images normalized as the teacher's; it is frozen.
+        network: a CNN with BatchNorm2d layers that reads images with the teacher's normalization. It is frozen.
 
     Raises:
         ValueError: the network has no BatchNorm2d layer.
@@ -185,11 +185,11 @@ class Disagreement:
     section 3.3, which minimizes 1 - JS).
 
     Args:
-        student: maps images [B, C, H, W], normalized as the teacher's, and `keep_indices` int64 [B, K] to logits; it is
-            frozen.
+        student: a model that maps images [B, C, H, W] in the teacher's normalization and `keep_indices` int64 [B, K] to
+            logits [B, classes]. It is frozen.
         reads_kept: whether the student reads only the patches of `keep_indices`; otherwise it is shown the image as it
             will be stored, with stopped patches in mean color.
-        temperature: softens both predictions.
+        temperature: divisor of both models' logits; above 1 it softens both predictions.
     """
 
     def __init__(self, student: nn.Module, *, reads_kept: bool, temperature: float = 3.0) -> None:

@@ -32,9 +32,9 @@ class StepBytes:
     """Peak memory of a step, in bytes.
 
     Attributes:
-        weights: the teacher and its frozen copy.
-        pixels: images, their coefficients in another basis, and Adam's two moments.
-        work: the largest sum of what the step itself allocates.
+        weights: bytes of the teacher's weights and of its frozen copy.
+        pixels: bytes of the images, of their coefficients in another basis, and of Adam's two moments.
+        work: largest number of bytes that the step itself holds at a time.
     """
 
     weights: int
@@ -78,22 +78,22 @@ def predict(
     """Predict a step of eager inversion.
 
     Args:
-        teacher: one that `is_predictable`, on the device to run on.
-        config: of the inversion; image priors and class loss are counted, the other terms are not.
+        teacher: a teacher on the device to run on, for which `is_predictable` returns true.
+        config: settings of the inversion. Image priors and class loss are counted, the other terms are not.
         batch: number of images.
-        micro_batch: images in one forward and backward pass; by default as configured.
-        num_kept: patches read per image; by default all.
+        micro_batch: number of images in one forward and backward pass; by default as configured.
+        num_kept: number of patches read per image; by default all.
     """
     kept = teacher.num_patches if num_kept is None else num_kept
     together = MicroBatches(batch, micro_batch or config.micro_batch or batch).size
     image = teacher.in_chans * teacher.image_size**2 * _FLOAT
-    # The changed image that a view shows, and while all patches are alive the weights of its lines and columns.
+    # The changed image that a view shows; and, while all patches are alive, the weights that move its rows and columns.
     moves = config.views.moves and kept == teacher.num_patches
     view = image * (int(config.views.active) + 2 * int(moves))
     teacher_work = together * (_teacher_bytes(teacher, config, kept) + view)
     teacher_work += batch * image if together < batch else 0
-    # With total variation: the gradient, that of the total variation, and two differences. Without: the gradient,
-    # before and after it is gathered.
+    # With total variation: the step's gradient, that of the total variation, and two differences of neighbors. Without
+    # it: the step's gradient, before and after it is gathered.
     priors_work = batch * image * (4 if config.tv_l2 else 2)
     # `_patch_pixels` computes where the gradient of each pixel lies, through five tensors of indices.
     gather_work = together * 5 * _INDEX * teacher.image_size**2
@@ -148,8 +148,8 @@ def largest_batch(memory: int, one: StepBytes) -> int:
     """Return the number of images that fit in one forward and backward pass.
 
     Args:
-        memory: of the device, in bytes.
-        one: a step of a batch of one image.
+        memory: memory of the device, in bytes.
+        one: memory of a step of a batch of one image.
     """
     return max(0, int((memory * (1 - _MARGIN) - one.weights) // (one.pixels + one.work)))
 
@@ -160,8 +160,8 @@ class LiveBytes(TorchDispatchMode):
     For CPUs, whose allocator keeps no statistics. Tensors in oneDNN's own layout, which hold weights, are left out.
 
     Args:
-        alive: tensors that exist before.
-        without: tensors that are not to be counted.
+        alive: tensors that exist already and are counted from the start.
+        without: tensors that are not counted.
 
     Attributes:
         peak: the largest count so far.

@@ -17,13 +17,15 @@ from pipeline.vit.ranking import Ranking
 
 
 class InversionObjective:
-    """The sum of the terms, in parts: each adds to the gradient of the images, and what it computed is freed.
+    """The weighted sum of the loss terms, computed in parts to save memory.
+
+    Each part adds its gradient to that of the images and then frees what it computed.
 
     Args:
-        teacher: made ready for the run.
-        terms: that `check_terms` has let pass.
-        config: scope and precision.
-        ranking: by which patches are ranked.
+        teacher: a teacher as `frozen_copy` returns it.
+        terms: loss terms that `check_terms` has accepted.
+        config: scope and dtype of the run.
+        ranking: how patches are ranked.
     """
 
     def __init__(self, teacher: AnyTeacher, terms: Sequence[Term], config: InversionConfig, ranking: Ranking) -> None:
@@ -62,9 +64,9 @@ class InversionObjective:
         """Compile the parts that run in every step.
 
         Args:
-            device: of the run.
-            batch: images of the run.
-            max_rows: images of a view, at most.
+            device: device of the run.
+            batch: number of images in the run.
+            max_rows: largest number of images in a view.
         """
         self._look = Compiled(type(self._teacher).look, self._teacher, device=device, max_rows=max_rows)
         limit = None if self._published else batch
@@ -83,11 +85,11 @@ class InversionObjective:
     @as_out_of_memory()
     @torch.enable_grad()
     def backward_views(self, view: View, parts: Sequence[slice], rank: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Take the terms of views, micro-batch by micro-batch.
+        """Add the gradients of the terms that see views, micro-batch by micro-batch.
 
         Args:
-            view: the whole batch, as this step shows it.
-            parts: its micro-batches, in order.
+            view: the whole batch as this step shows it.
+            parts: the micro-batches of the batch, in order.
             rank: whether patches are to be ranked.
 
         Returns:
@@ -112,10 +114,10 @@ class InversionObjective:
     @as_out_of_memory()
     @torch.enable_grad()
     def backward_pixels(self, images: Tensor) -> dict[str, Tensor]:
-        """Take the terms of pixels, of the whole batch; they act on stopped patches too, as published.
+        """Add the gradients of the terms that see pixels, for the whole batch, including stopped patches, as published.
 
         Args:
-            images: [b, C, H, W], the leaf that is optimized.
+            images: float32 [b, C, H, W], the leaf that is optimized.
 
         Returns:
             The mean of each term over the images, detached.
@@ -134,9 +136,9 @@ def check_terms(terms: Sequence[Term], teacher: AnyTeacher, config: InversionCon
     """Refuse a list of terms that cannot be run.
 
     Raises:
-        ConfigError: two have one name, none is of a view, none has a weight, or the class loss is missing that an
+        ConfigError: two have the same name, none sees a view, none has a weight, or the class loss is missing that an
             adaptive end reads.
-        ModelError: one sees the blocks of a teacher that does not show them.
+        ModelError: a term reads the attention of the teacher's blocks, which this teacher does not show.
     """
     names = [term.name for term in terms]
     repeated = next((name for name in names if names.count(name) > 1), None)

@@ -9,7 +9,7 @@ from pipeline.inversion.basis import CosineBasis
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.teacher import AnyTeacher
 
-# Pixels that the fused Adam takes at once on a CPU, at the widest; what is left over it rounds differently.
+# Largest number of pixels that the fused Adam takes at once on a CPU. It rounds those that are left over differently.
 _ADAM_WIDTH = 16
 
 
@@ -17,8 +17,8 @@ class ImageOptimizer:
     """Take steps of Adam on images, and keep their pixels in the valid range.
 
     Args:
-        start: images [B, C, H, W] in normalized space.
-        teacher: gives the valid range.
+        start: starting images [B, C, H, W] in normalized space.
+        teacher: the teacher, which knows the valid range of pixels.
         config: learning rate, betas and basis.
 
     Attributes:
@@ -33,7 +33,8 @@ class ImageOptimizer:
             shape = start.shape[1:3]
             self._basis = CosineBasis(*shape, falloff=config.falloff, device=start.device)
             self._changed = self._basis.analyze(start.detach()).requires_grad_()
-        # In one pass over the pixels, if an image's new pixels do not then depend on its place in the batch.
+        # The fused Adam takes one pass over the pixels. It is used only if an image's new pixels do not depend on the
+        # image's place in the batch.
         fused = start.device.type == "cuda" or start[0].numel() % _ADAM_WIDTH == 0
         self._adam = torch.optim.Adam([self._changed], lr=config.lr, betas=config.betas, fused=fused)
 
@@ -60,7 +61,7 @@ class ImageOptimizer:
         self.images.clamp_(self._low, self._high)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with the given images, int64 [b]."""
+        """Keep the images at these rows of the batch, int64 [b], and drop the others."""
         state = self._adam.state.pop(self._changed)
         kept = self._changed.detach()[rows].requires_grad_()
         self.images = kept if self._basis is None else self.images.detach()[rows].requires_grad_()

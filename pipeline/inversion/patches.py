@@ -22,8 +22,8 @@ def split_best(keep_indices: Tensor, scores: Tensor, count: int) -> tuple[Tensor
     Of equal scores the first patch counts as the higher.
 
     Args:
-        keep_indices: the patches alive [B, K].
-        scores: one per patch, in the same order [B, K].
+        keep_indices: int64 [B, K], the patches alive.
+        scores: float [B, K], one score per patch, in the same order.
     """
     ranked = keep_indices.gather(1, torch.sort(scores, dim=1, descending=True, stable=True).indices)
     return ranked[:, :count].sort(dim=1).values, ranked[:, count:].sort(dim=1).values

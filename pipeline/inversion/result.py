@@ -25,11 +25,11 @@ class InversionResult:
     Attributes:
         harvests: images in the order in which they left the run; with Patch Rebirth one harvest for each part of the
             patches, otherwise one.
-        losses: value of each term at every step, on the CPU; the mean over the images still in the batch.
-        num_steps: steps that each image took, int64 [B], on the CPU; fewer where it ended early.
-        micro_batch: the smallest micro-batch of the run.
-        halvings: (step, images in one forward pass from then on), each time memory ran out and the micro-batch was
-            halved.
+        losses: values of each term, one for every step, on the CPU: the mean over the images still in the batch.
+        num_steps: int64 [B], on the CPU: number of steps that each image took, which is smaller where it ended early.
+        micro_batch: smallest number of images in one forward and backward pass of the run.
+        halvings: one entry for each time that memory ran out and the micro-batch was halved: (step, images in one
+            forward pass from then on).
         compile_s: seconds spent compiling graphs.
     """
 

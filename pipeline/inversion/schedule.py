@@ -111,9 +111,9 @@ def rebirth_changes(num_patches: int, factor: int, iterations: int) -> dict[int,
     (PRI; Heo & Choi, arXiv 2509.23235, section 3).
 
     Args:
-        num_patches: N.
-        factor: v, number of images per run.
-        iterations: T.
+        num_patches: N, the number of patches of a whole image.
+        factor: v, the number of images per run.
+        iterations: T, the number of steps.
 
     Raises:
         ConfigError: there are fewer patches than images.

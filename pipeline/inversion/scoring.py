@@ -9,12 +9,12 @@ from pipeline.inversion.teacher import AnyTeacher
 
 @torch.no_grad()
 def score(teacher: AnyTeacher, pixels: Tensor, keep_indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score stored images with the teacher, which reads their CLS and kept tokens.
+    """Score stored images with the teacher, which reads its CLS token and the kept patches.
 
     Args:
-        pixels: 8-bit [B, H, W, C].
-        keep_indices: int64 [B, K].
-        targets: int64 [B].
+        pixels: uint8 [B, H, W, C], images as they are stored.
+        keep_indices: int64 [B, K], the patches to read.
+        targets: int64 [B], the class that each image was inverted for.
 
     Returns:
         Class loss [B], probability of the target [B], and predicted class int64 [B].

@@ -13,8 +13,9 @@ class MicroBatches:
         limit: largest number of images in a micro-batch.
 
     Attributes:
-        size: images in the largest micro-batch; once images have left the batch, the actual one may be smaller.
-        fewest: the smallest `size` so far.
+        size: number of images in the largest micro-batch. Once images have left the batch, the actual one may be
+            smaller.
+        fewest: smallest `size` so far.
     """
 
     def __init__(self, count: int, limit: int) -> None:

@@ -11,9 +11,9 @@ from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.draws import generators_of
 from pipeline.inversion.teacher import AnyTeacher
 
-# Radii lie between these shares of the side, and their density falls with the square of the radius.
+# Radii of the leaves lie between these shares of the image's side; their density falls with the square of the radius.
 _SMALLEST, _LARGEST = 0.047, 0.6
-# Standard deviations: of the brightness of the leaves, of each channel beside it, of the shading across a leaf of the
+# Standard deviations: brightness of the leaves, color beside it (per channel), shading across a leaf of the
 # size of the image, and of the grain.
 _BRIGHTNESS, _COLOR, _SHADING, _GRAIN = 1.0, 0.4, 1.0, 0.2
 _NUM_LEAVES = 60
@@ -23,9 +23,9 @@ def start_images(teacher: AnyTeacher, seeds: Sequence[int], config: InversionCon
     """Return the starting images [B, C, H, W] in normalized space, each drawn from its own seed.
 
     Args:
-        teacher: gives shape and device.
-        seeds: one per image.
-        config: of the inversion; by default one that starts from N(0, 1).
+        teacher: the teacher, which knows the shape and the device of the images.
+        seeds: one seed per image.
+        config: settings of the inversion; by default images start from N(0, 1).
     """
     return draw_start(teacher, generators_of(seeds), config or InversionConfig())
 

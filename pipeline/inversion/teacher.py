@@ -30,7 +30,7 @@ class _Frozen(nn.Module):
     std: Tensor
     in_chans: int
     grid_size: int
-    # Form in which `frozen_copy` left the weights.
+    # What `frozen_copy` did to the weights: nothing, rounded them to bfloat16, or packed them for oneDNN.
     layout: Literal["plain", "rounded", "packed"] = "plain"
 
     def _freeze(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -74,17 +74,17 @@ class Teacher(_Frozen, SubsetViT):
     """A frozen ViT with the normalization of its images. Stopped patches cost no computation.
 
     Args:
-        model: a timm ViT; its weights are frozen and it is put in evaluation mode.
-        mean: of pixels in [0, 1], one number per channel.
-        std: likewise.
+        model: a timm ViT. Its weights are frozen, and it is put in evaluation mode.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
 
     Attributes:
         notice: message for the user at the start of a run; none for this class.
 
     Raises:
-        ModelError: a family that cannot be run on a token subset, a normalization for other channels or not of
-            pixels in [0, 1], a wrapped model (`torch.compile`, DataParallel), weights that are not float32, or a
-            forward of its own that returns something other than its blocks and head do.
+        ModelError: the family cannot be run on a token subset, the normalization is for other channels or not for
+            pixels in [0, 1], the model is wrapped (`torch.compile`, DataParallel), its weights are not float32, or its
+            own forward returns something other than its blocks and head do.
     """
 
     notice: str | None = None
@@ -99,9 +99,9 @@ class Teacher(_Frozen, SubsetViT):
         """Return the logits [B, classes] of the patches alive in the jittered images.
 
         Args:
-            images: [B, C, H, W].
-            keep_indices: int64 [B, K].
-            jitter: int64 [B, 3].
+            images: normalized images [B, C, H, W], before the jitter.
+            keep_indices: int64 [B, K], the patches alive.
+            jitter: int64 [B, 3], rows of (dy, dx, flip); shifts in pixels.
         """
         view, positions = self._view(images, keep_indices, jitter)
         return self.forward_patches(view, positions) if self.embeds_subsets else self(view, positions)
@@ -137,7 +137,7 @@ class Teacher(_Frozen, SubsetViT):
         """Check that a loss term can read the attention of every block.
 
         Raises:
-            ModelError: it cannot, in this family.
+            ModelError: the attention of this family cannot be read.
         """
         closed = [block for block in self.model.blocks if not shows_attention(block)]
         if closed:
@@ -154,13 +154,13 @@ class MaskedTeacher(_Frozen, MaskedModel):
     loss.
 
     Args:
-        model: any timm classifier; its weights are frozen and it is put in evaluation mode.
+        model: any timm classifier. Its weights are frozen, and it is put in evaluation mode.
         image_size: height and width in pixels.
-        mean: of pixels in [0, 1], one number per channel.
-        std: likewise.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
 
     Raises:
-        ModelError: it has no grid of patches, or the model or normalization is refused as by `Teacher`.
+        ModelError: the model has no grid of patches, or the model or its normalization is refused, as by `Teacher`.
     """
 
     embeds_subsets = False
@@ -242,11 +242,11 @@ def make_teacher(
     """Make the teacher that a config asks for.
 
     Args:
-        model: a timm classifier; with `mask_only` of any family.
-        config: of the inversion.
+        model: a timm classifier. With `mask_only` it may be of any family.
+        config: settings of the inversion.
         image_size: height and width in pixels.
-        mean: of pixels in [0, 1], one number per channel.
-        std: likewise.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
 
     Raises:
         ModelError: the family cannot be run on a token subset and `mask_only` is not set; or it cannot be masked; or a

@@ -48,7 +48,7 @@ def build_terms(
     """Return the terms that have a weight in a config, and always the class loss, so that its value is recorded.
 
     Args:
-        config: weights and scope.
+        config: weights and scope of the terms.
         feature_prior: distance to a CNN's statistics, if the config gives it a weight.
         disagreement: divergence from a student, if the config gives the adversarial term a weight.
     """

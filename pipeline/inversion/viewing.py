@@ -19,9 +19,9 @@ class View:
 
     Attributes:
         images: float32 [b, C, H, W], before the jitter.
-        keep_indices: the patches alive, int64 [b, K].
-        jitter: shift and flip of each image, int64 [b, 3].
-        targets: target classes, int64 [b].
+        keep_indices: int64 [b, K], the patches alive.
+        jitter: int64 [b, 3], shift and flip of each image.
+        targets: int64 [b], target class of each image.
         draws: how the images are changed before the jitter; None leaves them as they are.
     """
 
@@ -47,8 +47,8 @@ class ViewOutput:
     """A view and the teacher's logits for it, given to loss terms.
 
     Attributes:
-        logits: the teacher's, float32 [b, classes].
-        block_outputs: attention output of each block, [b, K, d], if a term asked for it.
+        logits: the teacher's logits, float32 [b, classes].
+        block_outputs: attention output of each block, [b, K, d]; empty if no term asked for it.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class Viewer:
     """Runs the teacher on the views of a run.
 
     Args:
-        teacher: as `frozen_copy` returns it.
-        dtype: of its forward and backward pass.
+        teacher: a teacher as `frozen_copy` returns it.
+        dtype: dtype of the teacher's forward and backward pass.
         ranking: how patches are ranked.
         watched: whether a term reads the outputs of the teacher's blocks.
 

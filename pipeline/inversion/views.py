@@ -25,12 +25,13 @@ _LARGEST_SEED = 2**62
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """Random numbers for the views of some images, at every step or at one.
+    """Random numbers for the views of some images, at every step of a run or at a single one.
 
     Attributes:
         strengths: the largest change of each kind.
-        numbers: for angle, size, blur and noise, uniform in [-1, 1): float32 [steps, B, 4], or [B, 4] of one step.
-        noise_seeds: of the noise, int64 [steps, B] or [B], on the CPU.
+        numbers: numbers for angle, size, blur and noise, uniform in [-1, 1): float32 [steps, B, 4], or [B, 4] for one
+            step.
+        noise_seeds: seeds of the noise, int64 [steps, B], or [B] for one step, on the CPU.
         moves: whether images are rotated, scaled and blurred, and not only made noisy.
     """
 
@@ -40,15 +41,15 @@ class ViewDraws:
     moves: bool = True
 
     def at(self, step: int, *, moves: bool) -> "ViewDraws":
-        """Return what is drawn for one step."""
+        """Return the numbers of one step."""
         return replace(self, numbers=self.numbers[step], noise_seeds=self.noise_seeds[step], moves=moves)
 
     def part(self, rows: slice) -> "ViewDraws":
-        """Return what is drawn for some images of a step."""
+        """Return the numbers of some images of a step."""
         return replace(self, numbers=self.numbers[rows], noise_seeds=self.noise_seeds[rows])
 
     def keep(self, rows: Tensor) -> "ViewDraws":
-        """Return what is drawn for the given images, int64 [b], at every step."""
+        """Return the numbers of the images at these rows of the batch, int64 [b], at every step."""
         return replace(self, numbers=self.numbers[:, rows], noise_seeds=self.noise_seeds[:, rows.cpu()])
 
 
@@ -59,10 +60,10 @@ def draw_views(
 
     Args:
         generators: one per image, on the CPU.
-        steps: of the run.
+        steps: number of steps of the run.
         strengths: the largest change of each kind.
-        alike: whether the whole batch is rotated, scaled and blurred by the numbers of its first image.
-        device: of the images.
+        alike: whether the first image's numbers rotate, scale and blur the whole batch.
+        device: device of the images.
     """
     if not strengths.active:
         return None
@@ -78,7 +79,8 @@ def show_view(images: Tensor, draws: ViewDraws) -> Tensor:
 
     Args:
         images: whole images; gradients flow back into them.
-        draws: of this step and these images. A kind of change whose strength is 0 leaves the images as they are.
+        draws: numbers of this step for these images. A kind of change whose strength is 0 leaves the images as they
+            are.
     """
     strengths = draws.strengths
     angle, size, blur, noise = draws.numbers.unbind(dim=1)
@@ -96,8 +98,8 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate each image about its center, counterclockwise, by three shears (Paeth, Graphics Interface 1986).
 
     Args:
-        images: to rotate.
-        angle: in degrees [B], less than 90 either way.
+        images: float32 [B, C, H, W] with H = W.
+        angle: float32 [B], in degrees, between -90 and 90.
     """
     side = images.shape[-1]
     radians = torch.deg2rad(angle).unsqueeze(1)
@@ -112,9 +114,9 @@ def rescale(images: Tensor, size: Tensor, sigma: Tensor) -> Tensor:
     """Scale each image about its center, then blur it.
 
     Args:
-        images: to change.
-        size: factor [B]; above 1 enlarges what is shown.
-        sigma: standard deviation of the Gaussian, in pixels [B].
+        images: float32 [B, C, H, W] with H = W.
+        size: factor of each image, float32 [B]; above 1 it enlarges what is shown.
+        sigma: standard deviation of the Gaussian for each image, float32 [B], in pixels.
     """
     side = images.shape[-1]
     along = (_blurring(sigma, side) @ _scaling(size, side)).unsqueeze(1)

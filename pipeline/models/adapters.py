@@ -15,11 +15,12 @@ _OF_ADAPTERS = re.compile(
 
 
 def adapter_tensor(names: Iterable[str], model_keys: Collection[str]) -> str | None:
-    """Return the first name of a tensor that is an adapter's, or of a layer under one; None if there is none.
+    """Return the first name of a tensor that belongs to an adapter or to a layer that one wraps; None if none does.
 
     Args:
-        names: of the tensors in a file.
-        model_keys: names in the model's own state dict, which are no adapter's, with any prefix.
+        names: names of the tensors in a file.
+        model_keys: names in the model's own state dict. A tensor whose name ends with one of them is the model's own,
+            even if it looks like an adapter's.
     """
     suspects = (name for name in sorted(names) if _OF_ADAPTERS.search(name))
     own = tuple(f".{key}" for key in model_keys)

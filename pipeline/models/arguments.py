@@ -36,8 +36,8 @@ def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any])
     The others are passed to the model's class, which raises for names that it does not know.
 
     Args:
-        model_args: as given.
-        explicit: the settings `num_classes` and `in_chans`; None where they are not set.
+        model_args: the arguments that the user gave for the model, by name.
+        explicit: values of the settings `num_classes` and `in_chans`, by name; None where one is not set.
 
     Raises:
         ConfigError: an argument is refused; the message says what to set instead.
@@ -62,8 +62,8 @@ def check_argument_types(model_args: Mapping[str, Any], model: nn.Module) -> Non
     """Refuse values of a wrong type that Python would silently take as true or false.
 
     Args:
-        model_args: as given.
-        model: the model made with them.
+        model_args: the arguments that the user gave for the model, by name.
+        model: the model that timm made with these arguments.
 
     Raises:
         ConfigError: a boolean parameter was given something else, or another parameter was given a boolean.

@@ -43,10 +43,12 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
     """Read a checkpoint and name its tensors as the model does.
 
     Args:
-        uri: a safetensors file, what `torch.save` wrote, an npz file, or the `.index.json` of a sharded checkpoint.
-        model_keys: names in the model's own state dict; prefixes of DistributedDataParallel (`module.`),
-            `torch.compile` (`_orig_mod.`), Lightning (`model.`) or averaged copies are removed.
-        use_ema: prefer averaged weights if the checkpoint has both, as timm does.
+        uri: location of a safetensors file, of a file that `torch.save` wrote, of an npz file, or of the `.index.json`
+            of a sharded checkpoint.
+        model_keys: names in the model's own state dict. Prefixes of DistributedDataParallel (`module.`),
+            `torch.compile` (`_orig_mod.`), Lightning (`model.`) or averaged copies are removed from the names in the
+            file.
+        use_ema: whether to prefer averaged weights if the checkpoint has both, as timm does.
 
     Raises:
         CheckpointError: the file is missing, corrupt or of a kind that is not read, holds anything but data, or holds
@@ -103,7 +105,7 @@ def _content(uri: str) -> bytes:
     """Return the content of a file of weights, of an index or of a shard.
 
     Raises:
-        CheckpointError: it cannot be read, or is an archive that unpacks to far more.
+        CheckpointError: the file cannot be read, or is an archive that unpacks to far more than its size.
     """
     try:
         content = read_bytes(uri)

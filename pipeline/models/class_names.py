@@ -17,9 +17,10 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
     """Return the names of a model's classes: the given ones, else its own, else timm's for ImageNet, else numbers.
 
     Args:
-        config: may hold the names, or the URI of a file of names.
-        model: the model.
-        trained: whether its own names apply; a model that is yet to be trained may have had other classes.
+        config: settings of the model, which may hold the names, or the URI of a file of names.
+        model: the model that needs names, one for each class.
+        trained: whether the names that the model states itself apply. A model that is yet to be trained may have had
+            other classes.
 
     Returns:
         The names, and a notice if a user's own weights get ImageNet's only because of the number of classes, or if the
@@ -41,7 +42,7 @@ def class_names(config: ModelConfig, model: nn.Module, *, trained: bool = True) 
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Return names of which those that repeat are made different, as transformers' ImageNet has two of "crane".
+    """Return the names with repeated ones made different: ImageNet, as transformers has it, has two classes "crane".
 
     They get the WordNet number of the class where it is ImageNet's of that name and number, else the class's number.
     """

@@ -9,18 +9,18 @@ from pipeline.file_kinds import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 
-# Smaller archives may be of zeros, which shrink by a thousand.
+# Smaller archives are not checked: they may hold zeros, which compression shrinks a thousandfold.
 _LEAST_LARGE_BYTES, _MOST_EXPANSION = 2**30, 20
 # Magic number of torch's format before 1.6, as pickled.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def readable_kind(name: str, content: bytes) -> Readable | None:
-    """Return how to read a checkpoint, judging by its content; None if it is of a kind that is not read.
+    """Return how to read a checkpoint, judging by its content; None if files of its kind are not read.
 
     Args:
-        name: file name or URI; used only to distinguish the JSON index of a sharded checkpoint from other JSON.
-        content: the whole file.
+        name: file name or URI, used only to distinguish the JSON index of a sharded checkpoint from other JSON.
+        content: the whole content of the file.
     """
     if len(content) > 9 and content[8:9] == b"{" and struct.unpack("<Q", content[:8])[0] <= len(content) - 8:
         return "safetensors"

@@ -20,7 +20,7 @@ class Dinov2Classifier(VisionTransformer):
     """A ViT whose classifier reads the class token beside the mean of the patch tokens, both after the last norm.
 
     Args:
-        arguments: those of timm's `VisionTransformer`, without `global_pool` and `fc_norm`.
+        arguments: arguments of timm's `VisionTransformer`; `global_pool` and `fc_norm` are set here.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -42,7 +42,7 @@ class Dinov2Classifier(VisionTransformer):
         self.head = head or nn.Identity()
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Return class token and mean of the patch tokens, [B, 2 * D], of tokens [B, P + N, D]."""
+        """Return the class token beside the mean of the patch tokens, [B, 2 * D], given tokens [B, P + N, D]."""
         return torch.cat([x[:, 0], x[:, self.num_prefix_tokens :].mean(dim=1)], dim=1)
 
 

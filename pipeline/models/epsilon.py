@@ -4,16 +4,16 @@ from torch import nn
 
 
 def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -> tuple[str, ...]:
-    """Let the LayerNorms of a trained model add what they were trained with.
+    """Set the epsilon of a trained model's LayerNorms to the one that they were trained with.
 
     timm cannot write that number into a saved folder. So a model that is yet to be trained and saved keeps timm's, with
     a notice.
 
     Args:
-        what: the model, for the notice.
-        model: a timm model.
-        epsilon: that its weights were trained with.
-        trained: whether the model stays as it is.
+        what: how the notice names the model.
+        model: a timm model, whose LayerNorms are changed in place.
+        epsilon: the number that its LayerNorms added to the variance when its weights were trained.
+        trained: whether the model is used as it is. If not, it will be trained and saved.
     """
     differing = [norm for norm in _norms(model) if norm.eps != epsilon]
     if differing and not trained:

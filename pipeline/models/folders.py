@@ -64,8 +64,8 @@ def describe_weights_folder(uri: str, names: list[str]) -> str:
     """Say what a folder is that was given as a file of weights, and what to give instead.
 
     Args:
-        uri: of the folder.
-        names: of the files in it.
+        uri: location of the folder.
+        names: names of the files in the folder.
 
     Raises:
         DatasetError: the folder cannot be listed.
@@ -78,7 +78,7 @@ def describe_weights_folder(uri: str, names: list[str]) -> str:
 
 
 def _kind(uri: str, names: list[str]) -> str | None:
-    """Say what a folder is that holds no weights as they are read, and what to do; None if that is not known."""
+    """Say what a folder without readable weights is, and what to do; None if that is not known."""
     if any(name.endswith(".distcp") for name in names):
         convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {uri} weights.pth"
         return f"a distributed checkpoint (FSDP); convert it: {convert}"
@@ -100,7 +100,7 @@ def folder_of_timm(folder: str) -> Iterator[str]:
     cannot do without: it writes `model_args` as null, and no `pretrained_cfg` for a model that it has made itself.
 
     Args:
-        folder: on this machine; it need not exist.
+        folder: path on this machine; the folder need not exist.
     """
     stated = read_model_config(folder) if Path(folder).is_dir() else {}
     if stated.get("model_type") != "timm_wrapper" or not isinstance(stated.get("architecture"), str):
@@ -122,7 +122,7 @@ def stated_normalization(config: dict[str, Any]) -> dict[str, tuple[float, ...]]
     """Return the `mean` and `std` that timm wrote into a folder's config; empty if one of them is missing.
 
     Raises:
-        ValueError: they are impossible values.
+        ValueError: the values are impossible.
     """
     own = config.get("pretrained_cfg")
     if not isinstance(own, dict) or own.get("mean") is None or own.get("std") is None:

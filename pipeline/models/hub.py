@@ -14,7 +14,7 @@ def quiet_attempts(name: str) -> Iterator[None]:
     """Replace the client's lines about failed attempts by one.
 
     Args:
-        name: of the model whose weights are loaded.
+        name: name of the model whose weights are downloaded, for the line.
     """
     client, attempts = logging.getLogger(_CLIENT), _Attempts(name)
     client.addFilter(attempts)
@@ -33,6 +33,6 @@ class _Attempts(logging.Filter):
         if not any(text in record.getMessage() for text in _ATTEMPTS):
             return True
         first, self._said = not self._said, True
-        # The client prints it, as it would its own line.
+        # The client prints this text in place of its own.
         record.msg, record.args = f"the weights of {self._model!r} cannot be downloaded yet, trying for a minute", ()
         return first

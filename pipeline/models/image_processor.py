@@ -17,12 +17,12 @@ _FILE = "preprocessor_config.json"
 
 
 def read_processor(folder: str) -> tuple[dict[str, Any], int] | None:
-    """Return timm's `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode` that a folder's file states.
+    """Return the preprocessing that a folder's file states: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
 
     And the edge, in pixels, of the squares that it makes. None if there is no such file.
 
     Raises:
-        DatasetError: it exists and cannot be read.
+        DatasetError: the file exists and cannot be read.
         ValueError: it is no JSON object, or describes what timm does not do; the message begins with its name.
     """
     uri = join(folder, _FILE)

@@ -20,12 +20,13 @@ class ImageReader(nn.Module):
     Args:
         model: a timm model with the teacher's number of classes.
         teacher: the teacher whose images it reads.
-        mean, std: the model's own normalization, of pixels in [0, 1], one per channel.
+        mean, std: mean and standard deviation that the model itself normalizes with, one number per channel, for pixels
+            in [0, 1].
 
     Attributes:
         model: the timm model.
         vit: the model wrapped to read kept tokens; None if it reads the filled image.
-        mean, std: as given.
+        mean, std: the model's own normalization, as above.
     """
 
     def __init__(self, model: nn.Module, teacher: LoadedModel, *, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -39,8 +40,9 @@ class ImageReader(nn.Module):
         """Return logits [B, classes] of images [B, C, H, W] in the teacher's normalization.
 
         Args:
-            images: with stopped patches at the mean color.
-            keep_indices: int64 [B, K], or None for all patches; ignored without `vit`, which reads the whole image.
+            images: float [B, C, H, W]; stopped patches have the mean color.
+            keep_indices: int64 [B, K], the patches to read; None for all. It is ignored without `vit`, because the
+                model then reads whole images.
         """
         images = self.renormalize(images)
         return self.model(images) if self.vit is None else self.vit(images, keep_indices)

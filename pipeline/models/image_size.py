@@ -34,8 +34,8 @@ def size_notices(
     """Report that timm resampled weights of another image size; refuse it if nobody asked for that.
 
     Args:
-        what: the source of the weights, for the message.
-        change: what they were trained on; None if nothing was resampled.
+        what: how the message names the source of the weights.
+        change: the image size or shape that the weights were trained at; None if nothing was resampled.
 
     Raises:
         CheckpointError: weights of a trained model were resampled, and `model_args.img_size` is not set.

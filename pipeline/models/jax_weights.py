@@ -53,7 +53,9 @@ def _check_extent(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> 
     own = [value for name, value in weights.items() if name.startswith(prefix) and not _LEFT_OUT.search(name)]
     given, wanted = (sum(value.numel() for value in values) for values in (own, _without_positions(model)))
     if given > wanted:
-        raise CheckpointError(f"checkpoint {uri!r} has {given} values, the model reads {wanted}: it is of another")
+        raise CheckpointError(
+            f"checkpoint {uri!r} has {given} values, the model reads {wanted}: it is of another model"
+        )
 
 
 def _without_positions(model: nn.Module) -> list[Tensor]:

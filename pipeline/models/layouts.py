@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, first_few
 
-# timm's name → the other library's names in front of `weight` or `bias`, or of a whole tensor. Those of several names
+# timm's name → the other library's names in front of `weight` or `bias`, or of a whole tensor. Tensors of several names
 # are concatenated along the first axis. `{}` is the number of the block.
 Names = Mapping[str, tuple[str, ...]]
 
@@ -77,8 +77,8 @@ class Layout:
     """How another library names a classifier's tensors.
 
     Attributes:
-        names: timm's names → its own.
-        left_out: how names of tensors begin that its classifier does not read either.
+        names: timm's name of a tensor → the other library's names of its parts.
+        left_out: beginnings of the names of tensors that the other library's classifier does not read either.
     """
 
     names: Names
@@ -127,10 +127,10 @@ def rename(uri: str, weights: Mapping[str, Tensor], layout: Layout, names: Colle
     """Return weights under timm's names; the query, key and value of transformers are joined.
 
     Args:
-        uri: of the checkpoint, for messages.
-        weights: under the other library's names.
-        layout: of the weights.
-        names: of the timm model's own state dict.
+        uri: location of the checkpoint, for messages.
+        weights: tensors under the other library's names.
+        layout: names that the other library gives to each tensor.
+        names: names in the timm model's own state dict.
 
     Raises:
         CheckpointError: a tensor is missing, or one is not the model's; the message names the first ones.

@@ -27,14 +27,15 @@ class LoadedModel:
     """A model in evaluation mode, on the CPU, in float32, with its class names and preprocessing.
 
     Attributes:
-        class_names: one per class, all different.
-        mean, std: of pixels in [0, 1], one per channel.
-        input_size: channels, height and width in pixels.
+        class_names: one name per class, all different.
+        mean, std: mean and standard deviation of pixels in [0, 1], one number per channel.
+        input_size: channels, height and width of an image; the last two in pixels.
         digest: SHA-256 of the weights.
-        data_config: timm's resolved data config (interpolation, crop_pct, ...), with the settings of the config
-            applied.
-        notices: messages for the user, one line each; jobs print them on standard error at the start.
-        preset: whether mean and std are those that the layout of its file of weights has, unless they were set.
+        data_config: timm's resolved data config (interpolation, crop_pct, ...), in which the settings of `ModelConfig`
+            replace the model's own.
+        notices: messages for the user, one line each. Jobs print them on standard error at the start.
+        preset: whether mean and std are those of the library in whose layout the weights are stored, as torchvision's
+            weights have them. False where the user set them.
     """
 
     model: nn.Module
@@ -58,8 +59,8 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     """Make a model and load its weights.
 
     Args:
-        config: of the model.
-        trained: whether all weights must come from a file, as a teacher's do. A student may start from random weights
+        config: settings that name the model, its weights and its preprocessing.
+        trained: whether all weights must come from a file, as a teacher's must. A student may start from random weights
             or with a new head.
 
     Raises:
@@ -97,14 +98,14 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
 
 
 def assumed_preprocessing(config: ModelConfig, data_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a notice of the preprocessing that is timm's for a name, where the weights are somebody's own.
+    """Return a notice where weights of a user's own are shown images as timm shows them to the model of that name.
 
     A file of weights does not state how its model was shown images, and logits of images that are shown otherwise are
     wrong without a word. A folder states it, and so do weights that timm publishes.
 
     Args:
-        config: of the model.
-        data_config: its preprocessing, as resolved.
+        config: settings of the model.
+        data_config: preprocessing of the model as timm resolved it.
     """
     if config.checkpoint is None or config.name.startswith(LOCAL_DIR):
         return ()
@@ -118,12 +119,12 @@ def assumed_preprocessing(config: ModelConfig, data_config: Mapping[str, Any]) -
 
 
 def _shown(value: Any) -> Any:
-    # As it is set.
+    # As a user writes it in a config.
     return list(value) if isinstance(value, tuple) else value
 
 
 class RealImageTransform:
-    """timm's evaluation transform of a model's own config, for images of any size and mode."""
+    """timm's evaluation transform as a model's data config describes it, for images of any size and mode."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._mode = "L" if loaded.input_size[0] == 1 else "RGB"
@@ -148,6 +149,6 @@ def _per_channel(config: ModelConfig, name: str, own: tuple[float, ...], channel
     if channels not in PICTURE_CHANNELS:
         raise ModelError(describe_channels(config.name, channels))
     if given is None and channels == 1:
-        # timm states three values even for a model that it made for one channel; for gray take their mean.
+        # timm states three values even for a model that it made for one channel. A gray image takes their mean.
         return (sum(values) / len(values),)
     raise ConfigError(f"{whose} has {len(values)} values, the model reads {channels} channels: {list(values)}")

@@ -39,8 +39,9 @@ class MadeModel:
     """A model with its weights.
 
     Attributes:
-        notices: for the user, about how the weights were fitted to it.
-        preset: whether its normalization is that of the layout of its file, as torchvision's has one.
+        notices: messages for the user about how the weights were fitted to the model.
+        preset: whether its normalization is the one that goes with the layout of its file, as torchvision's layout has
+            one.
     """
 
     model: nn.Module
@@ -100,7 +101,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     """Load through timm too, which reads the folder's config; the file of weights is read here."""
     outline, what = make_outline(config), f"model {config.name!r}"
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
-    # What a folder says of preprocessing stands, whatever the layout of its weights.
+    # The preprocessing that a folder states counts, whatever the layout of its weights.
     weights, _ = _read_weights(config, uri, outline)
     # The weights count, whatever the config says: people put another head into a model, and save it.
     classes = head_classes(weights, outline)

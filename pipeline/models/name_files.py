@@ -22,7 +22,7 @@ _OTHER_KINDS = {
     **dict.fromkeys((".toml", ".ini", ".cfg", ".xml", ".html", ".htm", ".md", ".py", ".jsonl"), "no list of names"),
     **dict.fromkeys((".pbtxt", ".parquet", ".pkl", ".npy", ".pth", ".mat"), "no list of names"),
 }
-# Longest line, in characters: matching takes time that grows with the square of it.
+# Longest line, in characters. The time to match a line grows with the square of its length.
 _LONGEST_LINE = 1000
 _NUMBER_FIRST = re.compile(r"\s*\d+\s*[,;|:\t=]\s*\S")
 _NUMBER_LAST = re.compile(r".*\S\s*[,;|:\t=]\s*\d+\s*$")
@@ -55,7 +55,7 @@ def parse_class_names(text: str, *, suffix: str = "") -> list[str]:
 
     Args:
         text: JSON, or one name per line.
-        suffix: of the file's name; suffixes of other kinds of files are refused.
+        suffix: suffix of the file's name, such as `.txt`. Suffixes of other kinds of files are refused.
 
     Raises:
         ValueError: the text is neither, or ambiguous; the message is the predicate of a sentence.
@@ -117,7 +117,7 @@ def _names_under(key: str, value: Any) -> list[str]:
 
 
 def _is_lossy_inverse(value: Any, names: list[str]) -> bool:
-    """Return whether a mapping of names to numbers is that of names of which some repeat."""
+    """Return whether a mapping of names to numbers was made from names that repeat, and so lost some numbers."""
     if not isinstance(value, Mapping) or value.keys() != set(names) or len(value) == len(names):
         return False
     numbered = {str(number): name for number, name in enumerate(names)}
@@ -128,7 +128,7 @@ def agreed_names(read: Mapping[str, list[str]]) -> list[str] | None:
     """Return the names that several entries agree on; None if there are only names that a library filled in.
 
     Args:
-        read: key of the entry → its names.
+        read: key of an entry, such as `id2label` → the names that it gives.
 
     Raises:
         ValueError: two entries differ; the message is the predicate of a sentence.

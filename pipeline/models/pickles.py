@@ -78,7 +78,7 @@ class NumpyArray:
     """Stand-in for `numpy.ndarray`.
 
     Attributes:
-        value: the numbers; None if the array holds something else.
+        value: the numbers of the array; None if it holds something else.
     """
 
     value: np.ndarray | None = None
@@ -148,8 +148,8 @@ def read_pickle(uri: str, content: bytes) -> Any:
     """Return the content of a `torch.save` file, with tensors on the CPU.
 
     Args:
-        uri: of the file, for messages.
-        content: the file.
+        uri: location of the file, for messages.
+        content: content of the file.
 
     Raises:
         CheckpointError: the file is corrupt, or names a class or function that is not known to be data.
@@ -172,11 +172,11 @@ def read_pickle(uri: str, content: bytes) -> Any:
 
 
 def read_own(uri: str, content: bytes | memoryview) -> Any:
-    """Return what this software saved with `torch.save`, tensors on the CPU: plain data, and no stand-ins for anything.
+    """Return what this software itself saved with `torch.save`, with tensors on the CPU: only plain data is accepted.
 
     Args:
-        uri: of the file, for messages.
-        content: the file.
+        uri: location of the file, for messages.
+        content: content of the file.
 
     Raises:
         CheckpointError: the file is damaged, or holds more than plain data.

@@ -17,8 +17,8 @@ def resampling(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
     """Describe what weights were trained on, if timm resampled them to fit a model.
 
     Args:
-        weights: as they were read.
-        model: the model that they were loaded into.
+        weights: tensors as they were read from the file.
+        model: the model that the weights were loaded into.
 
     Returns:
         An image size, or a tensor's shapes if no size follows from them; None if nothing was resampled. It cannot be

@@ -10,8 +10,9 @@ class Renormalize(nn.Module):
     """Maps images [B, C, H, W] normalized for one model to those that another model reads.
 
     Args:
-        mean, std: per channel, of pixels in [0, 1], by which the images are normalized.
-        to_mean, to_std: per channel, by which they are to be normalized.
+        mean, std: mean and standard deviation that the given images were normalized with, one number per channel, for
+            pixels in [0, 1].
+        to_mean, to_std: mean and standard deviation that the returned images are normalized with, likewise.
 
     Attributes:
         differs: whether the two normalizations differ; images are returned as they are otherwise.

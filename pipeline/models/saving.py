@@ -26,10 +26,11 @@ def save_model(
     """Save a model as a local folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     Args:
-        model: made by `timm.create_model`, which recorded its arguments; weights are saved as safetensors.
-        folder: on this machine; made if it is missing.
-        class_names: one per class.
-        mean, std: one value per channel, of pixels in [0, 1].
+        model: a model made by `timm.create_model`, which recorded its arguments. Its weights are saved as safetensors.
+        folder: path on this machine; made if it is missing.
+        class_names: one name per class.
+        mean, std: mean and standard deviation of pixels in [0, 1] that its images are normalized with, one number per
+            channel.
 
     Raises:
         ModelError: there is not one name for each class of its classifier, or as `check_savable`.
@@ -56,17 +57,17 @@ def check_savable(model: nn.Module) -> None:
     """Check that timm could load what `save_model` would write.
 
     Raises:
-        ModelError: it could not, for it does not make such a model: a head of several layers, blocks that were cut off,
-            a wrapper, no classifier, or arguments that JSON does not hold.
+        ModelError: timm could not load it, because its factory makes no such model: the model has a head of several
+            layers, blocks that were cut off, a wrapper, no classifier, or arguments that JSON cannot hold.
     """
     _check_tensors(model, _make_again(model))
 
 
 def _make_again(model: Any) -> nn.Module:
-    """Return the outline of the model that timm makes of what it recorded, on the meta device.
+    """Return the model that timm makes from the arguments that this one recorded, on the meta device.
 
     Raises:
-        ModelError: it recorded nothing, or what cannot be written as JSON.
+        ModelError: the model recorded no arguments, or some that cannot be written as JSON.
     """
     family, architecture = type(model).__name__, (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:
@@ -93,7 +94,7 @@ def _check_tensors(model: nn.Module, made: nn.Module) -> None:
     """Check that a model has the tensors of the one that timm would make of its folder, of any number of classes.
 
     Raises:
-        ModelError: it has not; timm would refuse the folder, or leave tensors as they were initialized.
+        ModelError: the tensors differ. timm would refuse the folder, or leave tensors as they were initialized.
     """
     own, wanted = set(model.state_dict()), set(made.state_dict())
     lacking, added = sorted(wanted - own), sorted(own - wanted)
@@ -129,10 +130,10 @@ def _copying(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _counting(model: Any, num_classes: int) -> Iterator[None]:
-    """Let a model state its number of classes inside the context: people replace the head alone, and timm writes it.
+    """Let a model's `num_classes` be true inside the context: timm writes it, and people replace the head alone.
 
     Raises:
-        ModelError: its classifier has another number.
+        ModelError: its classifier has another number of classes than that.
     """
     stated = model.num_classes
     if num_classes != (own := head_classes(model.state_dict(), model) or stated):

@@ -24,9 +24,9 @@ from pipeline.models.hub import quiet_attempts
 from pipeline.models.weights import describe_misfit, describe_tensors, named_layers
 from pipeline.storage import exists, why_missing
 
-# Errors of timm for an unknown name, an argument that the family does not take, or a weight file that is missing or
-# does not fit; of huggingface_hub (ValueError or OSError) for weights that cannot be downloaded; and of the readers of
-# corrupt files.
+# What timm raises for an unknown name, an argument that the family does not take, or a weight file that is missing or
+# does not fit; what huggingface_hub raises (ValueError or OSError) for weights that cannot be downloaded; and what the
+# readers of corrupt files raise.
 TIMM_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, OSError, EOFError),
     *(pickle.UnpicklingError, safetensors.SafetensorError, struct.error),
@@ -51,8 +51,8 @@ def create_model(config: ModelConfig, **arguments: Any) -> nn.Module:
     """Make the model that a config asks for.
 
     Args:
-        config: of the model.
-        arguments: of timm's factory, which win over those of the config.
+        config: settings of the model.
+        arguments: arguments of `timm.create_model`, which win over those that the config gives.
 
     Raises:
         ModelError: timm cannot make it, or an argument would be taken for another.
@@ -113,10 +113,10 @@ def fill_model(config: ModelConfig, uri: str, weights: dict[str, Tensor], overla
     """Make the model with the given weights.
 
     Args:
-        config: of the model.
-        uri: of the weights, for messages.
-        weights: under names that timm knows.
-        overlay: entries of the model's `pretrained_cfg`.
+        config: settings of the model.
+        uri: location of the weights, for messages.
+        weights: tensors under names that timm knows.
+        overlay: entries that replace those of the model's `pretrained_cfg`.
 
     Raises:
         CheckpointError: the weights do not fit, or some are missing, which timm lets pass for some families. A
@@ -160,7 +160,7 @@ def _missing_tensors() -> Iterator[list[str]]:
 
 
 def _is_replaced(name: str, model: Any) -> bool:
-    """Return whether a tensor is of a classifier that timm replaced, for it was to have other classes."""
+    """Return whether a tensor belongs to a classifier that timm replaced to get another number of classes."""
     replaced = model.pretrained_cfg.get("num_classes") not in (None, model.num_classes)
     return replaced and name.rpartition(".")[0] in named_layers(model, "classifier")
 

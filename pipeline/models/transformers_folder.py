@@ -12,7 +12,7 @@ from pipeline.models import layouts
 from pipeline.models.dinov2 import DINOV2, DINOV2_SWIGLU
 from pipeline.models.layouts import Layout
 
-# What transformers assumes where a config does not say it; older configs leave out what was added later.
+# Values that transformers assumes where a config does not state them. Older configs lack what was added later.
 _DEFAULTS: dict[str, Any] = {
     **{"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "layer_norm_eps": 1e-12},
     **{"image_size": 224, "patch_size": 16},
@@ -32,9 +32,9 @@ class _Kind:
 
     Attributes:
         architecture: timm's name of a model of the same family.
-        layout: names of its tensors.
-        arguments: of timm's model, beside those that the config states.
-        defaults: what transformers assumes where a config does not say it.
+        layout: names that transformers gives to its tensors.
+        arguments: arguments of timm's model beside those that follow from the folder's config.
+        defaults: values that transformers assumes where a config does not state them.
         gated_layout: names of its tensors where the config sets `use_swiglu_ffn`; None if the class has no such MLPs.
     """
 
@@ -73,11 +73,11 @@ class TransformersClassifier:
 
     Attributes:
         architecture: timm's name of a model of the same family, of any size.
-        arguments: of that model, in JSON's types; without the next two.
-        num_classes: of its classifier.
-        in_chans: channels of its images.
-        layout: names of its tensors.
-        epsilon: that its LayerNorms add to the variance.
+        arguments: arguments that give timm's model this size, as JSON types, except `num_classes` and `in_chans`.
+        num_classes: number of classes.
+        in_chans: number of channels of its images.
+        layout: names that transformers gives to its tensors.
+        epsilon: number that its LayerNorms add to the variance.
     """
 
     architecture: str

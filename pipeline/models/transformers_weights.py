@@ -20,7 +20,7 @@ def describe_folder(what: str, config: Mapping[str, Any]) -> TransformersClassif
     """Return the timm model that a folder's config describes.
 
     Raises:
-        ModelError: there is none; the message begins with `what`.
+        ModelError: the config describes no model of timm's; the message begins with `what`.
     """
     try:
         return describe_classifier(config)
@@ -34,10 +34,10 @@ def read_weights(
     """Read the weights of a folder under timm's names.
 
     Args:
-        folder: with safetensors, in one file or several with an index.
-        layout: names of the tensors.
-        outline: the timm model that the folder's config describes.
-        use_ema: as `read_state_dict`.
+        folder: location of the folder, which holds safetensors in one file, or in several with an index.
+        layout: names that transformers gives to the tensors.
+        outline: the timm model that the folder's config describes, on the meta device.
+        use_ema: whether to prefer averaged weights, as in `read_state_dict`.
 
     Returns:
         The URI of the weights, the weights, and a notice if some tensors have no part in the classifier.
@@ -69,9 +69,9 @@ def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[d
     """Return a folder's preprocessing in timm's terms; with a notice if timm's own is taken instead, or another size.
 
     Args:
-        config: of the model.
-        folder: of the model.
-        size: edge, in pixels, of the images that the model reads.
+        config: settings of the model.
+        folder: location of the model's folder.
+        size: height and width, in pixels, of the images that the model reads.
 
     Raises:
         ModelError: the folder states preprocessing that timm does not do, and the config does not give its own.

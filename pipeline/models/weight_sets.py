@@ -13,7 +13,7 @@ from pipeline.models.pickles import NumpyArray
 # Keys under which weights are saved by timm's CheckpointSaver, DeiT's and DINO's training code, Lightning, and others.
 _USUAL_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|(ema|swa)(?![a-z])|averaged")
-# Keys of an optimizer's averages, which have the names of the weights too.
+# Keys of an optimizer's state, whose averages are named like the weights.
 _OPTIMIZER = re.compile(r"optim|sched|exp_avg|momentum|grad")
 _MAX_LEVELS, _MAX_LIST_LENGTH = 4, 16
 
@@ -22,10 +22,10 @@ def find_weights(uri: str, checkpoint: Any, model_keys: Collection[str], *, use_
     """Return the mapping of names to tensors in a checkpoint.
 
     Args:
-        uri: of the checkpoint, for messages.
+        uri: location of the checkpoint, for messages.
         checkpoint: its content; weights may be nested in mappings and lists.
         model_keys: names in the model's own state dict.
-        use_ema: prefer averaged weights if there are both.
+        use_ema: whether to prefer averaged weights if there are both.
 
     Raises:
         CheckpointError: there are no weights, or several sets and it is not clear which to take; the message names
@@ -48,7 +48,7 @@ def choose_set(uri: str, names: Collection[str], use_ema: bool) -> str:
     """Return the name of the averaged set of weights or of the other one, whichever `use_ema` prefers.
 
     Raises:
-        CheckpointError: there are several of that kind.
+        CheckpointError: there are several sets of the preferred kind.
     """
     averaged = [name for name in names if _AVERAGED.search(name.lower())]
     plain = [name for name in names if name not in averaged]

@@ -24,12 +24,12 @@ def check_floating(uri: str, weights: Mapping[str, Tensor], model: nn.Module) ->
     PyTorch would copy quantized 8-bit integers into the model as values up to 127.
 
     Args:
-        uri: of the checkpoint, for messages.
-        weights: as they were read.
-        model: the model to load them into; its integer buffers may be integers.
+        uri: location of the checkpoint, for messages.
+        weights: tensors as they were read from the file.
+        model: the model to load them into. Where it has an integer buffer, the file may have integers too.
 
     Raises:
-        CheckpointError: a tensor is not; the message gives the name and type of the first.
+        CheckpointError: a tensor is of another type; the message gives the name and type of the first one.
     """
     made = model.state_dict()
     for name, value in weights.items():
@@ -60,7 +60,7 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
     """Check that the classifiers have as many classes as the model.
 
     Raises:
-        CheckpointError: they do not; the message gives the number to set.
+        CheckpointError: a classifier has another number of classes; the message says which number to set.
     """
     for head in named_layers(model, "classifier"):
         weight = weights.get(f"{head}.weight")
@@ -72,7 +72,10 @@ def check_heads(uri: str, weights: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def head_classes(weights: Mapping[str, Tensor], model: nn.Module) -> int | None:
-    """Return the number of classes of the classifier in a file; None if it has none, or a class before the model's."""
+    """Return how many classes the classifier in a file has.
+
+    None if the file has no classifier, or one with a background class in front, which the model does not have.
+    """
     if model.pretrained_cfg.get("label_offset"):  # type: ignore[union-attr]
         return None
     found = [weights.get(f"{head}.weight") for head in named_layers(model, "classifier")]
@@ -85,7 +88,7 @@ def check_representation(what: str, weights: Mapping[str, Tensor], model: nn.Mod
     Google's first ViTs for ImageNet-21k have one, and the classifier that was trained on what it returns.
 
     Raises:
-        CheckpointError: they have; the message names the tensor.
+        CheckpointError: the weights have such a layer; the message names its tensor.
     """
     made = model.state_dict()
     dropped = [name for name in weights if re.search(r"(^|[./])pre_logits[./]", name) and name not in made]
@@ -97,7 +100,10 @@ def check_representation(what: str, weights: Mapping[str, Tensor], model: nn.Mod
 
 
 def named_layers(model: nn.Module, entry: str) -> list[str]:
-    """Return the names that a model's config gives under an entry: one, several or none. It may be a stranger's."""
+    """Return the names that a model's config gives under an entry: one, several or none.
+
+    The config may come from somebody else's file, so entries that are no texts are left out.
+    """
     stated: Any = model.pretrained_cfg.get(entry)  # type: ignore[union-attr]
     names = stated if isinstance(stated, list | tuple) else [stated]
     return [name for name in names if isinstance(name, str)]
@@ -107,7 +113,7 @@ def check_amount(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> N
     """Check that a model is not many times as large as its weights, before it takes memory.
 
     Raises:
-        CheckpointError: it is; a `config.json` may state any size.
+        CheckpointError: the model is far too large, because a `config.json` may state any size.
     """
     wanted = sum(value.numel() for value in model.state_dict().values())
     given = sum(value.numel() for value in weights.values())
@@ -119,9 +125,9 @@ def check_first_layer(what: str, weights: Mapping[str, Tensor], model: nn.Module
     """Check the first layer: timm would resample trained weights to other patches and channels, and change the model.
 
     Args:
-        what: the source of the weights, for the message.
-        weights: as they were trained.
-        model: as it was asked for.
+        what: how the message names the source of the weights.
+        weights: tensors as they were trained.
+        model: the model that the config asks for.
 
     Raises:
         CheckpointError: the shapes of the first layer differ.
@@ -168,7 +174,7 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
     """Check that weights are finite; a NaN would otherwise show up shard after shard.
 
     Raises:
-        CheckpointError: they are not; the message names the tensor.
+        CheckpointError: a weight is NaN or infinite; the message names its tensor.
     """
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):

@@ -40,8 +40,8 @@ class Claim:
     """The claim to an output of this run, or of one with equal settings.
 
     Attributes:
-        document: content of the claim in the output, whose digest is the one to use.
-        new: whether this run created it; otherwise it continues another run or works beside it.
+        document: content of the claim in the output. Its digest is the one to use.
+        new: whether this run created the claim. If not, this run continues another one or works beside it.
     """
 
     document: dict[str, Any]
@@ -52,7 +52,7 @@ def check_same_settings(output: str, job: JobName, existing: dict[str, Any], doc
     """Refuse an output that a run with other settings has claimed.
 
     Raises:
-        DatasetError: one has; the message names what differs.
+        DatasetError: the settings differ; the message names those that do.
     """
     owner = job_of_manifest(existing) if _CLAIMS[job] == store.MANIFEST else job_of_config(existing)
     if owner not in (None, job):
@@ -79,7 +79,7 @@ def check_same_settings(output: str, job: JobName, existing: dict[str, Any], doc
 
 
 def _compacted(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the claim that the manifest of a compacted dataset is: its digest does not say how parts were merged."""
+    """Return the manifest of a compacted dataset as a claim that also covers how its parts were merged."""
     facts = {name: manifest.get(name) for name in ("digest", store.COMPACTION)}
     return {"digest": digest_of(facts), "identity": facts}
 
@@ -88,9 +88,9 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
     """Return the `config.json` of an earlier run with equal settings, or None; nothing is written.
 
     Args:
-        output: the folder.
+        output: folder of the output.
         job: the job of this run, `calibrate` or `distill`.
-        document: the claim as this run would write it.
+        document: the claim that this run would write.
 
     Raises:
         DatasetError: the output belongs to a run with other settings, or to another job.
@@ -104,13 +104,13 @@ def find_config(output: str, job: JobName, document: dict[str, Any]) -> dict[str
 
 
 def _is_same(output: str, job: JobName, there: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Return whether a claim has equal settings; False where it has others, and may be replaced.
+    """Return whether a claim has equal settings; False if it has other settings, and may be replaced.
 
     A training of a calibration that was stopped, and made nothing but checkpoints, may: they lie in a folder of their
     settings, where the next run with these finds them.
 
     Raises:
-        DatasetError: it has others, and may not be replaced.
+        DatasetError: the claim has other settings, and may not be replaced.
     """
     try:
         check_same_settings(output, job, there, document)
@@ -141,9 +141,9 @@ def claim(output: str, job: JobName, document: dict[str, Any]) -> Claim:
     """Claim an output: create the claim if there is none; otherwise compare with it.
 
     Args:
-        output: the folder.
-        job: the job of this run.
-        document: the claim as this run would write it, with `digest` and `identity`.
+        output: folder of the output.
+        job: name of this run's job.
+        document: the claim that this run would write, with `digest` and `identity`.
 
     Raises:
         DatasetError: the output belongs to a run with other settings or to another job, or cannot be written.
@@ -207,7 +207,7 @@ def _withdraw(output: str, job: JobName, document: dict[str, Any]) -> None:
         if not made and storage.exists(uri) and storage.read_json(uri) == document:
             storage.remove(uri)
     except (DatasetError, OSError) as error:
-        # It must not hide why the run ended.
+        # This error must not hide why the run ended.
         logger.warning(f"{uri!r} of a run that made nothing is left: {one_line(error)}")
 
 

@@ -47,13 +47,13 @@ def identifying_settings(
     state the first one with `pipeline.config.former_default`.
 
     Args:
-        config: a dataclass, perhaps with nested dataclasses.
-        recorded: dotted names that are in every digest whatever their value, because they have been since the first
-            version. Such a list never changes: a new setting needs no entry.
-        excluded: dotted names of settings, or of whole sections, that do not affect the result, or that a fact
-            replaces, as the digest of weights replaces their path.
-        recorded_as: the first name of each setting, at the top of the config, that has another one by now. It is
-            recorded under that, in `recorded` too, so that a change of name changes no digest.
+        config: a dataclass of settings, perhaps with nested dataclasses.
+        recorded: dotted names of settings that are in every digest whatever their value, because they have been there
+            since the first version. Such a list never changes: a new setting needs no entry.
+        excluded: dotted names of settings or whole sections that do not affect the result, or that a fact replaces, as
+            the digest of weights replaces their path.
+        recorded_as: today's dotted name of a renamed setting → its first name, at the top of the config. It is
+            recorded, and listed in `recorded`, under the first name, so that renaming a setting changes no digest.
     """
     first_names = recorded_as or {}
     recorded = {*recorded, *(name for name, first in first_names.items() if first in recorded)}

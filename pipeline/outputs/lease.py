@@ -33,7 +33,7 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
     """Hold the lease of an output; wait while another live process holds it.
 
     Args:
-        output: the folder.
+        output: folder of the output.
         job: name of the job, for the message about waiting.
         beat_s: seconds between two heartbeats.
         dead_s: seconds without a heartbeat after which another process counts as dead.
@@ -60,7 +60,7 @@ def lease(output: str, job: str, *, beat_s: float = _BEAT_S, dead_s: float = _DE
 
 
 def _release(uri: str, token: str, dead_s: float) -> None:
-    """Delete a lease that is ours; that storage does not answer must not hide what became of the work."""
+    """Delete a lease that is ours. Where storage does not answer, only warn: the result of the work counts more."""
 
     def delete() -> None:
         if _token(_read(uri)) == token:
@@ -81,8 +81,8 @@ def is_held(output: str, *, dead_s: float = _DEAD_S) -> bool:
     """Return whether a process is at work on an output; asks for a heartbeat where it may be on another machine.
 
     Args:
-        output: the folder.
-        dead_s: see `lease`.
+        output: folder of the output.
+        dead_s: seconds without a heartbeat after which another process counts as dead.
 
     Raises:
         DatasetError: storage does not answer, so it is not known.
@@ -142,13 +142,13 @@ def _acquire(uri: str, mine: dict[str, Any], job: str, beat_s: float, dead_s: fl
             _announce_waiting(uri, other, job, dead_s)
         time.sleep(min(1.0, beat_s / 2))
     else:
-        # Whoever was seen to hold it has let it go.
+        # Processes that were seen to hold the lease have released it.
         return waited or bool(seen)
     return waited
 
 
 def _create(uri: str, mine: dict[str, Any], *, was_seen: bool) -> bool:
-    """Create the lease if there is none. That of a process that was seen has to be gone at two looks."""
+    """Create the lease if there is none. If a process was seen to hold it, it must be gone at two looks."""
     if was_seen and _read_surely(uri) is not None:
         return False
     return storage.with_retries(lambda: storage.create_json(uri, mine))
@@ -207,7 +207,7 @@ def _read(uri: str) -> dict[str, Any] | None:
     """Return the content of the lease file; None if there is none, or if it is incomplete.
 
     Raises:
-        DatasetError: it cannot be read; whether a process holds it is not known.
+        DatasetError: the file cannot be read, so it is not known whether a process holds the lease.
     """
     try:
         value = storage.read_json(uri)
@@ -225,7 +225,7 @@ def _read_patiently(uri: str) -> dict[str, Any] | None:
 def _read_surely(uri: str) -> dict[str, Any] | None:
     """Return the content of the lease file; None if there is none at two looks.
 
-    While one is replaced, some file systems have none for a moment.
+    While a file is replaced, some file systems have none of that name for a moment.
 
     Raises:
         DatasetError, OSError: storage kept failing.

@@ -3,7 +3,7 @@
 # calibrate and distill: the settings; the key `job` names the job.
 CONFIG = "config.json"
 
-# synthesize and compact: what people look at.
+# synthesize and compact: files that people look at.
 SHEET, SNAPSHOTS = "contact_sheet.png", "forming.json"
 
 # calibrate. The report is written last, and removed before anything is replaced: it belongs to the `config.json`

@@ -20,7 +20,7 @@ WHAT: dict[JobName, str] = {
 }
 # The end of a message about a file that one process wrote and another does not find.
 NOT_SHARED = "is that a folder of a single machine? Give an output that all machines share, such as s3://..."
-# What people lay into an output before a job begins: its config, where its messages go, notes.
+# Suffixes of files that people put into an output before a job begins: its config, its log, notes.
 _BESIDE = (".err", ".log", ".md", ".out", ".txt", ".yaml", ".yml")
 # Keys by which configs of earlier versions, without `job`, are recognized.
 _KEYS: dict[JobName, set[str]] = {
@@ -49,7 +49,7 @@ def job_of_manifest(manifest: Any) -> JobName:
 
 
 def job_of_config(config: dict[str, Any]) -> JobName | None:
-    """Return the job whose `config.json` this is; None if it is of no job of this software."""
+    """Return the job whose `config.json` this is; None if no job of this software wrote it."""
     for job, keys in _KEYS.items():
         if config.get("job") == job or ("job" not in config and keys <= config.keys()):
             return job
@@ -71,7 +71,7 @@ def check_output(output: str, job: JobName) -> None:
     For calibrate and distill, which write many files and folders, a folder of other things is refused as well.
 
     Raises:
-        DatasetError: it is, or it cannot be read.
+        DatasetError: the folder is not for this job, or cannot be read.
     """
     owner = job_of(output)
     if owner not in (None, job):
@@ -89,7 +89,7 @@ def check_output(output: str, job: JobName) -> None:
 
 
 def _others(output: str) -> list[str]:
-    """Return what lies in a folder that no job has begun in; hidden files are of jobs that were stopped."""
+    """Return the entries of a folder that no job has begun in, without hidden files, which stopped jobs leave."""
     files = [name for name in storage.list_files(output) if not name.lower().endswith(_BESIDE)]
     return sorted(files + [f"{name}/" for name in storage.list_folders(output)])
 
@@ -98,13 +98,13 @@ def check_place(output: str, *, shared: bool) -> None:
     """Refuse, before any work, an output that would be lost or to which other processes cannot write.
 
     Args:
-        output: the folder.
-        shared: whether other processes write to it.
+        output: folder of the output.
+        shared: whether other processes write to it too.
 
     Raises:
         ConfigError: it is empty, in the package that Ray unpacked for this job, or in the memory of this process.
     """
-    # What an unset variable of a shell leaves, and it would be read as the working folder.
+    # An unset shell variable leaves an empty location, which would be read as the working folder.
     if not output:
         raise ConfigError("output must name a folder, it is empty")
     if storage.in_job_package(output):
@@ -118,14 +118,14 @@ def check_place(output: str, *, shared: bool) -> None:
 
 
 def check_apart(output: str, images: Iterable[Source]) -> None:
-    """Refuse an output among images, which would be other ones in the next run.
+    """Refuse an output that lies among the images: the next run would read other images.
 
     Args:
-        output: the folder.
-        images: that the job reads. Of a synthetic dataset only the folder of its parts is read.
+        output: folder of the output.
+        images: images that the job reads. Of a synthetic dataset, only the folder of its parts is read.
 
     Raises:
-        ConfigError: it is a folder of images, lies in one, or is that of a synthetic dataset.
+        ConfigError: the output is a folder of images, lies in one, or is the folder of a synthetic dataset.
     """
     place = whole_path(output)
     for source in images:
@@ -151,7 +151,7 @@ def check_no_output(uri: str) -> None:
     """Refuse the output of a job for what another writes, whose `report.html` would be replaced.
 
     Raises:
-        DatasetError: it is one, or it cannot be read.
+        DatasetError: the folder is such an output, or cannot be read.
     """
     owner = job_of(uri)
     if owner is not None:

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-# Two independent roundings of the same size are √2 times that size apart. A runtime that rounds in another order
-# differs from the quantized graph by about as much as that graph differs from the float model.
+# Largest error as a multiple of that of quantization. Two independent roundings of the same size are √2 times that size
+# apart. A runtime that rounds in another order differs from the quantized graph by about as much as that graph differs
+# from the float model.
 _OF_QUANTIZATION = 1.5
-# Even if quantization changes almost nothing, kernels still sum their products in another order.
+# Relative error. Even if quantization changes almost nothing, kernels still sum their products in another order.
 _LEAST = 5e-3
 
 
@@ -18,6 +19,6 @@ def largest_deviation(quantized: Tensor, floating: Tensor) -> float:
     """Return the largest relative error that a file may have against the quantized graph.
 
     Args:
-        quantized, floating: logits [B, classes] of the quantized graph, and of the float model, on the same images.
+        quantized, floating: logits [B, classes] of the quantized graph and of the float model, for the same images.
     """
     return max(_LEAST, _OF_QUANTIZATION * relative_error(quantized, floating))

@@ -25,7 +25,7 @@ from pipeline.quantization.graphs import convert, reexport
 from pipeline.quantization.mixed import Mixture
 from pipeline.quantization.variants import Values, Variant
 
-# What one file may fail with, of a large model in particular: the others are kept.
+# Errors with which a single file may fail, above all of a large model. The other files are kept.
 _NOT_MADE = (PipelineError, MemoryError, OSError)
 _INT4_NOTE = (
     "weights packed in 4 bits: half the size of int8, but ONNX Runtime unpacks them in every forward on a CPU, and is "
@@ -38,15 +38,15 @@ class Artifact:
     """A model in one format, and how to run it.
 
     Attributes:
-        format: of the file; `torch` is the float model as it was loaded.
-        size: in bytes, all files together.
-        predict: images in the teacher's normalization → logits.
-        bits: None for the float model.
-        uri: where it will lie; None where it is only measured.
-        errors: relative errors of its logits on calibration images: `fp32_error` against the float model, `deviation`
-            from the quantized graph that was calibrated.
-        note: explains figures that would surprise a user.
-        mixture: the widths of each layer, where they differ; `bits` are the largest then.
+        format: format of the file; `torch` is the float model as it was loaded.
+        size: size in bytes, of all files together.
+        predict: function of images in the teacher's normalization [B, C, H, W] that returns logits [B, classes].
+        bits: bit widths; None for the float model.
+        uri: location that the file will have; None where the artifact is only measured.
+        errors: relative errors of its logits on calibration images: `fp32_error` against the float model, and
+            `deviation` from the quantized graph that was calibrated.
+        note: text that explains figures which would surprise a user.
+        mixture: widths of each layer where layers differ; `bits` then holds the largest ones.
     """
 
     format: str
@@ -61,7 +61,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class MadeArtifacts:
-    """Artifacts that compute what was calibrated, and for each that does not a row that says why."""
+    """Artifacts that agree with the calibrated graph, and for each one that does not a row that says why."""
 
     artifacts: list[Artifact]
     refused: list[dict[str, Any]]
@@ -72,9 +72,9 @@ class _Calibrated:
     """A quantized program, which files are made of and compared with.
 
     Attributes:
-        variant: its bit widths.
-        images: to compare on.
-        floating, quantized: logits [B, classes] of the float model and of the program.
+        variant: name and bit widths of the model.
+        images: images to compare logits on, float32 [B, C, H, W], normalized.
+        floating, quantized: logits [B, classes] of the float model and of the program for these images.
     """
 
     variant: Variant
@@ -85,7 +85,7 @@ class _Calibrated:
 
     @property
     def bound(self) -> float:
-        """The largest relative error that a file may have."""
+        """Largest relative error that a file of this program may have."""
         return largest_deviation(self.quantized, self.floating)
 
     def errors(self, logits: Tensor) -> dict[str, float]:
@@ -109,12 +109,12 @@ def make_artifacts(
     the others are kept.
 
     Args:
-        config: formats and placement.
+        config: settings of the calibration, of which formats and placement count here.
         loaded: the float model.
-        program: the graph to quantize, of the model as loaded or transformed.
-        variants: the models to make, each with what to quantize it with.
-        images: float32 [B, C, H, W], normalized, to compare on.
-        folder: on this machine, for the files.
+        program: the graph to quantize, exported from the model as it was loaded or transformed.
+        variants: models to make, each with the values that it is quantized with.
+        images: float32 [B, C, H, W], normalized: images to compare logits on.
+        folder: path on this machine, for the files.
     """
     made, floating = MadeArtifacts([], []), model_predictor(loaded.model)(images)
     for variant, values in variants:
@@ -143,7 +143,7 @@ def _make(
     variant, bound, options = calibrated.variant, calibrated.bound, _save_options(config, kind, calibrated.variant)
     try:
         files = save(calibrated.program, path, Facts.of(loaded), **options)
-        # Compiled from this process's own program a moment ago.
+        # Safe: this process compiled the file from its own program a moment ago.
         predict = load_quantized(path, allow_compiled=True).predict
         errors = calibrated.errors(predict(calibrated.images))
     except _NOT_MADE as error:
@@ -196,7 +196,7 @@ def _total_size(files: Iterable[Path]) -> int:
 
 
 def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant) -> dict[str, WeightType]:
-    """Return how weights are stored, of a format that has a choice."""
+    """Return how weights are stored, for a format that offers a choice."""
     if not format_named(kind).takes_weights:
         return {}
     if variant.bits.activations > 8:
@@ -207,7 +207,7 @@ def _save_options(config: CalibrationConfig, kind: FormatName, variant: Variant)
 
 
 def _int4_note(config: CalibrationConfig, variant: Variant, name: str, stored: WeightType | None) -> str | None:
-    """Say what `onnx_int4` does to a file, and of one that it leaves as it is although layers have so few bits, why."""
+    """Say what `onnx_int4` does to a file, or why it leaves the file alone although some layers have so few bits."""
     if stored == "int4":
         return _INT4_NOTE
     if stored is None or not config.onnx_int4 or all(bits.weights > 4 for bits in variant.widths):
@@ -243,14 +243,14 @@ def _refuse_deviation(path: Path, deviation: float, bound: float) -> dict[str, A
 
 
 def _refuse(path: Path, reason: str, *, may_come: bool, **figures: float) -> dict[str, Any]:
-    """Delete what was written of a file, and return its row of the report.
+    """Delete a refused file, as far as it was written, and return its row of the report.
 
     Args:
-        path: of the file.
-        reason: why it is not there.
-        may_come: whether the same job may make it another time, with more disk space for example; what training took
-            hours for is kept until then.
-        figures: further ones of the row.
+        path: path of the file.
+        reason: why there is no such artifact, in one line.
+        may_come: whether the same job may succeed another time, with more disk space for example. Checkpoints of hours
+            of training are kept until then.
+        figures: further figures of the row.
     """
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()

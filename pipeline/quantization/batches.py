@@ -22,8 +22,8 @@ class CalibrationBatch:
 
     Attributes:
         images: float32 [B, C, H, W] normalized.
-        keep_indices: int64 [B, K].
-        image_ids: one per image.
+        keep_indices: int64 [B, K], the patches to read.
+        image_ids: name of each image.
     """
 
     images: Tensor
@@ -57,11 +57,11 @@ def plan_windows(
     only on the dataset, and not on the number of workers.
 
     Args:
-        rows: image id and number of kept patches, in the dataset's order.
-        batch_size: images per window, and the largest batch.
-        max_images: number of images to draw at random; None takes all.
-        seed: of that draw.
-        held_back: images to leave out.
+        rows: image id and number of kept patches of each image, in the dataset's order.
+        batch_size: number of images per window, and the largest size of a batch.
+        max_images: number of images to draw at random; None for all.
+        seed: seed of that draw.
+        held_back: images to leave out; None for none.
 
     Raises:
         DatasetError: there are no images, or none is left, an id comes twice, or an image keeps no patch.
@@ -84,9 +84,9 @@ def draw_window(rows: Sequence[tuple[str, int]], count: int, seed: int) -> Windo
     """Draw images at random, the last that `plan_windows` would draw with this seed, or all if there are no more.
 
     Args:
-        rows: image id and number of kept patches, in the dataset's order.
-        count: number of images.
-        seed: of the draw.
+        rows: image id and number of kept patches of each image, in the dataset's order.
+        count: number of images to draw.
+        seed: seed of the draw.
     """
     by_rank = sorted(range(len(rows)), key=lambda number: sampling_rank(rows[number][0], seed), reverse=True)
     return _window(rows, sorted(by_rank[:count]))
@@ -99,10 +99,10 @@ def spread_window(rows: Sequence[tuple[str, int]], windows: Sequence[Window], co
     alternate, the random draw keeps the shares right on average; every k-th image could always be of the same class.
 
     Args:
-        rows: image id and number of kept patches, in the dataset's order.
-        windows: of these rows.
-        count: number of images.
-        seed: of the draw.
+        rows: image id and number of kept patches of each image, in the dataset's order.
+        windows: windows of these rows, from whose images to draw.
+        count: number of images to draw.
+        seed: seed of the draw.
     """
     numbers = [number for window in windows for number in window.rows]
     count = min(count, len(numbers))
@@ -141,9 +141,10 @@ def gather_batches(
     """Yield the planned batches, each as soon as its images have arrived; rows may come in any order.
 
     Args:
-        rows: `pixels` [C, H, W], `keep_indices` [K] and `image_id`, as `pipeline.inputs.read_inputs` gives them.
-        batches: image ids of each batch; all of them must come, and other rows are skipped.
-        dense_patches: number of patches of an image, to keep all; None keeps the rows' `keep_indices`.
+        rows: rows with `pixels` [C, H, W], `keep_indices` [K] and `image_id`, as `pipeline.inputs.read_inputs` returns
+            them.
+        batches: image ids of each batch. All of them must arrive; other rows are skipped.
+        dense_patches: number of patches of a whole image, to read all of them; None reads those in `keep_indices`.
 
     Raises:
         DatasetError: an image is missing.

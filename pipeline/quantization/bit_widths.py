@@ -41,7 +41,7 @@ class BitWidths:
 
     @property
     def fits_int4(self) -> bool:
-        """Whether ONNX files can hold the weights two to a byte; beside wide activations they are stored in 16 bits."""
+        """Whether ONNX files can hold two weights per byte; beside wide activations, weights are stored in 16 bits."""
         return self.weights <= 4 and self.activations <= 8
 
     @property

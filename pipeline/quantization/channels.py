@@ -16,7 +16,7 @@ from pipeline.quantization.observe import GraphReader, export_graph
 
 _aten: Any = torch.ops.aten
 _NORMS = {_aten.layer_norm.default, _aten.rms_norm.default}
-# These pass channels on, each by itself, if they do not work along the last dimension.
+# Operators that keep channels apart, unless they work along the last dimension.
 _CHANNELWISE = {_aten.select.int, _aten.slice.Tensor, _aten.mean.dim}
 UNCHANGED = {_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.alias.default}
 
@@ -83,7 +83,7 @@ def _norm_parameters(node: fx.Node) -> tuple[Any, Any]:
 
 
 def _reader_of(weight: Any, bias: Any = None) -> Affine | None:
-    """Return the names of a linear layer's parameters; a bias that is computed, as EVA's is, takes no shift up."""
+    """Return the names of a linear layer's parameters. A computed bias, as EVA's, is left out: it can take no shift."""
     return affine_of(weight, bias if bias is None or bias.op == "get_attr" else None)
 
 
@@ -143,11 +143,11 @@ class ChannelObserver(GraphReader):
     """A graph that remembers the range of each channel that leaves a normalization for linear layers.
 
     Args:
-        model: on the device to calibrate on.
-        placement: of the quantization.
+        model: the model, on the device to calibrate on.
+        placement: placement of the quantization.
 
     Attributes:
-        readers: the normalizations.
+        readers: the normalizations that are observed.
 
     Raises:
         ModelError: the model cannot be exported.
@@ -162,7 +162,7 @@ class ChannelObserver(GraphReader):
         super().__init__(model, graph)
 
     def ranges(self) -> ChannelRanges:
-        """Return what was seen; normalizations of a model that read no image are missing."""
+        """Return the ranges seen so far; normalizations that no image has passed are missing."""
         return {
             name: (extremes.low.numpy(), extremes.high.numpy())
             for name, extremes in self._extremes.items()

@@ -8,7 +8,7 @@ from pipeline.quantization.histogram import MAX_BINS, Histogram
 _LEAST_BINS = 16
 # The ends of the first search, as shares of the extremes: 1 to 1/256, half an octave apart.
 _COARSE = 2.0 ** -np.linspace(0, 8, 17)
-# Around the best ends so far: the gaps of the search before, in eight parts.
+# Factors of the best ends so far, for two finer searches: eight steps between the neighbors in the search before.
 _FINER = [2.0 ** np.linspace(-step, step, 9) for step in (1 / 2, 1 / 8)]
 
 
@@ -19,16 +19,16 @@ def least_squares_range(histogram: Histogram, low: float, high: float, bits: int
     among them, and are returned for more than 10 bits, where the histogram is too coarse.
 
     Args:
-        histogram: of the values.
+        histogram: histogram of the values.
         low, high: smallest and largest value.
-        bits: of the quantized values, which are asymmetric: zero is one of them.
+        bits: number of bits of the quantized values. They are asymmetric, and zero is one of them.
     """
     if 2**bits * _LEAST_BINS > MAX_BINS:
         return low, high
     best = low, high
     for shares in (_COARSE, *_FINER):
         lows, highs = (grid.ravel() for grid in np.meshgrid(best[0] * shares, best[1] * shares, indexing="ij"))
-        # First what was best before, which wins where others are no better.
+        # The best range so far comes first, so that it wins where others are no better.
         lows, highs = np.append(best[0], np.maximum(lows, low)), np.append(best[1], np.minimum(highs, high))
         chosen = int(np.argmin(squared_errors(histogram, lows, highs, bits)))
         best = float(lows[chosen]), float(highs[chosen])
@@ -43,9 +43,9 @@ def squared_errors(histogram: Histogram, lows: np.ndarray, highs: np.ndarray, bi
     same level are differences of cumulative sums.
 
     Args:
-        histogram: of the values.
-        lows, highs: ends of the ranges, float64 [M].
-        bits: of the quantized values.
+        histogram: histogram of the values.
+        lows, highs: lower and upper ends of the ranges, float64 [M].
+        bits: number of bits of the quantized values.
     """
     largest = 2**bits - 1
     lows, highs = np.minimum(lows, 0), np.maximum(highs, 0)

@@ -157,12 +157,12 @@ class CalibrationConfig:
 
     @property
     def num_passes(self) -> int:
-        """How often all images are read."""
+        """Number of times that all images are read."""
         return 1 + (self.smoothing != "none") + self.refines
 
     @property
     def refines(self) -> bool:
-        """Whether what layers read decides weights or biases."""
+        """Whether weights or biases are computed from what the layers read."""
         return self.rounding != "nearest" or self.bias_correction
 
     def __post_init__(self) -> None:
@@ -174,9 +174,11 @@ class CalibrationConfig:
                 f"smoothing_alpha is {self.smoothing_alpha:g}, and smoothing {self.smoothing} has no use for it"
             )
         if self.reference is not None and self.smoothing != "none":
-            raise ConfigError(f"reference: ranges of a model with smoothing {self.smoothing} are not those of another")
+            raise ConfigError(
+                f"reference: smoothing {self.smoothing} changes the model, and its ranges then compare with none"
+            )
         if self.reference is not None and self.equalization:
-            raise ConfigError("reference: ranges of a model with equalization are not those of another")
+            raise ConfigError("reference: equalization changes the model, and its ranges then compare with none")
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "max_images"), 1)
@@ -201,7 +203,7 @@ class CalibrationConfig:
 
 
 def _check_onnx(config: CalibrationConfig) -> None:
-    """Check that settings of ONNX files apply to one of them."""
+    """Check that settings of ONNX files apply to at least one file."""
     given = {"onnx_int4: true": config.onnx_int4, "onnx_weights: int8": config.onnx_weights == "int8"}
     for setting in (name for name, is_given in given.items() if is_given and "onnx" not in config.formats):
         raise ConfigError(f"{setting} is for ONNX files, and formats is {config.formats}: add onnx, or leave it out")

@@ -39,11 +39,11 @@ class Calibration:
     """Result of the passes over the images.
 
     Attributes:
-        observers: by point, of all images.
-        channels: of the model before it was smoothed, where it was.
-        moments: of what the layers read, by point, where weights or biases are refined.
-        image_ids: those that each worker read.
-        samples: the planned ones, to compare artifacts on, float32 [B, C, H, W], normalized.
+        observers: observer of each point, over all images.
+        channels: ranges of the model's channels before it was smoothed; None if it was not.
+        moments: sums over what the layers read, by point; None if neither weights nor biases are refined.
+        image_ids: ids of the images that each worker read.
+        samples: the planned samples, on which artifacts are compared: float32 [B, C, H, W], normalized.
     """
 
     observers: dict[str, Observer]
@@ -54,7 +54,7 @@ class Calibration:
 
     @property
     def ranges(self) -> Ranges:
-        """Smallest and largest value at each point, whatever is represented of them."""
+        """Smallest and largest value seen at each point, even if the range to quantize is narrower."""
         return extremes(self.observers)
 
     def ranges_for(self, activation_bits: int) -> Ranges:
@@ -63,11 +63,11 @@ class Calibration:
 
     @property
     def num_images(self) -> int:
-        """Images read, over all workers."""
+        """Number of images read by all workers together."""
         return sum(map(len, self.image_ids))
 
 
-def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Calibration:
+def calibrate_ranges(plan: CalibrationPlan) -> Calibration:
     """Read every planned image, on `workers.size` workers, and merge what they saw.
 
     One pass over the images observes the ranges. If the model is smoothed, a pass before it observes the range of each
@@ -78,18 +78,17 @@ def calibrate_ranges(plan: CalibrationPlan, *, fixed_size: bool = False) -> Cali
     decoded, with the rows that are read together from a file.
 
     Args:
-        plan: of the calibration.
-        fixed_size: no node can join the cluster any more.
+        plan: plan of the calibration.
 
     Raises:
-        ConfigError: a fixed cluster is too small, or this process has no GPU and one is demanded.
+        ConfigError: the cluster is too small and no node can join it, or this process has no GPU and one is demanded.
         OtherModelError: a worker loaded other weights than are planned with.
         PipelineError: an image cannot be read, or the workers were lost too often.
     """
     workers, resources, device = plan.config.workers, None, torch.device("cpu")
-    # Before the first image is read: a cluster may be too small, and a GPU may be missing.
+    # Raises before the first image is read if the cluster is too small, or a GPU is missing.
     if workers.size:
-        resources = worker_configs(workers, fixed_size=fixed_size)
+        resources = worker_configs(workers)
     else:
         device = pick_device(workers.device, "workers.device")
     to_read = plan.num_images * plan.config.num_passes
@@ -127,8 +126,8 @@ class _Share:
     """Images that one worker reads.
 
     Attributes:
-        images: with the units that hold its rows, and perhaps others between them.
-        batches: image ids that are read together.
+        images: the images, with the units that hold the worker's rows, and perhaps other rows between them.
+        batches: ids of the images that are read together.
     """
 
     images: ImageCollection
@@ -153,8 +152,8 @@ class _Workers:
     """Operations by which the workers of a calibration combine what each of them saw.
 
     Attributes:
-        gather: returns what every worker gives it, in the order of their ranks.
-        add: returns the sum of the tensors that the workers give it, int64 and of one shape.
+        gather: function that returns what every worker passes to it, in the order of their ranks.
+        add: function that returns the sum of the int64 tensors that the workers pass to it, all of the same shape.
     """
 
     gather: Callable[[Any], list[Any]]
@@ -170,7 +169,7 @@ def _observe_all(
     """Observe a worker's share in all passes; return the parts of a `Calibration`, merged over all workers.
 
     Args:
-        loaded: on the device to calibrate on.
+        loaded: the model, on the device to calibrate on.
     """
     model, channels, moments = equalized(config, loaded.model), None, None
     if config.smoothing != "none":
@@ -226,11 +225,11 @@ class _Task:
     """Work that every worker is sent, and divides among as many workers as there are when it starts.
 
     Attributes:
-        config: with absolute local paths.
-        teacher_digest: of the weights, as the driver loaded them.
-        images: all of them; the windows number their rows.
-        windows: of all workers.
-        count: what to call with the number of images that were just read.
+        config: settings with absolute local paths.
+        teacher_digest: SHA-256 of the teacher's weights as the driver loaded them.
+        images: all images, whose rows the windows number.
+        windows: windows of all workers.
+        count: function that is called with the number of images that were just read.
     """
 
     config: CalibrationConfig

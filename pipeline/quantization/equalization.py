@@ -24,7 +24,7 @@ _LINEAR = _aten.linear.default
 _FUSED = _aten.scaled_dot_product_attention.default
 _MATMUL = _aten.matmul.default
 _SOFTMAX = _aten.softmax.int
-# These only move values, or multiply them by what their sign says.
+# Operators that only move values, or multiply each by a factor that depends on its sign alone.
 _MOVES = {
     *(_aten.reshape.default, _aten.view.default, _aten.flatten.using_ints, _aten.unflatten.int),
     *(_aten.transpose.int, _aten.permute.default, _aten.squeeze.dim, _aten.unsqueeze.default),
@@ -39,7 +39,7 @@ class LinearPair:
     """Two linear layers, the second of which alone reads some output channels of the first.
 
     Attributes:
-        rows: for each input channel of the second, the output channel of the first that it is, int64 [D].
+        rows: int64 [D]: for each input channel of the second layer, the output channel of the first one that it reads.
     """
 
     first: Affine
@@ -51,7 +51,7 @@ def find_pairs(program: ExportedProgram) -> list[LinearPair]:
     """Return the pairs of a graph, in its order.
 
     Args:
-        program: of `graphs.export_images`.
+        program: a graph from `graphs.export_images`.
     """
     return _search(program)[0]
 
@@ -173,10 +173,10 @@ def _reads_type_alone(user: fx.Node, node: fx.Node) -> bool:
 
 
 class _Numbered(fx.Interpreter):
-    """Runs a graph with the number of each output channel of some linear layers in the place of its values.
+    """Runs a graph in which some linear layers return the numbers of their output channels instead of values.
 
     Args:
-        sources: these linear layers.
+        sources: the linear layers whose output channels are numbered.
         sinks: nodes whose inputs are wanted.
     """
 

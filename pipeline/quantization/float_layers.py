@@ -29,8 +29,8 @@ def find_float_layers(model: nn.Module, program: ExportedProgram) -> dict[str, s
     """Return each layer of a model that no placement quantizes, and why.
 
     Args:
-        model: the one that was exported.
-        program: of `graphs.export_images`.
+        model: the model that was exported.
+        program: the graph from `graphs.export_images`.
     """
     graph: Any = program.module().graph
     # Compared by identity, because the export chooses one of the names of a layer that has two.
@@ -57,7 +57,7 @@ def report_float_layers(name: str, layers: dict[str, str]) -> None:
 
 
 def _tensor(model: nn.Module, node: fx.Node) -> Any:
-    """Return the parameter or buffer that a node gets; None of a constant that the export made."""
+    """Return the parameter or buffer that a node gets; None if it gets a constant that the export made."""
     try:
         return attrgetter(tensor_name(node))(model)
     except AttributeError:

@@ -31,7 +31,7 @@ class Exportable(nn.Module):
     operators in the same modules, and ranges observed in one apply to the other.
 
     Args:
-        model: a timm classifier; not changed.
+        model: a timm classifier, which is copied and not changed.
         fused: whether to keep the fused attention kernel; otherwise its matrix products are nodes of the graph.
     """
 
@@ -132,14 +132,15 @@ def convert(
     """Return the quantized graph of a program that takes only images, using ranges that another graph observed.
 
     Args:
-        program: of `export_images`; not changed.
-        bits: of all layers but those that have their own.
+        program: a graph from `export_images`; it is not changed.
+        bits: bit widths of all layers that have none of their own.
         placement: what is quantized.
-        layers: bit widths of single layers.
-        ranges: one per activation observer; observers of `export_subset`'s graph have the same names.
-        parameters: values that take the place of the graph's own, by name: of weights, whose scales stay, and biases,
-            see `refinement.Refinement`, or of all, see `learned.LearnedGraph`.
-        scales: of weights, float32 [out], by the name of the weight; all others have those of the graph's own weights.
+        layers: bit widths of single layers, by their paths; None for none.
+        ranges: range of each activation observer. Observers of `export_subset`'s graph have the same names.
+        parameters: values that replace the graph's own parameters, by name: either weights, whose scales stay, and
+            biases (see `refinement.Refinement`), or all parameters (see `learned.LearnedGraph`).
+        scales: scales of weights, float32 [out], by the name of the weight. All others are computed from the graph's
+            own weights.
 
     Raises:
         ModelError: the ranges do not belong to this model's observers.
@@ -150,7 +151,7 @@ def convert(
         differing = sorted(observers.keys() ^ ranges.keys())
         raise ModelError(f"ranges do not fit the model: {len(differing)} observers differ, such as {differing[0]!r}")
     with torch.no_grad():
-        # One forward fills the observers of the weights; what activation observers see of it is overwritten.
+        # One forward fills the observers of the weights. Those of the activations are overwritten afterwards.
         prepared(*_example_arguments(program))
         for name, observer in observers.items():
             low, high = ranges[name]

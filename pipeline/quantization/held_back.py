@@ -18,9 +18,9 @@ class HeldBack:
     """This worker's share of the held-back images, with the float teacher's answers.
 
     Attributes:
-        batches: of images as they are, not as views: see docs/methods.md.
-        answers: logits [B, classes] of each batch.
-        group: the workers.
+        batches: batches of images as they are, without random views; docs/methods.md says why.
+        answers: the teacher's logits [B, classes] for each batch.
+        group: the workers of the training.
     """
 
     batches: Sequence[DistillationBatch]
@@ -32,7 +32,7 @@ class HeldBack:
         """Compare a model with the teacher, over the images of all workers.
 
         Args:
-            model: returns the logits [B, classes] of a batch.
+            model: function that returns the logits [B, classes] of a batch.
 
         Returns:
             `divergence`: mean Kullback-Leibler divergence of the answers from the teacher's, in nats; `disagreement`:
@@ -51,10 +51,10 @@ def hold_back(read: Sequence[CalibrationBatch], answers: Answers, group: Group, 
     """Let the teacher answer a worker's share of the images.
 
     Args:
-        read: the images, all of them.
-        answers: of the teacher.
-        group: the workers.
-        batch_size: images per forward pass of all workers together.
+        read: all held-back images.
+        answers: what gives the teacher's answers.
+        group: the workers of the training.
+        batch_size: number of images per forward pass, of all workers together.
     """
     share = slice(group.rank, None, group.world_size)
     own = [batch.take(share) for each in read for batch in _split(each, group.device, batch_size)]

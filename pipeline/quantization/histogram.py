@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# For 8 bits, 32 to 64 bins for each quantized value.
+# Largest number of bins: 32 to 64 for each quantized value of 8 bits.
 MAX_BINS = 2**14
 # The width of the bins of values that are all zero, or so small that float32 has no scale for them.
 _SMALLEST_EXPONENT = -100
@@ -23,9 +23,9 @@ class Histogram:
     are counted or parts of them are merged.
 
     Attributes:
-        exponent: bins are 2^exponent wide.
-        first: number of the first bin.
-        counts: int64 [bins].
+        exponent: exponent of the width of a bin, which is 2^exponent.
+        first: number of the first bin; bin k begins at k bin widths.
+        counts: int64 [bins], number of values in each bin.
     """
 
     exponent: int
@@ -81,7 +81,7 @@ def _smallest_exponent(low: float, high: float) -> int:
     if high == low:
         return _SMALLEST_EXPONENT
     _, exponent = math.frexp(high - low)
-    # Starts where there are too many bins for sure.
+    # The search starts at a width that surely gives too many bins.
     exponent = max(exponent - int(math.log2(MAX_BINS)) - 1, _SMALLEST_EXPONENT)
     while math.floor(high / 2.0**exponent) - math.floor(low / 2.0**exponent) >= MAX_BINS:
         exponent += 1

@@ -19,15 +19,15 @@ _NOT_READ = (PipelineError, MemoryError, RuntimeError)
 def measure_latencies(
     artifact: Artifact, input_size: tuple[int, int, int], batch_sizes: Sequence[int]
 ) -> dict[str, float]:
-    """Return ms per image by the name of its column in `report.json`.
+    """Return milliseconds per image for each batch size, by the name of its column in `report.json`.
 
     A batch that the artifact cannot read has no column, and a line says so: what was calibrated is worth more than a
     figure. That an artifact can be run at all was found when it was compared with the calibrated model.
 
     Args:
-        artifact: to run; it has read other images before.
-        input_size: of an image, [C, H, W].
-        batch_sizes: images per forward pass.
+        artifact: the artifact to run, which has read other images before.
+        input_size: channels, height and width of an image.
+        batch_sizes: numbers of images per forward pass.
     """
     measured: dict[str, float] = {}
     for size, column in latency_columns(batch_sizes).items():

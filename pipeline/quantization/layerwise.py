@@ -25,9 +25,9 @@ class Layerwise:
     """Sensitivities of the layers, and the bit widths that were chosen by them.
 
     Attributes:
-        tables: sensitivities of the layers, by the label of the bit widths.
-        num_images: on which they were measured.
-        mixture: the chosen widths, where they were asked for.
+        tables: sensitivities of the layers, by the label of the bit widths that they were measured at.
+        num_images: number of images that they were measured on.
+        mixture: the bit widths that were chosen; None if that was not asked for.
     """
 
     tables: dict[str, list[Sensitivity]]
@@ -41,10 +41,10 @@ def examine_layers(
     """Measure what quantizing each layer does to the answers, and choose widths if the config asks for that.
 
     Args:
-        plan: of the calibration.
-        ranges: of activations, for each of their bit widths.
+        plan: plan of the calibration.
+        ranges: ranges of activations, for each of their bit widths.
         images: float32 [B, C, H, W], normalized.
-        refinement: of weights and biases, where there is one.
+        refinement: refined weights and biases; None if they are not refined.
     """
     config = plan.config
     simulation = Simulation(plan.program, config.placement, ranges, refinement)

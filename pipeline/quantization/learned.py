@@ -26,10 +26,10 @@ class LearnedGraph(nn.Module):
     """The graph that reads calibration images (see `observe.export_graph`), with trainable parameters and scales.
 
     Args:
-        model: what is quantized: smoothed, if that was asked for, but not rounded. It is not changed.
+        model: the model to quantize, smoothed if that was asked for, but not rounded. It is not changed.
         placement: what is quantized.
-        variant: bit widths.
-        values: what training starts from; without scales.
+        variant: name and bit widths of the quantized model.
+        values: ranges and parameters that training starts from, without scales.
 
     Raises:
         ModelError: the model cannot be exported.
@@ -42,7 +42,7 @@ class LearnedGraph(nn.Module):
         self._names = [name for name, _ in graph.named_parameters()]
         self._weights, self._activations = _learn_scales(graph, variant, values)
         with torch.no_grad():
-            # Only now: the scales are those of the weights before they were rounded.
+            # Only now, because the scales must come from the weights before they were rounded.
             for name, value in (values.parameters or {}).items():
                 tensor_of(graph, name).copy_(value)
         self.graph = graph.requires_grad_()
@@ -77,8 +77,8 @@ class LearnedWeights(nn.Module):
     """Rounds a weight to a grid with a learned scale for each output channel.
 
     Args:
-        weight: whose scales training starts from, float32 [out, ...].
-        bits: of the quantized weight.
+        weight: float32 [out, ...], the weight whose scales training starts from.
+        bits: number of bits of the quantized weight.
     """
 
     def __init__(self, weight: Tensor, bits: int) -> None:
@@ -102,7 +102,7 @@ class LearnedActivations(nn.Module):
 
     Args:
         bounds: smallest and largest value that training starts from.
-        bits: of the quantized activations.
+        bits: number of bits of the quantized activations.
     """
 
     def __init__(self, bounds: tuple[float, float], bits: int) -> None:
@@ -136,8 +136,8 @@ def round_learned(values: Tensor, scale: Tensor, zero_point: Tensor, limits: tup
 
     Args:
         values: float32 [...].
-        scale: positive, of a shape that the values' broadcasts with.
-        zero_point: whole numbers, of the same shape.
+        scale: positive scales, of a shape that broadcasts with that of the values.
+        zero_point: zero points, which are whole numbers, of the same shape as the scales.
         limits: smallest and largest level.
     """
     return _RoundLearned.apply(values, scale, zero_point, limits)  # type: ignore[return-value]
@@ -147,7 +147,8 @@ class _RoundLearned(torch.autograd.Function):
     # Written out, because autograd would keep twice as many tensors of the activations' size.
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
-        # As torchao's operators do: the largest weight of a channel lies in the middle of two levels.
+        # Multiplied by the reciprocal as torchao's operators do, because the largest weight of a channel lies in the
+        # middle of two levels.
         steps = values * scale.reciprocal()
         levels = steps.round().add_(zero_point)
         clipped = levels.clamp(*limits)
@@ -168,7 +169,7 @@ class _RoundLearned(torch.autograd.Function):
 def _learn_scales(
     graph: fx.GraphModule, variant: Variant, values: Values
 ) -> tuple[dict[str, LearnedWeights], dict[str, LearnedActivations]]:
-    """Put modules that round in the places of a graph's observers; return them by weight, and by point.
+    """Replace a graph's observers by modules that round; return them by weight, and by point.
 
     All calls of a layer have one for its weight, and all edges at a point share one.
     """

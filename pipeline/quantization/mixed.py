@@ -15,10 +15,10 @@ class Mixture:
     """Bit widths by layer.
 
     Attributes:
-        layers: widths of every layer, in the graph's order.
+        layers: bit widths of every layer, in the graph's order.
         weight_bits: average bits per weight.
-        disagreement: percent of the held-back images that are put into another class than by the float model.
-        met: whether that is within `max_drop`; True where that was not asked for.
+        disagreement: percentage of the held-back images that get another class than from the float model.
+        met: whether the disagreement is within `max_drop`; true if no `max_drop` was set.
     """
 
     layers: dict[str, BitWidths]
@@ -31,8 +31,8 @@ def ranges_of_layers(ranges: Mapping[int, Ranges], layers: Mapping[str, BitWidth
     """Return the range at each point for the bit width of its layer.
 
     Args:
-        ranges: for each bit width of activations.
-        layers: widths of all layers.
+        ranges: ranges by point, for each bit width of activations.
+        layers: bit widths of all layers.
     """
     points = next(iter(ranges.values()))
     return {point: ranges[layers[layer_of(point)].activations][point] for point in points}
@@ -52,13 +52,13 @@ def choose_widths(
     `max_drop` cannot be met, all layers have the high widths, and `met` is False.
 
     Args:
-        config: the widths, and the budget or drop.
-        sensitivities: of all layers, to the low widths.
-        disagrees: returns the disagreement, in percent, of the model with the widths that it is given.
+        config: the two widths, and the budget of bits or the largest drop.
+        sensitivities: sensitivities of all layers to the low widths.
+        disagrees: function that returns the disagreement, in percent, of the model with the given bit widths.
     """
     sizes = {row.layer: row.num_weights for row in sensitivities}
     widths = dict.fromkeys(sizes, config.low)
-    # What has no weights, such as the operands of an attention's products, costs no bits of weights: it comes first.
+    # Layers without weights, such as attention's matrix products, cost none of the budget, and come first.
     ahead = sorted(sensitivities, key=lambda row: -row.alone / max(row.num_weights, 1))
     if config.max_drop is None:
         for row in ahead:

@@ -23,8 +23,8 @@ from pipeline.quantization.ranges import Ranges
 
 # Rounding to 2^15 steps is far finer than 8 bits.
 _FIXED_BITS = 15
-# Rows that are multiplied at once: more cost memory. The products of up to 2^22 rows, each up to 2^30, are exact in
-# float64.
+# Number of rows that are multiplied at once; more take more memory. The products of up to 2^22 rows, each up to 2^30,
+# are exact in float64.
 _ROWS = 2**16
 
 
@@ -36,11 +36,11 @@ class Moments:
 
     Attributes:
         count: number of rows.
-        step: value of one unit of `total` and `products`.
-        total: int64 [in], sum of each channel.
-        levels: for each bit width of activations, int64 [in], sum of the quantized values less their zero point.
-        scales: for each bit width, the value of one unit of `levels`.
-        products: int64 [in, in], X^T X of all rows; None where it was not asked for.
+        step: value of one unit of `total` and of `products`.
+        total: int64 [in], sum of each channel, in units of `step`.
+        levels: for each bit width of activations, int64 [in]: sum of the quantized values minus their zero point.
+        scales: for each bit width of activations, the value of one unit of `levels`.
+        products: int64 [in, in], X^T X over all rows X, in units of `step` squared; None if it was not asked for.
     """
 
     count: int
@@ -63,11 +63,12 @@ class MomentObserver(GraphReader):
     """A graph that adds up what enters each layer with weights.
 
     Args:
-        model: on the device to calibrate on.
-        placement: of the quantization.
+        model: the model, on the device to calibrate on.
+        placement: placement of the quantization.
         extremes: smallest and largest value at each point.
-        ranges: at each point, for each bit width of activations.
-        products: whether to sum products of channels, which takes 8 bytes for each pair of channels of a layer.
+        ranges: range at each point, for each bit width of activations.
+        products: whether to sum the products of channels, which takes 8 bytes for each pair of a layer's input
+            channels.
 
     Raises:
         ModelError: the model cannot be exported.
@@ -95,10 +96,11 @@ class MomentObserver(GraphReader):
         graph.recompile()
 
     def moments(self, add: Callable[[Tensor], Tensor] = lambda own: own) -> dict[str, Moments]:
-        """Return what was seen, by point.
+        """Return the sums seen so far, by point.
 
         Args:
-            add: returns the sum over all workers of an int64 tensor that each of them gives it, in the same order.
+            add: function that returns the sum over all workers of the int64 tensors that each of them passes to it, in
+                the same order.
         """
         return {point: sums.moments(add) for point, sums in self._sums.items()}
 
@@ -123,7 +125,7 @@ class _Unfolding:
     """How a convolution moves its kernel, along each of its dimensions.
 
     Attributes:
-        padding: zeros before and after the values.
+        padding: number of zeros before and after the values, for each dimension.
     """
 
     kernel: tuple[int, ...]

@@ -12,7 +12,7 @@ def layer_of(point: str) -> str:
 
 
 def layer_path(weight: fx.Node) -> str:
-    """Return the path of the layer whose weight a node of a graph gets; of a weight by another name, its own path."""
+    """Return the path of the layer whose `weight` a node of a graph gets; for any other parameter, its own path."""
     return tensor_name(weight).removesuffix(".weight")
 
 

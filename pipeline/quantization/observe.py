@@ -19,8 +19,8 @@ class GraphReader:
     """A graph that reads calibration images: at their kept patches or, for families that cannot, whole.
 
     Args:
-        model: on the device to calibrate on.
-        graph: of `export_graph`, with observer modules inserted.
+        model: the model, on the device to calibrate on.
+        graph: a graph from `export_graph`, with observer modules inserted.
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
@@ -34,8 +34,8 @@ class GraphReader:
         """Read images once and return their ids.
 
         Args:
-            batches: of images.
-            count: called with the number of images of each batch that was read.
+            batches: batches of images to read.
+            count: function that is called with the number of images of each batch, once it is read.
         """
         image_ids = []
         for batch in batches:
@@ -70,12 +70,12 @@ class RangeObserver(GraphReader):
     What is observed does not depend on a bit width: ranges and scales for any width follow from it.
 
     Args:
-        model: on the device to calibrate on.
-        placement: where to observe.
-        make: makes the observer of a point.
+        model: the model, on the device to calibrate on.
+        placement: placement of the quantization, which decides what is observed.
+        make: function that makes the observer of a point.
 
     Attributes:
-        observers: by point, in the graph's order.
+        observers: observer of each point, in the graph's order.
 
     Raises:
         ModelError: the model cannot be exported.
@@ -120,8 +120,8 @@ def cover_stopped(images: Tensor, keep_indices: Tensor, patch_size: int) -> Tens
 
     Args:
         images: [B, C, H, W].
-        keep_indices: int64 [B, K], row-major.
-        patch_size: side in pixels.
+        keep_indices: int64 [B, K], kept patches, numbered row by row.
+        patch_size: side of a patch in pixels.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size

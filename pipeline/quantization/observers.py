@@ -22,14 +22,14 @@ class Observer(Protocol):
     ranges are the same, bit for bit, for any number of workers. Sums of floats are not exact, counts and extremes are.
 
     Attributes:
-        low, high: smallest and largest value seen; (inf, -inf) before the first; NaN if one was NaN.
+        low, high: smallest and largest value seen; (inf, -inf) before the first one; NaN if any value was NaN.
     """
 
     low: float
     high: float
 
     def update(self, values: Tensor) -> None:
-        """See more values, a tensor of any shape."""
+        """Take in more values, a tensor of any shape."""
         ...
 
     def merge(self, other: Self) -> None:
@@ -37,7 +37,7 @@ class Observer(Protocol):
         ...
 
     def range(self, bits: int) -> tuple[float, float]:
-        """Return the smallest and the largest value that are to be represented in so many bits; others are clipped."""
+        """Return the range to represent in so many bits, as its two ends; values outside it are clipped."""
         ...
 
 
@@ -45,8 +45,8 @@ def make_observer(name: ObserverName, percentile: float | None = None) -> Observ
     """Return a new observer.
 
     Args:
-        name: of its kind.
-        percentile: see `Percentile`, 99.99 by default; other kinds have no use for it.
+        name: kind of the observer.
+        percentile: share for `Percentile`, in percent, 99.99 by default; other kinds ignore it.
     """
     match name:
         case "min_max":
@@ -58,7 +58,7 @@ def make_observer(name: ObserverName, percentile: float | None = None) -> Observ
 
 
 def merge_observers(workers: Sequence[dict[str, Observer]]) -> dict[str, Observer]:
-    """Return the observers of all images by point; those of the first worker are changed to that."""
+    """Merge the observers of all workers, point by point, into those of the first worker, and return these."""
     merged, *others = workers
     for observers in others:
         for name, observer in merged.items():
@@ -67,7 +67,7 @@ def merge_observers(workers: Sequence[dict[str, Observer]]) -> dict[str, Observe
 
 
 def extremes(observers: Mapping[str, Observer]) -> Ranges:
-    """Return the smallest and largest value that each observer saw, whatever it represents of them."""
+    """Return the smallest and largest value that each observer saw, even if its range is narrower."""
     return {name: (observer.low, observer.high) for name, observer in observers.items()}
 
 
@@ -101,7 +101,7 @@ class HistogramObserver(MinMax):
     """Counts the values as well. By itself it represents all of them; its subclasses choose a narrower range.
 
     Attributes:
-        histogram: of the values; None before the first, and without tensors that hold infinity or NaN.
+        histogram: histogram of the values; None before the first one. Tensors with infinity or NaN are left out.
     """
 
     def __init__(self) -> None:

@@ -32,11 +32,11 @@ from pipeline.synthesis.input_synthesis import ImagesToMake, check_all_come, lea
 from pipeline.vetting import check_teacher
 from pipeline.vit.families import refusal
 
-# Part of all images that is held back at most: the others are calibrated on, and teach.
+# At most one image in so many is held back. All others are calibrated and trained on.
 _MOST_HELD_BACK = 4
-# To compare artifacts on: each adds as many logits as there are classes.
+# Number of images on which artifacts are compared. Each adds as many logits as there are classes.
 _NUM_SAMPLES = 32
-# Fewer are taken, but may be a slip: their ranges say little of other images.
+# With fewer images a line warns, because it may be a slip: their ranges say little about other images.
 _FEW = 32
 
 
@@ -45,17 +45,17 @@ class CalibrationPlan:
     """A calibration that was found possible.
 
     Attributes:
-        config: as given.
-        document: what `config.json` says: what identifies the calibration, and its digest.
-        loaded: the model, as loaded on the driver.
+        config: settings as the caller gave them.
+        document: content of `config.json`: what identifies the calibration, and its digest.
+        loaded: the model as the driver loaded it.
         program: the model as a graph that reads whole images.
-        images: what to calibrate on.
-        windows: which of them, and which are read together.
-        samples: a few of those, from everywhere in the dataset, to compare artifacts on.
-        probe: those on which the sensitivity of layers is measured; None where it is not.
-        held_back: those that are not trained on; None where there are none.
-        labeled: what to score on, where there is any.
-        reference: ranges on real images, where there are any.
+        images: the images to calibrate on.
+        windows: which rows of the images are used, and which of them are read together.
+        samples: a few of these images, from everywhere in the dataset, on which artifacts are compared.
+        probe: images on which the sensitivity of layers is measured; None if it is not measured.
+        held_back: images that are not trained on; None if there are none.
+        labeled: images to score on; None without any.
+        reference: ranges on real images to compare with; None without any.
     """
 
     config: CalibrationConfig
@@ -84,10 +84,10 @@ class CheckedSettings:
     """Inputs of a calibration besides its images, as `check_settings` returns them.
 
     Attributes:
-        config: as given.
+        config: settings as the caller gave them.
         loaded: the teacher.
-        labeled: what to score on, where there is any.
-        reference: ranges to compare with, where there are any.
+        labeled: images to score on; None without any.
+        reference: ranges on real images to compare with; None without any.
     """
 
     config: CalibrationConfig
@@ -114,8 +114,8 @@ def plan_calibration(config: CalibrationConfig, checked: CheckedSettings | None 
     """Check on the driver everything that can be checked without Ray; writes nothing, and reads only the first image.
 
     Args:
-        config: of the calibration.
-        checked: what `check_settings` found of it, if it was asked already.
+        config: settings of the calibration.
+        checked: what `check_settings` returned for them, if the caller has called it already.
 
     Raises:
         ConfigError, ModelError, CheckpointError, DatasetError: see `calibrate`.
@@ -168,7 +168,7 @@ def _probe(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Windo
 
 
 def _num_held_back(setting: str, wanted: int, num_images: int) -> int:
-    """Return how many images are held back; a line says where it is not the number that is wanted."""
+    """Return how many images are held back; a line says so if they are fewer than asked for."""
     number = min(wanted, num_images // _MOST_HELD_BACK)
     if 0 < number < wanted:
         logger.warning(f"{setting} is {wanted}: of {num_images} images a quarter is held back, {number}")
@@ -191,8 +191,8 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     """Check what can be checked of a calibration before its images are made, which may take hours.
 
     Args:
-        checked: of the calibration.
-        path: of the config of the images' synthesis.
+        checked: what `check_settings` returned.
+        path: path of the config of the images' synthesis.
 
     Returns:
         The images, to be made with `make_first`.
@@ -208,7 +208,7 @@ def check_before_making(checked: CheckedSettings, path: str) -> ImagesToMake:
     _ = checked.program
     if not config.allow_incomplete:
         check_all_come(to_make)
-        # With fewer images than planned it is another one.
+        # With fewer images than planned, the calibration would be another one.
         find_config(config.output, "calibrate", _document(config, images, loaded))
     else:
         check_output(config.output, "calibrate")
@@ -268,7 +268,7 @@ def _check_mode(config: CalibrationConfig, loaded: LoadedModel) -> None:
     """Check that mode `sparse` is used only with a family that can be run on a token subset.
 
     Raises:
-        ModelError: it is not.
+        ModelError: mode `sparse` is set for a family that reads whole images.
     """
     reason = refusal(loaded.model)
     if config.mode == "sparse" and reason is not None:
@@ -283,7 +283,7 @@ def _check_images(config: CalibrationConfig, images: ImageCollection, loaded: Lo
 
     Raises:
         ConfigError: the output lies in one of them.
-        DatasetError: one is not, and the config does not allow it.
+        DatasetError: a dataset is incomplete or of another teacher, and the config does not allow that.
     """
     check_apart(config.output, images.sources)
     if not config.allow_incomplete:

@@ -15,10 +15,10 @@ class PreparedLayer:
 
     Attributes:
         layer: path of the module in the model.
-        operator: node that computes its output.
-        observer: node of its input's observer.
-        weight: node that gets its weight, and nobody else's.
-        bias: node that gets its bias; None if there is none, or it is computed, or others read it too.
+        operator: node that computes the layer's output.
+        observer: node that observes the layer's input.
+        weight: node that gets the layer's weight, which no other layer uses.
+        bias: node that gets the layer's bias; None if it has none, or if the bias is computed or used by others too.
     """
 
     layer: str
@@ -29,7 +29,7 @@ class PreparedLayer:
 
     @property
     def groups(self) -> int:
-        """Number of groups of a convolution; 1 of a linear layer."""
+        """Number of a convolution's groups; 1 for a linear layer."""
         return self.operator.args[6] if len(self.operator.args) > 6 else 1  # type: ignore[return-value]
 
 

@@ -25,8 +25,8 @@ def finished_report(plan: CalibrationPlan, claimed: Claim, *, waited: bool) -> d
     scores anew; but not if it trained (`qat`), which takes hours and ends with the same models.
 
     Args:
-        plan: of this run.
-        claimed: its claim.
+        plan: plan of this run.
+        claimed: the claim of this run on the output.
         waited: whether another run worked on the output in the meantime.
     """
     output = plan.config.output
@@ -48,14 +48,14 @@ def finished_report(plan: CalibrationPlan, claimed: Claim, *, waited: bool) -> d
 
 
 def is_final(report: dict[str, Any]) -> bool:
-    """Return whether the same job would make nothing more: all is there, but for what has no form in its format."""
+    """Return whether the same job would make nothing more: all artifacts are there that can ever be made."""
     failed = report.get("failed", ())
-    # Earlier versions did not say.
+    # Reports of earlier versions do not say whether an artifact may still come.
     return report.get("complete") is True or bool(failed and not any(row.get("may_come", True) for row in failed))
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide what is made, of those of an equal digest: not where and how fast."""
+    """Return the settings that decide what is made, where digests are equal: not those of where and how fast."""
     kept = {name: value for name, value in redacted(config).items() if name not in _WHERE_AND_HOW}
     qat = {name: value for name, value in (config.get("qat") or {}).items() if name not in _WHERE_AND_HOW}
     return kept | {"qat": qat}
@@ -95,7 +95,7 @@ def find_left(output: str, report: dict[str, Any]) -> list[str]:
     named = {*_artifact_names(report), *(row["artifact"] for row in report.get("failed", ()))}
     left = unlisted_artifacts(storage.list_files(output), named)
     if left:
-        logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} has their figures no more")
+        logger.warning(f"{first_few(left)} of an earlier run stay in {output!r}: {REPORT} no longer has their figures")
     return left
 
 
@@ -103,8 +103,8 @@ def settle_refused(output: str, refused: list[dict[str, Any]]) -> list[dict[str,
     """Delete files of an earlier run where this one's compute other logits, and leave them where it could make none.
 
     Args:
-        output: of the calibration.
-        refused: see `MadeArtifacts`.
+        output: folder of the calibration.
+        refused: rows of the artifacts that could not be made, from `MadeArtifacts`.
 
     Returns:
         These rows; they say which files were left.

@@ -47,19 +47,14 @@ def _fits(plan: CalibrationPlan, qat: QatConfig) -> bool:
 
 
 def train_variants(
-    plan: CalibrationPlan,
-    channels: ChannelRanges | None,
-    work: Sequence[tuple[Variant, Values]],
-    *,
-    fixed_size: bool,
+    plan: CalibrationPlan, channels: ChannelRanges | None, work: Sequence[tuple[Variant, Values]]
 ) -> dict[str, Trained]:
     """Train variants one after another, from their last checkpoints, and return each by its label.
 
     Args:
-        plan: of the calibration; its config has settings of the training.
-        channels: of the model before it was smoothed, where it was.
-        work: variants, each with what calibration found.
-        fixed_size: no node can join the cluster any more.
+        plan: plan of the calibration, whose config has the settings of the training.
+        channels: ranges of the model's channels before it was smoothed; None if it was not.
+        work: variants, each with the values that calibration found for it.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite. Checkpoints of variants that were trained before are kept.
@@ -71,7 +66,7 @@ def train_variants(
     left = _images_left(plan, qat, [variant for variant, _ in work])
     with own_errors(), progress("qat", left, on_workers=config.workers.size > 0) as done:
         task = _task(plan, qat, channels, work, done)
-        trained = _train_on_workers(task, fixed_size=fixed_size) if config.workers.size else train_here(task)
+        trained = _train_on_workers(task) if config.workers.size else train_here(task)
     for label, found in trained.items():
         logger.info(f"qat {label}: {_outcome(found, qat, len(task.left_out))}")
     return trained
@@ -96,7 +91,7 @@ def _task(
 
 
 def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Variant]) -> int:
-    """Return how many images are to be read, all variants together, and say what earlier runs have done of it."""
+    """Return how many images are still to be read for all variants, and say how many earlier runs have read."""
     held_back = 0 if plan.held_back is None else len(plan.held_back.rows)
     sizes = even_sizes(plan.images.num_rows - held_back, qat.batch_size)
     each = sum(islice(cycle(sizes), qat.steps))
@@ -110,9 +105,9 @@ def _images_left(plan: CalibrationPlan, qat: QatConfig, variants: Sequence[Varia
     return total - done
 
 
-def _train_on_workers(task: QatTask, *, fixed_size: bool) -> dict[str, Trained]:
+def _train_on_workers(task: QatTask) -> dict[str, Trained]:
     workers, output = task.config.workers, task.config.output
-    resources = worker_configs(workers, fixed_size=fixed_size)
+    resources = worker_configs(workers)
     # Checkpoints lie elsewhere, see `checkpoint_folder`.
     return run_workers(partial(train_on_worker, task), workers, resources, output=output, name=f"qat-{task.digest[:8]}")
 

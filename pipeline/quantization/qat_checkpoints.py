@@ -10,7 +10,7 @@ from pipeline.log import logger
 from pipeline.outputs.names import QAT_CHECKPOINTS
 from pipeline.quantization.variants import Variant
 
-# As `checkpoint_folder` names them; earlier versions left the digest of the run out.
+# Names of folders from `checkpoint_folder`. Earlier versions left out the digest of the run.
 _NAME = re.compile(r"(?:w\d+a\d+|mixed)(?:-([0-9a-f]{8}))?(?:-[0-9a-f]{8})?")
 
 
@@ -18,9 +18,10 @@ def checkpoint_folder(output: str, variant: Variant, digest: str) -> str:
     """Return the folder of a variant's checkpoints.
 
     Args:
-        output: of the calibration.
-        variant: that is trained. Other widths by layer, which the digest lacks, have another folder.
-        digest: of the run, so that one with other settings has another folder too.
+        output: folder of the calibration.
+        variant: the variant that is trained. Other bit widths by layer, which the digest does not cover, have another
+            folder.
+        digest: digest of the run, so that a run with other settings has another folder too.
     """
     return storage.join(output, QAT_CHECKPOINTS, _name(variant, digest))
 
@@ -85,4 +86,4 @@ def _remove(output: str, names: Iterable[str]) -> None:
         # The folder itself, once nothing is in it.
         storage.remove_temporaries(folder)
     except OSError as error:
-        logger.warning(f"checkpoints of qat were not removed, and can be by hand: {one_line(error)}")
+        logger.warning(f"checkpoints of qat could not be removed, delete them by hand: {one_line(error)}")

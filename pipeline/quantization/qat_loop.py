@@ -26,7 +26,7 @@ from pipeline.quantization.variants import Values
 from pipeline.workers.checkpoint_timer import CheckpointTimer
 from pipeline.workers.progress import Count
 
-# What is measured on the held-back images; the best step has the least of the first.
+# Names of the measurements on held-back images. The best step is the one with the smallest value of the first.
 FIGURES = ("divergence", "disagreement")
 CRITERION = FIGURES[0]
 
@@ -36,11 +36,12 @@ class Trained:
     """Result of training a variant.
 
     Attributes:
-        values: what it is quantized with: of the best step, or as they were calibrated if that is too little better.
-        history: a row for each `step`, with its `loss`, the mean divergence of the softened answers from the teacher's
-            in nats, and with what `HeldBack.measure` returns where that was measured; with held-back images, step 0 is
+        values: values to quantize the model with: those of the best step, or the calibrated ones if training gained too
+            little.
+        history: a row for each `step`, with its `loss` (mean divergence of the softened answers from the teacher's, in
+            nats), and with the result of `HeldBack.measure` where that was measured. With held-back images, step 0 is
             the calibrated model.
-        kept_step: of the values; 0 for the calibrated ones.
+        kept_step: step that the values are from; 0 for the calibrated ones.
     """
 
     values: Values
@@ -82,9 +83,9 @@ class QatObjective(nn.Module):
     """A quantized model and its loss as one module, so that `DistributedDataParallel` sees the whole forward pass.
 
     Args:
-        graph: to train.
-        answers: of the teacher.
-        temperature: divisor of the logits.
+        graph: the graph to train.
+        answers: what gives the teacher's answers.
+        temperature: divisor of both models' logits.
     """
 
     def __init__(self, graph: LearnedGraph, answers: Answers, temperature: float) -> None:
@@ -106,7 +107,7 @@ class WholeImages:
 
     Args:
         source: the images, perhaps on kept patches.
-        num_patches: of a whole image.
+        num_patches: number of patches of a whole image.
     """
 
     def __init__(self, source: TrainingImages, num_patches: int) -> None:
@@ -129,8 +130,8 @@ class QatCheckpoints:
     """Location of the checkpoints of one variant's training.
 
     Attributes:
-        folder: URI.
-        digest: of the run.
+        folder: URI of the folder.
+        digest: digest of the run.
     """
 
     folder: str
@@ -143,15 +144,15 @@ class QatTrainer:
     As in `StudentTrainer`, a step descends the mean over the images of all workers, whatever share each has.
 
     Args:
-        config: of the training.
-        label: of the variant, for messages.
-        graph: to train, on the device.
-        answers: of the teacher.
-        images: this worker's share.
-        held_back: this worker's share of those that are not trained on, if there are any.
-        group: the workers.
-        checkpoints: where to write them, and to go on from.
-        done: what to call with the number of images of each step.
+        config: settings of the training.
+        label: label of the variant, for messages.
+        graph: the graph to train, on the device.
+        answers: what gives the teacher's answers.
+        images: this worker's share of the images.
+        held_back: this worker's share of the images that are not trained on; None without any.
+        group: the workers of the training.
+        checkpoints: where checkpoints are written, and read to go on from.
+        done: function that is called with the number of images of each step.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class QatTrainer:
         """Train from the last checkpoint to the last step.
 
         Args:
-            start: what the graph was made with, to keep where training does not help.
+            start: values that the graph was made with, which are kept if training does not help.
 
         Raises:
             NonFiniteError: the loss, or at the end a parameter, is NaN or infinite; raised on every worker.
@@ -194,7 +195,7 @@ class QatTrainer:
             raise NonFiniteError(state.steps, f"qat parameter of {self.label}")
         self.group.gather_equal(weight_digest(self.graph))
         if state.epoch_steps:
-            # As the end of an epoch it counts with any order of the images.
+            # Recorded as the end of an epoch, so that the checkpoint counts with any order of the images.
             state.epoch, state.epoch_steps = state.epoch + 1, 0
             self._save(state)
         history = [self._in_nats(row) for row in state.history]

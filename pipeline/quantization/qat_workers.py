@@ -37,14 +37,14 @@ class QatTask:
     """Work for each worker.
 
     Attributes:
-        config: with absolute local paths.
-        digest: of the run.
-        teacher_digest: of the weights, as the driver loaded them.
-        channels: by which the model is smoothed, where it is.
-        images: to train on: decoded, in Ray's object store, or where they are.
+        config: settings with absolute local paths.
+        digest: digest of the run.
+        teacher_digest: SHA-256 of the teacher's weights as the driver loaded them.
+        channels: ranges by which the model is smoothed; None if it is not.
+        images: images to train on: decoded in Ray's object store, or as files.
         left_out: ids of the held-back images among them.
-        work: reference to the held-back images, decoded, and to each variant with its starting values.
-        count: what to call with the number of images that were just read.
+        work: reference to the held-back images, decoded, and to the variants with their starting values.
+        count: function that is called with the number of images that were just read.
     """
 
     config: CalibrationConfig
@@ -77,8 +77,8 @@ def train_all(task: QatTask, group: Group) -> dict[str, Trained]:
     """Train one variant after another, and return each by its label.
 
     Args:
-        task: see `QatTask`.
-        group: the workers.
+        task: what to train on what, the same for all workers.
+        group: the workers of the training.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
@@ -129,7 +129,7 @@ def _train_one(setup: _Setup, variant: Variant, values: Values) -> Trained:
 
     Raises:
         NonFiniteError: a loss or parameter became NaN or infinite.
-        ConfigError: a step does not fit into memory; it would not on another try.
+        ConfigError: a step does not fit into memory, and would not on another try either.
     """
     task, group = setup.task, setup.group
     with naming_batch_size("qat.batch_size", task.qat.batch_size):
@@ -148,6 +148,6 @@ def _train_one(setup: _Setup, variant: Variant, values: Values) -> Trained:
             return trainer.train(values)
         except NonFiniteError:
             if group.rank == 0:
-                # They may hold what is not finite; those of other variants are good.
+                # This variant's checkpoints may hold values that are not finite; those of other variants are good.
                 remove_variant(task.config.output, variant, task.digest)
             raise

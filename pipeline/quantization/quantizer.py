@@ -27,8 +27,8 @@ _SOFTMAX = {_aten.softmax.int}
 _NONLINEAR = {_aten.gelu.default, _aten.silu.default, _aten.relu.default}
 # Operators that pass values on unchanged, and are skipped when the producer or consumer of a value is looked for.
 _PASSES_ON = {_aten.dropout.default, _aten.chunk.default, _aten.split.Tensor}
-# Between a product of query and key and its softmax there may also be a scale, masks of windows, which need another
-# shape, and layers that mix heads.
+# Operators that may stand between the product of query and key and its softmax: a scale, masks of windows, which need
+# another shape, and layers that mix heads.
 _BEFORE_SOFTMAX = {
     *(_aten.view.default, _aten.reshape.default, _aten.permute.default, _aten.transpose.int),
     *(_aten.mul.Tensor, _aten.linear.default),
@@ -56,10 +56,10 @@ class MinMaxQuantizer(Quantizer):
     `blocks.0.attn.qkv:input#2`.
 
     Args:
-        bits: of all layers that have none of their own.
-        placement: one of these.
-        layers: bit widths of single layers, see `layer_of`. Layers that read the same values, as a query, key and value
-            that are computed apart do, share the width of activations of the first.
+        bits: bit widths of all layers that have none of their own.
+        placement: one of the placements above.
+        layers: bit widths of single layers, by the names of `layer_of`. Layers that read the same values, as separate
+            query, key and value layers do, share the activation width of the first one.
     """
 
     def __init__(self, bits: BitWidths, placement: Placement, layers: Mapping[str, BitWidths] | None = None) -> None:

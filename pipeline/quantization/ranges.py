@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pipeline.errors import DatasetError, first_few
 from pipeline.log import logger
 
-# Name of an activation observer → its range; where it stands for what was seen, (inf, -inf) if that is nothing.
+# Name of an activation observer → its range. If it saw no value, the range that it saw is (inf, -inf).
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -25,7 +25,7 @@ def tell_constant(uri: str, reference: Ranges) -> None:
     """Say which activations of a reference are not compared: those behind a ReLU that no image passes, for example.
 
     Raises:
-        DatasetError: none can be.
+        DatasetError: no activation can be compared.
     """
     constant = [name for name, (low, high) in reference.items() if low == high]
     if len(constant) == len(reference):
@@ -57,7 +57,7 @@ def range_error(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, I
 
 
 def range_errors(ranges: Mapping[str, Iterable[float]], reference: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    """Return the distance of each observer's range, as `range_error`, but for those that are constant in the reference.
+    """Return the distance of each observer's range, as in `range_error`; those constant in the reference are left out.
 
     Raises:
         DatasetError: as `range_error`.

@@ -27,7 +27,7 @@ def whole_image(loaded: LoadedModel) -> int:
 
 
 def calibration_reads_kept(config: CalibrationConfig, loaded: LoadedModel) -> bool:
-    """Return whether kept patches are read alone; whole images may lie on another grid than the model's."""
+    """Return whether only kept patches are read. If not, the images may lie on another patch grid than the model's."""
     return config.mode == "sparse" and refusal(loaded.model) is None
 
 
@@ -35,7 +35,7 @@ def read_patch_counts(images: ImageCollection, loaded: LoadedModel, *, dense: bo
     """Return the id of each image and the number of its patches to read, in reading order. No image is decoded.
 
     Args:
-        images: the images found.
+        images: the images, as `find_images` returns them.
         loaded: the model that will read them.
         dense: whether all patches are read, even those that the images do not keep.
 
@@ -69,10 +69,10 @@ def iterate_inputs(
     """Yield rows as `pipeline.inputs.read_inputs` does, in this process, decoding few images at a time.
 
     Args:
-        images: the images found.
+        images: the images, as `find_images` returns them.
         loaded: the model that will read them.
-        image_ids: of the images to yield; others are skipped without decoding them.
-        reads_kept: see `pipeline.inputs.read_inputs`.
+        image_ids: ids of the images to yield; others are skipped without being decoded.
+        reads_kept: whether only the kept patches are read, as in `pipeline.inputs.read_inputs`.
 
     Raises:
         DatasetError: a file cannot be read, or an image cannot be decoded.

@@ -17,13 +17,13 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     A line says which of its activations are constant, and cannot be compared with.
 
     Args:
-        uri: its output.
+        uri: output of the other calibration.
         teacher_digest: SHA-256 of the teacher's weights.
-        placement: of this calibration.
+        placement: placement of this calibration.
 
     Raises:
-        DatasetError: it is no calibration, of another teacher or placement, of a changed model, or not finished, or all
-            of its activations are constant.
+        DatasetError: the output is no calibration, or an unfinished one, or one of another teacher or placement, or of
+            a smoothed or equalized model; or all of its activations are constant.
     """
     if job_of(uri) != "calibrate":
         raise DatasetError(f"reference {uri!r} is not the output of a calibration")
@@ -33,7 +33,7 @@ def read_reference(uri: str, teacher_digest: str, placement: Placement) -> Range
     for name, mine in (("teacher", teacher_digest), ("placement", placement)):
         if facts.get(name) != mine:
             raise DatasetError(f"reference {uri!r} has the {name} {facts.get(name)!r}, this calibration {mine!r}")
-    # Defaults are not among the facts.
+    # Facts leave out settings at their defaults, so each of these that is named here has changed the model.
     if changed := [name for name in ("smoothing", "equalization") if name in facts]:
         raise DatasetError(f"reference {uri!r} has ranges of a model that its {changed[0]} has changed")
     ranges = storage.read_json(storage.join(uri, RANGES))
@@ -46,7 +46,7 @@ def check_points(uri: str, reference: Ranges, points: Iterable[str]) -> None:
     """Check that a reference was observed at the points of this calibration, before the pass over its images.
 
     Raises:
-        DatasetError: it was not: an earlier version observed others in this model.
+        DatasetError: the points differ, because an earlier version observed others in this model.
     """
     points = set(points)
     if reference.keys() == points:

@@ -27,9 +27,9 @@ class Refinement:
       quantized weights and inputs less that in float, is subtracted from the bias.
 
     Args:
-        program: of `graphs.export_images`.
+        program: a graph from `graphs.export_images`.
         placement: what is quantized.
-        moments: of the inputs of its layers, by point.
+        moments: sums over the inputs of its layers, by point.
         rounding: `nearest` or `gptq`.
         bias_correction: whether biases are corrected.
     """
@@ -82,11 +82,11 @@ class Refinement:
         return (self._parameter(layer, "bias").double() - error).float()
 
     def parameters(self, bits: BitWidths, layers: Mapping[str, BitWidths] | None = None) -> dict[str, Tensor]:
-        """Return the values that take the place of those in the graph, see `graphs.convert`.
+        """Return values that replace the graph's own weights and biases, as `graphs.convert` takes them.
 
         Args:
-            bits: of all layers but those that have their own.
-            layers: bit widths of single layers.
+            bits: bit widths of all layers that have none of their own.
+            layers: bit widths of single layers, by their paths; None for none.
         """
         found: dict[str, Tensor | None] = {}
         for name, call in self._layers.items():

@@ -12,7 +12,7 @@ from pipeline.report.strips import bars, intervals, relative_intervals
 from pipeline.report.text import short_name
 from pipeline.report.writing import settings_section
 
-# More rows make a page that nobody scrolls through.
+# Largest number of rows of a table: nobody scrolls through more.
 _MOST_ROWS = 160
 _WORST = 10
 
@@ -28,7 +28,7 @@ _COLUMNS = {
     "error": "fp32_error",
     "deviation": "deviation",
 }
-# Columns that a person reads first.
+# Columns that are shown in a terminal: those that a person reads first.
 _SHORT = ("artifact", "top1", "agreement", "size_mb")
 _ABOUT = (
     "Size and time are of the file in its own runtime; fp32 is the model before quantization. Error is the relative "
@@ -56,14 +56,14 @@ def calibration_page(
     layerwise: Layerwise | None,
     losses: Mapping[str, Sequence[float]],
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a calibration.
 
     Args:
-        plan: of the calibration.
-        report: what `report.json` holds.
-        ranges: as observed.
-        layerwise: what was found of the layers, where it was asked for.
-        losses: of each step of the training, by the model's label; empty without `qat`.
+        plan: plan of the calibration.
+        report: content of `report.json`.
+        ranges: smallest and largest activations observed, by point.
+        layerwise: sensitivities of the layers; None if they were not measured.
+        losses: loss of each step of a training, by the model's label; empty without `qat`.
 
     Raises:
         DatasetError: the reference has other observers, or no range to compare with.
@@ -197,7 +197,7 @@ def _compared(ranges: Ranges, reference: Ranges) -> Section:
     errors = range_errors(ranges, reference)
     worst = sorted(errors, key=lambda name: -errors[name])[:_WORST]
     rows = [[name, f"{errors[name]:.3f}", _range(ranges[name]), _range(reference[name])] for name in worst]
-    # Without those that are constant in the reference.
+    # Activations that are constant in the reference are left out.
     shares = {name: _relative(ranges[name], reference[name]) for name in list(errors)[:_MOST_ROWS]}
     note = (
         "Each layer's range on these images in blue; the band is its range on the reference's images. A range that "

@@ -35,13 +35,14 @@ def find_residuals(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
 def stream_points(
     residuals: dict[fx.Node, fx.Node | None], weighted: Container[fx.Node]
 ) -> dict[fx.Node, dict[Any, str]]:
-    """Return the names of what is observed at each sum: its output and, at the first one, the edges that the stream is.
+    """Return names for what is observed at each sum: its output and, at the first sum, the edges of the stream.
 
     The first of several sums in a module is called `attention`, the others and a single one `output`.
 
     Args:
-        residuals: of `find_residuals`.
-        weighted: the layers with weights, whose inputs have names of their own. A block of a CNN begins with one.
+        residuals: sums of the residual stream, from `find_residuals`.
+        weighted: nodes of the layers with weights, whose inputs have names of their own. A block of a CNN begins with
+            one.
     """
     number, seen = Counter(map(module_path, residuals)), set[str]()
     points: dict[fx.Node, dict[Any, str]] = {}
@@ -67,7 +68,7 @@ def _activations(graph: fx.Graph) -> set[Any]:
 
 
 def _holds_tensors(node: fx.Node) -> bool:
-    """Return whether a node's value is no mere size."""
+    """Return whether a node's value holds tensors, and not only sizes."""
     return not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
 
 

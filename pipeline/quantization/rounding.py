@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
-# Added to the diagonal of a Hessian, as a share of its mean.
+# Number that is added to the diagonal of a Hessian, as a share of the diagonal's mean.
 _DAMPING = 0.01
 
 
@@ -18,8 +18,8 @@ def round_nearest(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
 
     Args:
         weight: float32 [out, ...].
-        scales: of each output channel, float32 [out].
-        bits: of the quantized weights.
+        scales: float32 [out], scale of each output channel.
+        bits: number of bits of the quantized weights.
     """
     zero_points = torch.zeros(len(scales), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scales, zero_points, 0, *weight_limits(bits))
@@ -32,9 +32,9 @@ def round_gptq(weight: Tensor, scales: Tensor, bits: int, hessian: Tensor) -> Te
     not rounded yet, as far as their inputs go together. All is computed in float64.
 
     Args:
-        weight: float32 [out, ...], of in elements per output channel.
-        scales: of each output channel, float32 [out].
-        bits: of the quantized weights.
+        weight: float32 [out, ...], with `in` elements per output channel.
+        scales: float32 [out], scale of each output channel.
+        bits: number of bits of the quantized weights.
         hessian: [in, in], proportional to X^T X of the layer's inputs X.
     """
     factor = _inverse_factor(hessian.double())

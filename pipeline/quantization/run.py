@@ -60,7 +60,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     checked = check_settings(config)
     if names_config(config.images):
         to_make = check_before_making(checked, config.images)
-        # All of them: those to calibrate on are drawn at random, and read several times.
+        # All images are made first, because those to calibrate on are drawn at random and read several times.
         made = make_first(to_make, allow_incomplete=config.allow_incomplete)
         config = replace(config, images=made)
     # Errors should come out before a cluster is joined or anything is written.
@@ -73,16 +73,16 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
             return done
         tell_others(config.output, plan.digest)
         with tracking(config.tracking, "calibrate", plan.digest, plan.document["config"]) as tracker:
-            fixed_size = connect()
+            connect()
             check_training(plan)
-            report = _calibrate(plan, tracker, fixed_size=fixed_size)
+            report = _calibrate(plan, tracker)
             tracker.set_result(figures(report))
             return report
 
 
-def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> dict[str, Any]:
+def _calibrate(plan: CalibrationPlan, tracker: Tracker) -> dict[str, Any]:
     config, loaded = plan.config, plan.loaded
-    calibration = calibrate_ranges(plan, fixed_size=fixed_size)
+    calibration = calibrate_ranges(plan)
     check_observed_ranges(calibration.ranges)
     error = None if plan.reference is None else range_error(calibration.ranges, plan.reference)
     ranges = {bits: calibration.ranges_for(bits) for bits in config.activation_bits}
@@ -93,7 +93,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
         layerwise = examine_layers(replace(plan, program=program), ranges, images, refinement)
     mixture = None if layerwise is None else layerwise.mixture
     variants = [(each, calibrated_values(each, ranges, refinement)) for each in list_variants(config, mixture)]
-    trained = _train(plan, calibration, variants, fixed_size=fixed_size)
+    trained = _train(plan, calibration, variants)
     _track(tracker, trained)
     variants = [(each, trained[each.label].values if each.label in trained else found) for each, found in variants]
     with storage.scratch_folder("calibrate-") as folder:
@@ -131,7 +131,7 @@ def _calibrate(plan: CalibrationPlan, tracker: Tracker, *, fixed_size: bool) -> 
 
 
 def _settle_checkpoints(plan: CalibrationPlan, refused: list[dict[str, Any]]) -> None:
-    """Remove the checkpoints of trainings, but for those with which an artifact that is missing may still be made."""
+    """Remove the checkpoints of trainings, except those from which a missing artifact may still be made."""
     to_come = [row["artifact"] for row in refused if row["may_come"]]
     if plan.config.qat is None or not to_come:
         _remove_all_checkpoints(plan)
@@ -161,23 +161,19 @@ def _refinement(config: CalibrationConfig, program: ExportedProgram, calibration
 
 
 def _train(
-    plan: CalibrationPlan,
-    calibration: Calibration,
-    variants: list[tuple[Variant, Values]],
-    *,
-    fixed_size: bool,
+    plan: CalibrationPlan, calibration: Calibration, variants: list[tuple[Variant, Values]]
 ) -> dict[str, Trained]:
     """Return what training makes of each variant, by its label, if that was asked for."""
     if plan.config.qat is None:
         return {}
     work = [(variant, values) for variant, values in variants if variant.label in plan.config.trained]
-    return train_variants(plan, calibration.channels, work, fixed_size=fixed_size)
+    return train_variants(plan, calibration.channels, work)
 
 
 def _write_ranges(
     config: CalibrationConfig, calibration: Calibration, used: dict[int, Ranges], trained: dict[str, Trained]
 ) -> None:
-    """Write what was seen and, where an artifact represents something else, what that is."""
+    """Write the observed ranges and, where artifacts use other ranges, those as well."""
     storage.write_json(storage.join(config.output, RANGES), calibration.ranges)
     if config.observer != "min_max":
         for bits, ranges in used.items():
@@ -187,7 +183,7 @@ def _write_ranges(
 
 
 def _track(tracker: Tracker, trained: dict[str, Trained]) -> None:
-    # All figures of a step at once: MLflow takes none of a step that it has passed.
+    # All figures of a step are given at once, because MLflow takes none for a step that it has passed.
     for rows in zip(*(found.history for found in trained.values()), strict=True):
         named = zip(trained, rows, strict=True)
         figures = {f"qat/{label}/{name}": row[name] for label, row in named for name in row if name != "step"}
@@ -228,7 +224,7 @@ def _measure(plan: CalibrationPlan, baselines: list[Artifact], made: list[Artifa
             scores = measure_accuracy(predict, batches)
     timed = partial(measure_latencies, input_size=plan.loaded.input_size, batch_sizes=config.latency_batch_sizes)
     rows = [_row(artifact, scores.get(str(number)), timed(artifact)) for number, artifact in enumerate(artifacts)]
-    # Without a float model first, there is nothing to agree with.
+    # `agreement` compares with the first row, which is the float model only if there are baselines.
     return rows if baselines else [{name: row[name] for name in row if name != "agreement"} for row in rows]
 
 
@@ -247,7 +243,7 @@ def _row(artifact: Artifact, scored: Score | None, latencies: dict[str, float]) 
 
 
 def _mixture_row(mixture: Mixture) -> dict[str, Any]:
-    """Return what was chosen: average bits instead of the largest, and the widths of each layer."""
+    """Return the chosen widths for a row of the report: the average bits per weight, and the widths of each layer."""
     activations = sorted({bits.activations for bits in mixture.layers.values()})
     return {
         "weights": round(mixture.weight_bits, 3),

@@ -15,10 +15,10 @@ class Sensitivity:
     """How much quantizing a layer changes the answers.
 
     Attributes:
-        layer: its path in the model.
-        num_weights: number of its quantized weights.
-        alone: mean divergence of the answers from float, in nats, with only this layer quantized.
-        without: the same with all layers but this one quantized; low where it is this layer that hurts.
+        layer: path of the layer in the model.
+        num_weights: number of the layer's quantized weights.
+        alone: mean divergence of the answers from those in float, in nats, with only this layer quantized.
+        without: the same with all layers but this one quantized. It is low if this layer is the one that hurts.
     """
 
     layer: str
@@ -31,7 +31,7 @@ def divergence(logits: Tensor, reference: Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of answers from those of a reference, in nats.
 
     Args:
-        logits, reference: [B, classes].
+        logits, reference: logits [B, classes] for the same images.
     """
     log_answers, log_reference = logits.double().log_softmax(1), reference.double().log_softmax(1)
     return F.kl_div(log_answers, log_reference, reduction="batchmean", log_target=True).item()
@@ -48,10 +48,10 @@ def measure_sensitivity(
     """Quantize each layer alone, and all others, and compare the answers with those in float.
 
     Args:
-        simulation: with ranges for these bit widths.
+        simulation: the model, with ranges for these bit widths.
         images: float32 [B, C, H, W], normalized.
-        bits: of the quantized layers.
-        batch_size: images per forward pass.
+        bits: bit widths of the quantized layers.
+        batch_size: number of images per forward pass.
     """
     reference = simulation.predict(images, {}, batch_size)
 

@@ -24,10 +24,10 @@ class Simulation:
     module with everything that is quantized in it, such as the weight and the input of a linear layer.
 
     Args:
-        program: of `graphs.export_images`; not changed.
+        program: a graph from `graphs.export_images`; it is not changed.
         placement: what is quantized.
-        ranges: of the activations, for each of their bit widths.
-        refinement: of the weights and biases; without it weights are rounded to nearest.
+        ranges: ranges of the activations, for each of their bit widths.
+        refinement: refined weights and biases. Without it, weights are rounded to the nearest value.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ def smooth_quant(low: Tensor, high: Tensor, weights: Sequence[Tensor], alpha: fl
     The scale is max|x|^alpha / max|w|^(1 - alpha). A channel that is always zero, or that no weight reads, stays.
 
     Args:
-        low, high: extremes of each channel [D].
-        weights: of the linear layers, [out, D] each; they share one scale.
+        low, high: smallest and largest value of each channel, [D].
+        weights: weights of the linear layers that read the channels, [out, D] each; they share one scale.
         alpha: share of the difficulty that goes into the weights, from 0 to 1.
     """
     values = torch.maximum(low.abs(), high.abs()).double()
@@ -50,7 +50,7 @@ def repq(low: Tensor, high: Tensor) -> ChannelRescaling:
     point. A channel that is constant stays.
 
     Args:
-        low, high: extremes of each channel [D].
+        low, high: smallest and largest value of each channel, [D].
     """
     low, high = low.double(), high.double()
     spans = high - low
@@ -69,11 +69,11 @@ def smooth(
     """Return a copy of a model that computes the same function with smoother activations.
 
     Args:
-        model: not changed.
-        readers: of `find_norm_readers` or a `ChannelObserver`.
-        ranges: of each of their normalizations.
+        model: the model, which is not changed.
+        readers: the normalizations with their readers, from `find_norm_readers` or a `ChannelObserver`.
+        ranges: ranges of the channels of each of these normalizations.
         name: `smooth_quant` or `repq`.
-        alpha: of SmoothQuant.
+        alpha: share of the difficulty that SmoothQuant moves into the weights.
 
     Raises:
         ModelError: no linear layer reads a normalization alone.

@@ -20,7 +20,7 @@ def equalized(config: CalibrationConfig, model: nn.Module) -> nn.Module:
 def smoothed(
     config: CalibrationConfig, model: nn.Module, readers: Sequence[NormReaders], channels: ChannelRanges
 ) -> nn.Module:
-    """Return a copy of a model that is smoothed by the observed ranges of its channels."""
+    """Return a copy of a model, smoothed by the observed ranges of its channels."""
     alpha = ALPHA if config.smoothing_alpha is None else config.smoothing_alpha
     return smooth(model, readers, channels, config.smoothing, alpha)
 
@@ -31,10 +31,10 @@ def model_to_quantize(
     """Return the model that is quantized: as it was loaded, or equalized, or smoothed by what the workers saw.
 
     Args:
-        config: of the calibration.
-        model: as loaded.
-        channels: of the model before it was smoothed, where it is.
-        program: of `graphs.export_images`, of the model as loaded.
+        config: settings of the calibration.
+        model: the model as it was loaded.
+        channels: ranges of the model's channels before it was smoothed; None if it is not smoothed.
+        program: graph of the loaded model, from `graphs.export_images`.
     """
     own = equalized(config, model)
     if channels is None:

@@ -17,9 +17,9 @@ class Variant:
     """A quantized model.
 
     Attributes:
-        label: name of its files, without ending.
-        bits: the largest of any layer.
-        mixture: the widths of each layer, where they differ.
+        label: name of the model's files, without suffix.
+        bits: bit widths of all layers, or the largest ones where layers differ.
+        mixture: bit widths of each layer, where layers differ; otherwise None.
     """
 
     label: str
@@ -47,9 +47,10 @@ class Values:
     """Ranges, parameters and scales that quantize a model, as `graphs.convert` takes them.
 
     Attributes:
-        ranges: of the activations, by point.
-        parameters: values that take the place of the graph's own, by name.
-        scales: of weights, float32 [out], by the name of the weight; without them, those of the graph's own weights.
+        ranges: ranges of the activations, by point.
+        parameters: values that replace the graph's own parameters, by name.
+        scales: scales of weights, float32 [out], by the name of the weight; None to compute them from the graph's own
+            weights.
     """
 
     ranges: Ranges
@@ -70,8 +71,8 @@ def calibrated_values(variant: Variant, ranges: Mapping[int, Ranges], refinement
 
     Args:
         variant: the model.
-        ranges: for each bit width of activations.
-        refinement: of weights and biases, where there is one.
+        ranges: ranges of activations, for each of their bit widths.
+        refinement: refined weights and biases; None if they are not refined.
     """
     layers = variant.layers
     used = ranges[variant.bits.activations] if layers is None else ranges_of_layers(ranges, layers)

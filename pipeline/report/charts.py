@@ -27,7 +27,7 @@ from pipeline.report.svg import (
 _HEIGHT = 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
 _LEGEND_ROW = 16
-# More points than pixels show nothing more.
+# Largest number of points of a curve: with more points than pixels it looks the same.
 _MOST_POINTS = 400
 
 
@@ -37,7 +37,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str,
     Args:
         series: name → points, ascending in x. A single point is drawn as a dot. Beyond 400 points, every second,
             third, ... is drawn, and the last.
-        x_label, y_label: what the axes show.
+        x_label, y_label: captions of the axes.
     """
     drawn = {name: _thinned([(x, y) for x, y in points if finite([x, y])[1:]]) for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
@@ -60,10 +60,11 @@ def histogram(
     """Draw how many values lie in each of equally wide bins.
 
     Args:
-        values: those that are not finite are left out.
-        x_label: what they are.
-        num_bins: of the axis.
-        x_range: of the axis; by default that of the values. What lies beyond counts in the outermost bins.
+        values: values to count; those that are not finite are left out.
+        x_label: what the values are.
+        num_bins: number of bins.
+        x_range: ends of the axis; by default the smallest and largest value. Values beyond it count in the outermost
+            bins.
     """
     kept = finite(values)
     if not kept:

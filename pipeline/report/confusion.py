@@ -20,10 +20,10 @@ def confusion_section(heading: str, counts: Confusion, class_names: Sequence[str
     """Return a table of all classes where they are few; otherwise the most frequent mistakes, and the worst classes.
 
     Args:
-        heading: of the section.
-        counts: of images.
-        class_names: of labels 0, 1, 2, ...
-        text: before the counts.
+        heading: heading of the section.
+        counts: (label, predicted class) → number of images.
+        class_names: names of labels 0, 1, 2, ...
+        text: text before the counts.
     """
     right, total = count_right(counts)
     share = f"{right} of {total} images ({100 * right / max(1, total):.1f}%) are taken for their class."

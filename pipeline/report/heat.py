@@ -16,9 +16,9 @@ def heat(counts: Sequence[Sequence[int]], names: Sequence[str], *, rows: str, co
     """Draw a square table of counts, each square as dark as its share of its row, with its number where it fits.
 
     Args:
-        counts: n rows of n counts, 0 or more.
-        names: of rows and columns alike.
-        rows, columns: what they are.
+        counts: n rows of n counts, none negative.
+        names: names of the rows, which are also those of the columns.
+        rows, columns: captions of the rows and the columns.
     """
     labels = [shortened(name, int(_WIDEST_NAMES / LETTER_WIDTH)) for name in names]
     left = max([14.0, *(LETTER_WIDTH * len(label) + 8 for label in labels)])
@@ -41,8 +41,8 @@ def grid(shares: Sequence[Sequence[float]], *, label: str) -> Plot:
     """Draw a grid of shares between 0 and 1, each square as dark as its share, with the percentage where it fits.
 
     Args:
-        shares: rows of equally many shares.
-        label: what they are.
+        shares: rows of shares, all of equal length.
+        label: what the shares are.
     """
     # Half of a plot's width: it shows places in an image.
     size = WIDTH / 2

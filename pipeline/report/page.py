@@ -39,7 +39,7 @@ th { border-bottom: 2px solid #888; white-space: nowrap; }
 .tiles figcaption { font-size: .75rem; }
 summary { cursor: pointer; }
 """
-# Longer cells are text to read: aligned to the left, and broken over several lines.
+# Length in characters above which a cell counts as text: aligned to the left, and broken over several lines.
 _WORDS = 28
 
 
@@ -59,15 +59,15 @@ class Section:
     """One part of a page: a heading, then text and all that follows it, each optional.
 
     Attributes:
-        heading: of the section.
+        heading: heading of the section.
         text: paragraphs, with an empty line between them.
-        links: to other pages, each as what it is called and its path relative to this page.
-        tables: after the text.
-        plots: each with its caption.
+        links: links to other pages, each as its text and its path relative to this page.
+        tables: tables after the text.
+        plots: plots, each with its caption.
         pictures: PNG files, each with its caption.
         tiles: small pictures in rows.
-        tile_columns: pictures in a row; by default as many as there is room for.
-        folded: whether only the heading shows until a reader opens it.
+        tile_columns: number of small pictures in a row; by default as many as there is room for.
+        folded: whether only the heading shows until a reader opens the section.
     """
 
     heading: str

@@ -21,8 +21,8 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: 
 
     Args:
         images: uint8 arrays [H, W, C] with 1 or 3 channels; sizes may differ.
-        labels: one caption per picture; cut if too long for its cell.
-        columns: pictures per row.
+        labels: one caption per picture, which is cut if it is too long for its cell.
+        columns: number of pictures per row.
         cell: side of the square for each picture, in pixels.
 
     Raises:
@@ -57,7 +57,8 @@ def shrunk(image: np.ndarray, longest: int) -> Image.Image:
 
     Args:
         image: uint8 [H, W, C] with 1 or 3 channels.
-        longest: larger pictures are shrunk to it, and no other is changed.
+        longest: longest side in pixels that a picture may have. Larger ones are shrunk to it, others returned
+            unchanged.
     """
     picture = as_picture(image)
     side = max(picture.size)

@@ -37,7 +37,8 @@ def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float
     Args:
         rows: name → value.
         x_label: what the values are.
-        x_range: of the axis; by default from 0, or the least value below it, to the largest, or to 1 if none is above.
+        x_range: ends of the axis. By default it goes from 0, or the smallest value below 0, to the largest value, or to
+            1 if no value is above 0.
     """
     values = finite(rows.values())
     low, high = x_range or (min([0.0, *values]), max([0.0, *values]) or 1.0)
@@ -46,7 +47,7 @@ def bars(rows: Mapping[str, float | None], *, x_label: str, x_range: tuple[float
     for index, value in enumerate(rows.values()):
         y = frame.middle(index)
         shown = finite([value])
-        # On an axis without 0, from its end.
+        # On an axis without 0, a bar begins at the end of the axis.
         start, end = frame.x(0.0), frame.x(shown[0] if shown else 0.0)
         shapes.append(rectangle(min(start, end), y - 5, abs(end - start), 10, color=COLORS[0]))
         shapes.append(text(max(start, end) + 4, y + 4, tick_text(shown[0]) if shown else "–"))
@@ -57,7 +58,7 @@ def boxes(rows: Mapping[str, Sequence[float]], *, x_label: str) -> Plot:
     """Draw how values spread in each row: a line from the least to the largest, a box over the middle half, the median.
 
     Args:
-        rows: name → values; those that are not finite are left out.
+        rows: name → values; values that are not finite are left out.
         x_label: what the values are.
     """
     kept = {name: finite(values) for name, values in rows.items()}
@@ -79,7 +80,7 @@ def intervals(rows: Mapping[str, tuple[float, float]], *, x_label: str) -> Plot:
     """Draw an interval for each name, on an axis that is linear around 0 and logarithmic beyond 1.
 
     Args:
-        rows: name → least and largest value.
+        rows: name → smallest and largest value.
         x_label: what the values are.
     """
     kept = finite(value for bounds in rows.values() for value in bounds)
@@ -96,7 +97,7 @@ def relative_intervals(rows: Mapping[str, tuple[float, float]], *, x_label: str)
     """Draw intervals over a shaded band from 0 to 1, the interval that all are compared with.
 
     Args:
-        rows: name → interval, in units of its own reference. An end beyond -1 or 2 is drawn there, with a dot.
+        rows: name → interval, in units of its own reference. An end below -1 or above 2 is drawn there, with a dot.
         x_label: what the values are.
     """
     frame = _Frame(list(rows), -1.0, 2.0)
@@ -116,12 +117,12 @@ def _interval(frame: "_Frame", index: int, low: float, high: float) -> str:
 
 
 class _Frame:
-    """Where rows and values lie, and the axis below them.
+    """Positions of rows and values, and the axis below them.
 
     Args:
-        names: one per row.
-        low, high: ends of the axis, bent.
-        bend: what makes positions of values; by default nothing.
+        names: names of the rows.
+        low, high: ends of the axis, after bending.
+        bend: function that maps values to positions on the axis; by default none.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class _Frame:
     def _ticks(self) -> list[float]:
         if self._bend(2.0) == 2.0:
             return ticks(self._low, self._high)
-        # On an axis of few powers of ten, three times each as well.
+        # On an axis with few powers of ten, ticks are also at three times each power.
         steps = (1, 3) if self._high - self._low < 8 else (1,)
         values = [sign * step * 10.0**power for power in range(7) for step in steps for sign in (-1, 1)]
         return sorted(value for value in [0.0, *values] if self._low <= self._bend(value) <= self._high)

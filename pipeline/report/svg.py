@@ -9,7 +9,7 @@ from pipeline.report.text import escape
 # Markup of a plot. Only the functions of this package make it, and they escape all text.
 Plot = NewType("Plot", str)
 
-# In units of a plot, which is 400 wide: about a pixel on a phone.
+# Width of a plot, and size of its font, in units of a plot. A unit is about a pixel on a phone.
 WIDTH = 400
 FONT = 11
 # Average width of a letter, to fit texts into boxes.
@@ -23,9 +23,9 @@ def plot(label: str, height: float, shapes: Iterable[str]) -> Plot:
     """Return a plot of shapes, 400 units wide, which a page scales.
 
     Args:
-        label: what it shows, for those who cannot see it.
-        height: in units.
-        shapes: markup.
+        label: description of the plot, for people who cannot see it.
+        height: height in units of the plot.
+        shapes: SVG markup of the shapes.
     """
     body = "".join(shapes)
     head = f'<svg viewBox="0 0 {WIDTH} {number(height)}" role="img" aria-label="{escape(label)}" font-size="{FONT}">'
@@ -82,7 +82,7 @@ def value_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def scale(value: float, low: float, high: float, start: float, stop: float) -> float:
-    """Return where a value of [low, high] lies in [start, stop]; beyond it, the nearer end."""
+    """Return the place in [start, stop] of a value in [low, high]; a value outside it gets the nearer end."""
     share = (value - low) / (high - low)
     return start + min(1.0, max(0.0, share)) * (stop - start)
 

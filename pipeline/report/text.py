@@ -22,7 +22,7 @@ def escape(text: str) -> str:
 
 def shortened(name: str, limit: int = LONGEST_NAME) -> str:
     """Return a name of at most `limit` characters, without credentials, with an ellipsis for the rest."""
-    # Before the cut, which may go through a credential.
+    # Credentials are left out before the cut, which may go through one.
     name = without_credentials(name)
     return name if len(name) <= limit else f"{name[: limit - 1]}{_LEFT_OUT}"
 

@@ -19,9 +19,9 @@ class Tile:
 
     Attributes:
         picture: a PNG file.
-        size: its width and height, in pixels.
-        caption: a line of text, or several.
-        outline: an SVG path in the picture's pixels; empty for none.
+        size: width and height of the picture, in pixels.
+        caption: one or several lines of text.
+        outline: SVG path in pixels of the picture; empty for none.
     """
 
     picture: bytes
@@ -35,9 +35,9 @@ def tile(pixels: np.ndarray, caption: str, *, kept: Collection[int] | None = Non
 
     Args:
         pixels: uint8 [H, W, C] with 1 or 3 channels.
-        caption: below it.
-        kept: patches to outline, row-major; None outlines nothing, and so do all patches.
-        grid_size: patches in a row and in a column.
+        caption: text below the picture.
+        kept: patches to outline, numbered row by row. Nothing is outlined for None, or if all patches are kept.
+        grid_size: number of patches in a row and in a column.
     """
     small = shrunk(pixels, LARGEST_SIDE)
     path = "" if kept is None or len(kept) == grid_size**2 else outline(kept, grid_size, small.size)
@@ -48,9 +48,9 @@ def outline(kept: Collection[int], grid_size: int, size: tuple[int, int]) -> str
     """Return the border between kept patches and all others, as an SVG path.
 
     Args:
-        kept: patches, row-major.
-        grid_size: patches in a row and in a column.
-        size: width and height of the picture.
+        kept: kept patches, numbered row by row.
+        grid_size: number of patches in a row and in a column.
+        size: width and height of the picture, in pixels.
     """
     wide, high = size[0] / grid_size, size[1] / grid_size
     inside = {divmod(index, grid_size) for index in kept}

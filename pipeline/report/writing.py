@@ -22,7 +22,7 @@ def write_page(output: str, make: Callable[[], str]) -> str | None:
 
     Args:
         output: folder of the job.
-        make: returns the page.
+        make: function that returns the page.
 
     Returns:
         URI of the page; None if it could not be written.
@@ -46,8 +46,8 @@ def write_extra(uri: str, make: Callable[[], bytes]) -> str | None:
     shows unreadable.
 
     Args:
-        uri: of the file.
-        make: returns its content.
+        uri: location of the file.
+        make: function that returns the content of the file.
 
     Returns:
         The URI; None if it could not be written.

@@ -22,7 +22,7 @@ from pipeline.storage.locations import filesystem, is_there, location_errors, re
 from pipeline.storage.placing import grows_in_place, is_on, place_whole
 from pipeline.transient import driver_errors, is_forbidden
 
-# Bytes that a remote file is read ahead: s3fs would fetch 50 MiB with each column of a row group.
+# Number of bytes that are read ahead of a remote file: s3fs would fetch 50 MiB with each column of a row group.
 _READ_AHEAD = 2**18
 
 
@@ -34,8 +34,8 @@ def write_bytes(uri: str, content: bytes, *, temporary_in: str | None = None) ->
     has the name for a moment, and a process killed then leaves none.
 
     Args:
-        uri: the file.
-        content: all of it.
+        uri: location of the file.
+        content: the whole content of the file.
         temporary_in: folder for the temporary file, on the same disk; by default the file's own folder. An object store
             needs none.
 
@@ -185,8 +185,8 @@ def bring_beside(uri: str, name: str, copy: Path) -> None:
     """Copy a second file from beside a file to beside its local copy, unless it is there.
 
     Args:
-        uri: the first file.
-        name: of the second file, relative to the folder of the first.
+        uri: location of the first file.
+        name: path of the second file, relative to the folder of the first one.
         copy: local path of the first file, from `local_file`.
 
     Raises:

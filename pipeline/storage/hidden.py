@@ -3,13 +3,13 @@
 import re
 
 _OF_SYSTEMS = re.compile(
-    # The disk itself, on Linux and Windows; `found.000` is of a check.
+    # Folders of the file system itself, on Linux and Windows; a disk check leaves `found.000`.
     r"lost\+found|found\.\d{3}|system volume information|\$recycle\.bin"
-    # Views of folders: Windows, and the network's on a Mac.
+    # How folders look: files of Windows, and of network folders on a Mac.
     r"|thumbs\.db(:.*)?|ehthumbs(_vista)?\.db|desktop\.ini|network trash folder|temporary items"
-    # Storage of Synology, QNAP and NetApp: thumbnails, deleted files and states of before.
+    # Storage of Synology, QNAP and NetApp: thumbnails, deleted files and snapshots.
     r"|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|~snapshot"
-    # Archives of macOS, and Python beside modules.
+    # Folders in archives of macOS, and Python's own beside modules.
     r"|__macosx|__pycache__",
     re.IGNORECASE,
 )
@@ -19,6 +19,6 @@ def is_hidden(segment: str) -> bool:
     """Return whether the name of a file or folder is hidden (`.x`), or is one that no user gives (`lost+found`).
 
     Args:
-        segment: of a path, without `/`.
+        segment: part of a path, without `/`.
     """
     return segment.startswith(".") or _OF_SYSTEMS.fullmatch(segment) is not None

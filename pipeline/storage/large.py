@@ -29,7 +29,7 @@ def new_file(uri: str, *, temporary_in: str) -> Iterator[Path]:
     uploaded. A process killed at any moment leaves no file at `uri`, or all of it; it may leave a temporary file.
 
     Args:
-        uri: the file.
+        uri: location of the file.
         temporary_in: folder for the temporary file, on the same disk; an object store needs none.
 
     Raises:

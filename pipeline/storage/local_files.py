@@ -39,12 +39,12 @@ def temporary_path(target: Path, folder: Path) -> Path:
 
 
 def temporary_name(name: str) -> str:
-    """Return a new name for what will be moved to a file of a name; readers pass by it."""
+    """Return a new hidden name for a file that will be renamed to this name; readers ignore it."""
     return f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def create_locally(target: Path, content: bytes) -> bool:
-    """Write a file unless it exists, and return whether this call wrote it; of several at once, one does."""
+    """Write a file unless it exists, and return whether this call wrote it; of several calls at once, one does."""
     with _temporary(target, target.parent, content) as temporary:
         try:
             os.link(temporary, target)

@@ -27,7 +27,7 @@ from pipeline.credentials import remember_credentials, without_credentials
 from pipeline.errors import DatasetError, as_line
 from pipeline.transient import driver_errors
 
-# How many files to read at a time where each is small, or little of it is needed: each takes a round trip to the store.
+# Number of files to read at a time if each is small, or little of it is needed: each takes a round trip to the store.
 READ_THREADS = 32
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # RFC 8089 also allows a single slash.
@@ -128,7 +128,7 @@ def _local_path(uri: str) -> str:
     path = os.path.expanduser(uri[match.end() :] if match else uri)
     while path.startswith("./"):
         path = path[2:].lstrip("/")
-    # Not `abspath`, which would resolve `..` after a symbolic link wrongly.
+    # `abspath` is not used, because it resolves `..` after a symbolic link wrongly.
     here = "" if os.path.isabs(path) else _working_folder(uri)
     return os.path.join(here, "" if path == "." else path).rstrip("/") or "/"
 
@@ -157,10 +157,10 @@ def join(uri: str, *names: str) -> str:
 
 
 def is_there(path: str) -> bool:
-    """Return whether a local file or folder exists; what may not be looked at is an error, and not missing.
+    """Return whether a local file or folder exists. One that may not be looked at is an error, and not missing.
 
     Raises:
-        OSError: it is not known.
+        OSError: it is not known whether it exists.
     """
     try:
         os.stat(path)

@@ -25,7 +25,7 @@ _FILE_SYSTEMS = {"hdfs", "arrow_hdfs", "webhdfs", "webHDFS", "sftp", "ssh", "ftp
 def grows_in_place(fs: Any) -> bool:
     """Return whether others see a file on this storage while it is being written."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    # What a cache or a chroot works on.
+    # The file system that a cache or a chroot works on.
     inner = getattr(fs, "fs", None)
     return not protocols.isdisjoint(_FILE_SYSTEMS) or (isinstance(inner, AbstractFileSystem) and grows_in_place(inner))
 
@@ -34,10 +34,10 @@ def is_on(fs: Any, path: str) -> bool:
     """Return whether a file or folder exists.
 
     Raises:
-        OSError, or an error of the driver: it is not known. Most `exists` of fsspec answer "no" then.
+        OSError, or an error of the driver: it is not known. Most implementations of fsspec's `exists` answer "no" then.
     """
     if isinstance(fs, AsyncFileSystem):
-        # To a web server's refusal, or none to ask, that of HTTP answers "no" too, unless it is told to be strict.
+        # For HTTP, `exists` also answers "no" if the server refuses or is not there, unless it is told to be strict.
         strict = {"strict": True} if "strict" in inspect.signature(fs._exists).parameters else {}
         return bool(fs.exists(path, **strict))
     try:
@@ -53,11 +53,11 @@ def place_whole(fs: Any, path: str, write: Callable[[str], object], temporary_in
     """Make a file appear at a path when it is complete.
 
     Args:
-        fs: the storage, not of this machine.
-        path: of the file.
-        write: writes the file at the path that it is given.
+        fs: file system of a storage other than this machine's disks.
+        path: path of the file on it.
+        write: function that writes the file at the path that it is given.
         temporary_in: folder for the temporary file of a file system.
-        replace: whether to replace a file that is there.
+        replace: whether to replace a file that is there already.
 
     Returns:
         Whether the file was put there; False where another one is, and is not to be replaced.
@@ -95,7 +95,7 @@ def _move(fs: Any, temporary: str, path: str, *, replace: bool) -> bool:
     try:
         fs.mv(temporary, path)
     except (OSError, *driver_errors()) as error:
-        # Without the temporary file it is not known whose file is there: that of before, or the one to be put there.
+        # If the temporary file is gone, the file at the path may be the old one, or the one that was moved there.
         if not (_says_it_exists(error) and is_on(fs, temporary) and is_on(fs, path)):
             raise
     fs.invalidate_cache()
@@ -114,7 +114,7 @@ def _says_it_exists(error: BaseException) -> bool:
 
 
 def _replace(fs: Any, temporary: str, path: str) -> None:
-    """Put a file in the place of another one, which comes back if that fails."""
+    """Put a file in the place of another one; if that fails, the other one is put back."""
     aside = posixpath.join(posixpath.dirname(temporary), temporary_name(posixpath.basename(path)))
     try:
         fs.mv(path, aside)
@@ -134,6 +134,6 @@ def _replace(fs: Any, temporary: str, path: str) -> None:
     finally:
         with contextlib.suppress(OSError, *driver_errors()):
             fs.invalidate_cache()
-            # What could not come back is all that is left.
+            # A file that could not be put back is the only copy left, and stays.
             if is_on(fs, aside) and is_on(fs, path):
                 fs.rm_file(aside)

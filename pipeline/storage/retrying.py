@@ -17,7 +17,7 @@ def with_retries(work: Callable[[], T], *, delays_s: Sequence[float] | None = No
     """Read or write, and try again a few times, because the trouble may pass.
 
     Args:
-        work: to do.
+        work: function that reads or writes.
         delays_s: seconds before each further attempt, `RETRY_DELAYS_S` by default.
 
     Raises:
@@ -42,7 +42,7 @@ def look_again(is_there: Callable[[], bool], delays_s: Sequence[float]) -> bool:
     """Return whether a file is there, looking again where it is not: some stores show a new one only after a moment.
 
     Args:
-        is_there: looks for it.
+        is_there: function that looks for the file.
         delays_s: seconds before each look, the first one too.
     """
     for delay_s in delays_s:

@@ -78,7 +78,7 @@ def _delete_probe(uri: str, probe: str) -> None:
 
 
 def _file_above(uri: str) -> Path | None:
-    """Return the local file that takes the place of a folder, or of one above it; None if there is none."""
+    """Return the local file that has the name of a folder, or of a folder above it; None if there is none."""
     return next((folder for folder in _and_above(uri) if os.path.exists(folder) and not os.path.isdir(folder)), None)
 
 

@@ -30,7 +30,7 @@ from pipeline.synthesis.rows import RowReader
 from pipeline.synthesis.snapshots import Snapshots
 from pipeline.workers import pick_device
 
-# What a process takes of a GPU's memory before it allocates any, rounded up.
+# GPU memory that a process takes for its CUDA context, before it allocates anything; rounded up.
 _CONTEXT_BYTES = 2**30
 
 
@@ -38,8 +38,8 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
     """Let the same shard give the same bytes on a GPU, run after run.
 
     Args:
-        device: of this process.
-        strict: refuse operations that have no deterministic kernel, instead of warning.
+        device: device that this process computes on.
+        strict: whether to refuse operations that have no deterministic kernel, instead of warning of them.
     """
     if device.type != "cuda":
         return
@@ -62,11 +62,11 @@ def limit_memory(device: torch.device, actors: int) -> None:
     Otherwise the batches of a shard, which decide how its pixels are rounded, would depend on the GPU's other actors.
 
     Args:
-        device: of this process.
-        actors: that share it.
+        device: device that this process computes on.
+        actors: number of actors that share the device.
 
     Raises:
-        ConfigError: nothing would be left.
+        ConfigError: the share is smaller than what a process takes of the memory in any case.
     """
     if device.type != "cuda" or actors == 1:
         return
@@ -85,15 +85,15 @@ class InvertedShard:
     """The images of one shard after inversion, before they are encoded.
 
     Attributes:
-        shard_id: of the shard.
-        class_names: of the teacher.
-        columns: the contract's, but for `image`: uint8 [H, W, C] each.
-        snapshots: how the first images formed, as plain data, if that was watched.
-        halvings: (step, images in one forward from then on), where memory ran out for more.
-        num_steps: taken by each start, in order; fewer than the others' where it ended early.
-        compile_s: seconds in which graphs were compiled.
-        peak_bytes: most memory of the GPU that was allocated while the shard was inverted; on a CPU, most memory that
-            the process has held so far.
+        shard_id: number of the shard.
+        class_names: names of the teacher's classes.
+        columns: values of the dataset contract's columns, one per image; `image` is uint8 [H, W, C], not encoded yet.
+        snapshots: how the first images formed, as plain data; None if nobody asked for it.
+        halvings: one entry for each time that memory ran out: (step, images in one forward pass from then on).
+        num_steps: number of steps that each start took, in order; fewer where an image ended early.
+        compile_s: seconds spent compiling graphs.
+        peak_bytes: on a GPU, the most memory that was allocated while the shard was inverted; on a CPU, the most memory
+            that the process has held so far.
     """
 
     shard_id: int
@@ -107,7 +107,7 @@ class InvertedShard:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The contract's columns. Made when they are asked for: encoding images needs no GPU."""
+        """Rows of the dataset contract. They are made only when asked for, because encoding images needs no GPU."""
         images = schema.image_column(self.columns["image"], self.columns["image_id"])
         arrow_schema = schema.part_schema(self.class_names, self.shard_id)
         columns = {**self.columns, "image": images}
@@ -135,19 +135,19 @@ class Inverter:
     shard's other images as well. With `rebirth` v, v images that follow each other come of one start and share a label.
 
     Args:
-        config: of the dataset; the actor loads the teacher itself. Local paths in it must be absolute, as `located`
-            makes them: an actor has a working folder of its own.
+        config: settings of the dataset, from which the actor loads the teacher itself. Local paths in it must be
+            absolute, as `located` makes them, because an actor has a working folder of its own.
 
     Raises:
         ModelError, CheckpointError, ConfigError: the teacher cannot be loaded, or not with this config.
     """
 
-    # Set where shards belong to a dataset, beside which their checkpoints lie.
+    # None where shards belong to no dataset: checkpoints lie beside the dataset's parts.
     checkpoints: Checkpoints | None = None
 
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
-        # For the thread that makes it, which inverts and does nothing else.
+        # This holds for the thread that makes the actor, which inverts and does nothing else.
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device, "pool.device")
         limit_memory(self.device, config.pool.actors_per_gpu)
@@ -182,9 +182,9 @@ class Inverter:
         """Invert one shard, and score its images as they will be stored.
 
         Args:
-            shard_id: decides the seeds, with the ids.
-            labels: one per image.
-            image_ids: one per image.
+            shard_id: number of the shard, from which the seeds are derived, together with the image ids.
+            labels: class of each image.
+            image_ids: name of each image.
             watched: number of images of which snapshots are taken; it changes nothing else.
 
         Raises:

@@ -20,7 +20,7 @@ from pipeline.synthesis.input_synthesis import ImagesToMake
 _LOOK_EVERY_S = 1.0
 # A listing costs more than a look at a file, and failures are few.
 _LIST_EVERY_S = 10.0
-# For stores that show a new file only after a moment.
+# Seconds before a last look, for stores that show a new file only after a moment.
 _LAST_LOOK_S = 3.0
 
 
@@ -29,9 +29,10 @@ class PartArrivals:
     """The parts of a dataset that is being made; see `pipeline.dataset.source.Arrivals`.
 
     Attributes:
-        output: of the dataset.
-        ending: an `ExitCode` actor, which learns how the synthesis ended.
-        failed_before: shard id → failure record that was there before the synthesis began, which tries them again.
+        output: folder of the dataset.
+        ending: an `ExitCode` actor, which is told how the synthesis ended.
+        failed_before: shard id → failure record that was there before the synthesis began. The synthesis tries these
+            shards again.
     """
 
     output: str
@@ -63,7 +64,7 @@ class PartArrivals:
         """Check that no shard failed since the synthesis began.
 
         Raises:
-            MissingImagesError: one did; the message says why.
+            MissingImagesError: a shard failed; the message says why.
             DatasetError: the store kept failing to answer.
         """
         shard_ids = storage.with_retries(lambda: store.failed_shards(self.output))
@@ -96,7 +97,7 @@ def expected_parts(to_make: ImagesToMake | None) -> Iterator[PartArrivals | None
     """Let readers wait for the missing parts of a dataset within the context; the cluster must be joined.
 
     Args:
-        to_make: the images, if any.
+        to_make: images that a synthesis is to make; None if there is none.
 
     Yields:
         What readers wait with; None where all images are there.

@@ -9,11 +9,11 @@ from pipeline.synthesis.records import Running
 
 # Ray Data gives each worker the turn that it has and the next one.
 TURNS_PER_WORKER = 2
-# Longer than a worker takes between two shards.
+# Seconds without work after which a pass may end: longer than a worker takes between two shards.
 _BETWEEN_SHARDS_S = 3.0
-# Waited for another machine, if the cluster can grow.
+# Seconds to wait for another machine where the cluster can grow.
 _GROWING_S = 60.0
-# After this time nobody waits any more for a process that Ray is to start in the place of one that ended itself.
+# Seconds to wait for the process that Ray starts in the place of one that ended itself.
 _RESTART_S = 120.0
 
 
@@ -23,8 +23,8 @@ class AtWork:
 
     Attributes:
         running: shard id → the process that inverts or writes it.
-        loading: worker → device, of those that load the teacher.
-        leaving: worker → device and time, of those whose process ended itself and is started again.
+        loading: worker → its device, for workers that load the teacher.
+        leaving: worker → its device and when it left, for workers whose process ended itself and is started again.
     """
 
     running: dict[int, Running] = field(default_factory=dict)
@@ -64,9 +64,9 @@ class Room:
     """How many workers the cluster can still give a pass, and how long to wait for them.
 
     Attributes:
-        seats: workers that the cluster has room for now.
-        fixed: whether no more nodes can join it.
-        start_timeout_s: how long to wait for workers that Ray is still starting.
+        seats: number of workers that the present nodes have room for.
+        fixed: whether no more nodes can join the cluster.
+        start_timeout_s: seconds to wait for workers that Ray is still starting.
     """
 
     seats: int
@@ -77,9 +77,9 @@ class Room:
         """Return how many seconds without activity end the pass.
 
         Args:
-            num_waiting: workers of retired devices, which wait for the others.
-            num_turns_left: turns that no worker has yet.
-            any_left: whether shards are not done.
+            num_waiting: number of workers whose device is retired; they wait for the others.
+            num_turns_left: number of turns that no worker has yet.
+            any_left: whether any shard is not done.
         """
         if not any_left:
             # The driver ends the pass, once it has heard of all.

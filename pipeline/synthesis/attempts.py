@@ -24,9 +24,9 @@ from pipeline.synthesis.outcome import Outcome
 from pipeline.synthesis.records import Begun, Refusal, Running, ShardRecord
 from pipeline.synthesis.shard_queue import Turns
 
-# After this time a device does what it failed on itself, if nobody else is there: sooner than the pass is over.
+# After so many seconds a device that is alone retries the shards that it failed on; a pass ends only later.
 _ALONE_S = 1.0
-# Between two looks at which nodes are there.
+# Seconds between two looks at which nodes are alive.
 _LOOK_S = 5.0
 
 
@@ -34,10 +34,9 @@ class Attempts:
     """Attempts of one run; the driver makes this class a Ray actor.
 
     Args:
-        max_attempts: attempts at a shard before it is given up.
-        actors_per_gpu: actors that share a GPU, and fail together with it.
-        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but it does not use
-            up one of `max_attempts`.
+        max_attempts: number of attempts at a shard before it is given up.
+        actors_per_gpu: number of actors that share a GPU, and fail together with it.
+        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but not counted.
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
@@ -62,10 +61,10 @@ class Attempts:
 
         Args:
             shard_ids: shards to do in this pass, in order.
-            seats: number of workers that the cluster has room for now.
-            fixed_size: whether no more nodes can join the cluster.
-            start_timeout_s: how long to wait for workers that Ray is still starting.
-            num_turns: of the pass; by default one for each shard.
+            seats: number of workers that the present nodes have room for.
+            fixed_size: whether no more nodes can join the cluster, as `pipeline.cluster.is_fixed_size` says.
+            start_timeout_s: seconds to wait for workers that Ray is still starting.
+            num_turns: number of turns of the pass; by default one for each shard.
 
         Returns:
             The numbers of its turns.
@@ -80,7 +79,7 @@ class Attempts:
         return numbers
 
     def retired(self) -> dict[Device, str]:
-        """Return the devices that get no more work, and why."""
+        """Return device → why it gets no more work."""
         return dict(self._devices.retired)
 
     def last_errors(self) -> tuple[str, str]:
@@ -95,11 +94,11 @@ class Attempts:
         """Register a worker's turn, and return whether the worker may go on.
 
         Args:
-            worker: id of its actor, which stays the same when Ray restarts it.
-            device: the device it computes on.
-            name: of its process.
-            loaded: whether it has loaded the teacher; otherwise it does so next.
-            turn: that it has.
+            worker: id of the worker's actor, which stays the same when Ray restarts it.
+            device: the device that the worker computes on.
+            name: name of the actor's process.
+            loaded: whether the worker has loaded the teacher. If not, it does so next.
+            turn: number of the turn that the worker has.
 
         Returns:
             Whether it may work; if not, its device is retired, or the turn's pass is over.
@@ -181,7 +180,7 @@ class Attempts:
         return Begun(shard_id, deaths, refusal, attempt=shard.num_begun)
 
     def inverted(self, device: Device, shard_id: int) -> None:
-        """Record that a shard is inverted, and what is left is to write it."""
+        """Record that a shard is inverted, and only needs to be written."""
         self._last_event = time.monotonic()
         self._devices.clear(device)
         if shard_id in self._at_work.running:
@@ -191,21 +190,21 @@ class Attempts:
         """Record that a shard is done, or failed for a reason that is not the device's.
 
         Args:
-            device, shard_id: of the worker, and of the shard.
-            made: outcome of a shard that this run made; None of one that failed, or that another run made.
+            device, shard_id: the worker's device, and the shard that ended.
+            made: outcome of a shard that this run made; None if it failed, or if another run made it.
         """
         self._last_event = time.monotonic()
         running = self._at_work.running.pop(shard_id, None)
         if running is not None:
             self._turns.end(running.worker, running.turn, shard_id, made)
         self._left.discard(shard_id)
-        # One that was written after an error was inverted before it.
+        # A shard that was inverted before an error, and written after it, does not clear the device of that error.
         if running is None or not running.inverted:
             self._devices.clear(device)
         if made is not None:
-            # All else that was remembered of it is of no more use, and there may be millions.
+            # The rest of the shard's record is useless now, and there may be millions of shards.
             shard = self._shards.pop(shard_id, None)
-            # One that was done, and whose part was gone, is made without being begun again.
+            # A shard that was done, and whose part was gone, is made again without being begun again.
             self._done[shard_id] = shard.num_begun if shard else self._done.get(shard_id, 0) + 1
 
     def reject(self, node: str, shard_id: int, reason: str) -> None:
@@ -223,8 +222,9 @@ class Attempts:
         Args:
             worker: id of the worker's actor.
             device: the device that failed.
-            reason: in one line.
-            shard_id: the shard that the worker had begun, and now gives back or up; None if it was loading the teacher.
+            reason: what went wrong, in one line.
+            shard_id: the shard that the worker had begun and now hands back or gives up; None if it was loading the
+                teacher.
             trace: traceback of the error, if it helps to find the cause.
 
         Returns:

@@ -19,7 +19,7 @@ import ray.exceptions
 from ray.actor import ActorHandle
 
 import pipeline
-from pipeline.cluster.autoscaler import node_types
+from pipeline.cluster.autoscaler import is_fixed_size, node_types
 from pipeline.errors import MissingImagesError
 from pipeline.log import logger
 from pipeline.synthesis.arrivals import PartArrivals
@@ -39,8 +39,8 @@ class Synthesis:
     """A synthesis that runs in a process of its own.
 
     Attributes:
-        process: that it runs in.
-        arrivals: what readers wait for its parts with.
+        process: the process that it runs in.
+        arrivals: what readers use to wait for its parts.
     """
 
     process: subprocess.Popen[bytes]
@@ -63,15 +63,12 @@ class Synthesis:
 
 
 @contextmanager
-def background_synthesis(
-    to_make: ImagesToMake | None, arrivals: PartArrivals | None, *, fixed_size: bool
-) -> Iterator[Synthesis | None]:
+def background_synthesis(to_make: ImagesToMake | None, arrivals: PartArrivals | None) -> Iterator[Synthesis | None]:
     """Make the missing images of a dataset in a process that ends with the context; the cluster must be joined.
 
     Args:
-        to_make: the images, if any.
-        arrivals: what readers wait for them with, from `expected_parts`; None if all are there.
-        fixed_size: whether no more nodes can join the cluster.
+        to_make: images to make; None if there are none.
+        arrivals: what readers use to wait for the images, from `expected_parts`; None if all images are there.
 
     Yields:
         The synthesis; None where there is nothing to make.
@@ -82,14 +79,14 @@ def background_synthesis(
     if to_make is None or arrivals is None:
         yield None
         return
-    # The process that joins this cluster cannot know that no node will come, and would wait for one.
-    pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)), fixed_size=fixed_size)
+    # Raises in this process if the cluster is too small; the other process would only end with an exit code.
+    pool_options(to_make.plan.config, max(1, len(to_make.plan.to_do)))
     process = _start(to_make.path)
     watch = Thread(target=_watch, args=(process, arrivals.ending), daemon=True)
     watch.start()
     try:
         yield Synthesis(process, arrivals)
-        # All parts are there; what people look at may not be.
+        # The training has read all parts, but the report and the pictures may not be written yet.
         exit_code = process.wait()
         if exit_code:
             logger.warning(f"the synthesis of {arrivals.output!r} made all images and ended with exit code {exit_code}")
@@ -105,7 +102,7 @@ def _start(path: str) -> subprocess.Popen[bytes]:
     its own, so that Ctrl-C reaches this process alone, which passes it on.
     """
     address = ray.get_runtime_context().gcs_address
-    # Where this package lies, so does `jobs`.
+    # The folder of this package, which holds `jobs` too, must be in the module path.
     paths = [str(Path(pipeline.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return subprocess.Popen(
         [*_COMMAND, "--config", path, "--shard_order", "shuffled", *_level()],
@@ -124,7 +121,7 @@ def _level() -> list[str]:
 
 def _watch(process: subprocess.Popen[bytes], ending: ActorHandle) -> None:
     exit_code = process.wait()
-    # Where the cluster is gone, those who wait for parts are too.
+    # If the cluster is gone, so are those who wait for parts.
     with suppress(ray.exceptions.RayError):
         ray.get(ending.set.remote(exit_code))
 
@@ -137,29 +134,28 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         logger.warning(f"the synthesis did not stop within {_STOP_S:g} s: it is killed")
     finally:
-        # Also where a second Ctrl-C came.
+        # Also if a second Ctrl-C interrupted the wait.
         process.kill()
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
 
 
-def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: bool) -> bool:
+def has_room(to_make: ImagesToMake, others: Mapping[str, float]) -> bool:
     """Return whether the cluster has room for the pool of a synthesis and for others; say so where it does not.
 
     Where what an autoscaler can bring is not known, it is taken to be enough.
 
     Args:
-        to_make: the images of a training.
-        others: resources of what is to run beside it, by Ray's names.
-        fixed_size: whether no more nodes can join the cluster.
+        to_make: images of a training that are to be made.
+        others: resources that will be taken beside the synthesis, by Ray's names.
     """
     plan, pool = to_make.plan, to_make.plan.config.pool
     actor, present = needs(pool), seats(pool)
     name, each = ("GPU", actor.num_gpus) if actor.on_gpu else ("CPU", float(actor.num_cpus))
-    there = _most(name, fixed_size=fixed_size)
-    # No more than the nodes have room for, which `label_selector` may choose from.
-    reachable = reachable_seats(pool, present, fixed_size=fixed_size)
+    there = _most(name)
+    # The pool may be smaller than the resources allow: `label_selector` may leave out nodes.
+    reachable = reachable_seats(pool, present)
     actors, taken = int(min(pool.max_size, len(plan.to_do), reachable)), others.get(name, 0.0)
     if there is None or actors * each + taken <= there:
         return True
@@ -173,10 +169,10 @@ def has_room(to_make: ImagesToMake, others: Mapping[str, float], *, fixed_size: 
     return False
 
 
-def _most(name: str, *, fixed_size: bool) -> float | None:
+def _most(name: str) -> float | None:
     """Return how much of a resource the cluster has, or will have at most; None if that is not known."""
     there = ray.cluster_resources().get(name, 0.0)
-    if fixed_size:
+    if is_fixed_size():
         return there
     coming = node_types()
     if coming is None:

@@ -10,10 +10,10 @@ class DeviceErrors:
     """Errors of the devices of a run.
 
     Args:
-        actors_per_gpu: actors that share a GPU, and fail together with it.
+        actors_per_gpu: number of actors that share a GPU, and fail together with it.
 
     Attributes:
-        retired: devices that get no more work, and why.
+        retired: device that gets no more work → why.
     """
 
     def __init__(self, actors_per_gpu: int) -> None:
@@ -21,7 +21,7 @@ class DeviceErrors:
         self._actors_per_gpu = actors_per_gpu
         self._counts: dict[Device, int] = {}
         self._seen: set[Device] = set()
-        # Node → why it gets no more work, whichever of its devices is seen later.
+        # Node → why none of its devices gets any more work, not even one that is first seen later.
         self._retired_nodes: dict[str, str] = {}
 
     def see(self, device: Device) -> None:
@@ -42,11 +42,11 @@ class DeviceErrors:
         self._counts.pop(device, None)
 
     def retire_node(self, node: str, reason: str) -> None:
-        """Retire all devices of a node, those that get a worker later too.
+        """Retire all devices of a node, including those that get a worker later.
 
         Args:
-            node: `Device.node` of the devices.
-            reason: why.
+            node: name of the node, as `Device.node` gives it.
+            reason: why it is retired, in one line.
         """
         self._retired_nodes.setdefault(node, reason)
         for device in list(self._seen):

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from pipeline.cluster.autoscaler import node_types
+from pipeline.cluster.autoscaler import is_fixed_size, node_types
 from pipeline.synthesis.config import PoolConfig
 from pipeline.synthesis.devices import Device
 from pipeline.synthesis.selectors import Selector, matches, ray_options
@@ -17,11 +17,11 @@ class Needs:
     """Needs of an actor.
 
     Attributes:
-        on_gpu: whether it computes on a GPU.
-        actors_per_gpu: actors that share a GPU.
-        num_gpus: its share of one GPU; 0 without.
-        num_cpus: CPU cores.
-        selectors: the node must match one of them, the first if possible; any node will do if there is none.
+        on_gpu: whether the actor computes on a GPU.
+        actors_per_gpu: number of actors that share a GPU.
+        num_gpus: share of one GPU that the actor takes; 0 without a GPU.
+        num_cpus: number of CPU cores that the actor takes.
+        selectors: label selectors in order of preference, one of which the node must match; empty if any node will do.
     """
 
     num_gpus: float
@@ -37,8 +37,8 @@ class Needs:
         """Return how many actors fit on an idle node; one whose labels are not known is taken to be selected.
 
         Args:
-            resources: of the node, by Ray's names.
-            labels: of the node; `None` if they are not known.
+            resources: resources of the node, by Ray's names.
+            labels: labels of the node; `None` if they are not known.
         """
         chosen = labels is None or any(matches(labels, selector) for selector in self.selectors)
         if self.selectors and not chosen:
@@ -63,7 +63,7 @@ class Needs:
 
 
 def needs(pool: PoolConfig) -> Needs:
-    """Return what an actor needs, given the nodes that are there and those that may come."""
+    """Return what an actor needs, given the present nodes and those that the autoscaler can bring."""
     return _choose(pool)[0]
 
 
@@ -104,7 +104,7 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     """Return how many actors the present nodes have room for, if nothing else runs on them.
 
     Args:
-        pool: settings.
+        pool: settings of the pool.
         without: devices that must get no actor.
     """
     actor, total = needs(pool), 0
@@ -116,15 +116,14 @@ def seats(pool: PoolConfig, *, without: Sequence[Device] = ()) -> int:
     return total
 
 
-def reachable_seats(pool: PoolConfig, present: int, *, fixed_size: bool) -> float:
+def reachable_seats(pool: PoolConfig, present: int) -> float:
     """Return how many actors there will be room for once the autoscaler has brought all it can.
 
     Args:
-        pool: settings.
-        present: seats on the present nodes.
-        fixed_size: whether no more nodes can join the cluster.
+        pool: settings of the pool.
+        present: number of actors that the present nodes have room for.
     """
-    if fixed_size:
+    if is_fixed_size():
         return present
     coming, actor = node_types(), needs(pool)
     if coming is None:

@@ -42,12 +42,12 @@ class _File:
     """The checkpoint of one shard, and what the driver should know of it.
 
     Attributes:
-        uri: where it lies.
-        there: whether it may exist.
-        resumed: a line that says where the shard went on from it; empty if it did not.
+        uri: location of the checkpoint.
+        there: whether the checkpoint may exist.
+        resumed: line that says from which step the shard was resumed; empty if it was not.
         notes: lines for the driver about what went wrong.
-        reported: whether a failed write is among the notes already.
-        seconds: that earlier attempts spent, read from the checkpoint.
+        reported: whether the notes mention a failed write already.
+        seconds: seconds that earlier attempts spent, as the checkpoint states.
     """
 
     uri: str
@@ -65,9 +65,9 @@ class Checkpoints:
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
+        digest: digest of the dataset.
         every_s: seconds between two checkpoints of a shard.
-        noticed: returns whether the worker's node is about to be taken; asked every few seconds.
+        noticed: function that returns whether the worker's node is about to be taken; it is called every few seconds.
     """
 
     def __init__(self, output: str, digest: str, every_s: float, noticed: Callable[[], bool] | None = None) -> None:
@@ -80,13 +80,16 @@ class Checkpoints:
     def follow(
         self, run: Inversion, shard_id: int, seeds: Sequence[int], snapshots: Snapshots | None = None
     ) -> Callable[[], None]:
-        """Let a run go on from its checkpoint, if there is one; return what takes its steps, and writes checkpoints.
+        """Let a run go on from its checkpoint, if there is one.
 
         Args:
-            run: of the shard, not begun.
-            shard_id: of the shard.
-            seeds: of the run's images.
-            snapshots: what watches the run, if anything does.
+            run: inversion of the shard, which has not begun yet.
+            shard_id: number of the shard.
+            seeds: seeds of the run's images, by which the checkpoint is recognized.
+            snapshots: what watches the run; None if nothing does.
+
+        Returns:
+            A function that takes one step of the run, and writes a checkpoint when it is time for one.
 
         Raises:
             DatasetError: storage kept failing to answer; the checkpoint stays as it is, if there is one.
@@ -124,7 +127,7 @@ class Checkpoints:
         file = self._files.pop(shard_id, None)
         if file is None:
             return []
-        # After what is being written.
+        # In the thread that writes, so that a write which is under way ends before.
         self._writing.submit(_delete, file).result()
         return file.notes
 
@@ -169,7 +172,7 @@ class _Follower:
         write: Callable[[dict[str, Any]], Future[None]],
         seconds: float,
     ) -> None:
-        # As if all attempts had been one.
+        # The time of earlier attempts counts as if all had been one.
         self._began = time.monotonic() - seconds
         self._run, self._facts, self._snapshots, self._when, self._write = run, facts, snapshots, when, write
         self._written: Future[None] | None = None
@@ -198,7 +201,7 @@ def _go_on(
     """Load a checkpoint into a run; return a line that says so, and how long its work took.
 
     Raises:
-        CheckpointError: it is damaged, or of something else.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
     state = _from_bytes(uri, content)
     if any(state.get(name) != fact for name, fact in facts.items()):
@@ -223,7 +226,7 @@ def _from_bytes(uri: str, content: bytes) -> dict[str, Any]:
     """Return what a checkpoint holds, as data alone.
 
     Raises:
-        CheckpointError: it is damaged, or holds anything else.
+        CheckpointError: the file is damaged, or holds more than plain data.
     """
     saved = memoryview(content)[:-_SHA256_BYTES]
     if hashlib.sha256(saved).digest() != content[-_SHA256_BYTES:]:

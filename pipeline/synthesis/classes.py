@@ -80,10 +80,10 @@ def _range_of(entry: Any, name: str) -> range:
 
 
 def list_classes(classes: Iterable[Any] | str | None, num_classes: int) -> list[int]:
-    """Return the labels that a setting names, in its order; None stands for all.
+    """Return the labels that a setting names, in its order.
 
     Args:
-        classes: see `read_classes`.
+        classes: the setting, as `read_classes` takes it; None stands for all classes.
         num_classes: number of the teacher's classes.
 
     Raises:

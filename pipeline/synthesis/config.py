@@ -112,7 +112,7 @@ class SynthesisConfig:
     teacher: ModelConfig
     output: str
     images_per_class: int
-    # Not a list: the parser of configs takes minutes for a list of thousands.
+    # A tuple instead of a list, because the parser of configs takes minutes for a list of thousands.
     classes: Classes | None = None
     shard_size: int = 32
     seed: int = 0

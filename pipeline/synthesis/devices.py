@@ -9,7 +9,7 @@ from ray._private import worker
 from ray._private.thirdparty import pynvml
 from ray.exceptions import RpcError
 
-# Ray's head answers in milliseconds, or is gone.
+# Seconds. Ray's head answers in milliseconds, or is gone.
 _ANSWER_TIMEOUT_S = 2
 
 
@@ -18,10 +18,10 @@ class Device:
     """A GPU, or the CPUs of a node, on which a worker computes.
 
     Attributes:
-        node_id: of the Ray node.
+        node_id: id of the Ray node.
         host: name of the machine.
-        gpu: index of the GPU on that machine; None for its CPUs.
-        uuid: of the GPU, if NVIDIA's driver reports it; else empty.
+        gpu: index of the GPU on that machine; None for the machine's CPUs.
+        uuid: UUID of the GPU, if NVIDIA's driver reports one; otherwise empty.
     """
 
     node_id: str

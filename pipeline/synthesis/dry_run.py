@@ -44,16 +44,19 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
 
 
 def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool]:
-    """Run a few steps of a shard of these classes; and say how many actors a run may have, and whether on GPUs."""
+    """Run a few steps of a shard of these classes.
+
+    Returns the measurements, the number of actors that a run may have, and whether they compute on GPUs.
+    """
     config = plan.config
     with own_errors():
-        fixed_size = connect()
-        options = pool_options(config, len(plan.to_do), fixed_size=fixed_size)
+        connect()
+        options = pool_options(config, len(plan.to_do))
         on_gpu = bool(options.get("num_gpus"))
         report_plan(describe_choice(config.pool))
         announce_dtype(config.inversion.dtype, on_gpu=on_gpu, on_nodes=True)
-        actors = _most_actors(options.pop("compute").max_size, config.pool, fixed_size=fixed_size)
-        # Typed by Ray as a class with another interface than a handle.
+        actors = _most_actors(options.pop("compute").max_size, config.pool)
+        # Ray's type hints say that this is a class, with another interface than an actor's handle.
         prober: Any = ray.remote(**options)(_Prober).remote()
         try:
             _wait_for_start(prober, config.pool.start_timeout_s)
@@ -70,9 +73,9 @@ class _Prober:
         return probe(config, labels, actors_per_machine)
 
 
-def _most_actors(max_size: int, pool: PoolConfig, *, fixed_size: bool) -> int:
+def _most_actors(max_size: int, pool: PoolConfig) -> int:
     """Return how many actors there can be at once; and say so, if they are fewer than the pool would take."""
-    reachable = reachable_seats(pool, seats(pool), fixed_size=fixed_size)
+    reachable = reachable_seats(pool, seats(pool))
     if reachable >= max_size:
         return max_size
     actors = max(1, int(reachable))
@@ -115,7 +118,7 @@ def _cost(plan: SynthesisPlan, probed: Probe, *, num_images: int, actors: int, o
         report_plan("actors will share GPUs, but this measurement had one to itself: the following is an upper bound")
         at_once = math.ceil(actors / config.pool.actors_per_gpu)
     report_plan(f"about {cost:.3g} {unit}, {_duration(hours / at_once)} with {actors} actors")
-    # The price is an actor's, and each of those that share a GPU takes so much longer.
+    # The price is that of an actor-hour, and actors that share a GPU take longer in proportion.
     priced = price(hours * actors / at_once, config.pool.price_per_hour)
     if priced:
         report_plan(f"that costs {priced['cost']:g} at {config.pool.price_per_hour:g} an hour (pool.price_per_hour)")

@@ -43,9 +43,10 @@ class Probe:
     """Measured time and memory of a few steps. Bytes are those of one actor.
 
     Attributes:
-        step_seconds: seconds of one step, for each phase.
-        peak_bytes: peak of the run: of CUDA's allocator, or on a CPU of live tensors in two steps of each phase.
-        predicted_bytes: the same, predicted from the teacher's shape; None if its family cannot be predicted.
+        step_seconds: seconds that one step took, for each phase.
+        peak_bytes: peak memory of the run: on a GPU of CUDA's allocator, on a CPU of the live tensors in two steps of
+            each phase.
+        predicted_bytes: peak memory predicted from the teacher's shape; None if its family cannot be predicted.
         device_bytes: an actor's share of the memory of its GPU, or of the machine.
         largest_batch: number of images that fit in one forward and backward pass, with a margin.
     """
@@ -61,8 +62,8 @@ def probe(config: SynthesisConfig, labels: list[int], actors_per_machine: int) -
     """Run a few steps of each phase on a shard with the given labels, where the actors will run.
 
     Args:
-        config: of the dataset.
-        labels: of the shard.
+        config: settings of the dataset.
+        labels: classes of the shard's images.
         actors_per_machine: number of actors that share this machine's memory, if they compute on its CPUs.
 
     Raises:
@@ -149,7 +150,7 @@ def _shortened(inversion: InversionConfig, phase: int) -> InversionConfig:
     num_stops = len(inversion.stop_steps)
     iterations = phase * (num_stops + 1)
     if (formula := inversion.stop_formula) is not None:
-        # It rounds the numbers of patches in its own way.
+        # A formula rounds the numbers of patches in its own way, so it is kept and not replaced by its two lists.
         formula = dataclasses.replace(formula, by_step=phase * num_stops)
         return dataclasses.replace(
             inversion,

@@ -44,7 +44,7 @@ def check_gpu(wanted: str) -> None:
     Otherwise a broken GPU would look like no GPU, and its shards would silently take a hundred times as long.
 
     Args:
-        wanted: the pool's `device`.
+        wanted: setting `pool.device`: `auto`, `cpu` or `cuda`.
 
     Raises:
         DeviceError: PyTorch sees no GPU, although it is built for one and the machine has one.

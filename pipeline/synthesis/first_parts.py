@@ -18,19 +18,19 @@ class FirstParts:
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
-        note: prints a line.
+        digest: digest of the dataset.
+        note: function that prints a line.
     """
 
     def __init__(self, output: str, digest: str, note: Callable[[str], None]) -> None:
         self._output, self._digest, self._note = output, digest, note
         self._found: set[str] = set()
-        # Node, or worker of an unknown one → why.
+        # Node, or worker whose node is unknown → why its parts are lost.
         self._rejected: dict[str, str] = {}
         self._told = False
 
     def why_lost(self, done: Outcome) -> str:
-        """Return why what a worker writes is lost; empty if an earlier part of it was found, or this one is there.
+        """Return why a worker's parts are lost; empty if an earlier part of the worker was found, or this one is.
 
         Where storage does not answer, that is not known: a line says so once, and the worker's next part is looked for.
         A line reports each node once; of its other parts, which may be many, none is looked for.

@@ -27,11 +27,11 @@ from pipeline.synthesis.writer import PartWriter, UnwrittenShard, record_failure
 from pipeline.transient import is_of_store
 
 _WAIT_S = 1.0
-# How often an idle worker looks for a shard during one turn.
+# Number of times that an idle worker looks for a shard during one turn.
 _LOOKS_PER_TURN = 4
-# Time for other calls to return their outcomes, and for Ray to receive a result, before this process exits.
+# Seconds for other calls to return their outcomes, and for Ray to receive a result, before this process exits.
 _LEAVE_S, _HEAR_S = 60.0, 1.0
-# Characters of why a device failed, which may name a file.
+# Characters of the reason why a device failed, which may hold a long path.
 _LONGEST_REASON = 500
 
 
@@ -53,13 +53,13 @@ class GuardedWriter:
     uses the GPU happens in one thread: CUDA graphs belong to the thread that made them.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         digest: the driver's digest of the config.
-        schema_version: of the dataset, from its manifest.
-        shards: of the dataset; batches hold the numbers of turns alone.
-        attempts: the run's `Attempts`.
-        turn_s: seconds for which a turn takes one shard after another. The first one takes one, so that the driver soon
-            hears of each worker.
+        schema_version: version of the dataset's schema, from its manifest.
+        shards: all shards of the dataset. Batches hold only the numbers of turns.
+        attempts: the actor that records the run's attempts.
+        turn_s: seconds for which a turn takes one shard after another. The first turn takes one shard only, so that the
+            driver soon hears of each worker.
 
     Raises:
         OtherModelError: on the first shard; this actor sees another teacher.
@@ -115,7 +115,8 @@ class GuardedWriter:
                 time.sleep(self._turn_s / _LOOKS_PER_TURN)
                 if self._ask_if_more_may_come(turn):
                     continue
-            # After an error the process is to end, once what it did is reported. What is done waits for no long shard.
+            # After an error the process must end as soon as its outcomes are reported. Outcomes must not wait for a
+            # long shard either.
             if self._poisoned or time.monotonic() + (self._shard_s if outcomes else 0.0) >= end:
                 return outcomes
 
@@ -168,7 +169,7 @@ class GuardedWriter:
         begun: Begun | None = self._ask("take", self._actor, self._device, self._name, turn)
         if begun is None:
             return None
-        # In this thread, so that `_leave`, which runs here too, knows of it.
+        # Noted in this thread, because `_leave`, which runs here too, must know of it.
         with self._returned:
             self._holding.add(turn)
         made = self._make(writer, begun)
@@ -236,8 +237,8 @@ class GuardedWriter:
         """Hand a shard back to be done elsewhere, or give it up if it has failed too often.
 
         Args:
-            shard_id: of the shard; None if the teacher could not be loaded.
-            error: that the device is blamed for.
+            shard_id: number of the shard; None if the teacher could not be loaded.
+            error: the error that the device is blamed for.
         """
         self._poisoned, self._writer = True, None
         reason = one_line(error, _LONGEST_REASON)

@@ -48,7 +48,7 @@ def identity(config: SynthesisConfig, networks: Networks) -> dict[str, Any]:
     return {
         "teacher": _model_identity(teacher),
         "feature_model": None if feature_model is None else _model_identity(feature_model),
-        # It read the teacher's normalization in earlier versions, whatever its own.
+        # In earlier versions the feature model read images in the teacher's normalization, whatever its own was.
         **({"feature_model_renormalizes": True} if networks.feature_model_renormalizes else {}),
         **({} if student is None else {"student": _model_identity(student)}),
         "class_names": teacher.class_names,

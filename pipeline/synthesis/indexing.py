@@ -20,7 +20,7 @@ from pipeline.errors import DatasetError, one_line
 from pipeline.log import logger
 from pipeline.synthesis.outcome import Outcome
 
-# Seconds between two writes; parts that are younger are opened by readers.
+# Seconds between two writes. Readers open parts themselves that are newer than the index.
 _INTERVAL_S = 60.0
 
 
@@ -29,7 +29,7 @@ class RunningIndex:
 
     Args:
         output: folder of the dataset.
-        digest: of the dataset.
+        digest: digest of the dataset.
     """
 
     def __init__(self, output: str, digest: str) -> None:
@@ -84,7 +84,7 @@ class RunningIndex:
         """Write the index with every part that is there, and return it.
 
         Args:
-            sizes: shard id → bytes of each part in `data/`.
+            sizes: shard id → size of its part in `data/`, in bytes.
         """
         try:
             table = complete_index(self._output, self._digest, self._merged(), sizes)
@@ -103,6 +103,6 @@ class RunningIndex:
             self._warn("written", error)
 
     def _warn(self, done: Literal["read", "written"], error: Exception) -> None:
-        # Every part says of itself what the index says of it.
+        # Nothing is lost: every part holds the facts that the index has of it.
         more = ", and is not written" if done == "read" else ""
         logger.warning(f"the index of {self._output!r} could not be {done}{more}: {one_line(error)}")

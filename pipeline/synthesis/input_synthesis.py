@@ -81,9 +81,9 @@ class ImagesToMake:
     """Images of a job that are given by the config of their synthesis.
 
     Attributes:
-        path: of the config.
-        config: as read.
-        plan: of the synthesis.
+        path: path of the config.
+        config: settings as read from that file.
+        plan: plan of the synthesis.
     """
 
     path: str
@@ -95,8 +95,9 @@ def plan_images(path: str, loaded: tuple[ModelConfig, LoadedModel] | None = None
     """Check the synthesis of a job's images, before either begins.
 
     Args:
-        path: of the config.
-        loaded: the job's own teacher, which is not loaded again where the images are of it too.
+        path: path of the config of the synthesis.
+        loaded: settings and model of the job's own teacher, so that it is not loaded again where the images come from
+            it too.
 
     Raises:
         PipelineError: as `plan_synthesis` and `read_config`.
@@ -111,7 +112,7 @@ def check_all_come(to_make: ImagesToMake) -> None:
     """Refuse a config that leaves out images which failed before.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the config leaves such images out.
     """
     plan = to_make.plan
     if plan.progress.failed and not plan.config.retry_failed:
@@ -123,13 +124,13 @@ def check_all_come(to_make: ImagesToMake) -> None:
 
 
 def leaving_failed(to_make: ImagesToMake, output: str) -> ImagesToMake:
-    """Leave shards that failed before as they are, for a job that was begun without their images, and say so.
+    """Leave shards alone that failed before, for a job that was begun without their images, and say so.
 
     With more images than it was begun with, it would be another one.
 
     Args:
-        to_make: images of the job.
-        output: of the job.
+        to_make: images that the job was to make.
+        output: folder of the job.
     """
     plan, config = to_make.plan, to_make.config
     if plan.progress.failed and config.retry_failed:

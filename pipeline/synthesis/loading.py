@@ -15,7 +15,7 @@ from pipeline.transient import is_of_store
 
 # Storage that does not answer is asked again after pauses that double, from the first to the longest.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-# The driver is told soon, and then again after a while.
+# Seconds after which the driver is told that storage does not answer, and between two further such lines.
 _TELL_S, _TELL_AGAIN_S = 10.0, 600.0
 # Delays before each look at the output, which a node may mount a moment after it has started.
 _LOOK_AGAIN_S = (0.0, 1.0, 5.0)
@@ -25,11 +25,11 @@ class Loader:
     """Makes the `PartWriter` of a worker.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         digest: the driver's digest of the config.
-        schema_version: of the dataset.
-        name: of the worker.
-        device: of the worker.
+        schema_version: version of the dataset's schema.
+        name: name of the worker.
+        device: device that the worker computes on.
     """
 
     def __init__(self, config: SynthesisConfig, digest: str, schema_version: int, name: str, device: Device) -> None:
@@ -41,7 +41,7 @@ class Loader:
         """Return a writer. Where storage does not answer, try again for a while.
 
         Args:
-            goes_on: returns whether it is still wanted.
+            goes_on: function that returns whether the writer is still wanted.
 
         Raises:
             DatasetError: this worker does not see the output, or cannot write to it.
@@ -79,10 +79,10 @@ def check_output(output: str, worker: str, device: Device) -> None:
     Args:
         output: folder of the dataset.
         worker: name of the process.
-        device: of the worker.
+        device: device that the worker computes on.
 
     Raises:
-        DatasetError: it does not, or cannot.
+        DatasetError: the worker does not see the driver's output, or cannot write to it.
     """
     manifest = store.manifest_uri(output)
     if not storage.look_again(lambda: storage.exists(manifest), _LOOK_AGAIN_S):

@@ -14,8 +14,8 @@ class RunMetrics:
     """Counters and gauges of a run, labeled by the first 8 digits of the dataset's digest.
 
     Args:
-        digest: of the dataset.
-        num_shards: to do in this run.
+        digest: digest of the dataset.
+        num_shards: number of shards to do in this run.
     """
 
     def __init__(self, digest: str, num_shards: int) -> None:
@@ -40,7 +40,7 @@ class RunMetrics:
             self._images.inc(outcome.num_images, self._run)
             self._bytes.inc(outcome.bytes, self._run)
             self._last_loss = outcome.class_loss
-            # Ray refuses to add nothing.
+            # Ray refuses to add 0 to a counter.
             for counter, seconds in ((self._seconds, outcome.seconds), (self._store_seconds, outcome.store_s)):
                 if seconds > 0:
                     counter.inc(seconds, self._run)
@@ -52,7 +52,7 @@ class RunMetrics:
         Ray exports a gauge once each time it is set, and drops it two exports (20 s) later.
 
         Args:
-            ticks: as `pipeline.workers.progress.reporting` gives them.
+            ticks: iterator that yields when it is time, from `pipeline.workers.progress.reporting`.
         """
         for _ in ticks:
             self._set_gauges()

@@ -5,9 +5,9 @@ from PIL import Image
 
 from pipeline.pictures import as_picture
 
-# Queries at a time: distances to 10,000 references then take 40 MB.
+# Number of queries at a time: distances to 10,000 references then take 40 MB.
 _CHUNK = 512
-# Sides of the squares that images are shrunk to.
+# Side, in pixels, of the squares that images are shrunk to.
 _SIDE = 32
 
 
@@ -15,8 +15,8 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
     """Return the Euclidean distance of each query's nearest reference, and which it is.
 
     Args:
-        queries: [N, D].
-        references: [M, D], one or more.
+        queries: float [N, D], one vector per row.
+        references: float [M, D], at least one vector.
 
     Returns:
         Distances float64 [N], and indices int64 [N].
@@ -30,7 +30,7 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
         squared = np.square(chunk).sum(axis=1)[:, None] + squares - 2 * chunk @ points.T
         best = squared.argmin(axis=1)
         indices[start : start + _CHUNK] = best
-        # Anew for the chosen, because rounding may leave less than 0 of a small difference.
+        # Computed again for the nearest ones, because rounding may turn a small squared distance negative.
         distances[start : start + _CHUNK] = np.linalg.norm(chunk - points[best], axis=1)
     return distances, indices
 
@@ -39,8 +39,8 @@ def nearest_within(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     """Return the distance of each vector's nearest other one with its label, and which it is.
 
     Args:
-        vectors: [N, D].
-        labels: [N].
+        vectors: float [N, D], one vector per row.
+        labels: int [N], label of each vector.
 
     Returns:
         Distances float64 [N], NaN where no other has the label; and indices int64 [N], -1 there.

@@ -30,9 +30,9 @@ class Networks:
     """Networks of a synthesis, as loaded, on the CPU.
 
     Attributes:
-        teacher: to be inverted.
-        feature_model: the CNN of the feature prior, where there is one.
-        student: the student of the adversarial term, where there is one.
+        teacher: the model to invert.
+        feature_model: the CNN of the feature prior; None without one.
+        student: the student of the adversarial term; None without one.
     """
 
     teacher: LoadedModel
@@ -82,7 +82,7 @@ class Networks:
         """The student as it reads the teacher's images, made and tried out when first asked for.
 
         Raises:
-            ModelError: it does not take them, or has other classes.
+            ModelError: the student does not take the teacher's images, or has other classes.
         """
         if self.student is None:
             return None
@@ -95,7 +95,7 @@ def load_networks(config: SynthesisConfig, teacher: LoadedModel | None = None) -
     """Load the networks, and check that they go together and that a dataset can be made of the teacher.
 
     Args:
-        config: of the synthesis.
+        config: settings of the synthesis.
         teacher: the config's teacher, if the caller has loaded it and printed its notices. It is copied, because an
             inversion freezes its teacher.
 

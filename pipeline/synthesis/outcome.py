@@ -16,31 +16,32 @@ class Outcome:
     Ray Data carries it from the worker to the driver as a row of a table, see `to_table` and `from_table`.
 
     Attributes:
-        shard_id: None if there is no shard: the worker could not load the teacher, or nobody is left who works in the
-            pass.
-        worker: name of the process.
+        shard_id: number of the shard; None if there is none, because the worker could not load the teacher, or nobody
+            is left who works in the pass.
+        worker: name of the worker's process.
         error: type of the error that the shard failed with; empty if it did not fail.
         reason: message of that error, on one line.
         storage_failed: whether storage is to blame: the part could not be written, or the checkpoint not read.
-        by_another: whether another run with the same settings made it in the meantime.
-        handed_back: whether it goes back to the queue, because the device of this worker failed.
+        by_another: whether another run with the same settings made the shard in the meantime.
+        handed_back: whether the shard goes back to the queue, because this worker's device failed.
         over: whether the pass is over for this worker.
         notes: lines about what went wrong.
         resumed: line about the checkpoint that the shard was resumed from; empty if it was not.
-        num_images: of the shard.
-        labels: classes of the part, sorted.
-        bytes: size of the part file.
-        row_group_bytes: size of its row group before compression.
-        seconds: that the inversion took; 0 if that is not known.
+        num_images: number of images in the shard.
+        labels: classes of the part's images, sorted.
+        bytes: size of the part file, in bytes.
+        row_group_bytes: size of the part's row group before compression, in bytes.
+        seconds: seconds that the inversion took; 0 if that is not known.
         store_s: seconds that encoding and writing took.
         class_loss, teacher_confidence: means over the images of the shard.
-        num_steps: of each start.
-        compile_s: seconds of compiling.
-        peak_bytes: largest memory of the process, see `InvertedShard`.
+        num_steps: number of steps that each start took.
+        compile_s: seconds spent compiling graphs.
+        peak_bytes: largest memory of the process, as in `InvertedShard`.
         device: model of the GPU, or `cpu`; None if that is not known.
-        attempts: that the shard took so far, this one included; filled in by `GuardedWriter`, as are the next two.
-        node: that the worker runs on.
-        gpu: its GPU on that node.
+        attempts: number of attempts at the shard so far, including this one. `GuardedWriter` fills in this and the next
+            two.
+        node: node that the worker runs on.
+        gpu: GPU of that node that the worker computes on.
     """
 
     shard_id: int | None

@@ -11,7 +11,7 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline import storage
-from pipeline.cluster import free_resources, start_here
+from pipeline.cluster import free_resources, is_fixed_size, start_here
 from pipeline.errors import IncompleteError
 from pipeline.log import printed_lines
 from pipeline.synthesis.attempts import Attempts
@@ -41,9 +41,7 @@ _MANY_TURNS = 20_000
 _SPARE_TURNS = 2
 
 
-def invert_missing(
-    plan: SynthesisPlan, to_do: list[int], index: RunningIndex, *, fixed_size: bool, tracker: Tracker | None = None
-) -> Tally:
+def invert_missing(plan: SynthesisPlan, to_do: list[int], index: RunningIndex, tracker: Tracker | None = None) -> Tally:
     """Run the pool over the missing shards.
 
     Ray Data repeats a call on the actor that failed in it. So calls name no shard: workers take shards from `Attempts`,
@@ -51,11 +49,10 @@ def invert_missing(
     next pass, with a pool that avoids retired devices.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         to_do: ids of the missing shards, in the order to do them.
-        index: of the dataset; parts that are made are added.
-        fixed_size: whether no more nodes can join the cluster.
-        tracker: to report to, if any.
+        index: index of the dataset, to which parts are added as they are made.
+        tracker: where to report the run; None for nowhere.
 
     Returns:
         What became of the shards.
@@ -81,7 +78,7 @@ def invert_missing(
     tracked = TrackedShards(tracker, plan)
     first_parts = FirstParts(plan.config.output, plan.digest, report.note)
     held: dict[Device, ActorHandle] = {}
-    # In the order in which to do them.
+    # A dict, because it keeps the order in which shards are done.
     left, barren = dict.fromkeys(to_do), 0
     try:
         with report, reporting(metrics.repeat_gauges):
@@ -91,7 +88,7 @@ def invert_missing(
                 held |= hold_gpus([device for device in retired if device not in held])
                 before = tally.num_ended
                 # Closed whatever ends it: until then Ray Data keeps the actors of the pool, and they their GPUs.
-                with closing(_one_pass(plan, list(left), attempts, retired, fixed_size=fixed_size)) as outcomes:
+                with closing(_one_pass(plan, list(left), attempts, retired)) as outcomes:
                     for outcome in _ended(outcomes, left, attempts, first_parts, report):
                         tally.add(outcome)
                         report.shard_finished(outcome)
@@ -101,7 +98,7 @@ def invert_missing(
                         tracked.add(tally)
                 barren = barren + 1 if tally.num_ended == before else 0
     finally:
-        # The traceback of an error would keep them, and with them their GPUs, in a process that goes on.
+        # In a process that goes on, the traceback of an error would keep these actors, and they their GPUs.
         for actor in (attempts, *held.values()):
             ray.kill(actor)
         index.save()
@@ -127,7 +124,8 @@ def _ended(
             continue
         lost = "" if outcome.error else first_parts.why_lost(outcome)
         if lost:
-            # The worker's node is to blame, also for a part of an earlier run on its own disk; others make the shard.
+            # The worker's node is to blame, also where an earlier run left the part on the node's own disk. Workers on
+            # other nodes make the shard.
             ray.get(attempts.reject.remote(outcome.node, outcome.shard_id, lost))
             continue
         del left[outcome.shard_id]
@@ -147,15 +145,15 @@ def _start(plan: SynthesisPlan) -> ActorHandle:
 
 
 def _one_pass(
-    plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str], *, fixed_size: bool
+    plan: SynthesisPlan, shard_ids: list[int], attempts: ActorHandle, retired: Mapping[Device, str]
 ) -> Generator[Outcome, None, None]:
     pool = plan.config.pool
-    options = pool_options(plan.config, len(shard_ids), fixed_size=fixed_size, without=list(retired), overlapping=True)
+    options = pool_options(plan.config, len(shard_ids), without=list(retired), overlapping=True)
     workers = options["compute"]
     opening = attempts.open_pass.remote(
         shard_ids,
         min(workers.max_size, seats(pool, without=list(retired))),
-        fixed_size=fixed_size,
+        fixed_size=is_fixed_size(),
         start_timeout_s=pool.start_timeout_s,
         num_turns=len(shard_ids) + _SPARE_TURNS * workers.max_size,
     )

@@ -33,13 +33,13 @@ class SynthesisPlan:
     """A synthesis whose settings, teacher and output were checked.
 
     Attributes:
-        config: with absolute local paths, because actors have other working folders.
-        digest: of everything that decides the dataset.
-        manifest: as it is, or will be, in the output.
-        shards: all of them.
-        num_patches: of the teacher.
-        notice: message for the user about the teacher, if any.
-        progress: what the output holds already.
+        config: settings with absolute local paths, because actors have other working folders.
+        digest: SHA-256, in hex, of everything that decides the dataset.
+        manifest: the output's manifest, as it is or will be.
+        shards: all shards of the dataset.
+        num_patches: number of patches of an image that the teacher reads.
+        notice: message for the user about the teacher; None if there is none.
+        progress: which shards the output holds already, and which failed.
     """
 
     config: SynthesisConfig
@@ -52,7 +52,7 @@ class SynthesisPlan:
 
     @property
     def to_do(self) -> list[int]:
-        """Ids of the shards that have no part, in order, those that failed before only with `retry_failed`."""
+        """Ids of the shards that have no part, in order; with `retry_failed`, also of those that failed before."""
         left_out = self.progress.parts if self.config.retry_failed else self.progress.parts | self.progress.failed
         order = self.shards.shuffled(self.config.seed) if self.is_shuffled else range(len(self.shards))
         return [shard_id for shard_id in order if shard_id not in left_out]
@@ -76,8 +76,8 @@ def plan_synthesis(config: SynthesisConfig, loaded_teacher: LoadedModel | None =
     """Check on the driver everything that can be checked before the work, and find out what is left to do.
 
     Args:
-        config: of the synthesis.
-        loaded_teacher: see `teacher` of `load_networks`.
+        config: settings of the synthesis.
+        loaded_teacher: the config's teacher, if the caller has loaded it; as `teacher` of `load_networks`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: settings or teacher are impossible.

@@ -5,6 +5,7 @@ from typing import Any
 
 import ray.data
 
+from pipeline.cluster import is_fixed_size
 from pipeline.errors import ConfigError
 from pipeline.synthesis.capacity import needs, reachable_seats, seats
 from pipeline.synthesis.config import PoolConfig, SynthesisConfig
@@ -20,7 +21,6 @@ def pool_options(
     config: SynthesisConfig,
     num_shards: int,
     *,
-    fixed_size: bool,
     without: Sequence[Device] = (),
     overlapping: bool = False,
 ) -> dict[str, Any]:
@@ -30,10 +30,9 @@ def pool_options(
     for more than there can be: on a full cluster an actor that waits takes the place of one that restarts.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         num_shards: number of shards to do.
-        fixed_size: whether no more nodes can join the cluster.
-        without: devices that must get no actor; the GPUs among them must be held, see `holders`.
+        without: devices that must get no actor. The GPUs among them must be held, see `holders`.
         overlapping: whether an actor with a GPU is called for two shards at once, and keeps its calls apart itself.
 
     Raises:
@@ -45,7 +44,7 @@ def pool_options(
     room = seats(pool, without=without)
     if without:
         min_size = max(1, min(min_size, room))
-    if fixed_size and room < min_size:
+    if room < min_size and is_fixed_size():
         without_gpus = (
             "; without GPUs, set pool.device to cpu" if actor.on_gpu and not ray.cluster_resources().get("GPU") else ""
         )
@@ -53,7 +52,7 @@ def pool_options(
             f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}{without_gpus}"
         )
     overlaps = overlapping and actor.on_gpu
-    reachable = reachable_seats(pool, room, fixed_size=fixed_size)
+    reachable = reachable_seats(pool, room)
     compute = ray.data.ActorPoolStrategy(
         min_size=min_size,
         max_size=max_size,
@@ -67,11 +66,11 @@ def pool_options(
 
 
 def turn_s(pool: PoolConfig, num_workers: int) -> float:
-    """Return the seconds for which a worker does shards before it reports them.
+    """Return for how many seconds a worker makes shards before it reports them.
 
     Args:
-        pool: settings.
-        num_workers: of the pool, at most.
+        pool: settings of the pool.
+        num_workers: largest number of workers that the pool can have.
     """
     wanted = min(_MOST_TURN_S, max(_MIN_TURN_S, _TURN_S_PER_WORKER * num_workers))
     # Ray Data sees no progress within a turn.

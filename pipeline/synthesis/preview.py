@@ -24,10 +24,10 @@ class PreviewImage:
     """An image to show.
 
     Attributes:
-        pixels: uint8 [H, W, C].
+        pixels: uint8 [H, W, C], the stored image.
         label: the class that it was inverted for.
-        keep_indices: its kept patches.
-        confidence: what the teacher gives its class, between 0 and 1.
+        keep_indices: indices of its kept patches, row by row.
+        confidence: probability, between 0 and 1, that the teacher gives to its class.
     """
 
     pixels: np.ndarray
@@ -78,8 +78,8 @@ def choose(shards: ShardPlan, done: set[int]) -> list[tuple[int, int, int]]:
     """Choose images to show: the first few of every class, or of evenly spread classes if there are too many.
 
     Args:
-        shards: of the dataset.
-        done: ids of those that have a part.
+        shards: shards of the dataset.
+        done: ids of the shards that have a part.
 
     Returns:
         (label, shard id, row of its part) of each image.

@@ -27,8 +27,8 @@ def slowest(num_steps: list[int], whole_run: int | None) -> str | None:
     """Say how many images a batch waited for, if images may end early; None if all ended together, or it is not known.
 
     Args:
-        num_steps: steps of each start.
-        whole_run: steps of a start that does not end early; None if none may.
+        num_steps: number of steps that each start took.
+        whole_run: number of steps of a start that does not end early; None if none may end early.
     """
     if not num_steps:
         return None
@@ -46,14 +46,14 @@ class ProgressReport:
     """Shards done and failed, images per second, remaining time, mean class loss.
 
     Args:
-        tally: what this run has done, which the caller keeps.
-        num_shards: of the whole dataset.
-        num_done: shards that were done before.
-        num_images: images to make in this run.
-        stream: stream to write to; a terminal gets a single line that is rewritten.
-        why_silent: returns what may be holding the run up.
-        num_failed: shards that failed before, and are left as they are.
-        whole_run: steps of a start that does not end early, if others may.
+        tally: what this run has done so far. The caller updates it.
+        num_shards: number of shards in the whole dataset.
+        num_done: number of shards that were done before this run.
+        num_images: number of images to make in this run.
+        stream: stream to write to. On a terminal, a single line is rewritten.
+        why_silent: function that says what may be holding up the run.
+        num_failed: number of shards that failed before and are left as they are.
+        whole_run: number of steps of a start that does not end early; None if none may end early.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ProgressReport:
             self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: Outcome) -> None:
-        """Print what there is to say of a shard, which the tally has counted."""
+        """Print the line of a shard that has ended, once the tally has counted it."""
         with self._lock:
             self._last_shard = time.monotonic()
             if outcome.error:
@@ -109,7 +109,7 @@ class ProgressReport:
                 if waited and logger.isEnabledFor(logging.INFO):
                     self._print(f"synthesis: shard {outcome.shard_id} {waited}")
                 if self._began is None:
-                    # Before it, nodes were started and models loaded, which tells nothing of the images to come.
+                    # Earlier, nodes were started and models loaded, which says nothing about the speed of later images.
                     self._began = max(self._started, time.monotonic() - outcome.seconds - outcome.store_s)
             self._print_status()
 

@@ -22,11 +22,11 @@ class ShardRecord:
     """Attempts at a shard that is not made yet.
 
     Attributes:
-        num_begun: attempts that were begun.
-        history: how each attempt ended, in words.
-        unreported: those of them that the driver does not know yet.
+        num_begun: number of attempts that were begun.
+        history: how each attempt ended, one line each.
+        unreported: lines of the history that the driver does not know yet.
         lost_nodes: number of attempts that ended because their node was lost.
-        deaths: number of attempts in which a process died on a node that stayed.
+        deaths: number of attempts in which the process died while its node stayed.
     """
 
     num_begun: int = 0
@@ -70,12 +70,13 @@ class Begun:
     """The answer to a worker that takes a shard.
 
     Attributes:
-        shard_id: of the shard.
-        history: how earlier attempts ended, as far as it was not reported to the driver yet.
+        shard_id: number of the shard.
+        history: how earlier attempts ended, in lines that were not reported to the driver yet.
         refusal: why the shard is given up; None if the worker may do it.
         done: whether this run has made the shard already, and its worker died before Ray heard of it.
-        attempt: number of this attempt at the shard, counted from 1; of one that is done, of the attempt that made it.
-        outcome: of one that is done, what its worker reported, if it is still known.
+        attempt: number of this attempt at the shard, counted from 1. For a shard that is done, the attempt that made
+            it.
+        outcome: what the worker that made the shard reported, if the shard is done and that is still known.
     """
 
     shard_id: int

@@ -32,7 +32,8 @@ _MOST_PARTS, _MOST_PARTS_WITH_IMAGES, _MOST_COMPARED = 256, 32, 512
 _MOST_CLASSES = 30
 _NEAREST_PAIRS = 8
 _MOST_FAILURES = 10
-# As PNG files; in a page they take a third more. The pairs, at most 38 kB a picture, take about as much.
+# Bytes of the gallery's pictures as PNG files; in a page they take a third more. The pairs, at most 38 kB a picture,
+# take about as much.
 _GALLERY_BYTES = 750_000
 
 
@@ -54,11 +55,11 @@ def write_pictures(plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[
 def synthesis_page(
     plan: SynthesisPlan, summary: dict[str, Any], done: Sequence[int], shown: Sequence[PreviewImage]
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a synthesis.
 
     Args:
-        plan: of the run.
-        summary: see `summarize`.
+        plan: plan of the run.
+        summary: summary of the run, as `summarize` returns it.
         done: ids of the shards that have a part.
         shown: images of the contact sheet.
 
@@ -121,7 +122,7 @@ def _means(output: str, digest: str) -> list[list[str | int | float | None]]:
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return the mean of what is known; None if nothing is."""
+    """Return the mean of the values that are known; None if none is."""
     known = np.isfinite(values)
     return float(np.average(values[known], weights=weights[known])) if known.any() else None
 

@@ -21,9 +21,9 @@ class ShardRow:
     """A checked row of one shard.
 
     Attributes:
-        labels: one per image.
-        image_ids: one per image, all different.
-        further: name → one value per image, for the row's further columns.
+        labels: class of each image.
+        image_ids: name of each image, all different.
+        further: name of a further column → its values, one per image.
     """
 
     shard_id: int
@@ -38,8 +38,8 @@ class RowReader:
     It does not know the rows that other processes read.
 
     Args:
-        num_classes: of the teacher; None if not known yet.
-        again: whether to accept a row that was read before in another batch, because Ray reruns lost tasks.
+        num_classes: number of the teacher's classes; None if it is not known yet.
+        again: whether to accept a row that was read before in another batch: Ray reruns lost tasks.
     """
 
     def __init__(self, num_classes: int | None = None, *, again: bool = False) -> None:
@@ -51,10 +51,10 @@ class RowReader:
         """Return the rows of a batch. Further columns of a pyarrow Table keep their types, others get one type each.
 
         Args:
-            batch: name → values, a pandas DataFrame, or a pyarrow Table.
+            batch: a mapping of names to values, a pandas DataFrame, or a pyarrow Table.
 
         Raises:
-            DatasetError: a column is missing, a value is impossible, or an id comes twice.
+            DatasetError: a column is missing, a value is impossible, or an id occurs twice.
         """
         columns = _columns(batch)
         check_columns(list(columns))

@@ -54,9 +54,9 @@ def run_plan(config: SynthesisConfig, plan: SynthesisPlan, started: float) -> di
     """Carry out a synthesis; see `synthesize`.
 
     Args:
-        config: as given.
-        plan: of it, made a moment ago.
-        started: when its planning began, by the monotonic clock.
+        config: settings as the caller gave them.
+        plan: plan of these settings, made a moment ago.
+        started: when planning began, in seconds of the monotonic clock.
 
     Raises:
         DatasetError, IncompleteError: as `synthesize`.
@@ -72,7 +72,7 @@ def run_plan(config: SynthesisConfig, plan: SynthesisPlan, started: float) -> di
     reported_to = config.tracking if plan.to_do else TrackingConfig()
     with tracking(reported_to, "synthesize", plan.digest, to_dict(config)) as tracker:
         summary = _make(plan, tracker, started)
-        # Workers would be a curve each.
+        # Each worker would become a curve of its own.
         tracker.set_result({name: summary[name] for name in summary if name != "workers"})
         return summary
 
@@ -81,9 +81,9 @@ def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, An
     """Make the missing shards, and return the summary.
 
     Args:
-        plan: of the run.
-        tracker: to report to.
-        started: when the run did, by the monotonic clock.
+        plan: plan of the run.
+        tracker: where to report the run.
+        started: when the run began, in seconds of the monotonic clock.
 
     Raises:
         DatasetError, IncompleteError: as `synthesize`.
@@ -93,16 +93,16 @@ def _make(plan: SynthesisPlan, tracker: Tracker, started: float) -> dict[str, An
     if to_do:
         try:
             with own_errors():
-                fixed_size = connect()
-                # The cluster may be too small, which must come out before anything is written.
-                options = pool_options(plan.config, len(to_do), fixed_size=fixed_size)
+                connect()
+                # It raises if the cluster is too small, which must happen before anything is written.
+                options = pool_options(plan.config, len(to_do))
                 report_plan(describe_choice(plan.config.pool))
                 announce_dtype(plan.config.inversion.dtype, on_gpu=bool(options.get("num_gpus")), on_nodes=True)
                 claimed = storage.with_retries(lambda: _begin(plan))
                 # If another run with these settings is at work, a random order keeps the two at different shards.
                 if not claimed.new and not plan.is_shuffled:
                     random.shuffle(to_do)
-                tally = invert_missing(plan, to_do, index, fixed_size=fixed_size, tracker=tracker)
+                tally = invert_missing(plan, to_do, index, tracker)
         except IncompleteError as error:
             raise IncompleteError(f"{_counted(plan)}run it again for the rest: {error}") from error
     with storage.writing_to(plan.config.output):

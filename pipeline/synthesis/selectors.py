@@ -17,7 +17,7 @@ def check_selectors(label_selector: Selector, fallback: Sequence[Selector]) -> N
     """Refuse selectors that Ray would refuse once the pool starts, or that could never have an effect.
 
     Raises:
-        ConfigError: there is one; the message names setting, label and value.
+        ConfigError: a selector is of that kind; the message names setting, label and value.
     """
     if fallback and not label_selector:
         raise ConfigError(f"pool.fallback {list(fallback)} comes after pool.label_selector, which is not set")
@@ -46,7 +46,7 @@ def ray_options(selectors: Sequence[Selector], avoided: Sequence[str] = ()) -> d
     """Return Ray's options of an actor for nodes that match one of the selectors, in order of preference.
 
     Args:
-        selectors: to try in turn; empty for any node.
+        selectors: selectors in order of preference; empty if any node will do.
         avoided: ids of nodes that are not to be used.
     """
     elsewhere = {NODE_ID: f"!in({', '.join(avoided)})"} if avoided else {}

@@ -20,9 +20,9 @@ class _Turn:
     """A turn of a worker.
 
     Attributes:
-        name: of the process that has it.
-        node_id: of the node on which that runs.
-        ended: shards that ended in it → outcome of one that was made. The driver gets them when the turn ends.
+        name: name of the process that has the turn.
+        node_id: id of the node that the process runs on.
+        ended: shard that ended in this turn → outcome, if it was made. The driver gets these when the turn ends.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Turns:
 
     Args:
         shard_ids: shards to do, in order.
-        numbers: of the turns; those of an earlier pass are smaller.
+        numbers: numbers of the turns. Turns of an earlier pass have smaller numbers.
     """
 
     def __init__(self, shard_ids: Iterable[int], numbers: range) -> None:
         self._ahead = deque(shard_ids)
-        # Given back, in order. The values mean nothing.
+        # Shards that were given back, in order. A dict serves as an ordered set, so its values mean nothing.
         self._back: dict[int, None] = {}
         self._failed_on: dict[int, set[Device]] = {}
-        # Of shards that were made and given back to be reported again.
+        # Outcomes of shards that were made, and given back only to be reported again.
         self._outcomes: dict[int, Outcome] = {}
         self._first, self.num_left = numbers.start, len(numbers)
         self._by_worker: dict[str, dict[int, _Turn]] = {}
@@ -59,17 +59,18 @@ class Turns:
         return bool(self._by_worker)
 
     def is_past(self, number: int) -> bool:
-        """Return whether a turn is of an earlier pass, of which nobody reads the outcomes any more."""
+        """Return whether a turn belongs to an earlier pass, whose outcomes nobody reads any more."""
         return number < self._first
 
     def enter(self, worker: str, device: Device, name: str, number: int) -> None:
         """Begin a turn or go on with it; what ended in it in an earlier process is given back, to be reported again.
 
         Args:
-            worker: id of the actor. Ray repeats a turn on the same one, if it died before Ray heard of the turn's end.
-            device: that it computes on.
-            name: of the actor's process.
-            number: of the turn.
+            worker: id of the actor. Ray repeats a turn on the same actor if it died before Ray heard that the turn was
+                over.
+            device: device that the worker computes on.
+            name: name of the actor's process.
+            number: number of the turn.
         """
         turns = self._by_worker.setdefault(worker, {})
         if number not in turns:
@@ -86,7 +87,7 @@ class Turns:
         """Give back what ended in turns of nodes that are lost: their workers may never repeat them.
 
         Args:
-            alive: ids of the nodes that are not.
+            alive: ids of the nodes that are not lost.
         """
         for turns in self._by_worker.values():
             for turn in turns.values():
@@ -104,11 +105,11 @@ class Turns:
         return self._outcomes.pop(shard_id, None)
 
     def take(self, device: Device, *, any_device: bool = False) -> int | None:
-        """Return the shard that is next, one that was given back before others; None if there is none for this device.
+        """Return the next shard, first those that were given back; None if there is none for this device.
 
         Args:
-            device: that will do it.
-            any_device: whether it may be one on which this device failed.
+            device: device that will do the shard.
+            any_device: whether the shard may be one on which this device failed.
         """
         for shard_id in self._back:
             if any_device or device not in self._failed_on.get(shard_id, ()):
@@ -117,11 +118,11 @@ class Turns:
         return self._ahead.popleft() if self._ahead else None
 
     def give_back(self, shard_id: int, failed_on: Device | None = None) -> None:
-        """Put a shard that was taken before those that were not.
+        """Return a shard to the queue, ahead of all shards that nobody has taken yet.
 
         Args:
-            shard_id: of the shard.
-            failed_on: a device that is to leave it to others in this pass.
+            shard_id: number of the shard.
+            failed_on: device that failed on the shard and leaves it to others in this pass; None if none did.
         """
         self._back[shard_id] = None
         if failed_on is not None:

@@ -19,7 +19,7 @@ class Shard(TypedDict):
     """Images that are made together and stored in one part file; a row of a Ray Dataset.
 
     Attributes:
-        shard_id: number of the part.
+        shard_id: number of the shard and of its part.
         labels: class of each image.
         image_ids: name of each image.
     """
@@ -36,9 +36,9 @@ class ShardPlan:
     Images are ordered by class, and each shard takes the next `shard_size` of them.
 
     Attributes:
-        classes: labels, all different.
-        images_per_class: images of each.
-        shard_size: images per shard; the last shard may have fewer.
+        classes: labels of the classes, all different.
+        images_per_class: number of images of each class.
+        shard_size: number of images per shard; the last shard may have fewer.
     """
 
     classes: Sequence[int]
@@ -95,8 +95,8 @@ def make_plan(config: SynthesisConfig, num_classes: int) -> ShardPlan:
     """Return the plan of a dataset.
 
     Args:
-        config: of the dataset.
-        num_classes: of the teacher.
+        config: settings of the dataset.
+        num_classes: number of the teacher's classes.
 
     Raises:
         ConfigError: the teacher does not have one of the classes, or there are more shards than ids.
@@ -118,8 +118,8 @@ def plan_shards(config: SynthesisConfig, *, num_classes: int | None = None) -> l
     The shards depend only on classes, counts and shard size; see `ShardPlan`, which computes single ones.
 
     Args:
-        config: of the dataset.
-        num_classes: of the teacher; by default the teacher is loaded to find out.
+        config: settings of the dataset.
+        num_classes: number of the teacher's classes; by default the teacher is loaded to find out.
 
     Raises:
         ConfigError: as `make_plan`.

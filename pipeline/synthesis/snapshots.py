@@ -32,12 +32,12 @@ class Snapshots:
     """Snapshots of the first images of a shard, taken while they form.
 
     Args:
-        count: number of images to look at.
+        count: number of images to watch.
 
     Attributes:
-        steps: after which the images were looked at.
-        images: of each step, the images as they would be stored, uint8 [count, H, W, C].
-        kept: of each step, the patches alive in each image.
+        steps: steps after which the images were looked at.
+        images: for each of these steps, the images as they would be stored, uint8 [count, H, W, C].
+        kept: for each of these steps, the patches alive in each image.
     """
 
     count: int
@@ -49,8 +49,8 @@ class Snapshots:
         """Run an inversion to its end, and look at its images at some steps.
 
         Args:
-            inversion: to run; if it goes on from a state, `load_state` comes first.
-            step: takes a step of it.
+            inversion: the inversion to run. If it goes on from a state, that must have been loaded already.
+            step: function that takes one step of the inversion.
 
         Raises:
             NonFiniteError, torch.OutOfMemoryError: as `invert`.
@@ -83,8 +83,8 @@ class Snapshots:
         """Return plain data for `forming.json`.
 
         Args:
-            labels: of the starts.
-            result: of the inversion.
+            labels: class of each start.
+            result: result of the inversion.
         """
         # Without a step there are no losses.
         stride = max(1, math.ceil(max(len(values) for values in result.losses.values()) / _MOST_LOSSES))

@@ -18,10 +18,10 @@ def snapshots_section(heading: str, document: Mapping[str, Any], names: Sequence
     """Return a row of pictures for each image, and the losses by step.
 
     Args:
-        heading: of the section.
-        document: what `forming.json` holds.
-        names: of the classes.
-        grid_size: patches in a row and in a column.
+        heading: heading of the section.
+        document: content of `forming.json`.
+        names: names of the teacher's classes.
+        grid_size: number of patches in a row and in a column.
     """
     steps: list[int] = document["steps"]
     labels: list[int] = document["labels"]

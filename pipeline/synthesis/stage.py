@@ -29,7 +29,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
     own types.
 
     Args:
-        config: of the images.
+        config: settings of the images.
 
     Raises:
         ConfigError: by the stage, if the cluster is too small for the pool.
@@ -40,7 +40,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
     config = located(config)
 
     def invert(shards: Shards) -> ray.data.Dataset:
-        fixed_size = connect()
+        connect()
         rows = _from_dataset(shards) if isinstance(shards, ray.data.Dataset) else _from_list(shards)
         images = rows.map_batches(
             Inverter,
@@ -48,7 +48,7 @@ def build_inverter(config: SynthesisConfig) -> Callable[[Shards], ray.data.Datas
             batch_size=1,
             # NumPy batches would turn missing values into NaN, and whole numbers beside them into floats.
             batch_format="pyarrow",
-            **pool_options(config, rows.count(), fixed_size=fixed_size),
+            **pool_options(config, rows.count()),
         )
         set_timeouts(images.context, config.pool)
         images.context.raise_original_map_exception = True

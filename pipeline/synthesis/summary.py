@@ -15,12 +15,12 @@ from pipeline.synthesis.tally import Tally
 
 
 def summarize(plan: SynthesisPlan, tally: Tally, index: RunningIndex, progress: store.Progress) -> dict[str, Any]:
-    """Return what was done and what was not, as plain data.
+    """Return a summary of the run, as plain data: what was done and what was not.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         tally: what the workers reported.
-        index: of the dataset.
+        index: index of the dataset.
         progress: what the output holds now.
     """
     pool = plan.config.pool

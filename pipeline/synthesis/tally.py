@@ -12,23 +12,23 @@ _MAX_STORAGE_FAILED = 5
 
 @dataclass
 class Tally:
-    """Counts of the shards of a run by what became of them.
+    """What became of the shards of a run, counted.
 
     Attributes:
-        num_ended: shards that are done or failed.
+        num_ended: number of shards that are done or failed.
         failures: shard id → why it failed.
         made_by: worker → number of shards that it made and wrote.
-        num_by_another: shards that another run made in the meantime.
-        num_retried: shards made by this run in more than one attempt.
-        num_images: made by this run.
-        num_images_by_another: made by another run in the meantime.
-        num_images_failed: of the shards that failed.
-        loss_sum, confidence_sum: class loss and the teacher's confidence, over these images.
-        steps: steps taken → number of starts.
-        seconds: device, as in the index → seconds of inverting, of all workers on such devices.
-        compile_s: seconds of compiling, of all workers.
-        peak_bytes: largest peak of a worker's memory, see `InvertedShard`.
-        num_storage_failed: the last shards in a row that failed because of storage.
+        num_by_another: number of shards that another run made in the meantime.
+        num_retried: number of shards that this run made in more than one attempt.
+        num_images: number of images that this run made.
+        num_images_by_another: number of images that another run made in the meantime.
+        num_images_failed: number of images in the shards that failed.
+        loss_sum, confidence_sum: sums of class loss and of the teacher's confidence over the images that this run made.
+        steps: number of steps taken → number of starts that took so many.
+        seconds: kind of device, as in the index → seconds of inverting, summed over all workers on such devices.
+        compile_s: seconds of compiling, summed over all workers.
+        peak_bytes: largest peak memory of a worker, as in `InvertedShard`.
+        num_storage_failed: number of shards in a row, up to the last one, that failed because of storage.
     """
 
     num_ended: int = 0

@@ -17,11 +17,11 @@ def set_timeouts(context: DataContext, pool: PoolConfig) -> None:
     """Let a dataset begin with `min_size` actors, and end with an error if it gets fewer in time, or stalls.
 
     Ray Data's own setting waits for every actor that the pool starts with. Where a spot market gives fewer, it would
-    leave those that are there idle, and then give up.
+    leave the few actors idle, and then give up.
 
     Args:
-        context: of the dataset.
-        pool: settings.
+        context: context of the dataset to be run on the pool.
+        pool: settings of the pool.
     """
     context.wait_for_min_actors_s = -1
     context.execution_no_progress_timeout_s = pool.no_progress_timeout_s

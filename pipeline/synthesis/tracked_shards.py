@@ -15,24 +15,24 @@ class TrackedShards:
     """The figures of a run, a point every ten seconds at most.
 
     Args:
-        tracker: to report to, if any.
-        plan: of the run, with what was done before.
+        tracker: where to report the run; None for nowhere.
+        plan: plan of the run, which knows what was done before.
     """
 
     def __init__(self, tracker: Tracker | None, plan: SynthesisPlan) -> None:
         self._tracker, self._num_before = tracker, len(plan.progress.parts)
-        # They were tried before, and count in the steps: those of a run that tries them again come after.
+        # Shards that failed before count as steps too, so that the steps of a run that tries them again come after.
         self._failed_before = len(plan.progress.failed)
         self._images_before = plan.shards.count_images(sorted(plan.progress.parts)) if tracker is not None else 0
         self._started, self._last = time.monotonic(), 0.0
 
     def add(self, tally: Tally) -> None:
-        """Report what is counted by now, unless that was done within the last ten seconds."""
+        """Report the present figures, unless some were reported within the last ten seconds."""
         if time.monotonic() - self._last >= _INTERVAL_S:
             self.report(tally)
 
     def report(self, tally: Tally) -> None:
-        """Report what is counted by now."""
+        """Report the present figures."""
         if self._tracker is None:
             return
         self._last = time.monotonic()

@@ -31,10 +31,10 @@ class UnwrittenShard:
     """A shard that is inverted and not yet written.
 
     Attributes:
-        shard_id, labels: of the shard.
-        shard: its images.
-        seconds: that its inversion took.
-        resumed: a line about the checkpoint that it went on from; empty if it did not.
+        shard_id, labels: number of the shard, and class of each of its images.
+        shard: images of the shard.
+        seconds: seconds that the inversion took.
+        resumed: line about the checkpoint that the shard was resumed from; empty if it was not.
     """
 
     shard_id: int
@@ -48,9 +48,9 @@ class PartWriter(Inverter):
     """Turns rows of `plan_shards` into part files, and yields the outcome of each shard as soon as it is done.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         digest: the driver's digest of the config; if this actor's differs, it sees another teacher.
-        schema_version: of the dataset, from its manifest.
+        schema_version: version of the dataset's schema, from its manifest.
 
     Raises:
         OtherModelError: this actor sees another teacher.
@@ -79,11 +79,11 @@ class PartWriter(Inverter):
         if self._is_done(shard_id):
             return self._by_another(shard_id, labels)
         started = time.monotonic()
-        # Given only where it is asked for: what replaces `invert_shard` in drills of faults may not know it.
+        # Passed only if it is set: functions that replace `invert_shard` in fault drills may not take it.
         watched = {"watched": self.config.snapshots} if shard_id == WATCHED_SHARD and self.config.snapshots else {}
         try:
             shard = self.invert_shard(shard_id, labels, image_ids, **watched)
-        # A DatasetError says that storage kept its checkpoint back.
+        # A DatasetError here means that storage did not give out the shard's checkpoint.
         except (NonFiniteError, DatasetError, OSError, torch.OutOfMemoryError) as error:
             return self._failed(shard_id, labels, error)
         # Seconds of earlier attempts count too, as far as a checkpoint kept their work.
@@ -126,10 +126,10 @@ class PartWriter(Inverter):
         return Outcome(worker=self.worker, num_images=num_images, **facts)
 
     def _write(self, shard_id: int, shard: InvertedShard) -> dict[str, int]:
-        """Write a part; return its bytes, and those of its row group before compression."""
+        """Write a part; return its size, and that of its row group before compression, both in bytes."""
         facts = {"digest": self.digest, "shard_id": str(shard_id), "schema_version": str(self.schema_version)}
         if shard.halvings:
-            # Recorded because other micro-batches may round differently: from each of these steps on, so many images.
+            # Recorded because other micro-batches may round differently: (step, images at once from then on).
             facts["halvings"] = json.dumps(shard.halvings)
         if self.config.inversion.adaptive_end is not None:
             facts["num_steps"] = json.dumps(shard.num_steps)
@@ -140,7 +140,7 @@ class PartWriter(Inverter):
         return {"bytes": len(content), "row_group_bytes": row_group.total_byte_size}
 
     def _end_checkpoints(self, shard_id: int) -> list[str]:
-        """Delete the checkpoint of a shard that needs none any more; return what the driver should know of it."""
+        """Delete the checkpoint of a shard that no longer needs one; return notes for the driver."""
         return [] if self.checkpoints is None else self.checkpoints.end(shard_id)
 
     def _is_done(self, shard_id: int) -> bool:
@@ -159,7 +159,8 @@ class PartWriter(Inverter):
             return self._by_another(shard_id, labels)
         reason = record_failure(self.config.output, shard_id, labels, self.worker, type(error).__name__, str(error))
         storage_failed = isinstance(error, OSError | DatasetError)
-        # What storage failed is made again from its checkpoint, what failed by itself from the start.
+        # A shard that failed because of storage keeps its checkpoint, to go on from there. One that failed by itself
+        # must begin anew.
         notes = [] if storage_failed else self._end_checkpoints(shard_id)
         return Outcome(
             shard_id,

@@ -28,7 +28,7 @@ def check_installed() -> None:
     """Refuse to report where tensorboardX is missing.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: tensorboardX is not installed.
     """
     if find_spec("tensorboardX") is None:
         raise ConfigError("tracking.tensorboard needs a package that is not installed: pip install '.[tensorboard]'")
@@ -38,8 +38,8 @@ class EventFolder:
     """The event files of one run.
 
     Args:
-        folder: of all runs.
-        run: name of this one's subfolder.
+        folder: folder of all runs.
+        run: name of this run's subfolder.
     """
 
     errors: tuple[type[Exception], ...] = (PipelineError, OSError)
@@ -52,7 +52,7 @@ class EventFolder:
         self._last: dict[str, int] = {}
 
     def begin(self, settings: Mapping[str, str]) -> None:
-        """Find out what was reported before; report the settings of a new run."""
+        """Find out which figures were reported before; report the settings of a new run."""
         from tensorboardX import summary
 
         for event in _read_all(self._folder):
@@ -64,7 +64,7 @@ class EventFolder:
             self._write(_event(0, summary.text(_SETTINGS, f"| setting | value |\n| --- | --- |\n{rows}")))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Report figures of a step, except those that were reported of it, or of a later one, before."""
+        """Report figures of a step, except figures that were reported for this or a later step before."""
         from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 
         new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}

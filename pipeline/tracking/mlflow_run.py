@@ -13,7 +13,7 @@ from pipeline.credentials import remember_credentials
 from pipeline.errors import ConfigError
 from pipeline.tracking.places import THREAD, Status
 
-# What the user has set in the environment counts. By default the client would try for many minutes, tell its makers
+# Variables that the user has set win over these. By default the client would try for many minutes, tell its makers
 # what it is used for, and print addresses.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -23,7 +23,7 @@ _ENVIRONMENT = {
 }
 _DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?:")
 _TAG = "sparse_inversion"
-# Servers take no more at once, and no longer texts.
+# Largest number of parameters that servers take at once, and largest length of a parameter in characters.
 _PARAMETERS_AT_ONCE, _LONGEST = 100, 6000
 # Characters that names on a server may not have.
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]")
@@ -66,10 +66,10 @@ class MlflowRun:
     """A run of a server, new or found by its tags.
 
     Args:
-        uri: of the server.
-        experiment: its name.
+        uri: address of the server.
+        experiment: name of the experiment.
         run: name of the run.
-        tags: to find it again by.
+        tags: tags by which the run is found again.
     """
 
     def __init__(self, uri: str, experiment: str, run: str, tags: Mapping[str, str]) -> None:

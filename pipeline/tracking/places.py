@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 # Name of the threads that report, by which messages of libraries are known.
 THREAD = "tracking"
-# What the names of a result's figures begin with.
+# Beginning of the names of a result's figures.
 RESULT = "result/"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

@@ -20,7 +20,7 @@ from pipeline.log import logger
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.places import RESULT, THREAD, Place, Status
 
-# How long a job waits at its end for what was not taken yet.
+# Seconds that a job waits at its end for figures that were not taken yet.
 _LAST_WAIT_S = 10.0
 
 
@@ -28,8 +28,8 @@ class Tracker:
     """Passes the figures of a run on to places, perhaps none.
 
     Args:
-        places: to report to.
-        settings: of the run, as text by dotted name.
+        places: places to report to; may be empty.
+        settings: settings of the run, as texts by dotted name.
     """
 
     def __init__(self, places: list[Place], settings: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ class Tracker:
         self._result: Mapping[str, Any] = {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Report figures of a step; what was reported of it before stays. What is no finite number is left out."""
+        """Report figures of a step. Those reported before stay; values that are not finite are left out."""
         for channel in self._channels:
             channel.add(step, numbers(values))
 
@@ -57,7 +57,7 @@ class Tracker:
 
 
 class _Channel:
-    """The thread that serves one place, and what it has still to report."""
+    """The thread that serves one place, and the reports that wait for it."""
 
     def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
         self._place = place
@@ -66,7 +66,7 @@ class _Channel:
         self._thread.start()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        # Where nobody takes them, they would fill the memory.
+        # If the thread has given up, further figures would only fill the memory.
         if self._thread.is_alive():
             self._waiting.put(partial(self._place.add, step, values))
 
@@ -90,13 +90,14 @@ class _Channel:
 
 @contextmanager
 def tracking(config: TrackingConfig, job: str, digest: str, settings: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Report a run while the block runs; its end, and how it ended, is reported too.
+    """Report a run while the block runs, and at the end that, and how, it ended.
 
     Args:
-        config: where to; nothing is imported or started for nowhere.
+        config: where to report. If that is nowhere, nothing is imported or started.
         job: name of the job.
-        digest: of the run, by which it is found again when it is resumed.
-        settings: of the run, as nested plain data; sent as parameters, without credentials and without `tracking`.
+        digest: digest of the run, by which a resumed run is found again.
+        settings: settings of the run, as nested plain data. They are sent as parameters, without credentials and
+            without `tracking`.
     """
     run = config.run_name or f"{job}-{digest[:8]}"
     tracker = Tracker(_places(config, run, {"job": job, "digest": digest}), flat(redacted(without_tracking(settings))))
@@ -115,7 +116,7 @@ def check_tracking(config: TrackingConfig) -> None:
     """Import what is needed to report, before any work.
 
     Raises:
-        ConfigError: it is not installed; the message names the extra.
+        ConfigError: a package is not installed; the message names the extra to install.
     """
     if config.tensorboard is not None:
         from pipeline.tracking.event_folder import check_installed

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.trial import NO_CLASSIFIER, has_classifier
 
-# Families that can be; `SubsetViT` says how.
+# Families that can be run on a subset of their tokens; `SubsetViT` says how.
 _FAMILIES = (VisionTransformer, Eva)
 
 
@@ -42,7 +42,7 @@ def refusal(model: Any) -> str | None:
 
 
 def num_prefix_in_blocks(model: Any) -> int:
-    """Return how many tokens run through a model's `blocks` in front of those of the patches."""
+    """Return how many tokens run through a model's `blocks` before the patch tokens."""
     return model.num_prefix_tokens
 
 

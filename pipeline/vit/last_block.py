@@ -38,7 +38,7 @@ def _has_timms_head(model: Any) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Return whether a block computes what is computed here: an adapter replaces a layer, and also has its weight."""
+    """Return whether `last_block` computes what a block does: an adapter replaces a layer, and has its weight too."""
     return is_timms(block) and getattr(block.attn, "gate", None) is None and type(block.attn.qkv) is nn.Linear
 
 
@@ -57,9 +57,9 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
     """Run a timm `Block` for its first tokens.
 
     Args:
-        block: in evaluation mode.
-        tokens: [B, S, D].
-        num_rows: R, number of leading tokens to compute.
+        block: a timm block in evaluation mode, without dropout or changed layers; see `is_timms`.
+        tokens: tokens of whole or kept images [B, S, D].
+        num_rows: R, the number of leading tokens to compute.
 
     Returns:
         Those tokens after the block [B, R, D], and their attention [B, heads, R, S], after softmax.

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.errors import ModelError, one_line
 from pipeline.trial import SHAPE_ERRORS, describe_output, device_and_dtype, trial_images, try_out
 
-# Of the largest logit. Kernels of a GPU that round to TF32 differ by a thousandth; another function differs by more.
+# As a share of the largest logit. GPU kernels that round to TF32 differ by a thousandth; another function by more.
 _TOLERANCE = 0.01
 
 

@@ -25,8 +25,8 @@ def resolve_ranking(model: nn.Module, wanted: Literal["auto", Ranking] = "auto")
     classifier averages them. Where that attention cannot be read, it takes the gradient.
 
     Args:
-        model: one that passes `check_family`.
-        wanted: `auto`, or a ranking.
+        model: a timm model that passes `check_family`.
+        wanted: a ranking, or `auto`.
 
     Raises:
         ModelError: the model's patches cannot be ranked that way; the message names model, ranking and reason.
@@ -76,11 +76,12 @@ def score_patches(
     """Return the logits [B, classes] and the patch scores [B, K] of one forward; see `SubsetViT.forward_scores`.
 
     Args:
-        model: the timm model that is read, with its last block computed for every token.
-        read: runs a forward on `view`, and returns logits.
+        model: the timm model that `read` runs; its last block must be computed for every token.
+        read: function that runs a forward on `view` and returns logits [B, classes].
         view: whole images [B, C, H, W] or patches [B, K, C, p, p], whichever `read` takes.
         ranking: one that `resolve_ranking` returns.
-        targets: int64 [B], for `gradient_activation`.
+        targets: int64 [B], the classes whose logits `gradient_activation` takes gradients of; other rankings ignore
+            them.
     """
     prefix = model.num_prefix_tokens
     match ranking:
@@ -151,8 +152,8 @@ def pool_attention(pool: Any, tokens: Tensor) -> Tensor:
     """Return the attention of the latent queries of an `AttentionPoolLatent`, mean over heads and queries.
 
     Args:
-        pool: one without position embedding of its own.
-        tokens: the tokens that it pools [B, S, D].
+        pool: an `AttentionPoolLatent` without a position embedding of its own.
+        tokens: the tokens that it pools, [B, S, D].
 
     Returns:
         Attention [B, S]; each row sums to 1.
@@ -168,9 +169,10 @@ def gradient_times(read: Callable[[], Tensor], module: nn.Module, targets: Tenso
     """Return |gradient × activation| [B, S] of each target's logit at a module's input, summed over the width.
 
     Args:
-        read: runs a forward through the module, from inputs that need no gradient; returns logits [B, classes].
-        module: takes tokens [B, S, D] as its first argument.
-        targets: int64 [B].
+        read: function that runs a forward through the module, from inputs that need no gradient, and returns logits [B,
+            classes].
+        module: a module that takes tokens [B, S, D] as its first argument.
+        targets: int64 [B], the class of each image whose logit is used.
     """
     leaves: list[Tensor] = []
 

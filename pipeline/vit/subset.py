@@ -141,10 +141,10 @@ class SubsetViT(nn.Module):
           summed over the width; it takes one more forward pass, and the last block's backward.
 
         Args:
-            images: normalized [B, C, H, W].
-            keep_indices: int64 [B, K]; None: all.
-            ranking: one that `resolve_ranking` returns; by default the one that `auto` chooses.
-            targets: int64 [B], for `gradient_activation`.
+            images: normalized images [B, C, H, W].
+            keep_indices: int64 [B, K], the patches to read; None for all.
+            ranking: a ranking that `resolve_ranking` returned; by default the one that `auto` chooses.
+            targets: int64 [B], the class of each image, which `gradient_activation` needs; other rankings ignore it.
         """
         ranking = ranking or resolve_ranking(self.model)
         return score_patches(self.model, lambda x: self(x, keep_indices), images, ranking, targets)
@@ -241,7 +241,7 @@ def _embeds_subsets(model: Any) -> bool:
         return False
     embed: Any = model.patch_embed
     own_embedding = type(model)._pos_embed in (VisionTransformer._pos_embed, VisionTransformerDistilled._pos_embed)
-    # A subclass that adds prompts, or an adapter in the place of a layer, can only be run by its own forward.
+    # A subclass that adds prompts, or a model with an adapter in place of a layer, needs its own forward.
     own_forward = type(model).forward_features is VisionTransformer.forward_features
     if not own_forward or type(embed.proj) is not nn.Conv2d:
         return False

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 # Asking Ray for a notice takes milliseconds, or waits for all workers of a training, so it is not done at every step.
 _ASK_EVERY_S = 5.0
-# From the notice to the end of the node, which a cloud may set at half a minute.
+# Seconds between checkpoints once a notice has come. A cloud may take the node half a minute after the notice.
 _SAVE_EVERY_S_ONCE_NOTICED = 10.0
 
 
@@ -14,9 +14,9 @@ class CheckpointTimer:
 
     Args:
         every_s: seconds between two checkpoints.
-        noticed: returns whether the node, or one of those that work together, is about to be taken. In a training it
-            waits for all workers, so each of them calls it equally often. None where no node can be taken.
-        clock: returns seconds.
+        noticed: function that returns whether this node, or one of those that work together, is about to be taken. In a
+            training it waits for all workers, so each of them must call it equally often. None if no node can be taken.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(

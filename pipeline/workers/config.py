@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
-# As calibrate and distill once had them at the top of their configs, see `pipeline.config.former_names`.
+# Names that calibrate and distill once had at the top of their configs; `pipeline.config.former_names` reads them.
 FLAT_NAMES = {
     "num_workers": "workers.size",
     "cpus_per_worker": "workers.cpus_per_worker",
@@ -60,5 +60,5 @@ class WorkersConfig:
 
     @property
     def fewest(self) -> int:
-        """The number of workers that must be there."""
+        """Smallest number of workers to run with."""
         return self.size if self.min_size is None else self.min_size

@@ -32,8 +32,8 @@ def pick_device(wanted: DeviceChoice, setting: str) -> torch.device:
     An actor pinned to a logical GPU on a machine without hardware computes on the CPU.
 
     Args:
-        wanted: as set.
-        setting: its dotted name, for the message.
+        wanted: value of the setting.
+        setting: dotted name of the setting, for the message.
 
     Raises:
         ConfigError: a GPU is demanded and there is none.
@@ -71,8 +71,8 @@ def load_again(config: ModelConfig, digest: str) -> LoadedModel:
     """Load a teacher on a worker as the driver did.
 
     Args:
-        config: with absolute local paths.
-        digest: of the weights that the driver loaded.
+        config: settings of the teacher, with absolute local paths.
+        digest: SHA-256 of the weights that the driver loaded.
 
     Raises:
         OtherModelError: the weights are others.
@@ -84,14 +84,14 @@ def load_again(config: ModelConfig, digest: str) -> LoadedModel:
 
 
 def check_same_digest(what: str, here: str, on_driver: str) -> None:
-    """Refuse what a worker loaded or made where it is not what the driver did.
+    """Refuse something that a worker loaded or made if it differs from what the driver has.
 
     Args:
-        what: it is, for the message.
-        here, on_driver: digest of it.
+        what: what was loaded or made, for the message.
+        here, on_driver: its digest in this process, and on the driver.
 
     Raises:
-        OtherModelError: they differ.
+        OtherModelError: the digests differ.
     """
     if here != on_driver:
         raise OtherModelError(

@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from torch import nn
 
 from pipeline import storage
-from pipeline.cluster import free_resources, own_errors, own_signals
+from pipeline.cluster import free_resources, is_fixed_size, own_errors, own_signals
 from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, IncompleteError, PipelineError, as_line
 from pipeline.log import logger
@@ -37,9 +37,9 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
     """Keep a run's state in a folder at any fsspec location.
 
     Args:
-        folder: under the job's output.
-        name: of the run; a run of the same name in the same folder goes on from its last checkpoint.
-        workers: of the run; how long to wait for them to start.
+        folder: folder under the job's output, at any fsspec location.
+        name: name of the run. A run of the same name in the same folder goes on from its last checkpoint.
+        workers: settings of the workers, which say how long to wait for them to start.
     """
     fs, path = storage.filesystem(storage.absolute(folder))
     local = isinstance(fs, LocalFileSystem)
@@ -48,7 +48,7 @@ def run_config(folder: str, name: str, workers: WorkersConfig) -> RunConfig:
         storage_path=path,
         storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         failure_config=FailureConfig(
-            # It cannot tell which errors would come again; `fit_with_retries` can.
+            # Ray Train cannot tell which errors would come again; `fit_with_retries` can.
             max_failures=0,
             controller_failure_limit=math.ceil(workers.start_timeout_s / _START_ATTEMPT_S) - 1,
         ),
@@ -62,7 +62,7 @@ def resources_per_worker(workers: WorkersConfig) -> dict[str, float]:
 
 
 def resources_of(workers: WorkersConfig) -> dict[str, float]:
-    """Return what all workers take of the joined cluster, or this process in their place, by Ray's names.
+    """Return the resources that all workers, or this process in their place, take of the cluster, by Ray's names.
 
     Ray knows nothing of what this process takes; it sees the GPU that an actor on its machine is given too.
     """
@@ -75,22 +75,20 @@ def resources_of(workers: WorkersConfig) -> dict[str, float]:
 def worker_configs(
     workers: WorkersConfig,
     *,
-    fixed_size: bool,
     grow_every_s: float = math.inf,
     patience_s: float = 0.0,
 ) -> tuple[ScalingConfig, TorchConfig]:
     """Return the resources of the workers and their communication backend: nccl between GPUs, gloo between CPUs.
 
     Args:
-        workers: at least one.
-        fixed_size: no node can join the cluster any more.
-        grow_every_s: seconds between two looks for room for more workers, where they are fewer than `workers.size`.
-            Adding some starts all of them again, from the last checkpoint.
+        workers: settings of the workers; `size` must be 1 or more.
+        grow_every_s: seconds between two looks for room for more workers, if there are fewer than `workers.size`.
+            Adding workers starts all of them again, from the last checkpoint.
         patience_s: seconds that a worker may keep the others waiting beyond half an hour, which is torch's own limit.
 
     Raises:
-        ConfigError: a fixed cluster is too small, and Ray would wait for a larger one for ever; or the environment asks
-            for the first version of Ray Train.
+        ConfigError: the cluster is too small and no node can join it, so that Ray would wait for ever; or the
+            environment asks for the first version of Ray Train.
     """
     if not is_v2_enabled():
         found = f"{V2_ENABLED_ENV_VAR} is {os.environ.get(V2_ENABLED_ENV_VAR)!r}"
@@ -103,7 +101,7 @@ def worker_configs(
                 f"{setting} {workers.fewest} needs {workers.fewest * amount:g} {name}s, {amount:g} for each, and the "
                 f"cluster has {total.get(name, 0):g}"
             )
-            if fixed_size:
+            if is_fixed_size():
                 without_gpus = (
                     "; without GPUs, set workers.device to cpu" if name == "GPU" and not total.get(name) else ""
                 )
@@ -124,11 +122,11 @@ def check_readers(workers: WorkersConfig, setting: str, cache_gb: float) -> None
     """Refuse workers that hold every core: they would wait for ever for the tasks that read their images.
 
     Args:
-        workers: of a training whose images are streamed.
+        workers: settings of the workers of a training whose images are streamed.
         setting, cache_gb: name and value of the setting that says how many images are kept in memory.
 
     Raises:
-        ConfigError: they might leave no core.
+        ConfigError: the workers might leave no core.
     """
     there, on_gpus = ray.cluster_resources(), "GPU" in resources_per_worker(workers)
     cores, num_workers = there.get("CPU", 0.0), workers.size
@@ -140,7 +138,7 @@ def check_readers(workers: WorkersConfig, setting: str, cache_gb: float) -> None
             f"images: leave it out, or {in_memory}"
         )
     if elastic:
-        # As many as there are GPUs for now start at once.
+        # As many workers as there are GPUs now start at once.
         num_workers = min(workers.size, int(there.get("GPU", 0)))
     held = num_workers * workers.cpus_per_worker
     # With fewer cores than a fixed number of workers holds, nodes are yet to come.
@@ -176,11 +174,11 @@ def run_workers(
     end.
 
     Args:
-        work: to do on each.
-        workers: of the run; how often they may fail.
+        work: function to call on each worker.
+        workers: settings of the workers, which say how often they may fail.
         resources: of the workers, as `worker_configs` returns them.
         output: folder of the job.
-        name: of the run, with its digest.
+        name: name of the run, which holds its digest.
 
     Raises:
         PipelineError: see `fit`.
@@ -189,7 +187,7 @@ def run_workers(
     folder = storage.join(output, _TRAIN_FOLDER + name)
 
     def trainer() -> TorchTrainer:
-        # What a job that was killed left there, or the attempt before.
+        # Remove the state that a killed job, or the attempt before, left there.
         with storage.writing_to(output):
             storage.remove_folder(folder)
         return TorchTrainer(
@@ -216,8 +214,8 @@ def fit_with_retries(make_trainer: Callable[[], TorchTrainer], max_failures: int
     """Run the workers, and run them again after a failure that may not repeat; see `fit`.
 
     Args:
-        make_trainer: makes a new trainer for each attempt.
-        max_failures: how many attempts may fail before the last one.
+        make_trainer: function that makes a new trainer for each attempt.
+        max_failures: number of attempts that may fail before the last one.
 
     Raises:
         PipelineError: as `fit`.
@@ -233,7 +231,7 @@ def fit_with_retries(make_trainer: Callable[[], TorchTrainer], max_failures: int
 
 
 def _is_of_workers(failure: BaseException | None) -> bool:
-    # Where a worker dies just as its work is started, Ray Train holds it for a failure of its own controller.
+    # If a worker dies just as its work is started, Ray Train reports it as a failure of its own controller.
     if isinstance(failure, ControllerError):
         return isinstance(failure.controller_failure, RayActorError)
     return isinstance(failure, WorkerGroupError)
@@ -261,9 +259,9 @@ def _cause(error: Exception) -> PipelineError:
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
     ours = [failure for failure in failures if isinstance(failure, PipelineError)]
     if ours:
-        # One that would come again, if there is one: others may have failed because that worker did.
+        # An error that would come again goes first: other workers may have failed because that one did.
         return min(ours, key=lambda failure: failure.is_transient)
     first = failures[0]
-    # Masked before it is cut: half of an address is not recognized.
+    # Credentials are masked before the text is cut, because half of an address would not be recognized.
     reason = without_credentials(as_line(first))[-400:]
     return IncompleteError(f"the workers failed ({free_resources()}): {type(first).__name__}: {reason}")

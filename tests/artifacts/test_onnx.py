@@ -84,7 +84,7 @@ def test_weights_of_four_bits_are_packed_two_to_a_byte(
 def test_weights_of_more_bits_are_not_cut_to_four(
     quantized: Callable[[BitWidths], ExportedProgram], tmp_path: Path
 ) -> None:
-    with pytest.raises(FormError, match=r"x\.onnx: weights of more than 4 bits have no form in 4"):
+    with pytest.raises(FormError, match=r"x\.onnx: weights of more than 4 bits cannot be stored in 4"):
         save_onnx(quantized(BitWidths(weights=5)), tmp_path / "x.onnx", weights="int4")
 
 

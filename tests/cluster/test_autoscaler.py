@@ -1,6 +1,10 @@
 """Nodes that an autoscaler can bring, from each of the places where that may stand."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +12,21 @@ import ray
 from ray import _raylet
 from ray.core.generated.autoscaler_pb2 import ClusterConfig  # pyright: ignore[reportAttributeAccessIssue]
 
-from pipeline.cluster.autoscaler import NodeType, NodeTypes, _node_types_of, from_launcher
+from pipeline.cluster.autoscaler import NodeType, NodeTypes, _node_types_of, from_launcher, is_fixed_size
+
+ROOT = Path(__file__).parents[2]
+# In a process that joins a cluster which another one started, and before that has started one of its own.
+ASK = """
+import os, ray
+from pipeline.cluster import connect, is_fixed_size
+os.environ["RAY_ADDRESS"] = "local"
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
+own = is_fixed_size()
+ray.shutdown()
+os.environ["RAY_ADDRESS"] = os.environ["JOINED"]
+connect()
+print("fixed:", own, is_fixed_size())
+"""
 
 
 @pytest.fixture
@@ -25,6 +43,42 @@ def reported(ray_session: None) -> Iterator[ClusterConfig]:
     gcs.internal_kv_put(key, config.SerializeToString(), True, place)
     yield config
     gcs.internal_kv_del(key, False, place)
+
+
+def answers() -> list[bool]:
+    """What the driver, a task and an actor of the cluster of the tests are told."""
+
+    class Asking:
+        def ask(self) -> bool:
+            return is_fixed_size()
+
+    actor_class: Any = ray.remote(num_cpus=0)(Asking)
+    actor = actor_class.remote()
+    try:
+        return [is_fixed_size(), ray.get(ray.remote(is_fixed_size).remote()), ray.get(actor.ask.remote())]
+    finally:
+        ray.kill(actor)
+
+
+def test_a_cluster_that_ray_init_started_is_fixed_for_all_that_run_on_it(ray_session: None) -> None:
+    assert answers() == [True] * 3
+
+
+def test_nodes_may_join_a_cluster_that_ray_start_started_whoever_asks(open_cluster: None) -> None:
+    assert answers() == [False] * 3
+
+
+def test_a_process_that_started_a_cluster_before_is_told_of_the_one_it_joined(open_cluster: None) -> None:
+    joined = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env={**os.environ, "JOINED": joined, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert "fixed: True False" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_a_hosted_autoscaler_reports_is_believed(reported: ClusterConfig) -> None:

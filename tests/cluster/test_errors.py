@@ -106,11 +106,3 @@ def test_a_fault_in_our_code_keeps_its_traceback() -> None:
 
     with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"), own_errors():
         ray.get(faulty.remote())
-
-
-def test_a_cluster_that_this_process_started_before_is_fixed() -> None:
-    assert connect() is True
-
-
-def test_a_cluster_joined_is_not_one_started() -> None:
-    assert ray.get(ray.remote(connect).remote()) is False

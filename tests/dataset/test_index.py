@@ -139,7 +139,7 @@ def test_an_index_that_cannot_be_used_is_told_and_costs_time_alone(
         assert "index.parquet' is not used, every part is opened instead" in capsys.readouterr().err
     write_index(output, "e" * 64, index_table([{"shard_id": 0, "num_rows": 5}]))
     assert find_source(output) == whole
-    assert "it is of another dataset" in capsys.readouterr().err
+    assert "it belongs to another dataset" in capsys.readouterr().err
 
 
 @pytest.fixture

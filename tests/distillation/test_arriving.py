@@ -204,13 +204,13 @@ def test_the_process_that_makes_images_ends_with_the_training(
     with (
         pytest.raises(KeyboardInterrupt),
         expected_parts(to_make) as arrivals,
-        background_synthesis(to_make, arrivals, fixed_size=True),
+        background_synthesis(to_make, arrivals),
     ):
         raise KeyboardInterrupt
     assert started[0].poll() is not None
     to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
     too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
-    with too_small, expected_parts(to_make) as arrivals, background_synthesis(to_make, arrivals, fixed_size=True):
+    with too_small, expected_parts(to_make) as arrivals, background_synthesis(to_make, arrivals):
         pass
     assert len(started) == 1
 
@@ -280,7 +280,7 @@ def test_a_part_is_waited_for_until_the_synthesis_has_ended(tmp_path: Path, monk
     ray.kill(ending)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("open_cluster")
 def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
     synthesis: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +297,7 @@ def test_an_autoscaler_has_room_for_what_it_can_bring_at_most(
     ):
         for module in (background, capacity):
             monkeypatch.setattr(module, "node_types", lambda brought=brought: brought)
-        assert has_room(to_make, {"CPU": others}, fixed_size=False) is expected
+        assert has_room(to_make, {"CPU": others}) is expected
 
 
 @pytest.mark.usefixtures("ray_session")

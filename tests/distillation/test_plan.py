@@ -49,5 +49,5 @@ def test_a_line_says_that_images_are_of_another_teacher(
     _warn_of_other_teachers(ImageCollection.of(source), teacher)
     assert capsys.readouterr().err == (
         f"warning: distill: {source.uri!r} holds images of the teacher 'other' with weights dddddddd, not of "
-        f"{teacher.name!r} with weights {teacher.digest[:8]}: it answers them all the same\n"
+        f"{teacher.name!r} with weights {teacher.digest[:8]}: the teacher answers them all the same\n"
     )

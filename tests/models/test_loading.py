@@ -454,7 +454,7 @@ def test_googles_npz_files_through_timms_own_reader(tmp_path: Path, tiny_model: 
         load_model(config(tmp_path / "a.npz", model_args={k: v for k, v in SIZES.items() if k != "img_size"}))
     with pytest.raises(CheckpointError, match=r"lacks 12 tensors of the model, as 'blocks\.1|cannot|does not fit"):
         load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 3}))
-    with pytest.raises(CheckpointError, match=r"has \d+ values, the model reads \d+: it is of another"):
+    with pytest.raises(CheckpointError, match=r"has \d+ values, the model reads \d+: it is of another model"):
         load_model(config(tmp_path / "a.npz", model_args={**SIZES, "depth": 1}))
     del arrays["head/kernel"], arrays["head/bias"]
     np.savez(tmp_path / "b.npz", **arrays)  # pyright: ignore[reportArgumentType]

@@ -119,14 +119,14 @@ def test_an_actor_cannot_take_the_memory_of_another() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sizes(num_shards: int, *, fixed_size: bool = True, **pool: Any) -> tuple[int, int, int]:
+    def sizes(num_shards: int, **pool: Any) -> tuple[int, int, int]:
         config = make_config(Path("t"), "out", pool=pool)
-        compute = pool_options(config, num_shards, fixed_size=fixed_size)["compute"]
+        compute = pool_options(config, num_shards)["compute"]
         return compute.min_size, compute.initial_size, compute.max_size
 
     # 2 logical GPUs; the cluster that the tests start has no autoscaler.
     assert node_types() == NodeTypes()
-    assert sizes(6, max_size=5) == sizes(6, max_size=5, fixed_size=False) == (1, 2, 5)
+    assert sizes(6, max_size=5) == (1, 2, 5)
     assert sizes(1, max_size=5) == (1, 1, 1)
     assert sizes(6, max_size=5, initial_size=1) == (1, 1, 5)
     assert sizes(6, max_size=5, gpus_per_actor=0.5) == (1, 4, 5)
@@ -139,6 +139,16 @@ def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for(monkeypatch: p
     monkeypatch.setattr("pipeline.synthesis.pool.ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(ConfigError, match=r"has room for 0; without GPUs, set pool\.device to cpu$"):
         sizes(6, device="cuda")
+
+
+@pytest.mark.usefixtures("open_cluster")
+def test_where_nodes_may_join_a_pool_waits_for_them_and_asks_for_no_more_than_can_come() -> None:
+    pool = {"min_size": 5, "max_size": 9}
+    assert node_types() == NodeTypes()
+    # The autoscaler brings none, so the two GPUs that are there are all; a user may start machines by hand.
+    assert pool_options(make_config(Path("t"), "out", pool=pool), 6)["compute"].initial_size == 5
+    pool = {"min_size": 1, "max_size": 5}
+    assert pool_options(make_config(Path("t"), "out", pool=pool), 6)["compute"].initial_size == 2
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -172,6 +182,6 @@ def test_a_retired_gpu_is_lost_for_all_who_could_share_it(retired_gpu: Device) -
 def test_work_begins_with_the_actors_that_there_are(retired_gpu: Device, tiny_folder: Path, tmp_path: Path) -> None:
     # Both GPUs are asked for, and one of them is never free.
     pool = {"min_size": 1, "max_size": 2, "start_timeout_s": 600}
-    assert pool_options(make_config(tiny_folder, "x", pool=pool), 6, fixed_size=True)["compute"].initial_size == 2
+    assert pool_options(make_config(tiny_folder, "x", pool=pool), 6)["compute"].initial_size == 2
     summary = synthesize(make_config(tiny_folder, tmp_path / "out", pool=pool))
     assert (summary["complete"], len(summary["workers"])) == (True, 1)

@@ -154,7 +154,7 @@ def test_where_no_worker_can_load_the_teacher_the_run_ends_and_names_them(tiny_f
     shutil.rmtree(tmp_path / "teacher")
     expected = r"no working worker is left: GPU \d of node .*: .*; GPU \d of node "
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
-        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
+        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest))
     check_gpus_come_free(kept)
 
 
@@ -175,7 +175,7 @@ def test_workers_that_do_not_see_the_output_stop_before_they_make_anything(
     monkeypatch.setattr(passes, "GuardedWriter", Hasty)
     expected = r"worker .* does not find '.*manifest\.json'.* all machines share"
     with pytest.raises(IncompleteError, match=expected) as kept, own_errors():
-        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest), fixed_size=True)
+        invert_missing(plan, plan.to_do, RunningIndex(plan.config.output, plan.digest))
     check_gpus_come_free(kept)
 
 

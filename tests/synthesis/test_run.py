@@ -490,11 +490,11 @@ def test_a_dry_run_counts_on_the_actors_that_there_is_room_for(
     assert "plan: the cluster has room for 2 of 6 actors (pool.max_size)\n" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("open_cluster")
 def test_a_dry_run_that_gets_no_actor_says_what_it_waits_for_and_ends(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.synthesis.dry_run._REPORT_EVERY_S", 0.5)
-    monkeypatch.setattr("pipeline.synthesis.dry_run.connect", lambda: False)
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
     with pytest.raises(
         IncompleteError, match=r"no actor started in 2 s \(pool\.start_timeout_s\): .* of 4 CPUs are free"
@@ -503,21 +503,23 @@ def test_a_dry_run_that_gets_no_actor_says_what_it_waits_for_and_ends(
     assert "plan: waiting for an actor to start: " in capsys.readouterr().err
 
 
-def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path) -> None:
+def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
-        pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6, fixed_size=True)
+        pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
     with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) per actor"):
-        pool_options(huge, 6, fixed_size=True)
+        pool_options(huge, 6)
+    # A process that joined the cluster of another knows it too, and does not wait for nodes that will not come.
+    config = make_config(tiny_folder, tmp_path / "out", pool={"cpus_per_actor": 9, "device": "cpu"})
+    with pytest.raises(ConfigError, match=r"9 CPUs .* this machine has room for 0"), own_errors():
+        ray.get(ray.remote(synthesize).remote(config))
 
 
+@pytest.mark.usefixtures("open_cluster")
 def test_a_pool_that_does_not_start_in_time_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
     pool = {"cpus_per_actor": 9, "device": "cpu", "start_timeout_s": 2}
     config = make_config(tiny_folder, tmp_path / "out", pool=pool)
-    # This process started the cluster, and knows that no node will join it; a worker does not.
-    with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 4 CPUs are free"), own_errors():
-        ray.get(ray.remote(synthesize).remote(config))
-    with pytest.raises(ConfigError, match=r"9 CPUs .* this machine has room for 0"):
+    with pytest.raises(IncompleteError, match=r"0 of 6 shards are done, .* of 4 CPUs are free"):
         synthesize(config)
 
 

@@ -93,7 +93,7 @@ def test_a_worker_that_was_killed_is_started_again(tmp_path: Path, capsys: pytes
         return "done"
 
     workers = WorkersConfig(device="cpu", max_failures=1)
-    resources = worker_configs(workers, fixed_size=True)
+    resources = worker_configs(workers)
     # What a user keeps there, such as the images to train on, is not Ray Train's.
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "train" / "bird.png").write_bytes(b"photo")
@@ -137,18 +137,22 @@ def test_state_is_kept_at_any_location() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_a_machine_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"workers\.size 5 needs 5 CPUs, 1 for each, and the cluster has 4"):
-        worker_configs(WorkersConfig(size=5, device="cpu"), fixed_size=True)
+        worker_configs(WorkersConfig(size=5, device="cpu"))
     with pytest.raises(ConfigError, match=r"workers\.size 3 needs 3 GPUs, 1 for each, and the cluster has 2"):
-        worker_configs(WorkersConfig(size=3), fixed_size=True)
+        worker_configs(WorkersConfig(size=3))
     monkeypatch.setattr("pipeline.workers.training.ray.cluster_resources", lambda: {"CPU": 4.0})
     advice = "the cluster has 0; without GPUs, set workers.device to cpu$"
     with pytest.raises(ConfigError, match=f"workers.size 1 needs 1 GPUs, 1 for each, and {advice}"):
-        worker_configs(WorkersConfig(device="cuda"), fixed_size=True)
-    scaling, torch_config = worker_configs(WorkersConfig(size=5, device="cpu"), fixed_size=False)
+        worker_configs(WorkersConfig(device="cuda"))
+
+
+@pytest.mark.usefixtures("open_cluster")
+def test_where_nodes_may_join_more_workers_than_fit_wait_for_them() -> None:
+    scaling, torch_config = worker_configs(WorkersConfig(size=5, device="cpu"))
     assert (scaling.num_workers, scaling.use_gpu, torch_config.backend) == (5, False, "gloo")
 
 
 def test_the_first_version_of_ray_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     with pytest.raises(ConfigError, match=r"RAY_TRAIN_V2_ENABLED is '0', and workers need Ray Train V2: unset it"):
-        worker_configs(WorkersConfig(device="cpu"), fixed_size=True)
+        worker_configs(WorkersConfig(device="cpu"))
