@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError, one_line
 
-# Errors that models raise for images of a shape that they do not take.
-SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+# Errors that models raise for images of a shape that they do not take, or where their arguments left out a part that
+# their forward pass needs: timm makes a ResNet of three stages, and looks for the fourth when it runs.
+FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError, ArithmeticError)
 # Text for messages about a model for which `has_classifier` returns false.
 NO_CLASSIFIER = "it has no classifier head (num_classes is 0, or an Identity is in its place)"
 # Probabilities sum to 1 up to rounding in every row; the logits of two different images do not.
@@ -42,7 +43,7 @@ def try_out(
     try:
         with torch.no_grad():
             output = read(trial_images(image_shape, like))
-    except SHAPE_ERRORS as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(f"{name} cannot read images {list(image_shape)}: {one_line(error)}") from error
     problem = describe_output(output, num_classes)
     if problem is not None:

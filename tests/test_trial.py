@@ -27,6 +27,9 @@ def logits(images: Tensor) -> Tensor:
         (lambda x: logits(x)[:, :3], "3 values per image: a classifier of 4 classes"),
         (lambda x: logits(x).softmax(1), "probabilities .* not logits"),
         (lambda x: x.reshape(2, 7), r"cannot read images \[3, 8, 8\]: RuntimeError"),
+        (lambda x: x.layer4, r"cannot read images \[3, 8, 8\]: AttributeError: .* no attribute 'layer4'"),
+        (lambda x: {"layer1": x}["layer4"], r"cannot read images \[3, 8, 8\]: KeyError: 'layer4'"),
+        (lambda x: x.shape[1] // (x.shape[2] // 16), r"cannot read images \[3, 8, 8\]: ZeroDivisionError"),
     ],
 )
 def test_outputs_that_are_no_logits_are_refused(read: Callable[[Tensor], Any], message: str) -> None:

@@ -32,7 +32,7 @@ class StudentTrainer:
 
     The gradient of a step is the mean over the images of all workers, whatever share each worker has: a worker that has
     run out of images adds zeros until all have. So the weights stay equal on all workers, and the loss does not depend
-    on their number.
+    on their number, unless the student has BatchNorm, which normalizes over the share of a worker.
 
     Args:
         config: settings of the distillation.

@@ -165,12 +165,24 @@ def _warn_of_other_teachers(images: ImageCollection, teacher: LoadedModel) -> No
 
 
 def _check_batch_norm(config: DistillationConfig, student: Student, num_images: int) -> None:
-    """Check that BatchNorm gets two values per channel: the last feature maps of a small image may have one pixel."""
-    smallest = num_images // -(-num_images // config.batch_size) // max(1, config.workers.size)
-    if smallest < 2 and any(isinstance(module, _BatchNorm) for module in student.modules()) and not student.linear_head:
+    """Check that BatchNorm gets two values per channel: the last feature maps of a small image may have one pixel.
+
+    A line says where the student depends on the number of workers. SyncBatchNorm would change that, but it needs a GPU,
+    and would wait for ever for a worker that has run out of images.
+    """
+    if student.linear_head or not any(isinstance(module, _BatchNorm) for module in student.modules()):
+        return
+    family, workers = type(student.model).__name__, max(1, config.workers.size)
+    smallest = num_images // -(-num_images // config.batch_size) // workers
+    if smallest < 2:
         raise ConfigError(
-            f"the student, a {type(student.model).__name__}, has BatchNorm, but batch_size {config.batch_size} leaves "
+            f"the student, a {family}, has BatchNorm, but batch_size {config.batch_size} leaves "
             f"{smallest} of {num_images} images per step and worker"
+        )
+    if workers > 1:
+        logger.info(
+            f"note: the student, a {family}, has BatchNorm: each of {workers} workers normalizes over its own share of "
+            f"a batch, {config.batch_size // workers} images or more, so other numbers of workers train other students"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError, one_line
-from pipeline.trial import SHAPE_ERRORS, describe_output, device_and_dtype, trial_images, try_out
+from pipeline.trial import FORWARD_ERRORS, describe_output, device_and_dtype, trial_images, try_out
 
 # As a share of the largest logit. GPU kernels that round to TF32 differ by a thousandth; another function by more.
 _TOLERANCE = 0.01
@@ -26,7 +26,7 @@ def count_logits(model: Any) -> int:
     try:
         with _evaluating(model), torch.no_grad():
             output = model.forward_head(tokens if like is None else tokens.to(like))
-    except SHAPE_ERRORS as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(
             f"the head of {family} cannot read its tokens of {model.embed_dim}: {one_line(error)}"
         ) from error
@@ -67,7 +67,7 @@ def check_logits(vit: Any) -> None:
     try:
         with torch.no_grad():
             logits = vit.read_by_patches(trial_images(shape, like))
-    except SHAPE_ERRORS as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(f"{family} cannot be run on a token subset: {one_line(error)}") from error
     if not own.is_meta and bool((logits - own).abs().max() > _TOLERANCE * own.abs().max()):
         raise ModelError(

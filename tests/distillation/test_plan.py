@@ -51,3 +51,19 @@ def test_a_line_says_that_images_are_of_another_teacher(
         f"warning: distill: {source.uri!r} holds images of the teacher 'other' with weights dddddddd, not of "
         f"{teacher.name!r} with weights {teacher.digest[:8]}: the teacher answers them all the same\n"
     )
+
+
+def test_a_line_says_that_a_student_with_batch_norm_depends_on_the_number_of_workers(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ragged(tmp_path / "images.parquet", 13)
+    alone = config(tiny_folder, tmp_path / "images.parquet", batch_size=9)
+    resnet = StudentConfig(model=ModelConfig(name="test_resnet"))
+    for student, size in ((resnet, 0), (resnet, 1), (alone.student, 2)):
+        plan_distillation(replace(alone, student=student, workers=WorkersConfig(size=size)))
+    assert "BatchNorm" not in capsys.readouterr().err
+    plan_distillation(replace(alone, student=resnet, workers=WorkersConfig(size=2)))
+    assert (
+        "note: the student, a ResNet, has BatchNorm: each of 2 workers normalizes over its own share of a batch, 4 "
+        "images or more, so other numbers of workers train other students\n"
+    ) in capsys.readouterr().err

@@ -104,7 +104,8 @@ def test_so_they_do_when_images_are_read_anew_at_each_epoch_as_views_and_the_stu
 ) -> None:
     """The weights that have to be equal include the statistics of BatchNorm."""
     streamed = {"cache_gb": 0.0, "shuffle_buffer": 8}
-    student = StudentConfig(model=ModelConfig(name="test_resnet"))
+    small = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
+    student = StudentConfig(model=ModelConfig(name="resnet10t", model_args=small))
     changes = {"student": student, "token_weight": 0.0, "augment": AugmentConfig(), **streamed}
     check_exact(distill(make_config("out", workers=replace(HERE, size=2), **changes)), 2)
 

@@ -29,6 +29,12 @@ def reload(student: Student, teacher: LoadedModel, folder: Path) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
+def test_a_student_whose_arguments_leave_out_a_part_that_it_runs_is_refused_in_a_line(teacher: LoadedModel) -> None:
+    three_stages = ModelConfig(name="resnet10t", model_args={"layers": [1, 1, 1], "channels": [8, 16, 32]})
+    with pytest.raises(ModelError, match=r"student ResNet cannot read images \[3, 32, 32\]: AttributeError: .*layer4"):
+        build_student(StudentConfig(model=three_stages), teacher, seed=0)
+
+
 @pytest.mark.parametrize("blocks", [[0], [1], [0, 1]])
 def test_a_depth_pruned_copy_runs_the_blocks_that_are_kept(teacher: LoadedModel, blocks: list[int]) -> None:
     student = build_student(StudentConfig(depth_pruned=blocks), teacher, seed=0)
