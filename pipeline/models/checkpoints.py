@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.documents import parse_json
 from pipeline.errors import CheckpointError, DatasetError, one_line
 from pipeline.file_kinds import describe_foreign
-from pipeline.models.adapters import MERGE, adapter_tensor
+from pipeline.models.adapters import CONFIG, MERGE, adapter_tensor
 from pipeline.models.containers import expanded_size, readable_kind
 from pipeline.models.folders import describe_weights_folder
 from pipeline.models.layouts import TORCHVISION, source_names
@@ -63,9 +63,15 @@ def find_weights_file(folder: str) -> str:
     """Return the URI of the weights in a folder that timm or transformers saved.
 
     Raises:
-        CheckpointError: there are none, or there are several and it is not clear which to read.
+        CheckpointError: there are none, there are several and it is not clear which to read, or an adapter of PEFT is
+            there as well, with which transformers would load them.
     """
     names = _list(folder)
+    if CONFIG in names:
+        raise CheckpointError(
+            f"folder {folder!r} holds an adapter of PEFT, {CONFIG!r}, without which its weights are another model: "
+            f"{MERGE}; if they hold it already, delete {CONFIG!r}"
+        )
     for name in _PREFERRED_FILES:
         if name in names:
             return join(folder, name)

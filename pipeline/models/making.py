@@ -128,7 +128,7 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
         model_args={**own.model_args, **config.model_args},
     )
     wanted = make_outline(asked)
-    preprocessing, notices = folder_preprocessing(config, folder, model_input_size(wanted)[1])
+    preprocessing, notices = folder_preprocessing(config, folder, described.processor, model_input_size(wanted)[1])
     if trained:
         check_heads(uri, weights, wanted)
         check_first_layer(what, weights, wanted)
