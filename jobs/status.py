@@ -12,7 +12,7 @@ from jobs.entry import LEVELS, read_level, run_job
 from jobs.watching import watch
 from pipeline import storage
 from pipeline.artifacts.formats import format_of, unlisted_artifacts
-from pipeline.checks import check_range
+from pipeline.checks import check_range, check_types
 from pipeline.dataset import store
 from pipeline.dataset.damage import damaged_parts
 from pipeline.dataset.index import load_index, num_retried, parts_without_row, valid_rows
@@ -49,6 +49,7 @@ class StatusConfig:
     every_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.uri:
             raise ConfigError("uri must name the output of a job, it is empty")
         check_range("every_s", self.every_s, 0.1, _DAY_S)

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from os import PathLike
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
 
@@ -30,18 +32,23 @@ def check_finite(config: Any, prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{field.name} must be finite, not {value}")
 
 
-def check_choices(config: Any, prefix: str = "") -> None:
-    """Refuse values that are not among those that a dataclass lists as `Literal`, also within lists and unions.
+def check_types(config: Any, prefix: str = "") -> None:
+    """Refuse values of another type than a dataclass states, or that are not among those that it lists as `Literal`.
 
-    The command line checks the types of all settings; this is for configs that Python code makes.
+    The command line checks the types of all settings; this is for configs that Python code makes. A `Path`, a number of
+    NumPy's or a float for an integer would fail far from here, or make another digest.
 
     Args:
-        config: a dataclass of settings.
+        config: a dataclass of settings; its lists and tuples stand for each other.
         prefix: beginning of its settings' names in messages, such as `pool.`.
 
     Raises:
-        ConfigError: a value is not in the list; the message names its setting and the list.
+        ConfigError: a value has another type, or is not in the list; the message names its setting.
     """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise ConfigError(f"{prefix}{name} must be {_kind(hint)}, not {value!r:.80}{_advice(value)}")
     for name, choices in _choices(type(config)).items():
         value = getattr(config, name)
         for each in value if isinstance(value, list | tuple) else (value,):
@@ -50,10 +57,58 @@ def check_choices(config: Any, prefix: str = "") -> None:
 
 
 @cache
+def _hints(config_class: type) -> dict[str, Any]:
+    hints = get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in fields(config_class)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type, its entries included; one that cannot be told has every type."""
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, member) for member in members)
+    if origin in (list, tuple):
+        wanted = _length(hint)
+        right = isinstance(value, list | tuple) and wanted in (None, len(value))
+        return right and all(_fits(entry, members[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_fits(key, members[0]) for key in value)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    # To Python, Any is a class.
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _length(hint: Any) -> int | None:
+    """Return the number of entries that a type of lists and tuples states, whose entries are all of one type."""
+    members = get_args(hint)
+    return len(members) if get_origin(hint) is tuple and members[-1] is not Ellipsis else None
+
+
+def _kind(hint: Any) -> str:
+    """Return a type in words."""
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(member) for member in members)
+    if origin in (list, tuple):
+        several = "a list" if _length(hint) is None else f"a list of {_length(hint)}"
+        return several if members[0] is Any else f"{several}, each of which is {_kind(members[0])}"
+    if origin is Literal:
+        return f"one of {list(members)}"
+    names = {str: "text", int: "an integer", float: "a number", bool: "True or False", type(None): "None"}
+    return names.get(hint) or ("a dict" if origin is dict else f"a {hint.__name__}")
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, PathLike):
+        return ": give str(...) of it"
+    return ": give .tolist() of it" if hasattr(value, "tolist") else ""
+
+
+@cache
 def _choices(config_class: type) -> dict[str, tuple[Any, ...]]:
     """Return the accepted values of each setting that lists them, with None if the setting may be left out."""
-    hints = get_type_hints(config_class)
-    found = {field.name: _listed(hints[field.name]) for field in fields(config_class)}
+    found = {name: _listed(hint) for name, hint in _hints(config_class).items()}
     return {name: choices for name, choices in found.items() if any(choice is not None for choice in choices)}
 
 

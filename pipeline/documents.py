@@ -11,6 +11,7 @@ import yaml
 _MOST_ENTRIES = 1_000_000
 _DEEPEST = 100
 _OCTAL = re.compile("[-+]?0[0-7_]+")
+_OF_SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -71,7 +72,9 @@ def check_keys_differ(text: str) -> None:
 
 
 def check_numbers(text: str) -> None:
-    """Refuse YAML with zero-padded numbers, which are octal: `010` is 8, and as a flag it is 10.
+    """Refuse YAML with zero-padded numbers, which are octal, and with colons, by which it counts in sixties.
+
+    `010` is 8, and as a flag it is 10; `1:30`, which may be meant as a range, is 90.
 
     Args:
         text: text that `parse_yaml` reads.
@@ -80,7 +83,12 @@ def check_numbers(text: str) -> None:
         ValueError: there is such a number; the message gives its line.
     """
     for event in yaml.parse(text, Loader=_EVENTS):
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _OCTAL.fullmatch(event.value):
+        if not isinstance(event, yaml.ScalarEvent) or not event.implicit[0]:
+            continue
+        if _OF_SIXTIES.fullmatch(event.value):
+            line = event.start_mark.line + 1
+            raise ValueError(f"{event.value} in line {line} counts in sixties in YAML: write '{event.value}' for text")
+        if _OCTAL.fullmatch(event.value):
             line, plain = event.start_mark.line + 1, re.sub(r"^([-+]?)[0_]+(?=.)", r"\1", event.value)
             raise ValueError(
                 f"{event.value} in line {line} is octal in YAML: write {plain}, or '{event.value}' for text"

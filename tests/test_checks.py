@@ -1,17 +1,25 @@
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs.status import StatusConfig
 from pipeline.checks import check_range
+from pipeline.compaction import CompactionConfig
+from pipeline.config import to_dict
 from pipeline.distillation.config import DistillationConfig, StudentConfig
 from pipeline.errors import ConfigError
+from pipeline.evaluation import EvaluationConfig
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.terms import Term
 from pipeline.models import ModelConfig
+from pipeline.quantization.bit_widths import BitWidths
 from pipeline.quantization.config import CalibrationConfig
-from pipeline.synthesis.config import PoolConfig
+from pipeline.synthesis.config import PoolConfig, SynthesisConfig
+from pipeline.tracking.config import TrackingConfig
 from pipeline.workers import WorkersConfig
 
 TEACHER = ModelConfig(name="tiny")
@@ -70,6 +78,66 @@ def test_python_code_gets_no_other_choices_than_the_command_line(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config_class(**settings)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings", "message"),
+    [
+        (
+            SynthesisConfig,
+            {"output": Path("runs")},
+            r"^output must be text, not PosixPath\(.runs.\): give str\(\.\.\.\)",
+        ),
+        (SynthesisConfig, {"images_per_class": 2.0}, "^images_per_class must be an integer, not 2.0$"),
+        (
+            SynthesisConfig,
+            {"seed": np.int64(1)},
+            r"^seed must be an integer, not np\.int64\(1\): give \.tolist\(\)",
+        ),
+        (SynthesisConfig, {"classes": range(3)}, r"^classes must be a list or text or None, not range\(0, 3\)$"),
+        (SynthesisConfig, {"dry_run": "false"}, "^dry_run must be True or False, not 'false'$"),
+        (SynthesisConfig, {"inversion": {"lr": 1}}, r"^inversion must be a InversionConfig, not \{'lr': 1\}$"),
+        (InversionConfig, {"betas": (0.5,)}, r"^betas must be a list of 2, each of which is a number, not \(0.5,\)"),
+        (
+            InversionConfig,
+            {"stop_steps": [5.5]},
+            r"^stop_steps must be a list, .* is an integer, not \[5.5\]",
+        ),
+        (InversionConfig, {"iterations": True}, "^iterations must be an integer, not True$"),
+        (ModelConfig, {"name": Path("x")}, "^name must be text, not PosixPath"),
+        (PoolConfig, {"fallback": [{"a": "b"}, 1]}, "^pool.fallback must be a list, each of which is a dict, not"),
+        (WorkersConfig, {"size": 1.0}, "^workers.size must be an integer, not 1.0$"),
+        (
+            CalibrationConfig,
+            {**CALIBRATE, "images": [Path("a")]},
+            r"^images must be text or a list, .* is text, not ",
+        ),
+        (
+            CalibrationConfig,
+            {**CALIBRATE, "settings": ["w4a8"]},
+            "^settings must be a list, .* is a BitWidths, not ",
+        ),
+        (BitWidths, {"weights": 4.0}, "^weights must be an integer, not 4.0$"),
+        (StudentConfig, {"depth_pruned": 2}, "^student.depth_pruned must be a list, .* is an integer or None, not 2$"),
+        (EvaluationConfig, {"labeled": Path("a"), "teacher": TEACHER}, "^labeled must be text, not PosixPath"),
+        (TrackingConfig, {"tensorboard": Path("a")}, "^tracking.tensorboard must be text or None, not PosixPath"),
+        (CompactionConfig, {"images": "a", "output": Path("b")}, "^output must be text, not PosixPath"),
+        (StatusConfig, {"uri": Path("a")}, "^uri must be text, not PosixPath"),
+    ],
+)
+def test_python_code_gets_no_other_types_than_the_command_line(
+    config_class: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
+    needed = {"teacher": TEACHER, "output": "o", "images_per_class": 1} if config_class is SynthesisConfig else {}
+    with pytest.raises(ConfigError, match=message):
+        config_class(**{**needed, **settings})
+
+
+def test_lists_and_tuples_stand_for_each_other_and_integers_for_numbers() -> None:
+    given: dict[str, Any] = {"betas": [0, 0.9], "stop_steps": (5,), "stop_fractions": (0.5,), "lr": 1}
+    config = InversionConfig(**given)
+    assert to_dict(config) == to_dict(InversionConfig(betas=(0, 0.9), stop_steps=[5], stop_fractions=[0.5], lr=1))
+    assert ModelConfig(name="tiny", class_names=["a"], mean=(0, 0.5, 1)).mean == (0, 0.5, 1)  # type: ignore[arg-type]
 
 
 def test_a_choice_may_be_left_out_where_none_is_one() -> None:

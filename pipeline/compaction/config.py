@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.checks import check_range
+from pipeline.checks import check_range, check_types
 from pipeline.errors import ConfigError
 
 
@@ -23,6 +23,7 @@ class CompactionConfig:
     allow_incomplete: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("images", "output"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} must name a folder, it is empty")

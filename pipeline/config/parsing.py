@@ -157,10 +157,11 @@ def _build(parser: jsonargparse.ArgumentParser, parse: Any, config_class: type[C
     except UnicodeDecodeError as error:
         raise ConfigError(f"a config file is not text in UTF-8, save it as such: {error}") from error
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(in_words(_one_line(str(error)))) from error
+        raise ConfigError(_one_line(str(error))) from error
 
 
 def _one_line(message: str) -> str:
-    line = without_credentials(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+    line = in_words(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+    line = without_credentials(line)
     # The parser repeats values that may have thousands of entries.
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 100]} ... {line[-100:]}"

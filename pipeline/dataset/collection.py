@@ -88,8 +88,10 @@ def find_images(
     Raises:
         DatasetError: as `find_source`; or there is no URI, or the same dataset twice.
     """
-    if isinstance(uris, str):
-        return ImageCollection.of(find_source(uris, extra_columns, split=split))
+    if not isinstance(uris, list | tuple):
+        # One location, or found out to be none.
+        single: Any = uris
+        return ImageCollection.of(find_source(single, extra_columns, split=split))
     if not uris:
         raise DatasetError("images is an empty list: name at least one dataset")
     if len(uris) == 1 and times in (None, [1]):

@@ -62,7 +62,7 @@ def find_source(uri: str, extra_columns: Sequence[str] = (), *, split: str | Non
         DatasetError: nothing is there, it holds no images, or files are truncated, foreign or of several kinds; or
             there are several splits and none is chosen, or there is no such split. The message names it.
     """
-    if not uri:
+    if uri == "":
         raise DatasetError("the location of the images is empty: name a file or a folder, `.` for the working folder")
     uri = storage.absolute(uri)
     if not storage.exists(uri):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.checks import check_finite, check_range, check_ranges, check_types
 from pipeline.config import former_default
 from pipeline.errors import ConfigError
 
@@ -51,6 +51,7 @@ class AugmentConfig:
     erase: float = field(default=0.5, metadata=former_default(0.0))
 
     def __post_init__(self) -> None:
+        check_types(self, "augment.")
         check_finite(self, "augment.")
         check_ranges(self, ("blur", "noise"), 0, prefix="augment.")
         check_range("augment.degrees", self.degrees, 0, 180)

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.checks import (
-    check_choices,
     check_finite,
     check_labeled_split,
     check_located,
     check_range,
     check_ranges,
     check_seed,
+    check_types,
 )
 from pipeline.config import former_default
 from pipeline.config.former_names import LABELED
@@ -93,6 +93,7 @@ class StudentConfig:
     linear_head: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, "student.")
         if (self.model is None) == (self.depth_pruned is None):
             given = "both" if self.model is not None else "neither"
             raise ConfigError(f"student: give model or depth_pruned, one of the two; got {given}")
@@ -113,6 +114,7 @@ class WeightedImages:
     weight: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self, "images.")
         check_located("images", self.uri)
         check_range("images.weight", self.weight, 1)
 
@@ -195,7 +197,7 @@ class DistillationConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_finite(self)
         check_ranges(self, _POSITIVE, 0, open_low=True)
         check_ranges(self, _NOT_NEGATIVE, 0)

@@ -30,6 +30,7 @@ from pipeline.outputs.names import BEST, CURVE, LAST, RESULT
 from pipeline.report.writing import write_page
 from pipeline.synthesis.arrivals import PartArrivals, expected_parts
 from pipeline.synthesis.background import Synthesis, background_synthesis, has_room
+from pipeline.torch_modes import usual_modes
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 from pipeline.workers.training import resources_of
 
@@ -37,6 +38,7 @@ from pipeline.workers.training import resources_of
 _FOREVER_S = 30 * 86400.0
 
 
+@usual_modes()
 def distill(config: DistillationConfig) -> dict[str, Any]:
     """Train a student, from the last checkpoint if there is one; a finished run is not trained again.
 

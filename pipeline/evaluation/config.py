@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.checks import check_located, check_range
+from pipeline.checks import check_located, check_range, check_types
 from pipeline.config.former_names import LABELED
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
@@ -40,6 +40,7 @@ class EvaluationConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_range("batch_size", self.batch_size, 1)
         check_located("labeled", self.labeled)
         if len(set(self.uris)) != len(self.uris):

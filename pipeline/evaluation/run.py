@@ -24,10 +24,12 @@ from pipeline.out_of_memory import naming_batch_size
 from pipeline.outputs.names import EVALUATION
 from pipeline.outputs.owners import check_apart, check_no_output, check_place
 from pipeline.report.writing import write_page
+from pipeline.torch_modes import usual_modes
 from pipeline.vetting import check_teacher
 from pipeline.workers.progress import Count, progress
 
 
+@usual_modes()
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Score every artifact in one pass over the labeled images.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from pipeline.checks import check_choices, check_finite, check_range, check_ranges
+from pipeline.checks import check_finite, check_range, check_ranges, check_types
 from pipeline.errors import ConfigError
 from pipeline.inversion.schedule import (
     PatchChange,
@@ -39,6 +39,7 @@ class StopFormula:
     num_stops: int = 4
 
     def __post_init__(self) -> None:
+        check_types(self, "stop_formula.")
         spread_stops(self.keep_ratio, self.by_step, self.num_stops)
 
 
@@ -56,6 +57,7 @@ class AdaptiveEnd:
     hold_steps: int = 25
 
     def __post_init__(self) -> None:
+        check_types(self, "adaptive_end.")
         check_range("adaptive_end.confidence", self.confidence, 0, 1, open_low=True, open_high=True)
         # At least two: one step with jitter and one without.
         check_range("adaptive_end.hold_steps", self.hold_steps, 2)
@@ -82,6 +84,7 @@ class ViewConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self, "views.")
         check_finite(self, "views.")
         check_range("views.degrees", self.degrees, 0, 45)
         check_range("views.scale", self.scale, 0, 1, open_high=True)
@@ -174,7 +177,7 @@ class InversionConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_finite(self)
         check_range("lr", self.lr, 0, open_low=True)
         check_ranges(self, ("start_std", "falloff"), 0)

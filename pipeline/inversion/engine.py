@@ -29,11 +29,10 @@ from pipeline.inversion.teacher import AnyTeacher, Teacher
 from pipeline.inversion.terms import Term, build_terms
 from pipeline.inversion.viewing import View
 from pipeline.inversion.views import draw_views
+from pipeline.torch_modes import usual_modes
 
 # Losses stay on the device: reading them makes the host wait. A run that turned NaN goes on this many steps at most.
 CHECK_EVERY = 25
-# Steps need gradients, also when the caller is in inference mode.
-_with_gradients = torch.inference_mode(mode=False)
 
 
 class Inversion:
@@ -45,7 +44,7 @@ class Inversion:
         num_steps: number of steps done.
     """
 
-    @_with_gradients
+    @usual_modes()
     def __init__(
         self,
         teacher: AnyTeacher,
@@ -142,7 +141,7 @@ class Inversion:
             draws = self._views.at(step, moves=step < min(self._changes, default=self.config.num_steps))
         return View(self.images, self.keep_indices, self._jitter[step], self.targets, draws)
 
-    @_with_gradients
+    @usual_modes()
     def step(self) -> None:
         """One step of the optimizer, after stopping or detaching what the schedule says.
 
@@ -196,7 +195,7 @@ class Inversion:
         self.targets, self._jitter = self.targets[rows], self._jitter[:, rows]
         self._views = self._views and self._views.keep(rows)
 
-    @_with_gradients
+    @usual_modes()
     def result(self) -> InversionResult:
         """The images so far.
 
@@ -222,7 +221,7 @@ class Inversion:
         """Return the images that have not ended, as they are now."""
         return Harvest(self.images.detach(), self.keep_indices)
 
-    @_with_gradients
+    @usual_modes()
     def state(self) -> dict[str, Any]:
         """Return everything that `load_state` needs, on the CPU, as plain data; what is drawn from the seeds is not.
 
@@ -246,7 +245,7 @@ class Inversion:
             "halvings": list(self._halvings),
         }
 
-    @_with_gradients
+    @usual_modes()
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where a run with equal arguments was when `state` was taken, to the same bits on devices of one kind.
 

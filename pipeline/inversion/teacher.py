@@ -13,6 +13,7 @@ from pipeline.inversion.arguments import check_model, normalization
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.patches import cut_patches, jitter_images, move_patches
 from pipeline.masking import MaskedModel, fill_stopped
+from pipeline.torch_modes import usual_modes
 from pipeline.vit.families import check_family
 from pipeline.vit.logits import check_logits
 from pipeline.vit.ranking import Ranking, resolve_ranking, shows_attention, target_gradient
@@ -89,6 +90,7 @@ class Teacher(_Frozen, SubsetViT):
 
     notice: str | None = None
 
+    @usual_modes()
     def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         check_model(model)
         super().__init__(model)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipeline.checks import check_choices
+from pipeline.checks import check_types
 from pipeline.inversion import losses
 from pipeline.inversion.config import InversionConfig
 from pipeline.inversion.viewing import ViewOutput
@@ -36,7 +36,7 @@ class Term:
     couples_images: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self, f"term {self.name!r}: ")
+        check_types(self, f"term {self.name!r}: ")
 
 
 def build_terms(

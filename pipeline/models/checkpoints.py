@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.documents import parse_json
-from pipeline.errors import CheckpointError, DatasetError, one_line
+from pipeline.errors import CheckpointError, DatasetError, first_few, one_line
 from pipeline.file_kinds import describe_foreign
-from pipeline.models.adapters import MERGE, adapter_tensor
+from pipeline.models.adapters import CONFIG, MERGE, adapter_tensor
 from pipeline.models.containers import expanded_size, readable_kind
 from pipeline.models.folders import describe_weights_folder
 from pipeline.models.layouts import TORCHVISION, source_names
@@ -27,7 +27,7 @@ from pipeline.models.pickles import read_pickle
 from pipeline.models.weight_sets import choose_set, find_weights
 from pipeline.storage import join, list_files, list_folders, read_bytes
 
-__all__ = ["find_weights_file", "read_state_dict"]
+__all__ = ["find_weights_file", "read_checkpoint", "read_state_dict"]
 
 # timm's own order of preference, and the indexes of sharded weights, which timm does not read.
 _PREFERRED_FILES = (
@@ -40,6 +40,13 @@ _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 
 
 def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = True) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint alone; see `read_checkpoint`."""
+    return read_checkpoint(uri, model_keys, use_ema=use_ema)[0]
+
+
+def read_checkpoint(
+    uri: str, model_keys: Collection[str], *, use_ema: bool = True
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read a checkpoint and name its tensors as the model does.
 
     Args:
@@ -50,6 +57,10 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
             file.
         use_ema: whether to prefer averaged weights if the checkpoint has both, as timm does.
 
+    Returns:
+        The tensors, and a notice if layers that stand beside the model in its wrapper are left out, such as a
+        classifier after the model's own.
+
     Raises:
         CheckpointError: the file is missing, corrupt or of a kind that is not read, holds anything but data, or holds
             several sets of weights, or an adapter.
@@ -57,17 +68,28 @@ def read_state_dict(uri: str, model_keys: Collection[str], *, use_ema: bool = Tr
     weights = find_weights(uri, _read(uri), model_keys, use_ema=use_ema)
     if (adapter := adapter_tensor(weights, model_keys)) is not None:
         raise CheckpointError(f"checkpoint {uri!r} holds an adapter of PEFT, {adapter!r}: {MERGE}")
-    prefix = _wrapper_prefix(uri, weights, model_keys, use_ema)
-    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+    prefixes = _wrapper_prefixes(weights, model_keys)
+    prefix = choose_set(uri, prefixes, use_ema)
+    # Metrics and weights of classes in a loss have one dimension.
+    beside = [name for name, value in weights.items() if not name.startswith(tuple(prefixes)) and value.ndim > 1]
+    notice = f"checkpoint {uri!r}: layers beside the model are left out, {first_few(sorted(beside))}"
+    named = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+    return named, (f"{notice}: where they follow it, its logits are not those of the whole",) if beside else ()
 
 
 def find_weights_file(folder: str) -> str:
     """Return the URI of the weights in a folder that timm or transformers saved.
 
     Raises:
-        CheckpointError: there are none, or there are several and it is not clear which to read.
+        CheckpointError: there are none, there are several and it is not clear which to read, or an adapter of PEFT is
+            there as well, with which transformers would load them.
     """
     names = _list(folder)
+    if CONFIG in names:
+        raise CheckpointError(
+            f"folder {folder!r} holds an adapter of PEFT, {CONFIG!r}, without which its weights are another model: "
+            f"{MERGE}; if they hold it already, delete {CONFIG!r}"
+        )
     for name in _PREFERRED_FILES:
         if name in names:
             return join(folder, name)
@@ -166,13 +188,13 @@ def _read_shards(uri: str, content: bytes) -> dict[str, Tensor]:
     return weights
 
 
-def _wrapper_prefix(uri: str, weights: Mapping[str, Tensor], model_keys: Collection[str], use_ema: bool) -> str:
-    """Return the prefix of the model's own names in a checkpoint, or of torchvision's names for them."""
+def _wrapper_prefixes(weights: Mapping[str, Tensor], model_keys: Collection[str]) -> list[str]:
+    """Return the prefixes of the model's own names in a checkpoint, or of torchvision's names for them."""
     for keys in (model_keys, source_names(TORCHVISION, model_keys)):
         if complete := _prefixes(weights, keys):
-            return choose_set(uri, complete, use_ema)
+            return complete
     # No prefix: another layout, such as the original DINOv2's, which timm's filter for the family may convert.
-    return ""
+    return [""]
 
 
 def _prefixes(weights: Mapping[str, Tensor], keys: Collection[str]) -> list[str]:

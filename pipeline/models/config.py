@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checks import check_finite, check_range, describe_normalization_fault
+from pipeline.checks import check_finite, check_range, check_types, describe_normalization_fault
 from pipeline.errors import ConfigError
 from pipeline.models.arguments import check_model_args
 from pipeline.models.preprocessing import (
@@ -60,6 +60,7 @@ class ModelConfig:
     crop_mode: CropMode | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_finite(self)
         if self.in_chans not in (None, *PICTURE_CHANNELS):
             raise ConfigError(f"in_chans must be 1 or 3, not {self.in_chans}")

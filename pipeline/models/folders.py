@@ -16,6 +16,8 @@ from pipeline.models.adapters import CONFIG, MERGE
 from pipeline.storage import exists, join, list_files, list_folders, read_bytes
 
 _WEIGHTS = (".safetensors", ".index.json", ".pth", ".pth.tar", ".bin", ".ckpt", ".pt", ".npz")
+# Folder of revisions in a cache of Hugging Face's hub.
+_SNAPSHOTS = "snapshots"
 # File that shows which software saved a folder → what the folder is, and what to do with it.
 _KINDS = {
     "zero_to_fp32.py": ("a DeepSpeed checkpoint", "convert it: python FOLDER/zero_to_fp32.py FOLDER weights"),
@@ -53,11 +55,18 @@ def describe_contents(folder: str) -> str:
         return ""
     if kind := _kind(folder, names):
         return f"; it is {kind}"
-    if inner := [name for name in list_folders(folder) if exists(join(folder, name, MODEL_CONFIG))]:
+    if inner := _model_folders(folder):
         return f"; give one of the model folders in it ({', '.join(inner[:5])})"
     if weights := _weights(names):
         return f"; set name to timm's name of the model, and checkpoint to a file in it ({', '.join(weights[:5])})"
     return ""
+
+
+def _model_folders(folder: str) -> list[str]:
+    """Return the folders in a folder that hold a model; those of a repository in the hub's cache lie one deeper."""
+    names = list_folders(folder)
+    names += [f"{_SNAPSHOTS}/{name}" for name in list_folders(join(folder, _SNAPSHOTS))] if _SNAPSHOTS in names else []
+    return [name for name in names if exists(join(folder, name, MODEL_CONFIG))]
 
 
 def describe_weights_folder(uri: str, names: list[str]) -> str:

@@ -15,12 +15,13 @@ from pipeline.errors import CheckpointError, first_few
 # are concatenated along the first axis. `{}` is the number of the block.
 Names = Mapping[str, tuple[str, ...]]
 
+_PARTS = ("query", "key", "value")
 _TRANSFORMERS: dict[str, tuple[str, ...]] = {
     "cls_token": ("embeddings.cls_token",),
     "dist_token": ("embeddings.distillation_token",),
     "pos_embed": ("embeddings.position_embeddings",),
     "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
-    "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{part}" for part in _PARTS),
     "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
     "norm": ("layernorm",),
 }
@@ -115,6 +116,12 @@ TORCHVISION_PREPROCESSING: Mapping[str, Any] = {
     **{"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
     **{"interpolation": "bilinear", "crop_pct": 224 / 256, "crop_mode": "center"},
 }
+# Layers of transformers' blocks as version 5 calls them → as before, and in what it saves. DINOv2's MLPs kept theirs.
+_OLDER_ATTENTION = {
+    **{f"attention.{new}_proj": f"attention.attention.{old}" for new, old in zip("qkv", _PARTS, strict=True)},
+    "attention.o_proj": "attention.output.dense",
+}
+_OLDER_MLP = {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
 _OF_TRANSFORMERS = re.compile(r"(.+\.)?(encoder\.layers?\.\d+\..*attention|embeddings\.patch_embedding)")
 
 
@@ -167,6 +174,20 @@ def add_class_position(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def names_of_transformers(names: Iterable[str]) -> bool:
     """Return whether tensors are named as transformers names those of a ViT."""
     return any(_OF_TRANSFORMERS.match(name) for name in names)
+
+
+def older_name(name: str) -> str:
+    """Return the name in a saved file of a tensor that transformers calls `name` since version 5.
+
+    It goes on to save the older names itself; the newer ones are in what others save of its models.
+    """
+    older = re.sub(r"^(vit|deit)\.layers\.", r"\1.encoder.layer.", name)
+    found = re.fullmatch(r"(\w+\.encoder\.layer\.\d+\.)(.*)(\.\w+)", older)
+    if found is None:
+        return older
+    block, layer, leaf = found.groups()
+    names = _OLDER_ATTENTION if block.startswith("dinov2") else _OLDER_ATTENTION | _OLDER_MLP
+    return f"{block}{names.get(layer, layer)}{leaf}"
 
 
 def is_torchvision(weights: Collection[str], names: Collection[str]) -> bool:

@@ -20,6 +20,7 @@ from pipeline.models.preprocessing import (
 )
 from pipeline.models.weights import check_finite_weights, weight_digest
 from pipeline.pictures import PICTURE_CHANNELS, describe_channels
+from pipeline.torch_modes import usual_modes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class LoadedModel:
         return self.class_names != [str(label) for label in range(len(self.class_names))]
 
 
+@usual_modes()
 def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
     """Make a model and load its weights.
 
@@ -70,7 +72,7 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
         ConfigError: class names or normalization do not fit the model.
     """
     made = make_model(config, trained=trained)
-    # timm makes models in the default dtype of the caller, and rounding would change the digest.
+    # Files may hold other types.
     model = made.model.float().eval()
     check_finite_weights(config.checkpoint or config.name, model)
     data_config = timm.data.resolve_data_config({}, model=model)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ModelError
-from pipeline.models.checkpoints import find_weights_file, read_state_dict
+from pipeline.models.checkpoints import find_weights_file, read_checkpoint
 from pipeline.models.config import LOCAL_DIR, ModelConfig
 from pipeline.models.epsilon import set_epsilon
 from pipeline.models.folders import read_model_config
@@ -81,7 +81,7 @@ def make_model(config: ModelConfig, *, trained: bool) -> MadeModel:
 def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
     """Load through timm, which knows the layouts of each family's published checkpoints."""
     outline, what = make_outline(config), f"checkpoint {uri!r}"
-    weights, preprocessing = _read_weights(config, uri, outline)
+    weights, preprocessing, left_out = _read_weights(config, uri, outline)
     if trained:
         check_representation(what, weights, outline)
     if jax_first_layer(weights) is not None:
@@ -93,7 +93,7 @@ def _from_checkpoint(config: ModelConfig, uri: str, trained: bool) -> MadeModel:
     model = _fill_from_checkpoint(config, uri, weights, {**overlay, **preprocessing})
     notices = size_notices(config, what, model, resampling(weights, model), trained)
     notices = notices or unknown_size(config, what, model)
-    notices = (*notices, *_torchvision_notice(config, what, preprocessing))
+    notices = (*left_out, *notices, *_torchvision_notice(config, what, preprocessing))
     return MadeModel(model, notices, preset=bool(preprocessing))
 
 
@@ -102,7 +102,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
     outline, what = make_outline(config), f"model {config.name!r}"
     uri = find_weights_file(config.name.removeprefix(LOCAL_DIR))
     # The preprocessing that a folder states counts, whatever the layout of its weights.
-    weights, _ = _read_weights(config, uri, outline)
+    weights, _, left_out = _read_weights(config, uri, outline)
     # The weights count, whatever the config says: people put another head into a model, and save it.
     classes = head_classes(weights, outline)
     if trained:
@@ -113,7 +113,7 @@ def _from_folder(config: ModelConfig, trained: bool) -> MadeModel:
         check_representation(what, weights, outline)
     model = fill_model(config, uri, weights, {} if classes is None else {"num_classes": classes})
     change = resampling(weights, model) or asked_size(config, model)
-    return MadeModel(model, size_notices(config, what, model, change, trained))
+    return MadeModel(model, (*left_out, *size_notices(config, what, model, change, trained)))
 
 
 def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any], trained: bool) -> MadeModel:
@@ -129,7 +129,7 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
         model_args={**own.model_args, **config.model_args},
     )
     wanted = make_outline(asked)
-    preprocessing, notices = folder_preprocessing(config, folder, model_input_size(wanted)[1])
+    preprocessing, notices = folder_preprocessing(config, folder, described.processor, model_input_size(wanted)[1])
     if trained:
         check_heads(uri, weights, wanted)
         check_first_layer(what, weights, wanted)
@@ -144,15 +144,17 @@ def _from_transformers(config: ModelConfig, folder: str, stated: dict[str, Any],
     return MadeModel(model, (*notices, *size_notices(config, what, model, resampling(weights, model), trained)))
 
 
-def _read_weights(config: ModelConfig, uri: str, outline: nn.Module) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Return weights under names that timm knows, and the preprocessing that goes with the layout of the file."""
-    names = outline.state_dict().keys()
-    weights, preprocessing = read_state_dict(uri, names, use_ema=config.use_ema), {}
+def _read_weights(
+    config: ModelConfig, uri: str, outline: nn.Module
+) -> tuple[dict[str, Tensor], Mapping[str, Any], tuple[str, ...]]:
+    """Return weights under names that timm knows, the preprocessing that goes with the file's layout, and notices."""
+    names, preprocessing = outline.state_dict().keys(), {}
+    weights, notices = read_checkpoint(uri, names, use_ema=config.use_ema)
     if is_torchvision(weights, names):
         weights, preprocessing = rename_torchvision(uri, weights, names), TORCHVISION_PREPROCESSING
     check_floating(uri, weights, outline)
     check_amount(uri, weights, outline)
-    return weights, preprocessing
+    return weights, preprocessing, notices
 
 
 def _torchvision_notice(config: ModelConfig, what: str, preprocessing: Mapping[str, Any]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class _Kind:
         arguments: arguments of timm's model beside those that follow from the folder's config.
         defaults: values that transformers assumes where a config does not state them.
         gated_layout: names of its tensors where the config sets `use_swiglu_ffn`; None if the class has no such MLPs.
+        processor: what prepares images for it where a folder does not say so, see `read_processor`.
     """
 
     architecture: str
@@ -43,6 +44,7 @@ class _Kind:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gated_layout: Layout | None = None
+    processor: str = "ViT"
 
 
 _DINOV2_DEFAULTS = {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "num_register_tokens": 4, "use_swiglu_ffn": False}
@@ -52,17 +54,23 @@ _SIGLIP_DEFAULTS = {
 }
 _KINDS = {
     "ViTForImageClassification": _Kind(_VIT, layouts.VIT),
-    "DeiTForImageClassification": _Kind("deit_base_patch16_224", layouts.DEIT, {"reg_tokens": 1}),
-    "DeiTForImageClassificationWithTeacher": _Kind("deit_base_distilled_patch16_224", layouts.DEIT_DISTILLED),
+    "DeiTForImageClassification": _Kind("deit_base_patch16_224", layouts.DEIT, {"reg_tokens": 1}, processor="DeiT"),
+    "DeiTForImageClassificationWithTeacher": _Kind(
+        "deit_base_distilled_patch16_224", layouts.DEIT_DISTILLED, processor="DeiT"
+    ),
     "Dinov2ForImageClassification": _Kind(
-        DINOV2, layouts.DINOV2, defaults=_DINOV2_DEFAULTS, gated_layout=layouts.DINOV2_SWIGLU
+        DINOV2, layouts.DINOV2, defaults=_DINOV2_DEFAULTS, gated_layout=layouts.DINOV2_SWIGLU, processor="Bit"
     ),
     "Dinov2WithRegistersForImageClassification": _Kind(
-        DINOV2, layouts.REGISTERS, {"no_embed_class": True}, _DINOV2_DEFAULTS, layouts.REGISTERS_SWIGLU
+        DINOV2, layouts.REGISTERS, {"no_embed_class": True}, _DINOV2_DEFAULTS, layouts.REGISTERS_SWIGLU, "Bit"
     ),
     # The classifier reads the mean of the patch tokens after the last norm, not the attention pool.
     "SiglipForImageClassification": _Kind(
-        _VIT, layouts.SIGLIP, {"class_token": False, "global_pool": "avg", "fc_norm": False}, _SIGLIP_DEFAULTS
+        _VIT,
+        layouts.SIGLIP,
+        {"class_token": False, "global_pool": "avg", "fc_norm": False},
+        _SIGLIP_DEFAULTS,
+        processor="Siglip",
     ),
 }
 
@@ -73,11 +81,12 @@ class TransformersClassifier:
 
     Attributes:
         architecture: timm's name of a model of the same family, of any size.
-        arguments: arguments that give timm's model this size, as JSON types, except `num_classes` and `in_chans`.
+        arguments: arguments that timm's model is made with, as JSON types, except `num_classes` and `in_chans`.
         num_classes: number of classes.
         in_chans: number of channels of its images.
         layout: names that transformers gives to its tensors.
         epsilon: number that its LayerNorms add to the variance.
+        processor: class that prepares its images, where its folder does not name one.
     """
 
     architecture: str
@@ -86,6 +95,7 @@ class TransformersClassifier:
     in_chans: int
     layout: Layout
     epsilon: float
+    processor: str
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of `ModelConfig` that make the model."""
@@ -132,6 +142,7 @@ def describe_classifier(config: Mapping[str, Any]) -> TransformersClassifier:
         in_chans=stated["num_channels"],
         layout=kind.layout,
         epsilon=stated["layer_norm_eps"],
+        processor=kind.processor,
     )
 
 

@@ -9,11 +9,9 @@ from pipeline.errors import CheckpointError, ModelError
 from pipeline.models.checkpoints import find_weights_file, read_state_dict
 from pipeline.models.config import ModelConfig
 from pipeline.models.image_processor import read_processor
-from pipeline.models.layouts import Layout, add_class_position, rename, source_names
+from pipeline.models.layouts import Layout, add_class_position, older_name, rename, source_names
 from pipeline.models.transformers_folder import TransformersClassifier, describe_classifier
 from pipeline.models.weights import check_floating
-
-_SAFE = (".safetensors", ".safetensors.index.json")
 
 
 def describe_folder(what: str, config: Mapping[str, Any]) -> TransformersClassifier:
@@ -34,7 +32,7 @@ def read_weights(
     """Read the weights of a folder under timm's names.
 
     Args:
-        folder: location of the folder, which holds safetensors in one file, or in several with an index.
+        folder: location of the folder, which holds the weights in one file, or in several with an index.
         layout: names that transformers gives to the tensors.
         outline: the timm model that the folder's config describes, on the meta device.
         use_ema: whether to prefer averaged weights, as in `read_state_dict`.
@@ -46,9 +44,8 @@ def read_weights(
         CheckpointError: the weights are of another kind, do not fit the config, or are not floating-point numbers.
     """
     uri, made = find_weights_file(folder), outline.state_dict()
-    if not uri.endswith(_SAFE):
-        raise CheckpointError(f"checkpoint {uri!r}: in a folder of transformers only safetensors are read")
     read = read_state_dict(uri, source_names(layout, made), use_ema=use_ema)
+    read = {older_name(name): value for name, value in read.items()}
     weights = rename(uri, read, layout, made)
     if outline.no_embed_class:
         weights = add_class_position(weights)
@@ -65,13 +62,16 @@ def read_weights(
     return uri, weights, (notice,) if left_out else ()
 
 
-def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+def folder_preprocessing(
+    config: ModelConfig, folder: str, processor: str, size: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return a folder's preprocessing in timm's terms; with a notice if timm's own is taken instead, or another size.
 
     Args:
         config: settings of the model.
         folder: location of the model's folder.
-        size: height and width, in pixels, of the images that the model reads.
+        processor: class that prepares its images, as `TransformersClassifier` has it.
+        size: edge, in pixels, of the images that the model reads.
 
     Raises:
         ModelError: the folder states preprocessing that timm does not do, and the config does not give its own.
@@ -81,7 +81,7 @@ def folder_preprocessing(config: ModelConfig, folder: str, size: int) -> tuple[d
     if everything:
         return {}, ()
     try:
-        stated = read_processor(folder)
+        stated = read_processor(folder, processor)
     except ValueError as error:
         advice = "set mean, std, interpolation, crop_pct and crop_mode"
         raise ModelError(f"model {config.name!r}: its {error}; {advice}") from error

@@ -1,6 +1,8 @@
 """Find out which job an output folder belongs to, so that no job writes into the output of another."""
 
+import os
 import posixpath
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -102,11 +104,18 @@ def check_place(output: str, *, shared: bool) -> None:
         shared: whether other processes write to it too.
 
     Raises:
-        ConfigError: it is empty, in the package that Ray unpacked for this job, or in the memory of this process.
+        ConfigError: it is empty, names a variable, is in the package that Ray unpacked for this job, or in the memory
+            of this process.
     """
     # An unset shell variable leaves an empty location, which would be read as the working folder.
     if not output:
         raise ConfigError("output must name a folder, it is empty")
+    for variable in re.findall(r"\$\{?(\w+)", output):
+        if variable in os.environ:
+            raise ConfigError(
+                f"output {output!r} would be a folder of that name: only a shell replaces ${variable} by its value, so "
+                "write the value, or give --output there"
+            )
     if storage.in_job_package(output):
         raise ConfigError(
             f"output {output!r} would be in the package that Ray made of --working-dir, which Ray deletes "

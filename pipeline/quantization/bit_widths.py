@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.checks import check_types
 from pipeline.errors import ConfigError
 
 # Below 2 bits a symmetric weight has no positive value left; above 16 no format stores integers to multiply.
@@ -30,6 +31,7 @@ class BitWidths:
     activations: int = 8
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, bits in (("weights", self.weights), ("activations", self.activations)):
             if not MIN_BITS <= bits <= MAX_BITS:
                 raise ConfigError(f"{name} must have {MIN_BITS} to {MAX_BITS} bits, not {bits}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.formats import FORMATS, FormatName
-from pipeline.checks import check_choices, check_labeled_split, check_located, check_range, check_ranges, check_seed
+from pipeline.checks import check_labeled_split, check_located, check_range, check_ranges, check_seed, check_types
 from pipeline.config.former_names import LABELED
 from pipeline.errors import ConfigError
 from pipeline.models import ModelConfig
@@ -166,7 +166,7 @@ class CalibrationConfig:
         return self.rounding != "nearest" or self.bias_correction
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if self.percentile is not None and self.observer != "percentile":
             raise ConfigError(f"percentile is {self.percentile:g}, and observer {self.observer} has no use for it")
         if self.smoothing_alpha is not None and self.smoothing != "smooth_quant":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.checks import check_range
+from pipeline.checks import check_range, check_types
 from pipeline.errors import ConfigError
 from pipeline.quantization.bit_widths import BitWidths
 
@@ -31,6 +31,7 @@ class MixedConfig:
     held_back: int = 64
 
     def __post_init__(self) -> None:
+        check_types(self, "mixed.")
         if (self.weight_bits is None) == (self.max_drop is None):
             raise ConfigError("mixed needs either weight_bits or max_drop")
         if self.low.weights >= self.high.weights or self.low.activations > self.high.activations:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.checks import check_finite, check_range, check_ranges
+from pipeline.checks import check_finite, check_range, check_ranges, check_types
 from pipeline.distillation.augment_config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.quantization.bit_widths import BitWidths
@@ -55,6 +55,7 @@ class QatConfig:
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        check_types(self, "qat.")
         if self.settings is not None and not self.settings:
             raise ConfigError("qat.settings is empty: name the bit widths to train, or leave it out for all")
         # Some names are also those of settings of the calibration.

@@ -35,6 +35,7 @@ from pipeline.quantization.transforms import model_to_quantize
 from pipeline.quantization.variants import Values, Variant, calibrated_values, list_variants
 from pipeline.report.writing import write_page
 from pipeline.synthesis.input_synthesis import make_first, names_config
+from pipeline.torch_modes import usual_modes
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 _MEGABYTE = 1e6
@@ -42,6 +43,7 @@ _NARROW_NOTE = "below 8 bits, kept in int8: neither smaller nor faster than 8 bi
 _WIDE_NOTE = "above 8 bits, kept in 16: CPU runtimes compute it in float"
 
 
+@usual_modes()
 def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     """Run the whole calibration; return what the job prints, which is also stored as `report.json` in the output.
 

@@ -58,6 +58,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         DatasetError: the scheme is unknown or its driver is not installed; no path can be so; or a `file:` URI names
             another machine.
     """
+    if not isinstance(uri, str):
+        raise DatasetError(f"a location is text, not {uri!r:.80}: give str(...) of a path")
     if "\0" in uri:
         raise DatasetError(f"cannot open {uri!r}: no path has a null character")
     protocol = _protocol(uri)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.checks import check_choices, check_finite, check_range, check_ranges, check_seed
+from pipeline.checks import check_finite, check_range, check_ranges, check_seed, check_types
 from pipeline.dataset.work import actors_per_gpu, check_price
 from pipeline.errors import ConfigError
 from pipeline.inversion import InversionConfig
@@ -61,7 +61,7 @@ class PoolConfig:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
-        check_choices(self, "pool.")
+        check_types(self, "pool.")
         check_finite(self, "pool.")
         for name in ("min_size", "cpus_per_actor", "max_attempts", "start_timeout_s"):
             check_range(f"pool.{name}", getattr(self, name), 1)
@@ -128,7 +128,7 @@ class SynthesisConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if not self.output:
             raise ConfigError("output must name a folder, it is empty")
         if self.checkpoint_minutes == math.inf:

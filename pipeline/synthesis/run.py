@@ -26,10 +26,12 @@ from pipeline.synthesis.progress import report_plan
 from pipeline.synthesis.report import write_pictures
 from pipeline.synthesis.summary import summarize
 from pipeline.synthesis.tally import Tally
+from pipeline.torch_modes import usual_modes
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import Tracker, check_tracking, tracking
 
 
+@usual_modes()
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     """Write the dataset, or what is missing of it.
 

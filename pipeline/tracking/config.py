@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from pipeline.checks import check_types
 from pipeline.errors import ConfigError
 
 # Part of a path and of a filter of MLflow.
@@ -31,6 +32,7 @@ class TrackingConfig:
     run_name: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "tracking.")
         for name in ("tensorboard", "mlflow", "mlflow_experiment"):
             if getattr(self, name) == "":
                 raise ConfigError(f"tracking.{name} is empty: leave it out, or name a place")

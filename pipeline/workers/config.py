@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.checks import check_choices, check_range
+from pipeline.checks import check_range, check_types
 from pipeline.errors import ConfigError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -42,7 +42,7 @@ class WorkersConfig:
     max_failures: int = 3
 
     def __post_init__(self) -> None:
-        check_choices(self, "workers.")
+        check_types(self, "workers.")
         for name, least in (("size", 0), ("cpus_per_worker", 1), ("start_timeout_s", 1), ("max_failures", 0)):
             check_range(f"workers.{name}", getattr(self, name), least)
         if self.min_size is not None and not self.size:

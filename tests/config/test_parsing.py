@@ -6,7 +6,10 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.config import digest, from_dict, make_parser, parse_config, to_dict
+from pipeline.distillation import DistillationConfig
 from pipeline.errors import ConfigError
+from pipeline.quantization import CalibrationConfig
+from pipeline.synthesis import SynthesisConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,58 @@ def test_what_is_wrong_is_named_in_one_line(argv: list[str], message: str) -> No
     with pytest.raises(ConfigError, match=message) as caught:
         parse_config(Outer, argv)
     assert "\n" not in str(caught.value)
+
+
+OF = ["--teacher.name", "x", "--output", "o"]
+SYNTHESIS, CALIBRATION = [*OF, "--images_per_class", "1"], [*OF, "--images", "i"]
+DISTILLATION = [*CALIBRATION, "--student.depth_pruned", "[0]"]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "argv", "message"),
+    [
+        (SynthesisConfig, ["--config", "{classes: 3}"], "`classes` is a list like [a, b] or text or null, not '3'"),
+        (SynthesisConfig, ["--inversion.micro_batch", "x"], "`inversion.micro_batch` is an integer or null, not 'x'"),
+        (SynthesisConfig, ["--teacher.mean", "0.5"], "`teacher.mean` is a list like [a, b] or null, not '0.5'"),
+        (
+            SynthesisConfig,
+            ["--teacher.crop_mode", "top"],
+            "`teacher.crop_mode` is one of 'center', 'squash', 'border' or null, not 'top'",
+        ),
+        (SynthesisConfig, ["--teacher.model_args", "a"], "`teacher.model_args` is a mapping like {a: b}, not 'a'"),
+        (SynthesisConfig, ["--inversion.betas", "[0.5]"], "`inversion.betas` is a list of 2, not [0.5]"),
+        (
+            SynthesisConfig,
+            ["--inversion.stop_formula", "{keep_ratio: 0, by_step: 10}"],
+            "keep_ratio must lie in (0, 1), not 0.0",
+        ),
+        (
+            SynthesisConfig,
+            ["--inversion.stop_formula.keep_ratio", "0.5"],
+            "these settings must be given: inversion.stop_formula.by_step",
+        ),
+        (
+            SynthesisConfig,
+            ["--dry_run"],
+            "--dry_run has no value: give one after it, such as true",
+        ),
+        (CalibrationConfig, ["--formats", "onnx"], "`formats` is a list like [a, b], not 'onnx'"),
+        (
+            CalibrationConfig,
+            ["--latency_batch_size", "[1, x]"],
+            """`latency_batch_size` is an integer or a list like [a, b], not "[1, 'x']\"""",
+        ),
+        (CalibrationConfig, ["--qat.steps", "x"], "`qat.steps` is an integer, not 'x'"),
+        (CalibrationConfig, ["--qat", "{steps: 0}"], "qat.steps must be at least 1, not 0"),
+        (DistillationConfig, ["--augment.flip", "3"], "augment.flip must lie in [0, 1], not 3.0"),
+        (DistillationConfig, ["--images", "[{uri: a, weight: 0}]"], "images.weight must be at least 1, not 0"),
+    ],
+)
+def test_the_parsers_own_words_reach_nobody(config_class: type, argv: list[str], message: str) -> None:
+    given = {SynthesisConfig: SYNTHESIS, CalibrationConfig: CALIBRATION, DistillationConfig: DISTILLATION}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config_class, [*given[config_class], *argv])
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("content", ["name: [unclosed", "- a list", "name: x\nextra: 1\n", "inner: 3\nname: x\n"])

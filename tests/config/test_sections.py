@@ -244,9 +244,14 @@ def test_null_is_refused_where_it_means_nothing(job: str, name: str, tmp_path: P
         ("deit", "the config file 'job.yaml' holds 'deit': write settings into it, as `name: value`"),
         ("shard_size: 0123\n", "octal in YAML: write 123, or '0123' for text"),
         ("shard_size: 1\nclasses: [1, -010]\n", "-010 in line 2 is octal in YAML: write -10, or '-010' for text"),
+        ("classes: 1:30\n", "1:30 in line 1 counts in sixties in YAML: write '1:30' for text"),
+        ("shard_size: 1\nclasses: [0:3]\n", "0:3 in line 2 counts in sixties in YAML"),
+        ("inversion:\n  lr: 0:0.5\n", "0:0.5 in line 2 counts in sixties in YAML"),
     ],
 )
-def test_a_file_without_settings_or_with_octal_numbers_is_refused(content: str, message: str, tmp_path: Path) -> None:
+def test_a_file_without_settings_or_with_numbers_in_another_base_is_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "job.yaml").write_text(content)
     with pytest.raises(ConfigError) as caught:
         parse_config(SynthesisConfig, ["--config", str(tmp_path / "job.yaml")])
@@ -257,7 +262,7 @@ def test_a_file_without_settings_or_with_octal_numbers_is_refused(content: str, 
     ("flags", "message"),
     [
         (["--images", "[b, {uri: c, weigth: 3}]"], "'images[1].weigth' is no setting: did you mean `weight`?"),
-        (["--images", "[b, {uri: c, weight: many}]"], "Expected a <class 'int'>. Got value: many"),
+        (["--images", "[b, {uri: c, weight: many}]"], "`images.weight` is an integer, not 'many'"),
         (["--images", "[b, 3]"], "`images[1]` is text, not 3: put it in quotes"),
         (["--images", "[b"], "--images cannot be read"),
         (["--teacher.class_names", "[0, 1]"], "`teacher.class_names[0]` is text, not 0: put it in quotes"),

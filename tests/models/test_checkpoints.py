@@ -25,7 +25,7 @@ from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoints import find_weights_file, read_state_dict
+from pipeline.models.checkpoints import find_weights_file, read_checkpoint, read_state_dict
 
 
 @pytest.fixture
@@ -75,6 +75,19 @@ def test_lightning_with_an_averaged_copy(tmp_path: Path, weights: dict[str, Tens
     )
     assert_same(read_state_dict(str(tmp_path / "a.ckpt"), weights), prefixed(weights, "", 2.0))
     assert_same(read_state_dict(str(tmp_path / "a.ckpt"), weights, use_ema=False), weights)
+
+
+def test_a_layer_that_a_wrapper_puts_beside_the_model_is_named(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Its classifier follows the model's own; metrics and an averaged copy are no layers of it."""
+    own = {"backbone." + name: value for name, value in weights.items()}
+    averaged = {"ema." + name: value for name, value in weights.items()}
+    others = {"accuracy.total": torch.zeros(3), "loss.weight": torch.ones(3)}
+    torch.save({"state_dict": own | averaged | others}, tmp_path / "a.ckpt")
+    assert read_checkpoint(str(tmp_path / "a.ckpt"), weights, use_ema=False)[1] == ()
+    torch.save({"state_dict": own | others | {"fc.weight": torch.ones(5, 3)}}, tmp_path / "b.ckpt")
+    found, (notice,) = read_checkpoint(str(tmp_path / "b.ckpt"), weights)
+    assert_same(found, weights)
+    assert "b.ckpt': layers beside the model are left out, fc.weight: where they follow it" in notice
 
 
 def test_two_copies_are_not_guessed_between(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -239,13 +239,45 @@ def test_weights_that_do_not_fit_their_config_are_refused(
         load(copied(vit, tmp_path / "m", **changes))
 
 
-def test_only_safetensors_are_read(vit: Path, tmp_path: Path) -> None:
-    folder = copied(vit, tmp_path / "m")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    torch.save(weights, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin': in a folder of transformers only safetensors"):
-        load(folder)
+def test_weights_that_others_saved_with_the_names_of_version_5_are_read(
+    made: tuple[str, Path, Any], tmp_path: Path
+) -> None:
+    """transformers saves the names that it always had; `torch.save` and `accelerate` save those in memory."""
+    kind, folder, theirs = made
+    own = copied(folder, tmp_path / "m")
+    (own / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), own / "pytorch_model.bin")
+    if kind == "dinov2-swiglu":
+        # In memory, the two halves of its layer are apart.
+        with pytest.raises(CheckpointError, match=r"lacks 8 tensors: .*mlp\.weights_in"):
+            load(own)
+        return
+    assert load(own).digest == load(folder).digest
+
+
+def test_an_adapter_beside_the_weights_is_refused(vit: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """transformers loads them together, so that the weights alone are another model."""
+    for source in (vit, tiny_folder):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        with pytest.raises(CheckpointError, match=r"adapter of PEFT, 'adapter_config\.json', .*other model: merge it"):
+            load(folder)
+
+
+def test_a_repository_in_the_hubs_cache_is_named_with_the_folder_to_give(vit: Path, tmp_path: Path) -> None:
+    """Its files are links into `blobs/`."""
+    blobs, revision = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b"
+    shutil.copytree(vit, blobs)
+    revision.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (revision / file.name).symlink_to(f"../../blobs/{file.name}")
+    shutil.move(blobs / "config.json", blobs / "c0ffee")
+    (revision / "config.json").unlink()
+    (revision / "config.json").symlink_to("../../blobs/c0ffee")
+    with pytest.raises(ModelError, match=r"give one of the model folders in it \(snapshots/0a1b\)"):
+        load(tmp_path)
+    assert load(revision).digest == load(vit).digest
 
 
 def test_integers_are_refused_and_unread_tensors_are_named(vit: Path, tmp_path: Path) -> None:
@@ -339,6 +371,52 @@ def test_real_images_are_prepared_as_transformers_does(
     assert loaded.notices == ()
 
 
+CROP = {"crop_size": {"height": 32, "width": 32}}
+BASE = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "size": {"height": 32, "width": 32}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated"),
+    [
+        # What is left out is as the class of the processor has it; a size of one number may be of both edges, or one.
+        ("ViTImageProcessor", {}),
+        ("ViTImageProcessorFast", {"do_center_crop": None, "crop_size": None, "do_convert_rgb": None}),
+        ("ViTImageProcessor", {"size": [32, 32], "image_mean": 0.4, "image_std": 0.3}),
+        ("DeiTImageProcessor", {"size": {"height": 40, "width": 40}, **CROP}),
+        ("DeiTImageProcessor", {"size": 40, "crop_size": 32}),
+        ("BitImageProcessor", {"size": {"shortest_edge": 40}, **CROP}),
+        ("BitImageProcessor", {"size": 40, "crop_size": 32, "resample": 2}),
+        ("CLIPImageProcessor", {"size": 40, "crop_size": [32, 32]}),
+        ("SiglipImageProcessor", {}),
+        ("SiglipImageProcessor", {"do_normalize": None}),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_processor_leaves_out_is_as_its_class_has_it(
+    kind: str, stated: dict[str, Any], nested: bool, vit: Path, tmp_path: Path
+) -> None:
+    folder = copied(vit, tmp_path / "m")
+    entries = {**BASE, "image_processor_type": kind, **stated}
+    if nested:
+        # The other file is there as well, and does not count.
+        (folder / "processor_config.json").write_text(json.dumps({"image_processor": entries}))
+    else:
+        (folder / "preprocessor_config.json").write_text(json.dumps(entries))
+    theirs = getattr(transformers, f"{kind.removesuffix('Fast')}Pil").from_pretrained(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((120, 90), Image.Resampling.BICUBIC)
+    wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(RealImageTransform(load(folder))(image), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_processor_without_a_class_is_that_of_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "dinov2"
+    save(MODELS["dinov2"](), folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**BASE, "size": 40, "crop_size": 32}))
+    stated = load(folder).data_config
+    assert (stated["interpolation"], stated["crop_pct"], stated["crop_mode"]) == ("bicubic", 0.8, "center")
+
+
 def test_another_size_than_transformers_would_read_is_told(vit: Path, tmp_path: Path) -> None:
     """As a DINOv2 of 518 pixels whose processor crops to 224: transformers reads those, with resampled positions."""
     folder = copied(vit, tmp_path / "m")
@@ -364,7 +442,7 @@ def test_images_are_resized_to_the_pixel(crop: int, edge: int, tmp_path: Path) -
     """timm divides by the share and rounds down, which could lose a pixel."""
     processor = {"do_normalize": False, "size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": crop}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    stated, made = read_processor(str(tmp_path)) or ({}, 0)
+    stated, made = read_processor(str(tmp_path), "ViT") or ({}, 0)
     assert (math.floor(crop / stated["crop_pct"]), made) == (edge, crop)
 
 
@@ -373,9 +451,18 @@ def test_images_are_resized_to_the_pixel(crop: int, edge: int, tmp_path: Path) -
     [
         ("[]", "is no JSON object"),
         ("{", "is no JSON: "),
-        ('{"do_rescale": false}', r"does not scale pixels to \[0, 1\]"),
+        ('{"do_rescale": false}', r"does not scale pixels to \[0, 1\] \(do_rescale"),
+        ('{"do_rescale": null}', "does not scale pixels"),
+        ('{"rescale_factor": null}', "does not scale pixels"),
+        ('{"do_normalize": false, "size": 32, "do_pad": true}', "pads images"),
+        ('{"do_normalize": false, "size": 32, "image_processor_type": "Ours"}', "states no resample, .* 'Ours' then"),
+        (
+            '{"do_normalize": false, "size": 32, "feature_extractor_type": "U", "resample": 2, "do_center_crop": true}',
+            "states the size 32, and which edge 'U' means is not known",
+        ),
         ('{"rescale_factor": 0.0078}', "does not scale pixels"),
         ('{"image_mean": [0.5]}', "states no image_mean and image_std"),
+        ('{"image_mean": [9], "image_std": [9]}', "is wrong: mean must be of pixels"),
         ('{"do_normalize": false, "size": {"height": 32, "width": 16}}', "states a size that is no square"),
         ('{"do_normalize": false, "size": {"shortest_edge": 32}}', "does not crop"),
         ('{"do_normalize": false, "size": {"longest_edge": 32}}', "resizes the longer edge"),

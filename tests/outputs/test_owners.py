@@ -16,7 +16,7 @@ from pipeline.distillation import DistillationConfig, StudentConfig, distill
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluation import EvaluationConfig, evaluate
 from pipeline.models import ModelConfig
-from pipeline.outputs.owners import JobName, check_apart, check_output, job_of
+from pipeline.outputs.owners import JobName, check_apart, check_output, check_place, job_of
 from pipeline.quantization import CalibrationConfig, calibrate
 from pipeline.synthesis import SynthesisConfig, synthesize
 from pipeline.workers import WorkersConfig
@@ -148,6 +148,16 @@ def test_an_output_beside_images_or_the_parts_of_a_dataset_is_taken(images: str,
 def test_an_empty_output_is_not_the_working_folder(job: str, tiny_folder: Path, images: str) -> None:
     with pytest.raises(ConfigError, match="output must name a folder, it is empty"):
         run(job, tiny_folder, images, "")
+
+
+def test_an_output_named_by_a_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a YAML file nothing replaces it, and a folder `$RUNS` was made."""
+    monkeypatch.setenv("RUNS", "/data/secret")
+    for output in ("$RUNS/a", "s3://bucket/${RUNS}/a"):
+        with pytest.raises(ConfigError, match=r"only a shell replaces \$RUNS by its value, so write") as caught:
+            check_place(output, shared=True)
+        assert "secret" not in str(caught.value)
+    check_place("a$b/$NO_SUCH_VARIABLE", shared=True)
 
 
 @pytest.mark.parametrize("owner", ["calibrate", "distill"])

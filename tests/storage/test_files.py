@@ -17,6 +17,8 @@ from s3fs import S3FileSystem
 from s3fs.core import S3File
 
 from pipeline import storage
+from pipeline.dataset.collection import find_images
+from pipeline.dataset.discovery import find_source
 from pipeline.errors import DatasetError
 
 
@@ -92,6 +94,13 @@ def test_what_may_not_be_looked_at_is_not_taken_for_missing(tmp_path: Path) -> N
         storage.exists(str(tmp_path / ("a" * 300)))
     with pytest.raises(DatasetError, match="no path has a null character"):
         storage.exists(f"{tmp_path}/\0")
+
+
+def test_a_path_is_no_text(tmp_path: Path) -> None:
+    given: Any = tmp_path / "a"
+    for use in (storage.exists, storage.absolute, find_source, find_images, lambda path: find_images([path])):
+        with pytest.raises(DatasetError, match=r"^a location is text, not PosixPath\(.*\): give str\("):
+            use(given)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
