@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,14 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def starting_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start one cluster at a time: Ray waits for half a minute, and two at once may take longer."""
+    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local cluster with 4 logical CPUs and 2 logical GPUs: each CPU is a process, which may import torch."""
@@ -207,14 +216,9 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # A job that ran in this process before may have left a cluster of its own, without GPUs.
     ray.shutdown()
     start_server()
-    # One cluster starts at a time: Ray waits for half a minute, and two at once may take longer.
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock,
-    ):
+    with pytest.MonkeyPatch.context() as patch, starting_cluster(tmp_path_factory):
         # Of this cluster alone; Ray looks for the name beside its own files.
         patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", str(Path(__file__).with_name("fork_server.py")))
-        fcntl.flock(lock, fcntl.LOCK_EX)
         ray.init(
             address="local",
             num_cpus=4,

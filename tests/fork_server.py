@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> None:
     """Ask for a worker with these arguments; in the copy that becomes one, be it."""
     # `ray start` starts the server of Ray's client in this way too, which is no worker.
     is_worker = any(each.startswith(FOLDER) for each in arguments)
-    connection = _connect(os.environ[FORKS]) if is_worker else None
+    path = os.environ.get(FORKS)
+    connection = _connect(path) if is_worker and path else None
     if connection is None:
         spec = importlib.util.find_spec("ray._private.workers")
         assert spec is not None

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.runtime_env import RuntimeEnv
 
-from tests.conftest import forking
+from tests.conftest import forking, starting_cluster
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -73,29 +73,36 @@ import ray
 own = {"address": "local", "num_cpus": 1, "include_dashboard": False}
 ray.init(**{"address": sys.argv[1]} if sys.argv[1:] else own)
 preloaded = ray.remote(lambda: "torch" in __import__("sys").modules)
-print(ray.get(preloaded.remote(), timeout=60), ray.get_runtime_context().gcs_address, flush=True)
+print(ray.get(preloaded.remote(), timeout=200), ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
 
 
-def test_workers_of_another_cluster_are_copies_too_for_each_of_its_jobs() -> None:
+def test_workers_of_another_cluster_are_copies_too_for_each_of_its_jobs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     def start(*address: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", JOB, *address]
-        return subprocess.Popen(command, env=forking(os.environ), stdin=PIPE, stdout=PIPE, text=True)
+        return subprocess.Popen(command, env=forking(os.environ), stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
 
-    with start() as first:
+    with starting_cluster(tmp_path_factory), start() as first:
         assert first.stdout is not None
-        preloaded, address = first.stdout.readline().split()
+        line = first.stdout.readline()
+        if not line:
+            pytest.fail(first.communicate("", timeout=240)[1])
+        preloaded, address = line.split()
         with start(address) as second:
-            (answer, _) = second.communicate("")
-        first.communicate("")
+            answer, reported = second.communicate("", timeout=240)
+        first.communicate("", timeout=240)
     assert preloaded == "True"
-    assert answer.split() == ["True", address]
+    assert answer.split() == ["True", address], reported
 
 
-def test_without_a_server_a_process_becomes_the_worker_itself(tmp_path: Path) -> None:
+def test_without_a_server_a_process_becomes_the_worker_itself(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    env = {**forking(os.environ), "FORKS": str(tmp_path / "none")}
     command = [sys.executable, "-c", JOB]
-    done = subprocess.run(
-        command, env={**forking(os.environ), "FORKS": str(tmp_path / "none")}, input="", stdout=PIPE, text=True
-    )
-    assert done.stdout.split()[0] == "False"
+    with starting_cluster(tmp_path_factory):
+        done = subprocess.run(command, env=env, input="", capture_output=True, text=True, timeout=240)
+    assert done.stdout.startswith("False "), done.stdout + done.stderr

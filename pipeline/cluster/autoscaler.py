@@ -65,13 +65,12 @@ class NodeTypes:
 
 
 def is_fixed_size() -> bool:
-    """Return whether no node will join the joined cluster any more: `ray.init()` started it, for one machine.
+    """Return whether the joined cluster was started by `ray.init()`, and not by `ray start`.
 
-    On such a cluster, a pool or a number of workers that does not fit is refused at once; on any other, the job waits
-    for nodes. The answer comes from the head, which records how it was started, and not from what this process has
-    done. So it is the same in every process that has joined: the driver, a submitted job, an actor, or a process that
-    joined a cluster which another process started. Nor can it be left over from a cluster joined earlier. Asking takes
-    one request to the head.
+    Ray brings no nodes to such a cluster, and machines that a user joins by hand must be there before the job. So a
+    pool or a number of workers that does not fit is refused at once; on any other cluster, the job waits for nodes. The
+    head records how it was started, so every process that has joined gets the same answer: the driver, a submitted job,
+    an actor, or a process that joined a cluster which another process started. It takes one request to the head.
     """
     metadata = _internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
     return metadata is not None and bool(json.loads(metadata).get("ray_init_cluster"))

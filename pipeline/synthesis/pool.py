@@ -49,7 +49,7 @@ def pool_options(
             "; without GPUs, set pool.device to cpu" if actor.on_gpu and not ray.cluster_resources().get("GPU") else ""
         )
         raise ConfigError(
-            f"pool.min_size {min_size} with {actor} per actor: this machine has room for {room}{without_gpus}"
+            f"pool.min_size {min_size} with {actor} per actor: the cluster has room for {room}{without_gpus}"
         )
     overlaps = overlapping and actor.on_gpu
     reachable = reachable_seats(pool, room)

@@ -13,6 +13,7 @@ from ray import _raylet
 from ray.core.generated.autoscaler_pb2 import ClusterConfig  # pyright: ignore[reportAttributeAccessIssue]
 
 from pipeline.cluster.autoscaler import NodeType, NodeTypes, _node_types_of, from_launcher, is_fixed_size
+from tests.conftest import starting_cluster
 
 ROOT = Path(__file__).parents[2]
 # In a process that joins a cluster which another one started, and before that has started one of its own.
@@ -68,16 +69,14 @@ def test_nodes_may_join_a_cluster_that_ray_start_started_whoever_asks(open_clust
     assert answers() == [False] * 3
 
 
-def test_a_process_that_started_a_cluster_before_is_told_of_the_one_it_joined(open_cluster: None) -> None:
+def test_a_process_that_started_a_cluster_before_is_told_of_the_one_it_joined(
+    open_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     joined = ray.get_runtime_context().gcs_address
-    done = subprocess.run(
-        [sys.executable, "-c", ASK],
-        env={**os.environ, "JOINED": joined, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    env = {**os.environ, "JOINED": joined, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ASK]
+    with starting_cluster(tmp_path_factory):
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert "fixed: True False" in done.stdout, done.stdout + done.stderr
 
 

@@ -209,7 +209,7 @@ def test_the_process_that_makes_images_ends_with_the_training(
         raise KeyboardInterrupt
     assert started[0].poll() is not None
     to_make = plan_images(write({**synthesis, "pool": {"device": "cpu", "min_size": 9, "max_size": 9}}, tmp_path))
-    too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* this machine has room for 4")
+    too_small = pytest.raises(ConfigError, match=r"pool\.min_size 6 with 1 CPUs .* the cluster has room for 4")
     with too_small, expected_parts(to_make) as arrivals, background_synthesis(to_make, arrivals):
         pass
     assert len(started) == 1

@@ -131,9 +131,9 @@ def test_a_pool_starts_with_as_many_as_there_is_work_and_room_for(monkeypatch: p
     assert sizes(6, max_size=5, initial_size=1) == (1, 1, 5)
     assert sizes(6, max_size=5, gpus_per_actor=0.5) == (1, 4, 5)
     assert sizes(6, max_size=5, device="cpu", min_size=2) == (2, 4, 5)
-    with pytest.raises(ConfigError, match=r"min_size 5 with 0\.5 GPU per actor: this machine has room for 4"):
+    with pytest.raises(ConfigError, match=r"min_size 5 with 0\.5 GPU per actor: the cluster has room for 4"):
         sizes(6, min_size=5, max_size=5, gpus_per_actor=0.5)
-    with pytest.raises(ConfigError, match=r"min_size 1 with 1 GPU per actor: this machine has room for 0$"):
+    with pytest.raises(ConfigError, match=r"min_size 1 with 1 GPU per actor: the cluster has room for 0$"):
         sizes(6, device="cuda", label_selector=SPOT)
     monkeypatch.setattr("pipeline.synthesis.capacity._nodes", lambda: [])
     monkeypatch.setattr("pipeline.synthesis.pool.ray.cluster_resources", lambda: {"CPU": 4.0})

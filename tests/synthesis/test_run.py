@@ -504,14 +504,14 @@ def test_a_dry_run_that_gets_no_actor_says_what_it_waits_for_and_ends(
 
 
 def test_a_pool_that_can_never_start_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: this machine has room for 2"):
+    with pytest.raises(ConfigError, match=r"min_size 3 with 1 GPU per actor: the cluster has room for 2"):
         pool_options(make_config(tiny_folder, "x", pool={"min_size": 3, "max_size": 3}), 6)
     huge = make_config(tiny_folder, "x", pool={"cpus_per_actor": 9, "device": "cpu"})
     with pytest.raises(ConfigError, match=r"9 CPUs \(pool\.cpus_per_actor\) per actor"):
         pool_options(huge, 6)
     # A process that joined the cluster of another knows it too, and does not wait for nodes that will not come.
     config = make_config(tiny_folder, tmp_path / "out", pool={"cpus_per_actor": 9, "device": "cpu"})
-    with pytest.raises(ConfigError, match=r"9 CPUs .* this machine has room for 0"), own_errors():
+    with pytest.raises(ConfigError, match=r"9 CPUs .* the cluster has room for 0"), own_errors():
         ray.get(ray.remote(synthesize).remote(config))
 
 
