@@ -134,7 +134,8 @@ def check_class_order(student: LoadedModel, teacher: LoadedModel) -> None:
         teacher: the teacher that its answers are compared with.
 
     Raises:
-        ModelError: a class has two numbers; the message names it and them.
+        ModelError: a class has one number in the student and another in the teacher; the message names the class and
+            both numbers.
     """
     own, wanted = (Facts.of(model).class_names or [] for model in (student, teacher))
     numbers = {name: number for number, name in enumerate(wanted)}

@@ -33,7 +33,7 @@ def check_expansion(archive: zipfile.ZipFile, path: Path, uri: str) -> None:
     """Refuse an archive that unpacks to many times its size, before anything in it is read.
 
     Raises:
-        CheckpointError: the archive is of that kind.
+        CheckpointError: the archive would unpack to many times its size.
     """
     stored = path.stat().st_size
     if (size := excessive_size(archive, stored)) is not None:

@@ -105,7 +105,7 @@ def agreed_names(uri: str, in_files: list[str] | None, in_card: list[str] | None
 
 
 def _describes(info: dict[str, Any], wanted: Any, *, alone: bool) -> bool:
-    """Return whether a `dataset_info` describes the configuration of that name; an only one need not state the name."""
+    """Return whether a `dataset_info` describes the configuration of that name; an only one may state none."""
     if alone and (wanted is None or "config_name" not in info):
         return True
     return info.get("config_name", "default") == (wanted or "default")

@@ -33,7 +33,8 @@ class FileFacts:
         class_names: names of labels 0, 1, 2, ..., if the file holds them.
         names_digest: digest of the class names, if the file holds names or digest.
         row_groups: number of rows and bytes of each row group.
-        likely_labels: name and type of a column that may be meant as `label`, if no column has that name.
+        likely_labels: name and type of a column that may be meant as `label`, or of a `label` that is no number;
+            None if there is neither, or a `label` that is read.
         unread_ids: name and type of a column `image_id` whose values are no ids.
     """
 

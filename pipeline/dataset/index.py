@@ -70,7 +70,7 @@ def index_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def read_index(output: str, digest: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Return the index of a dataset. It has no rows if no index can be used; a line then says why.
+    """Return the index of a dataset. It has no rows if there is none, or if it cannot be used, as a line says.
 
     Args:
         output: folder of the dataset.

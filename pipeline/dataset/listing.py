@@ -146,7 +146,7 @@ def _blobs(root: str) -> list[str]:
 
 
 def _report_links(uri: str, listing: Listing) -> None:
-    """Warn of followed links that lead out of a folder: a stranger's link may lead to any file of this machine."""
+    """Report followed links that lead out of a folder: a stranger's link may lead to any file of this machine."""
     if listing.link_out:
         name, target = listing.link_out
         number = f"{listing.num_links_out} link{'' if listing.num_links_out == 1 else 's'}"

@@ -33,7 +33,7 @@ class OpenFiles:
 
         Raises:
             OSError, pyarrow.ArrowException: the file cannot be opened, or is no Parquet file. `storage.read_errors`
-            lists what drivers raise besides.
+                lists what drivers raise besides.
         """
         if uri not in self._files:
             file = storage.open_file(uri)

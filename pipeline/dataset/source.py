@@ -28,7 +28,7 @@ class Source:
     """Images at a URI, found to be readable.
 
     Attributes:
-        uri: location as the user gave it.
+        uri: location, as `storage.absolute` returns it.
         columns: name → Arrow type as it will be read; for `image`, encoded bytes.
         class_names: names of labels 0, 1, 2, ...; None if they are not known.
         synthetic: whether the images were made by inversion. Their pixels then lie on the teacher's patch grid, and
@@ -37,7 +37,8 @@ class Source:
         manifest: manifest of a synthetic dataset; None if there is none.
         qualifier: prefix of the image ids, if several datasets are read together.
         arrivals: what readers wait with for the files of a dataset that is still being made; None for any other.
-        likely_labels: name and type of a column that may be meant as `label`, for a message; None if `label` is there.
+        likely_labels: name and type of a column that may be meant as `label`, or of a `label` that is no number, for a
+            message; None if there is neither, or a `label` that is read.
 
     Raises:
         DatasetError: two classes have one name.

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Largest number of entries in a list. The reasons of all others are in the records under `failed/`.
+# Largest number of entries in a list. Failed shards beyond it have their reasons in the records under `failed/`.
 MOST_LISTED = 1000
 # Smallest number of neighbors that become a range. Fewer are listed one by one.
 _SHORTEST_RANGE = 3
 
 
 def list_undone(**lists: Sequence[Any]) -> dict[str, Any]:
-    """Return each list, cut after its first 1,000 entries, and before it, as `num_NAME`, how many shards it has in all.
+    """Return each list, cut to its first 1,000 entries, and before it, as `num_NAME`, the number of all its shards.
 
     Args:
         lists: name of a list → its shards: ids, of which neighbors are put together (see `id_ranges`), or records.

@@ -209,7 +209,8 @@ def unite_kept(kept: Tensor, others: Sequence[Tensor], order: Tensor) -> Tensor:
     Args:
         kept: bool [B, N], the patches that each image keeps, equally many for all images.
         others: the same for other images, one tensor for each set of partners.
-        order: float32 [B, N], in [0, 1), which decides what patches are left out where a union is larger than others.
+        order: float32 [B, N], in [0, 1), which decides which patches are left out of unions that are
+            larger than the smallest one.
 
     Returns:
         bool [B, N]; each image's own patches are among them.

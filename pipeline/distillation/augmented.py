@@ -60,7 +60,8 @@ class Augmenter:
         and changed of these images, and of those that are mixed into them.
 
         Args:
-            batch: outlines of all images of the batch, whose pixels are not read.
+            batch: all images of the batch. Of `pixels` only shape and device are used, so an outline will do (see
+                `MemoryImages.outlines`).
             epoch: number of the epoch, counted from 0.
             own: the images to return, as a slice of the batch.
             read: function that returns the pixels [b, C, H, W] of rows of the batch, int64 [b].

@@ -45,7 +45,8 @@ class DistillationBatch:
         keep_indices: int64 [B, K], padded with zeros.
         num_kept: int64 [B], number of valid entries in each row of `keep_indices`.
         image_ids: name of each image.
-        rows: int64 [B], rows that the images have among all images in memory; None if the images are streamed.
+        rows: int64 [B], rows that the images have among all images in memory; None if they are streamed, or are
+            random views, for which kept answers do not hold.
     """
 
     pixels: Tensor

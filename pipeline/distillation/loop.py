@@ -38,7 +38,7 @@ class StudentTrainer:
         config: settings of the distillation.
         digest: digest of the run.
         student: the student, on the CPU.
-        answers: what gives the teacher's answers.
+        answers: the frozen teacher, as a function of a batch that returns its logits and, if asked for, its tokens.
         images: this worker's share of the training images.
         labeled: this worker's share of the held-out images; None without any.
         group: the workers that train together.

@@ -22,7 +22,7 @@ class DistillationObjective(nn.Module):
     Args:
         config: weights of the terms, temperature and dtype.
         student: the model to train.
-        answers: what gives the teacher's answers.
+        answers: the frozen teacher, as a function of a batch that returns its logits and, if asked for, its tokens.
     """
 
     def __init__(self, config: DistillationConfig, student: Student, answers: Answers) -> None:

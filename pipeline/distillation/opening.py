@@ -58,7 +58,8 @@ def as_views(
         teacher: the teacher, which knows the normalization and the patch grid of the images.
         seed: seed of the training.
         reads_kept: whether teacher or student reads only the kept patches.
-        notes: whether to log which settings have no effect. One of the workers does.
+        notes: whether to log which settings have no effect on images that are read on kept patches; one of the workers
+            does.
     """
     if augment is None:
         return images

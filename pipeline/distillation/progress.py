@@ -63,7 +63,7 @@ def _report(
         for new in map(json.loads, lines[tracked:]):
             tracker.add(new["epoch"], {name: new[name] for name in new if name not in _NO_FIGURES})
         tracked = max(tracked, len(lines))
-        # The epoch may also fall: where the last checkpoint could not be used, epochs are done again.
+        # The number can also go down: if the last checkpoint could not be used, epochs are done again.
         if row["epoch"] != last_epoch:
             last_epoch = row["epoch"]
             top1 = f", held-out top-1 {row['top1']:.1f}%" if "top1" in row else ""

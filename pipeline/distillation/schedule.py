@@ -12,11 +12,12 @@ from pipeline.distillation.config import DistillationConfig
 def lr_factor(progress: float, *, warmup: float, shape: str) -> float:
     """Return the learning rate at a point of the training, as a factor of the peak learning rate.
 
-    It depends on the share of the training done, not on the number of steps, which differs between workers that read
-    different numbers of images.
+    In a distillation it depends on the share of images that are done, not on the number of steps, which differs between
+    workers that read different numbers of images.
 
     Args:
-        progress: share of the training that is done, in [0, 1], counted in images over all epochs.
+        progress: share of the training that is done, in [0, 1]: of all images of all epochs in a distillation, and of
+            all steps with `qat`.
         warmup: share of the training over which the factor rises linearly from 0 to 1.
         shape: `constant`, or `cosine` from 1 down to 0 after the warm-up.
     """

@@ -44,13 +44,15 @@ class TrainingState:
         best: weights of the best epoch.
         best_epoch: number of the best epoch, counted from 1; 0 before the first. With `qat`, the best step.
         best_score: held-out top-1 in percent, or minus the training loss if there are no held-out images. With `qat`,
-            the score from `HeldBack`.
+            minus the divergence on the held-back images (see `HeldBack.measure`), and -inf without any.
         optimizer: state dict of the optimizer.
         best_confusion: (label, predicted class) → number of held-out images, in the best epoch.
-        before_top1: held-out top-1 before training, in percent.
-        teacher_top1: held-out top-1 of the teacher, in percent; None in checkpoints of earlier versions.
+        before_top1: held-out top-1 before training, in percent; None without held-out images.
+        teacher_top1: held-out top-1 of the teacher, in percent; None without held-out images, and in checkpoints of
+            earlier versions.
         teacher_confusion: the same as `best_confusion`, for the teacher.
-        history: one row of metrics per epoch. With `qat`, one per step, and one from before the training.
+        history: one row of metrics per epoch. With `qat`, one per step and, with held-back images, one
+            from before the training.
         epoch_steps: number of steps done in the next epoch.
         epoch_totals: sums over these steps, in the order of `objective.SUMS`.
         order: text that names what the order of the images depended on, see `StreamedImages`. `epoch_steps` holds only

@@ -63,7 +63,7 @@ def prepare_training(task: TrainingTask) -> Callable[[], list[str]]:
     """Check that the training can run on this cluster, and return the function that runs it.
 
     Args:
-        task: what to train on what.
+        task: settings, images and digests of the models to train with.
 
     Returns:
         A function that trains, on the workers or in this process, and returns the SHA-256 of the weights that each
@@ -120,7 +120,7 @@ def train_on(task: TrainingTask, group: Group) -> list[str]:
     """Train as one of the workers.
 
     Args:
-        task: what to train on what, the same for all workers.
+        task: settings, images and digests of the models to train with; equal on all workers.
         group: the workers that train together.
 
     Returns:

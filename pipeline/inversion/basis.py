@@ -23,7 +23,7 @@ class CosineBasis:
     """Convert images to scaled cosine coefficients and back; coefficients drawn from N(0, 1) make images of variance 1.
 
     Args:
-        in_chans: number of channels. Three channels are decorrelated by the colors of photographs.
+        in_chans: number of channels. Three channels are taken as RGB, and decorrelated as in photographs.
         size: height and width in pixels.
         falloff: exponent α: a coefficient of frequency f is scaled by f^-α.
         device: device of the images.

@@ -13,8 +13,8 @@ from pipeline.inversion.teacher import AnyTeacher
 
 # Radii of the leaves lie between these shares of the image's side; their density falls with the square of the radius.
 _SMALLEST, _LARGEST = 0.047, 0.6
-# Standard deviations: brightness of the leaves, color beside it (per channel), shading across a leaf of the
-# size of the image, and of the grain.
+# Standard deviations: of the leaves' brightness, of each channel's deviation from it, of the shading across a leaf as
+# large as the image, and of the grain.
 _BRIGHTNESS, _COLOR, _SHADING, _GRAIN = 1.0, 0.4, 1.0, 0.2
 _NUM_LEAVES = 60
 

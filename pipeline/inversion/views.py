@@ -62,7 +62,8 @@ def draw_views(
         generators: one per image, on the CPU.
         steps: number of steps of the run.
         strengths: the largest change of each kind.
-        alike: whether the first image's numbers rotate, scale and blur the whole batch.
+        alike: whether all images are rotated, scaled and blurred by the first image's numbers, and get noise of its
+            strength.
         device: device of the images.
     """
     if not strengths.active:

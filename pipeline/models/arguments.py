@@ -36,7 +36,7 @@ def check_model_args(model_args: Mapping[str, Any], explicit: Mapping[str, Any])
     The others are passed to the model's class, which raises for names that it does not know.
 
     Args:
-        model_args: the arguments that the user gave for the model, by name.
+        model_args: the arguments by name: those that the user gave, and texts that the config of a saved model states.
         explicit: values of the settings `num_classes` and `in_chans`, by name; None where one is not set.
 
     Raises:
@@ -62,7 +62,7 @@ def check_argument_types(model_args: Mapping[str, Any], model: nn.Module) -> Non
     """Refuse values of a wrong type that Python would silently take as true or false.
 
     Args:
-        model_args: the arguments that the user gave for the model, by name.
+        model_args: the arguments by name: those that the user gave, and texts that the config of a saved model states.
         model: the model that timm made with these arguments.
 
     Raises:

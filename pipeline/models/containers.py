@@ -9,7 +9,7 @@ from pipeline.file_kinds import is_torchscript, zip_members
 
 Readable = Literal["safetensors", "torch", "npz", "index"]
 
-# Smaller archives are not checked: they may hold zeros, which compression shrinks a thousandfold.
+# Archives that unpack to less are not checked: they may hold zeros, which compression shrinks a thousandfold.
 _LEAST_LARGE_BYTES, _MOST_EXPANSION = 2**30, 20
 # Magic number of torch's format before 1.6, as pickled.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")

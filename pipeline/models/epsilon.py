@@ -11,7 +11,7 @@ def set_epsilon(what: str, model: nn.Module, epsilon: float, *, trained: bool) -
 
     Args:
         what: how the notice names the model.
-        model: a timm model, whose LayerNorms are changed in place.
+        model: a timm model. If `trained`, its LayerNorms are changed in place.
         epsilon: the number that its LayerNorms added to the variance when its weights were trained.
         trained: whether the model is used as it is. If not, it will be trained and saved.
     """

@@ -35,8 +35,8 @@ class LoadedModel:
         data_config: timm's resolved data config (interpolation, crop_pct, ...), in which the settings of `ModelConfig`
             replace the model's own.
         notices: messages for the user, one line each. Jobs print them on standard error at the start.
-        preset: whether mean and std are those of the library in whose layout the weights are stored, as torchvision's
-            weights have them. False where the user set them.
+        preset: whether the file of weights has the layout of a library with preprocessing of its own, such as
+            torchvision; mean and std are then that library's, unless the config sets them.
     """
 
     model: nn.Module
@@ -100,14 +100,14 @@ def load_model(config: ModelConfig, *, trained: bool = True) -> LoadedModel:
 
 
 def assumed_preprocessing(config: ModelConfig, data_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a notice where weights of a user's own are shown images as timm shows them to the model of that name.
+    """Return a notice if a user's own weights get the preprocessing that timm has for the model's name.
 
     A file of weights does not state how its model was shown images, and logits of images that are shown otherwise are
     wrong without a word. A folder states it, and so do weights that timm publishes.
 
     Args:
         config: settings of the model.
-        data_config: preprocessing of the model as timm resolved it.
+        data_config: preprocessing as timm resolved it; a setting that `config` gives has replaced timm's.
     """
     if config.checkpoint is None or config.name.startswith(LOCAL_DIR):
         return ()

@@ -133,7 +133,7 @@ def _counting(model: Any, num_classes: int) -> Iterator[None]:
     """Let a model's `num_classes` be true inside the context: timm writes it, and people replace the head alone.
 
     Raises:
-        ModelError: its classifier has another number of classes than that.
+        ModelError: its classifier does not have `num_classes` classes.
     """
     stated = model.num_classes
     if num_classes != (own := head_classes(model.state_dict(), model) or stated):

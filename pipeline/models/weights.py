@@ -113,7 +113,7 @@ def check_amount(uri: str, weights: Mapping[str, Tensor], model: nn.Module) -> N
     """Check that a model is not many times as large as its weights, before it takes memory.
 
     Raises:
-        CheckpointError: the model is far too large, because a `config.json` may state any size.
+        CheckpointError: the model is far larger than its weights; a `config.json` may state any size.
     """
     wanted = sum(value.numel() for value in model.state_dict().values())
     given = sum(value.numel() for value in weights.values())

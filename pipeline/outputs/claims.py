@@ -52,7 +52,8 @@ def check_same_settings(output: str, job: JobName, existing: dict[str, Any], doc
     """Refuse an output that a run with other settings has claimed.
 
     Raises:
-        DatasetError: the settings differ; the message names those that do.
+        DatasetError: the output belongs to another job, or its settings differ; the message names the job, or the first
+            settings that differ.
     """
     owner = job_of_manifest(existing) if _CLAIMS[job] == store.MANIFEST else job_of_config(existing)
     if owner not in (None, job):

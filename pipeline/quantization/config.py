@@ -175,10 +175,14 @@ class CalibrationConfig:
             )
         if self.reference is not None and self.smoothing != "none":
             raise ConfigError(
-                f"reference: smoothing {self.smoothing} changes the model, and its ranges then compare with none"
+                f"reference: smoothing {self.smoothing} changes the activations of this model, so they cannot be "
+                "compared with a reference's: leave out reference or smoothing"
             )
         if self.reference is not None and self.equalization:
-            raise ConfigError("reference: equalization changes the model, and its ranges then compare with none")
+            raise ConfigError(
+                "reference: equalization changes the activations of this model, so they cannot be compared with a "
+                "reference's: leave out reference or equalization"
+            )
         check_range("smoothing_alpha", self.smoothing_alpha, 0, 1)
         check_range("percentile", self.percentile, 50, 100, open_low=True)
         check_ranges(self, ("batch_size", "score_batch_size", "max_images"), 1)

@@ -52,7 +52,7 @@ def hold_back(read: Sequence[CalibrationBatch], answers: Answers, group: Group, 
 
     Args:
         read: all held-back images.
-        answers: what gives the teacher's answers.
+        answers: the frozen teacher, as a function of a batch that returns its logits and, if asked for, its tokens.
         group: the workers of the training.
         batch_size: number of images per forward pass, of all workers together.
     """

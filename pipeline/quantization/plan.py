@@ -168,7 +168,7 @@ def _probe(config: CalibrationConfig, index: Sequence[tuple[str, int]]) -> Windo
 
 
 def _num_held_back(setting: str, wanted: int, num_images: int) -> int:
-    """Return how many images are held back; a line says so if they are fewer than asked for."""
+    """Return how many images are held back; a line says so if they are fewer than asked for, but not none."""
     number = min(wanted, num_images // _MOST_HELD_BACK)
     if 0 < number < wanted:
         logger.warning(f"{setting} is {wanted}: of {num_images} images a quarter is held back, {number}")

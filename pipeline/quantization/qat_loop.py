@@ -36,8 +36,8 @@ class Trained:
     """Result of training a variant.
 
     Attributes:
-        values: values to quantize the model with: those of the best step, or the calibrated ones if training gained too
-            little.
+        values: values to quantize the model with. With held-back images: those of the best step, or the calibrated ones
+            if training gained too little. Without: those of the last step.
         history: a row for each `step`, with its `loss` (mean divergence of the softened answers from the teacher's, in
             nats), and with the result of `HeldBack.measure` where that was measured. With held-back images, step 0 is
             the calibrated model.
@@ -84,7 +84,7 @@ class QatObjective(nn.Module):
 
     Args:
         graph: the graph to train.
-        answers: what gives the teacher's answers.
+        answers: the frozen teacher, as a function of a batch that returns its logits and, if asked for, its tokens.
         temperature: divisor of both models' logits.
     """
 
@@ -147,7 +147,7 @@ class QatTrainer:
         config: settings of the training.
         label: label of the variant, for messages.
         graph: the graph to train, on the device.
-        answers: what gives the teacher's answers.
+        answers: the frozen teacher, as a function of a batch that returns its logits and, if asked for, its tokens.
         images: this worker's share of the images.
         held_back: this worker's share of the images that are not trained on; None without any.
         group: the workers of the training.

@@ -77,7 +77,7 @@ def train_all(task: QatTask, group: Group) -> dict[str, Trained]:
     """Train one variant after another, and return each by its label.
 
     Args:
-        task: what to train on what, the same for all workers.
+        task: settings, images and digests of the models to train with; equal on all workers.
         group: the workers of the training.
 
     Raises:

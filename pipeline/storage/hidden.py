@@ -5,7 +5,7 @@ import re
 _OF_SYSTEMS = re.compile(
     # Folders of the file system itself, on Linux and Windows; a disk check leaves `found.000`.
     r"lost\+found|found\.\d{3}|system volume information|\$recycle\.bin"
-    # How folders look: files of Windows, and of network folders on a Mac.
+    # Windows' thumbnails and view settings of a folder; the Mac's own folders on network shares.
     r"|thumbs\.db(:.*)?|ehthumbs(_vista)?\.db|desktop\.ini|network trash folder|temporary items"
     # Storage of Synology, QNAP and NetApp: thumbnails, deleted files and snapshots.
     r"|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|~snapshot"

@@ -142,12 +142,12 @@ class Inverter:
         ModelError, CheckpointError, ConfigError: the teacher cannot be loaded, or not with this config.
     """
 
-    # None where shards belong to no dataset: checkpoints lie beside the dataset's parts.
+    # None if no checkpoints are written: the shards belong to no dataset, or `checkpoint_minutes` is null.
     checkpoints: Checkpoints | None = None
 
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
-        # This holds for the thread that makes the actor, which inverts and does nothing else.
+        # This holds for the thread that makes this object, which must also be the one that inverts.
         torch.set_num_threads(config.pool.cpus_per_actor)
         self.device = pick_device(config.pool.device, "pool.device")
         limit_memory(self.device, config.pool.actors_per_gpu)

@@ -64,7 +64,7 @@ class Room:
     """How many workers the cluster can still give a pass, and how long to wait for them.
 
     Attributes:
-        seats: number of workers that the present nodes have room for.
+        seats: number of workers of the pool that the present nodes have room for.
         fixed: whether no more nodes can join the cluster.
         start_timeout_s: seconds to wait for workers that Ray is still starting.
     """

@@ -36,7 +36,7 @@ class Attempts:
     Args:
         max_attempts: number of attempts at a shard before it is given up.
         actors_per_gpu: number of actors that share a GPU, and fail together with it.
-        begun_before: shards that an earlier run began and did not finish. Its attempt is reported, but not counted.
+        begun_before: shards that an earlier run began. That attempt counts, but uses up none of `max_attempts`.
     """
 
     def __init__(self, max_attempts: int, *, actors_per_gpu: int = 1, begun_before: Sequence[int] = ()) -> None:
@@ -61,7 +61,7 @@ class Attempts:
 
         Args:
             shard_ids: shards to do in this pass, in order.
-            seats: number of workers that the present nodes have room for.
+            seats: number of workers of the pool that the present nodes have room for.
             fixed_size: whether no more nodes can join the cluster, as `pipeline.cluster.is_fixed_size` says.
             start_timeout_s: seconds to wait for workers that Ray is still starting.
             num_turns: number of turns of the pass; by default one for each shard.

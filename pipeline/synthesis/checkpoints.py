@@ -127,7 +127,7 @@ class Checkpoints:
         file = self._files.pop(shard_id, None)
         if file is None:
             return []
-        # In the thread that writes, so that a write which is under way ends before.
+        # In the thread that writes, so that a write under way ends first.
         self._writing.submit(_delete, file).result()
         return file.notes
 

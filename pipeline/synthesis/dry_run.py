@@ -46,7 +46,8 @@ def dry_run(plan: SynthesisPlan) -> dict[str, Any]:
 def _try_steps(plan: SynthesisPlan, labels: list[int]) -> tuple[Probe, int, bool]:
     """Run a few steps of a shard of these classes.
 
-    Returns the measurements, the number of actors that a run may have, and whether they compute on GPUs.
+    Returns:
+        The measurements, the number of actors that a run may have, and whether they compute on GPUs.
     """
     config = plan.config
     with own_errors():
@@ -137,7 +138,7 @@ def _duration(hours: float) -> str:
 def _memory(config: SynthesisConfig, num_images: int, probed: Probe) -> dict[str, Any]:
     """Report how much of an actor's memory a shard takes, and how many images would fit."""
     gib = 2**30
-    predicted = "not predicted for this family"
+    predicted = "not predicted for this teacher and these losses"
     if probed.predicted_bytes is not None:
         predicted = f"{probed.predicted_bytes / gib:.3g} GiB predicted"
     report_plan(

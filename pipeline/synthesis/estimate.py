@@ -46,7 +46,8 @@ class Probe:
         step_seconds: seconds that one step took, for each phase.
         peak_bytes: peak memory of the run: on a GPU of CUDA's allocator, on a CPU of the live tensors in two steps of
             each phase.
-        predicted_bytes: peak memory predicted from the teacher's shape; None if its family cannot be predicted.
+        predicted_bytes: peak memory predicted from the teacher's shape; None if that is not possible, because of the
+            teacher's family, an attention pool, another network, or a loss term that reads the blocks.
         device_bytes: an actor's share of the memory of its GPU, or of the machine.
         largest_batch: number of images that fit in one forward and backward pass, with a margin.
     """

@@ -103,6 +103,7 @@ class RunningIndex:
             self._warn("written", error)
 
     def _warn(self, done: Literal["read", "written"], error: Exception) -> None:
-        # Nothing is lost: every part holds the facts that the index has of it.
+        # Images are not lost: readers open parts that have no row. What only the worker that made a part knew of it
+        # (`KNOWN_BY_MAKER`) is lost with its row.
         more = ", and is not written" if done == "read" else ""
         logger.warning(f"the index of {self._output!r} could not be {done}{more}: {one_line(error)}")

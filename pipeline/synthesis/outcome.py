@@ -23,7 +23,8 @@ class Outcome:
         reason: message of that error, on one line.
         storage_failed: whether storage is to blame: the part could not be written, or the checkpoint not read.
         by_another: whether another run with the same settings made the shard in the meantime.
-        handed_back: whether the shard goes back to the queue, because this worker's device failed.
+        handed_back: whether nothing ended: the shard goes back to the queue because this worker's device failed, or the
+            worker could not load the teacher.
         over: whether the pass is over for this worker.
         notes: lines about what went wrong.
         resumed: line about the checkpoint that the shard was resumed from; empty if it was not.

@@ -52,7 +52,7 @@ class SynthesisPlan:
 
     @property
     def to_do(self) -> list[int]:
-        """Ids of the shards that have no part, in order; with `retry_failed`, also of those that failed before."""
+        """Ids of the shards to make, in order: those without a part and, unless `retry_failed`, without a failure."""
         left_out = self.progress.parts if self.config.retry_failed else self.progress.parts | self.progress.failed
         order = self.shards.shuffled(self.config.seed) if self.is_shuffled else range(len(self.shards))
         return [shard_id for shard_id in order if shard_id not in left_out]

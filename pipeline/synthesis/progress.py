@@ -97,7 +97,7 @@ class ProgressReport:
             self._print(f"synthesis: {line}")
 
     def shard_finished(self, outcome: Outcome) -> None:
-        """Print the line of a shard that has ended, once the tally has counted it."""
+        """Print what is special about a shard that has ended, and the status; the tally must have counted the shard."""
         with self._lock:
             self._last_shard = time.monotonic()
             if outcome.error:

@@ -19,7 +19,8 @@ class Tally:
         failures: shard id → why it failed.
         made_by: worker → number of shards that it made and wrote.
         num_by_another: number of shards that another run made in the meantime.
-        num_retried: number of shards that this run made in more than one attempt.
+        num_retried: number of shards that this run made, but not in their first attempt; an unfinished attempt of an
+            earlier run counts.
         num_images: number of images that this run made.
         num_images_by_another: number of images that another run made in the meantime.
         num_images_failed: number of images in the shards that failed.

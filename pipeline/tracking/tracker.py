@@ -37,7 +37,7 @@ class Tracker:
         self._result: Mapping[str, Any] = {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Report figures of a step. Those reported before stay; values that are not finite are left out."""
+        """Report figures of a step; those that were reported before stay. Only finite numbers are, see `numbers`."""
         for channel in self._channels:
             channel.add(step, numbers(values))
 
@@ -90,7 +90,7 @@ class _Channel:
 
 @contextmanager
 def tracking(config: TrackingConfig, job: str, digest: str, settings: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Report a run while the block runs, and at the end that, and how, it ended.
+    """Report a run while the block runs, and at its end how it ended.
 
     Args:
         config: where to report. If that is nowhere, nothing is imported or started.

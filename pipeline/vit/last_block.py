@@ -57,8 +57,8 @@ def last_block(block: Any, tokens: Tensor, num_rows: int) -> tuple[Tensor, Tenso
     """Run a timm `Block` for its first tokens.
 
     Args:
-        block: a timm block in evaluation mode, without dropout or changed layers; see `is_timms`.
-        tokens: tokens of whole or kept images [B, S, D].
+        block: a timm `Block` for which `_is_plain` is true, in evaluation mode, in which dropout does nothing.
+        tokens: prefix tokens, and then those of all or of the kept patches [B, S, D].
         num_rows: R, the number of leading tokens to compute.
 
     Returns:

@@ -81,7 +81,7 @@ def score_patches(
         view: whole images [B, C, H, W] or patches [B, K, C, p, p], whichever `read` takes.
         ranking: one that `resolve_ranking` returns.
         targets: int64 [B], the classes whose logits `gradient_activation` takes gradients of; other rankings ignore
-            them.
+            them, and None will do.
     """
     prefix = model.num_prefix_tokens
     match ranking:

@@ -176,7 +176,7 @@ def run_workers(
     Args:
         work: function to call on each worker.
         workers: settings of the workers, which say how often they may fail.
-        resources: of the workers, as `worker_configs` returns them.
+        resources: resources and communication backend of the workers, from `worker_configs`.
         output: folder of the job.
         name: name of the run, which holds its digest.
 

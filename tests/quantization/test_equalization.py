@@ -119,5 +119,5 @@ def test_a_layer_whose_output_others_read_too_keeps_its_weights() -> None:
 
 
 def test_ranges_of_an_equalized_model_are_not_compared_with_those_of_another() -> None:
-    with pytest.raises(ConfigError, match="reference: equalization changes the model"):
+    with pytest.raises(ConfigError, match="reference: equalization changes the activations"):
         CalibrationConfig(teacher=ModelConfig(name="x"), images="x", output="x", reference="y", equalization=True)
