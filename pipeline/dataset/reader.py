@@ -44,8 +44,8 @@ def read_images(
             dataset, see `find_images`.
         split: name of the split to read, where there are several, such as `test`; `docs/images.md` says how splits are
             found.
-        columns: columns to read; by default all of the contract's. Further columns of a Parquet file must be named
-            here.
+        columns: columns to read; by default those of the contract that every location has. Further columns of a Parquet
+            file must be named here.
         decode: whether to decode the images.
         override_num_blocks: number of blocks to read, which limits how many tasks read at once.
 
