@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.inversion import InversionConfig, Teacher, invert
+from pipeline.inversion import InversionConfig, MaskedTeacher, Teacher, invert
 from pipeline.models import ModelConfig, load_model
 from pipeline.torch_modes import usual_modes
 
@@ -45,6 +45,21 @@ def test_a_teacher_and_its_images_are_the_same_in_every_mode(mode: str, tiny_fol
     with MODES[mode]():
         again, made = make()
     assert again == digest
+    assert torch.equal(made.clone(), images)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_masked_teacher_is_the_same_in_every_mode(mode: str, whole_folder: Path) -> None:
+    loaded = load_model(ModelConfig(name=f"local-dir:{whole_folder}"))
+    config = InversionConfig(mask_only=True, iterations=4, stop_steps=[2], stop_fractions=[0.5])
+
+    def make() -> torch.Tensor:
+        teacher = MaskedTeacher(loaded.model, image_size=loaded.input_size[1:], mean=loaded.mean, std=loaded.std)
+        return invert(teacher, torch.tensor([3, 7], device="cpu"), config, seeds=[1, 2]).harvests[-1].images
+
+    images = make()
+    with MODES[mode]():
+        made = make()
     assert torch.equal(made.clone(), images)
 
 

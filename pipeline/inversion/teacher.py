@@ -167,6 +167,7 @@ class MaskedTeacher(_Frozen, MaskedModel):
 
     embeds_subsets = False
 
+    @usual_modes()
     def __init__(
         self, model: nn.Module, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
     ) -> None:
