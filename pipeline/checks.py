@@ -105,7 +105,6 @@ def _advice(value: Any) -> str:
     return ": give .tolist() of it" if hasattr(value, "tolist") else ""
 
 
-@cache
 def _choices(config_class: type) -> dict[str, tuple[Any, ...]]:
     """Return the accepted values of each setting that lists them, with None if the setting may be left out."""
     found = {name: _listed(hint) for name, hint in _hints(config_class).items()}

@@ -85,11 +85,11 @@ def check_numbers(text: str) -> None:
     for event in yaml.parse(text, Loader=_EVENTS):
         if not isinstance(event, yaml.ScalarEvent) or not event.implicit[0]:
             continue
+        line = event.start_mark.line + 1
         if _OF_SIXTIES.fullmatch(event.value):
-            line = event.start_mark.line + 1
             raise ValueError(f"{event.value} in line {line} counts in sixties in YAML: write '{event.value}' for text")
         if _OCTAL.fullmatch(event.value):
-            line, plain = event.start_mark.line + 1, re.sub(r"^([-+]?)[0_]+(?=.)", r"\1", event.value)
+            plain = re.sub(r"^([-+]?)[0_]+(?=.)", r"\1", event.value)
             raise ValueError(
                 f"{event.value} in line {line} is octal in YAML: write {plain}, or '{event.value}' for text"
             )

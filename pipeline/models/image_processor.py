@@ -22,7 +22,7 @@ _FILE_OF_ALL, _ENTRY = "processor_config.json", "image_processor"
 
 @dataclass(frozen=True)
 class _Assumed:
-    """What a class of processors assumes where its file leaves something out.
+    """Defaults of a class of processors, for what its file leaves out.
 
     Attributes:
         resample: Pillow's number of an interpolation.
@@ -58,12 +58,10 @@ def read_processor(folder: str, usual: str) -> tuple[dict[str, Any], int] | None
         DatasetError: the file exists and cannot be read.
         ValueError: it is no JSON object, or describes what timm does not do; the message begins with its name.
     """
-    entry = _read(folder, _FILE_OF_ALL).get(_ENTRY)
-    if isinstance(entry, Mapping):
-        name, stated = f"{_FILE_OF_ALL}'s {_ENTRY}", entry
-    elif exists(join(folder, _FILE)):
+    name, stated = f"{_FILE_OF_ALL}'s {_ENTRY}", (_read(folder, _FILE_OF_ALL) or {}).get(_ENTRY)
+    if not isinstance(stated, Mapping):
         name, stated = _FILE, _read(folder, _FILE)
-    else:
+    if stated is None:
         return None
     try:
         normalization, (resizing, edge) = _normalization(stated), _resizing(stated, _complete(stated, usual))
@@ -72,11 +70,11 @@ def read_processor(folder: str, usual: str) -> tuple[dict[str, Any], int] | None
     return {**normalization, **resizing}, edge
 
 
-def _read(folder: str, name: str) -> Mapping[str, Any]:
-    """Return the JSON object in a file of a folder; an empty one if there is no file."""
+def _read(folder: str, name: str) -> Mapping[str, Any] | None:
+    """Return the JSON object in a file of a folder; None if there is no file."""
     uri = join(folder, name)
     if not exists(uri):
-        return {}
+        return None
     try:
         stated = parse_json(read_bytes(uri))
     except ValueError as error:

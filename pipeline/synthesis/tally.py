@@ -12,7 +12,7 @@ _MAX_STORAGE_FAILED = 5
 
 @dataclass
 class Tally:
-    """What became of the shards of a run, counted.
+    """Counts of what became of a run's shards.
 
     Attributes:
         num_ended: number of shards that are done or failed.

@@ -32,12 +32,6 @@ from tests.extending import PAGE, ROOT, python_blocks
 Programs = Callable[[Placement], ExportedProgram]
 
 
-def _forget_types() -> None:
-    """Have the types of configs read again."""
-    checks._hints.cache_clear()
-    checks._choices.cache_clear()
-
-
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Add the format of the page as it says, and give its name."""
@@ -51,9 +45,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(formats, "FORMATS", get_args(names["FormatName"]))
     # The config lists the names in its type.
     monkeypatch.setitem(CalibrationConfig.__annotations__, "formats", list[names["FormatName"]])  # pyright: ignore
-    _forget_types()
+    checks._hints.cache_clear()
     yield name
-    _forget_types()
+    checks._hints.cache_clear()
     sys.modules.pop(f"pipeline.artifacts.{name}", None)
 
 

@@ -47,7 +47,7 @@ def reported(ray_session: None) -> Iterator[ClusterConfig]:
 
 
 def answers() -> list[bool]:
-    """What the driver, a task and an actor of the cluster of the tests are told."""
+    """Return what the driver, a task and an actor of the cluster of the tests are told."""
 
     class Asking:
         def ask(self) -> bool:
